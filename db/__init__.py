@@ -1,0 +1,26 @@
+"""What is kept: jobs, what they were asked, what came of them.
+
+The public part is for reading:
+
+    from db import find_results
+    for job in find_results(task="summarize", batch="nightly-2026-11-23"):
+        print(job.custom_id, job.output)
+"""
+
+from db.lane import Lane
+from db.reading import Cursor, FoundJob, JobError, find_job, find_results
+from db.session import Database, DatabaseError, database_from_environment
+from db.states import JobState
+
+__all__ = [
+    "Cursor",
+    "Database",
+    "DatabaseError",
+    "FoundJob",
+    "JobError",
+    "JobState",
+    "Lane",
+    "database_from_environment",
+    "find_job",
+    "find_results",
+]

@@ -1,0 +1,63 @@
+"""Instants: how the database keeps them, and its own clock as SQL.
+
+Leases compare instants written by different machines, so none of them may be
+a worker's own idea of the time. `now()` and `seconds_from_now()` are
+evaluated by the database, in the text format SQLAlchemy stores on SQLite.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, DateTime, Dialect, Float, TypeDecorator, literal
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class Instant(TypeDecorator[datetime]):
+    """A point in time, aware and in UTC on both databases."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class seconds_from_now(FunctionElement[datetime]):
+    """The database's clock plus a number of seconds, which may be an expression."""
+
+    type = Instant()
+    name = "seconds_from_now"
+    inherit_cache = True
+
+    def __init__(self, seconds: float | ColumnElement[float]) -> None:
+        super().__init__(literal(seconds, Float) if isinstance(seconds, int | float) else seconds)
+
+
+def now() -> seconds_from_now:
+    """The database's clock."""
+    return seconds_from_now(0)
+
+
+@compiles(seconds_from_now, "postgresql")
+def _postgresql(element: seconds_from_now, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(statement_timestamp() + make_interval(secs => ({seconds})::double precision))"
+
+
+@compiles(seconds_from_now, "sqlite")
+def _sqlite(element: seconds_from_now, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    # %f has three decimals; SQLAlchemy writes six, and texts are compared.
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds') || '000')"

@@ -1,0 +1,193 @@
+"""The tables.
+
+`jobs` is the hot path, so its rows are small; what users sent and what they
+get lie in `payloads` and `results`.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from db.clock import Instant, now
+from db.lane import Lane
+from db.states import JobState
+
+# none_as_null: None is SQL's NULL, never JSON's.
+_JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's declarative contract)
+        str: String(256),
+        UUID: Uuid(),
+        datetime: Instant(),
+        dict[str, Any]: JSON(none_as_null=True).with_variant(
+            JSONB(none_as_null=True), "postgresql"
+        ),
+        list[str]: JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql"),
+    }
+
+
+def _one_of(column: str, values: type[JobState] | type[Lane]) -> CheckConstraint:
+    allowed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({allowed})", name=column)
+
+
+class Batch(Base):
+    """A named set of jobs that were submitted together."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    run_key: Mapped[str | None] = mapped_column(unique=True)
+    tenant: Mapped[str]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    # Set when every job of the batch has been inserted; until then it grows.
+    closed_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    """One submission: its place in line, who runs it, and how it ended."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(String(32))
+    model: Mapped[str] = mapped_column(String(128))
+    state: Mapped[str] = mapped_column(String(16))
+    lane: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[int]
+    tenant: Mapped[str] = mapped_column(String(128))
+    batch_id: Mapped[UUID | None] = mapped_column(ForeignKey("batches.id"))
+    custom_id: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+    language: Mapped[str | None] = mapped_column(String(32))  # of the output
+    num_characters: Mapped[int]  # of the input: messages carry jobs of like length
+
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")
+    owner: Mapped[str | None] = mapped_column(String(128))
+    lease_until: Mapped[datetime | None]
+
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    published_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    deadline: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        _one_of("state", JobState),
+        _one_of("lane", Lane),
+        Index("uq_jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
+        Index("ix_jobs_batch_id_state", "batch_id", "state"),
+        Index("ix_jobs_custom_id", "custom_id"),
+        Index("ix_jobs_created_at_id", "created_at", "id"),
+        # What the dispatcher looks for: jobs in line, in the order in which they go.
+        Index(
+            "ix_jobs_unpublished",
+            "model",
+            "lane",
+            text("priority DESC"),
+            "created_at",
+            "id",
+            sqlite_where=text("state = 'queued' AND published_at IS NULL"),
+            postgresql_where=text("state = 'queued' AND published_at IS NULL"),
+        ),
+        Index(
+            "ix_jobs_running",
+            "lease_until",
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+
+class Payload(Base):
+    """What the user sent: the task's own fields, and metadata to find it by."""
+
+    __tablename__ = "payloads"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    contract: Mapped[dict[str, Any]]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+
+
+class Result(Base):
+    """What the user gets."""
+
+    __tablename__ = "results"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    output: Mapped[str] = mapped_column(Text)
+    alternatives: Mapped[list[str]]  # further returned sequences, best first
+    finish_reason: Mapped[str] = mapped_column(String(16))
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    provenance: Mapped[dict[str, Any]]  # model revision, settings used, library versions
+
+
+class Segment(Base):
+    """A finished part of a recipe, so that another attempt need not redo it."""
+
+    __tablename__ = "segments"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    output: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now())
+
+
+class WorkerRow(Base):
+    """A live worker: which models it serves and how many jobs it can hold."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    room: Mapped[dict[str, Any]]  # model -> jobs it wants at hand
+    started_at: Mapped[datetime]
+    alive_until: Mapped[datetime]
+
+
+class Leadership(Base):
+    """A task that one worker at a time may do, and until when it is whose."""
+
+    __tablename__ = "leaderships"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    leader: Mapped[str] = mapped_column(String(128))
+    until: Mapped[datetime]

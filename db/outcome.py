@@ -1,0 +1,78 @@
+"""What an attempt came to."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from db.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Which attempt of which job speaks: only the newest may change anything."""
+
+    job_id: UUID
+    attempt: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the model made of a job."""
+
+    output: str
+    alternatives: tuple[str, ...] = ()
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended, and so where its job goes next.
+
+    A failure that another attempt may mend goes to `queued` with a delay; a
+    release goes there without delay and without blame.
+    """
+
+    fence: Fence
+    state: JobState
+    answer: Answer | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    blamed: bool = False  # counts towards the limit of failures
+    delay_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert (self.answer is not None) == (self.state is JobState.SUCCEEDED)
+        assert self.state is not JobState.RUNNING
+
+    @classmethod
+    def succeeded(cls, fence: Fence, answer: Answer) -> "Outcome":
+        return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer)
+
+    @classmethod
+    def failed(cls, fence: Fence, code: str, message: str) -> "Outcome":
+        return cls(
+            fence=fence,
+            state=JobState.FAILED,
+            error_code=code,
+            error_message=message,
+            blamed=True,
+        )
+
+    @classmethod
+    def retried(cls, fence: Fence, code: str, message: str, delay_seconds: float) -> "Outcome":
+        return cls(
+            fence=fence,
+            state=JobState.QUEUED,
+            error_code=code,
+            error_message=message,
+            blamed=True,
+            delay_seconds=delay_seconds,
+        )
+
+    @classmethod
+    def released(cls, fence: Fence) -> "Outcome":
+        return cls(fence=fence, state=JobState.QUEUED)

@@ -1,0 +1,383 @@
+"""Every statement that changes a job, each a named function.
+
+A change of state carries its condition, so running a statement twice, or too
+late, changes nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Float,
+    Insert,
+    Integer,
+    Select,
+    String,
+    Table,
+    Update,
+    Uuid,
+    and_,
+    case,
+    column,
+    delete,
+    exists,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+    values,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from db.clock import now, seconds_from_now
+from db.lane import Lane
+from db.models import Base, Batch, Job, Leadership, Payload, Result, WorkerRow
+from db.outcome import Outcome
+from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
+
+
+def insert_unless_there(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:
+    """An insert that leaves out, without an error, rows whose unique values exist."""
+    dialect = session.get_bind().dialect.name
+    build = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return build(_table(table)).on_conflict_do_nothing()
+
+
+def _table(model: type[Base]) -> Table:
+    # The bare table: an ORM insert would look at every row in Python.
+    return cast(Table, model.__table__)
+
+
+def insert_jobs(session: Session, jobs: list[dict[str, Any]]) -> set[UUID]:
+    """Insert jobs; returns the ids of those whose id and idempotency key were new."""
+    inserted = insert_unless_there(session, Job).returning(Job.id)
+    return set(session.scalars(inserted, jobs))
+
+
+def insert_payloads() -> Insert:
+    return insert(_table(Payload))
+
+
+def jobs_by_idempotency_key(tenant: str, keys: Iterable[str]) -> Select[Job]:
+    return select(Job).where(Job.tenant == tenant, Job.idempotency_key.in_(list(keys)))
+
+
+def _due() -> ColumnElement[bool]:
+    """A job that may be taken: in line and its time has come, or left by a dead worker."""
+    return or_(
+        and_(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now())),
+        and_(Job.state == JobState.RUNNING, Job.lease_until < now()),
+    )
+
+
+def claim(
+    job_ids: Sequence[UUID], owner: str, lease_seconds: float
+) -> ReturningUpdate[UUID, str, str, int, int]:
+    """Take the jobs that are due: running, the next attempt, with a lease.
+
+    Returns (id, task, model, attempt, failures) of those it got. An id that
+    does not come back is finished, cancelled or someone else's.
+    """
+    # A CTE, so that PostgreSQL evaluates SKIP LOCKED once; SQLite has one
+    # writer and leaves the clause out.
+    due = (
+        select(Job.id)
+        .where(Job.id.in_(job_ids), _due())
+        .order_by(Job.id)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    return (
+        update(Job)
+        .where(Job.id.in_(select(due.c.id)))
+        .values(
+            state=JobState.RUNNING,
+            attempt=Job.attempt + 1,
+            owner=owner,
+            lease_until=seconds_from_now(lease_seconds),
+            started_at=now(),
+            not_before=None,
+        )
+        .returning(Job.id, Job.task, Job.model, Job.attempt, Job.failures)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
+    return select(Payload.job_id, Payload.contract).where(Payload.job_id.in_(job_ids))
+
+
+def renew_leases(
+    owner: str, job_ids: Sequence[UUID], lease_seconds: float
+) -> ReturningUpdate[UUID, int]:
+    """Prolong the leases of an owner's running attempts; returns (id, attempt) of those it has."""
+    return (
+        update(Job)
+        .where(Job.id.in_(job_ids), Job.owner == owner, Job.state == JobState.RUNNING)
+        .values(lease_until=seconds_from_now(lease_seconds))
+        .returning(Job.id, Job.attempt)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def finish_attempts(outcomes: Sequence[Outcome]) -> ReturningUpdate[UUID]:
+    """End attempts; returns the ids whose attempt was still the one that may write.
+
+    Changes no row that a newer attempt owns, or that was cancelled meanwhile.
+    """
+    ended = (
+        values(
+            column("id", Uuid),
+            column("attempt", Integer),
+            column("owner", String),
+            column("state", String),
+            column("error_code", String),
+            column("error_message", String),
+            column("blamed", Integer),
+            column("delay_seconds", Float),
+            name="ended",
+        )
+        .data(
+            [
+                (
+                    outcome.fence.job_id,
+                    outcome.fence.attempt,
+                    outcome.fence.owner,
+                    outcome.state.value,
+                    outcome.error_code,
+                    outcome.error_message,
+                    int(outcome.blamed),
+                    outcome.delay_seconds,
+                )
+                # In order of id: two flushes that share jobs must lock alike.
+                for outcome in sorted(outcomes, key=lambda outcome: outcome.fence.job_id)
+            ]
+        )
+        .cte("ended")
+    )
+    again = ended.c.state == JobState.QUEUED.value
+    return (
+        update(Job)
+        .where(
+            Job.id == ended.c.id,
+            Job.attempt == ended.c.attempt,
+            Job.owner == ended.c.owner,
+            Job.state == JobState.RUNNING,
+        )
+        .values(
+            state=ended.c.state,
+            owner=None,
+            lease_until=None,
+            failures=Job.failures + ended.c.blamed,
+            error_code=ended.c.error_code,
+            error_message=ended.c.error_message,
+            published_at=case((again, null()), else_=Job.published_at),
+            not_before=case((again, seconds_from_now(ended.c.delay_seconds)), else_=null()),
+            finished_at=case((again, null()), else_=now()),
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def insert_results() -> Insert:
+    return insert(_table(Result))
+
+
+# --- what people ask for -------------------------------------------------------------------
+
+
+def cancel_jobs(chosen: ColumnElement[bool]) -> ReturningUpdate[UUID]:
+    """Cancel the chosen jobs that are not finished; a running one may write no more."""
+    return (
+        update(Job)
+        .where(chosen, Job.state.in_(UNFINISHED))
+        .values(state=JobState.CANCELLED, owner=None, lease_until=None, finished_at=now())
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def retry_jobs(chosen: ColumnElement[bool], states: Iterable[JobState]) -> ReturningUpdate[UUID]:
+    """Put the chosen jobs back in line with a clean slate, if they ended in one of `states`.
+
+    Their attempt number stays: it is the fence, and is never used twice.
+    """
+    assert set(states) <= RETRIABLE
+    return (
+        update(Job)
+        .where(chosen, Job.state.in_(list(states)))
+        .values(
+            state=JobState.QUEUED,
+            failures=0,
+            error_code=None,
+            error_message=None,
+            published_at=None,
+            not_before=None,
+            finished_at=None,
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+# --- what the dispatcher asks for ----------------------------------------------------------
+
+
+def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, str]:
+    """Put jobs whose worker died back in line, unblamed; returns (id, model)."""
+    expired = (
+        select(Job.id)
+        .where(Job.state == JobState.RUNNING, Job.lease_until < now())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("expired")
+    )
+    return (
+        update(Job)
+        .where(Job.id.in_(select(expired.c.id)))
+        .values(state=JobState.QUEUED, owner=None, lease_until=None, published_at=None)
+        .returning(Job.id, Job.model)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def unpublish_queued(model: str | None, published_before: ColumnElement[datetime]) -> Update:
+    """Forget that waiting jobs were published: the broker no longer has their messages."""
+    condition = [Job.state == JobState.QUEUED, Job.published_at < published_before]
+    if model is not None:
+        condition.append(Job.model == model)
+    return (
+        update(Job)
+        .where(*condition)
+        .values(published_at=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def outstanding_by_model() -> Select[str, int]:
+    """How many unfinished jobs of each model the broker or a worker holds."""
+    return (
+        select(Job.model, func.count())
+        .where(
+            or_(
+                and_(Job.state == JobState.QUEUED, Job.published_at.is_not(None)),
+                Job.state == JobState.RUNNING,
+            )
+        )
+        .group_by(Job.model)
+    )
+
+
+def next_to_publish(model: str, lane: Lane, limit: int) -> Select[UUID, int]:
+    """The jobs whose turn it is: by priority, then by age."""
+    return (
+        select(Job.id, Job.num_characters)
+        .where(
+            Job.state == JobState.QUEUED,
+            Job.model == model,
+            Job.lane == lane,
+            Job.published_at.is_(None),
+            or_(Job.not_before.is_(None), Job.not_before <= now()),
+        )
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(limit)
+    )
+
+
+def mark_published(job_ids: Sequence[UUID]) -> Update:
+    return (
+        update(Job)
+        .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)
+        .values(published_at=now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+# --- workers and their leader --------------------------------------------------------------
+
+
+def report_worker(session: Session, name: str, room: dict[str, int], alive_seconds: float) -> None:
+    """Say that a worker lives, and how many jobs of each model it wants at hand."""
+    alive_until = seconds_from_now(alive_seconds)
+    known = session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.name == name)
+        .values(room=room, alive_until=alive_until)
+        .returning(WorkerRow.name)
+        .execution_options(synchronize_session=False)
+    )
+    if known.scalar() is None:
+        session.execute(
+            insert(WorkerRow).values(
+                name=name, room=room, started_at=now(), alive_until=alive_until
+            )
+        )
+
+
+def forget_worker(name: str) -> Delete:
+    return delete(WorkerRow).where(or_(WorkerRow.name == name, WorkerRow.alive_until < now()))
+
+
+def live_workers() -> Select[WorkerRow]:
+    return select(WorkerRow).where(WorkerRow.alive_until >= now()).order_by(WorkerRow.name)
+
+
+def lead(session: Session, name: str, leader: str, seconds: float) -> bool:
+    """Take or keep a leadership; False while another holds it."""
+    until = seconds_from_now(seconds)
+    mine = session.execute(
+        update(Leadership)
+        .where(
+            Leadership.name == name,
+            or_(Leadership.leader == leader, Leadership.until < now()),
+        )
+        .values(leader=leader, until=until)
+        .returning(Leadership.name)
+        .execution_options(synchronize_session=False)
+    ).scalar()
+    if mine is not None:
+        return True
+    first = session.execute(
+        insert_unless_there(session, Leadership)
+        .values(name=name, leader=leader, until=until)
+        .returning(Leadership.name)
+    ).scalar()
+    return first is not None
+
+
+def resign(name: str, leader: str) -> Delete:
+    return delete(Leadership).where(Leadership.name == name, Leadership.leader == leader)
+
+
+# --- batches ---------------------------------------------------------------------------------
+
+
+def batch_by_run_key(run_key: str) -> Select[Batch]:
+    return select(Batch).where(Batch.run_key == run_key)
+
+
+def close_batch(batch_id: UUID) -> Update:
+    return update(Batch).where(Batch.id == batch_id).values(closed_at=now())
+
+
+def job_states(batch_id: UUID) -> Select[str, int]:
+    return select(Job.state, func.count()).where(Job.batch_id == batch_id).group_by(Job.state)
+
+
+def has_unfinished(batch_id: UUID) -> Select[bool]:
+    return select(exists().where(Job.batch_id == batch_id, Job.state.not_in(FINISHED)))
+
+
+def after(created_at: datetime, job_id: UUID) -> ColumnElement[bool]:
+    """Rows that follow this one, oldest first."""
+    return tuple_(Job.created_at, Job.id) > tuple_(created_at, job_id)

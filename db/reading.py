@@ -1,0 +1,199 @@
+"""The reading API: jobs with their results, page by page, without knowing the tables."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Select, and_, select
+from sqlalchemy.orm import aliased
+
+from db import queries
+from db.models import Batch, Job, Payload, Result
+from db.session import Database, database_from_environment
+from db.states import JobState
+
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundJob:
+    """A job as a reader sees it; `output` is None until it has succeeded."""
+
+    id: UUID
+    batch: str | None
+    custom_id: str | None
+    task: str
+    model: str
+    state: JobState
+    output: str | None
+    alternatives: tuple[str, ...]  # further returned sequences, best first
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    error: JobError | None
+    metadata: Mapping[str, str]
+    language: str | None
+    tenant: str
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def cursor(self) -> "Cursor":
+        """Where this job stands in a list; pass it as `after` for what follows."""
+        return Cursor(self.created_at, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a list that stays where it is when rows are added: a key, not an offset."""
+
+    created_at: datetime
+    job_id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.created_at.isoformat()}_{self.job_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        instant, _, job_id = text.rpartition("_")
+        return cls(datetime.fromisoformat(instant), UUID(job_id))
+
+
+def find_results(
+    *,
+    task: str | None = None,
+    batch: str | UUID | None = None,
+    state: JobState | str | None = JobState.SUCCEEDED,
+    language: str | None = None,
+    tenant: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    text: str | None = None,
+    custom_id: str | None = None,
+    after: Cursor | None = None,
+    limit: int | None = None,
+    database: Database | None = None,
+) -> Iterator[FoundJob]:
+    """Jobs that match every given filter, oldest first, read page by page.
+
+    batch:    a batch's name, run key or id
+    state:    a state, or None for all; by default the jobs that have an output
+    language: of the output, as the job named it
+    metadata: pairs that the job's metadata must hold
+    since, until: submitted at or after, and before; with a time zone
+    text:     a part of the output, whatever its case
+    after:    the `cursor` of a job: only what follows it
+    database: by default the one that `TIDEMILL_DATABASE_URL` or a `tidemill up`
+              in this folder names
+    """
+    statement = _found_jobs()
+    if task is not None:
+        statement = statement.where(Job.task == task)
+    if batch is not None:
+        statement = statement.where(Job.batch_id.in_(batch_ids(batch)))
+    if state is not None:
+        statement = statement.where(Job.state == JobState(state))
+    if language is not None:
+        statement = statement.where(Job.language == language)
+    if tenant is not None:
+        statement = statement.where(Job.tenant == tenant)
+    if custom_id is not None:
+        statement = statement.where(Job.custom_id == custom_id)
+    for key, value in (metadata or {}).items():
+        statement = statement.where(Payload.metadata_[key].as_string() == value)
+    if since is not None:
+        statement = statement.where(Job.created_at >= since)
+    if until is not None:
+        statement = statement.where(Job.created_at < until)
+    if text is not None:
+        statement = statement.where(Result.output.icontains(text, autoescape=True))
+    return _pages(database or database_from_environment(), statement, after, limit)
+
+
+def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
+    """One job, or None when there is none by that id."""
+    statement = _found_jobs().where(Job.id == job_id)
+    return next(_pages(database or database_from_environment(), statement, None, 1), None)
+
+
+def batch_ids(name: str | UUID) -> Select[UUID]:
+    """The ids of the batches that go by a name, a run key or an id."""
+    try:
+        by_id = Batch.id == (name if isinstance(name, UUID) else UUID(name))
+    except ValueError:
+        return select(Batch.id).where((Batch.name == name) | (Batch.run_key == name))
+    return select(Batch.id).where(by_id)
+
+
+def _found_jobs() -> Select[*tuple[Any, ...]]:
+    batch = aliased(Batch)
+    return (
+        select(
+            Job.id,
+            batch.name.label("batch"),
+            Job.custom_id,
+            Job.task,
+            Job.model,
+            Job.state,
+            Result.output,
+            Result.alternatives,
+            Result.finish_reason,
+            Result.prompt_tokens,
+            Result.completion_tokens,
+            Job.error_code,
+            Job.error_message,
+            Payload.metadata_.label("metadata"),
+            Job.language,
+            Job.tenant,
+            Job.attempt,
+            Job.created_at,
+            Job.started_at,
+            Job.finished_at,
+        )
+        .join(Payload, Payload.job_id == Job.id)
+        .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
+        .outerjoin(batch, batch.id == Job.batch_id)
+        .order_by(Job.created_at, Job.id)
+    )
+
+
+def _pages(
+    database: Database, statement: Select[*tuple[Any, ...]], after: Cursor | None, limit: int | None
+) -> Iterator[FoundJob]:
+    left = limit
+    while left is None or left > 0:
+        page = statement.limit(PAGE if left is None else min(PAGE, left))
+        if after is not None:
+            page = page.where(queries.after(after.created_at, after.job_id))
+        # A transaction per page: a reader that stops in the middle holds nothing open.
+        with database.read() as session:
+            found = [_found_job(row) for row in session.execute(page)]
+        yield from found
+        if len(found) < (PAGE if left is None else min(PAGE, left)):
+            return
+        after = found[-1].cursor
+        left = None if left is None else left - len(found)
+
+
+def _found_job(row: Row[Any]) -> FoundJob:
+    fields = row._asdict()
+    code, message = fields.pop("error_code"), fields.pop("error_message")
+    return FoundJob(
+        **{
+            **fields,
+            "state": JobState(row.state),
+            "alternatives": tuple(row.alternatives or ()),
+            "error": JobError(code, message or "") if code else None,
+        }
+    )

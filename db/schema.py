@@ -1,0 +1,105 @@
+"""The schema's revisions: bring a database to ours, and refuse any other."""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from db.session import Database, DatabaseError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class SchemaMismatch(DatabaseError):
+    """The database is at another revision than this code; the message says which and what to do."""
+
+
+def config(connection: Connection | None = None) -> Config:
+    made = Config()
+    # ConfigParser reads % as interpolation.
+    made.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    made.attributes["connection"] = connection
+    return made
+
+
+def head() -> str:
+    """The revision that this code is written for."""
+    found = ScriptDirectory.from_config(config()).get_current_head()
+    assert found is not None
+    return found
+
+
+def revision(database: Database) -> str | None:
+    """The revision that the database is at; None when it has no tables of ours.
+
+    Raises DatabaseError when it cannot be reached.
+    """
+    try:
+        with database.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except OperationalError as error:
+        raise DatabaseError(
+            f"the database {database.shown_url} cannot be reached: {_first_line(error)}"
+        ) from error
+
+
+def migrate(database: Database, to: str = "head") -> tuple[str | None, str | None]:
+    """Bring the database to a revision; returns the one before and the one after."""
+    before = revision(database)
+    with database.engine.begin() as connection:
+        _hold_migration_lock(connection)
+        made = config(connection)
+        known = {script.revision for script in ScriptDirectory.from_config(made).walk_revisions()}
+        if before is not None and before not in known:
+            raise SchemaMismatch(_unknown(before))
+        if to == "base" or (to in known and before is not None and _is_older(made, to, before)):
+            command.downgrade(made, to)
+        else:
+            command.upgrade(made, to)
+    return before, revision(database)
+
+
+def require_current(database: Database) -> None:
+    """Raise SchemaMismatch unless the database is at our revision."""
+    found = revision(database)
+    if found == head():
+        return
+    if found is None:
+        raise SchemaMismatch(
+            f"the database {database.shown_url} has no Tidemill tables; run `tidemill migrate`"
+        )
+    known = {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+    if found not in known:
+        raise SchemaMismatch(_unknown(found))
+    raise SchemaMismatch(
+        f"the database is at revision {found} and this Tidemill needs {head()}; "
+        "run `tidemill migrate`"
+    )
+
+
+def _unknown(found: str) -> str:
+    return (
+        f"the database is at revision {found}, which this Tidemill does not know "
+        f"(it knows up to {head()}); update Tidemill"
+    )
+
+
+def _is_older(made: Config, to: str, than: str) -> bool:
+    revisions = ScriptDirectory.from_config(made).iterate_revisions(than, "base")
+    return to in {script.revision for script in revisions if script.revision != than}
+
+
+def _hold_migration_lock(connection: Connection) -> None:
+    # Two workers that migrate at once wait for each other; SQLite's
+    # transaction is exclusive as it is.
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7313)")
+
+
+def _first_line(error: Any) -> str:
+    return str(error.orig).strip().splitlines()[0]

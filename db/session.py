@@ -1,0 +1,122 @@
+"""The database: how to reach it, and one transaction at a time."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session
+
+
+class DatabaseError(Exception):
+    """The database cannot be used as it is; the message says what to do."""
+
+
+class Database:
+    """A database by its URL; connects when it is first used.
+
+    SQLite runs in WAL mode with `synchronous=FULL`, so what was committed
+    survives a power cut, and a writer takes its lock when it begins: a
+    deferred transaction that upgrades fails at once, whatever the timeout.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url: URL = make_url(url)
+        except ArgumentError:
+            raise DatabaseError(
+                "the database URL cannot be read; it looks like "
+                "postgresql://user:password@host/name or sqlite:////path/to/file.db"
+            ) from None
+        if self.url.get_backend_name() not in ("postgresql", "sqlite"):
+            raise DatabaseError(
+                f"the database is {self.url.get_backend_name()!r}; "
+                "Tidemill keeps its jobs in PostgreSQL or SQLite"
+            )
+
+    @property
+    def dialect(self) -> Literal["postgresql", "sqlite"]:
+        return "sqlite" if self.url.get_backend_name() == "sqlite" else "postgresql"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL with its password masked."""
+        return self.url.render_as_string(hide_password=True)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return _sqlite(self.url) if self.dialect == "sqlite" else _postgresql(self.url)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction that may change rows; commits at the end or not at all."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One transaction that changes nothing and, on SQLite, waits for no writer."""
+        engine = self.engine.execution_options(tidemill_read_only=True)
+        with Session(engine, expire_on_commit=False) as session:
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _sqlite(url: URL) -> Engine:
+    if url.database and url.database != ":memory:":
+        folder = Path(url.database).parent
+        if not folder.is_dir():
+            raise DatabaseError(
+                f"the database's folder {str(folder)!r} does not exist; make it first"
+            )
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, record: Any) -> None:
+        connection.isolation_level = None  # BEGIN is ours to say, below
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "busy_timeout = 30000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("tidemill_read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,  # an error's text must not hold users' text
+        connect_args={
+            "connect_timeout": 10,
+            "application_name": "tidemill",
+            # No transaction is open while a model runs, so one that hangs is a fault.
+            "options": "-c lock_timeout=30s -c statement_timeout=120s "
+            "-c idle_in_transaction_session_timeout=60s",
+        },
+    )
+
+
+def database_from_environment() -> Database:
+    """The database that `TIDEMILL_DATABASE_URL` names, or that a `tidemill up` here serves."""
+    from db.address import database_url
+
+    return Database(database_url(os.environ, Path.cwd()))

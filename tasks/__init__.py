@@ -1,0 +1,23 @@
+"""What a job is, and how to submit one.
+
+    from tasks import summarize
+    job = summarize.submit(text="...")
+    print(job.wait().output)
+
+Importing this loads Celery, pydantic and SQLAlchemy; never torch.
+"""
+
+from tasks import chat, generate, summarize, translate
+from tasks.app import app
+from tasks.submit import SubmittedBatch, SubmittedJob, submit_batch
+
+__all__ = [
+    "SubmittedBatch",
+    "SubmittedJob",
+    "app",
+    "chat",
+    "generate",
+    "submit_batch",
+    "summarize",
+    "translate",
+]

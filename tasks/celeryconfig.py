@@ -1,0 +1,59 @@
+"""Celery's settings, each with its reason where it is not Celery's default."""
+
+import os
+
+from kombu import Queue
+
+from tasks.errors import SettingsError
+from tasks.queues import SUBMISSIONS, queue_names
+from tasks.settings import broker_url as find_broker_url
+from tasks.settings import catalog
+
+broker_url = find_broker_url()
+broker_connection_retry_on_startup = True
+broker_transport_options = {
+    # Leases bring back a dead worker's jobs within a minute. A short timeout
+    # here would only deliver messages twice.
+    "visibility_timeout": 6 * 3600,
+    "socket_connect_timeout": 5,
+    "socket_timeout": 30,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+    "retry_on_timeout": True,
+}
+
+# Results are kept in the database, and only there.
+result_backend = None
+task_ignore_result = True
+
+# Nothing from outside is ever unpickled.
+task_serializer = "json"
+accept_content = ["json"]
+
+task_acks_late = True  # after the commit
+task_acks_on_failure = True  # a failure is in the database, and so is its retry
+task_acks_on_timeout = True
+worker_prefetch_multiplier = 1  # nothing waits inside the worker
+worker_cancel_long_running_tasks_on_connection_loss = False  # a fenced duplicate costs less
+worker_hijack_root_logger = False
+worker_send_task_events = False  # 0.8 ms a message; -E turns them on for Flower
+worker_pool = "worker.pool:EnginePool"
+include = ("worker.run_jobs",)
+
+task_default_queue = SUBMISSIONS
+
+
+def _served_models() -> list[str]:
+    # A process that only submits may do without a configuration.
+    try:
+        known = catalog()
+    except SettingsError:
+        return []
+    named = tuple(filter(None, os.environ.get("TIDEMILL_MODELS", "").split(",")))
+    return list(known.only(named))
+
+
+task_queues = [Queue(name, routing_key=name) for name in queue_names(_served_models())]
+task_create_missing_queues = True
+# Messages in flight. Bulk ones carry up to 16 jobs; the rest is room for interactive ones.
+worker_concurrency = 8 + 8 * max(1, len(task_queues) // 2)

@@ -1,0 +1,60 @@
+"""The chat task: the assistant's next message in a dialogue."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from celery import Task
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from tasks.app import app
+from tasks.contract import MAX_TEXT_CHARACTERS, Contract, Storable, clash, not_huge
+from tasks.submit import SubmittedJob, submit_contract, submit_message
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    # An assistant's turn may have been empty; what is asked may not.
+    content: Annotated[str, Storable, BeforeValidator(not_huge)]
+
+
+class ChatContract(Contract):
+    task: ClassVar[str] = "chat"
+
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> Self:
+        last = self.messages[-1]
+        if last.role != "user":
+            raise clash(
+                "messages", f"end with the role {last.role!r}; the last message must be the user's"
+            )
+        if not last.content.strip():
+            raise clash("messages", "end with an empty one; give at least one word")
+        if self.num_characters > MAX_TEXT_CHARACTERS:
+            raise clash(
+                "messages",
+                f"have {self.num_characters} characters together; "
+                f"at most {MAX_TEXT_CHARACTERS} are taken",
+            )
+        return self
+
+    @property
+    def num_characters(self) -> int:
+        return sum(len(message.content) for message in self.messages)
+
+
+def submit(**fields: Any) -> SubmittedJob:
+    """Submit one job; the fields are those of ChatContract.
+
+    Raises Refused when the job is not taken: a wrong field, an unknown model,
+    an idempotency key of another job.
+    """
+    return submit_contract(ChatContract.parse(fields))
+
+
+@app.task(name="tasks.chat", bind=True)
+def chat(self: "Task[..., str]", **fields: Any) -> str:
+    """The same for producers that have only Celery and Redis; returns the job's id."""
+    return submit_message(ChatContract, fields, self.request.id)

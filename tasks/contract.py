@@ -1,0 +1,215 @@
+"""What every job has: the contract that a producer fills in.
+
+A contract is checked where it is submitted, before anything is kept, so that
+a mistake is the caller's to read and not the night's to find.
+"""
+
+import difflib
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from db.lane import Lane
+from tasks.errors import ContractError, Problem
+
+MAX_TEXT_CHARACTERS = 4_000_000
+MAX_METADATA_PAIRS = 16
+
+
+def storable(value: Any) -> Any:
+    """Refuse what no database keeps and no tokenizer reads: NUL and lone surrogates."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise PydanticCustomError(
+                "nul_byte",
+                "holds a NUL byte at position {position}; remove it",
+                {"position": value.index("\x00")},
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise PydanticCustomError(
+                "lone_surrogate",
+                "holds half a character (a lone surrogate) at position {position}; "
+                "decode the source as UTF-8",
+                {"position": error.start},
+            ) from None
+    return value
+
+
+def not_blank(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise PydanticCustomError("blank_text", "is empty; give at least one word")
+    return value
+
+
+def not_huge(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_TEXT_CHARACTERS:
+        raise PydanticCustomError(
+            "text_too_long",
+            "has {length} characters; at most {limit} are taken: split the document",
+            {"length": len(value), "limit": MAX_TEXT_CHARACTERS},
+        )
+    return value
+
+
+def clash(field: str, fault: str) -> PydanticCustomError:
+    """What a validator raises when fields do not fit together: which to change, and how."""
+    return PydanticCustomError("clash", "{field} {fault}", {"field": field, "fault": fault})
+
+
+Storable = BeforeValidator(storable)
+# The order is inside out: the last validator looks first.
+Text = Annotated[str, BeforeValidator(not_blank), Storable, BeforeValidator(not_huge)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
+ShortName = Annotated[str, StringConstraints(min_length=1, max_length=128), Storable]
+Language = Annotated[
+    str,
+    # A BCP 47 tag, or a checkpoint's own code such as fra_Latn or en_XX.
+    StringConstraints(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{2,8})*$", max_length=32),
+    Storable,
+]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
+
+
+class Params(BaseModel):
+    """How the model decodes. What is left out is the model's own choice."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    min_new_tokens: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    # As in transformers: the prompt counts for decoder-only models.
+    max_length: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    do_sample: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
+    length_penalty: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] | None = None
+    early_stopping: bool | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
+    num_return_sequences: Annotated[int, Field(ge=1, le=64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: tuple[StopText, ...] | None = Field(default=None, max_length=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stop_is_a_list_of_one(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and isinstance(fields.get("stop"), str):
+            return {**fields, "stop": [fields["stop"]]}
+        return fields
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_length is not None and self.max_new_tokens is not None:
+            raise clash(
+                "max_length", "is given beside max_new_tokens; both bound the length: give one"
+            )
+        if (self.min_new_tokens or 0) > (self.max_new_tokens or 10**9):
+            raise clash("min_new_tokens", "is above max_new_tokens; lower it")
+        if self.do_sample is False and (self.temperature or self.top_k or self.top_p):
+            raise clash(
+                "do_sample",
+                "is false beside temperature, top_k or top_p, which only shape a sample; "
+                "leave one out",
+            )
+        if self.do_sample and self.temperature == 0:
+            raise clash("temperature", "is 0, which is greedy, beside do_sample; give more than 0")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise clash(
+                "temperature", "is 0, which is greedy, beside top_k or top_p; leave one out"
+            )
+        if not self.samples and (self.num_return_sequences or 1) > (self.num_beams or 1):
+            raise clash(
+                "num_return_sequences",
+                f"is {self.num_return_sequences}, but a greedy answer is only one; "
+                "sample (temperature, top_k or top_p), or give num_beams at least as many",
+            )
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether the job itself asks for a sample, rather than the likeliest answer."""
+        if self.do_sample is not None:
+            return self.do_sample
+        return bool(self.temperature) or self.top_k is not None or self.top_p is not None
+
+
+class Contract(Params):
+    """The fields that every task shares; each task adds its own."""
+
+    task: ClassVar[str]
+
+    model: Annotated[ShortName, Field(description="alias in tidemill.toml")] | None = None
+    lane: Lane | None = None  # None: interactive for one job, bulk within a batch
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0  # higher goes first in its lane
+    tenant: ShortName = "default"
+    custom_id: Name | None = None
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64), Storable],
+        Annotated[str, StringConstraints(max_length=512), Storable],
+    ] = Field(default_factory=dict, max_length=MAX_METADATA_PAIRS)
+    idempotency_key: Name | None = None
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Self:
+        """The contract that these fields make; raises ContractError naming each wrong one."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise ContractError(
+                cls.task, [cls._problem(detail) for detail in error.errors(include_url=False)]
+            ) from None
+
+    @classmethod
+    def own_fields(cls) -> frozenset[str]:
+        """The fields that say what the work is, as against who wants it and how urgently."""
+        return frozenset(cls.model_fields) - (
+            frozenset(Contract.model_fields) - frozenset(Params.model_fields)
+        )
+
+    def work(self) -> dict[str, Any]:
+        """What is kept for the recipe: the task's fields and the params that were given."""
+        return self.model_dump(mode="json", include=set(self.own_fields()), exclude_none=True)
+
+    @property
+    def num_characters(self) -> int:
+        """How long the input is, so that jobs of like length travel together."""
+        raise NotImplementedError
+
+    @property
+    def output_language(self) -> str | None:
+        return None
+
+    @classmethod
+    def _problem(cls, detail: ErrorDetails) -> Problem:
+        field = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, cls.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(cls.model_fields)
+            return Problem(field, f"is not a field of {cls.task}; {hint}")
+        if detail["type"] == "missing":
+            return Problem(field, "is missing")
+        if detail["type"] == "clash":
+            return Problem(detail["ctx"]["field"], detail["ctx"]["fault"])
+        if detail["type"] == "too_short":
+            return Problem(field, f"must have at least {detail['ctx']['min_length']} item")
+        if detail["type"] == "string_pattern_mismatch":
+            return Problem(field, "must be a language code such as en, pt-BR or fra_Latn")
+        fault = detail["msg"].replace("Input should be", "must be").replace("Input should", "must")
+        value = detail["input"]
+        # Only numbers and truth values are quoted: texts belong to users.
+        if isinstance(value, int | float):
+            fault += f", not {value!r}"
+        return Problem(field or "contract", fault)

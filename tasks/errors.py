@@ -1,0 +1,72 @@
+"""What a producer can do wrong, each with a sentence that says what to do instead.
+
+TidemillError
+├── SettingsError            tidemill.toml or the environment
+└── Refused                  this job is not taken
+    ├── ContractError        a field is wrong
+    ├── UnknownModel         no model by that name, or none for that task
+    ├── UnknownLanguage      no model for that pair of languages
+    └── IdempotencyConflict  the key was used for another job
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class TidemillError(Exception):
+    """Base of every error that Tidemill raises for a person to read."""
+
+
+class SettingsError(TidemillError):
+    """A setting is missing or cannot be used."""
+
+
+class Refused(TidemillError):
+    """A job that is not taken; `code` is for programs, the message for people."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One field, and what is wrong with it."""
+
+    field: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.fault}"
+
+
+class ContractError(Refused):
+    code = "invalid_contract"
+
+    def __init__(self, task: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{task}: " + "; ".join(map(str, problems)))
+
+
+class UnknownModel(Refused):
+    code = "unknown_model"
+
+    def __init__(self, wanted: str, known: Iterable[str]) -> None:
+        names = ", ".join(known) or "none; name one in tidemill.toml"
+        super().__init__(f"{wanted}; known models: {names}")
+
+
+class UnknownLanguage(Refused):
+    code = "unknown_language"
+
+    def __init__(self, source: str, target: str, known: Iterable[str]) -> None:
+        pairs = ", ".join(known) or "none"
+        super().__init__(f"no model translates from {source!r} to {target!r}; known: {pairs}")
+
+
+class IdempotencyConflict(Refused):
+    code = "idempotency_conflict"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the idempotency key {key!r} was used before for a job with other contents; "
+            "use a new key for a new job"
+        )

@@ -1,0 +1,34 @@
+"""The generate task: a text that goes on from the prompt."""
+
+from typing import Any, ClassVar
+
+from celery import Task
+
+from tasks.app import app
+from tasks.contract import Contract, Text
+from tasks.submit import SubmittedJob, submit_contract, submit_message
+
+
+class GenerateContract(Contract):
+    task: ClassVar[str] = "generate"
+
+    text: Text
+
+    @property
+    def num_characters(self) -> int:
+        return len(self.text)
+
+
+def submit(**fields: Any) -> SubmittedJob:
+    """Submit one job; the fields are those of GenerateContract.
+
+    Raises Refused when the job is not taken: a wrong field, an unknown model,
+    an idempotency key of another job.
+    """
+    return submit_contract(GenerateContract.parse(fields))
+
+
+@app.task(name="tasks.generate", bind=True)
+def generate(self: "Task[..., str]", **fields: Any) -> str:
+    """The same for producers that have only Celery and Redis; returns the job's id."""
+    return submit_message(GenerateContract, fields, self.request.id)

@@ -1,0 +1,47 @@
+"""Rings the doorbell: puts job ids into Redis, where the workers listen."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from kombu import Producer
+
+from db.lane import Lane
+from tasks.app import app
+from tasks.queues import queue_name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What Redis holds: ids of jobs for one model and lane."""
+
+    model: str
+    lane: Lane
+    job_ids: tuple[UUID, ...]
+
+
+def publish(messages: Iterable[Message]) -> None:
+    """Send the messages in as few round trips as the transport allows.
+
+    Raises the transport's errors: kombu.exceptions.OperationalError when Redis
+    cannot be reached.
+    """
+    with app.connection_for_write() as connection:
+        # One round trip to learn that nobody answers, not a minute of retries:
+        # what is not published now the dispatcher publishes later.
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+        producer = Producer(connection)
+        with producer.batch():
+            for message in messages:
+                app.send_task(
+                    "tasks.run_jobs",
+                    args=[[str(job_id) for job_id in message.job_ids]],
+                    queue=queue_name(message.model, message.lane),
+                    producer=producer,
+                    retry=False,
+                    argsrepr="[ids]",
+                    kwargsrepr="{}",
+                )

@@ -1,0 +1,57 @@
+"""Where things are: the environment, and `tidemill.toml`.
+
+Redis and the database come from `TIDEMILL_REDIS_URL` and
+`TIDEMILL_DATABASE_URL`, or from a `tidemill up` that runs in this folder. The
+models come from `tidemill.toml` in this folder, or wherever `TIDEMILL_CONFIG`
+says.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from db.address import AddressUnknown, redis_url, running_up
+from db.session import Database, database_from_environment
+from tasks.catalog import Catalog
+from tasks.errors import SettingsError
+
+CONFIG_FILE = "tidemill.toml"
+
+
+def config_path(environment: Mapping[str, str], folder: Path) -> Path:
+    """The configuration file; raises SettingsError when there is none."""
+    named = environment.get("TIDEMILL_CONFIG") or running_up(environment, folder).get("config")
+    path = Path(named) if named else folder / CONFIG_FILE
+    if not path.is_file():
+        raise SettingsError(
+            f"there is no {path}; a configuration names the models, for example\n\n"
+            "[models.reports]\n"
+            'checkpoint = "facebook/bart-large-cnn"\n'
+            'tasks = ["summarize"]\n\n'
+            "Put it there, or say where it is with TIDEMILL_CONFIG."
+        )
+    return path
+
+
+@cache
+def catalog() -> Catalog:
+    """The models of this process's configuration, read once."""
+    return Catalog.load(config_path(os.environ, Path.cwd()))
+
+
+@cache
+def database() -> Database:
+    """The database of this process, connected to when it is first used."""
+    try:
+        return database_from_environment()
+    except AddressUnknown as error:
+        raise SettingsError(str(error)) from error
+
+
+def broker_url() -> str:
+    """Where Redis is; Celery's own default where nothing says."""
+    try:
+        return redis_url(os.environ, Path.cwd())
+    except AddressUnknown:
+        return "redis://localhost:6379/0"

@@ -1,0 +1,40 @@
+"""The translate task: the same text in another language."""
+
+from typing import Any, ClassVar
+
+from celery import Task
+
+from tasks.app import app
+from tasks.contract import Contract, Language, Text
+from tasks.submit import SubmittedJob, submit_contract, submit_message
+
+
+class TranslateContract(Contract):
+    task: ClassVar[str] = "translate"
+
+    text: Text
+    source_language: Language
+    target_language: Language
+
+    @property
+    def num_characters(self) -> int:
+        return len(self.text)
+
+    @property
+    def output_language(self) -> str:
+        return self.target_language
+
+
+def submit(**fields: Any) -> SubmittedJob:
+    """Submit one job; the fields are those of TranslateContract.
+
+    Raises Refused when the job is not taken: a wrong field, an unknown model
+    or language, an idempotency key of another job.
+    """
+    return submit_contract(TranslateContract.parse(fields))
+
+
+@app.task(name="tasks.translate", bind=True)
+def translate(self: "Task[..., str]", **fields: Any) -> str:
+    """The same for producers that have only Celery and Redis; returns the job's id."""
+    return submit_message(TranslateContract, fields, self.request.id)
