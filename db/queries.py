@@ -251,11 +251,23 @@ def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, str]:
     )
 
 
-def unpublish_queued(model: str | None, published_before: ColumnElement[datetime]) -> Update:
+def published_long_ago(before: ColumnElement[datetime]) -> Select[str, str]:
+    """The (model, lane) pairs with jobs that wait though they were published before."""
+    return (
+        select(Job.model, Job.lane)
+        .where(Job.state == JobState.QUEUED, Job.published_at < before)
+        .distinct()
+    )
+
+
+def unpublish_queued(
+    queue: tuple[str, Lane] | None, published_before: ColumnElement[datetime]
+) -> Update:
     """Forget that waiting jobs were published: the broker no longer has their messages."""
-    condition = [Job.state == JobState.QUEUED, Job.published_at < published_before]
-    if model is not None:
-        condition.append(Job.model == model)
+    condition = [Job.state == JobState.QUEUED, Job.published_at <= published_before]
+    if queue is not None:
+        model, lane = queue
+        condition += [Job.model == model, Job.lane == lane]
     return (
         update(Job)
         .where(*condition)
@@ -278,7 +290,9 @@ def outstanding_by_model() -> Select[str, int]:
     )
 
 
-def next_to_publish(model: str, lane: Lane, limit: int) -> Select[UUID, int]:
+def next_to_publish(
+    model: str, lane: Lane, limit: int, min_age_seconds: float = 0.0
+) -> Select[UUID, int]:
     """The jobs whose turn it is: by priority, then by age."""
     return (
         select(Job.id, Job.num_characters)
@@ -287,6 +301,7 @@ def next_to_publish(model: str, lane: Lane, limit: int) -> Select[UUID, int]:
             Job.model == model,
             Job.lane == lane,
             Job.published_at.is_(None),
+            Job.created_at <= seconds_from_now(-min_age_seconds),
             or_(Job.not_before.is_(None), Job.not_before <= now()),
         )
         .order_by(Job.priority.desc(), Job.created_at, Job.id)

@@ -35,7 +35,7 @@ class Model(BaseModel):
     max_step_tokens: Annotated[int, Field(ge=16)] = 8192  # prompts and answers of one step
     max_input_tokens: Annotated[int, Field(ge=1)] | None = None  # None: what the checkpoint takes
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # where neither job nor model says
-    prompt: dict[TaskName, str] = {}
+    prompt: Mapping[TaskName, str] = {}
     trust_remote_code: bool = False
     fake_step_seconds: Annotated[float, Field(ge=0)] = 0.0
     fake_crash_on: str | None = None

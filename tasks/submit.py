@@ -150,22 +150,20 @@ def _keep(
 
 def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -> UUID:
     """The id of the job that this one repeats; raises IdempotencyConflict if it differs."""
-    key = job["idempotency_key"]
-    same = (
-        (Job.tenant == job["tenant"]) & (Job.idempotency_key == key)
-        if key is not None
-        else Job.id == job["id"]
-    )
+    key: str | None = job["idempotency_key"]
+    same = Job.id == job["id"]
+    if key is not None:
+        same |= (Job.tenant == job["tenant"]) & (Job.idempotency_key == key)
     known = session.execute(
         select(Job.id, Job.task, Payload.contract)
         .join(Payload, Payload.job_id == Job.id)
-        .where(same | (Job.id == job["id"]))
-    ).one_or_none()
-    assert known is not None, "a conflict without a row that it conflicts with"
-    job_id, task, work = known
-    if key is not None and (task, work) != (job["task"], payload["contract"]):
+        .where(same)
+        .limit(1)
+    ).one()
+    if key is not None and (known.task, known.contract) != (job["task"], payload["contract"]):
         raise IdempotencyConflict(key)
-    return job_id
+    known_id: UUID = known.id
+    return known_id
 
 
 def _keep_refusal(

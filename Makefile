@@ -1,0 +1,52 @@
+# make demo    the whole road once, with toy models: needs Python 3.11 and nothing else
+# make test    everything: check, then every test
+# make check   formatting, lint, types, import rules
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check format install models clean
+
+demo: $(VENV)/.installed
+	$(BIN)/tidemill demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed-dev
+
+# Trains the toy models anew, in about twenty minutes on two cores.
+models: $(VENV)/.installed-dev
+	$(BIN)/python examples/train.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Tidemill needs Python 3.11 or newer; say which with PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: a resolver that looks at everything at once may
+# choose another build, with gigabytes of GPU libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Tidemill and its dependencies into $(VENV) (once, a few minutes)..."
+	$(PIP) torch
+	$(PIP) --editable '.[engine]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[engine,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .tidemill .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,65 @@
+"""Migrations lead to the models, up and down, on both databases."""
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+from db import schema
+from db.models import Base
+from db.session import Database, DatabaseError
+
+# SQLite cannot tell Alembic about an index with an expression in it.
+UNREFLECTED = {"sqlite": {"ix_jobs_unpublished"}, "postgresql": set()}
+
+
+def test_migrations_lead_to_the_models(empty_database: Database) -> None:
+    schema.migrate(empty_database)
+    unreflected = UNREFLECTED[empty_database.dialect]
+    with empty_database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, Base.metadata)
+    assert {(kind, index.name) for kind, index in differences} == {
+        (kind, name) for kind in ("add_index", "remove_index") for name in unreflected
+    }
+
+
+def test_migrations_go_up_down_and_up_again(empty_database: Database) -> None:
+    head = schema.head()
+    assert schema.migrate(empty_database) == (None, head)
+    assert schema.migrate(empty_database, "base") == (head, None)
+    assert set(inspect(empty_database.engine).get_table_names()) <= {"alembic_version"}
+    assert schema.migrate(empty_database) == (None, head)
+    assert set(Base.metadata.tables) <= set(inspect(empty_database.engine).get_table_names())
+
+
+def test_migrating_twice_changes_nothing(empty_database: Database) -> None:
+    schema.migrate(empty_database)
+    assert schema.migrate(empty_database) == (schema.head(), schema.head())
+
+
+def test_there_is_one_head() -> None:
+    assert len(ScriptDirectory.from_config(schema.config()).get_heads()) == 1
+
+
+def test_an_empty_database_is_refused_with_the_remedy(empty_database: Database) -> None:
+    with pytest.raises(schema.SchemaMismatch, match="tidemill migrate"):
+        schema.require_current(empty_database)
+
+
+def test_a_newer_database_is_refused_with_the_remedy(empty_database: Database) -> None:
+    schema.migrate(empty_database)
+    with empty_database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(schema.SchemaMismatch, match=r"9999.*update Tidemill"):
+        schema.require_current(empty_database)
+    with pytest.raises(schema.SchemaMismatch, match=r"9999.*update Tidemill"):
+        schema.migrate(empty_database)
+
+
+def test_an_absent_database_is_named_without_its_password() -> None:
+    database = Database("postgresql://someone:secret@127.0.0.1:1/none")
+    with pytest.raises(DatabaseError, match="cannot be reached") as raised:
+        schema.require_current(database)
+    assert "secret" not in str(raised.value)

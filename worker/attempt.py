@@ -1,0 +1,102 @@
+"""One attempt of one job: drives its recipe until there is an outcome."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+
+from db.outcome import Fence, Outcome
+from worker.client import EngineClient
+from worker.engine.messages import Output, Request
+from worker.errors import JobError, RecipeFailed, RequestFailed
+from worker.recipes import RECIPES, Work
+from worker.retries import delay_seconds
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Runs a claimed job on an engine; calls `on_outcome` exactly once.
+
+    Its recipe is advanced by one thread at a time: first the claimer's, then
+    the engine's reader. `release` and `abandon` may come from any thread.
+    """
+
+    def __init__(
+        self,
+        fence: Fence,
+        work: Work,
+        num_failures: int,
+        client: EngineClient,
+        settings: Settings,
+        on_outcome: Callable[["Attempt", Outcome], None],
+    ) -> None:
+        self.fence = fence
+        self._work = work
+        self._num_failures = num_failures
+        self._client = client
+        self._settings = settings
+        self._on_outcome = on_outcome
+        self._lock = threading.Lock()
+        self._over = False
+        self._steps = RECIPES[work.task](work)
+        self._wanted: tuple[Request, ...] = ()
+        self._outputs: dict[int, Output] = {}
+
+    def start(self) -> None:
+        self._advance(None)
+
+    def release(self) -> None:
+        """Give the job back unfinished, without blame."""
+        self._end(Outcome.released(self.fence))
+
+    def abandon(self) -> None:
+        """Stop: the job was cancelled or is another's now. The fence voids the outcome."""
+        self._end(Outcome.released(self.fence))
+
+    def _receive(self, output: Output) -> None:
+        if self._over:
+            return
+        self._outputs[output.request_id] = output
+        if len(self._outputs) == len(self._wanted):
+            outputs = tuple(self._outputs[request.id] for request in self._wanted)
+            self._outputs = {}
+            self._advance(outputs)
+
+    def _advance(self, outputs: tuple[Output, ...] | None) -> None:
+        try:
+            if outputs is not None:
+                _require_answers(outputs)
+            self._wanted = next(self._steps) if outputs is None else self._steps.send(outputs)
+        except StopIteration as finished:
+            self._end(Outcome.succeeded(self.fence, finished.value))
+        except JobError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("recipe failed", extra={"job_id": str(self.fence.job_id)})
+            self._fail(RecipeFailed(error))
+        else:
+            self._client.submit(self._wanted, self._receive)
+
+    def _fail(self, error: JobError) -> None:
+        num_failures = self._num_failures + 1
+        if error.retryable and num_failures < self._settings.max_failures:
+            delay = delay_seconds(num_failures, self._settings.retry_seconds, random.random())
+            self._end(Outcome.retried(self.fence, error.code, str(error), delay))
+        else:
+            self._end(Outcome.failed(self.fence, error.code, str(error)))
+
+    def _end(self, outcome: Outcome) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        self._client.cancel([request.id for request in self._wanted])
+        self._on_outcome(self, outcome)
+
+
+def _require_answers(outputs: tuple[Output, ...]) -> None:
+    for output in outputs:
+        if output.failure is not None:
+            raise RequestFailed(output.failure)

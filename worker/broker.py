@@ -1,0 +1,44 @@
+"""What the dispatcher asks the broker: how long a queue is, and whether Redis lost its data."""
+
+from typing import Any
+from uuid import uuid4
+
+from kombu import Connection, Queue
+from kombu.exceptions import ChannelError
+
+from tasks.app import app
+
+MARKER = "tidemill:marker"
+
+
+class Broker:
+    """A connection of the dispatcher's own."""
+
+    def __init__(self) -> None:
+        self._connection: Connection = app.connection_for_read()
+
+    def num_messages(self, queue: str) -> int:
+        """How many messages wait; 0 for a queue that is not there."""
+        try:
+            return int(
+                Queue(queue, channel=self._channel).queue_declare(passive=True).message_count
+            )
+        except ChannelError:
+            return 0
+
+    def lost_its_data(self) -> bool:
+        """Whether the marker that the last call left is gone; leaves one.
+
+        Other brokers than Redis keep what they have confirmed.
+        """
+        if self._connection.transport.driver_type != "redis":
+            return False
+        return bool(self._channel.client.set(MARKER, str(uuid4()), nx=True))
+
+    @property
+    def _channel(self) -> Any:
+        self._connection.ensure_connection(max_retries=1, timeout=5)
+        return self._connection.default_channel
+
+    def close(self) -> None:
+        self._connection.release()

@@ -1,0 +1,136 @@
+"""Turns deliveries into claimed jobs, many in one UPDATE."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import queries
+from db.outcome import Fence
+from db.session import Database
+from worker.delivery import Delivery
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_IDS = 512  # of one UPDATE
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    fence: Fence
+    task: str
+    model: str
+    num_failures: int
+    contract: dict[str, Any]
+    delivery: Delivery
+
+
+class Claimer:
+    """A thread of its own: takes deliveries in, hands claimed jobs to `start`.
+
+    Ids that the claim does not return are finished, cancelled or someone
+    else's: they are settled at once. While the database is away, deliveries
+    wait here unacked.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        settings: Settings,
+        start: Callable[[list[ClaimedJob]], None],
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._settings = settings
+        self._start = start
+        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, delivery: Delivery) -> None:
+        self._inbox.put(delivery)
+
+    def stop(self) -> None:
+        """Claim nothing more; deliveries that wait are left unsettled."""
+        self._stopping.set()
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            deliveries = self._gather()
+            if deliveries:
+                self._claim_until_done(deliveries)
+
+    def _gather(self) -> list[Delivery]:
+        """The next delivery, and those that come within a moment of it."""
+        first = self._inbox.get()
+        if first is None:
+            return []
+        gathered, num_ids = [first], len(first.job_ids)
+        until = time.monotonic() + self._settings.claim_seconds
+        while num_ids < MAX_IDS and (left := until - time.monotonic()) > 0:
+            try:
+                delivery = self._inbox.get(timeout=left)
+            except queue.Empty:
+                break
+            if delivery is None:
+                return []
+            gathered.append(delivery)
+            num_ids += len(delivery.job_ids)
+        return gathered
+
+    def _claim_until_done(self, deliveries: list[Delivery]) -> None:
+        pause_seconds = 0.1
+        while not self._stopping.is_set():
+            try:
+                claimed = self._claim(deliveries)
+            except SQLAlchemyError as error:
+                log.warning("cannot claim", extra={"error": type(error).__name__})
+                self._stopping.wait(pause_seconds)
+                pause_seconds = min(5.0, pause_seconds * 2)
+                continue
+            self._start(claimed)
+            taken = {job.fence.job_id for job in claimed}
+            for delivery in deliveries:
+                delivery.settle(id for id in delivery.job_ids if id not in taken)
+            return
+
+    def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
+        # A job that two deliveries name belongs to the first; the other is done with it.
+        named: dict[UUID, Delivery] = {}
+        for delivery in deliveries:
+            for job_id in delivery.job_ids:
+                if named.setdefault(job_id, delivery) is not delivery:
+                    delivery.settle([job_id])
+        with self._database.write() as session:
+            rows = session.execute(
+                queries.claim(sorted(named), self._owner, self._settings.lease_seconds)
+            ).all()
+            ids = [row.id for row in rows]
+            contracts: dict[UUID, dict[str, Any]] = dict(
+                session.execute(queries.payloads_of(ids)).tuples().all()
+            )
+        return [
+            ClaimedJob(
+                Fence(row.id, row.attempt, self._owner),
+                row.task,
+                row.model,
+                row.failures,
+                contracts[row.id],
+                named[row.id],
+            )
+            for row in rows
+        ]

@@ -1,0 +1,152 @@
+"""Writes outcomes, many in one transaction, and only then lets their messages be acked."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
+
+from db import queries
+from db.outcome import Outcome
+from db.session import Database
+from db.states import JobState
+from worker.errors import ResultUnkept
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Written = Callable[[Sequence[Outcome]], None]
+
+
+def flush_due(num_buffered: int, oldest_at: float, now: float, settings: Settings) -> bool:
+    """Whether to commit now: enough outcomes, or one that has waited enough."""
+    if num_buffered == 0:
+        return False
+    return num_buffered >= settings.flush_outcomes or now - oldest_at >= settings.flush_seconds
+
+
+class Committer:
+    """A thread of its own; calls `on_written` with outcomes after their commit.
+
+    A flush that raises leaves its outcomes in the buffer and nothing is acked;
+    running it again is harmless, because every write is fenced.
+    """
+
+    def __init__(self, database: Database, settings: Settings, on_written: Written) -> None:
+        self._database = database
+        self._settings = settings
+        self._on_written = on_written
+        self._buffer: deque[tuple[float, Outcome]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, outcome: Outcome) -> None:
+        """Hand an outcome over; waits while too many are unwritten."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._buffer) < self._settings.max_unwritten_outcomes or self._stopping
+            )
+            self._buffer.append((time.monotonic(), outcome))
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Write what is buffered, once, and end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def num_unwritten(self) -> int:
+        with self._changed:
+            return len(self._buffer)
+
+    def _run(self) -> None:
+        pause_seconds = 0.1
+        while outcomes := self._next_flush():
+            try:
+                self._write(outcomes)
+            except SQLAlchemyError as error:
+                log.warning(
+                    "cannot write outcomes",
+                    extra={"error": type(error).__name__, "num_outcomes": len(outcomes)},
+                )
+                if self._stopping:
+                    return  # their leases run out, and another worker takes the jobs up
+                time.sleep(pause_seconds)
+                pause_seconds = min(5.0, pause_seconds * 2)
+                continue
+            pause_seconds = 0.1
+            with self._changed:
+                for _ in outcomes:
+                    self._buffer.popleft()
+                self._changed.notify_all()
+            self._on_written(outcomes)
+
+    def _next_flush(self) -> list[Outcome]:
+        """The outcomes to write next, which stay in the buffer; none when it is time to end."""
+        with self._changed:
+            while not self._stopping:
+                now = time.monotonic()
+                oldest_at = self._buffer[0][0] if self._buffer else now
+                if flush_due(len(self._buffer), oldest_at, now, self._settings):
+                    break
+                left = oldest_at + self._settings.flush_seconds - now if self._buffer else None
+                self._changed.wait(left)
+            num = min(len(self._buffer), self._settings.flush_outcomes * 4)
+            return [self._buffer[index][1] for index in range(num)]
+
+    def _write(self, outcomes: Sequence[Outcome]) -> None:
+        """Commit the outcomes; one that the database refuses does not take the others with it."""
+        try:
+            self._commit(outcomes)
+        except (DataError, IntegrityError, StatementError) as error:
+            if getattr(error, "connection_invalidated", False) or not _is_refusal(error):
+                raise
+            if len(outcomes) > 1:
+                half = len(outcomes) // 2
+                self._write(outcomes[:half])
+                self._write(outcomes[half:])
+                return
+            (refused,) = outcomes
+            unkept = ResultUnkept(error)
+            log.error("result refused", extra={"job_id": str(refused.fence.job_id)})
+            self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])
+
+    def _commit(self, outcomes: Sequence[Outcome]) -> None:
+        with self._database.write() as session:
+            written = set(session.scalars(queries.finish_attempts(outcomes)))
+            results = [
+                result_row(outcome)
+                for outcome in outcomes
+                if outcome.state is JobState.SUCCEEDED and outcome.fence.job_id in written
+            ]
+            if results:
+                session.execute(queries.insert_results(), results)
+
+
+def _is_refusal(error: StatementError) -> bool:
+    """Whether the database refuses these values, as against being away."""
+    return isinstance(error, DataError | IntegrityError) or type(error) is StatementError
+
+
+def result_row(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.answer is not None
+    answer = outcome.answer
+    return {
+        "job_id": outcome.fence.job_id,
+        "output": answer.output,
+        "alternatives": list(answer.alternatives),
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "provenance": answer.provenance,
+    }

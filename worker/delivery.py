@@ -1,0 +1,33 @@
+"""One arrival of a message: the jobs it names, and what to do when they are all settled."""
+
+import threading
+from collections.abc import Callable, Iterable
+from uuid import UUID
+
+
+class Delivery:
+    """Calls `on_settled` once, when the last of its jobs is settled.
+
+    A job is settled when its outcome is committed, or when there was nothing to
+    do for it. Any thread may settle.
+    """
+
+    def __init__(self, job_ids: Iterable[UUID], on_settled: Callable[[], None]) -> None:
+        self.job_ids = tuple(dict.fromkeys(job_ids))
+        self._unsettled = set(self.job_ids)
+        self._on_settled = on_settled
+        self._lock = threading.Lock()
+
+    def settle(self, job_ids: Iterable[UUID]) -> None:
+        with self._lock:
+            if not self._unsettled:
+                return
+            self._unsettled.difference_update(job_ids)
+            if self._unsettled:
+                return
+        self._on_settled()
+
+    @property
+    def unsettled(self) -> frozenset[UUID]:
+        with self._lock:
+            return frozenset(self._unsettled)

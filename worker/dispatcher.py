@@ -1,0 +1,142 @@
+"""Publishes what the database says is due. It runs in every worker; one of them leads.
+
+Due is what was never published, what a dead worker left, what is to be tried
+again, and what the broker lost. Each queue is kept short, about twice what the
+live workers hold, so that order is decided late and Redis stays small.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from uuid import UUID
+
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import queries
+from db.clock import seconds_from_now
+from db.lane import Lane
+from db.session import Database
+from tasks.publisher import Message, publish
+from tasks.queues import queue_name
+from worker.broker import Broker
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LEADERSHIP = "dispatcher"
+LEAD_SECONDS = 10.0
+BUSY_SECONDS = 0.05
+LOST_SECONDS = 30.0  # published this long ago, yet the queue is empty
+SUBMITTER_SECONDS = 2.0  # the submitter of an interactive job publishes it itself
+MAX_PUBLISHED_AT_ONCE = 4096
+
+
+class Dispatcher:
+    """A thread of its own, with its own connection to the broker."""
+
+    def __init__(self, database: Database, owner: str, settings: Settings) -> None:
+        self._database = database
+        self._owner = owner
+        self._settings = settings
+        self._broker = Broker()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._broker.close()
+        try:
+            with self._database.write() as session:
+                session.execute(queries.resign(LEADERSHIP, self._owner))
+        except SQLAlchemyError as error:
+            log.warning("cannot resign", extra={"error": type(error).__name__})
+
+    def _run(self) -> None:
+        pause_seconds = self._settings.dispatch_seconds
+        while not self._stopping.wait(pause_seconds):
+            try:
+                # While there is work to hand out the workers' room is soon free again.
+                busy = self.dispatch() > 0
+                pause_seconds = BUSY_SECONDS if busy else self._settings.dispatch_seconds
+            except (SQLAlchemyError, BrokerError, OSError) as error:
+                log.warning("cannot dispatch", extra={"error": type(error).__name__})
+                pause_seconds = 2.0
+
+    def dispatch(self) -> int:
+        """Publish what is due, if this worker leads; returns the number of jobs."""
+        with self._database.write() as session:
+            if not queries.lead(session, LEADERSHIP, self._owner, LEAD_SECONDS):
+                return 0
+            expired = session.execute(queries.requeue_expired_leases(MAX_PUBLISHED_AT_ONCE)).all()
+        if expired:
+            log.warning("leases expired", extra={"num_jobs": len(expired)})
+        self._find_lost()
+        messages = list(self._due())
+        if not messages:
+            return 0
+        # Published first and marked then: what dies in between is published
+        # twice, and the second finds it claimed.
+        publish(messages)
+        job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
+        with self._database.write() as session:
+            session.execute(queries.mark_published(job_ids))
+        return len(job_ids)
+
+    def _find_lost(self) -> None:
+        """Put what the broker lost up for publishing again."""
+        if self._broker.lost_its_data():
+            log.warning("the broker has no marker: publishing all queued jobs again")
+            with self._database.write() as session:
+                session.execute(queries.unpublish_queued(None, seconds_from_now(0)))
+            return
+        with self._database.read() as session:
+            waiting = session.execute(
+                queries.published_long_ago(seconds_from_now(-LOST_SECONDS))
+            ).all()
+        for model, lane in waiting:
+            if self._broker.num_messages(queue_name(model, Lane(lane))) == 0:
+                log.warning("messages lost", extra={"model": model, "lane": lane})
+                with self._database.write() as session:
+                    session.execute(
+                        queries.unpublish_queued(
+                            (model, Lane(lane)), seconds_from_now(-LOST_SECONDS)
+                        )
+                    )
+
+    def _due(self) -> Iterator[Message]:
+        """The messages to send now: every interactive job, and bulk ones while there is room."""
+        with self._database.read() as session:
+            room: Counter[str] = Counter()
+            for worker in session.scalars(queries.live_workers()):
+                room.update(worker.room)
+            outstanding = dict(session.execute(queries.outstanding_by_model()).tuples().all())
+            for model, num_wanted in room.items():
+                for job_id, _ in session.execute(
+                    queries.next_to_publish(
+                        model, Lane.INTERACTIVE, MAX_PUBLISHED_AT_ONCE, SUBMITTER_SECONDS
+                    )
+                ):
+                    yield Message(model, Lane.INTERACTIVE, (job_id,))
+                num_free = min(2 * num_wanted - outstanding.get(model, 0), MAX_PUBLISHED_AT_ONCE)
+                if num_free > 0:
+                    jobs = session.execute(
+                        queries.next_to_publish(model, Lane.BULK, num_free)
+                    ).tuples()
+                    for job_ids in in_messages(jobs, self._settings.jobs_per_message):
+                        yield Message(model, Lane.BULK, job_ids)
+
+
+def in_messages(
+    jobs: Iterable[tuple[UUID, int]], jobs_per_message: int
+) -> Iterator[tuple[UUID, ...]]:
+    """Group (id, number of characters) so that jobs of like length travel together."""
+    by_length = [job_id for job_id, _ in sorted(jobs, key=lambda job: job[1])]
+    for start in range(0, len(by_length), jobs_per_message):
+        yield tuple(by_length[start : start + jobs_per_message])

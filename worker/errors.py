@@ -1,0 +1,60 @@
+"""What ends an attempt, or keeps a worker from starting.
+
+WorkerError
+├── EngineUnusable    the model cannot be loaded; the worker ends
+└── JobError          this attempt has failed; says whether another could help
+    ├── RequestFailed     the engine refused or could not run a request
+    ├── EngineCrashed     this request ends the engine process
+    ├── RecipeFailed      our own mistake in a recipe
+    └── ResultUnkept      the database refuses this one result
+"""
+
+from tasks.errors import TidemillError
+from worker.engine.messages import RequestFailure
+
+
+class WorkerError(TidemillError):
+    """Base of what goes wrong in a worker."""
+
+
+class EngineUnusable(WorkerError):
+    """The engine process cannot load its model; the message says why."""
+
+
+class JobError(WorkerError):
+    code: str
+    retryable: bool
+
+
+class RequestFailed(JobError):
+    def __init__(self, failure: RequestFailure) -> None:
+        self.code = failure.code
+        self.retryable = failure.retryable
+        super().__init__(failure.message)
+
+
+class EngineCrashed(JobError):
+    code = "engine_crash"
+    retryable = False
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(
+            f"the engine process ended (status {status}) while it ran this request alone"
+        )
+
+
+class RecipeFailed(JobError):
+    code = "internal_error"
+    retryable = False
+
+    def __init__(self, error: BaseException) -> None:
+        # Only the type: the text of an error may hold the user's.
+        super().__init__(f"the worker failed with {type(error).__name__}; its log has the place")
+
+
+class ResultUnkept(JobError):
+    code = "result_unkept"
+    retryable = False
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the database refused the result: {type(error).__name__}")

@@ -1,0 +1,82 @@
+"""Renews the leases of running attempts, and says that this worker lives."""
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping
+from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import queries
+from db.outcome import Fence
+from db.session import Database
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Leases:
+    """A thread of its own, so that no drain or long step keeps a lease from being renewed."""
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        room: Mapping[str, int],
+        settings: Settings,
+        running: Callable[[], Collection[Fence]],
+        on_lost: Callable[[Collection[Fence]], None],
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._room = dict(room)
+        self._settings = settings
+        self._running = running
+        self._on_lost = on_lost
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Report this worker once, so that the database is known to take it, and go on."""
+        self._report()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            with self._database.write() as session:
+                session.execute(queries.forget_worker(self._owner))
+        except SQLAlchemyError as error:
+            log.warning("cannot sign off", extra={"error": type(error).__name__})
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._settings.renew_seconds):
+            try:
+                self._report()
+                self.renew()
+            except SQLAlchemyError as error:
+                log.warning("cannot renew leases", extra={"error": type(error).__name__})
+
+    def _report(self) -> None:
+        with self._database.write() as session:
+            queries.report_worker(session, self._owner, self._room, self._settings.lease_seconds)
+
+    def renew(self) -> None:
+        """Renew every lease in one statement; attempts that lost theirs are told."""
+        running = {fence.job_id: fence for fence in self._running()}
+        if not running:
+            return
+        with self._database.write() as session:
+            renewed: dict[UUID, int] = dict(
+                session.execute(
+                    queries.renew_leases(self._owner, sorted(running), self._settings.lease_seconds)
+                )
+                .tuples()
+                .all()
+            )
+        lost = [fence for job_id, fence in running.items() if renewed.get(job_id) != fence.attempt]
+        if lost:
+            log.info("leases lost", extra={"num_jobs": len(lost)})
+            self._on_lost(lost)

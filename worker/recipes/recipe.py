@@ -1,0 +1,63 @@
+"""How a job becomes requests, and their outputs its answer.
+
+A recipe is a generator: it yields the requests it wants run and is sent their
+outputs, in the same order. To the worker a one-line prompt and a document of
+forty chunks are the same.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from db.outcome import Answer
+from worker.engine.messages import Message, ModelCard, Output, Params, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A claimed job as a recipe sees it."""
+
+    job_id: UUID
+    task: str
+    contract: dict[str, Any]
+    card: ModelCard  # of the model that will run it
+    request_ids: Iterator[int]
+
+    def request(self, **fields: Any) -> Request:
+        """A request with the job's own params."""
+        return Request(id=next(self.request_ids), params=self.params, **fields)
+
+    @property
+    def params(self) -> Params:
+        """The job's params; a seed that is the job's own where it names none.
+
+        So a job that samples gives the same answer at a second attempt.
+        """
+        given = {name: self.contract[name] for name in PARAMS if name in self.contract}
+        given["stop"] = tuple(given.get("stop") or ())
+        given.setdefault("seed", self.job_id.int & (2**63 - 1))
+        return Params(**given)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(Message(**message) for message in self.contract["messages"])
+
+
+PARAMS = tuple(Params.__dataclass_fields__)
+
+Steps: TypeAlias = Generator[tuple[Request, ...], tuple[Output, ...], Answer]
+Recipe: TypeAlias = Callable[[Work], Steps]
+
+
+def answer_of(work: Work, output: Output) -> Answer:
+    """The answer of a job that is one request."""
+    best, *others = output.choices
+    return Answer(
+        output=best.text,
+        alternatives=tuple(choice.text for choice in others),
+        finish_reason=best.finish_reason,
+        prompt_tokens=output.prompt_tokens,
+        completion_tokens=sum(choice.completion_tokens for choice in output.choices),
+        provenance={**work.card.to_json(), "settings": dict(output.settings)},
+    )

@@ -1,0 +1,47 @@
+"""The worker's settings: the [worker] table of `tidemill.toml`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from tasks.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    lease_seconds: float = 60.0  # how long an attempt may write without renewing
+    renew_seconds: float = 15.0  # between two renewals
+    drain_seconds: float = 30.0  # a planned stop waits this long for what runs
+    flush_outcomes: int = 64  # written in one transaction
+    flush_seconds: float = 0.05  # longest an outcome waits for company
+    max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is taken
+    claim_seconds: float = 0.005  # longest a delivery waits for company
+    dispatch_seconds: float = 0.5  # between two looks at what is due
+    jobs_per_message: int = 16  # of the bulk lane
+    max_failures: int = 3  # then a job has failed
+    retry_seconds: float = 5.0  # before the second attempt; doubles with each failure
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise SettingsError(f"worker.{field.name} must be more than 0")
+        if self.renew_seconds * 2 > self.lease_seconds:
+            raise SettingsError(
+                f"worker.renew_seconds is {self.renew_seconds:g} and worker.lease_seconds "
+                f"{self.lease_seconds:g}: a lease must outlast two renewals"
+            )
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Self:
+        """Read the table; raises SettingsError naming the setting and the fault."""
+        known = {field.name: field.type for field in fields(cls)}
+        for name, value in table.items():
+            if name not in known:
+                raise SettingsError(
+                    f"worker.{name} is not a setting; known: {', '.join(sorted(known))}"
+                )
+            whole = known[name] is int
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                kind = "a whole number" if whole else "a number"
+                raise SettingsError(f"worker.{name} must be {kind}, not {value!r}")
+        return cls(**table)

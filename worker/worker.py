@@ -1,0 +1,217 @@
+"""A worker: takes deliveries in, runs their jobs on its engines, and settles them.
+
+    deliver -> claimer -> attempt (recipe <-> engine client) -> committer -> settle
+
+It knows nothing of Celery; `worker.pool` and `worker.run_jobs` bring the two
+together.
+"""
+
+import itertools
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID, uuid4
+
+from db.outcome import Fence, Outcome
+from db.schema import require_current
+from db.session import Database
+from tasks import settings as places
+from tasks.catalog import Model
+from worker.attempt import Attempt
+from worker.claimer import ClaimedJob, Claimer
+from worker.client import EngineClient
+from worker.committer import Committer
+from worker.delivery import Delivery
+from worker.dispatcher import Dispatcher
+from worker.engine.spec import EngineSpec
+from worker.leases import Leases
+from worker.recipes import Work
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Owns the engines and the threads that feed them; starts and stops once."""
+
+    def __init__(self, database: Database, models: Sequence[Model], settings: Settings) -> None:
+        self.settings = settings
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._database = database
+        self._models = models
+        self._request_ids = itertools.count(1)
+        self._clients: dict[str, list[EngineClient]] = {
+            model.alias: [EngineClient(engine_spec(model)) for _ in range(model.replicas)]
+            for model in models
+        }
+        self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+        self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
+        self._deliveries: set[Delivery] = set()
+        self._refusing = False
+        self._committer = Committer(database, settings, self._settle)
+        self._claimer = Claimer(database, self.owner, settings, self._start_jobs)
+        self._leases = Leases(
+            database, self.owner, self.room, settings, self._running_fences, self._abandon
+        )
+        self._dispatcher = Dispatcher(database, self.owner, settings)
+
+    @classmethod
+    def from_configuration(cls) -> "Worker":
+        """The worker that the environment and `tidemill.toml` describe."""
+        catalog = places.catalog()
+        named = tuple(filter(None, os.environ.get("TIDEMILL_MODELS", "").split(",")))
+        return cls(
+            places.database(), list(catalog.only(named).values()), Settings.of(catalog.worker)
+        )
+
+    @property
+    def room(self) -> dict[str, int]:
+        """How many jobs of each model this worker wants at hand: what runs, and as many waiting."""
+        return {model.alias: 2 * model.max_sequences * model.replicas for model in self._models}
+
+    # --- life ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load every model, then begin; raises before any job is taken if one cannot be."""
+        require_current(self._database)
+        clients = [client for replicas in self._clients.values() for client in replicas]
+        with ThreadPoolExecutor(max_workers=len(clients)) as pool:
+            loading = [pool.submit(client.start) for client in clients]
+        failed = [error for future in loading if (error := future.exception()) is not None]
+        if failed:
+            for client in clients:
+                client.stop()
+            raise failed[0]
+        self._committer.start()
+        self._claimer.start()
+        self._leases.start()
+        self._dispatcher.start()
+        log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
+        self._claimer.stop()
+        with self._settled:
+            self._refusing = True
+            self._settled.wait_for(lambda: not self._running, seconds)
+            unfinished = [attempt for attempt, _ in self._running.values()]
+        for attempt in unfinished:
+            attempt.release()
+        self._committer.stop()
+
+    def stop(self) -> None:
+        """End every thread and process of this worker; drain first to lose no work."""
+        self._dispatcher.stop()
+        self.drain(0)
+        for replicas in self._clients.values():
+            for client in replicas:
+                client.stop()
+        self._leases.stop()
+
+    # --- jobs ----------------------------------------------------------------------------------
+
+    def deliver(self, job_ids: Iterable[UUID], on_settled: Callable[[], None]) -> Delivery:
+        """Take in the jobs of a message; `on_settled` is called when the last is committed."""
+
+        def settled() -> None:
+            with self._lock:
+                self._deliveries.discard(delivery)
+            on_settled()
+
+        delivery = Delivery(job_ids, settled)
+        if not delivery.job_ids:
+            on_settled()
+            return delivery
+        with self._lock:
+            self._deliveries.add(delivery)
+        self._claimer.put(delivery)
+        return delivery
+
+    def release(self, delivery: Delivery) -> None:
+        """Give back what a delivery still runs."""
+        with self._lock:
+            unfinished = [attempt for attempt, whose in self._running.values() if whose is delivery]
+        for attempt in unfinished:
+            attempt.release()
+
+    def info(self) -> dict[str, Any]:
+        """What this worker does now, JSON-able, for `inspect stats` and Flower."""
+        with self._lock:
+            num_running, num_deliveries = len(self._running), len(self._deliveries)
+        return {
+            "num_running_jobs": num_running,
+            "num_deliveries": num_deliveries,
+            "num_unwritten_outcomes": self._committer.num_unwritten,
+            "engines": [
+                {
+                    "model": alias,
+                    "pid": client.pid,
+                    "num_requests": client.num_held,
+                    "num_restarts": client.num_restarts,
+                    **client.progress.to_json(),
+                }
+                for alias, replicas in self._clients.items()
+                for client in replicas
+            ],
+        }
+
+    def _start_jobs(self, claimed: list[ClaimedJob]) -> None:
+        for job in claimed:
+            replicas = self._clients.get(job.model)
+            if replicas is None:
+                # A message went to the wrong queue; the dispatcher sends another.
+                self._committer.put(Outcome.released(job.fence))
+                job.delivery.settle([job.fence.job_id])
+                continue
+            client = min(replicas, key=lambda client: client.num_held)
+            work = Work(job.fence.job_id, job.task, job.contract, client.card, self._request_ids)
+            attempt = Attempt(
+                job.fence, work, job.num_failures, client, self.settings, self._end_attempt
+            )
+            with self._lock:
+                self._running[job.fence] = (attempt, job.delivery)
+                refusing = self._refusing
+            if refusing:
+                attempt.release()
+            else:
+                attempt.start()
+
+    def _end_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
+        self._committer.put(outcome)
+
+    def _settle(self, outcomes: Sequence[Outcome]) -> None:
+        """After the commit: the messages of these jobs may be acked."""
+        with self._settled:
+            ended = [
+                (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes
+            ]
+            self._settled.notify_all()
+        for fence, running in ended:
+            if running is not None:
+                _, delivery = running
+                delivery.settle([fence.job_id])
+
+    def _running_fences(self) -> Collection[Fence]:
+        with self._lock:
+            return list(self._running)
+
+    def _abandon(self, lost: Collection[Fence]) -> None:
+        with self._lock:
+            attempts = [self._running[fence][0] for fence in lost if fence in self._running]
+        for attempt in attempts:
+            attempt.abandon()
+
+
+def engine_spec(model: Model) -> EngineSpec:
+    """What the engine process must know of a model."""
+    languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
+    return EngineSpec(
+        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - {"languages", "prompt"}),
+        languages=tuple(languages),
+        prompt={str(task): template for task, template in model.prompt.items()},
+    )
