@@ -389,6 +389,20 @@ def job_states(batch_id: UUID) -> Select[str, int]:
     return select(Job.state, func.count()).where(Job.batch_id == batch_id).group_by(Job.state)
 
 
+def states_by_batch(batch_ids: Sequence[UUID]) -> Select[UUID | None, str, int]:
+    """How many jobs of each batch are in each state."""
+    return (
+        select(Job.batch_id, Job.state, func.count())
+        .where(Job.batch_id.in_(batch_ids))
+        .group_by(Job.batch_id, Job.state)
+    )
+
+
+def states_by_model() -> Select[str, str, int]:
+    """How many jobs of each model are in each state."""
+    return select(Job.model, Job.state, func.count()).group_by(Job.model, Job.state)
+
+
 def has_unfinished(batch_id: UUID) -> Select[bool]:
     return select(exists().where(Job.batch_id == batch_id, Job.state.not_in(FINISHED)))
 

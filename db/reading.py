@@ -10,9 +10,10 @@ from sqlalchemy import Row, Select, and_, select
 from sqlalchemy.orm import aliased
 
 from db import queries
+from db.lane import Lane
 from db.models import Batch, Job, Payload, Result
 from db.session import Database, database_from_environment
-from db.states import JobState
+from db.states import UNFINISHED, JobState
 
 PAGE = 1000
 
@@ -67,6 +68,48 @@ class Cursor:
     def parse(cls, text: str) -> "Cursor":
         instant, _, job_id = text.rpartition("_")
         return cls(datetime.fromisoformat(instant), UUID(job_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundBatch:
+    """A batch as a reader sees it, with how many of its jobs are in each state."""
+
+    id: UUID
+    name: str
+    run_key: str | None
+    tenant: str
+    metadata: Mapping[str, str]
+    created_at: datetime
+    closed_at: datetime | None  # None while jobs are still being added
+    states: Mapping[JobState, int]
+
+    @property
+    def num_jobs(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def num_unfinished(self) -> int:
+        return sum(self.states.get(state, 0) for state in UNFINISHED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDetails:
+    """What is known of a job beyond its result: its place in line, its attempts, its origin."""
+
+    job: FoundJob
+    batch_id: UUID | None
+    lane: Lane
+    priority: int
+    idempotency_key: str | None
+    num_characters: int
+    failures: int
+    owner: str | None
+    lease_until: datetime | None
+    published_at: datetime | None
+    not_before: datetime | None
+    deadline: datetime | None
+    contract: Mapping[str, Any]  # the task's own fields and the params that were given
+    provenance: Mapping[str, Any] | None  # None until the job has succeeded
 
 
 def find_results(
@@ -125,6 +168,73 @@ def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | No
     """One job, or None when there is none by that id."""
     statement = _found_jobs().where(Job.id == job_id)
     return next(_pages(database or database_from_environment(), statement, None, 1), None)
+
+
+def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetails | None:
+    """Everything about one job, or None when there is none by that id."""
+    database = database or database_from_environment()
+    job = find_job(job_id, database=database)
+    if job is None:
+        return None
+    statement = (
+        select(Job, Payload.contract, Result.provenance)
+        .join(Payload, Payload.job_id == Job.id)
+        .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
+        .where(Job.id == job_id)
+    )
+    with database.read() as session:
+        row, contract, provenance = session.execute(statement).one()
+    return JobDetails(
+        job=job,
+        batch_id=row.batch_id,
+        lane=Lane(row.lane),
+        priority=row.priority,
+        idempotency_key=row.idempotency_key,
+        num_characters=row.num_characters,
+        failures=row.failures,
+        owner=row.owner,
+        lease_until=row.lease_until,
+        published_at=row.published_at,
+        not_before=row.not_before,
+        deadline=row.deadline,
+        contract=contract,
+        provenance=provenance,
+    )
+
+
+def find_batches(
+    name: str | UUID | None = None,
+    *,
+    limit: int | None = None,
+    database: Database | None = None,
+) -> list[FoundBatch]:
+    """Batches, newest first.
+
+    name: a batch's name, run key or id; None for every batch
+    """
+    statement = select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
+    if name is not None:
+        statement = statement.where(Batch.id.in_(batch_ids(name)))
+    with (database or database_from_environment()).read() as session:
+        batches = session.scalars(statement).all()
+        states: dict[UUID | None, dict[JobState, int]] = {}
+        for batch_id, state, num_jobs in session.execute(
+            queries.states_by_batch([batch.id for batch in batches])
+        ):
+            states.setdefault(batch_id, {})[JobState(state)] = num_jobs
+    return [
+        FoundBatch(
+            id=batch.id,
+            name=batch.name,
+            run_key=batch.run_key,
+            tenant=batch.tenant,
+            metadata=batch.metadata_,
+            created_at=batch.created_at,
+            closed_at=batch.closed_at,
+            states=states.get(batch.id, {}),
+        )
+        for batch in batches
+    ]
 
 
 def batch_ids(name: str | UUID) -> Select[UUID]:

@@ -1,0 +1,163 @@
+"""Two ways to run an engine in a test: its parts in this process, or the real process."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+from worker.engine.encoder import Encoder
+from worker.engine.engine import Engine
+from worker.engine.inbox import Inbox
+from worker.engine.ledger import Ledger
+from worker.engine.loop import Loop
+from worker.engine.messages import (
+    Cancel,
+    Load,
+    Output,
+    Outputs,
+    Progress,
+    Ready,
+    Request,
+    Run,
+    Stop,
+    Unloadable,
+    from_bytes,
+    to_bytes,
+)
+from worker.engine.outbox import Outbox
+from worker.engine.scheduler import Scheduler, StepLimits, StepPlan
+from worker.engine.spec import EngineSpec
+from worker.engine.writer import Writer
+
+PATIENCE_SECONDS = 60
+
+
+class Bench:
+    """The parts of an engine process without its threads and its pipe: every move is the
+    test's, and the books are checked after each."""
+
+    def __init__(self, engine: Engine, spec: EngineSpec) -> None:
+        limits = StepLimits.of(spec)
+        self.ledger = Ledger(spec.max_held)
+        self.inbox = Inbox()
+        self.outbox = Outbox()
+        self.scheduler = Scheduler(limits)
+        self.loop = Loop(engine, self.scheduler, self.inbox, self.outbox, self.ledger)
+        self.encoder = Encoder(engine, limits, self.ledger, SimpleQueue(), self.inbox, self.outbox)
+        self.writer = Writer(None, engine, self.ledger, self.outbox)  # type: ignore[arg-type]
+        self.plans: list[StepPlan] = []
+        self.progress = Progress()
+
+    def submit(self, *requests: Request) -> None:
+        self.ledger.open(each.id for each in requests)
+        for request in requests:
+            self.encoder.encode(request)
+
+    def advance(self) -> StepPlan | None:
+        plan = self.loop.advance()
+        self.scheduler.check()
+        self.ledger.check()
+        if plan is not None:
+            self.plans.append(plan)
+        return plan
+
+    def collect(self) -> list[Output]:
+        """What was answered since the last time; does not wait."""
+        self.outbox.close()
+        waiting, self.progress = self.outbox.take()
+        outputs = [self.writer.output(each) for each in waiting]
+        self.ledger.close(each.request_id for each in outputs)
+        return outputs
+
+    def finish(self) -> list[Output]:
+        """Advance until there is nothing to do."""
+        while self.advance() is not None:
+            pass
+        return self.collect()
+
+    def answers(self, requests: Iterable[Request]) -> dict[int, Output]:
+        """The outputs of requests that run in each other's company, by id."""
+        self.submit(*requests)
+        return {each.request_id: each for each in self.finish()}
+
+
+class Child:
+    """A real engine process, as its parent sees it."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        here, there = socket.socketpair()
+        here.settimeout(None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "worker.engine", str(there.fileno())],
+            pass_fds=[there.fileno()],
+            stderr=subprocess.PIPE,
+        )
+        there.close()
+        self.pipe = Connection(here.detach())
+        self.pipe.send_bytes(to_bytes(Load(spec)))
+        self.greeting = self.receive()
+        self.progress = Progress()
+
+    @property
+    def ready(self) -> Ready:
+        assert isinstance(self.greeting, Ready), self.greeting
+        return self.greeting
+
+    @property
+    def unloadable(self) -> Unloadable:
+        assert isinstance(self.greeting, Unloadable), self.greeting
+        return self.greeting
+
+    def receive(self) -> object:
+        assert self.pipe.poll(PATIENCE_SECONDS), "the engine process says nothing"
+        return from_bytes(self.pipe.recv_bytes())
+
+    def send(self, *requests: Request) -> None:
+        self.pipe.send_bytes(to_bytes(Run(requests)))
+
+    def cancel(self, *ids: int) -> None:
+        self.pipe.send_bytes(to_bytes(Cancel(ids)))
+
+    def stop(self) -> int:
+        self.pipe.send_bytes(to_bytes(Stop()))
+        return self.wait()
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def receive_outputs(self) -> tuple[Output, ...]:
+        """Those of one frame."""
+        frame = self.receive()
+        assert isinstance(frame, Outputs), frame
+        self.progress = frame.progress
+        return frame.outputs
+
+    def collect(self, num_outputs: int) -> list[Output]:
+        outputs: list[Output] = []
+        while len(outputs) < num_outputs:
+            outputs += self.receive_outputs()
+        return outputs
+
+    def answers(self, requests: Iterable[Request]) -> dict[int, Output]:
+        sent = tuple(requests)
+        self.send(*sent)
+        return {each.request_id: each for each in self.collect(len(sent))}
+
+
+@contextmanager
+def child(spec: EngineSpec) -> Iterator[Child]:
+    """A child that is gone afterwards, whatever the test did."""
+    it = Child(spec)
+    try:
+        yield it
+    finally:
+        it.process.kill()
+        it.process.wait(PATIENCE_SECONDS)
+        it.pipe.close()
+        if it.process.stderr is not None:
+            it.process.stderr.close()
