@@ -88,6 +88,7 @@ class Job(Base):
     idempotency_key: Mapped[str | None]
     language: Mapped[str | None] = mapped_column(String(32))  # of the output
     num_characters: Mapped[int]  # of the input: messages carry jobs of like length
+    time_limit_seconds: Mapped[float | None]  # of one attempt
 
     attempt: Mapped[int] = mapped_column(server_default="0")
     failures: Mapped[int] = mapped_column(server_default="0")
@@ -95,6 +96,9 @@ class Job(Base):
     lease_until: Mapped[datetime | None]
 
     created_at: Mapped[datetime] = mapped_column(default=now())
+    # Its place in line: when it was submitted, moved by its priority. Being a
+    # constant, it ages as it should: whoever waits long enough is the first.
+    turn_at: Mapped[datetime] = mapped_column(default=now())
     published_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     deadline: Mapped[datetime | None]
@@ -116,11 +120,16 @@ class Job(Base):
             "ix_jobs_unpublished",
             "model",
             "lane",
-            text("priority DESC"),
-            "created_at",
+            "turn_at",
             "id",
             sqlite_where=text("state = 'queued' AND published_at IS NULL"),
             postgresql_where=text("state = 'queued' AND published_at IS NULL"),
+        ),
+        Index(
+            "ix_jobs_deadline",
+            "deadline",
+            sqlite_where=text("deadline IS NOT NULL AND finished_at IS NULL"),
+            postgresql_where=text("deadline IS NOT NULL AND finished_at IS NULL"),
         ),
         Index(
             "ix_jobs_running",
@@ -172,6 +181,23 @@ class Segment(Base):
     created_at: Mapped[datetime] = mapped_column(default=now())
 
 
+class AttemptRow(Base):
+    """An attempt that did not succeed, and why; the one that did is in the job itself."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    owner: Mapped[str | None] = mapped_column(String(128))
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime] = mapped_column(default=now())
+    next_state: Mapped[str] = mapped_column(String(16))  # where the job went from there
+    error_code: Mapped[str | None] = mapped_column(String(64))  # None: released unblamed
+    error_message: Mapped[str | None] = mapped_column(Text)
+
+
 class WorkerRow(Base):
     """A live worker: which models it serves and how many jobs it can hold."""
 
@@ -179,6 +205,7 @@ class WorkerRow(Base):
 
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
     room: Mapped[dict[str, Any]]  # model -> jobs it wants at hand
+    num_running: Mapped[int]
     started_at: Mapped[datetime]
     alive_until: Mapped[datetime]
 

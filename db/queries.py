@@ -40,9 +40,11 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import now, seconds_from_now
 from db.lane import Lane
-from db.models import Base, Batch, Job, Leadership, Payload, Result, WorkerRow
+from db.models import AttemptRow, Base, Batch, Job, Leadership, Payload, Result, WorkerRow
 from db.outcome import Outcome
 from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
+
+PRIORITY_SECONDS = 60.0
 
 
 def insert_unless_there(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:
@@ -58,9 +60,19 @@ def _table(model: type[Base]) -> Table:
 
 
 def insert_jobs(session: Session, jobs: list[dict[str, Any]]) -> set[UUID]:
-    """Insert jobs; returns the ids of those whose id and idempotency key were new."""
-    inserted = insert_unless_there(session, Job).returning(Job.id)
-    return set(session.scalars(inserted, jobs))
+    """Insert jobs; returns the ids of those whose id and idempotency key were new.
+
+    A step of priority is worth `PRIORITY_SECONDS` of waiting.
+    """
+    by_priority: dict[int, list[dict[str, Any]]] = {}
+    for job in jobs:
+        by_priority.setdefault(job["priority"], []).append(job)
+    inserted: set[UUID] = set()
+    for priority, alike in by_priority.items():
+        statement = insert_unless_there(session, Job).returning(Job.id)
+        turn_at = seconds_from_now(-PRIORITY_SECONDS * priority)
+        inserted.update(session.scalars(statement.values(turn_at=turn_at), alike))
+    return inserted
 
 
 def insert_payloads() -> Insert:
@@ -73,19 +85,25 @@ def jobs_by_idempotency_key(tenant: str, keys: Iterable[str]) -> Select[Job]:
 
 def _due() -> ColumnElement[bool]:
     """A job that may be taken: in line and its time has come, or left by a dead worker."""
-    return or_(
-        and_(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now())),
-        and_(Job.state == JobState.RUNNING, Job.lease_until < now()),
+    return and_(
+        or_(
+            and_(
+                Job.state == JobState.QUEUED,
+                or_(Job.not_before.is_(None), Job.not_before <= now()),
+            ),
+            and_(Job.state == JobState.RUNNING, Job.lease_until < now()),
+        ),
+        or_(Job.deadline.is_(None), Job.deadline > now()),
     )
 
 
 def claim(
     job_ids: Sequence[UUID], owner: str, lease_seconds: float
-) -> ReturningUpdate[UUID, str, str, int, int]:
+) -> ReturningUpdate[UUID, str, str, int, int, float | None]:
     """Take the jobs that are due: running, the next attempt, with a lease.
 
-    Returns (id, task, model, attempt, failures) of those it got. An id that
-    does not come back is finished, cancelled or someone else's.
+    Returns (id, task, model, attempt, failures, time_limit_seconds) of those it
+    got. An id that does not come back is finished, cancelled or someone else's.
     """
     # A CTE, so that PostgreSQL evaluates SKIP LOCKED once; SQLite has one
     # writer and leaves the clause out.
@@ -107,7 +125,7 @@ def claim(
             started_at=now(),
             not_before=None,
         )
-        .returning(Job.id, Job.task, Job.model, Job.attempt, Job.failures)
+        .returning(Job.id, Job.task, Job.model, Job.attempt, Job.failures, Job.time_limit_seconds)
         .execution_options(synchronize_session=False)
     )
 
@@ -129,8 +147,15 @@ def renew_leases(
     )
 
 
-def finish_attempts(outcomes: Sequence[Outcome]) -> ReturningUpdate[UUID]:
-    """End attempts; returns the ids whose attempt was still the one that may write.
+def running_attempts(owner: str) -> Select[UUID, int]:
+    """The attempts that an owner still has a right to."""
+    return select(Job.id, Job.attempt).where(Job.state == JobState.RUNNING, Job.owner == owner)
+
+
+def finish_attempts(
+    outcomes: Sequence[Outcome],
+) -> ReturningUpdate[UUID, datetime | None]:
+    """End attempts; returns (id, started_at) of those that were still the ones to write.
 
     Changes no row that a newer attempt owns, or that was cancelled meanwhile.
     """
@@ -184,13 +209,18 @@ def finish_attempts(outcomes: Sequence[Outcome]) -> ReturningUpdate[UUID]:
             not_before=case((again, seconds_from_now(ended.c.delay_seconds)), else_=null()),
             finished_at=case((again, null()), else_=now()),
         )
-        .returning(Job.id)
+        .returning(Job.id, Job.started_at)
         .execution_options(synchronize_session=False)
     )
 
 
 def insert_results() -> Insert:
     return insert(_table(Result))
+
+
+def insert_attempts(session: Session) -> Insert:
+    """Keep how attempts ended that did not succeed."""
+    return insert_unless_there(session, AttemptRow)
 
 
 # --- what people ask for -------------------------------------------------------------------
@@ -233,8 +263,8 @@ def retry_jobs(chosen: ColumnElement[bool], states: Iterable[JobState]) -> Retur
 # --- what the dispatcher asks for ----------------------------------------------------------
 
 
-def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, str]:
-    """Put jobs whose worker died back in line, unblamed; returns (id, model)."""
+def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | None]:
+    """Put jobs whose worker died back in line, unblamed; returns (id, attempt, started_at)."""
     expired = (
         select(Job.id)
         .where(Job.state == JobState.RUNNING, Job.lease_until < now())
@@ -246,7 +276,25 @@ def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, str]:
         update(Job)
         .where(Job.id.in_(select(expired.c.id)))
         .values(state=JobState.QUEUED, owner=None, lease_until=None, published_at=None)
-        .returning(Job.id, Job.model)
+        .returning(Job.id, Job.attempt, Job.started_at)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def expire_overdue() -> ReturningUpdate[UUID]:
+    """End the unfinished jobs whose deadline has passed; a running one may write no more."""
+    return (
+        update(Job)
+        .where(Job.deadline <= now(), Job.finished_at.is_(None), Job.state.in_(UNFINISHED))
+        .values(
+            state=JobState.EXPIRED,
+            owner=None,
+            lease_until=None,
+            finished_at=now(),
+            error_code="deadline_passed",
+            error_message="the deadline passed before the job was finished",
+        )
+        .returning(Job.id)
         .execution_options(synchronize_session=False)
     )
 
@@ -293,7 +341,7 @@ def outstanding_by_model() -> Select[str, int]:
 def next_to_publish(
     model: str, lane: Lane, limit: int, min_age_seconds: float = 0.0
 ) -> Select[UUID, int]:
-    """The jobs whose turn it is: by priority, then by age."""
+    """The (id, number of characters) of jobs whose turn it is, the first in line first."""
     return (
         select(Job.id, Job.num_characters)
         .where(
@@ -304,7 +352,7 @@ def next_to_publish(
             Job.created_at <= seconds_from_now(-min_age_seconds),
             or_(Job.not_before.is_(None), Job.not_before <= now()),
         )
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .order_by(Job.turn_at, Job.deadline.asc().nulls_last(), Job.id)
         .limit(limit)
     )
 
@@ -321,20 +369,26 @@ def mark_published(job_ids: Sequence[UUID]) -> Update:
 # --- workers and their leader --------------------------------------------------------------
 
 
-def report_worker(session: Session, name: str, room: dict[str, int], alive_seconds: float) -> None:
-    """Say that a worker lives, and how many jobs of each model it wants at hand."""
+def report_worker(
+    session: Session, name: str, room: dict[str, int], num_running: int, alive_seconds: float
+) -> None:
+    """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
     alive_until = seconds_from_now(alive_seconds)
     known = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
-        .values(room=room, alive_until=alive_until)
+        .values(room=room, num_running=num_running, alive_until=alive_until)
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )
     if known.scalar() is None:
         session.execute(
             insert(WorkerRow).values(
-                name=name, room=room, started_at=now(), alive_until=alive_until
+                name=name,
+                room=room,
+                num_running=num_running,
+                started_at=now(),
+                alive_until=alive_until,
             )
         )
 

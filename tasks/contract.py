@@ -8,6 +8,7 @@ import difflib
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -161,6 +162,8 @@ class Contract(Params):
         Annotated[str, StringConstraints(max_length=512), Storable],
     ] = Field(default_factory=dict, max_length=MAX_METADATA_PAIRS)
     idempotency_key: Name | None = None
+    deadline: AwareDatetime | None = None  # then it is worth nothing more: expired
+    time_limit_seconds: Annotated[float, Field(gt=0, le=86400)] | None = None  # of one attempt
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:

@@ -12,8 +12,10 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
+from celery.exceptions import Reject
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError as DatabaseAway
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -31,6 +33,7 @@ from tasks.errors import ContractError, IdempotencyConflict, Problem, Refused
 log = logging.getLogger(__name__)
 
 CHUNK = 1000
+AWAY_SECONDS = 1.0  # before a message that could not be kept goes back
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,17 @@ def submit_message(contract: type[Contract], fields: dict[str, Any], message_id:
     """
     job_id = UUID(message_id)
     try:
-        parsed = contract.parse(fields)
-        submitted, message = _keep(settings.database(), settings.catalog(), parsed, job_id)
-    except Refused as refusal:
-        _keep_refusal(settings.database(), contract.task, job_id, fields, refusal)
-        return message_id
+        try:
+            parsed = contract.parse(fields)
+            submitted, message = _keep(settings.database(), settings.catalog(), parsed, job_id)
+        except Refused as refusal:
+            _keep_refusal(settings.database(), contract.task, job_id, fields, refusal)
+            return message_id
+    except DatabaseAway as error:
+        # Nothing is kept yet, so the message goes back: it is the only promise there is.
+        log.warning("cannot keep a job", extra={"error": type(error).__name__})
+        time.sleep(AWAY_SECONDS)
+        raise Reject("the database is away", requeue=True) from error
     if message is not None:
         _ring(settings.database(), *message)
     return str(submitted.id)
@@ -246,6 +255,8 @@ _EMPTY: dict[str, Any] = {
     "priority": 0,
     "idempotency_key": None,
     "language": None,
+    "deadline": None,
+    "time_limit_seconds": None,
     "error_code": None,
     "error_message": None,
 }
@@ -278,6 +289,8 @@ def _job_row(
         "idempotency_key": key,
         "language": contract.output_language,
         "num_characters": contract.num_characters,
+        "deadline": contract.deadline,
+        "time_limit_seconds": contract.time_limit_seconds,
     }
 
 

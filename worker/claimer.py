@@ -28,6 +28,7 @@ class ClaimedJob:
     task: str
     model: str
     num_failures: int
+    time_limit_seconds: float | None
     contract: dict[str, Any]
     delivery: Delivery
 
@@ -129,6 +130,7 @@ class Claimer:
                 row.task,
                 row.model,
                 row.failures,
+                row.time_limit_seconds,
                 contracts[row.id],
                 named[row.id],
             )

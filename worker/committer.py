@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
@@ -12,7 +13,6 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, Statement
 from db import queries
 from db.outcome import Outcome
 from db.session import Database
-from db.states import JobState
 from worker.errors import ResultUnkept
 from worker.settings import Settings
 
@@ -123,14 +123,18 @@ class Committer:
 
     def _commit(self, outcomes: Sequence[Outcome]) -> None:
         with self._database.write() as session:
-            written = set(session.scalars(queries.finish_attempts(outcomes)))
-            results = [
-                result_row(outcome)
-                for outcome in outcomes
-                if outcome.state is JobState.SUCCEEDED and outcome.fence.job_id in written
-            ]
+            started_at = dict(session.execute(queries.finish_attempts(outcomes)).tuples().all())
+            written = [outcome for outcome in outcomes if outcome.fence.job_id in started_at]
+            results = [result_row(each) for each in written if each.answer is not None]
             if results:
                 session.execute(queries.insert_results(), results)
+            attempts = [
+                attempt_row(each, started_at[each.fence.job_id])
+                for each in written
+                if each.answer is None
+            ]
+            if attempts:
+                session.execute(queries.insert_attempts(session), attempts)
 
 
 def _is_refusal(error: StatementError) -> bool:
@@ -149,4 +153,16 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "provenance": answer.provenance,
+    }
+
+
+def attempt_row(outcome: Outcome, started_at: datetime | None) -> dict[str, Any]:
+    return {
+        "job_id": outcome.fence.job_id,
+        "attempt": outcome.fence.attempt,
+        "owner": outcome.fence.owner,
+        "started_at": started_at,
+        "next_state": outcome.state,
+        "error_code": outcome.error_code,
+        "error_message": outcome.error_message,
     }

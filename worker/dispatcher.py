@@ -13,11 +13,13 @@ from uuid import UUID
 
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.session import Database
+from db.states import JobState
 from tasks.publisher import Message, publish
 from tasks.queues import queue_name
 from worker.broker import Broker
@@ -74,9 +76,7 @@ class Dispatcher:
         with self._database.write() as session:
             if not queries.lead(session, LEADERSHIP, self._owner, LEAD_SECONDS):
                 return 0
-            expired = session.execute(queries.requeue_expired_leases(MAX_PUBLISHED_AT_ONCE)).all()
-        if expired:
-            log.warning("leases expired", extra={"num_jobs": len(expired)})
+            self._recover(session)
         self._find_lost()
         messages = list(self._due())
         if not messages:
@@ -88,6 +88,30 @@ class Dispatcher:
         with self._database.write() as session:
             session.execute(queries.mark_published(job_ids))
         return len(job_ids)
+
+    def _recover(self, session: Session) -> None:
+        """Put what dead workers left back in line, and end what is past its deadline."""
+        left = session.execute(queries.requeue_expired_leases(MAX_PUBLISHED_AT_ONCE)).all()
+        if left:
+            log.warning("leases expired", extra={"num_jobs": len(left)})
+            session.execute(
+                queries.insert_attempts(session),
+                [
+                    {
+                        "job_id": job_id,
+                        "attempt": attempt,
+                        "owner": None,
+                        "started_at": started_at,
+                        "next_state": JobState.QUEUED,
+                        "error_code": "lease_expired",
+                        "error_message": "the worker stopped renewing its lease",
+                    }
+                    for job_id, attempt, started_at in left
+                ],
+            )
+        overdue = session.scalars(queries.expire_overdue()).all()
+        if overdue:
+            log.info("deadlines passed", extra={"num_jobs": len(overdue)})
 
     def _find_lost(self) -> None:
         """Put what the broker lost up for publishing again."""

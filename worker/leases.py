@@ -61,7 +61,13 @@ class Leases:
 
     def _report(self) -> None:
         with self._database.write() as session:
-            queries.report_worker(session, self._owner, self._room, self._settings.lease_seconds)
+            queries.report_worker(
+                session,
+                self._owner,
+                self._room,
+                len(self._running()),
+                self._settings.lease_seconds,
+            )
 
     def renew(self) -> None:
         """Renew every lease in one statement; attempts that lost theirs are told."""

@@ -15,6 +15,7 @@ depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 RUNNING = sa.text("state = 'running'")
+DATED = sa.text("deadline IS NOT NULL AND finished_at IS NULL")
 UNPUBLISHED = sa.text("state = 'queued' AND published_at IS NULL")
 
 
@@ -44,11 +45,13 @@ def upgrade() -> None:
         sa.Column("idempotency_key", sa.String(256)),
         sa.Column("language", sa.String(32)),
         sa.Column("num_characters", sa.Integer, nullable=False),
+        sa.Column("time_limit_seconds", sa.Double),
         sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
         sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
         sa.Column("owner", sa.String(128)),
         sa.Column("lease_until", Instant),
         sa.Column("created_at", Instant, nullable=False),
+        sa.Column("turn_at", Instant, nullable=False),
         sa.Column("published_at", Instant),
         sa.Column("not_before", Instant),
         sa.Column("deadline", Instant),
@@ -71,9 +74,16 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_unpublished",
         "jobs",
-        ["model", "lane", sa.text("priority DESC"), "created_at", "id"],
+        ["model", "lane", "turn_at", "id"],
         sqlite_where=UNPUBLISHED,
         postgresql_where=UNPUBLISHED,
+    )
+    op.create_index(
+        "ix_jobs_deadline",
+        "jobs",
+        ["deadline"],
+        sqlite_where=DATED,
+        postgresql_where=DATED,
     )
     op.create_index(
         "ix_jobs_running",
@@ -106,9 +116,21 @@ def upgrade() -> None:
         sa.Column("created_at", Instant, nullable=False),
     )
     op.create_table(
+        "attempts",
+        _job_id(),
+        sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("owner", sa.String(128)),
+        sa.Column("started_at", Instant),
+        sa.Column("ended_at", Instant, nullable=False),
+        sa.Column("next_state", sa.String(16), nullable=False),
+        sa.Column("error_code", sa.String(64)),
+        sa.Column("error_message", sa.Text),
+    )
+    op.create_table(
         "workers",
         sa.Column("name", sa.String(128), primary_key=True),
         sa.Column("room", JSON, nullable=False),
+        sa.Column("num_running", sa.Integer, nullable=False),
         sa.Column("started_at", Instant, nullable=False),
         sa.Column("alive_until", Instant, nullable=False),
     )
@@ -127,5 +149,14 @@ def _job_id() -> sa.Column[UUID]:
 
 
 def downgrade() -> None:
-    for table in ("leaderships", "workers", "segments", "results", "payloads", "jobs", "batches"):
+    for table in (
+        "leaderships",
+        "workers",
+        "attempts",
+        "segments",
+        "results",
+        "payloads",
+        "jobs",
+        "batches",
+    ):
         op.drop_table(table)
