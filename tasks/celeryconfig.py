@@ -1,13 +1,11 @@
 """Celery's settings, each with its reason where it is not Celery's default."""
 
-import os
-
 from kombu import Queue
 
 from tasks.errors import SettingsError
 from tasks.queues import SUBMISSIONS, queue_names
 from tasks.settings import broker_url as find_broker_url
-from tasks.settings import catalog
+from tasks.settings import catalog, served_models
 
 broker_url = find_broker_url()
 broker_connection_retry_on_startup = True
@@ -49,8 +47,7 @@ def _served_models() -> list[str]:
         known = catalog()
     except SettingsError:
         return []
-    named = tuple(filter(None, os.environ.get("TIDEMILL_MODELS", "").split(",")))
-    return list(known.only(named))
+    return list(known.only(served_models()))
 
 
 task_queues = [Queue(name, routing_key=name) for name in queue_names(_served_models())]

@@ -49,6 +49,11 @@ def database() -> Database:
         raise SettingsError(str(error)) from error
 
 
+def served_models() -> tuple[str, ...]:
+    """The aliases that `TIDEMILL_MODELS` tells a worker to serve; none: all of them."""
+    return tuple(filter(None, os.environ.get("TIDEMILL_MODELS", "").split(",")))
+
+
 def broker_url() -> str:
     """Where Redis is; Celery's own default where nothing says."""
     try:

@@ -124,7 +124,7 @@ def submit_batch(
     batch = _open_batch(database, name, run_key, tenant, metadata or {})
     if batch.closed_at is not None:
         with database.read() as session:
-            states = dict(session.execute(queries.job_states(batch.id)).tuples().all())
+            states = dict(session.execute(queries.job_states(batch.id)).all())
         return SubmittedBatch(batch.id, batch.name, 0, sum(states.values()))
     num_new = num_known = 0
     keyed = _with_keys(contracts, run_key)

@@ -3,12 +3,14 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from db.outcome import Fence, Outcome
 from worker.client import EngineClient
 from worker.engine.messages import Output, Request
-from worker.errors import JobError, RecipeFailed, RequestFailed
+from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
+from worker.failpoints import passing
 from worker.recipes import RECIPES, Work
 from worker.retries import delay_seconds
 from worker.settings import Settings
@@ -30,7 +32,8 @@ class Attempt:
         num_failures: int,
         client: EngineClient,
         settings: Settings,
-        on_outcome: Callable[["Attempt", Outcome], None],
+        time_limit_seconds: float | None,
+        on_outcome: Callable[[Outcome], None],
     ) -> None:
         self.fence = fence
         self._work = work
@@ -38,11 +41,18 @@ class Attempt:
         self._client = client
         self._settings = settings
         self._on_outcome = on_outcome
+        self._time_limit_seconds = time_limit_seconds
+        self._started_at = time.monotonic()
         self._lock = threading.Lock()
         self._over = False
         self._steps = RECIPES[work.task](work)
         self._wanted: tuple[Request, ...] = ()
         self._outputs: dict[int, Output] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has its outcome, be it written or not."""
+        return self._over
 
     def start(self) -> None:
         self._advance(None)
@@ -55,9 +65,16 @@ class Attempt:
         """Stop: the job was cancelled or is another's now. The fence voids the outcome."""
         self._end(Outcome.released(self.fence))
 
+    def fail_if_overdue(self, now: float) -> None:
+        """End an attempt that ran longer than its job allows; now is monotonic."""
+        limit = self._time_limit_seconds
+        if limit is not None and now - self._started_at > limit:
+            self._fail(TimeLimitPassed(limit))
+
     def _receive(self, output: Output) -> None:
         if self._over:
             return
+        passing("generated")
         self._outputs[output.request_id] = output
         if len(self._outputs) == len(self._wanted):
             outputs = tuple(self._outputs[request.id] for request in self._wanted)
@@ -78,6 +95,7 @@ class Attempt:
             self._fail(RecipeFailed(error))
         else:
             self._client.submit(self._wanted, self._receive)
+            passing("requested")
 
     def _fail(self, error: JobError) -> None:
         num_failures = self._num_failures + 1
@@ -93,7 +111,7 @@ class Attempt:
                 return
             self._over = True
         self._client.cancel([request.id for request in self._wanted])
-        self._on_outcome(self, outcome)
+        self._on_outcome(outcome)
 
 
 def _require_answers(outputs: tuple[Output, ...]) -> None:

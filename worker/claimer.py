@@ -15,6 +15,7 @@ from db import queries
 from db.outcome import Fence
 from db.session import Database
 from worker.delivery import Delivery
+from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class Claimer:
                 self._stopping.wait(pause_seconds)
                 pause_seconds = min(5.0, pause_seconds * 2)
                 continue
+            passing("claimed")
             self._start(claimed)
             taken = {job.fence.job_id for job in claimed}
             for delivery in deliveries:
@@ -122,7 +124,7 @@ class Claimer:
             ).all()
             ids = [row.id for row in rows]
             contracts: dict[UUID, dict[str, Any]] = dict(
-                session.execute(queries.payloads_of(ids)).tuples().all()
+                session.execute(queries.payloads_of(ids)).all()
             )
         return [
             ClaimedJob(

@@ -75,6 +75,7 @@ class EngineClient:
         self._trials: deque[list[int]] = deque()
         self._on_trial = False  # what is sent is a trial, and gets no company
         self._cancelled: set[int] = set()
+        self._heard_at = time.monotonic()  # an output, or of an engine with nothing to do
         self._ready = False
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -95,10 +96,13 @@ class EngineClient:
         """End the process; requests without an output get none. May be called twice."""
         with self._lock:
             self._stopping = True
+            unwanted = bool(self._held)
             self._wake.notify_all()
         process, connection = self._process, self._connection
         if process is None:
             return
+        if unwanted:
+            process.kill()  # nobody waits for the step it is in
         try:
             if connection is not None:
                 connection.send_bytes(to_bytes(Stop()))
@@ -112,15 +116,6 @@ class EngineClient:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(STOP_SECONDS)
-
-    def kill(self) -> None:
-        """End the process at once, in the middle of a step."""
-        with self._lock:
-            self._stopping = True
-            self._wake.notify_all()
-        if self._process is not None:
-            self._process.kill()
-        self.stop()
 
     @property
     def card(self) -> ModelCard:
@@ -150,6 +145,18 @@ class EngineClient:
         with self._lock:
             self._cancelled.update(id for id in request_ids if id in self._held)
             self._wake.notify_all()
+
+    def kill_if_stalled(self, now: float, stall_seconds: float) -> None:
+        """End a process that has answered nothing for so long; what it held goes to trial."""
+        with self._lock:
+            if not self._sent or not self._ready:
+                self._heard_at = now
+            stalled = now - self._heard_at > stall_seconds
+            if stalled:
+                self._heard_at = now
+        if stalled and self._process is not None:
+            log.error("engine stalled", extra={"model": self.spec.alias, "pid": self.pid})
+            self._process.kill()
 
     # --- the process -------------------------------------------------------------------------
 
@@ -211,6 +218,7 @@ class EngineClient:
     def _hand_out(self, outputs: Iterable[Output]) -> None:
         answered = []
         with self._lock:
+            self._heard_at = time.monotonic()
             for output in outputs:
                 held = self._held.pop(output.request_id, None)
                 if held is not None:

@@ -14,6 +14,7 @@ from db import queries
 from db.outcome import Outcome
 from db.session import Database
 from worker.errors import ResultUnkept
+from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class Committer:
                 for _ in outcomes:
                     self._buffer.popleft()
                 self._changed.notify_all()
+            passing("committed")
             self._on_written(outcomes)
+            passing("acked")
 
     def _next_flush(self) -> list[Outcome]:
         """The outcomes to write next, which stay in the buffer; none when it is time to end."""
@@ -123,7 +126,7 @@ class Committer:
 
     def _commit(self, outcomes: Sequence[Outcome]) -> None:
         with self._database.write() as session:
-            started_at = dict(session.execute(queries.finish_attempts(outcomes)).tuples().all())
+            started_at = dict(session.execute(queries.finish_attempts(outcomes)).all())
             written = [outcome for outcome in outcomes if outcome.fence.job_id in started_at]
             results = [result_row(each) for each in written if each.answer is not None]
             if results:
@@ -135,6 +138,7 @@ class Committer:
             ]
             if attempts:
                 session.execute(queries.insert_attempts(session), attempts)
+            passing("committing")
 
 
 def _is_refusal(error: StatementError) -> bool:

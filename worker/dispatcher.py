@@ -23,6 +23,7 @@ from db.states import JobState
 from tasks.publisher import Message, publish
 from tasks.queues import queue_name
 from worker.broker import Broker
+from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Dispatcher:
         with self._database.write() as session:
             if not queries.lead(session, LEADERSHIP, self._owner, LEAD_SECONDS):
                 return 0
+            passing("leading")
             self._recover(session)
         self._find_lost()
         messages = list(self._due())
@@ -84,6 +86,7 @@ class Dispatcher:
         # Published first and marked then: what dies in between is published
         # twice, and the second finds it claimed.
         publish(messages)
+        passing("published")
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
         with self._database.write() as session:
             session.execute(queries.mark_published(job_ids))
@@ -140,7 +143,7 @@ class Dispatcher:
             room: Counter[str] = Counter()
             for worker in session.scalars(queries.live_workers()):
                 room.update(worker.room)
-            outstanding = dict(session.execute(queries.outstanding_by_model()).tuples().all())
+            outstanding = dict(session.execute(queries.outstanding_by_model()).all())
             for model, num_wanted in room.items():
                 for job_id, _ in session.execute(
                     queries.next_to_publish(
@@ -150,9 +153,7 @@ class Dispatcher:
                     yield Message(model, Lane.INTERACTIVE, (job_id,))
                 num_free = min(2 * num_wanted - outstanding.get(model, 0), MAX_PUBLISHED_AT_ONCE)
                 if num_free > 0:
-                    jobs = session.execute(
-                        queries.next_to_publish(model, Lane.BULK, num_free)
-                    ).tuples()
+                    jobs = session.execute(queries.next_to_publish(model, Lane.BULK, num_free))
                     for job_ids in in_messages(jobs, self._settings.jobs_per_message):
                         yield Message(model, Lane.BULK, job_ids)
 

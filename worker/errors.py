@@ -43,6 +43,14 @@ class EngineCrashed(JobError):
         )
 
 
+class TimeLimitPassed(JobError):
+    code = "time_limit"
+    retryable = False
+
+    def __init__(self, limit_seconds: float) -> None:
+        super().__init__(f"the attempt ran longer than its time limit of {limit_seconds:g} s")
+
+
 class RecipeFailed(JobError):
     code = "internal_error"
     retryable = False

@@ -3,13 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
-from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from db import queries
-from db.outcome import Fence
 from db.session import Database
+from worker.attempt import Attempt
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,15 +23,13 @@ class Leases:
         owner: str,
         room: Mapping[str, int],
         settings: Settings,
-        running: Callable[[], Collection[Fence]],
-        on_lost: Callable[[Collection[Fence]], None],
+        running: Callable[[], Collection[Attempt]],
     ) -> None:
         self._database = database
         self._owner = owner
         self._room = dict(room)
         self._settings = settings
         self._running = running
-        self._on_lost = on_lost
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
@@ -70,19 +67,10 @@ class Leases:
             )
 
     def renew(self) -> None:
-        """Renew every lease in one statement; attempts that lost theirs are told."""
-        running = {fence.job_id: fence for fence in self._running()}
-        if not running:
-            return
-        with self._database.write() as session:
-            renewed: dict[UUID, int] = dict(
+        """Renew every lease in one statement. Attempts that lost theirs are found by the watch."""
+        job_ids = sorted(attempt.fence.job_id for attempt in self._running())
+        if job_ids:
+            with self._database.write() as session:
                 session.execute(
-                    queries.renew_leases(self._owner, sorted(running), self._settings.lease_seconds)
+                    queries.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
                 )
-                .tuples()
-                .all()
-            )
-        lost = [fence for job_id, fence in running.items() if renewed.get(job_id) != fence.attempt]
-        if lost:
-            log.info("leases lost", extra={"num_jobs": len(lost)})
-            self._on_lost(lost)

@@ -8,6 +8,7 @@ the commit, do the acking on Celery's thread.
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -22,6 +23,7 @@ from kombu.serialization import loads, prepare_accept_content
 
 from db.session import DatabaseError
 from tasks.errors import TidemillError
+from worker.failpoints import passing
 from worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class EnginePool(TaskPool):
     def on_start(self) -> None:
         """Load the models, before anything is consumed."""
         try:
-            self.worker = Worker.from_configuration()
+            self.worker = Worker.from_configuration(on_deaf=self._end_deaf)
             self.worker.start()
         except (TidemillError, DatabaseError) as error:
             log.critical("%s", error)
@@ -70,6 +72,7 @@ class EnginePool(TaskPool):
     ) -> Any:
         if args[0] != RUN_JOBS:
             return super().on_apply(target, args, kwargs, callback, accept_callback)
+        passing("delivered")
         started_at = monotonic()
         accept_callback(os.getpid(), started_at)
         once = _Once()
@@ -109,12 +112,21 @@ class EnginePool(TaskPool):
         if self._stopped.is_set():
             return
         self._stopped.set()
+        # A second signal, of whatever kind, means: now. Celery would ignore it.
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+            signal.signal(number, lambda *_: self.worker.hurry())
         self.worker.drain(self.worker.settings.drain_seconds)
         self.worker.stop()
         super().on_stop()
 
     def on_terminate(self) -> None:
         self.on_stop()
+
+    def _end_deaf(self) -> None:
+        # Nothing runs, so there is nothing to drain; Celery's own shutdown may
+        # hang on the very connection that has gone deaf.
+        self.worker.stop()
+        os._exit(1)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "tidemill": self.worker.info()}

@@ -5,6 +5,7 @@ patch are refused: a model does not survive a fork, and each child would load
 its own.
 """
 
+import os
 import threading
 from typing import Any
 from uuid import UUID
@@ -24,7 +25,7 @@ def _started_worker() -> Worker:
     global _worker
     with _lock:
         if _worker is None:
-            _worker = Worker.from_configuration()
+            _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
             _worker.start()
         return _worker
 

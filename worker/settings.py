@@ -11,6 +11,9 @@ from tasks.errors import SettingsError
 class Settings:
     lease_seconds: float = 60.0  # how long an attempt may write without renewing
     renew_seconds: float = 15.0  # between two renewals
+    watch_seconds: float = 1.0  # between two looks for cancelled jobs and limits
+    stall_seconds: float = 600.0  # an engine that answers nothing for so long is ended
+    deaf_seconds: float = 60.0  # messages wait and none arrives: the worker ends
     drain_seconds: float = 30.0  # a planned stop waits this long for what runs
     flush_outcomes: int = 64  # written in one transaction
     flush_seconds: float = 0.05  # longest an outcome waits for company

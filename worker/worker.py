@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,6 +22,7 @@ from db.schema import require_current
 from db.session import Database
 from tasks import settings as places
 from tasks.catalog import Model
+from tasks.queues import queue_names
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
 from worker.client import EngineClient
@@ -28,17 +30,27 @@ from worker.committer import Committer
 from worker.delivery import Delivery
 from worker.dispatcher import Dispatcher
 from worker.engine.spec import EngineSpec
+from worker.hearing import Hearing
 from worker.leases import Leases
 from worker.recipes import Work
 from worker.settings import Settings
+from worker.watch import Watch
 
 log = logging.getLogger(__name__)
+
+HURRY_SECONDS = 0.2  # how late a drain notices that it should end
 
 
 class Worker:
     """Owns the engines and the threads that feed them; starts and stops once."""
 
-    def __init__(self, database: Database, models: Sequence[Model], settings: Settings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        models: Sequence[Model],
+        settings: Settings,
+        on_deaf: Callable[[], None],
+    ) -> None:
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -52,22 +64,34 @@ class Worker:
         self._settled = threading.Condition(self._lock)
         self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
         self._deliveries: set[Delivery] = set()
-        self._refusing = False
+        self._draining = False
+        self._hurried = False
         self._committer = Committer(database, settings, self._settle)
         self._claimer = Claimer(database, self.owner, settings, self._start_jobs)
-        self._leases = Leases(
-            database, self.owner, self.room, settings, self._running_fences, self._abandon
-        )
+        self._leases = Leases(database, self.owner, self.room, settings, self._attempts)
+        self._watch = Watch(database, self.owner, settings, self._attempts, self._engines)
         self._dispatcher = Dispatcher(database, self.owner, settings)
+        self._hearing = Hearing(
+            queue_names(self._clients), settings.deaf_seconds, self._is_idle, on_deaf
+        )
+        self._parts = (
+            self._committer,
+            self._claimer,
+            self._leases,
+            self._watch,
+            self._dispatcher,
+            self._hearing,
+        )
 
     @classmethod
-    def from_configuration(cls) -> "Worker":
-        """The worker that the environment and `tidemill.toml` describe."""
+    def from_configuration(cls, on_deaf: Callable[[], None]) -> "Worker":
+        """The worker that the environment and `tidemill.toml` describe.
+
+        on_deaf is called when messages wait and none is delivered.
+        """
         catalog = places.catalog()
-        named = tuple(filter(None, os.environ.get("TIDEMILL_MODELS", "").split(",")))
-        return cls(
-            places.database(), list(catalog.only(named).values()), Settings.of(catalog.worker)
-        )
+        models = list(catalog.only(places.served_models()).values())
+        return cls(places.database(), models, Settings.of(catalog.worker), on_deaf)
 
     @property
     def room(self) -> dict[str, int]:
@@ -79,38 +103,41 @@ class Worker:
     def start(self) -> None:
         """Load every model, then begin; raises before any job is taken if one cannot be."""
         require_current(self._database)
-        clients = [client for replicas in self._clients.values() for client in replicas]
-        with ThreadPoolExecutor(max_workers=len(clients)) as pool:
-            loading = [pool.submit(client.start) for client in clients]
+        with ThreadPoolExecutor(max_workers=len(self._engines)) as pool:
+            loading = [pool.submit(client.start) for client in self._engines]
         failed = [error for future in loading if (error := future.exception()) is not None]
         if failed:
-            for client in clients:
+            for client in self._engines:
                 client.stop()
             raise failed[0]
-        self._committer.start()
-        self._claimer.start()
-        self._leases.start()
-        self._dispatcher.start()
+        for part in self._parts:
+            part.start()
         log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
         self._claimer.stop()
+        until = time.monotonic() + seconds
         with self._settled:
-            self._refusing = True
-            self._settled.wait_for(lambda: not self._running, seconds)
-            unfinished = [attempt for attempt, _ in self._running.values()]
-        for attempt in unfinished:
+            self._draining = True
+            while self._running and not self._hurried and time.monotonic() < until:
+                self._settled.wait(HURRY_SECONDS)
+        for attempt in self._attempts():
             attempt.release()
         self._committer.stop()
 
+    def hurry(self) -> None:
+        """Let a drain wait no longer. May be called from a signal handler: it takes no lock."""
+        self._hurried = True
+
     def stop(self) -> None:
         """End every thread and process of this worker; drain first to lose no work."""
+        self._hearing.stop()
         self._dispatcher.stop()
+        self._watch.stop()
         self.drain(0)
-        for replicas in self._clients.values():
-            for client in replicas:
-                client.stop()
+        for client in self._engines:
+            client.stop()
         self._leases.stop()
 
     # --- jobs ----------------------------------------------------------------------------------
@@ -171,18 +198,21 @@ class Worker:
             client = min(replicas, key=lambda client: client.num_held)
             work = Work(job.fence.job_id, job.task, job.contract, client.card, self._request_ids)
             attempt = Attempt(
-                job.fence, work, job.num_failures, client, self.settings, self._end_attempt
+                job.fence,
+                work,
+                job.num_failures,
+                client,
+                self.settings,
+                job.time_limit_seconds,
+                self._committer.put,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job.delivery)
-                refusing = self._refusing
-            if refusing:
+                draining = self._draining
+            if draining:
                 attempt.release()
             else:
                 attempt.start()
-
-    def _end_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
-        self._committer.put(outcome)
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """After the commit: the messages of these jobs may be acked."""
@@ -196,15 +226,17 @@ class Worker:
                 _, delivery = running
                 delivery.settle([fence.job_id])
 
-    def _running_fences(self) -> Collection[Fence]:
+    def _attempts(self) -> list[Attempt]:
         with self._lock:
-            return list(self._running)
+            return [attempt for attempt, _ in self._running.values()]
 
-    def _abandon(self, lost: Collection[Fence]) -> None:
+    def _is_idle(self) -> bool:
         with self._lock:
-            attempts = [self._running[fence][0] for fence in lost if fence in self._running]
-        for attempt in attempts:
-            attempt.abandon()
+            return not self._deliveries and not self._draining
+
+    @property
+    def _engines(self) -> list[EngineClient]:
+        return [client for replicas in self._clients.values() for client in replicas]
 
 
 def engine_spec(model: Model) -> EngineSpec:

@@ -1,0 +1,81 @@
+"""Looks after what runs, every second: rights that were lost, time that ran out, engines that hang.
+
+A running job is cancelled, expired or taken over in the database, by anybody;
+that nobody needs to tell this worker is what makes those three safe. Here it
+finds out.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import queries
+from db.outcome import Fence
+from db.session import Database
+from worker.attempt import Attempt
+from worker.client import EngineClient
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """A thread of its own, so that a slow renewal delays no cancellation."""
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        settings: Settings,
+        running: Callable[[], Collection[Attempt]],
+        clients: Iterable[EngineClient],
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._settings = settings
+        self._running = running
+        self._clients = tuple(clients)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._settings.watch_seconds):
+            try:
+                self.look(time.monotonic())
+            except SQLAlchemyError as error:
+                log.warning("cannot look for lost rights", extra={"error": type(error).__name__})
+
+    def look(self, now: float) -> None:
+        running = [attempt for attempt in self._running() if not attempt.is_over]
+        for attempt in running:
+            attempt.fail_if_overdue(now)
+        for client in self._clients:
+            client.kill_if_stalled(now, self._settings.stall_seconds)
+        if not running:
+            return
+        with self._database.read() as session:
+            rights: dict[UUID, int] = dict(
+                session.execute(queries.running_attempts(self._owner)).tuples().all()
+            )
+        # Over by now: committed while we asked.
+        lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]
+        for attempt in lost:
+            attempt.abandon()
+        if lost:
+            log.info("attempts abandoned", extra={"num_jobs": len(lost)})
+
+
+def holds(rights: dict[UUID, int], fence: Fence) -> bool:
+    return rights.get(fence.job_id) == fence.attempt
