@@ -30,6 +30,9 @@ from db.states import JobState
 _JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
+OUTSTANDING = "finished_at IS NULL AND (published_at IS NOT NULL OR state = 'running')"
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -124,6 +127,14 @@ class Job(Base):
             "id",
             sqlite_where=text("state = 'queued' AND published_at IS NULL"),
             postgresql_where=text("state = 'queued' AND published_at IS NULL"),
+        ),
+        # And what it has sent out already.
+        Index(
+            "ix_jobs_outstanding",
+            "model",
+            "published_at",
+            sqlite_where=text(OUTSTANDING),
+            postgresql_where=text(OUTSTANDING),
         ),
         Index(
             "ix_jobs_deadline",

@@ -27,6 +27,8 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
+    literal_column,
     null,
     or_,
     select,
@@ -45,6 +47,11 @@ from db.outcome import Outcome
 from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
 
 PRIORITY_SECONDS = 60.0
+
+# Written out, because a partial index serves only a condition that is seen to
+# imply its own, and a parameter is not.
+QUEUED: ColumnElement[str] = literal_column("'queued'")
+RUNNING: ColumnElement[str] = literal_column("'running'")
 
 
 def insert_unless_there(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:
@@ -88,10 +95,10 @@ def _due() -> ColumnElement[bool]:
     return and_(
         or_(
             and_(
-                Job.state == JobState.QUEUED,
+                Job.state == QUEUED,
                 or_(Job.not_before.is_(None), Job.not_before <= now()),
             ),
-            and_(Job.state == JobState.RUNNING, Job.lease_until < now()),
+            and_(Job.state == RUNNING, Job.lease_until < now()),
         ),
         or_(Job.deadline.is_(None), Job.deadline > now()),
     )
@@ -105,18 +112,14 @@ def claim(
     Returns (id, task, model, attempt, failures, time_limit_seconds) of those it
     got. An id that does not come back is finished, cancelled or someone else's.
     """
-    # A CTE, so that PostgreSQL evaluates SKIP LOCKED once; SQLite has one
-    # writer and leaves the clause out.
-    due = (
-        select(Job.id)
-        .where(Job.id.in_(job_ids), _due())
-        .order_by(Job.id)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
+    # Locked in order of id, as everywhere, so that two claims cannot deadlock;
+    # waiting, not skipping: a row that the dispatcher is just marking would be
+    # skipped, its message acked, and nobody would come for it.
+    due = _locked(select(Job.id).where(Job.id.in_(job_ids), _due())).cte("due")
     return (
         update(Job)
-        .where(Job.id.in_(select(due.c.id)))
+        # The ids once more: PostgreSQL would rather read the table than trust a CTE's.
+        .where(Job.id.in_(select(due.c.id)), Job.id.in_(job_ids))
         .values(
             state=JobState.RUNNING,
             attempt=Job.attempt + 1,
@@ -128,6 +131,11 @@ def claim(
         .returning(Job.id, Job.task, Job.model, Job.attempt, Job.failures, Job.time_limit_seconds)
         .execution_options(synchronize_session=False)
     )
+
+
+def _locked(jobs: Select[UUID]) -> Select[UUID]:
+    """Lock these rows one after the other; SQLite has one writer and needs none of it."""
+    return jobs.order_by(Job.id).with_for_update()
 
 
 def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
@@ -149,13 +157,40 @@ def renew_leases(
 
 def running_attempts(owner: str) -> Select[UUID, int]:
     """The attempts that an owner still has a right to."""
-    return select(Job.id, Job.attempt).where(Job.state == JobState.RUNNING, Job.owner == owner)
+    return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)
+
+
+def succeed_attempts(owner: str, attempts: Sequence[tuple[UUID, int]]) -> ReturningUpdate[UUID]:
+    """End attempts well; returns the ids of those that were still the ones to write.
+
+    The common case of `finish_attempts`: nothing differs from row to row, so
+    the statement is compiled once.
+    """
+    return (
+        update(Job)
+        .where(
+            Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
+            tuple_(Job.id, Job.attempt).in_(list(attempts)),
+            Job.owner == owner,
+            Job.state == RUNNING,
+        )
+        .values(
+            state=JobState.SUCCEEDED,
+            owner=None,
+            lease_until=None,
+            error_code=None,
+            error_message=None,
+            finished_at=now(),
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def finish_attempts(
     outcomes: Sequence[Outcome],
 ) -> ReturningUpdate[UUID, datetime | None]:
-    """End attempts; returns (id, started_at) of those that were still the ones to write.
+    """End attempts, each in its own way; returns (id, started_at) of those still to write.
 
     Changes no row that a newer attempt owns, or that was cancelled meanwhile.
     """
@@ -193,10 +228,11 @@ def finish_attempts(
     return (
         update(Job)
         .where(
+            Job.id.in_([outcome.fence.job_id for outcome in outcomes]),  # as in `claim`
             Job.id == ended.c.id,
             Job.attempt == ended.c.attempt,
             Job.owner == ended.c.owner,
-            Job.state == JobState.RUNNING,
+            Job.state == RUNNING,
         )
         .values(
             state=ended.c.state,
@@ -267,7 +303,7 @@ def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | 
     """Put jobs whose worker died back in line, unblamed; returns (id, attempt, started_at)."""
     expired = (
         select(Job.id)
-        .where(Job.state == JobState.RUNNING, Job.lease_until < now())
+        .where(Job.state == RUNNING, Job.lease_until < now())
         .limit(limit)
         .with_for_update(skip_locked=True)
         .cte("expired")
@@ -299,11 +335,16 @@ def expire_overdue() -> ReturningUpdate[UUID]:
     )
 
 
+def _outstanding() -> ColumnElement[bool]:
+    """As the index `ix_jobs_outstanding` has it."""
+    return and_(Job.finished_at.is_(None), or_(Job.published_at.is_not(None), Job.state == RUNNING))
+
+
 def published_long_ago(before: ColumnElement[datetime]) -> Select[str, str]:
     """The (model, lane) pairs with jobs that wait though they were published before."""
     return (
         select(Job.model, Job.lane)
-        .where(Job.state == JobState.QUEUED, Job.published_at < before)
+        .where(_outstanding(), Job.published_at < before, Job.state == QUEUED)
         .distinct()
     )
 
@@ -312,7 +353,11 @@ def unpublish_queued(
     queue: tuple[str, Lane] | None, published_before: ColumnElement[datetime]
 ) -> Update:
     """Forget that waiting jobs were published: the broker no longer has their messages."""
-    condition = [Job.state == JobState.QUEUED, Job.published_at <= published_before]
+    condition = [
+        _outstanding(),
+        Job.published_at <= published_before,
+        Job.state == QUEUED,
+    ]
     if queue is not None:
         model, lane = queue
         condition += [Job.model == model, Job.lane == lane]
@@ -326,16 +371,7 @@ def unpublish_queued(
 
 def outstanding_by_model() -> Select[str, int]:
     """How many unfinished jobs of each model the broker or a worker holds."""
-    return (
-        select(Job.model, func.count())
-        .where(
-            or_(
-                and_(Job.state == JobState.QUEUED, Job.published_at.is_not(None)),
-                Job.state == JobState.RUNNING,
-            )
-        )
-        .group_by(Job.model)
-    )
+    return select(Job.model, func.count()).where(_outstanding()).group_by(Job.model)
 
 
 def next_to_publish(
@@ -345,7 +381,7 @@ def next_to_publish(
     return (
         select(Job.id, Job.num_characters)
         .where(
-            Job.state == JobState.QUEUED,
+            Job.state == QUEUED,
             Job.model == model,
             Job.lane == lane,
             Job.published_at.is_(None),
@@ -358,9 +394,10 @@ def next_to_publish(
 
 
 def mark_published(job_ids: Sequence[UUID]) -> Update:
+    waiting = _locked(select(Job.id).where(Job.id.in_(job_ids), Job.state == QUEUED)).cte("waiting")
     return (
         update(Job)
-        .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)
+        .where(Job.id.in_(select(waiting.c.id)), Job.id.in_(job_ids))
         .values(published_at=now())
         .execution_options(synchronize_session=False)
     )
@@ -463,4 +500,5 @@ def has_unfinished(batch_id: UUID) -> Select[bool]:
 
 def after(created_at: datetime, job_id: UUID) -> ColumnElement[bool]:
     """Rows that follow this one, oldest first."""
-    return tuple_(Job.created_at, Job.id) > tuple_(created_at, job_id)
+    row = literal(created_at, Job.created_at.type), literal(job_id, Job.id.type)
+    return tuple_(Job.created_at, Job.id) > tuple_(*row)

@@ -89,6 +89,8 @@ def _sqlite(url: URL) -> Engine:
             "busy_timeout = 30000",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        # SQLite's own knows the case of 26 letters.
+        connection.create_function("lower", 1, _lower, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -96,6 +98,10 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
 
 
 def _postgresql(url: URL) -> Engine:

@@ -15,6 +15,7 @@ depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 RUNNING = sa.text("state = 'running'")
+OUTSTANDING = sa.text("finished_at IS NULL AND (published_at IS NOT NULL OR state = 'running')")
 DATED = sa.text("deadline IS NOT NULL AND finished_at IS NULL")
 UNPUBLISHED = sa.text("state = 'queued' AND published_at IS NULL")
 
@@ -77,6 +78,13 @@ def upgrade() -> None:
         ["model", "lane", "turn_at", "id"],
         sqlite_where=UNPUBLISHED,
         postgresql_where=UNPUBLISHED,
+    )
+    op.create_index(
+        "ix_jobs_outstanding",
+        "jobs",
+        ["model", "published_at"],
+        sqlite_where=OUTSTANDING,
+        postgresql_where=OUTSTANDING,
     )
     op.create_index(
         "ix_jobs_deadline",
