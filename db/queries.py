@@ -160,8 +160,10 @@ def running_attempts(owner: str) -> Select[UUID, int]:
     return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)
 
 
-def succeed_attempts(owner: str, attempts: Sequence[tuple[UUID, int]]) -> ReturningUpdate[UUID]:
-    """End attempts well; returns the ids of those that were still the ones to write.
+def succeed_attempts(
+    owner: str, attempts: Sequence[tuple[UUID, int]]
+) -> ReturningUpdate[UUID, int]:
+    """End attempts well; returns (id, attempt) of those that were still the ones to write.
 
     The common case of `finish_attempts`: nothing differs from row to row, so
     the statement is compiled once.
@@ -182,15 +184,15 @@ def succeed_attempts(owner: str, attempts: Sequence[tuple[UUID, int]]) -> Return
             error_message=None,
             finished_at=now(),
         )
-        .returning(Job.id)
+        .returning(Job.id, Job.attempt)
         .execution_options(synchronize_session=False)
     )
 
 
 def finish_attempts(
     outcomes: Sequence[Outcome],
-) -> ReturningUpdate[UUID, datetime | None]:
-    """End attempts, each in its own way; returns (id, started_at) of those still to write.
+) -> ReturningUpdate[UUID, int, datetime | None]:
+    """End attempts, each in its own way; returns (id, attempt, started_at) of those still to write.
 
     Changes no row that a newer attempt owns, or that was cancelled meanwhile.
     """
@@ -245,7 +247,7 @@ def finish_attempts(
             not_before=case((again, seconds_from_now(ended.c.delay_seconds)), else_=null()),
             finished_at=case((again, null()), else_=now()),
         )
-        .returning(Job.id, Job.started_at)
+        .returning(Job.id, Job.attempt, Job.started_at)
         .execution_options(synchronize_session=False)
     )
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, select
 from sqlalchemy.orm import aliased
 
 from db import queries
@@ -140,6 +140,7 @@ def find_results(
     database: by default the one that `TIDEMILL_DATABASE_URL` or a `tidemill up`
               in this folder names
     """
+    database = database or database_from_environment()
     statement = _found_jobs()
     if task is not None:
         statement = statement.where(Job.task == task)
@@ -154,14 +155,23 @@ def find_results(
     if custom_id is not None:
         statement = statement.where(Job.custom_id == custom_id)
     for key, value in (metadata or {}).items():
-        statement = statement.where(Payload.metadata_[key].as_string() == value)
+        statement = statement.where(_has_pair(database, key, value))
     if since is not None:
         statement = statement.where(Job.created_at >= since)
     if until is not None:
         statement = statement.where(Job.created_at < until)
     if text is not None:
         statement = statement.where(Result.output.icontains(text, autoescape=True))
-    return _pages(database or database_from_environment(), statement, after, limit)
+    return _pages(database, statement, after, limit)
+
+
+def _has_pair(database: Database, key: str, value: str) -> ColumnElement[bool]:
+    if database.dialect == "postgresql":
+        found: ColumnElement[bool] = Payload.metadata_[key].as_string() == value
+        return found
+    # SQLite compares the labels of a JSON path as they are written, escapes and all.
+    pair = func.json_each(Payload.metadata_).table_valued("key", "value")
+    return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
@@ -107,7 +107,7 @@ def _lower(text: str | None) -> str | None:
 def _postgresql(url: URL) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return create_engine(
+    engine = create_engine(
         url,
         pool_pre_ping=True,
         hide_parameters=True,  # an error's text must not hold users' text
@@ -119,6 +119,15 @@ def _postgresql(url: URL) -> Engine:
             "-c idle_in_transaction_session_timeout=60s",
         },
     )
+
+    @event.listens_for(engine, "handle_error")
+    def keep_the_first_line(context: ExceptionContext) -> None:
+        # What follows it may be "DETAIL: Failing row contains (...)".
+        for error in (context.original_exception, context.sqlalchemy_exception):
+            if error is not None:
+                error.args = tuple(str(arg).partition("\n")[0] for arg in error.args)
+
+    return engine
 
 
 def database_from_environment() -> Database:

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 
-from db.schema import migrate
+from db.models import Base
+from db.schema import config
 from db.session import Database
+from tests.producers import producing
 from tests.servers import PostgresServer, ValkeyServer
+from tests.workers import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +47,30 @@ def empty_database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def database(empty_database: Database) -> Database:
-    """A database with our tables."""
-    migrate(empty_database)
+    """A database with our tables.
+
+    Made at one stroke: tests/unit/db/test_schema.py says that migrations lead there.
+    """
+    Base.metadata.create_all(empty_database.engine)
+    with empty_database.engine.begin() as connection:
+        command.stamp(config(connection), "head")
     return empty_database
+
+
+@pytest.fixture
+def cluster(
+    database: Database, valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Real workers on an empty database and a Redis of this test's own; none runs yet."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), database, valkey.new_database())
+    cluster.configure()
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture
+def producer(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, with the test's own process as one of its producers."""
+    config = cluster.folder / "tidemill.toml"
+    with producing(cluster.database_url, cluster.redis_url, config):
+        yield cluster

@@ -91,7 +91,6 @@ class Child:
 
     def __init__(self, spec: EngineSpec) -> None:
         here, there = socket.socketpair()
-        here.settimeout(None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "worker.engine", str(there.fileno())],
             pass_fds=[there.fileno()],
@@ -143,6 +142,14 @@ class Child:
             outputs += self.receive_outputs()
         return outputs
 
+    def close(self) -> None:
+        """Whatever it is doing."""
+        self.process.kill()
+        self.wait()
+        self.pipe.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
     def answers(self, requests: Iterable[Request]) -> dict[int, Output]:
         sent = tuple(requests)
         self.send(*sent)
@@ -156,8 +163,4 @@ def child(spec: EngineSpec) -> Iterator[Child]:
     try:
         yield it
     finally:
-        it.process.kill()
-        it.process.wait(PATIENCE_SECONDS)
-        it.pipe.close()
-        if it.process.stderr is not None:
-            it.process.stderr.close()
+        it.close()

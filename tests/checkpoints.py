@@ -1,0 +1,396 @@
+"""Tiny checkpoints of each family in Hugging Face format, with random weights.
+
+The tokenizers are of the kind that the family has, trained here on a small text. The
+weights are drawn large and the output embeddings apart from the input embeddings, so
+that greedy answers vary from token to token and from prompt to prompt; a model that
+says one token for ever would agree with anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+import transformers as hf
+from tokenizers import ByteLevelBPETokenizer
+
+WIDTH = 32
+# Where the usual seed gives a model that repeats itself or does not hear its encoder.
+SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0}
+POSITIONS = 256
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+WORDS = {
+    "en": "the mill harbour keeper river report storm turned closed counted at night and morning "
+    "water grain boat rain wheel slowly three seven translate summarize English French German to",
+    "fr": "le moulin port gardien rivière rapport orage tournait fermé compté la nuit et matin "
+    "eau grain bateau pluie roue lentement trois sept",
+    "de": "die Mühle Hafen Wärter Fluss Bericht Sturm drehte geschlossen zählte in Nacht und "
+    "Morgen Wasser Korn Boot Regen Rad langsam drei sieben",
+    "zh": "今天 天气 很好 磨坊 港口 河流 报告 暴风雨 夜里 早上 水 谷物 船 雨 轮子 慢慢地",
+}
+
+
+@functools.cache
+def corpus() -> tuple[str, ...]:
+    """Some hundred sentences without meaning in four languages."""
+    draw = random.Random(7)
+    lines = []
+    for language, words in WORDS.items():
+        space = "" if language == "zh" else " "
+        for _ in range(150):
+            line = space.join(draw.choice(words.split()) for _ in range(draw.randint(4, 14)))
+            lines.append(line + draw.choice(".!?,;"))
+    return tuple(lines)
+
+
+def sentences(num: int, language: str = "en", seed: int = 0) -> list[str]:
+    """Prompts of very different lengths, some of them alike."""
+    draw = random.Random(f"{seed} {language}")
+    words = WORDS[language].split()
+    lengths = itertools.islice(itertools.cycle([3, 21, 9, 8, 33, 20]), num)
+    return [" ".join(draw.choice(words) for _ in range(length)) for length in lengths]
+
+
+def build(kind: str, folder: Path) -> Path:
+    """Write the checkpoint of one of KINDS into the folder; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEEDS.get(kind, 1))
+        KINDS[kind](folder)
+    return folder
+
+
+def widen(model: Any, eos_token_ids: list[int]) -> None:
+    """Weights at which attention and positions matter; an end that comes now and then.
+
+    With tied embeddings, or with layers so strong that they drown the token before, a
+    random model repeats itself.
+    """
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() >= 2:
+                is_cross = "encoder_attn.out_proj" in name or "EncDecAttention.o." in name
+                gain = 1.0 if is_cross else 0.8
+                weight.normal_(0, gain / math.sqrt(weight.shape[-1]))
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Embedding):
+                # A T5 knows positions by this bias alone.
+                module.weight.normal_(0, 2.0 if "relative" in name else 1.0)
+        head.weight.normal_(0, 1.0)
+        head.weight[eos_token_ids] *= 1.6
+
+
+# Tokenizers
+
+
+def pieces(vocab_size: int, **options: Any) -> sentencepiece.SentencePieceProcessor:
+    """A sentencepiece model of the corpus; unigram unless it is told otherwise."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_writer=model,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+        **options,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def scores(spm: sentencepiece.SentencePieceProcessor) -> list[tuple[str, float]]:
+    return [(spm.id_to_piece(each), spm.get_score(each)) for each in range(spm.get_piece_size())]
+
+
+def write_spm(spm: sentencepiece.SentencePieceProcessor, path: Path) -> str:
+    path.write_bytes(spm.serialized_model_proto())
+    return str(path)
+
+
+def byte_level(special_tokens: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and merges of a byte-level BPE."""
+    trainer = ByteLevelBPETokenizer()
+    trainer.train_from_iterator(
+        corpus(), vocab_size=380, special_tokens=special_tokens, show_progress=False
+    )
+    state = json.loads(trainer.to_str())["model"]
+    return state["vocab"], [tuple(each) for each in state["merges"]]
+
+
+def t5_tokenizer() -> Any:
+    spm = pieces(260, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    return hf.T5Tokenizer(
+        vocab=[*scores(spm), *((f"<extra_id_{each}>", 0.0) for each in range(9, -1, -1))],
+        extra_ids=10,
+        model_max_length=128,
+    )
+
+
+# Encoder-decoders
+
+
+def t5(folder: Path) -> None:
+    save_t5(folder, hf.T5Config, hf.T5ForConditionalGeneration)
+
+
+def mt5(folder: Path) -> None:
+    save_t5(folder, hf.MT5Config, hf.MT5ForConditionalGeneration)
+
+
+def save_t5(folder: Path, config_type: Any, model_type: Any) -> None:
+    tokenizer = t5_tokenizer()
+    config = config_type(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    save(folder, tokenizer, model_type(config))
+
+
+def bart_like(tokenizer: Any, **own: Any) -> dict[str, Any]:
+    """What the configurations of BART's relatives have in common."""
+    return {
+        "vocab_size": len(tokenizer),
+        "d_model": WIDTH,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 2 * WIDTH,
+        "decoder_ffn_dim": 2 * WIDTH,
+        "max_position_embeddings": POSITIONS,
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "forced_eos_token_id": None,
+        **own,
+    }
+
+
+def bart(folder: Path) -> None:
+    """As a published summarizer is: with beams and lengths of its own."""
+    vocab, merges = byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer = hf.BartTokenizer(vocab=vocab, merges=merges)
+    config = hf.BartConfig(**bart_like(tokenizer, decoder_start_token_id=2))
+    model = hf.BartForConditionalGeneration(config)
+    own = model.generation_config
+    own.num_beams, own.max_length, own.min_length = 4, 24, 8
+    own.length_penalty, own.no_repeat_ngram_size, own.early_stopping = 2.0, 3, True
+    own.forced_bos_token_id, own.forced_eos_token_id = 0, 2
+    save(folder, tokenizer, model)
+
+
+def pegasus(folder: Path) -> None:
+    spm = pieces(260, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    before = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{each}>" for each in range(2, 103))]
+    vocab = [*((each, 0.0) for each in before), ("<unk>", 0.0), *scores(spm)[3:]]
+    tokenizer = hf.PegasusTokenizer(vocab=vocab)
+    config = hf.PegasusConfig(**bart_like(tokenizer, decoder_start_token_id=0))
+    save(folder, tokenizer, hf.PegasusForConditionalGeneration(config))
+
+
+def marian(folder: Path) -> None:
+    save_marian(folder, [], source_lang="en", target_lang="fr")
+
+
+def marian_multi(folder: Path) -> None:
+    """To several languages, named by a token before the text."""
+    save_marian(folder, [">>fra<<", ">>deu<<"], source_lang="eng", target_lang="mul")
+
+
+def save_marian(folder: Path, codes: list[str], **languages: str) -> None:
+    source, target = pieces(260), pieces(240, character_coverage=1.0)
+    names = {each for spm in (source, target) for each, _ in scores(spm)[3:]}
+    vocab = ["</s>", "<unk>", *sorted(names), *codes, "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({each: at for at, each in enumerate(vocab)}))
+    tokenizer = hf.MarianTokenizer(
+        source_spm=write_spm(source, folder / "source.spm"),
+        target_spm=write_spm(target, folder / "target.spm"),
+        vocab=str(folder / "vocab.json"),
+        **languages,
+    )
+    start = tokenizer.pad_token_id
+    config = hf.MarianConfig(
+        **bart_like(tokenizer, decoder_start_token_id=start, decoder_vocab_size=len(tokenizer))
+    )
+    model = hf.MarianMTModel(config)
+    # Published ones may not say the pad token, from which their decoder starts.
+    model.generation_config.bad_words_ids = [[start]]
+    save(folder, tokenizer, model)
+
+
+def m2m100(folder: Path) -> None:
+    spm = pieces(260)
+    vocab = ["<s>", "<pad>", "</s>", "<unk>", *(each for each, _ in scores(spm)[3:])]
+    (folder / "vocab.json").write_text(json.dumps({each: at for at, each in enumerate(vocab)}))
+    tokenizer = hf.M2M100Tokenizer(
+        vocab_file=str(folder / "vocab.json"),
+        spm_file=write_spm(spm, folder / "sentencepiece.bpe.model"),
+    )
+    size = len(vocab) + len(tokenizer.lang_code_to_id) + tokenizer.num_madeup_words
+    save_m2m100(folder, tokenizer, size)
+
+
+def nllb(folder: Path) -> None:
+    """NLLB is an M2M100 model with another tokenizer."""
+    spm = pieces(260, model_type="bpe")
+    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    for piece, _ in scores(spm)[3:]:
+        vocab[piece] = len(vocab)
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in vocab
+        for at in range(1, len(piece))
+        if piece[:at] in vocab and piece[at:] in vocab and not piece.startswith("<")
+    ]
+    tokenizer = hf.NllbTokenizer(vocab=vocab, merges=merges)
+    save_m2m100(folder, tokenizer, len(tokenizer))
+
+
+def save_m2m100(folder: Path, tokenizer: Any, vocab_size: int) -> None:
+    own = bart_like(tokenizer, decoder_start_token_id=2) | {"vocab_size": vocab_size}
+    save(folder, tokenizer, hf.M2M100ForConditionalGeneration(hf.M2M100Config(**own)))
+
+
+def mbart(folder: Path) -> None:
+    tokenizer = hf.MBart50Tokenizer(vocab=[list(each) for each in scores(pieces(260))])
+    config = hf.MBartConfig(**bart_like(tokenizer, decoder_start_token_id=2))
+    save(folder, tokenizer, hf.MBartForConditionalGeneration(config))
+
+
+# Decoder-only
+
+
+def gpt2(folder: Path) -> None:
+    """Without a pad token, as published."""
+    vocab, merges = byte_level(["<|endoftext|>"])
+    tokenizer = hf.GPT2Tokenizer(vocab=vocab, merges=merges)
+    config = hf.GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=POSITIONS,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    save(folder, tokenizer, hf.GPT2LMHeadModel(config))
+
+
+def llama_like(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+    }
+
+
+def llama(folder: Path) -> None:
+    spm = pieces(420, model_type="bpe", byte_fallback=True)
+    write_spm(spm, folder / "tokenizer.model")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    tokenizer = hf.LlamaTokenizer.from_pretrained(folder)
+    config = hf.LlamaConfig(**llama_like(tokenizer), num_key_value_heads=2)
+    save(folder, tokenizer, hf.LlamaForCausalLM(config))
+
+
+def qwen2(folder: Path) -> None:
+    """A chat model that samples unless it is told otherwise."""
+    vocab, merges = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = hf.Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=CHATML,
+    )
+    model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**llama_like(tokenizer), num_key_value_heads=2))
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_k, own.top_p = True, 0.7, 20, 0.8
+    own.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    own.pad_token_id = tokenizer.pad_token_id
+    save(folder, tokenizer, model)
+
+
+def opt(folder: Path) -> None:
+    """Learned positions that begin at two and are counted from the mask."""
+    vocab, merges = byte_level(["<s>", "<pad>", "</s>", "<unk>"])
+    tokenizer = hf.GPT2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        unk_token="</s>",
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        add_bos_token=True,
+    )
+    config = hf.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        ffn_dim=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        word_embed_proj_dim=WIDTH,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    save(folder, tokenizer, hf.OPTForCausalLM(config))
+
+
+def gpt_neox(folder: Path) -> None:
+    vocab, merges = byte_level(["<|endoftext|>", "<|padding|>"])
+    tokenizer = hf.GPTNeoXTokenizer(vocab=vocab, merges=merges)
+    config = hf.GPTNeoXConfig(**llama_like(tokenizer))
+    save(folder, tokenizer, hf.GPTNeoXForCausalLM(config))
+
+
+def save(folder: Path, tokenizer: Any, model: Any) -> None:
+    tokenizer.save_pretrained(folder)
+    eos = model.generation_config.eos_token_id
+    widen(model, eos if isinstance(eos, list) else [eos])
+    model.save_pretrained(folder)
+
+
+ENCODER_DECODERS: dict[str, Callable[[Path], None]] = {
+    each.__name__: each
+    for each in (t5, mt5, bart, pegasus, marian, marian_multi, m2m100, nllb, mbart)
+}
+DECODER_ONLY: dict[str, Callable[[Path], None]] = {
+    each.__name__: each for each in (gpt2, llama, qwen2, opt, gpt_neox)
+}
+KINDS = ENCODER_DECODERS | DECODER_ONLY

@@ -1,0 +1,138 @@
+"""Jobs for tests: rows made without a producer, and what the database says of them."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from uuid_utils.compat import uuid7
+
+from db import queries
+from db.clock import seconds_from_now
+from db.lane import Lane
+from db.models import Job, Payload, Result
+from db.outcome import Answer, Fence
+from db.session import Database
+from db.states import JobState
+
+ROW: dict[str, Any] = {
+    "task": "summarize",
+    "model": "reports",
+    "state": JobState.QUEUED,
+    "lane": Lane.BULK,
+    "priority": 0,
+    "tenant": "default",
+    "batch_id": None,
+    "custom_id": None,
+    "idempotency_key": None,
+    "language": None,
+    "num_characters": 8,
+    "deadline": None,
+    "time_limit_seconds": None,
+    "error_code": None,
+    "error_message": None,
+}
+
+
+def job_row(**fields: Any) -> dict[str, Any]:
+    return {**ROW, "id": uuid7(), **fields}
+
+
+def insert_jobs(
+    database: Database,
+    rows: Iterable[dict[str, Any]],
+    metadata: dict[str, str] | None = None,
+    text: str = "three words long",
+) -> list[UUID]:
+    """Insert these rows with a payload each; returns their ids in order."""
+    rows = list(rows)
+    payloads = [
+        {"job_id": row["id"], "contract": {"text": text}, "metadata": metadata or {}}
+        for row in rows
+    ]
+    with database.write() as session:
+        inserted = queries.insert_jobs(session, rows)
+        session.execute(queries.insert_payloads(), payloads)
+    assert inserted == {row["id"] for row in rows}
+    return [row["id"] for row in rows]
+
+
+def insert_job(
+    database: Database, *, metadata: dict[str, str] | None = None, **fields: Any
+) -> UUID:
+    """Insert one job; columns may be given by the database's clock."""
+    by_clock = {
+        name: value for name, value in fields.items() if isinstance(value, seconds_from_now)
+    }
+    written = {name: value for name, value in fields.items() if name not in by_clock}
+    (job_id,) = insert_jobs(database, [job_row(**written)], metadata)
+    if by_clock:
+        set_columns(database, [job_id], **by_clock)
+    return job_id
+
+
+def claim(
+    database: Database, job_ids: Iterable[UUID], owner: str = "one", lease_seconds: float = 60
+) -> list[Fence]:
+    """What an owner gets of these jobs."""
+    with database.write() as session:
+        rows = session.execute(queries.claim(sorted(job_ids), owner, lease_seconds)).all()
+    return [Fence(row.id, row.attempt, owner) for row in rows]
+
+
+def claimed_job(database: Database, owner: str = "one", **fields: Any) -> Fence:
+    """A job that runs."""
+    (fence,) = claim(database, [insert_job(database, **fields)], owner)
+    return fence
+
+
+def end_lease(database: Database, job_ids: Iterable[UUID]) -> None:
+    """Let the database's clock be past these leases."""
+    set_columns(database, job_ids, lease_until=seconds_from_now(-1))
+
+
+def set_columns(database: Database, job_ids: Iterable[UUID], **columns: Any) -> None:
+    with database.write() as session:
+        session.execute(
+            update(Job)
+            .where(Job.id.in_(list(job_ids)))
+            .values(**columns)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def job(database: Database, job_id: UUID) -> Job:
+    """The row as it stands now."""
+    with database.read() as session:
+        return session.scalars(select(Job).where(Job.id == job_id)).one()
+
+
+def states(database: Database) -> dict[str, int]:
+    """How many jobs are in each state."""
+    with database.read() as session:
+        return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+
+
+def results_per_job(database: Database) -> dict[UUID, int]:
+    """How many results each job has."""
+    with database.read() as session:
+        return dict(
+            session.execute(
+                select(Job.id, func.count(Result.job_id)).outerjoin(Result).group_by(Job.id)
+            ).all()
+        )
+
+
+def payload(database: Database, job_id: UUID) -> Payload:
+    with database.read() as session:
+        return session.scalars(select(Payload).where(Payload.job_id == job_id)).one()
+
+
+def answer(output: str = "an answer") -> Answer:
+    return Answer(
+        output=output,
+        finish_reason="stop",
+        prompt_tokens=3,
+        completion_tokens=2,
+        provenance={"model_type": "fake"},
+    )

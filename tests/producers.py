@@ -1,0 +1,53 @@
+"""Makes the test's own process a producer of some database, broker and models."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import settings
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+FAKE: dict[str, Any] = {
+    "checkpoint": "fake",
+    "engine": "fake",
+    "tasks": ["summarize", "translate", "generate", "chat"],
+}
+
+
+def write_config(path: Path, models: Tables, worker: Mapping[str, Any] | None = None) -> Path:
+    """A `tidemill.toml` with these models and this [worker] table."""
+    lines = []
+    for name, table in (*((f"models.{each}", models[each]) for each in models), ("worker", worker)):
+        lines.append(f"[{name}]")
+        # A string, number, truth value or list is written alike in JSON and TOML.
+        lines += [f"{key} = {json.dumps(value)}" for key, value in (table or {}).items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@contextmanager
+def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None]:
+    """Within it, `submit` and its like keep jobs there and publish them there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEMILL_DATABASE_URL", database_url)
+        patch.setenv("TIDEMILL_CONFIG", str(config))
+        patch.setenv("TIDEMILL_REDIS_URL", broker_url)
+        # Celery reads its settings once in a process; this one it looks up every time.
+        patch.setenv("CELERY_BROKER_URL", broker_url)
+        _forget()
+        try:
+            yield
+        finally:
+            if settings.database.cache_info().currsize:
+                settings.database().close()
+            _forget()
+
+
+def _forget() -> None:
+    settings.database.cache_clear()
+    settings.catalog.cache_clear()

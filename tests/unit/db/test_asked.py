@@ -1,0 +1,66 @@
+"""What people ask for: cancelling and retrying."""
+
+import pytest
+
+from db import queries
+from db.models import Job
+from db.outcome import Fence, Outcome
+from db.session import Database
+from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
+from tests.jobs import claim, claimed_job, insert_job, job
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_cancelling_ends_what_is_unfinished(database: Database, state: JobState) -> None:
+    job_id = claimed_job(database).job_id if state is JobState.RUNNING else insert_job(database)
+    with database.write() as session:
+        assert list(session.scalars(queries.cancel_jobs(Job.id == job_id))) == [job_id]
+    row = job(database, job_id)
+    assert (row.state, row.owner, row.lease_until) == (JobState.CANCELLED, None, None)
+    assert row.finished_at is not None
+    assert claim(database, [job_id]) == []
+
+
+@pytest.mark.parametrize("state", FINISHED)
+def test_cancelling_leaves_what_is_finished(database: Database, state: JobState) -> None:
+    job_id = insert_job(database, state=state)
+    with database.write() as session:
+        assert list(session.scalars(queries.cancel_jobs(Job.id == job_id))) == []
+    assert job(database, job_id).state == state
+
+
+def test_cancelling_touches_only_the_chosen(database: Database) -> None:
+    chosen, other = insert_job(database, tenant="one"), insert_job(database, tenant="two")
+    with database.write() as session:
+        assert list(session.scalars(queries.cancel_jobs(Job.tenant == "one"))) == [chosen]
+    assert job(database, other).state == JobState.QUEUED
+
+
+def test_a_retried_job_has_a_clean_slate_and_keeps_its_attempt(database: Database) -> None:
+    fence = claimed_job(database)
+    with database.write() as session:
+        session.execute(queries.mark_published([fence.job_id]))
+        session.execute(
+            queries.finish_attempts([Outcome.failed(fence, "empty_prompt", "nothing to do")])
+        )
+    with database.write() as session:
+        retried = queries.retry_jobs(Job.id == fence.job_id, [JobState.FAILED])
+        assert list(session.scalars(retried)) == [fence.job_id]
+    row = job(database, fence.job_id)
+    assert (row.state, row.attempt, row.failures) == (JobState.QUEUED, 1, 0)
+    assert (row.error_code, row.error_message, row.finished_at) == (None, None, None)
+    assert (row.published_at, row.not_before) == (None, None)
+    assert claim(database, [fence.job_id]) == [Fence(fence.job_id, 2, "one")]
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_only_jobs_of_the_named_states_are_retried(database: Database, state: JobState) -> None:
+    job_id = insert_job(database, state=state)
+    with database.write() as session:
+        retried = list(session.scalars(queries.retry_jobs(Job.id == job_id, RETRIABLE)))
+    assert retried == ([job_id] if state in RETRIABLE else [])
+
+
+def test_what_has_succeeded_cannot_even_be_asked_to_run_again() -> None:
+    with pytest.raises(AssertionError):
+        queries.retry_jobs(Job.tenant == "default", [JobState.SUCCEEDED])

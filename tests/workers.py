@@ -1,0 +1,219 @@
+"""Real workers, as an operator starts them, with a database and a Redis of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+
+from db.models import Job
+from db.session import Database
+from db.states import UNFINISHED, JobState
+from tests import jobs
+from tests.producers import FAKE, Tables, write_config
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+PATIENCE_SECONDS = 90
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def until(happened: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
+    """What `happened` returns once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (it := happened()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+    return it
+
+
+@dataclass
+class WorkerProcess:
+    """One `celery worker`, its engine processes and its log."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def wait_until_ready(self) -> None:
+        """Ready is when it consumes; the models are loaded before."""
+        until(lambda: " ready." in self.log or self.process.poll() is not None, "a ready worker")
+        assert self.process.poll() is None, self.log
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def stop(self) -> None:
+        """A planned stop: it ends well, and leaves nothing behind."""
+        children = self.children
+        self.process.send_signal(signal.SIGTERM)
+        assert self.wait() == 0, self.log
+        assert_gone(children)
+
+    def kill(self) -> None:
+        """Death without notice; its engine processes find out by themselves."""
+        children = self.children
+        assert children
+        self.process.kill()
+        self.wait()
+        assert_gone(children)
+
+
+def assert_gone(processes: Iterable[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(list(processes), timeout=PATIENCE_SECONDS)
+    assert alive == []
+
+
+@dataclass
+class Cluster:
+    """A database, a Redis, a configuration, and the workers that share them."""
+
+    folder: Path
+    database: Database
+    redis_url: str
+    started: list[WorkerProcess] = field(default_factory=list)
+
+    def configure(
+        self, name: str = "tidemill.toml", worker: Mapping[str, Any] | None = None, **model: Any
+    ) -> Path:
+        """A configuration with one fake model that does every task."""
+        return self.configure_models({"fake": {**FAKE, **model}}, worker, name)
+
+    def configure_models(
+        self, models: Tables, worker: Mapping[str, Any] | None = None, name: str = "tidemill.toml"
+    ) -> Path:
+        return write_config(self.folder / name, models, worker)
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url.render_as_string(hide_password=False)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("TIDEMILL_", "CELERY_"))
+        }
+        return {
+            **inherited,
+            "TIDEMILL_DATABASE_URL": self.database_url,
+            "TIDEMILL_REDIS_URL": self.redis_url,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start_worker(self, *arguments: str, **environment: str) -> WorkerProcess:
+        """Start a worker in the folder of the configuration; does not wait for it."""
+        number = len(self.started)
+        log_path = self.folder / f"worker-{number}.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [
+                    *(str(BIN / "celery"), "-A", "tasks", "worker", "--loglevel", "INFO"),
+                    # These two only make a start slower when workers need not know each other.
+                    *("--without-gossip", "--without-mingle"),
+                    *("--hostname", f"worker{number}@%h", *arguments),
+                ],
+                cwd=self.folder,
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        worker = WorkerProcess(process, log_path)
+        self.started.append(worker)
+        return worker
+
+    @contextmanager
+    def worker(self, *arguments: str, **environment: str) -> Iterator[WorkerProcess]:
+        """A worker that is ready; stopped well at the end unless the test has ended it."""
+        worker = self.start_worker(*arguments, **environment)
+        worker.wait_until_ready()
+        yield worker
+        if worker.process.poll() is None:
+            worker.stop()
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """A command in the folder of the configuration, to its end."""
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+
+    def celery(self, *arguments: str) -> str:
+        """What a `celery -A tasks ...` prints."""
+        done = self.run(str(BIN / "celery"), "-A", "tasks", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def python(self, code: str) -> str:
+        """What a Python process with our code and these settings prints."""
+        done = self.run(sys.executable, "-c", code)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    # --- the truth ---------------------------------------------------------------------------
+
+    def states(self) -> dict[str, int]:
+        return jobs.states(self.database)
+
+    def results_per_job(self) -> dict[UUID, int]:
+        return jobs.results_per_job(self.database)
+
+    def job(self, job_id: UUID) -> Job:
+        return jobs.job(self.database, job_id)
+
+    def wait_for(self, state: JobState, num_jobs: int = 1) -> None:
+        """Until so many jobs are in a state."""
+        self._until(lambda: self.states().get(state, 0) >= num_jobs, f"{num_jobs} jobs {state}")
+
+    def wait_until_finished(self, num_jobs: int) -> None:
+        self._until(
+            lambda: (
+                sum(self.states().values()) == num_jobs and not UNFINISHED & self.states().keys()
+            ),
+            f"{num_jobs} finished jobs",
+        )
+
+    def _until(self, happened: Callable[[], Any], what: str) -> None:
+        try:
+            until(happened, what)
+        except AssertionError as error:
+            logs = "\n".join(worker.log[-4000:] for worker in self.started)
+            raise AssertionError(f"{error}; {self.states()}\n{logs}") from None
+
+    def end(self) -> None:
+        """Leave nothing of this cluster running, whatever the test did."""
+        for worker in self.started:
+            if worker.process.poll() is None:
+                children = worker.children
+                worker.process.kill()
+                worker.wait()
+                psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
