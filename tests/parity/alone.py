@@ -1,0 +1,60 @@
+"""Alone: a checkpoint run one request at a time, as its users would.
+
+Made with `transformers` only: a model and a tokenizer loaded afresh, and prompts written
+as model cards say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tests import checkpoints
+
+
+class Alone:
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.is_encoder_decoder = kind in checkpoints.ENCODER_DECODERS
+        auto = (
+            transformers.AutoModelForSeq2SeqLM
+            if self.is_encoder_decoder
+            else transformers.AutoModelForCausalLM
+        )
+        self.model = auto.from_pretrained(folder).eval()
+
+    def generate(
+        self, prompt: str | list[int], seed: int | None = None, **settings: Any
+    ) -> list[list[int]]:
+        """The new tokens of each returned sequence, up to and with the first end token."""
+        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        input_ids = torch.tensor([ids])
+        if seed is not None:
+            torch.manual_seed(seed)
+        rows = self.model.generate(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **settings
+        )
+        num_before = 1 if self.is_encoder_decoder else len(ids)
+        return [self.until_end(row) for row in rows[:, num_before:].tolist()]
+
+    def translation(self, text: str, source: str, target: str) -> dict[str, Any]:
+        """What `generate` takes for a checkpoint that knows languages by codes of its own."""
+        self.tokenizer.src_lang = source
+        token = f"__{target}__" if self.kind == "m2m100" else target
+        return {
+            "prompt": text,
+            "forced_bos_token_id": self.tokenizer.convert_tokens_to_ids(token),
+        }
+
+    def text(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True).replace("\0", "")
+
+    def until_end(self, row: list[int]) -> list[int]:
+        eos = self.model.generation_config.eos_token_id
+        ends = {eos} if isinstance(eos, int) else set(eos)
+        end = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
+        return row[:end]

@@ -1,0 +1,37 @@
+"""Engine: what the loop needs of anything that runs a model.
+
+An engine may compute one token of every sequence of a plan and return None for those
+that need more steps, or run the whole group to its end in one step. The loop and the
+scheduler do not know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from worker.engine.completion import Completion
+from worker.engine.messages import ModelCard, Output, Request
+from worker.engine.scheduler import StepPlan
+from worker.engine.sequence import Sequence
+
+
+class Engine(Protocol):
+    @property
+    def card(self) -> ModelCard: ...
+
+    def encode(self, request: Request) -> Sequence:
+        """Off the loop. Raises RequestError."""
+
+    def run(self, plan: StepPlan) -> list[Completion | None]:
+        """One step: how each of `plan.sequences` ended, or None where it goes on.
+
+        A request that fails is a Completion with an error and leaves the others alone.
+        Raises EngineBroken when the process should end.
+        """
+
+    def drop(self, sequences: Iterable[Sequence]) -> None:
+        """Forget the rows of these: they were cancelled. Some may never have run."""
+
+    def decode(self, completion: Completion) -> Output:
+        """Off the loop. The completion has answers, not an error."""

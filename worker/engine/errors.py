@@ -1,0 +1,126 @@
+"""What can go wrong in the engine process.
+
+EngineError
+├── SpecError                 the settings of a model contradict themselves
+├── Unloadable                the checkpoint cannot be served: one sentence for a person
+├── EngineBroken              the device or process is beyond repair: the process ends
+├── InvariantBroken           our own mistake
+└── RequestError              one request fails, alone; code, message, retryable
+    ├── EmptyPrompt           empty_prompt
+    ├── PromptTooLong         prompt_too_long
+    ├── OutputTooLong         output_too_long
+    ├── UnknownLanguage       unknown_language
+    ├── UnsupportedParameter  unsupported_parameter
+    ├── NoChatTemplate        no_chat_template
+    ├── GenerationFailed      generation_failed
+    └── OutOfMemory           out_of_memory, retryable
+
+A message never holds the user's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+MAX_LISTED = 12  # languages named in a message
+
+
+class EngineError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class SpecError(EngineError):
+    pass
+
+
+class Unloadable(EngineError):
+    pass
+
+
+class EngineBroken(EngineError):
+    pass
+
+
+class InvariantBroken(EngineError):
+    pass
+
+
+class RequestError(EngineError):
+    code: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+
+class EmptyPrompt(RequestError):
+    code = "empty_prompt"
+
+    def __init__(self, reason: str = "the text is empty") -> None:
+        super().__init__(f"{reason}; there is nothing to give the model")
+
+
+class PromptTooLong(RequestError):
+    code = "prompt_too_long"
+
+    def __init__(self, num_tokens: int, max_tokens: int, remedy: str) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens} tokens; this model takes {max_tokens}; {remedy}"
+        )
+
+
+class OutputTooLong(RequestError):
+    code = "output_too_long"
+
+    def __init__(self, name: str, num_tokens: int, max_tokens: int, reason: str) -> None:
+        super().__init__(
+            f"{name} asks for {num_tokens} tokens; at most {max_tokens} can be written {reason}"
+        )
+
+
+class UnknownLanguage(RequestError):
+    code = "unknown_language"
+
+    def __init__(self, name: str, language: str | None, known: Iterable[str]) -> None:
+        listed = sorted(known)
+        names = ", ".join(listed[:MAX_LISTED])
+        if len(listed) > MAX_LISTED:
+            names += f" and {len(listed) - MAX_LISTED} more"
+        # A code is short; anything longer is text that strayed into the field.
+        shown = "missing" if language is None else repr(language[:24])
+        super().__init__(f"{name} is {shown}; this model knows {names or 'no languages'}")
+
+
+class UnsupportedParameter(RequestError):
+    code = "unsupported_parameter"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+
+
+class NoChatTemplate(RequestError):
+    code = "no_chat_template"
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(
+            f"model {alias!r} has no chat template; use a chat model, "
+            "or the task generate with a plain text"
+        )
+
+
+class GenerationFailed(RequestError):
+    code = "generation_failed"
+
+    def __init__(self, error: BaseException) -> None:
+        # The type only: a library's message can quote the prompt.
+        super().__init__(f"the model raised {type(error).__name__} on this request")
+
+
+class OutOfMemory(RequestError):
+    code = "out_of_memory"
+    retryable = True
+
+    def __init__(self, num_rows: int, num_tokens: int) -> None:
+        super().__init__(
+            f"the device ran out of memory on this request alone "
+            f"({num_rows} rows, a prompt of {num_tokens} tokens); use fewer beams or a shorter "
+            "text, or a model with a smaller dtype"
+        )

@@ -1,0 +1,106 @@
+"""The engine process: `python -m worker.engine FD`, FD being one end of a socket pair.
+
+It loads what the first frame names, answers with a card or with one sentence why not,
+and serves until it is told to stop or its parent dies. The parent decides when it
+ends, so the signals that a terminal sends to everybody are ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+from worker.engine.encoder import Encoder
+from worker.engine.engine import Engine
+from worker.engine.errors import EngineError, Unloadable
+from worker.engine.inbox import Inbox
+from worker.engine.ledger import Ledger
+from worker.engine.logs import log_to_stderr, whereabouts
+from worker.engine.loop import Loop
+from worker.engine.messages import Load, Ready, Request, from_bytes, to_bytes
+from worker.engine.messages import Unloadable as UnloadableFrame
+from worker.engine.outbox import Outbox
+from worker.engine.reader import Reader
+from worker.engine.scheduler import Scheduler, StepLimits
+from worker.engine.spec import EngineSpec
+from worker.engine.writer import Writer
+
+log = logging.getLogger(__name__)
+
+UNLOADABLE_STATUS = 1
+BROKEN_STATUS = 70
+
+
+def main(fd: int) -> None:
+    """Does not return."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log_to_stderr()
+    try:
+        end(run(Connection(fd)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        end(0)  # the parent died while the model was loading
+
+
+def run(pipe: Connection) -> int:
+    """Load and serve; returns the exit status."""
+    frame = from_bytes(pipe.recv_bytes())
+    assert isinstance(frame, Load), f"the first frame is a {type(frame).__name__}"
+    try:
+        engine = load_engine(frame.spec)
+    except EngineError as error:
+        pipe.send_bytes(to_bytes(UnloadableFrame(str(error))))
+        return UNLOADABLE_STATUS
+    pipe.send_bytes(to_bytes(Ready(engine.card)))
+    return serve(pipe, frame.spec, engine)
+
+
+def load_engine(spec: EngineSpec) -> Engine:
+    """Raises Unloadable."""
+    if spec.engine == "fake":
+        from worker.engine.fake import FakeEngine
+
+        return FakeEngine(spec)
+    try:
+        # Imported here, so that the fake engine starts in a blink and without torch.
+        from worker.engine.exact import ExactEngine
+    except ImportError as error:
+        raise Unloadable(
+            f"model {spec.alias!r} needs {error.name}, which is not installed; "
+            'install it with: pip install "tidemill[engine]"'
+        ) from error
+    return ExactEngine.load(spec)
+
+
+def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:
+    """Until the parent says stop; returns the exit status."""
+    limits = StepLimits.of(spec)
+    ledger, inbox, outbox = Ledger(spec.max_held), Inbox(), Outbox()
+    requests: SimpleQueue[Request] = SimpleQueue()
+    loop = Loop(engine, Scheduler(limits), inbox, outbox, ledger)
+    writer = Writer(pipe, engine, ledger, outbox)
+
+    Reader(pipe, ledger, requests, inbox).start()
+    Encoder(engine, limits, ledger, requests, inbox, outbox).start()
+    writer.start()
+    log.info("engine ready", extra={"alias": spec.alias, "engine": engine.card.engine})
+    try:
+        loop.run()
+    except Exception as error:
+        log.critical("engine broken", extra={"alias": spec.alias, "error": whereabouts(error)})
+        return BROKEN_STATUS
+    outbox.close()
+    writer.join()
+    log.info("engine stopped", extra={"alias": spec.alias, "num_steps": loop.num_steps})
+    return 0
+
+
+def end(status: int) -> None:
+    # Not sys.exit: the other threads may be inside native code that does not expect the
+    # interpreter to go away.
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,161 @@
+"""Scheduler: who runs in the next step. No torch, clock or I/O.
+
+Sequences wait in order of arrival. The oldest waiting one leads: whoever joins a step
+is of its group, and nobody of another group joins before it has. So nothing starves.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+from worker.engine.completion import Completion
+from worker.engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
+from worker.engine.sequence import Sequence, SequenceState
+from worker.engine.spec import EngineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What one step may hold."""
+
+    max_sequences: int  # rows
+    max_step_tokens: int  # prompt tokens of those that join, and one for each other row
+
+    @classmethod
+    def of(cls, spec: EngineSpec) -> StepLimits:
+        return cls(spec.max_sequences, spec.max_step_tokens)
+
+    def refuse_misfit(self, sequence: Sequence) -> None:
+        """Raise a RequestError with numbers if the sequence could never run."""
+        if sequence.num_rows > self.max_sequences:
+            name = "num_beams" if sequence.settings.num_beams > 1 else "num_return_sequences"
+            raise UnsupportedParameter(
+                name,
+                f"the request needs {sequence.num_rows} rows; this model runs "
+                f"{self.max_sequences} at once (max_sequences)",
+            )
+        if sequence.num_prefill_tokens > self.max_step_tokens:
+            num_tokens = len(sequence.prompt_ids)
+            num_readings = sequence.num_prefill_tokens // num_tokens
+            remedy = "shorten the text, or raise max_step_tokens of the model"
+            if num_readings > 1:
+                remedy += f", or ask for fewer than {num_readings} beams or answers"
+            raise PromptTooLong(num_tokens, self.max_step_tokens // num_readings, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes: a token for each row that goes on, the prompt of those that join."""
+
+    going_on: tuple[Sequence, ...]
+    joining: tuple[Sequence, ...]
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        return self.going_on + self.joining
+
+    @property
+    def num_rows(self) -> int:
+        return sum(each.num_rows for each in self.sequences)
+
+    @property
+    def num_tokens(self) -> int:
+        prefill = sum(each.num_prefill_tokens for each in self.joining)
+        return prefill + sum(each.num_rows for each in self.going_on)
+
+
+class Scheduler:
+    """Always: each sequence is in `waiting` or in `running`, never in both; the rows of
+    `running` are counted in `num_rows` and within the limits."""
+
+    def __init__(self, limits: StepLimits) -> None:
+        self.limits = limits
+        self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by id, in order of arrival
+        self.running: dict[int, Sequence] = {}
+        self.num_rows = 0  # of those running
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Sequences that `limits.refuse_misfit` let pass."""
+        for sequence in sequences:
+            assert sequence.id not in self.waiting
+            assert sequence.id not in self.running
+            self.waiting[sequence.id] = sequence
+
+    def next_step(self) -> StepPlan | None:
+        """The next step; None when there is nothing to do."""
+        going_on = tuple(self.running.values())
+        joining = self._joining(going_on[0].group if going_on else None)
+        if not going_on and not joining:
+            return None
+        for sequence in joining:
+            del self.waiting[sequence.id]
+            sequence.move(SequenceState.RUNNING)
+            self.running[sequence.id] = sequence
+            self.num_rows += sequence.num_rows
+        return StepPlan(going_on, tuple(joining))
+
+    def apply(self, plan: StepPlan, results: list[Completion | None]) -> list[Completion]:
+        """Take out what finished in the step; `results` go with `plan.sequences`."""
+        assert len(results) == len(plan.going_on) + len(plan.joining)
+        finished = [each for each in results if each is not None]
+        for completion in finished:
+            self._finish(completion.sequence)
+        return finished
+
+    def cancel(self, ids: Iterable[int]) -> list[Sequence]:
+        """Take out those of the ids that are here, waiting or running."""
+        found: list[Sequence] = []
+        for id_ in ids:
+            sequence = self.waiting.get(id_) or self.running.get(id_)
+            if sequence is not None:
+                self._finish(sequence)
+                found.append(sequence)
+        return found
+
+    def check(self) -> None:
+        """Raise InvariantBroken if the books do not agree."""
+        for state, held in (
+            (SequenceState.WAITING, self.waiting),
+            (SequenceState.RUNNING, self.running),
+        ):
+            wrong = {id_: each.state for id_, each in held.items() if each.state is not state}
+            if wrong:
+                raise InvariantBroken(f"among those {state.value}: {wrong}")
+        rows = sum(each.num_rows for each in self.running.values())
+        if rows != self.num_rows or rows > self.limits.max_sequences:
+            raise InvariantBroken(
+                f"{rows} rows run, {self.num_rows} are counted, "
+                f"{self.limits.max_sequences} are allowed"
+            )
+        if len({each.group for each in self.running.values()}) > 1:
+            raise InvariantBroken("sequences of several groups share a step")
+
+    def _joining(self, group: Hashable | None) -> list[Sequence]:
+        """Who joins those of `group`, oldest first; the first that does not fit ends the row,
+        so that small requests cannot keep a large one waiting for ever."""
+        if not self.waiting:
+            return []
+        leader = next(iter(self.waiting.values()))
+        if group is not None and leader.group != group:
+            return []
+        num_rows = self.num_rows
+        num_tokens = self.num_rows  # one for each row that goes on
+        joining: list[Sequence] = []
+        for sequence in self.waiting.values():
+            if sequence.group != leader.group:
+                continue
+            num_rows += sequence.num_rows
+            num_tokens += sequence.num_prefill_tokens
+            if num_rows > self.limits.max_sequences or num_tokens > self.limits.max_step_tokens:
+                break
+            joining.append(sequence)
+        return joining
+
+    def _finish(self, sequence: Sequence) -> None:
+        if self.running.pop(sequence.id, None) is not None:
+            self.num_rows -= sequence.num_rows
+        else:
+            del self.waiting[sequence.id]
+        sequence.move(SequenceState.FINISHED)

@@ -1,0 +1,98 @@
+"""EngineSpec: which checkpoint one engine process loads, and within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from worker.engine.errors import SpecError
+
+ENGINES = ("auto", "exact", "fake")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+TASKS = ("summarize", "translate", "generate", "chat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One model as `tidemill.toml` names it. Raises SpecError when it cannot be meant."""
+
+    alias: str
+    checkpoint: str  # a folder or a name on the hub
+    revision: str | None = None
+    engine: str = "auto"  # the fastest engine that is exact for this checkpoint
+    dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
+    device: str = "auto"  # the first GPU if there is one
+    threads: int | None = None  # None: what torch finds
+    trust_remote_code: bool = False
+
+    max_sequences: int = 32  # rows in one step
+    max_step_tokens: int = 8192  # prompt tokens and decoded rows in one step
+    max_held: int = 4096  # requests without an output; beyond it the pipe is not read
+    max_input_tokens: int | None = None  # None: what the checkpoint takes
+    max_new_tokens: int | None = None  # for requests that name no length; None: the checkpoint's
+
+    prompt: Mapping[str, str] = field(default_factory=dict)  # task -> template with {text} ...
+    languages: tuple[str, ...] = ()  # user's codes; empty: all that the checkpoint knows
+
+    # For tests and demonstrations; only the fake engine reads them.
+    fake_step_seconds: float = 0.0  # how long a step pretends to compute
+    fake_fail_on: str | None = None  # a prompt with this text fails in the middle of its group
+    fake_crash_on: str | None = None  # a prompt with this text kills the process when it joins
+
+    def __post_init__(self) -> None:
+        self._one_of("engine", self.engine, ENGINES)
+        self._one_of("dtype", self.dtype, DTYPES)
+        device, _, index = self.device.partition(":")
+        if device not in ("auto", "cpu", "cuda") or (index and not index.isdecimal()):
+            raise SpecError(
+                f"device of model {self.alias!r} is {self.device!r}; "
+                'use "auto", "cpu", "cuda" or "cuda:N"'
+            )
+        for name in ("threads", "max_sequences", "max_step_tokens", "max_held"):
+            self._at_least_one(name)
+        for name in ("max_input_tokens", "max_new_tokens"):
+            self._at_least_one(name)
+        if self.max_step_tokens < self.max_sequences:
+            raise SpecError(
+                f"max_step_tokens of model {self.alias!r} is {self.max_step_tokens}, below its "
+                f"max_sequences of {self.max_sequences}, so some sequences could never advance"
+            )
+        for task, template in self.prompt.items():
+            self._one_of("a task under prompt", task, TASKS)
+            self._check_template(task, template)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        values = dict(data)
+        values["languages"] = tuple(values.get("languages", ()))
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        data["prompt"] = dict(self.prompt)
+        data["languages"] = list(self.languages)
+        return data
+
+    def _one_of(self, name: str, value: str, allowed: tuple[str, ...]) -> None:
+        if value not in allowed:
+            raise SpecError(
+                f"{name} of model {self.alias!r} is {value!r}; it is one of {', '.join(allowed)}"
+            )
+
+    def _at_least_one(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and value < 1:
+            raise SpecError(f"{name} of model {self.alias!r} is {value}; it is at least 1")
+
+    def _check_template(self, task: str, template: str) -> None:
+        allowed = {"text": "", "source_language": "", "target_language": ""}
+        try:
+            template.format_map(allowed)
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
+            raise SpecError(
+                f"the prompt for {task} of model {self.alias!r} cannot be filled in ({error}); "
+                "it may hold {text}, {source_language} and {target_language}"
+            ) from error
+        if "{text}" not in template:
+            raise SpecError(f"the prompt for {task} of model {self.alias!r} has no {{text}}")

@@ -1,0 +1,62 @@
+"""Writer: completions to text, and on to the parent."""
+
+from __future__ import annotations
+
+import logging
+import os
+from multiprocessing.connection import Connection
+from threading import Thread
+
+from worker.engine.completion import Completion
+from worker.engine.engine import Engine
+from worker.engine.errors import GenerationFailed, RequestError
+from worker.engine.ledger import Ledger
+from worker.engine.logs import whereabouts
+from worker.engine.messages import Output, Outputs, RequestFailure, to_bytes
+from worker.engine.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+
+class Writer(Thread):
+    """Sends at most one frame a step; if the pipe is slow, several steps in one."""
+
+    def __init__(self, pipe: Connection, engine: Engine, ledger: Ledger, outbox: Outbox) -> None:
+        super().__init__(name="writer", daemon=True)
+        self.pipe = pipe
+        self.engine = engine
+        self.ledger = ledger
+        self.outbox = outbox
+
+    def run(self) -> None:
+        while True:
+            waiting, progress = self.outbox.take()
+            if not waiting:
+                return
+            outputs = tuple(self.output(each) for each in waiting)
+            # Closed before they are sent: once the parent has an output it may count on
+            # the room that it left.
+            self.ledger.close(each.request_id for each in outputs)
+            try:
+                self.pipe.send_bytes(to_bytes(Outputs(outputs, progress)))
+            except OSError:
+                os._exit(0)  # the parent died
+
+    def output(self, waiting: Completion | Output) -> Output:
+        if isinstance(waiting, Output):
+            return waiting
+        if waiting.error is not None:
+            return self.failure(waiting, waiting.error)
+        try:
+            return self.engine.decode(waiting)
+        except Exception as error:
+            log.error("decoding failed", extra={"error": whereabouts(error)})
+            return self.failure(waiting, GenerationFailed(error))
+
+    def failure(self, completion: Completion, error: RequestError) -> Output:
+        return Output(
+            request_id=completion.sequence.id,
+            prompt_tokens=len(completion.sequence.prompt_ids),
+            settings=completion.sequence.settings.to_json(),
+            failure=RequestFailure.of(error),
+        )
