@@ -38,6 +38,7 @@ class Model(BaseModel):
     prompt: Mapping[TaskName, str] = {}
     trust_remote_code: bool = False
     fake_step_seconds: Annotated[float, Field(ge=0)] = 0.0
+    fake_fail_on: str | None = None
     fake_crash_on: str | None = None
 
     def translates(self, source: str, target: str) -> bool:

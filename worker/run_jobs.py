@@ -2,7 +2,7 @@
 
 Under the threads or solo pool the body waits for its jobs. Pools that fork or
 patch are refused: a model does not survive a fork, and each child would load
-its own.
+its own. (`-P prefork` is how Celery spells its default, which is our pool.)
 """
 
 import os
@@ -13,46 +13,45 @@ from uuid import UUID
 from celery.concurrency import solo, thread
 from celery.signals import worker_init, worker_shutdown
 
+from db.session import DatabaseError
 from tasks.app import app
+from tasks.errors import TidemillError
 from worker.pool import RUN_JOBS, EnginePool
 from worker.worker import Worker
 
-_lock = threading.Lock()
 _worker: Worker | None = None
-
-
-def _started_worker() -> Worker:
-    global _worker
-    with _lock:
-        if _worker is None:
-            _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
-            _worker.start()
-        return _worker
 
 
 @app.task(name=RUN_JOBS)
 def run_jobs(job_ids: list[str]) -> None:
     """Run these jobs and return when their outcomes are committed."""
+    assert _worker is not None, "not in a worker"
     settled = threading.Event()
-    _started_worker().deliver([UUID(job_id) for job_id in job_ids], settled.set)
+    _worker.deliver([UUID(job_id) for job_id in job_ids], settled.set)
     settled.wait()
 
 
 @worker_init.connect
-def _refuse_other_pools(sender: Any, **_: Any) -> None:
+def start_under_another_pool(sender: Any, **_: Any) -> None:
+    """Start here, before anything is consumed, what `EnginePool` starts by itself."""
+    global _worker
     pool = sender.pool_cls
-    if not issubclass(pool, EnginePool | thread.TaskPool | solo.TaskPool):
+    if issubclass(pool, EnginePool):
+        return
+    if not issubclass(pool, thread.TaskPool | solo.TaskPool):
         raise SystemExit(
             f"Tidemill cannot run under the pool {pool.__module__}: a loaded model does not "
             "survive a fork, and every child would load its own. Leave -P away, or use -P threads."
         )
+    try:
+        _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
+        _worker.start()
+    except (TidemillError, DatabaseError) as error:
+        raise SystemExit(str(error)) from error
 
 
 @worker_shutdown.connect
-def _stop_worker(**_: Any) -> None:
-    global _worker
-    with _lock:
-        worker, _worker = _worker, None
-    if worker is not None:
-        worker.drain(worker.settings.drain_seconds)
-        worker.stop()
+def stop_under_another_pool(**_: Any) -> None:
+    if _worker is not None:
+        _worker.drain(_worker.settings.drain_seconds)
+        _worker.stop()
