@@ -140,6 +140,8 @@ def submit_batch(
         on_progress(num_new + num_known)
     with database.write() as session:
         session.execute(queries.close_batch(batch.id))
+        if num_new >= CHUNK:
+            queries.refresh_statistics(session)
     return SubmittedBatch(batch.id, batch.name, num_new, num_known)
 
 

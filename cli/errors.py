@@ -1,0 +1,41 @@
+"""What ends a command with a sentence.
+
+TidemillError
+└── CommandError
+    ├── SourceUnusable      the file, folder or query cannot be read at all
+    ├── ColumnsUnfit        its columns are not fields of the task
+    ├── BrokerUnreachable   nobody answers where Redis should be
+    ├── AlreadyRunning      another `tidemill up` has this data folder
+    ├── PartFailed          Valkey or the worker did not start, or ended by itself
+    └── NotFound            no job or batch by that name
+"""
+
+from tasks.errors import TidemillError
+
+
+class CommandError(TidemillError):
+    """A command that cannot do what it was asked; the message says what to do."""
+
+
+class SourceUnusable(CommandError):
+    pass
+
+
+class ColumnsUnfit(CommandError):
+    pass
+
+
+class BrokerUnreachable(CommandError):
+    pass
+
+
+class AlreadyRunning(CommandError):
+    pass
+
+
+class PartFailed(CommandError):
+    pass
+
+
+class NotFound(CommandError):
+    pass

@@ -1,0 +1,129 @@
+"""The `tidemill` command: every command by name, and how each of them may end.
+
+Exit statuses: 0 done, 1 not done or something failed, 2 wrong usage, 130
+interrupted. Whatever goes wrong is one sentence on standard error. Commands
+import what they need when they run, so that `--help` is quick.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from cli import (
+    batches,
+    cancel,
+    demo,
+    doctor,
+    migrate,
+    models,
+    nightly,
+    results,
+    retry,
+    show,
+    status,
+    submit,
+    up,
+    watch,
+    worker,
+)
+from cli.terminal import say, warn
+
+app = typer.Typer(
+    name="tidemill",
+    help="Text jobs from a queue, through a language model, into a database.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+START, ENQUEUE, READ, KEEP = "Start", "Enqueue", "Read", "Look after"
+for panel, name, command, example in (
+    (START, "up", up.up, "tidemill up --models summarizer"),
+    (START, "worker", worker.worker, "tidemill worker --models summarizer,translator"),
+    (START, "migrate", migrate.migrate, "tidemill migrate --check"),
+    (START, "demo", demo.demo, "make demo"),
+    (ENQUEUE, "submit", submit.submit, "tidemill submit summarize --file reports.jsonl --wait"),
+    (ENQUEUE, "nightly", nightly.nightly, "tidemill nightly nightly.toml --wait"),
+    (ENQUEUE, "cancel", cancel.cancel, "tidemill cancel --batch nightly-2026-01-31"),
+    (ENQUEUE, "retry", retry.retry, "tidemill retry --batch nightly-2026-01-31"),
+    (READ, "watch", watch.watch, "tidemill watch nightly-2026-01-31"),
+    (READ, "status", status.status, "tidemill status --json"),
+    (READ, "batches", batches.batches, "tidemill batches --limit 5"),
+    (READ, "results", results.results, "tidemill results --batch NAME --format jsonl | jq .output"),
+    (READ, "show", show.show, "tidemill show 01a20a9c-8646-70ad-ab14-32e4e2328b4c"),
+    (KEEP, "models", models.models, "tidemill models"),
+    (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
+):
+    app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            say(f"tidemill {version('tidemill')}")
+        except PackageNotFoundError:
+            say("tidemill, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    pass
+
+
+class _Warnings(logging.Handler):
+    """What the packages below have to say, as sentences with their fields."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        common = vars(logging.makeLogRecord({}))
+        fields = [
+            f"{key}={value}"
+            for key, value in vars(record).items()
+            if key not in common and key not in ("message", "asctime")
+        ]
+        more = f" ({', '.join(fields)})" if fields else ""
+        warn(record.getMessage() + more)
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    logger, handler = logging.getLogger("tasks"), _Warnings(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    try:
+        with _warnings_in_words():
+            app(args=arguments, prog_name="tidemill")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone, `| head` for one; nothing more may be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last place to turn a traceback into words
+        from cli.failure import sentence_of
+
+        if os.environ.get("TIDEMILL_DEBUG"):
+            raise
+        warn(sentence_of(error))
+        return 1
+    return 0

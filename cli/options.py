@@ -1,0 +1,71 @@
+"""Options that several commands share, and how their texts are read."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import typer
+
+# As in tasks.catalog, which `tidemill --help` has no time to import; a test compares them.
+TaskName = Literal["summarize", "translate", "generate", "chat"]
+LaneName = Literal["interactive", "bulk"]
+StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
+
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+Models = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Serve only these models of tidemill.toml; default all."),
+]
+
+
+def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+    """`key=value` texts; a usage error names the one that is none."""
+    made = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{text!r} must be KEY=VALUE", param_hint=option)
+        made[key] = value
+    return made
+
+
+def params(given: Iterable[str]) -> dict[str, Any]:
+    """`--param` texts: a value that reads as JSON is that (60, 0.7, true, ["."]), else a text."""
+    made: Mapping[str, str] = pairs("--param", given)
+    return {key: _json_or_text(value) for key, value in made.items()}
+
+
+def instant(option: str, text: str | None) -> datetime | None:
+    """An ISO date or time; without a time zone it is local, without a time it is midnight."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no date; write 2026-01-31 or 2026-01-31T02:00:00+01:00",
+            param_hint=option,
+        ) from None
+
+
+def job_ids(given: Iterable[str]) -> list[UUID]:
+    made = []
+    for text in given:
+        try:
+            made.append(UUID(text))
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r} is no job id, which looks like 01a20a9c-8646-70ad-ab14-32e4e2328b4c; "
+                "`tidemill results --custom-id ...` finds a job by its custom id",
+                param_hint="JOB",
+            ) from None
+    return made
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,42 @@
+"""`tidemill retry`: finished jobs go back in line."""
+
+from typing import Annotated
+
+import typer
+
+from cli import options
+
+
+def retry(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Job ids.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="The jobs of a batch: name, run key or id.")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Those that ended so: failed, cancelled, expired. Default failed, for named "
+            "jobs any of them."
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Put jobs that did not succeed back in line, with a clean slate."""
+    from cli.chosen import chosen_jobs
+    from db import queries
+    from db.models import Job
+    from db.states import RETRIABLE, JobState
+
+    for name in state or ():
+        if name not in RETRIABLE:
+            raise typer.BadParameter(
+                f"{name!r} is none of {', '.join(sorted(RETRIABLE))}", param_hint="--state"
+            )
+    chosen = chosen_jobs(jobs or [], batch)
+    named = [JobState(name) for name in state or ()]
+    states = named or ([JobState.FAILED] if batch is not None else list(RETRIABLE))
+    # A contract that was refused when it came by message has no model to go to.
+    can_run = Job.model != ""
+    with chosen.database.write() as session:
+        changed = session.scalars(queries.retry_jobs(chosen.condition & can_run, states)).all()
+    chosen.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)

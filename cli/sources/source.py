@@ -1,0 +1,67 @@
+"""A source: rows that become jobs, read one at a time and never whole."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+# Called with the names of the columns, once they are known and before any row.
+CheckColumns = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The fields of one job, as the source has them."""
+
+    position: int  # from 1; of a line, a row or a file
+    place: str  # where a person finds it: `line 7`
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be read, and why; those after it still can."""
+
+    position: int
+    place: str
+    fault: str
+
+
+class Source(Protocol):
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        ...
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of it has been read, 0 to 1; None when nobody knows."""
+        ...
+
+    def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
+        """Every row, from the beginning each time it is called.
+
+        A source with columns calls `check_columns` before it yields. Raises
+        SourceUnusable when nothing, or nothing more, can be read.
+        """
+        ...
+
+
+def typed_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row whose columns have types: NULL is left out, and names are texts.
+
+    A key that is a number in the source, as most are, is a text in a job.
+    """
+    return {
+        name: _as_text(value) if name == "custom_id" or name.startswith("metadata.") else value
+        for name, value in row.items()
+        if value is not None
+    }
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return str(value) if isinstance(value, int | float | UUID) else value

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from cli.broker import shown
+from cli.failure import sentence_of
+from cli.main import app, main
+from cli.worker import celery_command
+
+
+def run_python(program: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_help_waits_for_no_heavy_library() -> None:
+    modules = run_python("import sys, cli.main; print(*sys.modules)").split()
+
+    assert "typer" in modules
+    assert not {"celery", "sqlalchemy", "pyarrow", "redis", "pydantic", "torch"} & set(modules)
+
+
+def test_no_command_loads_a_model_library_or_a_worker() -> None:
+    names = [path.stem for path in Path(__file__).parents[3].joinpath("cli").glob("*.py")]
+    imports = ", ".join(f"cli.{name}" for name in names if name not in ("__main__", "__init__"))
+    modules = run_python(f"import sys, {imports}; print(*sys.modules)").split()
+
+    assert "cli.mill" in modules
+    assert not {"torch", "transformers", "worker"} & set(modules)
+
+
+@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
+def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert "Example:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dance"],
+        ["submit", "dance", "x"],
+        ["submit", "summarize"],
+        ["submit", "summarize", "x", "--file", "y.jsonl"],
+        ["submit", "summarize", "x", "--param", "nothing"],
+        ["submit", "summarize", "x", "--field", "text=body"],
+        ["submit", "summarize", "--file", "x.jsonl", "--custom-id", "a"],
+        ["submit", "summarize", "--file", "-", "--strict"],
+        ["results", "--since", "yesterday"],
+        ["results", "--after", "nowhere"],
+        ["results", "-o", "x"],
+        ["show", "doc-7"],
+        ["cancel"],
+        ["retry", "--state", "succeeded"],
+    ],
+)
+def test_wrong_usage_is_status_2_and_a_sentence(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    shown_on = capsys.readouterr()
+    assert shown_on.out == ""
+    assert "Traceback" not in shown_on.err
+    assert "Usage:" in shown_on.err
+
+
+def test_without_settings_a_command_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DATABASE_URL", "REDIS_URL", "CONFIG"):
+        monkeypatch.delenv(f"TIDEMILL_{variable}", raising=False)
+
+    assert main(["models"]) == 1
+    assert "TIDEMILL_CONFIG" in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_is_still_a_sentence() -> None:
+    assert "ZeroDivisionError" in sentence_of(ZeroDivisionError("secret"))
+    assert "secret" not in sentence_of(ZeroDivisionError("secret"))
+    failed = OperationalError("SELECT secret", {}, Exception("disk is full\nand more"))
+    assert sentence_of(failed) == "the database failed: disk is full"
+
+
+def test_a_shown_address_has_no_password() -> None:
+    assert shown("redis://:secret@host:1/0") == "redis://:***@host:1/0"
+    assert shown("redis://me:secret@host:1/0") == "redis://me:***@host:1/0"
+    assert shown("redis://host:1/0") == "redis://host:1/0"
+
+
+def test_a_worker_is_celery_s_own() -> None:
+    command = celery_command("here", concurrency=3)
+
+    assert command[:6] == [sys.executable, "-m", "celery", "-A", "tasks", "worker"]
+    assert command[-2:] == ["--concurrency", "3"]
+    assert "here@%h" in command
+    assert not {"-P", "--pool"} & set(command)  # the app's settings choose it
