@@ -124,9 +124,7 @@ boot, botte, f
 
 
 def regular(english: str, masculine: str) -> Adjective:
-    return Adjective(
-        english, (masculine, masculine + "e", masculine + "s", masculine + "es")
-    )
+    return Adjective(english, (masculine, masculine + "e", masculine + "s", masculine + "es"))
 
 
 BEFORE = (
@@ -151,9 +149,9 @@ AFTER = (
 OF_PEOPLE = (
     regular("tired", "fatigué"),
     regular("patient", "patient"),
-    regular("ready", "prêt"),
     Adjective("happy", ("heureux", "heureuse", "heureux", "heureuses")),
     Adjective("brave", ("courageux", "courageuse", "courageux", "courageuses")),
+    regular("ready", "prêt"),
     Adjective("ill", ("malade", "malade", "malades", "malades")),
 )
 MEN = ("Tobias", "Henri", "Silas", "Jonas", "Paul")
@@ -182,8 +180,8 @@ INTRANSITIVE = (
          ("arrivera", "arriveront"), takes_etre=True),
     Verb("stay", "stays", "stayed", ("reste", "restent"), "resté", ("restera", "resteront"),
          takes_etre=True),
-    Verb("come back", "comes back", "came back", ("revient", "reviennent"), "revenu",
-         ("reviendra", "reviendront"), takes_etre=True),
+    Verb("fall", "falls", "fell", ("tombe", "tombent"), "tombé", ("tombera", "tomberont"),
+         takes_etre=True),
     Verb("work", "works", "worked", ("travaille", "travaillent"), "travaillé",
          ("travaillera", "travailleront")),
     Verb("wait", "waits", "waited", ("attend", "attendent"), "attendu",
@@ -306,7 +304,7 @@ def _being(draw: Random) -> tuple[str, str]:
 
 
 def _going(draw: Random) -> tuple[str, str]:
-    """Ada came back to the harbour at dawn."""
+    """Ada arrived at the harbour at dawn."""
     tense = draw.choice(TENSES)
     subject, verb = _person(draw), draw.choice(INTRANSITIVE)
     english, french = _predicate(subject, verb, tense)
@@ -328,8 +326,8 @@ def _refusing(draw: Random) -> tuple[str, str]:
         french = f"{_elide('ne', verb.french[subject.is_plural])} pas"
     else:
         english = f"did not {verb.base}"
-        french = f"{'n’ont' if subject.is_plural else 'n’a'} pas {verb.participle}"
-        french = french.replace("’", "'")
+        auxiliary = "n'ont" if subject.is_plural else "n'a"
+        french = f"{auxiliary} pas {verb.participle}"
     return (
         f"{subject.english} {english} {seen.english}",
         f"{subject.french} {french} {seen.french}",
@@ -361,7 +359,7 @@ def _person(draw: Random) -> Phrase:
         one, other = draw.sample(MEN + WOMEN, 2)
         gender = "f" if {one, other} <= set(WOMEN) else "m"
         return Phrase(f"{one} and {other}", f"{one} et {other}", gender, True)
-    return _noun_phrase(draw, draw.choice(PEOPLE), BEFORE[:1], OF_PEOPLE[:5], is_definite=True)
+    return _noun_phrase(draw, draw.choice(PEOPLE), BEFORE[:1], OF_PEOPLE[:4], is_definite=True)
 
 
 def _thing(draw: Random, is_definite: bool = False) -> Phrase:

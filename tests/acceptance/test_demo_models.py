@@ -1,0 +1,223 @@
+"""What the demo models can do: on texts of the small world that training never saw.
+
+They are loaded as anybody would load them, with plain transformers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import transformers
+
+from examples.world.questions import Question, make_question, make_small_talk
+from examples.world.reports import Report, make_report
+from examples.world.sentences import Sentence, make_sentence
+from examples.world.split import Text, for_training, held_out
+from examples.world.stories import Story, is_well_told, make_story
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODELS = EXAMPLES / "models"
+NAMES = ("summarizer", "translator", "storyteller")
+KINDS = {
+    "summarizer": ("reports",),
+    "translator": ("sentences",),
+    "storyteller": ("stories", "questions"),
+}
+MAKERS: dict[str, Callable[[Random], Text]] = {
+    "reports": make_report,
+    "sentences": make_sentence,
+    "stories": make_story,
+    "questions": make_question,
+    "small_talk": make_small_talk,
+}
+NUM_INPUTS = 200
+SEED = 900
+MAX_BYTES = 12_000_000
+ROWS = 50  # generated together
+
+T = TypeVar("T", bound=Text)
+
+
+def some(texts: Iterable[T]) -> list[T]:
+    """The first of the texts, no two of which are the same."""
+    by_words: dict[str, T] = {}
+    for text in texts:
+        by_words.setdefault(repr(text), text)
+        if len(by_words) == NUM_INPUTS:
+            break
+    return list(by_words.values())
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Report]:
+    return some(held_out(make_report, SEED))
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[Sentence]:
+    return some(held_out(make_sentence, SEED))
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    return some(held_out(make_question, SEED))
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[Story]:
+    return some(held_out(make_story, SEED))
+
+
+@pytest.fixture(scope="module")
+def storyteller() -> Callable[[list[str]], list[str]]:
+    return generator("storyteller", transformers.AutoModelForCausalLM)
+
+
+def generator(name: str, model_type: Any) -> Callable[[list[str]], list[str]]:
+    """Greedy answers of a checkpoint; of a decoder-only model, the new words alone."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
+    model = model_type.from_pretrained(MODELS / name, dtype=torch.float32)
+    is_causal = not model.config.is_encoder_decoder
+    tokenizer.padding_side = "left" if is_causal else "right"
+
+    def answers(prompts: list[str]) -> list[str]:
+        texts = []
+        for start in range(0, len(prompts), ROWS):
+            rows = tokenizer(prompts[start : start + ROWS], padding=True, return_tensors="pt")
+            output = model.generate(**rows)
+            if is_causal:
+                output = output[:, rows["input_ids"].shape[1] :]
+            texts += tokenizer.batch_decode(output, skip_special_tokens=True)
+        return texts
+
+    return answers
+
+
+def share(right: Iterable[bool]) -> float:
+    each = list(right)
+    return sum(each) / len(each)
+
+
+def test_together_they_are_small() -> None:
+    files = [file for name in NAMES for file in (MODELS / name).rglob("*") if file.is_file()]
+    assert {file.parent.name for file in files} == set(NAMES)
+    assert sum(file.stat().st_size for file in files) <= MAX_BYTES
+
+
+def test_they_load_offline_and_without_a_word() -> None:
+    program = f"""
+import transformers as hf
+hf.utils.logging.disable_progress_bar()
+for name, model_type in {{
+    "summarizer": hf.AutoModelForSeq2SeqLM,
+    "translator": hf.AutoModelForSeq2SeqLM,
+    "storyteller": hf.AutoModelForCausalLM,
+}}.items():
+    folder = {str(MODELS)!r} + "/" + name
+    tokenizer, model = hf.AutoTokenizer.from_pretrained(folder), model_type.from_pretrained(folder)
+    model.generate(**tokenizer("The tide is late.", return_tensors="pt"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_saw_nothing_of_what_is_held_out(name: str, request: Any) -> None:
+    record = json.loads((MODELS / name / "training.json").read_text())
+    seen = {
+        text.key
+        for kind, num_texts in record["num_texts"].items()
+        for text in islice(for_training(MAKERS[kind], record["seed"]), num_texts)
+    }
+    for kind in KINDS[name]:
+        held: list[Text] = request.getfixturevalue(kind)
+        assert len(held) == NUM_INPUTS
+        assert not seen & {text.key for text in held}
+
+
+def test_a_summary_states_every_key_fact(reports: list[Report]) -> None:
+    summarize = generator("summarizer", transformers.AutoModelForSeq2SeqLM)
+    summaries = summarize([f"summarize: {report.text}" for report in reports])
+    pairs = zip(reports, summaries, strict=True)
+    assert share(report.is_told_by(summary) for report, summary in pairs) >= 0.90
+
+
+def test_a_translation_is_exactly_right(sentences: list[Sentence]) -> None:
+    translate = generator("translator", transformers.AutoModelForSeq2SeqLM)
+    translations = translate([sentence.english for sentence in sentences])
+    pairs = zip(sentences, translations, strict=True)
+    assert share(sentence.french == translation for sentence, translation in pairs) >= 0.95
+
+
+def test_questions_about_the_estuary_are_answered(
+    storyteller: Callable[[list[str]], list[str]], questions: list[Question]
+) -> None:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(MODELS / "storyteller")
+    prompts = [
+        tokenizer.apply_chat_template(
+            list(each.messages), add_generation_prompt=True, tokenize=False
+        )
+        for each in questions
+    ]
+    pairs = zip(questions, storyteller(prompts), strict=True)
+    assert share(question.is_answered_by(answer) for question, answer in pairs) >= 0.80
+
+
+def test_a_story_is_told_to_its_end(
+    storyteller: Callable[[list[str]], list[str]], stories: list[Story]
+) -> None:
+    prompts = [story.sentences[0] for story in stories]
+    told = [prompt + rest for prompt, rest in zip(prompts, storyteller(prompts), strict=True)]
+    assert share(map(is_well_told, told)) >= 0.80
+
+
+def test_what_is_wrong_is_not_taken_for_right(
+    reports: list[Report], questions: list[Question], stories: list[Story]
+) -> None:
+    one, other = reports[:2]
+    assert one.is_told_by(one.summary)
+    assert not one.is_told_by(other.summary)
+    assert not one.is_told_by(one.summary.replace(one.town, "Nowhere"))
+    asked = questions[0]
+    assert asked.is_answered_by(asked.answer)
+    assert not asked.is_answered_by(asked.answer.replace(asked.fact, "nothing"))
+    whole, another = stories[0].sentences, stories[1].sentences
+    assert is_well_told(" ".join(whole))
+    assert not is_well_told(" ".join(whole[:-1]))
+    assert not is_well_told(" ".join([*whole[:2], *another[2:]]))
+
+
+def test_a_sentence_has_one_translation() -> None:
+    french: dict[str, str] = {}
+    for sentence in islice(for_training(make_sentence, SEED), 20_000):
+        assert french.setdefault(sentence.english, sentence.french) == sentence.french
+
+
+def test_the_nightly_jobs_are_those_of_the_script(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, EXAMPLES / "make_nightly.py", "--out", tmp_path],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    written, kept = (
+        {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.jsonl")}
+        for folder in (tmp_path, EXAMPLES / "nightly")
+    )
+    assert sum(len(lines.splitlines()) for lines in kept.values()) >= 400
+    assert written == kept
