@@ -2,7 +2,7 @@
 
 from kombu import Queue
 
-from tasks.errors import SettingsError
+from tasks.errors import SettingsError, UnknownModel
 from tasks.queues import SUBMISSIONS, queue_names
 from tasks.settings import broker_url as find_broker_url
 from tasks.settings import catalog, served_models
@@ -42,12 +42,12 @@ task_default_queue = SUBMISSIONS
 
 
 def _served_models() -> list[str]:
-    # A process that only submits may do without a configuration.
+    # A process that only submits may do without a configuration; a worker
+    # finds what is wrong by itself, and says it in a sentence.
     try:
-        known = catalog()
-    except SettingsError:
+        return list(catalog().only(served_models()))
+    except (SettingsError, UnknownModel):
         return []
-    return list(known.only(served_models()))
 
 
 task_queues = [Queue(name, routing_key=name) for name in queue_names(_served_models())]

@@ -180,7 +180,7 @@ def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -
 def _keep_refusal(
     database: Database, task: str, job_id: UUID, fields: dict[str, Any], refusal: Refused
 ) -> None:
-    custom_id, tenant = fields.get("custom_id"), fields.get("tenant")
+    custom_id, tenant = _kept(fields.get("custom_id"), 256), _kept(fields.get("tenant"), 128)
     row = {
         **_EMPTY,
         "id": job_id,
@@ -188,17 +188,24 @@ def _keep_refusal(
         "model": "",
         "state": JobState.FAILED,
         "lane": Lane.INTERACTIVE,
-        "tenant": tenant[:128] if isinstance(tenant, str) and tenant else "default",
-        "custom_id": custom_id[:256] if isinstance(custom_id, str) else None,
+        "tenant": tenant or "default",
+        "custom_id": custom_id,
         "num_characters": 0,
         "error_code": refusal.code,
-        "error_message": str(refusal),
+        "error_message": _kept(str(refusal), 4000),
     }
     with database.write() as session:
         if queries.insert_jobs(session, [row]):
             payload = {"job_id": job_id, "contract": {}, "metadata": {}}
             session.execute(queries.insert_payloads(), [payload])
     log.warning("job refused", extra={"job_id": str(job_id), "task": task, "code": refusal.code})
+
+
+def _kept(value: Any, max_characters: int) -> str | None:
+    """As much of an unchecked value as a column takes."""
+    if not isinstance(value, str):
+        return None
+    return value.replace("\x00", "").encode(errors="replace").decode()[:max_characters]
 
 
 def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from alembic import command
@@ -22,9 +23,11 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this run's own."""
-    with PostgresServer.started(tmp_path_factory.mktemp("postgres")) as server:
+    # Not in pytest's folder: another pytest that starts closes that to all other
+    # users, and PostgreSQL is one when it is root who runs the tests.
+    with TemporaryDirectory() as folder, PostgresServer.started(Path(folder)) as server:
         yield server
 
 

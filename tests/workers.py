@@ -42,6 +42,7 @@ class WorkerProcess:
     """One `celery worker`, its engine processes and its log."""
 
     process: subprocess.Popen[bytes]
+    name: str  # Celery's
     log_path: Path
 
     @property
@@ -127,15 +128,15 @@ class Cluster:
 
     def start_worker(self, *arguments: str, **environment: str) -> WorkerProcess:
         """Start a worker in the folder of the configuration; does not wait for it."""
-        number = len(self.started)
-        log_path = self.folder / f"worker-{number}.log"
+        name = f"worker{len(self.started)}@tests"
+        log_path = self.folder / f"{name}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [
                     *(str(BIN / "celery"), "-A", "tasks", "worker", "--loglevel", "INFO"),
                     # These two only make a start slower when workers need not know each other.
                     *("--without-gossip", "--without-mingle"),
-                    *("--hostname", f"worker{number}@%h", *arguments),
+                    *("--hostname", name, *arguments),
                 ],
                 cwd=self.folder,
                 env={**self.environment, **environment},
@@ -143,7 +144,7 @@ class Cluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        worker = WorkerProcess(process, log_path)
+        worker = WorkerProcess(process, name, log_path)
         self.started.append(worker)
         return worker
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from db import queries
 from db.outcome import Fence
 from db.session import Database
@@ -99,7 +97,7 @@ class Claimer:
         while not self._stopping.is_set():
             try:
                 claimed = self._claim(deliveries)
-            except SQLAlchemyError as error:
+            except Exception as error:  # whatever it is: this thread may not die
                 log.warning("cannot claim", extra={"error": type(error).__name__})
                 self._stopping.wait(pause_seconds)
                 pause_seconds = min(5.0, pause_seconds * 2)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from db import queries
@@ -84,7 +84,7 @@ class Committer:
         while outcomes := self._next_flush():
             try:
                 self._write(outcomes)
-            except SQLAlchemyError as error:
+            except Exception as error:  # whatever it is: this thread may not die
                 log.warning(
                     "cannot write outcomes",
                     extra={"error": type(error).__name__, "num_outcomes": len(outcomes)},
@@ -120,8 +120,8 @@ class Committer:
         """Commit the outcomes; one that the database refuses does not take the others with it."""
         try:
             self._commit(outcomes)
-        except (DataError, IntegrityError, StatementError) as error:
-            if getattr(error, "connection_invalidated", False) or not _is_refusal(error):
+        except Exception as error:
+            if not _is_refusal(error):
                 raise
             if len(outcomes) > 1:
                 half = len(outcomes) // 2
@@ -170,9 +170,11 @@ class Committer:
             session.execute(queries.insert_attempts(session), attempts)
 
 
-def _is_refusal(error: StatementError) -> bool:
-    """Whether the database refuses these values, as against being away."""
-    return isinstance(error, DataError | IntegrityError) or type(error) is StatementError
+def _is_refusal(error: Exception) -> bool:
+    """Whether the database, or its driver, refuses these values, as against being away."""
+    return isinstance(error, DataError | IntegrityError | UnicodeError | ValueError) or (
+        type(error) is StatementError
+    )
 
 
 def result_row(outcome: Outcome) -> dict[str, Any]:

@@ -6,12 +6,10 @@ live workers hold, so that order is decided late and Redis stays small.
 """
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -25,6 +23,7 @@ from tasks.queues import queue_name
 from worker.broker import Broker
 from worker.failpoints import passing
 from worker.settings import Settings
+from worker.ticker import Ticker
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +43,13 @@ class Dispatcher:
         self._owner = owner
         self._settings = settings
         self._broker = Broker()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._ticker = Ticker("dispatcher", settings.dispatch_seconds, self._tick)
 
     def start(self) -> None:
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._ticker.stop()
         self._broker.close()
         try:
             with self._database.write() as session:
@@ -61,16 +57,9 @@ class Dispatcher:
         except SQLAlchemyError as error:
             log.warning("cannot resign", extra={"error": type(error).__name__})
 
-    def _run(self) -> None:
-        pause_seconds = self._settings.dispatch_seconds
-        while not self._stopping.wait(pause_seconds):
-            try:
-                # While there is work to hand out the workers' room is soon free again.
-                busy = self.dispatch() > 0
-                pause_seconds = BUSY_SECONDS if busy else self._settings.dispatch_seconds
-            except (SQLAlchemyError, BrokerError, OSError) as error:
-                log.warning("cannot dispatch", extra={"error": type(error).__name__})
-                pause_seconds = 2.0
+    def _tick(self) -> float | None:
+        # While there is work to hand out the workers' room is soon free again.
+        return BUSY_SECONDS if self.dispatch() > 0 else None
 
     def dispatch(self) -> int:
         """Publish what is due, if this worker leads; returns the number of jobs."""

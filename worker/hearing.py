@@ -5,13 +5,11 @@ ones. The worker says so and ends, for its supervisor to start it again.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
-from kombu.exceptions import OperationalError as BrokerError
-
 from worker.broker import Broker
+from worker.ticker import Ticker
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +32,24 @@ class Hearing:
         self._on_deaf = on_deaf
         self._broker = Broker()
         self._unheard_since: float | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hearing", daemon=True)
+        self._ticker = Ticker("hearing", CHECK_SECONDS, self._tick)
 
     def start(self) -> None:
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._ticker.stop()
         self._broker.close()
 
-    def _run(self) -> None:
-        while not self._stopping.wait(CHECK_SECONDS):
-            try:
-                deaf = self.is_deaf(time.monotonic())
-            except (BrokerError, OSError):
-                self._unheard_since = None  # nobody hears anything now
-                continue
-            if deaf:
-                log.critical("deaf: messages wait and none arrives", extra={"queues": self._queues})
-                self._on_deaf()
-                return
+    def _tick(self) -> None:
+        try:
+            deaf = self.is_deaf(time.monotonic())
+        except Exception:
+            self._unheard_since = None  # nobody hears anything now
+            raise
+        if deaf:
+            log.critical("deaf: messages wait and none arrives", extra={"queues": self._queues})
+            self._on_deaf()
 
     def is_deaf(self, now: float) -> bool:
         """Whether messages have waited for so long while this worker had nothing to do."""

@@ -1,7 +1,6 @@
 """Renews the leases of running attempts, and says that this worker lives."""
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -10,6 +9,7 @@ from db import queries
 from db.session import Database
 from worker.attempt import Attempt
 from worker.settings import Settings
+from worker.ticker import Ticker
 
 log = logging.getLogger(__name__)
 
@@ -30,31 +30,24 @@ class Leases:
         self._room = dict(room)
         self._settings = settings
         self._running = running
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+        self._ticker = Ticker("leases", settings.renew_seconds, self._tick)
 
     def start(self) -> None:
         """Report this worker once, so that the database is known to take it, and go on."""
         self._report()
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._ticker.stop()
         try:
             with self._database.write() as session:
                 session.execute(queries.forget_worker(self._owner))
         except SQLAlchemyError as error:
             log.warning("cannot sign off", extra={"error": type(error).__name__})
 
-    def _run(self) -> None:
-        while not self._stopping.wait(self._settings.renew_seconds):
-            try:
-                self._report()
-                self.renew()
-            except SQLAlchemyError as error:
-                log.warning("cannot renew leases", extra={"error": type(error).__name__})
+    def _tick(self) -> None:
+        self._report()
+        self.renew()
 
     def _report(self) -> None:
         with self._database.write() as session:

@@ -23,6 +23,7 @@ from kombu.serialization import loads, prepare_accept_content
 
 from db.session import DatabaseError
 from tasks.errors import TidemillError
+from worker import channel
 from worker.failpoints import passing
 from worker.worker import Worker
 
@@ -49,6 +50,7 @@ class EnginePool(TaskPool):
 
     def on_start(self) -> None:
         """Load the models, before anything is consumed."""
+        channel.mend()
         try:
             self.worker = Worker.from_configuration(on_deaf=self._end_deaf)
             self.worker.start()

@@ -16,6 +16,7 @@ from celery.signals import worker_init, worker_shutdown
 from db.session import DatabaseError
 from tasks.app import app
 from tasks.errors import TidemillError
+from worker import channel
 from worker.pool import RUN_JOBS, EnginePool
 from worker.worker import Worker
 
@@ -43,6 +44,7 @@ def start_under_another_pool(sender: Any, **_: Any) -> None:
             f"Tidemill cannot run under the pool {pool.__module__}: a loaded model does not "
             "survive a fork, and every child would load its own. Leave -P away, or use -P threads."
         )
+    channel.mend()
     try:
         _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
         _worker.start()

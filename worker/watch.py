@@ -6,12 +6,9 @@ finds out.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from db import queries
 from db.outcome import Fence
@@ -19,6 +16,7 @@ from db.session import Database
 from worker.attempt import Attempt
 from worker.client import EngineClient
 from worker.settings import Settings
+from worker.ticker import Ticker
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +37,16 @@ class Watch:
         self._settings = settings
         self._running = running
         self._clients = tuple(clients)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._ticker = Ticker("watch", settings.watch_seconds, self._tick)
 
     def start(self) -> None:
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._ticker.stop()
 
-    def _run(self) -> None:
-        while not self._stopping.wait(self._settings.watch_seconds):
-            try:
-                self.look(time.monotonic())
-            except SQLAlchemyError as error:
-                log.warning("cannot look for lost rights", extra={"error": type(error).__name__})
+    def _tick(self) -> None:
+        self.look(time.monotonic())
 
     def look(self, now: float) -> None:
         running = [attempt for attempt in self._running() if not attempt.is_over]

@@ -1,0 +1,102 @@
+"""Celery's own tools tell the truth about a worker."""
+
+import json
+from typing import Any
+
+import pytest
+from kombu import Producer
+
+from db import JobState, queries
+from db.models import Job
+from tasks import generate
+from tasks.app import app
+from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
+
+pytestmark = on_sqlite
+
+
+def inspect(cluster: Cluster, what: str) -> Any:
+    """What its one worker tells."""
+    with app.connection_for_write() as connection:
+        worker = cluster.started[-1]
+        told = getattr(
+            app.control.inspect([worker.name], timeout=PATIENCE_SECONDS, connection=connection),
+            what,
+        )()
+    return told[worker.name]
+
+
+@pytest.fixture
+def busy(producer: Cluster) -> Cluster:
+    """A worker's models are so slow that what they run stays running."""
+    producer.configure(worker={"drain_seconds": 0.2}, fake_step_seconds=0.05)
+    return producer
+
+
+def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> None:
+    with busy.worker() as worker:
+        assert f"{worker.name}: OK" in busy.celery("status", "-d", worker.name)
+        assert inspect(busy, "active") == []
+
+        submitted = [generate.submit(text="a b c", max_new_tokens=10_000) for _ in range(3)]
+        busy.wait_for(JobState.RUNNING, 3)
+
+        (active,) = json.loads(
+            busy.celery("inspect", "active", "--json", "-d", worker.name)
+        ).values()
+        assert active == inspect(busy, "active")
+        assert [message["name"] for message in active] == ["tasks.run_jobs"] * 3
+        assert {message["worker_pid"] for message in active} == {worker.pid}
+        (stats,) = json.loads(busy.celery("inspect", "stats", "--json", "-d", worker.name)).values()
+        assert stats["total"] == {"tasks.run_jobs": 3}
+        assert stats["pool"]["implementation"] == "worker.pool:EnginePool"
+        told = stats["pool"]["tidemill"]
+        assert told["num_running_jobs"] == told["num_deliveries"] == 3
+        (engine,) = told["engines"]
+        assert engine["model"] == "fake"
+        assert engine["num_requests"] == 3
+        assert engine["pid"] in {child.pid for child in worker.children}
+
+        with busy.database.write() as session:
+            session.execute(queries.cancel_jobs(Job.tenant == "default"))
+        until(lambda: inspect(busy, "active") == [], "nothing active")
+        told = inspect(busy, "stats")["pool"]["tidemill"]
+        assert (told["num_running_jobs"], told["num_deliveries"]) == (0, 0)
+        assert {busy.job(job.id).state for job in submitted} == {JobState.CANCELLED}
+
+
+def test_each_model_has_its_own_queues(busy: Cluster) -> None:
+    with busy.worker():
+        names = [queue["name"] for queue in inspect(busy, "active_queues")]
+    assert names == ["celery", "tidemill.fake.interactive", "tidemill.fake.bulk"]
+
+
+def test_a_message_that_is_revoked_and_terminated_gives_its_job_back(busy: Cluster) -> None:
+    with busy.worker():
+        generate.submit(text="a b c", max_new_tokens=10_000)
+        busy.wait_for(JobState.RUNNING)
+        (message,) = inspect(busy, "active")
+        with app.connection_for_write() as connection:
+            app.control.revoke(message["id"], terminate=True, connection=connection)
+        # Given back, it is taken up again: the next attempt of the same job.
+        until(
+            lambda: {busy.job(job_id).attempt for job_id in busy.results_per_job()} == {2},
+            "a second attempt",
+        )
+
+
+def test_what_is_no_message_of_ours_is_dropped_and_the_worker_goes_on(busy: Cluster) -> None:
+    busy.configure()
+    with busy.worker() as worker:
+        with app.connection_for_write() as connection:
+            for arguments in ([["no uuid"]], [7], [], [{"a": 1}], [[None]]):
+                app.send_task(
+                    *("tasks.run_jobs", arguments),
+                    queue="tidemill.fake.bulk",
+                    producer=Producer(connection),
+                )
+        until(lambda: inspect(busy, "stats")["total"] == {"tasks.run_jobs": 5}, "all are taken")
+        until(lambda: inspect(busy, "active") == [], "nothing active")
+        assert worker.log.count("malformed message dropped") == 4
+        assert generate.submit(text="a b").wait(60).state == JobState.SUCCEEDED
+        assert "Traceback" not in worker.log

@@ -1,0 +1,63 @@
+"""Redis is the doorbell: losing it, or what it holds, loses nothing."""
+
+from collections import Counter
+
+import redis
+
+from db import JobState
+from tasks import generate, submit_batch
+from tasks.generate import GenerateContract
+from tests.producers import producing
+from tests.servers import ValkeyServer, free_port
+from tests.workers import Cluster, on_sqlite, until
+
+
+@on_sqlite
+def test_a_job_submitted_without_redis_is_kept_and_sent_out_later(cluster: Cluster) -> None:
+    config = cluster.folder / "tidemill.toml"
+    with producing(cluster.database_url, f"redis://127.0.0.1:{free_port()}/0", config):
+        job = generate.submit(text="a b c")
+    assert job.is_new
+    assert cluster.job(job.id).state == JobState.QUEUED
+    assert cluster.job(job.id).published_at is None
+    with cluster.worker():
+        cluster.wait_until_finished(1)
+    assert cluster.states() == {JobState.SUCCEEDED: 1}
+
+
+@on_sqlite
+def test_when_redis_loses_everything_every_job_is_run(producer: Cluster) -> None:
+    producer.configure(fake_step_seconds=0.01, max_sequences=4)
+    contracts = [GenerateContract.parse({"text": "a b", "max_new_tokens": 20}) for _ in range(60)]
+    with producer.worker(), redis.Redis.from_url(producer.redis_url) as client:
+        submit_batch(iter(contracts), name="night")
+        producer.wait_for(JobState.SUCCEEDED, 4)
+        client.flushall()
+        assert producer.states().get(JobState.QUEUED, 0) > 0, "too late to lose a message"
+        producer.wait_until_finished(60)
+    assert producer.states() == {JobState.SUCCEEDED: 60}
+    assert Counter(producer.results_per_job().values()) == {1: 60}
+
+
+@on_sqlite
+def test_while_redis_is_away_what_runs_is_finished_and_then_the_rest(
+    cluster: Cluster, tmp_path_factory
+) -> None:
+    with ValkeyServer.started(tmp_path_factory.mktemp("own")) as server:
+        cluster.redis_url = server.new_database()
+        cluster.configure(fake_step_seconds=0.05, max_sequences=4)
+        config = cluster.folder / "tidemill.toml"
+        with (
+            producing(cluster.database_url, cluster.redis_url, config),
+            cluster.worker() as worker,
+        ):
+            running = [generate.submit(text="a b", max_new_tokens=30) for _ in range(4)]
+            cluster.wait_for(JobState.RUNNING, 4)
+            server.stop()
+            cluster.wait_for(JobState.SUCCEEDED, 4)
+            later = generate.submit(text="a b", max_new_tokens=2)
+            until(lambda: "cannot dispatch" in worker.log, "Redis is missed")
+            server.start()
+            cluster.wait_until_finished(5)
+    assert cluster.job(later.id).state == JobState.SUCCEEDED
+    assert {cluster.job(job.id).attempt for job in running} == {1}

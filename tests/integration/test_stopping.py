@@ -1,0 +1,105 @@
+"""Whatever ends a worker, planned or not, its jobs end once."""
+
+import signal
+from collections import Counter
+from typing import Any
+
+from db import JobState
+from tasks import submit_batch
+from tasks.generate import GenerateContract
+from tests.workers import Cluster, WorkerProcess, assert_gone, on_sqlite, until
+
+# Nothing finishes with the first, everything at once with the second.
+SLOW: dict[str, Any] = {"name": "slow.toml", "fake_step_seconds": 0.2, "max_sequences": 8}
+FAST: dict[str, Any] = {"name": "tidemill.toml"}
+NUM_JOBS = 40
+
+
+def submit(num_jobs: int = NUM_JOBS) -> None:
+    submit_batch(
+        (
+            GenerateContract.parse({"text": f"a {n}", "max_new_tokens": 300})
+            for n in range(num_jobs)
+        ),
+        name="night",
+    )
+
+
+def test_a_planned_stop_gives_unfinished_jobs_back_unblamed(producer: Cluster) -> None:
+    slow = producer.configure(worker={"drain_seconds": 0.3}, **SLOW)
+    with producer.worker(TIDEMILL_CONFIG=str(slow)) as worker:
+        submit()
+        producer.wait_for(JobState.RUNNING, 8)
+        worker.stop()
+    assert producer.states() == {JobState.QUEUED: NUM_JOBS}
+    given_back = [producer.job(job_id) for job_id in producer.results_per_job()]
+    assert max(job.attempt for job in given_back) == 1
+    assert {(job.failures, job.owner, job.error_code) for job in given_back} == {(0, None, None)}
+
+    producer.configure(**FAST)
+    with producer.worker():
+        producer.wait_until_finished(NUM_JOBS)
+    assert producer.states() == {JobState.SUCCEEDED: NUM_JOBS}
+    assert Counter(producer.results_per_job().values()) == {1: NUM_JOBS}
+
+
+@on_sqlite
+def test_a_planned_stop_finishes_what_fits_in_the_time(producer: Cluster) -> None:
+    producer.configure(worker={"drain_seconds": 60}, fake_step_seconds=0.01, max_sequences=8)
+    with producer.worker() as worker:
+        submit(8)
+        producer.wait_for(JobState.RUNNING, 8)
+        worker.stop()
+    assert producer.states() == {JobState.SUCCEEDED: 8}
+    assert Counter(producer.results_per_job().values()) == {1: 8}
+
+
+def signal_again(worker: WorkerProcess) -> None:
+    worker.process.send_signal(signal.SIGTERM)
+
+
+@on_sqlite
+def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
+    producer.configure(worker={"drain_seconds": 3600}, fake_step_seconds=0.2)
+    with producer.worker() as worker:
+        submit(4)
+        producer.wait_for(JobState.RUNNING, 4)
+        children = worker.children
+        worker.process.send_signal(signal.SIGTERM)
+        # Celery passes over a signal that comes before the pool has begun to stop.
+        until(lambda: worker.process.poll() is not None or signal_again(worker), "its end")
+        assert worker.wait() == 0, worker.log
+        assert_gone(children)
+    assert producer.states() == {JobState.QUEUED: 4}
+
+
+def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Cluster) -> None:
+    leases = {"lease_seconds": 2.0, "renew_seconds": 0.5}
+    slow = producer.configure(worker=leases, **SLOW)
+    with producer.worker(TIDEMILL_CONFIG=str(slow)) as worker:
+        submit()
+        producer.wait_for(JobState.RUNNING, 8)
+        worker.kill()
+    num_running = producer.states()[JobState.RUNNING]
+    assert num_running >= 8
+
+    producer.configure(worker=leases, **FAST)
+    with producer.worker():
+        producer.wait_until_finished(NUM_JOBS)
+    assert producer.states() == {JobState.SUCCEEDED: NUM_JOBS}
+    assert Counter(producer.results_per_job().values()) == {1: NUM_JOBS}
+    ended = [producer.job(job_id) for job_id in producer.results_per_job()]
+    assert Counter(job.attempt for job in ended) == {2: num_running, 1: NUM_JOBS - num_running}
+    assert {job.failures for job in ended} == {0}, "being interrupted is not a failure"
+
+
+@on_sqlite
+def test_a_killed_engine_process_costs_no_job(producer: Cluster) -> None:
+    producer.configure(fake_step_seconds=0.02, max_sequences=8)
+    with producer.worker() as worker:
+        submit(16)
+        producer.wait_for(JobState.RUNNING, 8)
+        (engine,) = worker.children
+        engine.kill()
+        producer.wait_until_finished(16)
+    assert producer.states() == {JobState.SUCCEEDED: 16}

@@ -1,0 +1,144 @@
+"""What is due is published: by one, in order, and no more than the workers have room for."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.transport import memory
+
+from db import queries
+from db.clock import seconds_from_now
+from db.lane import Lane
+from db.session import Database
+from tasks.app import app
+from tests.jobs import claimed_job, end_lease, insert_job, insert_jobs, job, job_row, set_columns
+from tests.producers import FAKE, producing, write_config
+from worker.dispatcher import Dispatcher, in_messages
+from worker.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@given(
+    st.lists(st.tuples(st.uuids(), st.integers(0, 10_000)), unique_by=lambda job: job[0]),
+    st.integers(1, 20),
+)
+def test_every_job_is_in_one_message_with_those_of_its_length(
+    jobs: list[tuple[UUID, int]], jobs_per_message: int
+) -> None:
+    messages = list(in_messages(jobs, jobs_per_message))
+
+    assert sorted(job_id for message in messages for job_id in message) == sorted(
+        job_id for job_id, _ in jobs
+    )
+    assert all(len(message) == jobs_per_message for message in messages[:-1])
+    assert all(1 <= len(message) <= jobs_per_message for message in messages)
+    length = dict(jobs)
+    spans = [[length[job_id] for job_id in message] for message in messages]
+    for shorter, longer in pairwise(spans):
+        assert max(shorter) <= min(longer)
+
+
+@pytest.fixture
+def broker(database: Database, tmp_path: Path) -> Iterator[None]:
+    """A broker within this process, empty."""
+    memory.Channel.queues.clear()
+    memory.Transport.global_state.clear()
+    config = write_config(tmp_path / "tidemill.toml", {"reports": FAKE})
+    with producing(database.url.render_as_string(hide_password=False), "memory://", config):
+        yield
+
+
+def dispatcher(database: Database, owner: str = "one", **settings: float) -> Dispatcher:
+    return Dispatcher(database, owner, Settings(**settings))  # type: ignore[arg-type]
+
+
+def live(database: Database, **room: int) -> None:
+    with database.write() as session:
+        queries.report_worker(session, "one", room, 0, 60)
+
+
+def published(queue: str = "tidemill.reports.bulk") -> list[list[UUID]]:
+    """The messages of a queue, which is empty afterwards."""
+    found = []
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        channel.queue_declare(queue)
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
+            found.append(
+                [UUID(job_id) for job_id in channel.message_to_python(message).payload[0][0]]
+            )
+    return found
+
+
+@pytest.mark.usefixtures("broker")
+def test_due_jobs_are_published_once(database: Database) -> None:
+    live(database, reports=64)
+    ids = insert_jobs(database, (job_row() for _ in range(20)))
+    it = dispatcher(database, jobs_per_message=8)
+    assert (it.dispatch(), it.dispatch()) == (20, 0)
+    messages = published()
+    assert [len(message) for message in messages] == [8, 8, 4]
+    assert sorted(job_id for message in messages for job_id in message) == sorted(ids)
+    assert all(job(database, each).published_at is not None for each in ids)
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_no_more_is_published_than_the_live_workers_have_room_for(database: Database) -> None:
+    live(database, reports=5)
+    insert_jobs(database, (job_row() for _ in range(30)))
+    it = dispatcher(database)
+    assert it.dispatch() == 10
+    assert it.dispatch() == 0
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_without_a_live_worker_for_its_model_a_job_waits_in_the_database(
+    database: Database,
+) -> None:
+    live(database, another=64)
+    insert_job(database)
+    it = dispatcher(database)
+    assert it.dispatch() == 0
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_an_interactive_job_goes_alone_and_needs_no_room(database: Database) -> None:
+    live(database, reports=0)
+    job_id = insert_job(database, lane=Lane.INTERACTIVE)
+    set_columns(database, [job_id], created_at=seconds_from_now(-60))
+    it = dispatcher(database)
+    assert it.dispatch() == 1
+    assert published("tidemill.reports.interactive") == [[job_id]]
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_what_a_dead_worker_left_is_published_again(database: Database) -> None:
+    live(database, reports=64)
+    fence = claimed_job(database)
+    end_lease(database, [fence.job_id])
+    it = dispatcher(database)
+    assert it.dispatch() == 1
+    assert published() == [[fence.job_id]]
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_one_of_two_dispatchers_publishes(database: Database) -> None:
+    live(database, reports=64)
+    one, two = dispatcher(database, "one"), dispatcher(database, "two")
+    insert_job(database)
+    assert (one.dispatch(), two.dispatch()) == (1, 0)
+    insert_job(database)
+    assert two.dispatch() == 0
+    one.stop()
+    assert two.dispatch() == 1, "a leader that ends resigns"
+    two.stop()
