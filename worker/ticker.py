@@ -38,5 +38,7 @@ class Ticker:
             try:
                 wait_seconds = self._tick() or self._seconds
             except Exception as error:
-                log.warning("%s failed", self._name, extra={"error": type(error).__name__})
+                log.warning(
+                    "tick failed", extra={"part": self._name, "error": type(error).__name__}
+                )
                 wait_seconds = max(self._seconds, AFTER_ERROR_SECONDS)

@@ -56,7 +56,7 @@ def test_while_redis_is_away_what_runs_is_finished_and_then_the_rest(
             server.stop()
             cluster.wait_for(JobState.SUCCEEDED, 4)
             later = generate.submit(text="a b", max_new_tokens=2)
-            until(lambda: "cannot dispatch" in worker.log, "Redis is missed")
+            until(lambda: "part=dispatcher" in worker.log, "Redis is missed")
             server.start()
             cluster.wait_until_finished(5)
     assert cluster.job(later.id).state == JobState.SUCCEEDED
