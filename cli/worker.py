@@ -40,7 +40,7 @@ def worker(
 
 def celery_command(name: str, concurrency: int | None = None, loglevel: str = "INFO") -> list[str]:
     """The worker's command line; its settings are those of the Celery app."""
-    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker"]
+    command = [sys.executable, "-P", "-m", "cli.launch", "-A", "tasks", "worker"]
     # Both only serve workers that talk to each other; ours talk to the database.
     command += ["--without-gossip", "--without-mingle"]
     command += ["-n", f"{name}@%h", "--loglevel", loglevel]

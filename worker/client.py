@@ -162,12 +162,13 @@ class EngineClient:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        # The child imports the package that this process runs, wherever it stands.
+        # The child imports the package that this process runs, wherever it stands;
+        # -P, because the folder it stands in may have a `worker` of its own.
         root = str(Path(worker.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.engine", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "worker.engine", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},

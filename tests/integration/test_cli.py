@@ -55,7 +55,7 @@ class Ended:
 
 @dataclass
 class CommandLine:
-    """Runs commands in a folder of their own."""
+    """Runs commands in a folder of their own; as installed, they look for no modules there."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class CommandLine:
 
     def __call__(self, *arguments: str, given: str | None = None) -> Ended:
         ended = subprocess.run(
-            [sys.executable, "-m", "cli", *arguments],
+            [sys.executable, "-P", "-m", "cli", *arguments],
             cwd=self.folder,
             env=self.whole_environment,
             input=given,
@@ -84,7 +84,7 @@ class CommandLine:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
+            [sys.executable, "-P", "-m", "cli", *arguments],
             cwd=self.folder,
             env=self.whole_environment,
             stdout=subprocess.PIPE,
@@ -595,6 +595,20 @@ def test_however_up_ends_no_process_is_left(tidemill: CommandLine, how: signal.S
     assert (tidemill.folder / ".tidemill" / "run.json").exists() == (how is signal.SIGKILL)
     if how is not signal.SIGKILL:
         assert up.returncode == 0, (out, err)
+
+
+def test_modules_of_the_folder_do_not_stand_in_for_ours(tidemill: CommandLine) -> None:
+    """Many folders that use Celery have a tasks.py, and a worker is easily one, too."""
+    for name in ("tasks.py", "worker.py", "db.py", "cli.py"):
+        tidemill.write(name, "raise SystemExit('the wrong one')")
+    up = tidemill.start("up")
+    try:
+        wait_for((tidemill.folder / ".tidemill" / "run.json").exists, up)
+        assert tidemill("submit", "generate", "one two", "--wait").status == 0
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.communicate(timeout=60)
+    assert up.returncode == 0
 
 
 def test_up_starts_again_after_it_was_killed(tidemill: CommandLine) -> None:
