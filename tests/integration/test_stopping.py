@@ -7,7 +7,7 @@ from typing import Any
 from db import JobState
 from tasks import submit_batch
 from tasks.generate import GenerateContract
-from tests.workers import Cluster, WorkerProcess, assert_gone, on_sqlite, until
+from tests.workers import Cluster, assert_gone, on_sqlite, until
 
 # Nothing finishes with the first, everything at once with the second.
 SLOW: dict[str, Any] = {"name": "slow.toml", "fake_step_seconds": 0.2, "max_sequences": 8}
@@ -15,10 +15,10 @@ FAST: dict[str, Any] = {"name": "tidemill.toml"}
 NUM_JOBS = 40
 
 
-def submit(num_jobs: int = NUM_JOBS) -> None:
+def submit(num_jobs: int = NUM_JOBS, max_new_tokens: int = 300) -> None:
     submit_batch(
         (
-            GenerateContract.parse({"text": f"a {n}", "max_new_tokens": 300})
+            GenerateContract.parse({"text": f"a {n}", "max_new_tokens": max_new_tokens})
             for n in range(num_jobs)
         ),
         name="night",
@@ -54,10 +54,6 @@ def test_a_planned_stop_finishes_what_fits_in_the_time(producer: Cluster) -> Non
     assert Counter(producer.results_per_job().values()) == {1: 8}
 
 
-def signal_again(worker: WorkerProcess) -> None:
-    worker.process.send_signal(signal.SIGTERM)
-
-
 @on_sqlite
 def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
     producer.configure(worker={"drain_seconds": 3600}, fake_step_seconds=0.2)
@@ -65,12 +61,17 @@ def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
         submit(4)
         producer.wait_for(JobState.RUNNING, 4)
         children = worker.children
-        worker.process.send_signal(signal.SIGTERM)
-        # Celery passes over a signal that comes before the pool has begun to stop.
-        until(lambda: worker.process.poll() is not None or signal_again(worker), "its end")
+
+        def given_back() -> bool:
+            if producer.states() == {JobState.QUEUED: 4}:
+                return True
+            # Again, for Celery passes over one that comes before the pool begins to stop.
+            worker.process.send_signal(signal.SIGTERM)
+            return False
+
+        until(given_back, "the jobs given back")
         assert worker.wait() == 0, worker.log
         assert_gone(children)
-    assert producer.states() == {JobState.QUEUED: 4}
 
 
 def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Cluster) -> None:
@@ -97,7 +98,7 @@ def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Clus
 def test_a_killed_engine_process_costs_no_job(producer: Cluster) -> None:
     producer.configure(fake_step_seconds=0.02, max_sequences=8)
     with producer.worker() as worker:
-        submit(16)
+        submit(16, max_new_tokens=40)
         producer.wait_for(JobState.RUNNING, 8)
         (engine,) = worker.children
         engine.kill()

@@ -1,6 +1,8 @@
 """The parent's end of a real engine process: every request is answered once, whatever happens."""
 
+import itertools
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ class Answers:
     def wait_for(self, number: int) -> dict[int, Output]:
         """The outputs by request; each came once."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.outputs) >= number, 60)
+            assert self.changed.wait_for(lambda: len(self.outputs) >= number, 30)
         by_id = {output.request_id: output for output in self.outputs}
         assert len(by_id) == len(self.outputs) == number
         return by_id
@@ -160,8 +162,18 @@ def test_a_model_that_cannot_be_loaded_is_named_and_leaves_no_process() -> None:
 def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again() -> None:
     answers = Answers()
     with engine(fake_step_seconds=0.01) as client:
-        client.submit([request(1, max_new_tokens=50)], answers.add)
-        before = client.pid
-        until(lambda: client.num_held, "it is held")
-        client.kill_if_stalled(0.0, stall_seconds=600)
-        assert client.pid == before, "it was heard of lately"
+        client.submit([request(n, max_new_tokens=30) for n in (1, 2)], answers.add)
+        client.kill_if_stalled(time.monotonic(), stall_seconds=600)
+        assert client.num_restarts == 0, "it was heard of lately"
+
+        # A look a moment that is later each time, until one finds that it holds something.
+        moments = itertools.count(time.monotonic(), 601)
+
+        def restarted() -> int:
+            client.kill_if_stalled(next(moments), stall_seconds=600)
+            return client.num_restarts
+
+        until(restarted, "another process")
+        outputs = answers.wait_for(2)
+        client.check()
+    assert all(output.failure is None for output in outputs.values())

@@ -1,0 +1,127 @@
+"""`tidemill.toml`: a mistake is named with its place; a job finds its model."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.catalog import Catalog
+from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
+from tasks.settings import config_path
+
+MODELS = """
+[models.reports]
+checkpoint = "facebook/bart-large-cnn"
+tasks = ["summarize"]
+
+[models.opus]
+checkpoint = "opus"
+tasks = ["translate"]
+languages = ["en>de"]
+
+[models.nllb]
+checkpoint = "nllb"
+tasks = ["translate", "summarize"]
+languages = ["en", "fr", "it"]
+"""
+
+
+def load(folder: Path, text: str) -> Catalog:
+    path = folder / "tidemill.toml"
+    path.write_text(text)
+    return Catalog.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "names no models; add a [models.NAME] table"),
+        ("[models.a\n", "is not valid TOML: "),
+        ("[model.a]\n", "unknown table model; known: models, worker"),
+        ("[models]\na = 5\n", "models.a is not a table; write [models.a]"),
+        ('[models.a]\ntasks = ["chat"]\n', "models.a.checkpoint Field required"),
+        ('[models.a]\ncheckpoint = "x"\ntasks = []\n', "models.a.tasks "),
+        (
+            '[models.a]\ncheckpoint = "x"\ntasks = ["sing"]\n',
+            "models.a.tasks.0 must be 'summarize', ",
+        ),
+        (
+            '[models.a]\ncheckpoint = "x"\ntasks = ["chat"]\nreplica = 2\n',
+            "models.a.replica is not a setting; known: ",
+        ),
+        ('[models.a]\ncheckpoint = "x"\ntasks = ["chat"]\nreplicas = 0\n', "models.a.replicas "),
+        (
+            '[models.a]\ncheckpoint = "x"\ntasks = ["chat"]\ndtype = "int4"\n',
+            "models.a.dtype must be ",
+        ),
+        ('[models."a b"]\ncheckpoint = "x"\ntasks = ["chat"]\n', "models.a b.alias "),
+    ],
+)
+def test_a_mistake_is_named_with_the_file_and_the_setting(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(tmp_path, text)
+    assert str(tmp_path / "tidemill.toml") in str(raised.value)
+    assert says in str(raised.value)
+
+
+def test_a_missing_configuration_is_named_with_an_example(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"there is no .*tidemill.toml; .*(?s:.*)TIDEMILL_CONFIG"
+    ):
+        config_path({}, tmp_path)
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        Catalog.load(tmp_path / "tidemill.toml")
+
+
+@pytest.mark.parametrize(
+    ("task", "alias", "pair", "model"),
+    [
+        ("summarize", None, (None, None), "reports"),
+        ("summarize", "nllb", (None, None), "nllb"),
+        ("translate", None, ("en", "de"), "opus"),
+        ("translate", None, ("fr", "it"), "nllb"),
+        ("translate", "nllb", ("en", "fr"), "nllb"),
+    ],
+)
+def test_a_job_goes_to_the_model_it_names_or_the_first_that_can(
+    tmp_path: Path, task: str, alias: str | None, pair: tuple[str | None, str | None], model: str
+) -> None:
+    assert load(tmp_path, MODELS).route(task, alias, *pair).alias == model
+
+
+@pytest.mark.parametrize(
+    ("task", "alias", "says"),
+    [
+        ("summarize", "none", "there is no model 'none'; known models: reports, opus, nllb"),
+        ("summarize", "opus", "the model 'opus' does not summarize; known models: reports, nllb"),
+        ("chat", None, "no model does the task 'chat'; known models: reports, opus, nllb"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_the_known_ones(
+    tmp_path: Path, task: str, alias: str | None, says: str
+) -> None:
+    with pytest.raises(UnknownModel) as raised:
+        load(tmp_path, MODELS).route(task, alias, None, None)
+    assert str(raised.value) == says
+    assert raised.value.code == "unknown_model"
+
+
+def test_an_unknown_pair_of_languages_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    catalog = load(tmp_path, MODELS)
+    with pytest.raises(UnknownLanguage) as raised:
+        catalog.route("translate", None, "de", "en")
+    assert str(raised.value) == (
+        "no model translates from 'de' to 'en'; "
+        "known: en>de, en>fr, en>it, fr>en, fr>it, it>en, it>fr"
+    )
+    with pytest.raises(UnknownLanguage, match=r"known: en>de$"):
+        catalog.route("translate", "opus", "en", "fr")
+
+
+def test_a_checkpoint_beside_the_file_is_a_folder_and_any_other_a_name(tmp_path: Path) -> None:
+    (tmp_path / "opus").mkdir()
+    models = load(tmp_path, MODELS).models
+    assert models["opus"].checkpoint == str(tmp_path / "opus")
+    assert models["reports"].checkpoint == "facebook/bart-large-cnn"
+    assert not any(model.trust_remote_code for model in models.values())

@@ -1,0 +1,182 @@
+"""What a producer may send, and what the refusal of the rest says."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tasks.chat import ChatContract
+from tasks.contract import MAX_TEXT_CHARACTERS, Contract
+from tasks.errors import ContractError, Problem
+from tasks.generate import GenerateContract
+from tests.contracts import CONTRACTS, acceptable_contracts, wild_fields
+
+TEXT = {"text": "a b c"}
+LANGUAGES = {"source_language": "en", "target_language": "fr"}
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "says"),
+    [
+        ("summarize", {}, "text: is missing"),
+        ("summarize", {"text": ""}, "text: is empty; give at least one word"),
+        ("summarize", {"text": " \n\t"}, "text: is empty; give at least one word"),
+        ("summarize", {"text": "a\x00b"}, "text: holds a NUL byte at position 1; remove it"),
+        (
+            "summarize",
+            {"text": "ab\ud83d"},
+            "text: holds half a character (a lone surrogate) at position 2; "
+            "decode the source as UTF-8",
+        ),
+        (
+            "summarize",
+            {"text": "x" * 50_000_000},
+            f"text: has 50000000 characters; at most {MAX_TEXT_CHARACTERS} are taken: "
+            "split the document",
+        ),
+        ("summarize", {"text": 5}, "text: must be a valid string, not 5"),
+        ("summarize", {"txt": "a"}, "txt: is not a field of summarize; did you mean text?"),
+        ("summarize", {**TEXT, "zzz": 1}, "zzz: is not a field of summarize; known: "),
+        (
+            "summarize",
+            {**TEXT, "num_beams": 0},
+            "num_beams: must be greater than or equal to 1, not 0",
+        ),
+        ("summarize", {**TEXT, "lane": "fast"}, "lane: must be 'interactive' or 'bulk'"),
+        ("summarize", {**TEXT, "metadata": {"a": 1}}, "metadata.a: must be a valid string, not 1"),
+        ("summarize", {**TEXT, "metadata": {"a": "\x00"}}, "metadata.a: holds a NUL byte"),
+        ("summarize", {**TEXT, "custom_id": "a\x00"}, "custom_id: holds a NUL byte"),
+        ("summarize", {**TEXT, "tenant": "\ud83d"}, "tenant: holds half a character"),
+        ("summarize", {**TEXT, "priority": 1000}, "priority: must be less than or equal to 100"),
+        ("summarize", {**TEXT, "deadline": "2026-11-23T12:00:00"}, "deadline: "),
+        (
+            "generate",
+            {**TEXT, "max_length": 5, "max_new_tokens": 5},
+            "max_length: is given beside max_new_tokens; both bound the length: give one",
+        ),
+        (
+            "generate",
+            {**TEXT, "min_new_tokens": 9, "max_new_tokens": 5},
+            "min_new_tokens: is above max_new_tokens; lower it",
+        ),
+        (
+            "generate",
+            {**TEXT, "num_return_sequences": 3},
+            "num_return_sequences: is 3, but a greedy answer is only one; sample",
+        ),
+        (
+            "generate",
+            {**TEXT, "do_sample": False, "temperature": 1.0},
+            "do_sample: is false beside",
+        ),
+        (
+            "generate",
+            {**TEXT, "do_sample": True, "temperature": 0},
+            "temperature: is 0, which is greedy",
+        ),
+        ("generate", {**TEXT, "temperature": float("inf")}, "temperature: "),
+        ("generate", {**TEXT, "seed": 2**63}, "seed: must be less than"),
+        ("translate", TEXT, "source_language: is missing; target_language: is missing"),
+        (
+            "translate",
+            {**TEXT, **LANGUAGES, "target_language": "klingon language"},
+            "target_language: must be a language code such as en, pt-BR or fra_Latn",
+        ),
+        ("chat", {"messages": []}, "messages: must have at least 1 item"),
+        (
+            "chat",
+            {"messages": [{"role": "robot", "content": "a"}]},
+            "messages.0.role: must be 'system', ",
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": " "}]},
+            "messages: end with an empty one",
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "assistant", "content": "a"}]},
+            "messages: end with the role 'assistant'; the last message must be the user's",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field_the_fault_and_the_remedy(
+    task: str, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ContractError) as raised:
+        CONTRACTS[task].parse(fields)
+    assert raised.value.code == "invalid_contract"
+    assert str(raised.value).startswith(f"{task}: ")
+    assert says in str(raised.value)
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    with pytest.raises(ContractError) as raised:
+        GenerateContract.parse({"text": "", "num_beams": 0, "colour": "red"})
+    assert {problem.field for problem in raised.value.problems} == {"text", "num_beams", "colour"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": ["a secret"]},
+        {"text": {"a secret": 1}},
+        {"text": "a secret\x00"},
+        {**TEXT, "lane": "a secret"},
+        {**TEXT, "custom_id": "a secret" * 100},
+    ],
+)
+def test_a_refusal_does_not_quote_the_users_text(fields: dict[str, Any]) -> None:
+    with pytest.raises(ContractError) as raised:
+        GenerateContract.parse(fields)
+    assert "a secret" not in str(raised.value)
+
+
+def test_one_stop_text_is_a_list_of_one() -> None:
+    assert GenerateContract.parse({**TEXT, "stop": "."}).work()["stop"] == ["."]
+
+
+def test_the_work_is_the_tasks_fields_and_the_params_that_were_given() -> None:
+    contract = ChatContract.parse(
+        {
+            "messages": [{"role": "user", "content": "hello"}],
+            "temperature": 0.5,
+            "tenant": "press",
+            "priority": 5,
+            "metadata": {"a": "b"},
+        }
+    )
+    assert contract.work() == {
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0.5,
+    }
+    assert contract.num_characters == 5
+
+
+@given(contract=acceptable_contracts())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_accepted_is_accepted_again_from_its_own_work(contract: Contract) -> None:
+    again = type(contract).parse(json.loads(json.dumps(contract.work())))
+    assert again.work() == contract.work()
+    assert again.num_characters == contract.num_characters
+
+
+@given(wild=wild_fields())
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_is_refused_is_refused_with_a_named_field(
+    wild: tuple[type[Contract], dict[str, Any]],
+) -> None:
+    contract, fields = wild
+    known = {*contract.model_fields, *fields}
+    for problem in problems_of(contract, fields):
+        assert any(problem.field == name or problem.field.startswith(f"{name}.") for name in known)
+        assert problem.fault
+
+
+def problems_of(contract: type[Contract], fields: dict[str, Any]) -> tuple[Problem, ...]:
+    try:
+        contract.parse(fields)
+    except ContractError as refusal:
+        return refusal.problems or (Problem("", ""),)
+    return ()

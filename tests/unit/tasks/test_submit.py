@@ -1,0 +1,224 @@
+"""Submitting keeps a job once, and rings for it once it is kept."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from kombu.transport import memory
+
+from db import JobState, find_results
+from db.lane import Lane
+from db.session import Database
+from tasks import generate, submit_batch, summarize, translate
+from tasks.contract import Contract
+from tasks.errors import IdempotencyConflict, Refused, UnknownLanguage, UnknownModel
+from tasks.generate import GenerateContract
+from tasks.submit import CHUNK, submit_message
+from tasks.summarize import SummarizeContract
+from tests.jobs import job, payload, states
+from tests.producers import FAKE, producing, write_config
+
+
+@pytest.fixture(autouse=True)
+def _producing(database: Database, tmp_path: Path) -> Iterator[None]:
+    """This process is a producer, with a broker within itself."""
+    memory.Channel.queues.clear()
+    models = {"fake": FAKE, "pair": {**FAKE, "tasks": ["translate"], "languages": ["en>de"]}}
+    models["fake"] = {**FAKE, "languages": ["en", "fr"]}
+    config = write_config(tmp_path / "tidemill.toml", models)
+    with producing(database.url.render_as_string(hide_password=False), "memory://", config):
+        yield
+
+
+def rung() -> dict[str, int]:
+    """How many messages lie in each queue."""
+    return {name: queue.qsize() for name, queue in memory.Channel.queues.items() if queue.qsize()}
+
+
+def test_a_submitted_job_is_kept_and_rung_for(database: Database) -> None:
+    submitted = generate.submit(
+        text="a b c",
+        custom_id="d1",
+        tenant="press",
+        priority=3,
+        metadata={"day": "monday"},
+        top_k=5,
+    )
+    assert submitted.is_new
+    row = job(database, submitted.id)
+    assert (row.task, row.model, row.state, row.lane) == (
+        "generate",
+        "fake",
+        "queued",
+        "interactive",
+    )
+    assert (row.custom_id, row.tenant, row.priority, row.num_characters) == ("d1", "press", 3, 5)
+    assert row.published_at is not None
+    kept = payload(database, submitted.id)
+    assert (kept.contract, kept.metadata_) == ({"text": "a b c", "top_k": 5}, {"day": "monday"})
+    assert rung() == {"tidemill.fake.interactive": 1}
+
+
+def test_a_job_can_ask_for_the_other_lane(database: Database) -> None:
+    submitted = generate.submit(text="a", lane="bulk")
+    assert job(database, submitted.id).lane == Lane.BULK
+    assert rung() == {"tidemill.fake.bulk": 1}
+
+
+def test_the_same_key_is_the_same_job(database: Database) -> None:
+    first = generate.submit(text="a b c", idempotency_key="k")
+    again = generate.submit(text="a b c", idempotency_key="k")
+    assert (again.id, again.is_new) == (first.id, False)
+    assert states(database) == {"queued": 1}
+    assert rung() == {"tidemill.fake.interactive": 1}
+
+
+@pytest.mark.parametrize("other", [{"text": "other"}, {"text": "a b c", "max_new_tokens": 4}])
+def test_the_same_key_with_other_contents_is_refused(
+    database: Database, other: dict[str, object]
+) -> None:
+    generate.submit(text="a b c", idempotency_key="k")
+    with pytest.raises(IdempotencyConflict, match=r"'k' was used before.*use a new key"):
+        generate.submit(**other, idempotency_key="k")
+    with pytest.raises(IdempotencyConflict):
+        summarize.submit(text="a b c", idempotency_key="k")
+    assert states(database) == {"queued": 1}
+
+
+def test_keys_are_a_tenants_own(database: Database) -> None:
+    generate.submit(text="a", idempotency_key="k", tenant="one")
+    assert generate.submit(text="b", idempotency_key="k", tenant="two").is_new
+
+
+def test_who_is_refused_leaves_nothing(database: Database) -> None:
+    with pytest.raises(UnknownModel, match="there is no model 'none'; known models: fake, pair"):
+        generate.submit(text="a", model="none")
+    with pytest.raises(UnknownLanguage, match="'en' to 'xx'; known: en>fr, fr>en, en>de"):
+        translate.submit(text="a", source_language="en", target_language="xx")
+    with pytest.raises(Refused):
+        generate.submit(text="")
+    assert states(database) == {}
+    assert rung() == {}
+
+
+def test_without_redis_a_job_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
+    submitted = generate.submit(text="a b c")
+    assert job(database, submitted.id).published_at is None
+    assert submitted.find().state == JobState.QUEUED
+
+
+# --- batches -------------------------------------------------------------------------------
+
+
+def contracts(number: int, start: int = 0) -> Iterator[Contract]:
+    return (SummarizeContract.parse({"text": f"text {n}"}) for n in range(start, start + number))
+
+
+def test_a_batch_is_kept_and_left_to_the_dispatcher(database: Database) -> None:
+    told: list[int] = []
+    batch = submit_batch(
+        contracts(CHUNK + 5), name="night", metadata={"a": "b"}, on_progress=told.append
+    )
+    assert (batch.num_new, batch.num_known) == (CHUNK + 5, 0)
+    assert told == [CHUNK, CHUNK + 5]
+    assert rung() == {}
+    found = list(find_results(batch="night", state=None, database=database))
+    assert len(found) == CHUNK + 5
+    assert {job(database, each.id).lane for each in found[:3]} == {Lane.BULK}
+
+
+def test_a_batch_under_a_run_key_is_submitted_once(database: Database) -> None:
+    first = submit_batch(contracts(10), name="night", run_key="night-1")
+    again = submit_batch(contracts(10), name="night", run_key="night-1")
+    assert (again.id, again.num_new, again.num_known) == (first.id, 0, 10)
+    other = submit_batch(contracts(10), name="night", run_key="night-2")
+    assert (other.num_new, other.id != first.id) == (10, True)
+    assert states(database) == {"queued": 20}
+
+
+class Broken(Exception):
+    pass
+
+
+def broken_after(number: int) -> Iterator[Contract]:
+    yield from contracts(number)
+    raise Broken
+
+
+def test_a_batch_that_broke_in_the_middle_is_taken_up_again(database: Database) -> None:
+    with pytest.raises(Broken):
+        submit_batch(broken_after(2 * CHUNK + 7), name="night", run_key="night-1")
+    assert states(database) == {"queued": 2 * CHUNK}, "whole chunks were kept"
+    again = submit_batch(contracts(2 * CHUNK + 50), name="night", run_key="night-1")
+    assert (again.num_new, again.num_known) == (50, 2 * CHUNK)
+    found = list(find_results(batch="night-1", state=None, database=database))
+    texts = {payload(database, each.id).contract["text"] for each in found[-60:]}
+    assert len(found) == 2 * CHUNK + 50
+    assert f"text {2 * CHUNK + 49}" in texts
+
+
+def test_under_a_run_key_a_job_goes_by_its_custom_id_wherever_it_stands(
+    database: Database,
+) -> None:
+    def named(*names: str) -> Iterator[Contract]:
+        return (SummarizeContract.parse({"text": each, "custom_id": each}) for each in names)
+
+    with pytest.raises(Broken):
+        submit_batch(chain(named("a", "b"), broken_after(0)), name="n", run_key="n")
+    first = submit_batch(named("a", "b"), name="m", run_key="m")
+    assert (first.num_new, first.num_known) == (2, 0)
+    batch = submit_batch(named("c", "b", "a"), name="n", run_key="n")
+    assert batch.num_new + batch.num_known == 3
+    assert sorted(
+        each.custom_id or "" for each in find_results(batch="n", state=None, database=database)
+    ) == ["a", "b", "c"]
+
+
+def test_a_batch_stops_at_the_first_contract_that_no_model_can_do(database: Database) -> None:
+    wrong = GenerateContract.parse({"text": "a", "model": "none"})
+    with pytest.raises(UnknownModel):
+        submit_batch(iter([*contracts(3), wrong]), name="night", run_key="night-1")
+    again = submit_batch(contracts(4), name="night", run_key="night-1")
+    assert again.num_new == 4
+
+
+# --- messages ------------------------------------------------------------------------------
+
+
+def test_a_message_is_the_job_of_its_id_however_often_it_comes(database: Database) -> None:
+    message_id = str(uuid4())
+    for _ in range(3):
+        assert submit_message(GenerateContract, {"text": "a b"}, message_id) == message_id
+    assert states(database) == {"queued": 1}
+    assert job(database, UUID(message_id)).state == JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"text": "a", "custom_id": "a\x00b"},
+        {"text": "a", "tenant": "half \ud83d"},
+        {"text": "a", "tenant": 5, "custom_id": ["x"]},
+        {"text": "a", "tenant": "t" * 1000, "custom_id": "c" * 1000},
+        {"text": "a", "a field \x00 of theirs": 1},
+        {"text": "a", "half \ud83d": 1},
+        {"text": "a", "model": "none"},
+        {"text": "a", "model": "half \ud83d"},
+    ],
+    ids=ascii,
+)
+def test_a_message_that_is_refused_is_kept_as_a_failed_job_whatever_it_holds(
+    database: Database, fields: dict[str, object]
+) -> None:
+    message_id = str(uuid4())
+    for _ in range(2):
+        assert submit_message(GenerateContract, fields, message_id) == message_id
+    row = job(database, UUID(message_id))
+    assert row.state == JobState.FAILED
+    assert row.error_code in ("invalid_contract", "unknown_model")
+    assert row.error_message
+    assert states(database) == {"failed": 1}

@@ -1,0 +1,148 @@
+"""Running attempts keep their leases, and those that lost their right are told."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from db import queries
+from db.clock import seconds_from_now
+from db.models import Job
+from db.outcome import Fence, Outcome
+from db.session import Database
+from db.states import JobState
+from tests.jobs import claim, claimed_job, end_lease, job, set_columns
+from worker.attempt import Attempt
+from worker.client import EngineClient
+from worker.engine.spec import EngineSpec
+from worker.leases import Leases
+from worker.recipes import Work
+from worker.settings import Settings
+from worker.watch import Watch
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[EngineClient]:
+    """An engine that never comes to an end of what it is asked."""
+    it = EngineClient(
+        EngineSpec(alias="reports", checkpoint="fake", engine="fake", fake_step_seconds=0.05)
+    )
+    it.start()
+    yield it
+    it.stop()
+
+
+class Running:
+    """Attempts of one worker, and what came of them."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+        self.attempts: list[Attempt] = []
+        self.outcomes: list[Outcome] = []
+        self._ids = iter(range(id(self), id(self) + 1000))
+
+    def start(self, fence: Fence, time_limit_seconds: float | None = None) -> Attempt:
+        contract = {"text": "a b c", "max_new_tokens": 1_000_000}
+        work = Work(fence.job_id, "generate", contract, self.client.card, self._ids)
+        attempt = Attempt(
+            fence, work, 0, self.client, Settings(), time_limit_seconds, self.outcomes.append
+        )
+        self.attempts.append(attempt)
+        attempt.start()
+        return attempt
+
+
+@pytest.fixture
+def running(client: EngineClient) -> Iterator[Running]:
+    it = Running(client)
+    yield it
+    for attempt in it.attempts:
+        attempt.abandon()
+
+
+def leases(database: Database, running: Running) -> Leases:
+    return Leases(database, "one", {"reports": 64}, Settings(), lambda: running.attempts)
+
+
+def watch(database: Database, running: Running) -> Watch:
+    return Watch(database, "one", Settings(), lambda: running.attempts, [])
+
+
+def test_what_runs_keeps_its_lease(database: Database, running: Running) -> None:
+    fence, forgotten = claimed_job(database), claimed_job(database)
+    running.start(fence)
+    set_columns(database, [fence.job_id, forgotten.job_id], lease_until=seconds_from_now(1))
+    leases(database, running).renew()
+    renewed, left = (job(database, each.job_id).lease_until for each in (fence, forgotten))
+    assert renewed is not None
+    assert left is not None
+    assert (renewed - left).total_seconds() > 50
+
+
+def test_a_worker_is_known_from_its_start_to_its_stop(database: Database, running: Running) -> None:
+    it = leases(database, running)
+    running.start(claimed_job(database))
+    it.start()
+    with database.read() as session:
+        (row,) = session.scalars(queries.live_workers())
+    assert (row.name, row.room, row.num_running) == ("one", {"reports": 64}, 1)
+    it.stop()
+    with database.read() as session:
+        assert session.scalars(queries.live_workers()).all() == []
+
+
+def cancelled(database: Database, fence: Fence) -> None:
+    with database.write() as session:
+        session.execute(queries.cancel_jobs(Job.id == fence.job_id))
+
+
+def expired(database: Database, fence: Fence) -> None:
+    set_columns(database, [fence.job_id], deadline=seconds_from_now(-1))
+    with database.write() as session:
+        session.execute(queries.expire_overdue())
+
+
+def taken_over(database: Database, fence: Fence) -> None:
+    end_lease(database, [fence.job_id])
+    assert claim(database, [fence.job_id], "two")
+
+
+def taken_up_again(database: Database, fence: Fence) -> None:
+    end_lease(database, [fence.job_id])
+    assert claim(database, [fence.job_id], "one")
+
+
+@pytest.mark.parametrize("lost", [cancelled, expired, taken_over, taken_up_again])
+def test_an_attempt_that_lost_its_right_stops_and_no_other_does(
+    database: Database, running: Running, lost: Callable[[Database, Fence], None]
+) -> None:
+    fence, other = claimed_job(database), claimed_job(database)
+    running.start(fence)
+    running.start(other)
+    it = watch(database, running)
+    it.look(0.0)
+    assert running.outcomes == []
+
+    lost(database, fence)
+    it.look(0.0)
+    it.look(0.0)
+
+    assert running.outcomes == [Outcome.released(fence)], "once, and unblamed"
+    before = job(database, fence.job_id).state
+    with database.write() as session:
+        assert session.execute(queries.finish_attempts(running.outcomes)).all() == []
+    assert job(database, fence.job_id).state == before
+
+
+def test_an_attempt_that_runs_longer_than_its_job_allows_fails(
+    database: Database, running: Running
+) -> None:
+    short, long = claimed_job(database), claimed_job(database)
+    attempt = running.start(short, time_limit_seconds=5)
+    running.start(long)
+    it = watch(database, running)
+    it.look(attempt._started_at + 5)
+    assert running.outcomes == []
+    it.look(attempt._started_at + 5.1)
+    (outcome,) = running.outcomes
+    assert (outcome.fence, outcome.state) == (short, JobState.FAILED)
+    assert outcome.error_code == "time_limit"
