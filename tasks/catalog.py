@@ -39,6 +39,7 @@ class Model(BaseModel):
     trust_remote_code: bool = False
     fake_step_seconds: Annotated[float, Field(ge=0)] = 0.0
     fake_fail_on: str | None = None
+    fake_out_of_memory_on: str | None = None
     fake_crash_on: str | None = None
 
     def translates(self, source: str, target: str) -> bool:

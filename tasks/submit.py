@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError as BrokerError
@@ -80,19 +80,23 @@ def submit_contract(contract: Contract) -> SubmittedJob:
 
 
 def submit_message(contract: type[Contract], fields: dict[str, Any], message_id: str) -> str:
-    """Keep the job of a Celery message; returns its id, which is the message's own.
+    """Keep the job of a Celery message; returns its id, which is the message's own
+    (or, where that is no UUID, one made from it).
 
     A delivery that comes twice finds its job there. A refused contract is kept
     as a failed job, because nobody waits here to be told.
     """
-    job_id = UUID(message_id)
+    try:
+        job_id = UUID(message_id)
+    except ValueError:
+        job_id = uuid5(NAMESPACE_OID, message_id)
     try:
         try:
             parsed = contract.parse(fields)
             submitted, message = _keep(settings.database(), settings.catalog(), parsed, job_id)
         except Refused as refusal:
             _keep_refusal(settings.database(), contract.task, job_id, fields, refusal)
-            return message_id
+            return str(job_id)
     except DatabaseAway as error:
         # Nothing is kept yet, so the message goes back: it is the only promise there is.
         log.warning("cannot keep a job", extra={"error": type(error).__name__})

@@ -1,8 +1,8 @@
 """The parent's end of an engine process: sends requests, hands out outputs, restarts, blames.
 
 When the process ends by itself, something in it was fatal. The requests it
-held are run again in halves until one that is fatal alone is found; it fails,
-and nobody else does. What was not sent yet waits meanwhile.
+held are run again in halves until one that is fatal alone, twice, is found; it
+fails, and nobody else does. What was not sent yet waits meanwhile.
 """
 
 import logging
@@ -74,7 +74,9 @@ class EngineClient:
         self._unsent: deque[int] = deque()
         self._trials: deque[list[int]] = deque()
         self._on_trial = False  # what is sent is a trial, and gets no company
-        self._cancelled: set[int] = set()
+        self._alone: int | None = None  # the request that stood alone when the process last ended
+        self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
+        self._told: set[int] = set()  # of those, what this process was told
         self._heard_at = time.monotonic()  # an output, or of an engine with nothing to do
         self._ready = False
         self._stopping = False
@@ -226,6 +228,7 @@ class EngineClient:
                     answered.append((held, output))
                 self._sent.pop(output.request_id, None)
                 self._cancelled.discard(output.request_id)
+                self._told.discard(output.request_id)
             if not self._sent:
                 self._on_trial = False
                 self._wake.notify_all()  # the next trial, if there is one
@@ -253,17 +256,21 @@ class EngineClient:
         return self._restart()
 
     def _suspect(self) -> _Held | None:
-        """Put the requests that were in the process up for trial; returns one that stood alone."""
+        """Put what was in the process up for trial; returns a request that stood alone twice."""
         with self._lock:
             suspects = list(self._sent)
             self._sent.clear()
+            self._told.clear()
             self._on_trial = False
-            if len(suspects) == 1:
-                self._cancelled.discard(suspects[0])
-                return self._held.pop(suspects[0])
-            if suspects:
-                half = (len(suspects) + 1) // 2
-                self._trials.extendleft([suspects[half:], suspects[:half]])
+            alone = suspects[0] if len(suspects) == 1 else None
+            if alone is not None and alone == self._alone:
+                self._cancelled.discard(alone)
+                return self._held.pop(alone)
+            # The first time it may be chance: somebody killed the process, or the
+            # machine was short of memory, when nothing else happened to run.
+            self._alone = alone
+            half = (len(suspects) + 1) // 2
+            self._trials.extendleft(filter(None, [suspects[half:], suspects[:half]]))
             return None
 
     def _restart(self) -> bool:
@@ -307,7 +314,10 @@ class EngineClient:
     def _has_frames(self) -> bool:
         if not self._ready:
             return False
-        return self._may_send() or bool(self._cancelled & self._sent.keys())
+        return self._may_send() or bool(self._leaving())
+
+    def _leaving(self) -> set[int]:
+        return (self._cancelled & self._sent.keys()) - self._told
 
     def _may_send(self) -> bool:
         if self._trials or self._on_trial:
@@ -325,9 +335,9 @@ class EngineClient:
                 self._unsent.clear()
             self._sent.update(dict.fromkeys(ids))
             frames.append(Run(tuple(self._held[id].request for id in ids)))
-        leaving = self._cancelled & self._sent.keys()
+        leaving = self._leaving()
         if leaving:
-            self._cancelled -= leaving
+            self._told |= leaving
             frames.append(Cancel(tuple(sorted(leaving))))
         return frames
 

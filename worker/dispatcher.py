@@ -28,9 +28,7 @@ from worker.ticker import Ticker
 log = logging.getLogger(__name__)
 
 LEADERSHIP = "dispatcher"
-LEAD_SECONDS = 10.0
 BUSY_SECONDS = 0.05
-LOST_SECONDS = 30.0  # published this long ago, yet the queue is empty
 SUBMITTER_SECONDS = 2.0  # the submitter of an interactive job publishes it itself
 MAX_PUBLISHED_AT_ONCE = 4096
 
@@ -64,7 +62,7 @@ class Dispatcher:
     def dispatch(self) -> int:
         """Publish what is due, if this worker leads; returns the number of jobs."""
         with self._database.write() as session:
-            if not queries.lead(session, LEADERSHIP, self._owner, LEAD_SECONDS):
+            if not queries.lead(session, LEADERSHIP, self._owner, self._settings.lead_seconds):
                 return 0
             passing("leading")
             self._recover(session)
@@ -112,19 +110,14 @@ class Dispatcher:
             with self._database.write() as session:
                 session.execute(queries.unpublish_queued(None, seconds_from_now(0)))
             return
+        long_ago = seconds_from_now(-self._settings.lost_seconds)
         with self._database.read() as session:
-            waiting = session.execute(
-                queries.published_long_ago(seconds_from_now(-LOST_SECONDS))
-            ).all()
+            waiting = session.execute(queries.published_long_ago(long_ago)).all()
         for model, lane in waiting:
             if self._broker.num_messages(queue_name(model, Lane(lane))) == 0:
                 log.warning("messages lost", extra={"model": model, "lane": lane})
                 with self._database.write() as session:
-                    session.execute(
-                        queries.unpublish_queued(
-                            (model, Lane(lane)), seconds_from_now(-LOST_SECONDS)
-                        )
-                    )
+                    session.execute(queries.unpublish_queued((model, Lane(lane)), long_ago))
 
     def _due(self) -> Iterator[Message]:
         """The messages to send now: every interactive job, and bulk ones while there is room."""

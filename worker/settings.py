@@ -20,6 +20,8 @@ class Settings:
     max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is taken
     claim_seconds: float = 0.005  # longest a delivery waits for company
     dispatch_seconds: float = 0.5  # between two looks at what is due
+    lead_seconds: float = 10.0  # how long the leader's word holds after its death
+    lost_seconds: float = 30.0  # published this long ago, yet the queue is empty: sent again
     jobs_per_message: int = 16  # of the bulk lane
     max_failures: int = 3  # then a job has failed
     retry_seconds: float = 5.0  # before the second attempt; doubles with each failure
@@ -32,6 +34,11 @@ class Settings:
             raise SettingsError(
                 f"worker.renew_seconds is {self.renew_seconds:g} and worker.lease_seconds "
                 f"{self.lease_seconds:g}: a lease must outlast two renewals"
+            )
+        if self.dispatch_seconds * 2 > self.lead_seconds:
+            raise SettingsError(
+                f"worker.dispatch_seconds is {self.dispatch_seconds:g} and worker.lead_seconds "
+                f"{self.lead_seconds:g}: a leadership must outlast two looks at what is due"
             )
 
     @classmethod

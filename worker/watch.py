@@ -58,7 +58,7 @@ class Watch:
             return
         with self._database.read() as session:
             rights: dict[UUID, int] = dict(
-                session.execute(queries.running_attempts(self._owner)).tuples().all()
+                session.execute(queries.running_attempts(self._owner)).all()
             )
         # Over by now: committed while we asked.
         lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]

@@ -5,9 +5,10 @@ stable hash of the task, the text and the parameters that would change a real an
 has `max_new_tokens` words if the request says so, else 1 to 16. It computes one word of
 every row in each step, so that sequences join and leave in flight.
 
-Three settings of the spec, and nothing in a request alone, rehearse failures:
+Four settings of the spec, and nothing in a request alone, rehearse failures:
 `fake_step_seconds` makes a step take time, `fake_fail_on` names a text whose request
-fails in the middle of its group, `fake_crash_on` one that kills the process.
+fails in the middle of its group, `fake_out_of_memory_on` one for which there is no
+memory, `fake_crash_on` one that kills the process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from dataclasses import dataclass, field
 from worker.engine.characters import sound
 from worker.engine.completion import Answer, Completion
 from worker.engine.decoding import Room, Settings, resolve
-from worker.engine.errors import EmptyPrompt, GenerationFailed, PromptTooLong, UnknownLanguage
+from worker.engine.errors import (
+    EmptyPrompt,
+    GenerationFailed,
+    OutOfMemory,
+    PromptTooLong,
+    UnknownLanguage,
+)
 from worker.engine.messages import Choice, FinishReason, ModelCard, Output, Request
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
@@ -105,6 +112,9 @@ class FakeEngine:
             os._exit(CRASH_STATUS)
         if self._holds(sequence, self.spec.fake_fail_on):
             return Completion.failed(sequence, GenerationFailed(FakeFailure()))
+        if self._holds(sequence, self.spec.fake_out_of_memory_on):
+            error = OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
+            return Completion.failed(sequence, error)
         self.rows[sequence.id] = fake_rows(sequence)
         return self._go_on(sequence)
 

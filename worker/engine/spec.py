@@ -38,6 +38,7 @@ class EngineSpec:
     # For tests and demonstrations; only the fake engine reads them.
     fake_step_seconds: float = 0.0  # how long a step pretends to compute
     fake_fail_on: str | None = None  # a prompt with this text fails in the middle of its group
+    fake_out_of_memory_on: str | None = None  # a prompt with this text finds no memory
     fake_crash_on: str | None = None  # a prompt with this text kills the process when it joins
 
     def __post_init__(self) -> None:

@@ -196,6 +196,14 @@ def test_a_message_is_the_job_of_its_id_however_often_it_comes(database: Databas
     assert job(database, UUID(message_id)).state == JobState.QUEUED
 
 
+def test_a_message_whose_id_is_no_uuid_is_one_job_all_the_same(database: Database) -> None:
+    ids = {submit_message(GenerateContract, {"text": "a b"}, "order 1742") for _ in range(2)}
+    other = submit_message(GenerateContract, {"text": "a b"}, "order 1743")
+    assert len(ids) == 1
+    assert other not in ids
+    assert states(database) == {"queued": 2}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
