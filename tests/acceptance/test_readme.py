@@ -114,5 +114,5 @@ def test_the_configuration_tables_name_what_there_is() -> None:
     settings = set(Settings.__dataclass_fields__) - {"claim_seconds", "dispatch_seconds"}
     fields = {name for name in Model.model_fields if not name.startswith("fake_")} - {"alias"}
     assert fields <= named
-    assert settings - {"watch_seconds", "max_unwritten_outcomes"} <= named
+    assert settings <= named
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] in README
