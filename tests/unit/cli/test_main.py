@@ -95,7 +95,9 @@ def test_a_shown_address_has_no_password() -> None:
 def test_a_worker_is_celery_s_own() -> None:
     command = celery_command("here", concurrency=3)
 
-    assert command[:6] == [sys.executable, "-m", "celery", "-A", "tasks", "worker"]
+    python = command.index("-A")
+    assert command[:python] == [sys.executable, "-P", "-m", "cli.launch"]
+    assert command[python : python + 3] == ["-A", "tasks", "worker"]
     assert command[-2:] == ["--concurrency", "3"]
     assert "here@%h" in command
-    assert not {"-P", "--pool"} & set(command)  # the app's settings choose it
+    assert not {"-P", "--pool"} & set(command[python:])  # the app's settings choose it
