@@ -1,19 +1,26 @@
 # make demo    the whole road once, with toy models: needs Python 3.11 and nothing else
 # make test    everything: check, then every test
 # make check   formatting, lint, types, import rules
+# make chaos   the chaos loop for longer: make chaos MINUTES=5
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format install models clean
+MINUTES ?= 5
+
+.PHONY: demo test chaos check format install models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
 test: check
 	$(BIN)/python -m pytest
+
+# Another go at the same faults: TIDEMILL_CHAOS_SEED=... make chaos
+chaos: $(VENV)/.installed-dev
+	TIDEMILL_CHAOS_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/chaos/test_loop.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

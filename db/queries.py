@@ -320,11 +320,19 @@ def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | 
     )
 
 
-def expire_overdue() -> ReturningUpdate[UUID]:
+def expire_overdue(limit: int) -> ReturningUpdate[UUID]:
     """End the unfinished jobs whose deadline has passed; a running one may write no more."""
+    # A night's jobs share a deadline: all at once might not fit into a statement's time.
+    overdue = (
+        select(Job.id)
+        .where(Job.deadline <= now(), Job.finished_at.is_(None), Job.state.in_(UNFINISHED))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("overdue")
+    )
     return (
         update(Job)
-        .where(Job.deadline <= now(), Job.finished_at.is_(None), Job.state.in_(UNFINISHED))
+        .where(Job.id.in_(select(overdue.c.id)))
         .values(
             state=JobState.EXPIRED,
             owner=None,

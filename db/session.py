@@ -113,6 +113,11 @@ def _postgresql(url: URL) -> Engine:
         hide_parameters=True,  # an error's text must not hold users' text
         connect_args={
             "connect_timeout": 10,
+            # A server that vanished answers nothing for ever, and Linux waits two hours.
+            "keepalives_idle": 15,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
             "application_name": "tidemill",
             # No transaction is open while a model runs, so one that hangs is a fault.
             "options": "-c lock_timeout=30s -c statement_timeout=120s "

@@ -9,6 +9,8 @@ from tasks.settings import catalog, served_models
 
 broker_url = find_broker_url()
 broker_connection_retry_on_startup = True
+broker_connection_max_retries = None  # Celery would give up after some fifty minutes, and end
+broker_channel_error_retry = True  # a full Redis refuses; by itself, Celery would end
 broker_transport_options = {
     # Leases bring back a dead worker's jobs within a minute. A short timeout
     # here would only deliver messages twice.

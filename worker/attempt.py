@@ -11,7 +11,7 @@ from worker.client import EngineClient
 from worker.engine.messages import Output, Request
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
-from worker.recipes import RECIPES, Work
+from worker.recipes import RECIPES, Steps, Work
 from worker.retries import delay_seconds
 from worker.settings import Settings
 
@@ -45,7 +45,7 @@ class Attempt:
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
         self._over = False
-        self._steps = RECIPES[work.task](work)
+        self._steps: Steps | None = None  # until it starts
         self._wanted: tuple[Request, ...] = ()
         self._outputs: dict[int, Output] = {}
 
@@ -85,6 +85,8 @@ class Attempt:
         try:
             if outputs is not None:
                 _require_answers(outputs)
+            if self._steps is None:
+                self._steps = RECIPES[self._work.task](self._work)
             self._wanted = next(self._steps) if outputs is None else self._steps.send(outputs)
         except StopIteration as finished:
             self._end(Outcome.succeeded(self.fence, finished.value))

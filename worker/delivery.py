@@ -1,8 +1,11 @@
 """One arrival of a message: the jobs it names, and what to do when they are all settled."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from uuid import UUID
+
+log = logging.getLogger(__name__)
 
 
 class Delivery:
@@ -25,7 +28,12 @@ class Delivery:
             self._unsettled.difference_update(job_ids)
             if self._unsettled:
                 return
-        self._on_settled()
+        try:
+            self._on_settled()
+        except Exception as error:
+            # Unacked, it comes again, and there is nothing to do for it. The thread
+            # that settles may be the committer's, and has others to settle.
+            log.warning("cannot settle", extra={"error": type(error).__name__})
 
     @property
     def unsettled(self) -> frozenset[UUID]:

@@ -49,6 +49,9 @@ class Dispatcher:
     def stop(self) -> None:
         self._ticker.stop()
         self._broker.close()
+        self._resign()
+
+    def _resign(self) -> None:
         try:
             with self._database.write() as session:
                 session.execute(queries.resign(LEADERSHIP, self._owner))
@@ -56,8 +59,16 @@ class Dispatcher:
             log.warning("cannot resign", extra={"error": type(error).__name__})
 
     def _tick(self) -> float | None:
+        try:
+            num_published = self.dispatch()
+        except SQLAlchemyError:
+            raise  # a leader without the database is followed by another when its time is up
+        except Exception:
+            # Redis, as seen from here; another worker may reach it.
+            self._resign()
+            raise
         # While there is work to hand out the workers' room is soon free again.
-        return BUSY_SECONDS if self.dispatch() > 0 else None
+        return BUSY_SECONDS if num_published > 0 else None
 
     def dispatch(self) -> int:
         """Publish what is due, if this worker leads; returns the number of jobs."""
@@ -99,7 +110,7 @@ class Dispatcher:
                     for job_id, attempt, started_at in left
                 ],
             )
-        overdue = session.scalars(queries.expire_overdue()).all()
+        overdue = session.scalars(queries.expire_overdue(MAX_PUBLISHED_AT_ONCE)).all()
         if overdue:
             log.info("deadlines passed", extra={"num_jobs": len(overdue)})
 

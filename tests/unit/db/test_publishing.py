@@ -161,7 +161,7 @@ def test_what_is_past_its_deadline_expires_and_may_write_no_more(database: Datab
     in_time = insert_job(database, deadline=seconds_from_now(60))
 
     with database.write() as session:
-        assert set(session.scalars(queries.expire_overdue())) == set(past)
+        assert set(session.scalars(queries.expire_overdue(10))) == set(past)
 
     for job_id in past:
         row = job(database, job_id)
@@ -171,3 +171,13 @@ def test_what_is_past_its_deadline_expires_and_may_write_no_more(database: Datab
     assert claim(database, past) == []
     assert job(database, in_time).state == JobState.QUEUED
     assert job(database, finished).state == JobState.SUCCEEDED
+
+
+def test_no_more_jobs_expire_at_once_than_asked_for(database: Database) -> None:
+    past = [insert_job(database) for _ in range(5)]
+    set_columns(database, past, deadline=seconds_from_now(-1))
+    counts = []
+    for _ in range(4):
+        with database.write() as session:
+            counts.append(len(session.scalars(queries.expire_overdue(2)).all()))
+    assert counts == [2, 2, 1, 0]

@@ -57,3 +57,13 @@ def test_of_many_threads_that_settle_one_is_the_last() -> None:
         for thread in threads:
             thread.join()
         assert settled == ["now"]
+
+
+def test_an_ack_that_fails_is_not_the_fault_of_the_thread_that_settles() -> None:
+    def refuse() -> None:
+        raise ConnectionError("the channel is closed")
+
+    one = uuid4()
+    delivery = Delivery([one], refuse)
+    delivery.settle([one])
+    assert delivery.unsettled == frozenset()

@@ -98,7 +98,7 @@ def cancelled(database: Database, fence: Fence) -> None:
 def expired(database: Database, fence: Fence) -> None:
     set_columns(database, [fence.job_id], deadline=seconds_from_now(-1))
     with database.write() as session:
-        session.execute(queries.expire_overdue())
+        session.execute(queries.expire_overdue(10))
 
 
 def taken_over(database: Database, fence: Fence) -> None:

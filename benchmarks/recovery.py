@@ -1,0 +1,247 @@
+"""What dying costs, and what the promise costs while nothing dies.
+
+    python -m benchmarks.recovery [engine] [redis] [postgres] [worker] [cost] [backlog]
+
+Each part starts a Valkey, a PostgreSQL on TCP and Celery workers of its own, with
+the settings that workers have by themselves, and the fake engine. The instants are
+PostgreSQL's, written down by triggers.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+from sqlalchemy import select, text
+
+from db.models import Job
+from db.schema import migrate
+from db.session import Database
+from db.states import JobState
+from tests.chaos import checker, witness
+from tests.chaos.history import History
+from tests.chaos.postgres import ChaosPostgres
+from tests.chaos.run import Run
+from tests.producers import producing
+from tests.servers import ValkeyServer
+from tests.workers import Cluster, WorkerProcess, until
+
+NUM_TIMES = 10
+BACKLOG = 1_000_000
+NUM_COSTED = 6_000
+
+
+@contextmanager
+def scene(
+    worker: dict[str, Any], **model: Any
+) -> Iterator[tuple[Run, ValkeyServer, ChaosPostgres]]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "valkey").mkdir()
+        valkey = stack.enter_context(ValkeyServer.started(folder / "valkey"))
+        postgres = stack.enter_context(ChaosPostgres.started())
+        database = Database(postgres.url(postgres.new_database()))
+        stack.callback(database.close)
+        migrate(database)
+        witness.install(database)
+        cluster = Cluster(folder, database, f"redis://127.0.0.1:{valkey.port}/0")
+        stack.callback(cluster.end)
+        path = cluster.configure(worker=worker, **model)
+        stack.enter_context(producing(cluster.database_url, cluster.redis_url, path))
+        yield Run(cluster, History(folder / "history.jsonl")), valkey, postgres
+
+
+def report(what: str, seconds: list[float]) -> None:
+    print(
+        f"{what:<64} n={len(seconds):<4} p50 {statistics.median(seconds):6.2f} s"
+        f"   max {max(seconds):6.2f} s",
+        flush=True,
+    )
+
+
+def resumed(run: Run, at: float, state: JobState) -> float:
+    """The seconds from then until a job went into a state."""
+
+    def first() -> float | None:
+        with run.cluster.database.read() as session:
+            return session.scalar(
+                text("SELECT min(at) FROM witness WHERE at > :at AND state = :state"),
+                {"at": at, "state": state},
+            )
+
+    return float(until(lambda: run.persistently(first), f"a job {state}")) - at
+
+
+def again_and_again(run: Run, strike: Callable[[], float], state: JobState) -> list[float]:
+    """Strike, wait for the next job in a state, and let work go on for a moment."""
+    seconds = []
+    for _ in range(NUM_TIMES):
+        num_done = run.cluster.states().get(JobState.SUCCEEDED, 0)
+        seconds.append(resumed(run, strike(), state))
+        run.cluster.wait_for(JobState.SUCCEEDED, num_done + 100)
+    return seconds
+
+
+def engine() -> None:
+    with scene({}, fake_step_seconds=0.02) as (run, _, _), run.cluster.worker() as worker:
+        keep_waiting(run)
+
+        def strike() -> float:
+            (engine,) = worker.children
+            engine.kill()
+            return time.time()
+
+        report(
+            "engine killed, to the next result", again_and_again(run, strike, JobState.SUCCEEDED)
+        )
+        finish(run, worker)
+
+
+def redis_flush() -> None:
+    with scene({}, fake_step_seconds=0.02) as (run, valkey, _), run.cluster.worker() as worker:
+        keep_waiting(run)
+
+        def strike() -> float:
+            with redis.Redis(port=valkey.port) as client:
+                client.flushall()
+            return time.time()
+
+        report("Redis flushed, to the next claim", again_and_again(run, strike, JobState.RUNNING))
+        finish(run, worker)
+
+
+def postgres_restart() -> None:
+    with scene({}, fake_step_seconds=0.02) as (run, _, postgres), run.cluster.worker() as worker:
+        keep_waiting(run)
+
+        def strike() -> float:
+            postgres.stop()
+            postgres.start()
+            return time.time()
+
+        report(
+            "PostgreSQL restarted, from its first answer to the next result",
+            again_and_again(run, strike, JobState.SUCCEEDED),
+        )
+        finish(run, worker)
+
+
+def keep_waiting(run: Run) -> None:
+    run.submit(30_000, num_tokens=20)
+    run.cluster.wait_for(JobState.SUCCEEDED, 100)
+
+
+def finish(run: Run, worker: WorkerProcess) -> None:
+    """Without its backlog, which was there to keep it busy."""
+    with run.cluster.database.read() as session:
+        waiting = list(session.scalars(select(Job.id).where(Job.finished_at.is_(None))))
+    run.cancel(waiting)
+    run.wait_until_finished()
+    worker.stop()
+
+
+def worker_killed() -> None:
+    """Four workers, three of which die a few seconds apart; the fourth takes everything up."""
+    with scene({}, fake_step_seconds=0.05) as (run, _, _):
+        workers = [run.cluster.start_worker() for _ in range(4)]
+        for each in workers:
+            each.wait_until_ready()
+        run.submit(3_000, num_tokens=100)
+        run.cluster.wait_for(JobState.RUNNING, 600)
+        for each in workers[:3]:
+            num_done = run.cluster.states().get(JobState.SUCCEEDED, 0)
+            run.kill(each)
+            run.cluster.wait_for(JobState.SUCCEEDED, num_done + 64)
+        until(lambda: run.num_unfinished() == 0, "the end", seconds=300)
+        assert run.complaints(bounds=None) == []
+        books = checker.Books.of(run.history, run.cluster.database)
+        seconds = [each for _, each in checker.orphaned_seconds(books)]
+        report("worker killed (lease 60 s), until a job is back in line", seconds)
+        workers[3].stop()
+
+
+def cost() -> None:
+    for jobs_per_message in (1, 16, 64):
+        settings = {"jobs_per_message": jobs_per_message}
+        with (
+            scene(settings, max_sequences=256) as (run, _, _),
+            run.cluster.worker() as worker,
+        ):
+            process = psutil.Process(worker.pid)
+            before = process.cpu_times()
+            run.submit(NUM_COSTED, num_tokens=1)
+            run.wait_until_finished()
+            after = process.cpu_times()
+            spent = (after.user + after.system) - (before.user + before.system)
+            print(
+                f"messages of {jobs_per_message:>2} jobs: {1000 * spent / NUM_COSTED:.2f} ms of "
+                f"CPU in the worker's process for each of {NUM_COSTED} jobs",
+                flush=True,
+            )
+
+
+def backlog() -> None:
+    with scene({}, fake_step_seconds=0.02) as (run, valkey, _):
+        insert_backlog(run.cluster.database)
+        with run.cluster.worker() as worker, redis.Redis(port=valkey.port) as client:
+            most = 0
+            for num_done in range(100, 1100, 100):
+                run.cluster.wait_for(JobState.SUCCEEDED, num_done)
+                most = max(most, client.info("memory")["used_memory"])
+            print(f"Redis with {BACKLOG:,} jobs queued: {most / 2**20:.2f} MiB used at most")
+            seconds = []
+            for _ in range(NUM_TIMES):
+                job_id = run.submit_one()
+                until(lambda job_id=job_id: run.cluster.job(job_id).started_at, "its start")
+                job = run.cluster.job(job_id)
+                seconds.append((job.started_at - job.created_at).total_seconds())
+            report(f"interactive job behind {BACKLOG:,} others, to its start", seconds)
+            worker.stop()
+
+
+def insert_backlog(database: Database) -> None:
+    """A million jobs, made by PostgreSQL itself."""
+    with database.write() as session:
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        session.execute(
+            text(
+                """
+                INSERT INTO jobs (id, task, model, state, lane, priority, tenant, num_characters,
+                                  created_at, turn_at)
+                SELECT uuidv7(), 'generate', 'fake', 'queued', 'bulk', 0, 'default', 4,
+                       statement_timestamp(), statement_timestamp()
+                FROM generate_series(1, :num_jobs)
+                """
+            ),
+            {"num_jobs": BACKLOG},
+        )
+        session.execute(
+            text(
+                """
+                INSERT INTO payloads (job_id, contract, metadata)
+                SELECT id, '{"text": "word", "max_new_tokens": 8}', '{}' FROM jobs
+                """
+            )
+        )
+        session.execute(text("ANALYZE jobs, payloads"))
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "engine": engine,
+    "redis": redis_flush,
+    "postgres": postgres_restart,
+    "worker": worker_killed,
+    "cost": cost,
+    "backlog": backlog,
+}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()

@@ -1,0 +1,245 @@
+"""What can go wrong, each as a function that does it and, if it lasts, ends it again."""
+
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import psutil
+import redis
+from sqlalchemy import text
+
+from tests.chaos.history import History
+from tests.chaos.postgres import ChaosPostgres
+from tests.chaos.proxy import Proxy
+from tests.chaos.run import Run
+from tests.chaos.supervisor import Supervisor
+from tests.servers import ValkeyServer
+from tests.workers import WorkerProcess
+
+DELAY_SECONDS = 0.3
+
+
+@dataclass
+class Scene:
+    """Everything that can be made to fail; what a database lacks is None."""
+
+    run: Run
+    supervisor: Supervisor
+    valkey: ValkeyServer
+    to_valkey: Proxy
+    postgres: ChaosPostgres | None
+    to_postgres: Proxy | None
+    chance: random.Random
+    wait: Callable[[float], object]  # for a fault to last
+
+    @property
+    def history(self) -> History:
+        return self.run.history
+
+    def __post_init__(self) -> None:
+        of_database = SQLITE_FAULTS if self.postgres is None else POSTGRES_FAULTS
+        # Two of a kind undo each other; workers may die while one is asleep.
+        self._targets = [
+            (threading.BoundedSemaphore(2), WORKER_FAULTS),
+            (threading.BoundedSemaphore(), VALKEY_FAULTS),
+            (threading.BoundedSemaphore(), of_database),
+        ]
+
+    def strike(self) -> None:
+        """One fault, drawn by chance, on something that is not struck already; until it is over."""
+        for free, faults in self.chance.sample(self._targets, len(self._targets)):
+            if free.acquire(blocking=False):
+                try:
+                    self.chance.choice(faults)(self)
+                finally:
+                    free.release()
+                return
+
+    def victim(self) -> WorkerProcess | None:
+        """A worker that works, unless it is the last."""
+        alive = self.supervisor.alive()
+        return self.chance.choice(alive) if len(alive) > 1 else None
+
+    @contextmanager
+    def valkey_client(self) -> Iterator[redis.Redis]:
+        with redis.Redis(port=self.valkey.port) as client:
+            yield client
+
+    def last(self, seconds: float) -> None:
+        """Let a fault last."""
+        self.wait(seconds)
+
+
+# --- workers ---------------------------------------------------------------------------------
+
+
+def kill_worker(scene: Scene) -> None:
+    if worker := scene.victim():
+        with scene.history.fault("worker killed", pid=worker.pid):
+            worker.process.kill()
+
+
+def stop_worker_beyond_its_lease(scene: Scene) -> None:
+    if worker := scene.victim():
+        with scene.history.fault("worker asleep beyond its lease", pid=worker.pid):
+            worker.process.send_signal(signal.SIGSTOP)
+            scene.last(4)
+            worker.process.send_signal(signal.SIGCONT)
+
+
+def terminate_worker(scene: Scene) -> None:
+    if worker := scene.victim():
+        with scene.history.fault("worker told to stop", pid=worker.pid):
+            scene.supervisor.terminate(worker)
+
+
+def kill_engine(scene: Scene) -> None:
+    if worker := scene.victim():
+        # Another fault may be quicker, and the worker gone.
+        with suppress(psutil.NoSuchProcess):
+            for engine in worker.children:
+                engine.kill()
+                with scene.history.fault("engine killed", pid=engine.pid):
+                    pass
+
+
+# --- Valkey ----------------------------------------------------------------------------------
+
+
+def restart_valkey(scene: Scene) -> None:
+    with scene.history.fault("Valkey killed and started again", outage=True):
+        scene.valkey.stop()
+        scene.last(scene.chance.uniform(0, 3))
+        scene.valkey.start()
+
+
+def hang_valkey(scene: Scene) -> None:
+    assert scene.valkey.process is not None
+    with scene.history.fault("Valkey hangs", outage=True):
+        scene.valkey.process.send_signal(signal.SIGSTOP)
+        scene.last(3)
+        scene.valkey.process.send_signal(signal.SIGCONT)
+
+
+def flush_valkey(scene: Scene) -> None:
+    with scene.history.fault("Valkey loses its data"), scene.valkey_client() as client:
+        client.flushall()
+
+
+def kill_clients(scene: Scene) -> None:
+    with scene.history.fault("Valkey drops its clients"), scene.valkey_client() as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+
+
+def fill_valkey(scene: Scene) -> None:
+    with scene.history.fault("Valkey is full", outage=True), scene.valkey_client() as client:
+        client.config_set("maxmemory", 1)
+        scene.last(3)
+        client.config_set("maxmemory", 0)
+
+
+def cut_off_valkey(scene: Scene) -> None:
+    with scene.history.fault("Valkey's network cut", outage=True):
+        scene.to_valkey.cut()
+        scene.last(2)
+        scene.to_valkey.heal()
+
+
+def delay_valkey(scene: Scene) -> None:
+    with scene.history.fault("Valkey's network slow", outage=True):
+        scene.to_valkey.delay(DELAY_SECONDS)
+        scene.last(3)
+        scene.to_valkey.heal()
+
+
+def swallow_valkey(scene: Scene) -> None:
+    with scene.history.fault("Valkey's network swallows", outage=True):
+        scene.to_valkey.swallow()
+        scene.last(4)
+        scene.to_valkey.heal()
+
+
+# --- the database ----------------------------------------------------------------------------
+
+
+def restart_postgres(scene: Scene) -> None:
+    assert scene.postgres is not None
+    with scene.history.fault("PostgreSQL killed and started again", outage=True):
+        scene.postgres.stop()
+        scene.last(scene.chance.uniform(0, 2))
+        scene.postgres.start()
+
+
+def hang_postgres(scene: Scene) -> None:
+    assert scene.postgres is not None
+    with (
+        scene.history.fault("PostgreSQL hangs", outage=True),
+        scene.postgres.hanging(),
+    ):
+        scene.last(3)
+
+
+def cut_off_postgres(scene: Scene) -> None:
+    assert scene.to_postgres is not None
+    with scene.history.fault("PostgreSQL's network cut", outage=True):
+        scene.to_postgres.cut()
+        scene.last(2)
+        scene.to_postgres.heal()
+
+
+def delay_postgres(scene: Scene) -> None:
+    assert scene.to_postgres is not None
+    with scene.history.fault("PostgreSQL's network slow", outage=True):
+        scene.to_postgres.delay(DELAY_SECONDS)
+        scene.last(3)
+        scene.to_postgres.heal()
+
+
+def swallow_postgres(scene: Scene) -> None:
+    assert scene.to_postgres is not None
+    with scene.history.fault("PostgreSQL's network swallows", outage=True):
+        scene.to_postgres.swallow()
+        scene.last(4)
+        scene.to_postgres.heal()
+
+
+def lock_jobs(scene: Scene) -> None:
+    """Somebody else's transaction holds the table, or on SQLite the file."""
+    with (
+        scene.history.fault("jobs locked", outage=True),
+        scene.run.cluster.database.write() as session,
+    ):
+        if scene.postgres is not None:
+            session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
+        scene.last(4)
+
+
+Fault = Callable[[Scene], None]
+WORKER_FAULTS: tuple[Fault, ...] = (
+    kill_worker,
+    stop_worker_beyond_its_lease,
+    terminate_worker,
+    kill_engine,
+)
+VALKEY_FAULTS: tuple[Fault, ...] = (
+    restart_valkey,
+    hang_valkey,
+    flush_valkey,
+    kill_clients,
+    fill_valkey,
+    cut_off_valkey,
+    delay_valkey,
+    swallow_valkey,
+)
+POSTGRES_FAULTS: tuple[Fault, ...] = (
+    restart_postgres,
+    hang_postgres,
+    cut_off_postgres,
+    delay_postgres,
+    swallow_postgres,
+    lock_jobs,
+)
+SQLITE_FAULTS: tuple[Fault, ...] = (lock_jobs,)

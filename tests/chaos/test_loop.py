@@ -1,0 +1,134 @@
+"""Workers under a rain of faults: whatever happens, every job ends once.
+
+make chaos MINUTES=5         for longer, on each database
+TIDEMILL_CHAOS_SEED=...      the same faults again, as far as chance goes
+TIDEMILL_CHAOS_SABOTAGE=...  without a safeguard: it must fail
+"""
+
+import json
+import os
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from alembic import command
+
+from db.models import Base
+from db.schema import config
+from db.session import Database
+from db.states import JobState
+from tests.chaos import checker, witness
+from tests.chaos.faults import Scene
+from tests.chaos.history import History
+from tests.chaos.postgres import ChaosPostgres
+from tests.chaos.proxy import Proxy
+from tests.chaos.run import SHORT, Run
+from tests.chaos.supervisor import Supervisor
+from tests.producers import producing
+from tests.servers import ValkeyServer
+from tests.workers import Cluster
+
+MINUTES = os.environ.get("TIDEMILL_CHAOS_MINUTES")
+SECONDS = {"postgresql": 30.0, "sqlite": 10.0}
+# A module of this folder that takes a safeguard away: no_fence, no_recovery.
+SABOTAGE = tuple(
+    f"--include=tests.chaos.{name}"
+    for name in filter(None, [os.environ.get("TIDEMILL_CHAOS_SABOTAGE")])
+)
+BACKLOG = 300  # jobs that wait or run, at least, while faults happen
+
+
+class BehindProxies(Cluster):
+    """Its workers reach the servers through proxies; the test reaches them directly."""
+
+    def behind(self, to_valkey: Proxy, to_database: str | None) -> None:
+        self.proxied = {
+            "TIDEMILL_REDIS_URL": f"redis://127.0.0.1:{to_valkey.port}/0",
+            "TIDEMILL_DATABASE_URL": to_database or self.database_url,
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, **self.proxied}
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def scene(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    with ExitStack() as stack:
+        valkey = stack.enter_context(ValkeyServer.started(tmp_path_factory.mktemp("valkey")))
+        to_valkey = stack.enter_context(Proxy.started(valkey.port))
+        postgres = to_postgres = to_database = None
+        url = f"sqlite:///{tmp_path}/tidemill.db"
+        if request.param == "postgresql":
+            postgres = stack.enter_context(ChaosPostgres.started())
+            to_postgres = stack.enter_context(Proxy.started(postgres.port))
+            name = postgres.new_database()
+            url, to_database = postgres.url(name), postgres.url(name, to_postgres.port)
+        database = Database(url)
+        stack.callback(database.close)
+        Base.metadata.create_all(database.engine)
+        with database.engine.begin() as connection:
+            command.stamp(config(connection), "head")
+        witness.install(database)
+
+        cluster = BehindProxies(tmp_path, database, f"redis://127.0.0.1:{valkey.port}/0")
+        stack.callback(cluster.end)
+        cluster.behind(to_valkey, to_database)
+        worker = {**SHORT, "drain_seconds": 2.0, "deaf_seconds": 10.0, "stall_seconds": 10.0}
+        path = cluster.configure(worker=worker, fake_step_seconds=0.02, max_sequences=16)
+        stack.enter_context(producing(url, cluster.redis_url, path))
+
+        seed = int(os.environ.get("TIDEMILL_CHAOS_SEED", random.randrange(2**32)))
+        print(f"TIDEMILL_CHAOS_SEED={seed}")  # noqa: T201  (to run it again)
+        run = Run(cluster, History(tmp_path / "history.jsonl"))
+        run.history.write("started", seed=seed, database=request.param)
+        over = threading.Event()
+        yield Scene(
+            run=run,
+            supervisor=Supervisor(run, num_workers=3, arguments=SABOTAGE),
+            valkey=valkey,
+            to_valkey=to_valkey,
+            postgres=postgres,
+            to_postgres=to_postgres,
+            chance=random.Random(seed),
+            wait=over.wait,
+        )
+        figures = checker.summary(run.history, database)
+        print(json.dumps(figures, indent=1))  # noqa: T201  (for docs/reliability.md)
+
+
+@pytest.mark.timeout(int(float(MINUTES or 0) * 60) + 400)
+def test_every_job_ends_once_whatever_dies(scene: Scene) -> None:
+    database = "postgresql" if scene.postgres is not None else "sqlite"
+    seconds = float(MINUTES) * 60 if MINUTES else SECONDS[database]
+    scene.supervisor.start()
+    over = threading.Event()
+    timer = threading.Timer(seconds, over.set)
+    timer.start()
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        working = pool.submit(keep_busy, scene, over)
+        faults = []
+        while not over.wait(scene.chance.uniform(1, 3)):
+            faults.append(pool.submit(scene.strike))
+        for each in (working, *faults):
+            each.result()
+    scene.run.wait_until_finished()
+    scene.supervisor.stop()
+    assert scene.run.cluster.states().keys() <= {JobState.SUCCEEDED, JobState.CANCELLED}
+    assert scene.run.complaints() == []
+
+
+def keep_busy(scene: Scene, over: threading.Event) -> None:
+    """Submit, and now and then think better of it, until it is over."""
+    run, chance = scene.run, random.Random(scene.chance.random())
+    while not over.wait(0.2):
+        run.submit_one()
+        if run.num_unfinished() < BACKLOG:
+            batch = run.submit(200, num_tokens=20)
+            run.cancel(chance.sample(batch, 5))
