@@ -37,8 +37,8 @@ class CausalRunner:
         return slots, logits[:, -1]
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
-        """Read one token in each row; returns (rows, vocab) logits. The slots are longer by
-        one column afterwards, unless it raised."""
+        """Read one token in each row into the column after its last, which the caller then
+        counts; returns (rows, vocab) logits."""
         device = self.model.device
         positions = [slot.length for slot in slots for _ in range(slot.num_rows)]
         self.cache.hold(slots)
@@ -48,6 +48,4 @@ class CausalRunner:
             past_key_values=self.cache,
             use_cache=True,
         ).logits
-        for slot in slots:
-            slot.length += 1
         return logits[:, -1]  # type: ignore[no-any-return]  # a tensor

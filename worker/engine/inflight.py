@@ -91,7 +91,11 @@ class InFlight:
     def _decode(self, flights: list[Flight]) -> list[Completion | None]:
         tokens = [token for each in flights for token in each.choice.next_ids]
         logits = self.runner.step([each.slot for each in flights], tokens)
-        return self._choose(flights, logits)
+        highest = highest_of(logits)
+        # From here on nothing is run again.
+        for each in flights:
+            each.slot.length += 1
+        return self._choose(flights, logits, highest)
 
     def _prefill(self, sequences: list[Sequence]) -> list[Completion | None]:
         slots, logits = self.runner.prefill(tuple(sequences))
@@ -101,7 +105,8 @@ class InFlight:
             self.flights[sequence.id] = flight
             flights.append(flight)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
-        return self._choose(flights, logits.repeat_interleave(num_rows, dim=0))
+        logits = logits.repeat_interleave(num_rows, dim=0)
+        return self._choose(flights, logits, highest_of(logits))
 
     def _choice_of(self, sequence: Sequence) -> RowChoice | BeamChoice:
         config = self.exact.generation_config((sequence,))
@@ -111,10 +116,10 @@ class InFlight:
         tokenizer = self.exact.checkpoint.tokenizer
         return RowChoice(sequence, config, start_ids, tokenizer, model.device)
 
-    def _choose(self, flights: list[Flight], logits: Tensor) -> list[Completion | None]:
+    def _choose(
+        self, flights: list[Flight], logits: Tensor, highest: list[int]
+    ) -> list[Completion | None]:
         """logits: (rows, vocab); the next token of each row, and who ended with it."""
-        # The highest of every row at once: most need no more, and one read-back is enough.
-        highest = torch.argmax(logits, dim=-1).tolist()
         results: list[Completion | None] = []
         at = 0
         for flight in flights:
@@ -175,6 +180,11 @@ class InFlight:
             )
         log.error("request failed", extra={"error": whereabouts(error)})
         return Completion.failed(sequence, GenerationFailed(error))
+
+
+def highest_of(logits: Tensor) -> list[int]:
+    """Of every row at once: most need no more, and one read-back is enough."""
+    return torch.argmax(logits, dim=-1).tolist()
 
 
 def by_length(sequences: tuple[Sequence, ...]) -> list[tuple[Sequence, ...]]:

@@ -67,8 +67,8 @@ class Seq2SeqRunner:
         return slots, logits[:, -1]
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
-        """Read one token in each row; returns (rows, vocab) logits. The slots are longer by
-        one column afterwards, unless it raised."""
+        """Read one token in each row into the column after its last, which the caller then
+        counts; returns (rows, vocab) logits."""
         device = self.model.device
         self.cache.hold(slots)
         self.cross.slots = slots
@@ -87,8 +87,6 @@ class Seq2SeqRunner:
         finally:
             if self.positions is not None:
                 self.positions.positions = None
-        for slot in slots:
-            slot.length += 1
         return logits[:, -1]  # type: ignore[no-any-return]  # a tensor
 
     def bias(self, num_columns: int) -> Tensor:

@@ -67,6 +67,7 @@ class Slot:
                 used = each[:, :, : self.length]
                 used.copy_(used.index_select(0, rows))
 
+    @torch.inference_mode()
     def clear(self) -> None:
         """Give the memory back."""
         if self.poisoned:
