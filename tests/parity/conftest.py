@@ -35,12 +35,13 @@ class FlightBench(Bench):
         return plan
 
 
-@pytest.fixture(scope="session", params=["exact", "inflight"])
+# By module, for some modules are about one of the two and say so.
+@pytest.fixture(scope="module", params=["exact", "inflight"])
 def engine_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[..., Bench]:
     """A bench with an engine that runs a model, by the kind of its checkpoint and settings
     of its spec."""

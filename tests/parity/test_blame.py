@@ -20,7 +20,7 @@ def requests() -> list[Request]:
     ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine_name():
     return "exact"
 

@@ -28,12 +28,12 @@ GREEDY = Params(max_new_tokens=12, do_sample=False)
 KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "opt", "gpt_neox")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine_name() -> str:
     return "inflight"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def asked_of(folder_of):
     """Requests of a kind with the answers that they get alone."""
 
@@ -45,10 +45,10 @@ def asked_of(folder_of):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_bench_of(bench_of):
     """One in which few rows fit, so that requests wait for one another."""
-    return cache(lambda kind: bench_of(kind, max_sequences=6, max_step_tokens=200))
+    return cache(lambda kind: bench_of(kind, max_sequences=6, max_step_tokens=500))
 
 
 def request(id_: int, text: str, task: str = "generate", params: Params = GREEDY) -> Request:
