@@ -87,8 +87,12 @@ class RoutingEngine:
     def encode(self, request: Request) -> Sequence:
         sequence = self.exact.encode(request)
         own = self.checkpoint.own_settings(request.task, language_pair(request))
-        if not self.is_proved(sequence, own):
-            return sequence
+        if self.is_proved(sequence, own):
+            self.route(sequence)
+        return sequence
+
+    def route(self, sequence: Sequence) -> None:
+        """Let it run in flight."""
         sequence.group = IN_FLIGHT
         sequence.runs_to_end = False
         num_prompt, settings = len(sequence.prompt_ids), sequence.settings
@@ -97,7 +101,6 @@ class RoutingEngine:
         sequence.num_cache_tokens = sequence.num_rows * (num_columns + settings.max_new_tokens)
         if self.exact.is_encoder_decoder:
             sequence.num_cache_tokens += num_prompt
-        return sequence
 
     def is_proved(self, sequence: Sequence, own: Mapping[str, Any]) -> bool:
         """Whether the answer in flight is known to be that of `generate`."""
