@@ -128,5 +128,5 @@ class RowChoice:
         return (
             token in self.eos_ids
             or self.stopped_at[index] is not None
-            or len(row) == self.settings.max_new_tokens
+            or len(row) >= self.settings.max_new_tokens
         )
