@@ -285,13 +285,13 @@ def test_a_device_beyond_repair_ends_the_engine(bench_of):
 # Which engine
 
 
-def test_auto_is_in_flight_where_it_is_proved(folder_of):
+def test_in_flight_is_for_those_who_ask_for_it(folder_of):
     def engine(name: str) -> object:
         folder = str(folder_of("llama"))
         return load(EngineSpec(alias="a", checkpoint=folder, device="cpu", engine=name))
 
-    assert isinstance(engine("auto"), RoutingEngine)
     assert isinstance(engine("inflight"), RoutingEngine)
+    assert isinstance(engine("auto"), ExactEngine)
     assert isinstance(engine("exact"), ExactEngine)
 
 

@@ -134,16 +134,15 @@ class RoutingEngine:
 def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
     """The engine that the spec means. Raises Unloadable."""
     checkpoint = Checkpoint.load(spec)
-    if spec.engine == "exact":
+    if spec.engine != "inflight":
+        # Auto will be in flight when benchmarks/engine.py shows that it is always faster.
         return ExactEngine(spec, checkpoint)
     reason = why_not_in_flight(checkpoint)
-    if reason is None:
-        return RoutingEngine(spec, checkpoint)
-    if spec.engine == "inflight":
+    if reason is not None:
         raise Unloadable(
             f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
         )
-    return ExactEngine(spec, checkpoint)
+    return RoutingEngine(spec, checkpoint)
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:

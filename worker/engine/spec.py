@@ -20,7 +20,7 @@ class EngineSpec:
     alias: str
     checkpoint: str  # a folder or a name on the hub
     revision: str | None = None
-    engine: str = "auto"  # in flight where that is proved for the family, else exact
+    engine: str = "auto"  # exact, today; "inflight" where that is asked for
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
     device: str = "auto"  # the first GPU if there is one
     threads: int | None = None  # None: what torch finds
