@@ -6,8 +6,8 @@ Each side runs in a process of its own, for two OpenMP runtimes in one spin agai
 other, and the sides take turns, so that what else the machine does meets them alike. The
 table shows useful tokens per second, the median of the rounds with their range, and the
 ratio to one request at a time. On a machine that others use, `--clock cpu --threads 1`
-counts tokens per second of processor time instead. `packed` are weights laid out for oneDNN, which has nothing
-to do with batching: a reader sees what each gives.
+counts tokens per second of processor time instead. `packed` are weights laid out for oneDNN,
+which has nothing to do with batching: a reader sees what each gives.
 """
 
 import argparse
