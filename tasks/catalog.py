@@ -26,13 +26,14 @@ class Model(BaseModel):
     revision: str | None = None
     # "en>fr" is a pair; "en" beside others means any of them into any other.
     languages: tuple[str, ...] = ()
-    engine: Literal["auto", "exact", "fake"] = "auto"
+    engine: Literal["auto", "inflight", "exact", "fake"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 32  # decoded together
     max_step_tokens: Annotated[int, Field(ge=16)] = 8192  # prompts and answers of one step
+    max_cache_tokens: Annotated[int, Field(ge=1)] = 131_072  # in flight: keys and values held
     max_input_tokens: Annotated[int, Field(ge=1)] | None = None  # None: what the checkpoint takes
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # where neither job nor model says
     prompt: Mapping[TaskName, str] = {}

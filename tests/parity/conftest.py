@@ -12,7 +12,10 @@ import torch
 
 from tests import checkpoints
 from tests.engines import Bench
+from worker.engine.checkpoint import Checkpoint
 from worker.engine.exact import ExactEngine
+from worker.engine.routing import RoutingEngine
+from worker.engine.scheduler import StepPlan
 from worker.engine.spec import EngineSpec
 
 
@@ -23,14 +26,32 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return cache(lambda kind: checkpoints.build(kind, root / kind))
 
 
-@pytest.fixture(scope="session")
-def bench_of(folder_of: Callable[[str], Path]) -> Callable[..., Bench]:
-    """A bench with the exact engine, by the kind of its checkpoint and settings of its spec."""
+class FlightBench(Bench):
+    """One whose slots are checked after every step."""
+
+    def advance(self) -> StepPlan | None:
+        plan = super().advance()
+        self.loop.engine.in_flight.check(self.scheduler.running.values())
+        return plan
+
+
+# By module, for some modules are about one of the two and say so.
+@pytest.fixture(scope="module", params=["exact", "inflight"])
+def engine_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[..., Bench]:
+    """A bench with an engine that runs a model, by the kind of its checkpoint and settings
+    of its spec."""
 
     def make(kind: str, **settings: Any) -> Bench:
-        folder = str(folder_of(kind))
-        spec = EngineSpec(alias=kind, checkpoint=folder, device="cpu", **settings)
-        return Bench(ExactEngine.load(spec), spec)
+        settings = {"alias": kind, "checkpoint": str(folder_of(kind)), **settings}
+        spec = EngineSpec(device="cpu", engine=engine_name, **settings)
+        if engine_name == "exact":
+            return Bench(ExactEngine.load(spec), spec)
+        return FlightBench(RoutingEngine(spec, Checkpoint.load(spec), poisoned=True), spec)
 
     return make
 

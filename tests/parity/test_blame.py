@@ -20,6 +20,11 @@ def requests() -> list[Request]:
     ]
 
 
+@pytest.fixture(scope="module")
+def engine_name():
+    return "exact"
+
+
 @pytest.fixture
 def bench(bench_of):
     return bench_of("gpt2")

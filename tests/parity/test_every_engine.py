@@ -16,14 +16,17 @@ LONG = "water and grain " * 300
 GREEDY = {"do_sample": False}
 
 
-@pytest.fixture(scope="module", params=["fake", "t5", "gpt2"])
+@pytest.fixture(
+    scope="module", params=["fake", "exact t5", "exact gpt2", "inflight t5", "inflight gpt2"]
+)
 def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
     settings = {"threads": 1, "max_input_tokens": 200, "max_sequences": 8, "device": "cpu"}
     if request.param == "fake":
         return EngineSpec(alias="demo", checkpoint="fake", engine="fake", **settings)
-    folder: Path = tmp_path_factory.mktemp("checkpoints") / request.param
-    checkpoints.build(request.param, folder)
-    return EngineSpec(alias="demo", checkpoint=str(folder), engine="exact", **settings)
+    engine, kind = request.param.split()
+    folder: Path = tmp_path_factory.mktemp("checkpoints") / kind
+    checkpoints.build(kind, folder)
+    return EngineSpec(alias="demo", checkpoint=str(folder), engine=engine, **settings)
 
 
 @pytest.fixture(scope="module")

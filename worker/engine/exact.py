@@ -124,6 +124,7 @@ class ExactEngine:
             group=self._group(request, settings, own, prompt),
             forced_bos_token_id=prompt.forced_bos_token_id,
             decoder_start_token_id=prompt.decoder_start_token_id,
+            runs_to_end=True,
         )
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
@@ -202,7 +203,7 @@ class ExactEngine:
         settings = first.settings
         assert isinstance(first.group, Group)
         draws_here = settings.do_sample and first.group.alone is None
-        config = self._generation_config(sequences)
+        config = self.generation_config(sequences)
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = RowStops(
@@ -229,14 +230,14 @@ class ExactEngine:
         for sequence in sequences:
             num_answers = sequence.settings.num_return_sequences
             answers = tuple(
-                self._answer(sequence, rows[each], stops.ended_at(each, rows[each]))
+                self.answer(sequence, rows[each], stops.ended_at(each, rows[each]))
                 for each in range(at, at + num_answers)
             )
             completions.append(Completion(sequence, answers))
             at += num_answers
         return completions
 
-    def _generation_config(self, sequences: tuple[Sequence, ...]) -> Any:
+    def generation_config(self, sequences: tuple[Sequence, ...]) -> Any:
         """Complete: nothing in it is left for `generate` to fill in."""
         first = sequences[0]
         config = copy.deepcopy(self.checkpoint.generation_config)
@@ -279,7 +280,7 @@ class ExactEngine:
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> Answer:
+    def answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> Answer:
         """The new tokens of one row, without what followed its end."""
         settings = sequence.settings
         max_tokens = settings.max_new_tokens

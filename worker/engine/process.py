@@ -67,13 +67,13 @@ def load_engine(spec: EngineSpec) -> Engine:
         return FakeEngine(spec)
     try:
         # Imported here, so that the fake engine starts in a blink and without torch.
-        from worker.engine.exact import ExactEngine
+        from worker.engine.routing import load
     except ImportError as error:
         raise Unloadable(
             f"model {spec.alias!r} needs {error.name}, which is not installed; "
             'install it with: pip install "tidemill[engine]"'
         ) from error
-    return ExactEngine.load(spec)
+    return load(spec)
 
 
 def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:

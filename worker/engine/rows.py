@@ -145,12 +145,15 @@ class RowStops(StoppingCriteria):
         return row[self.num_before :].tolist()
 
     def _says_stop(self, sequence: Sequence, new_ids: list[int]) -> bool:
-        """Whether the new text has a stop text. Looks at its end only: what came before was
-        looked at when it was the end."""
-        stops = sequence.settings.stop
-        if not stops:
-            return False
-        # A character is at most four tokens, and a few tokens may have no text at all.
-        num_tail = 4 * max(len(each) for each in stops) + 16
-        text = self.tokenizer.decode(new_ids[-num_tail:], skip_special_tokens=True)
-        return stop_position(text, stops) is not None
+        return says_stop(self.tokenizer, sequence.settings.stop, new_ids)
+
+
+def says_stop(tokenizer: Any, stops: tuple[str, ...], new_ids: list[int]) -> bool:
+    """Whether the new text has a stop text. Looks at its end only: what came before was
+    looked at when it was the end."""
+    if not stops:
+        return False
+    # A character is at most four tokens, and a few tokens may have no text at all.
+    num_tail = 4 * max(len(each) for each in stops) + 16
+    text = tokenizer.decode(new_ids[-num_tail:], skip_special_tokens=True)
+    return stop_position(text, stops) is not None

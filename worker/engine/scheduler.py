@@ -22,10 +22,11 @@ class StepLimits:
 
     max_sequences: int  # rows
     max_step_tokens: int  # prompt tokens of those that join, and one for each other row
+    max_cache_tokens: int | None = None  # kept between steps, as long as they may get
 
     @classmethod
     def of(cls, spec: EngineSpec) -> StepLimits:
-        return cls(spec.max_sequences, spec.max_step_tokens)
+        return cls(spec.max_sequences, spec.max_step_tokens, spec.max_cache_tokens)
 
     def refuse_misfit(self, sequence: Sequence) -> None:
         """Raise a RequestError with numbers if the sequence could never run."""
@@ -43,6 +44,17 @@ class StepLimits:
             if num_readings > 1:
                 remedy += f", or ask for fewer than {num_readings} beams or answers"
             raise PromptTooLong(num_tokens, self.max_step_tokens // num_readings, remedy)
+        if not self.can_cache(sequence.num_cache_tokens):
+            raise UnsupportedParameter(
+                "max_new_tokens",
+                f"with its prompt of {len(sequence.prompt_ids)} tokens, "
+                f"{sequence.settings.max_new_tokens} new ones and {sequence.num_rows} rows the "
+                f"request needs {sequence.num_cache_tokens} places in the cache, which has "
+                f"{self.max_cache_tokens} (max_cache_tokens); ask for less, or raise it",
+            )
+
+    def can_cache(self, num_tokens: int) -> bool:
+        return self.max_cache_tokens is None or num_tokens <= self.max_cache_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class Scheduler:
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by id, in order of arrival
         self.running: dict[int, Sequence] = {}
         self.num_rows = 0  # of those running
+        self.num_cache_tokens = 0  # of those running
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Sequences that `limits.refuse_misfit` let pass."""
@@ -94,6 +107,7 @@ class Scheduler:
             sequence.move(SequenceState.RUNNING)
             self.running[sequence.id] = sequence
             self.num_rows += sequence.num_rows
+            self.num_cache_tokens += sequence.num_cache_tokens
         return StepPlan(going_on, tuple(joining))
 
     def apply(self, plan: StepPlan, results: list[Completion | None]) -> list[Completion]:
@@ -129,6 +143,12 @@ class Scheduler:
                 f"{rows} rows run, {self.num_rows} are counted, "
                 f"{self.limits.max_sequences} are allowed"
             )
+        cache_tokens = sum(each.num_cache_tokens for each in self.running.values())
+        if cache_tokens != self.num_cache_tokens or not self.limits.can_cache(cache_tokens):
+            raise InvariantBroken(
+                f"{cache_tokens} places of the cache are taken, {self.num_cache_tokens} are "
+                f"counted, {self.limits.max_cache_tokens} are allowed"
+            )
         if len({each.group for each in self.running.values()}) > 1:
             raise InvariantBroken("sequences of several groups share a step")
 
@@ -138,9 +158,10 @@ class Scheduler:
         if not self.waiting:
             return []
         leader = next(iter(self.waiting.values()))
-        if group is not None and leader.group != group:
+        if group is not None and leader.group != group and not leader.runs_to_end:
             return []
         num_rows = self.num_rows
+        num_cache_tokens = self.num_cache_tokens
         num_tokens = self.num_rows  # one for each row that goes on
         joining: list[Sequence] = []
         for sequence in self.waiting.values():
@@ -148,7 +169,12 @@ class Scheduler:
                 continue
             num_rows += sequence.num_rows
             num_tokens += sequence.num_prefill_tokens
-            if num_rows > self.limits.max_sequences or num_tokens > self.limits.max_step_tokens:
+            num_cache_tokens += sequence.num_cache_tokens
+            if (
+                num_rows > self.limits.max_sequences
+                or num_tokens > self.limits.max_step_tokens
+                or not self.limits.can_cache(num_cache_tokens)
+            ):
                 break
             joining.append(sequence)
         return joining
@@ -156,6 +182,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         if self.running.pop(sequence.id, None) is not None:
             self.num_rows -= sequence.num_rows
+            self.num_cache_tokens -= sequence.num_cache_tokens
         else:
             del self.waiting[sequence.id]
         sequence.move(SequenceState.FINISHED)

@@ -36,6 +36,10 @@ class Sequence:
     # What a translator is told beside the prompt: how its answer begins.
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
+    # Whether the step in which it joins is its only one. It may share that step with those
+    # of another group that go on.
+    runs_to_end: bool = False
+    num_cache_tokens: int = 0  # keys and values kept between steps at its longest, all rows
     state: SequenceState = SequenceState.WAITING
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from worker.engine.errors import SpecError
 
-ENGINES = ("auto", "exact", "fake")
+ENGINES = ("auto", "inflight", "exact", "fake")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TASKS = ("summarize", "translate", "generate", "chat")
 
@@ -20,7 +20,7 @@ class EngineSpec:
     alias: str
     checkpoint: str  # a folder or a name on the hub
     revision: str | None = None
-    engine: str = "auto"  # the fastest engine that is exact for this checkpoint
+    engine: str = "auto"  # exact, today; "inflight" where that is asked for
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
     device: str = "auto"  # the first GPU if there is one
     threads: int | None = None  # None: what torch finds
@@ -28,6 +28,7 @@ class EngineSpec:
 
     max_sequences: int = 32  # rows in one step
     max_step_tokens: int = 8192  # prompt tokens and decoded rows in one step
+    max_cache_tokens: int = 131_072  # keys and values kept between steps, of all rows
     max_held: int = 4096  # requests without an output; beyond it the pipe is not read
     max_input_tokens: int | None = None  # None: what the checkpoint takes
     max_new_tokens: int | None = None  # for requests that name no length; None: the checkpoint's
@@ -50,7 +51,7 @@ class EngineSpec:
                 f"device of model {self.alias!r} is {self.device!r}; "
                 'use "auto", "cpu", "cuda" or "cuda:N"'
             )
-        for name in ("threads", "max_sequences", "max_step_tokens", "max_held"):
+        for name in ("threads", "max_sequences", "max_step_tokens", "max_cache_tokens", "max_held"):
             self._at_least_one(name)
         for name in ("max_input_tokens", "max_new_tokens"):
             self._at_least_one(name)

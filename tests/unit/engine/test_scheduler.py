@@ -90,6 +90,32 @@ def test_only_one_group_runs_and_the_oldest_waiting_leads_the_next():
     assert ids(run(it, 3).joining) == [3]
 
 
+def test_who_runs_to_its_end_in_one_step_may_share_it_with_another_group():
+    it = scheduler(sequence(0, group="a"), sequence(1, group="b"), sequence(2, group="a"))
+    it.waiting[1].runs_to_end = True
+    assert ids(run(it).joining) == [0, 2]
+    plan = run(it, 1)
+    assert (ids(plan.going_on), ids(plan.joining)) == ([0, 2], [1])
+    it.add([sequence(3, group="a")])
+    assert ids(run(it, 0, 2, 3).sequences) == [0, 2, 3]
+
+
+def test_the_cache_holds_what_it_can_hold():
+    limits = StepLimits(max_sequences=4, max_step_tokens=20, max_cache_tokens=100)
+    it = Scheduler(limits)
+    large, small, next_ = (sequence(each) for each in range(3))
+    large.num_cache_tokens, small.num_cache_tokens, next_.num_cache_tokens = 70, 30, 1
+    it.add([large, small, next_])
+    assert ids(run(it, 1).joining) == [0, 1]
+    assert ids(run(it).joining) == [2]
+    it.num_cache_tokens = 3
+    with pytest.raises(InvariantBroken, match="71 places of the cache are taken, 3 are counted"):
+        it.check()
+    small.num_cache_tokens = 101
+    with pytest.raises(UnsupportedParameter, match=r"needs 101 places.*has 100.*max_cache_tokens"):
+        limits.refuse_misfit(small)
+
+
 def test_cancelling_takes_out_waiting_and_running_and_passes_over_the_rest():
     it = scheduler(*(sequence(each) for each in range(6)))
     plan = run(it)

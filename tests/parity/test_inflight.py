@@ -1,0 +1,324 @@
+"""In flight, whoever comes and goes, every answer is the one that `generate` gives alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import checkpoints
+from tests.parity.alone import Alone
+from tests.parity.test_engine import alone_of, requests_of
+from worker.engine.errors import EngineBroken, InvariantBroken, Unloadable
+from worker.engine.exact import ExactEngine
+from worker.engine.messages import Params, Request
+from worker.engine.packed import PackedLinear, pack
+from worker.engine.routing import RoutingEngine, load
+from worker.engine.slots import BUCKET_TOKENS
+from worker.engine.spec import EngineSpec
+
+GREEDY = Params(max_new_tokens=12, do_sample=False)
+# One of each way to know a position and to keep keys, and one whose requests are beams.
+KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "opt", "gpt_neox")
+
+
+@pytest.fixture(scope="module")
+def engine_name() -> str:
+    return "inflight"
+
+
+@pytest.fixture(scope="module")
+def asked_of(folder_of):
+    """Requests of a kind with the answers that they get alone."""
+
+    @cache
+    def make(kind: str) -> list[tuple[Request, list[list[int]]]]:
+        alone = Alone(kind, folder_of(kind))
+        return [(request, alone_of(alone, request, how)) for _, request, how in requests_of(kind)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def small_bench_of(bench_of):
+    """One in which few rows fit, so that requests wait for one another."""
+    return cache(lambda kind: bench_of(kind, max_sequences=6, max_step_tokens=500))
+
+
+def request(id_: int, text: str, task: str = "generate", params: Params = GREEDY) -> Request:
+    return Request(id=id_, task=task, text=text, params=params)
+
+
+ARRIVAL = st.tuples(
+    st.integers(0, 5),  # steps after the one before
+    st.integers(0, 65),  # which of the requests
+    st.none() | st.none() | st.integers(0, 12),  # steps after which it is cancelled
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(arrivals=st.lists(ARRIVAL, min_size=1, max_size=14))
+def test_whoever_comes_and_goes_an_answer_is_that_of_one_alone(
+    kind, arrivals, asked_of, small_bench_of
+):
+    bench, asked = small_bench_of(kind), asked_of(kind)
+    first_id = 1 + max((each.id for each in seen_by(bench)), default=0)
+    expected, cancelled_at = {}, {}
+    step, waiting = 0, []
+    for id_, (delay, which, cancelled_after) in enumerate(arrivals, start=first_id):
+        step += delay
+        one, answer = asked[which]
+        waiting.append((step, replace(one, id=id_)))
+        expected[id_] = answer
+        if cancelled_after is not None:
+            cancelled_at[id_] = step + cancelled_after
+    step = 0
+    while True:
+        due = [each for at, each in waiting if at <= step]
+        waiting = [(at, each) for at, each in waiting if at > step]
+        bench.submit(*due)
+        bench.ledger.cancel([id_ for id_, at in cancelled_at.items() if at == step])
+        step += 1
+        if bench.advance() is None and not waiting:
+            break
+    outputs = {each.request_id: each for each in bench.collect()}
+    assert outputs.keys() == expected.keys()
+    for id_, output in outputs.items():
+        got = [list(each.token_ids) for each in output.choices]
+        if [each.finish_reason for each in output.choices] == ["cancelled"]:
+            assert id_ in cancelled_at
+        else:
+            assert got == expected[id_]
+
+
+def seen_by(bench):
+    return [each for plan in bench.plans for each in plan.sequences]
+
+
+def test_they_come_and_go_while_others_go_on(bench_of):
+    bench = bench_of("llama", max_sequences=4)
+    bench.answers(
+        request(at, text, params=replace(GREEDY, max_new_tokens=4 + 9 * (at % 3)))
+        for at, text in enumerate(checkpoints.sentences(12))
+    )
+    shared = [plan for plan in bench.plans if plan.going_on and plan.joining]
+    assert len(shared) > 3
+    assert max(plan.num_rows for plan in bench.plans) == 4
+    assert bench.loop.engine.in_flight.flights == {}
+
+
+def test_what_is_not_proved_is_generated_while_others_go_on(bench_of, folder_of):
+    bench, alone = bench_of("t5"), Alone("t5", folder_of("t5"))
+    text, other = checkpoints.sentences(2)
+    bench.submit(request(0, text, params=replace(GREEDY, max_new_tokens=30)))
+    bench.advance()
+    how = {"max_new_tokens": 8, "do_sample": True, "seed": 7, "num_beams": 2}
+    bench.submit(request(1, other, params=Params(**how)))
+    plan = bench.advance()
+    assert [each.id for each in plan.going_on] == [0]
+    assert [(each.id, each.runs_to_end) for each in plan.joining] == [(1, True)]
+    outputs = {each.request_id: each for each in bench.finish()}
+    assert [list(each.token_ids) for each in outputs[1].choices] == alone.generate(other, **how)
+    (expected,) = alone.generate(text, max_new_tokens=30, do_sample=False)
+    assert list(outputs[0].choices[0].token_ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "in_flight"),
+    [
+        ({}, True),
+        ({"bad_words_ids": [[7], [9, 11]], "min_length": 5}, True),
+        ({"suppress_tokens": [7, 9]}, False),
+        ({"exponential_decay_length_penalty": [3, 1.5]}, False),
+        ({"renormalize_logits": True}, False),
+        ({"encoder_repetition_penalty": 1.3}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_a_setting_of_the_checkpoint_is_never_dropped(
+    kind, own, in_flight, bench_of, folder_of, tmp_path
+):
+    folder = tmp_path / kind
+    shutil.copytree(folder_of(kind), folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    bench, alone = bench_of(kind, checkpoint=str(folder)), Alone(kind, folder)
+    requests = [request(at, text) for at, text in enumerate(checkpoints.sentences(5))]
+    outputs = bench.answers(requests)
+    assert {not each.runs_to_end for each in seen_by(bench)} == {in_flight}
+    for each in requests:
+        (expected,) = alone.generate(each.text, max_new_tokens=12, do_sample=False)
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
+def test_packed_weights_change_no_answer(kind, bench_of, asked_of):
+    bench = bench_of(kind)
+    model = bench.loop.engine.checkpoint.model
+    assert pack(model, min_weights=0) >= 9
+    assert any(isinstance(each, PackedLinear) for each in model.modules())
+    outputs = bench.answers(one for one, _ in asked_of(kind))
+    for one, expected in asked_of(kind):
+        assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
+
+
+def test_a_slot_grows_with_its_sequence_and_is_given_back(bench_of):
+    bench = bench_of("gpt2")
+    bench.submit(request(0, "the mill", params=replace(GREEDY, max_new_tokens=200)))
+    flights = bench.loop.engine.in_flight.flights
+    capacities = []
+    while bench.advance() is not None:
+        capacities += [flight.slot.capacity for flight in flights.values()]
+    assert capacities == sorted(capacities)
+    assert capacities[0] == BUCKET_TOKENS
+    (output,) = bench.collect()
+    num_columns = output.prompt_tokens + output.choices[0].completion_tokens
+    assert capacities[-1] < num_columns + BUCKET_TOKENS
+    assert flights == {}
+
+
+def test_what_the_cache_can_never_hold_is_refused_with_numbers(bench_of):
+    bench = bench_of("gpt2", max_cache_tokens=60)
+    (output,) = bench.answers(
+        [request(0, "the mill", params=Params(max_new_tokens=100, do_sample=False))]
+    ).values()
+    assert output.failure.code == "unsupported_parameter"
+    assert "which has 60 (max_cache_tokens)" in output.failure.message
+    # Two of these do not fit together, so one waits for the other.
+    both = [request(at, "the mill", params=replace(GREEDY, max_new_tokens=40)) for at in (1, 2)]
+    outputs = bench.answers(both)
+    assert outputs[1].choices == outputs[2].choices
+    assert max(len(plan.sequences) for plan in bench.plans) == 1
+
+
+def test_slots_of_others_than_those_that_run_are_noticed(bench_of):
+    bench = bench_of("gpt2")
+    bench.submit(request(0, "the mill"))
+    bench.advance()
+    in_flight = bench.loop.engine.in_flight
+    with pytest.raises(InvariantBroken, match=r"slots of \[0\], but \[\] run"):
+        in_flight.check([])
+    in_flight.flights[0].slot.length = 0
+    with pytest.raises(InvariantBroken, match="0 columns"):
+        in_flight.check(bench.scheduler.running.values())
+
+
+# When a step fails
+
+CULPRIT = 3
+
+
+def prompts() -> list[Request]:
+    return [request(at, f"{at} {text}") for at, text in enumerate(checkpoints.sentences(2) * 4)]
+
+
+def break_when(bench, name: str, fails) -> None:
+    """Make a forward pass raise for which `fails` returns an error; it is given the ids."""
+    runner = bench.loop.engine.in_flight.runner
+    whole = getattr(runner, name)
+
+    def run(first, *rest):
+        flights = bench.loop.engine.in_flight.flights
+        ids = {each.sequence.id for each in flights.values() if each.slot in first}
+        ids |= {each.id for each in first if hasattr(each, "prompt_ids")}
+        result = whole(first, *rest)
+        if (error := fails(ids)) is not None:
+            raise error
+        return result
+
+    setattr(runner, name, run)
+
+
+@pytest.mark.parametrize("name", ["prefill", "step"])
+def test_a_request_that_makes_a_step_fail_fails_alone(bench_of, name):
+    expected = bench_of("gpt2").answers(prompts())
+    bench = bench_of("gpt2")
+    secret = "the water of the mill"
+    break_when(bench, name, lambda ids: ValueError(secret) if CULPRIT in ids else None)
+    outputs = bench.answers(prompts())
+    failure = outputs.pop(CULPRIT).failure
+    assert (failure.code, failure.retryable) == ("generation_failed", False)
+    assert secret not in failure.message
+    expected.pop(CULPRIT)
+    assert outputs == expected
+
+
+def test_a_choice_that_fails_fails_alone(bench_of):
+    bench = bench_of("gpt2")
+    expected = bench.answers(prompts())
+    bench.submit(*(replace(each, id=each.id + 100) for each in prompts()))
+    bench.advance()
+    flight = bench.loop.engine.in_flight.flights[CULPRIT + 100]
+    flight.choice.take = lambda tokens: [][0]
+    outputs = {each.request_id - 100: each for each in bench.finish()}
+    assert outputs.pop(CULPRIT).failure.code == "generation_failed"
+    assert all(each.choices == expected[id_].choices for id_, each in outputs.items())
+
+
+def test_a_request_that_does_not_fit_says_so_and_may_be_tried_again(bench_of):
+    bench = bench_of("gpt2")
+    break_when(bench, "step", lambda ids: torch.OutOfMemoryError() if CULPRIT in ids else None)
+    outputs = bench.answers(prompts())
+    failed = {id_: each.failure for id_, each in outputs.items() if each.failure is not None}
+    assert failed.keys() == {CULPRIT}
+    assert (failed[CULPRIT].code, failed[CULPRIT].retryable) == ("out_of_memory", True)
+
+
+def test_a_device_beyond_repair_ends_the_engine(bench_of):
+    bench = bench_of("gpt2")
+    break_when(bench, "step", lambda ids: torch.AcceleratorError("an illegal memory access"))
+    bench.submit(*prompts())
+    bench.advance()
+    with pytest.raises(EngineBroken):
+        bench.advance()
+
+
+# Which engine
+
+
+def test_in_flight_is_for_those_who_ask_for_it(folder_of):
+    def engine(name: str) -> object:
+        folder = str(folder_of("llama"))
+        return load(EngineSpec(alias="a", checkpoint=folder, device="cpu", engine=name))
+
+    assert isinstance(engine("inflight"), RoutingEngine)
+    assert isinstance(engine("auto"), ExactEngine)
+    assert isinstance(engine("exact"), ExactEngine)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "said"),
+    [
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+            "window",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rotary positions",
+        ),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "attention"),
+    ],
+)
+def test_what_is_not_proved_is_exact_or_refused(kind, own, said, folder_of, tmp_path):
+    folder = tmp_path / kind
+    shutil.copytree(folder_of(kind), folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | own
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+    spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu")
+    assert isinstance(load(spec), ExactEngine)
+    with pytest.raises(Unloadable, match=said):
+        load(replace(spec, engine="inflight"))

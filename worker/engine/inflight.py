@@ -1,0 +1,196 @@
+"""InFlight: one step for sequences that each are somewhere else in their answer.
+
+The model's own forward computes a token for every row; what differs from row to row
+(lengths, positions, processors, draws) is kept by sequence. A step that fails is run again
+one sequence at a time, so that only the culprit is blamed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from worker.engine.beams import BeamChoice
+from worker.engine.choosing import RowChoice
+from worker.engine.completion import Completion
+from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
+from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory
+from worker.engine.logs import whereabouts
+from worker.engine.sequence import Sequence
+from worker.engine.slots import Slot
+
+log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """The forward passes of one family."""
+
+    def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
+
+    def prefill(self, sequences: tuple[Sequence, ...]) -> tuple[list[Slot], Tensor]: ...
+
+    def step(self, slots: list[Slot], tokens: list[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A sequence between its first step and its last."""
+
+    sequence: Sequence
+    slot: Slot
+    choice: RowChoice | BeamChoice
+
+
+class InFlight:
+    """Always: a slot is held for each sequence that goes on, and for no other."""
+
+    def __init__(self, exact: ExactEngine, runner: Runner) -> None:
+        """exact: gives the configuration and shapes the answers, so that both engines agree"""
+        self.exact = exact
+        self.runner = runner
+        self.flights: dict[int, Flight] = {}
+
+    def go_on(self, sequences: tuple[Sequence, ...]) -> list[Completion | None]:
+        """One more token for each row."""
+        flights = [self.flights[each.id] for each in sequences]
+        return self._blaming(flights, lambda each: each.sequence, self._decode)
+
+    def join(self, sequences: tuple[Sequence, ...]) -> list[Completion | None]:
+        """Read prompts and choose the first tokens; prompts of one length are read together."""
+        ended: dict[int, Completion | None] = {}
+        for alike in by_length(sequences):
+            results = self._blaming(list(alike), lambda each: each, self._prefill)
+            ended.update(zip((each.id for each in alike), results, strict=True))
+        return [ended[each.id] for each in sequences]
+
+    def drop(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            flight = self.flights.pop(sequence.id, None)
+            if flight is not None:
+                flight.slot.clear()
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if slots are held for others than those that run."""
+        ids = {each.id for each in running}
+        if ids != self.flights.keys():
+            raise InvariantBroken(f"slots of {sorted(self.flights)}, but {sorted(ids)} run")
+        for id_, flight in self.flights.items():
+            slot = flight.slot
+            if not 0 < slot.length <= slot.capacity or slot.num_rows != flight.sequence.num_rows:
+                raise InvariantBroken(
+                    f"the slot of {id_} has {slot.num_rows} rows and {slot.length} "
+                    f"columns of {slot.capacity}"
+                )
+
+    def _decode(self, flights: list[Flight]) -> list[Completion | None]:
+        tokens = [token for each in flights for token in each.choice.next_ids]
+        logits = self.runner.step([each.slot for each in flights], tokens)
+        highest = highest_of(logits)
+        # From here on nothing is run again.
+        for each in flights:
+            each.slot.length += 1
+        return self._choose(flights, logits, highest)
+
+    def _prefill(self, sequences: list[Sequence]) -> list[Completion | None]:
+        slots, logits = self.runner.prefill(tuple(sequences))
+        flights = []
+        for sequence, slot in zip(sequences, slots, strict=True):
+            flight = Flight(sequence, slot, self._choice_of(sequence))
+            self.flights[sequence.id] = flight
+            flights.append(flight)
+        num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
+        logits = logits.repeat_interleave(num_rows, dim=0)
+        return self._choose(flights, logits, highest_of(logits))
+
+    def _choice_of(self, sequence: Sequence) -> RowChoice | BeamChoice:
+        config = self.exact.generation_config((sequence,))
+        start_ids, model = self.runner.start_ids(sequence), self.exact.model
+        if sequence.settings.num_beams > 1:
+            return BeamChoice(sequence, config, start_ids, model, model.device)
+        tokenizer = self.exact.checkpoint.tokenizer
+        return RowChoice(sequence, config, start_ids, tokenizer, model.device)
+
+    def _choose(
+        self, flights: list[Flight], logits: Tensor, highest: list[int]
+    ) -> list[Completion | None]:
+        """logits: (rows, vocab); the next token of each row, and who ended with it."""
+        results: list[Completion | None] = []
+        at = 0
+        for flight in flights:
+            end = at + flight.slot.num_rows
+            results.append(self._choose_one(flight, logits[at:end], highest[at:end]))
+            at = end
+        return results
+
+    def _choose_one(self, flight: Flight, logits: Tensor, highest: list[int]) -> Completion | None:
+        choice = flight.choice
+        try:
+            if isinstance(choice, RowChoice) and choice.is_plain:
+                has_ended = choice.take(highest)
+            else:
+                has_ended = choice.choose(logits.to(torch.float32, copy=True))
+                if choice.reordered is not None:
+                    flight.slot.reorder(choice.reordered)
+        except Exception as error:
+            # Not raised: the others of this step have theirs, and must not draw again.
+            return self._failed(flight.sequence, error)
+        if not has_ended:
+            return None
+        sequence = flight.sequence
+        self.drop([sequence])
+        answers = choice.answers()
+        return Completion(sequence, tuple(self.exact.answer(sequence, *each) for each in answers))
+
+    def _blaming(
+        self,
+        items: list[Any],
+        sequence_of: Callable[[Any], Sequence],
+        run: Callable[[list[Any]], list[Completion | None]],
+    ) -> list[Completion | None]:
+        """Run all at once, or each by itself if that fails."""
+        if not items:
+            return []
+        try:
+            return run(items)
+        except Exception as error:
+            if is_beyond_repair(error):
+                raise EngineBroken(f"the device failed: {type(error).__name__}") from error
+            if len(items) == 1:
+                return [self._failed(sequence_of(items[0]), error)]
+            log.warning(
+                "step failed and is run in parts",
+                extra={"error": whereabouts(error), "num_sequences": len(items)},
+            )
+        # Out of the except clause, which would keep the failed step's tensors alive.
+        return [result for each in items for result in self._blaming([each], sequence_of, run)]
+
+    def _failed(self, sequence: Sequence, error: Exception) -> Completion:
+        if is_beyond_repair(error):
+            raise EngineBroken(f"the device failed: {type(error).__name__}") from error
+        self.drop([sequence])
+        if is_out_of_memory(error):
+            return Completion.failed(
+                sequence, OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
+            )
+        log.error("request failed", extra={"error": whereabouts(error)})
+        return Completion.failed(sequence, GenerationFailed(error))
+
+
+def highest_of(logits: Tensor) -> list[int]:
+    """Of every row at once: most need no more, and one read-back is enough."""
+    return torch.argmax(logits, dim=-1).tolist()
+
+
+def by_length(sequences: tuple[Sequence, ...]) -> list[tuple[Sequence, ...]]:
+    """Those with prompts of one length together: nothing is computed on padding."""
+
+    def length(sequence: Sequence) -> int:
+        return len(sequence.prompt_ids)
+
+    return [tuple(alike) for _, alike in groupby(sorted(sequences, key=length), key=length)]

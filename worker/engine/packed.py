@@ -1,0 +1,64 @@
+"""PackedLinear: weights laid out once for oneDNN, for float32 on a CPU.
+
+A plain product of a few rows with a large matrix spends most of its time in re-reading it
+in the wrong order. The packed one is two to five times as fast, and the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
+MIN_WEIGHTS = 64 * 1024  # below it a plain product is as fast
+
+
+class PackedLinear(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight: (out, in) float32"""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        # Some models look at the type of their weights. The numbers are in `packed` only.
+        self.weight = weight.new_empty(0)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]  # an op has no types
+
+
+def can_pack(model: Any) -> bool:
+    return (
+        model.device.type == "cpu"
+        and model.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def pack(model: Any, min_weights: int = MIN_WEIGHTS) -> int:
+    """Replace the linear modules of a model; returns how many."""
+    num_packed = 0
+    with torch.no_grad():
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                weight = linear_weight(child)
+                if weight is None or weight.numel() < min_weights:
+                    continue
+                bias = None if child.bias is None else child.bias.detach()
+                setattr(module, name, PackedLinear(weight.detach(), bias))
+                num_packed += 1
+    return num_packed
+
+
+def linear_weight(module: nn.Module) -> Any:
+    """(out, in), or None if it is not a linear module."""
+    if type(module) is nn.Linear:
+        return module.weight
+    if type(module) is Conv1D:  # GPT-2 keeps them the other way round
+        return module.weight.t()
+    return None

@@ -1,0 +1,185 @@
+"""RoutingEngine: in flight what is proved to be exact there, by `model.generate` the rest.
+
+Both run on one loaded model. A request that must go to `generate` is run to its end in the
+step in which it joins, with its like; the sequences in flight wait that long and go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from worker.engine.attention import install
+from worker.engine.beams import has_beam_steps
+from worker.engine.causal import CausalRunner
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.completion import Completion
+from worker.engine.decoding import SETTINGS
+from worker.engine.errors import Unloadable
+from worker.engine.exact import ExactEngine, language_pair
+from worker.engine.inflight import InFlight, Runner
+from worker.engine.messages import ModelCard, Output, Request
+from worker.engine.packed import can_pack, pack
+from worker.engine.scheduler import StepPlan
+from worker.engine.seq2seq import Seq2SeqRunner
+from worker.engine.sequence import Sequence
+from worker.engine.spec import EngineSpec
+
+# Families through which tests/parity goes in flight, every proved setting in each.
+PROVED = frozenset(
+    {
+        "bart", "marian", "m2m_100", "mbart", "mt5", "pegasus", "t5",
+        "gpt2", "gpt_neox", "llama", "opt", "qwen2",
+    }
+)  # fmt: skip
+
+# What a checkpoint's own generation configuration may say. The first are attended to in
+# flight, or by what both engines share; the others have no say in the tokens.
+ATTENDED_TO = frozenset(SETTINGS) | {
+    "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
+    "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length", "pad_token_id",
+    "prefix", "stop_strings",
+}  # fmt: skip
+INERT = frozenset(
+    {
+        "_from_model_config", "transformers_version", "use_cache", "output_attentions",
+        "output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate",
+        "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+        "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "is_assistant",
+        "disable_compile", "prefill_chunk_size", "low_memory", "cache_config",
+    }
+)  # fmt: skip
+# The same of others, at these values.
+NEUTRAL: dict[str, Any] = {
+    "diversity_penalty": 0.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    "min_p": 0.0,
+    "num_beam_groups": 1,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+    "token_healing": False,
+    "top_h": 1.0,
+    "typical_p": 1.0,
+}
+IN_FLIGHT = "in flight"  # the one group of all that share steps
+
+
+class RoutingEngine:
+    def __init__(self, spec: EngineSpec, checkpoint: Checkpoint, poisoned: bool = False) -> None:
+        """poisoned: memory that must not be read is NaN; for tests"""
+        self.spec = spec
+        self.checkpoint = checkpoint
+        self.card: ModelCard = replace(checkpoint.card, engine="inflight")
+        self.exact = ExactEngine(spec, checkpoint)
+        install(checkpoint.model)
+        if can_pack(checkpoint.model):
+            pack(checkpoint.model)
+        self.in_flight = InFlight(self.exact, runner_of(checkpoint, poisoned))
+        self.has_beams = has_beam_steps(checkpoint.model)
+
+    def encode(self, request: Request) -> Sequence:
+        sequence = self.exact.encode(request)
+        own = self.checkpoint.own_settings(request.task, language_pair(request))
+        if self.is_proved(sequence, own):
+            self.route(sequence)
+        return sequence
+
+    def route(self, sequence: Sequence) -> None:
+        """Let it run in flight."""
+        sequence.group = IN_FLIGHT
+        sequence.runs_to_end = False
+        num_prompt, settings = len(sequence.prompt_ids), sequence.settings
+        sequence.num_prefill_tokens = num_prompt  # once, for all its rows
+        num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
+        sequence.num_cache_tokens = sequence.num_rows * (num_columns + settings.max_new_tokens)
+        if self.exact.is_encoder_decoder:
+            sequence.num_cache_tokens += num_prompt
+
+    def is_proved(self, sequence: Sequence, own: Mapping[str, Any]) -> bool:
+        """Whether the answer in flight is known to be that of `generate`."""
+        settings = sequence.settings
+        if settings.num_beams > 1 and (settings.do_sample or settings.stop or not self.has_beams):
+            return False
+        return all(
+            name in ATTENDED_TO
+            or name in INERT
+            or (name in NEUTRAL and value == NEUTRAL[name])
+            or value is None
+            for name, value in own.items()
+        )
+
+    def run(self, plan: StepPlan) -> list[Completion | None]:
+        with torch.inference_mode():
+            results = self.in_flight.go_on(plan.going_on)
+            if plan.joining and not plan.joining[0].runs_to_end:
+                return results + self.in_flight.join(plan.joining)
+        if plan.joining:
+            results += self.exact.run(StepPlan((), plan.joining))
+        return results
+
+    def drop(self, sequences: Iterable[Sequence]) -> None:
+        self.in_flight.drop(sequences)
+
+    def decode(self, completion: Completion) -> Output:
+        return self.exact.decode(completion)
+
+
+def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
+    """The engine that the spec means. Raises Unloadable."""
+    checkpoint = Checkpoint.load(spec)
+    if spec.engine != "inflight":
+        # Auto will be in flight when benchmarks/engine.py shows that it is always faster.
+        return ExactEngine(spec, checkpoint)
+    reason = why_not_in_flight(checkpoint)
+    if reason is not None:
+        raise Unloadable(
+            f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
+        )
+    return RoutingEngine(spec, checkpoint)
+
+
+def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
+    """None if it can be run in flight."""
+    model = checkpoint.model
+    config = model.config
+    if config.model_type not in PROVED:
+        return f"{config.model_type} is not among the proved families"
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        return f"its attention is {config._attn_implementation}, not sdpa"
+    layer_types = getattr(config, "layer_types", None) or ()
+    if any(each != "full_attention" for each in layer_types):
+        return "some of its layers look at a window only"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        # Its frequencies follow the longest row of a step.
+        return "its rotary positions depend on the length"
+    if getattr(config, "reorder_and_upcast_attn", False):
+        return "its attention is computed in a way of its own"
+    if config.is_encoder_decoder and start_id_of(checkpoint) is None:
+        return "it does not say from which token its decoder starts"
+    if type(model).__module__.split(".")[0] != "transformers":
+        return "it brings code of its own"
+    return None
+
+
+def start_id_of(checkpoint: Checkpoint) -> int | None:
+    own = checkpoint.generation_config
+    start_id = (
+        own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
+    )
+    return start_id if isinstance(start_id, int) else None
+
+
+def runner_of(checkpoint: Checkpoint, poisoned: bool) -> Runner:
+    if not checkpoint.config.is_encoder_decoder:
+        return CausalRunner(checkpoint.model, poisoned)
+    start_id = start_id_of(checkpoint)
+    assert start_id is not None
+    return Seq2SeqRunner(checkpoint.model, start_id, poisoned)
