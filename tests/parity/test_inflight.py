@@ -238,7 +238,7 @@ def break_when(bench, name: str, fails) -> None:
     setattr(runner, name, run)
 
 
-@pytest.mark.parametrize("name", ["prefill", "step"])
+@pytest.mark.parametrize("name", ["read", "step"])
 def test_a_request_that_makes_a_step_fail_fails_alone(bench_of, name):
     expected = bench_of("gpt2").answers(prompts())
     bench = bench_of("gpt2")

@@ -1,7 +1,7 @@
-"""Attention in which each row of a step sees its own keys only, whatever their number.
+"""The attention that an engine in flight plugs into a model, by a name of its own.
 
-Registered with `transformers` under a name of its own. Where the keys are an ordinary
-tensor (an encoder, a prefill, `model.generate`) it is the library's own.
+Rows of a step attend by slot, and prompts that were put one after the other into a single
+row attend each to itself. Anything else (`model.generate`) is the library's own.
 """
 
 from __future__ import annotations
@@ -15,47 +15,68 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from worker.engine.slots import Parts
+from worker.engine.caches import Spans, View
+from worker.engine.row_attention import usual_scale
 
 NAME = "tidemill"
 
 
 def install(model: Any) -> None:
     """Make a model that runs on `sdpa` attend by slots where its cache is one of slots."""
-    AttentionInterface.register(NAME, row_attention)
+    AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
 
 
-def row_attention(
+def attention(
     module: torch.nn.Module,
     query: Tensor,
-    key: Tensor | Parts,
-    value: Tensor | Parts,
+    key: Tensor | View,
+    value: Tensor | View,
     attention_mask: Tensor | None,
+    spans: Spans | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query: (rows, heads, 1, head size); returns (rows, 1, heads, head size)."""
-    if not isinstance(key, Parts) or not isinstance(value, Parts):
-        assert isinstance(key, Tensor)
-        assert isinstance(value, Tensor)
+    """query: (rows, heads, tokens, head size); returns (rows, tokens, heads, head size)."""
+    if isinstance(key, View):
+        assert isinstance(value, View)
+        scale = kwargs.get("scaling")
+        scale = usual_scale(query.shape[-1]) if scale is None else scale
+        return key.attention.attend(key.layer, query, key.new, value.new, scale), None
+    assert isinstance(value, Tensor)
+    if spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    num_rows, num_heads, _, head_size = query.shape
-    attended = query.new_empty(num_rows, 1, num_heads, head_size)
-    scale = kwargs.get("scaling")
-    at = 0
-    for index, num in enumerate(key.num_rows):
-        keys, values = key.of_slot[index], value.of_slot[index]
-        mine = query[at : at + num]
-        if key.are_cross:
-            # Rows of one request read the same keys, once.
-            seen = scaled_dot_product_attention(mine.transpose(0, 2), keys, values, scale=scale)
-            attended[at : at + num, 0] = seen[0].transpose(0, 1)
-        else:
-            # Query heads that share a key head are its queries: no key is repeated.
-            grouped = mine.reshape(num, keys.shape[1], -1, head_size)
-            bias = None if key.biases is None else key.biases[index]
-            seen = scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scale)
-            attended[at : at + num, 0] = seen.reshape(num, num_heads, head_size)
-        at += num
+    return attend_within(spans, query, key, value, getattr(module, "is_causal", True), **kwargs)
+
+
+def attend_within(
+    spans: Spans,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Each span of a single row to itself.
+
+    position_bias: (1, heads, tokens, tokens) of an encoder; it depends on distances, so that
+    of a span is cut out of it
+    """
+    assert position_bias is None or not is_causal
+    attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+    for begin, end in spans:
+        mine = slice(begin, end)
+        bias = None if position_bias is None else position_bias[:, :, mine, mine]
+        seen = scaled_dot_product_attention(
+            query[:, :, mine],
+            key[:, :, mine],
+            value[:, :, mine],
+            attn_mask=bias,
+            scale=scaling,
+            is_causal=is_causal,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        attended[:, mine] = seen.transpose(1, 2)
     return attended, None

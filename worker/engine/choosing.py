@@ -73,6 +73,7 @@ class RowChoice:
         self.device = device
         self.eos_ids = frozenset(config.eos_token_id or ())
         self.pad_id: int = config.pad_token_id
+        self.start_id = start_ids[-1]
         self.rows: list[list[int]] = [[] for _ in range(sequence.num_rows)]
         self.stopped_at: list[int | None] = [None] * sequence.num_rows  # by a stop text
         self.ended = [False] * sequence.num_rows
@@ -96,7 +97,7 @@ class RowChoice:
     @property
     def next_ids(self) -> list[int]:
         """What the model reads next, by row."""
-        return [row[-1] for row in self.rows]
+        return [row[-1] if row else self.start_id for row in self.rows]
 
     def choose(self, logits: Tensor) -> bool:
         """logits: (rows, vocab) float32, may be written to; returns whether all rows ended."""

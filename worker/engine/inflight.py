@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class Runner(Protocol):
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
 
-    def prefill(self, sequences: tuple[Sequence, ...]) -> tuple[list[Slot], Tensor]: ...
+    def read(self, sequences: list[Sequence]) -> tuple[list[Slot], Tensor | None]: ...
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor: ...
 
@@ -56,18 +55,20 @@ class InFlight:
         self.runner = runner
         self.flights: dict[int, Flight] = {}
 
-    def go_on(self, sequences: tuple[Sequence, ...]) -> list[Completion | None]:
-        """One more token for each row."""
-        flights = [self.flights[each.id] for each in sequences]
-        return self._blaming(flights, lambda each: each.sequence, self._decode)
+    def run(
+        self, going_on: tuple[Sequence, ...], joining: tuple[Sequence, ...]
+    ) -> list[Completion | None]:
+        """Read the prompts of those that join, and one more token for each row."""
+        results = dict(zip(joining, self._blaming(list(joining), self._read), strict=True))
+        # An encoder-decoder has its first token from the step, beside those of the others.
+        begun = [each for each in joining if self._waits_for_its_first(each)]
+        stepping = [*going_on, *begun]
+        results |= zip(stepping, self._blaming(stepping, self._step), strict=True)
+        return [results[each] for each in (*going_on, *joining)]
 
-    def join(self, sequences: tuple[Sequence, ...]) -> list[Completion | None]:
-        """Read prompts and choose the first tokens; prompts of one length are read together."""
-        ended: dict[int, Completion | None] = {}
-        for alike in by_length(sequences):
-            results = self._blaming(list(alike), lambda each: each, self._prefill)
-            ended.update(zip((each.id for each in alike), results, strict=True))
-        return [ended[each.id] for each in sequences]
+    def _waits_for_its_first(self, sequence: Sequence) -> bool:
+        flight = self.flights.get(sequence.id)
+        return flight is not None and flight.slot.length == 0
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
@@ -88,7 +89,8 @@ class InFlight:
                     f"columns of {slot.capacity}"
                 )
 
-    def _decode(self, flights: list[Flight]) -> list[Completion | None]:
+    def _step(self, sequences: list[Sequence]) -> list[Completion | None]:
+        flights = [self.flights[each.id] for each in sequences]
         tokens = [token for each in flights for token in each.choice.next_ids]
         logits = self.runner.step([each.slot for each in flights], tokens)
         highest = highest_of(logits)
@@ -97,13 +99,15 @@ class InFlight:
             each.slot.length += 1
         return self._choose(flights, logits, highest)
 
-    def _prefill(self, sequences: list[Sequence]) -> list[Completion | None]:
-        slots, logits = self.runner.prefill(tuple(sequences))
-        flights = []
-        for sequence, slot in zip(sequences, slots, strict=True):
-            flight = Flight(sequence, slot, self._choice_of(sequence))
-            self.flights[sequence.id] = flight
-            flights.append(flight)
+    def _read(self, sequences: list[Sequence]) -> list[Completion | None]:
+        slots, logits = self.runner.read(sequences)
+        flights = [
+            Flight(sequence, slot, self._choice_of(sequence))
+            for sequence, slot in zip(sequences, slots, strict=True)
+        ]
+        self.flights |= {each.sequence.id: each for each in flights}
+        if logits is None:
+            return [None] * len(flights)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
         return self._choose(flights, logits, highest_of(logits))
@@ -149,26 +153,25 @@ class InFlight:
 
     def _blaming(
         self,
-        items: list[Any],
-        sequence_of: Callable[[Any], Sequence],
-        run: Callable[[list[Any]], list[Completion | None]],
+        sequences: list[Sequence],
+        run: Callable[[list[Sequence]], list[Completion | None]],
     ) -> list[Completion | None]:
         """Run all at once, or each by itself if that fails."""
-        if not items:
+        if not sequences:
             return []
         try:
-            return run(items)
+            return run(sequences)
         except Exception as error:
             if is_beyond_repair(error):
                 raise EngineBroken(f"the device failed: {type(error).__name__}") from error
-            if len(items) == 1:
-                return [self._failed(sequence_of(items[0]), error)]
+            if len(sequences) == 1:
+                return [self._failed(sequences[0], error)]
             log.warning(
                 "step failed and is run in parts",
-                extra={"error": whereabouts(error), "num_sequences": len(items)},
+                extra={"error": whereabouts(error), "num_sequences": len(sequences)},
             )
         # Out of the except clause, which would keep the failed step's tensors alive.
-        return [result for each in items for result in self._blaming([each], sequence_of, run)]
+        return [result for each in sequences for result in self._blaming([each], run)]
 
     def _failed(self, sequence: Sequence, error: Exception) -> Completion:
         if is_beyond_repair(error):
@@ -185,12 +188,3 @@ class InFlight:
 def highest_of(logits: Tensor) -> list[int]:
     """Of every row at once: most need no more, and one read-back is enough."""
     return torch.argmax(logits, dim=-1).tolist()
-
-
-def by_length(sequences: tuple[Sequence, ...]) -> list[tuple[Sequence, ...]]:
-    """Those with prompts of one length together: nothing is computed on padding."""
-
-    def length(sequence: Sequence) -> int:
-        return len(sequence.prompt_ids)
-
-    return [tuple(alike) for _, alike in groupby(sorted(sequences, key=length), key=length)]

@@ -1,10 +1,12 @@
-"""RowPositions: a decoder's position embedding, looked up for each row at its own position.
+"""RowPositions: a position embedding, looked up for each token at its own position.
 
-BART and its relatives derive the position of all rows from one length of the cache.
+BART and its relatives derive the positions of all rows from one length of the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,23 +19,44 @@ class RowPositions(nn.Module):
     def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
-        self.positions: Tensor | None = None  # (rows,) int64; set for the length of a step
+        self.positions: Tensor | None = None  # (rows, columns) int64, while `at` holds
         self.is_sinusoidal_table = hasattr(inner, "weights")  # M2M100 and NLLB
 
+    @contextmanager
+    def at(self, positions: Tensor) -> Iterator[None]:
+        """positions: (rows, columns) int64"""
+        self.positions = positions
+        try:
+            yield
+        finally:
+            self.positions = None
+
+    def of_prompt(self, ids: tuple[int, ...]) -> list[int]:
+        """The position of each of its tokens."""
+        if not self.is_sinusoidal_table:
+            return list(range(len(ids)))
+        # In these a pad token is not counted, also where a prompt says one.
+        positions, position = [], -1
+        for id_ in ids:
+            position += id_ != self.inner.padding_idx
+            positions.append(position)
+        return positions
+
     def forward(self, input_ids: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """input_ids: (rows, 1) int64 or their shape; returns (rows, 1, width)."""
+        """input_ids: (rows, columns) int64 or their shape; returns (rows, columns, width)."""
         if self.positions is None:
             return self.inner(input_ids, *args, **kwargs)  # type: ignore[no-any-return]  # a module
         if self.is_sinusoidal_table:
             return self._counted(input_ids)
         offset = getattr(self.inner, "offset", 0)
-        return nn.functional.embedding(self.positions + offset, self.inner.weight)[:, None]
+        return nn.functional.embedding(self.positions + offset, self.inner.weight)
 
     def _counted(self, input_ids: Tensor) -> Tensor:
         # In these a pad token has a position of its own, also where a model says one.
+        assert self.positions is not None
         pad = self.inner.padding_idx
-        rows = torch.where(input_ids[:, 0] == pad, pad, self.positions + pad + 1)
-        return self.inner.weights.index_select(0, rows)[:, None]  # type: ignore[no-any-return]  # a buffer
+        rows = torch.where(input_ids == pad, pad, self.positions + pad + 1)
+        return nn.functional.embedding(rows, self.inner.weights)
 
     @property
     def weight(self) -> Tensor:

@@ -116,11 +116,10 @@ class RoutingEngine:
         )
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
+        runs_to_end = bool(plan.joining) and plan.joining[0].runs_to_end
         with torch.inference_mode():
-            results = self.in_flight.go_on(plan.going_on)
-            if plan.joining and not plan.joining[0].runs_to_end:
-                return results + self.in_flight.join(plan.joining)
-        if plan.joining:
+            results = self.in_flight.run(plan.going_on, () if runs_to_end else plan.joining)
+        if runs_to_end:
             results += self.exact.run(StepPlan((), plan.joining))
         return results
 

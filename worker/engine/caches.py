@@ -1,0 +1,132 @@
+"""SlotCache, CrossCache: what the model's own code takes for its cache, by slots.
+
+What it carries from there to the attention function is a View: whose columns, and which
+layer of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+
+from worker.engine.row_attention import RowAttention
+from worker.engine.slots import KVShape, Slot
+
+Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
+
+
+class View:
+    """Stands for the keys or the values of all rows of a step.
+
+    The models hand it on untouched; T5 asks for its shape.
+    """
+
+    __slots__ = ("attention", "layer", "new", "shape")
+
+    def __init__(
+        self, attention: RowAttention, layer: int, new: Tensor | None, shape: tuple[int, ...]
+    ) -> None:
+        """new: (rows, heads, 1, head size), what the step adds"""
+        self.attention = attention
+        self.layer = layer
+        self.new = new
+        self.shape = shape
+
+
+class SlotCache(Cache):
+    """Reads whole prompts into slots, or adds a column to each row of a step."""
+
+    def __init__(self, shape: KVShape, attention: RowAttention) -> None:
+        layers: Any = [SlotLayer() for _ in range(shape.num_layers)]
+        super().__init__(layers=layers)
+        self.attention = attention
+        self.slots: list[Slot] = []
+        self.spans: Spans | None = None
+
+    def hold(self, slots: list[Slot]) -> None:
+        """Those of the next step."""
+        for slot in slots:
+            slot.make_room()
+        self.slots, self.spans = slots, None
+        self.attention.hold(slots)
+
+    def hold_prompts(self, slots: list[Slot], spans: Spans) -> None:
+        """Empty ones, for prompts that are read one after the other in a single row."""
+        for slot, (begin, end) in zip(slots, spans, strict=True):
+            slot.make_room(end - begin + 1)
+        self.slots, self.spans = slots, spans
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """key_states, value_states: (rows, heads, 1, head size), or (1, heads, tokens, head size)
+        of prompts"""
+        if self.spans is None:
+            shape = tuple(key_states.shape)
+            return (
+                View(self.attention, layer_idx, key_states, shape),
+                View(self.attention, layer_idx, value_states, shape),
+            )
+        for slot, (begin, end) in zip(self.slots, self.spans, strict=True):
+            slot.fill(layer_idx, key_states[0, :, begin:end], value_states[0, :, begin:end])
+        return key_states, value_states
+
+    # The models ask for one length of all rows. There is none; what they would do with it
+    # (masks, positions) is done by row in `attention` and `positions`.
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+
+class CrossCache(Cache):
+    """What the encoder left for the rows of one step."""
+
+    def __init__(self, shape: KVShape, attention: RowAttention) -> None:
+        layers: Any = [CrossLayer(self, each) for each in range(shape.num_layers)]
+        super().__init__(layers=layers)
+        self.attention = attention
+        self.view_shape: tuple[int, ...] = (0, shape.num_heads, 1, shape.head_size)
+
+    def hold(self, slots: list[Slot]) -> None:
+        num_rows = sum(slot.num_rows for slot in slots)
+        self.view_shape = (num_rows, *self.view_shape[1:])
+        self.attention.hold(slots)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 1  # more than none: the encoder has been read
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+
+class SlotLayer:
+    is_sliding = False
+    is_compileable = False
+    is_initialized = True
+
+
+class CrossLayer(SlotLayer):
+    def __init__(self, cache: CrossCache, index: int) -> None:
+        self.cache = cache
+        self.index = index
+
+    @property
+    def keys(self) -> View:
+        return View(self.cache.attention, self.index, None, self.cache.view_shape)
+
+    @property
+    def values(self) -> View:
+        return self.keys

@@ -1,0 +1,222 @@
+"""Kernel: attention of one token in each row to keys of any number, compiled for this CPU.
+
+The fused attention of torch wants rows of one length, so that without this each row of a
+step needs a call of its own, and most of the time is spent in calling. Here one call does
+a layer for all rows: it writes the new column of each and attends to what the row has.
+
+Compiled by numba, to run on torch's own pool of OpenMP threads: two pools would spin
+against each other. Importing it fails where either is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from llvmlite import binding
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+# What the kernel is told, as int64: addresses, and sizes in elements.
+NUM_SLOTS, NUM_HEADS, GROUP, HEAD_SIZE = 0, 1, 2, 3  # heads of keys; query heads of each
+QUERY, NEW_KEYS, NEW_VALUES, OUT = 4, 5, 6, 7  # (rows, heads, head size); no new ones: 0
+BIAS, BIAS_WIDTH = 8, 9  # (query heads, width), of which the last column is the new one's; or 0
+SCALE_BITS = 10  # of a float64
+SCRATCH, SCRATCH_WIDTH = 11, 12  # (threads, width)
+SLOTS = 13  # (slots, slot fields)
+NUM_ARGUMENTS = 14
+
+# What it is told of a slot, likewise.
+KEYS, VALUES = 0, 1  # (rows, heads, capacity, head size) float32
+CAPACITY, ROW_STRIDE = 2, 3  # 0: all rows read the same
+NUM_ROWS, NUM_COLUMNS, FIRST_ROW = 4, 5, 6  # columns with the new one, which is the last
+ANCESTORS = 7  # (rows, capacity) int32: the row in which a column is; 0: each in its own
+NUM_SLOT_FIELDS = 8
+
+FLOAT_BYTES, INT_BYTES = 4, 4
+UNIT_COST = 8  # of a head of a slot beside its columns, in columns
+
+_pool = ctypes.CDLL(None)  # symbols of the process, torch's OpenMP among them
+_in_parallel = _pool.GOMP_parallel
+_in_parallel.restype = None
+_in_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+for _name in ("omp_get_thread_num", "omp_get_num_threads"):
+    binding.add_symbol(_name, ctypes.cast(getattr(_pool, _name), ctypes.c_void_p).value)
+thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+def kernel() -> Callable[[np.ndarray, int], None]:
+    """The kernel, to be called with its arguments and a number of threads."""
+    address = compiled().address
+
+    def run(arguments: np.ndarray, num_threads: int) -> None:
+        _in_parallel(address, arguments.ctypes.data, num_threads, 0)
+
+    return run
+
+
+@cache
+def compiled() -> Any:
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        return cfunc(signature, cache=True)(body)
+    except RuntimeError:  # no folder to keep it in may be written to
+        return cfunc(signature)(body)
+
+
+def cast(to: Any, source: Any, how: str) -> Any:
+    """A conversion of one LLVM instruction."""
+
+    @intrinsic
+    def converted(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, how)(args[0], context.get_value_type(to))
+
+        return to(source), generate
+
+    return converted
+
+
+floats_at = cast(types.CPointer(types.float32), types.int64, "inttoptr")
+longs_at = cast(types.CPointer(types.int64), types.int64, "inttoptr")
+ints_at = cast(types.CPointer(types.int32), types.int64, "inttoptr")
+float_of_bits = cast(types.float32, types.int32, "bitcast")
+double_of_bits = cast(types.float64, types.int64, "bitcast")
+fast = partial(njit, fastmath=True, error_model="numpy")
+
+
+@fast
+def exp(x: Any) -> Any:
+    """e to the x of at most 0, within 2 ulp; unlike the library's it is computed for many at once.
+
+    Cephes' expf: 2 to the n, times a polynomial of what is left of x.
+    """
+    x = max(x, np.float32(-87.0))
+    n = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
+    r = x - np.float32(n) * np.float32(0.693359375)
+    r = r + np.float32(n) * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * float_of_bits(np.int32((n + np.int32(127)) << np.int32(23)))
+
+
+@fast
+def softmax(scores: Any, length: Any) -> None:
+    highest = np.float32(-np.inf)
+    for column in range(length):
+        highest = max(highest, scores[column])
+    total = np.float32(0)
+    for column in range(length):
+        scores[column] = exp(scores[column] - highest)
+        total += scores[column]
+    share = np.float32(1) / total
+    for column in range(length):
+        scores[column] *= share
+
+
+@fast
+def dot(a: Any, b: Any, size: Any) -> Any:
+    total = np.float32(0)
+    for each in range(size):
+        total += a[each] * b[each]
+    return total
+
+
+@fast
+def attend(
+    query: Any, keys: Any, values: Any, ancestors: Any, stride: Any, length: Any, size: Any,
+    scale: Any, bias: Any, scores: Any, out: Any,
+) -> None:  # fmt: skip
+    """One query of one row; all but numbers and `scores` are addresses."""
+    asked, total = carray(floats_at(query), (size,)), carray(floats_at(out), (size,))
+    rows = carray(ints_at(ancestors), (length,))
+    for column in range(length):
+        offset = column * size
+        if ancestors != 0:
+            offset += rows[column] * stride
+        key = carray(floats_at(keys + offset * FLOAT_BYTES), (size,))
+        scores[column] = dot(asked, key, size) * scale
+    if bias != 0:
+        added = carray(floats_at(bias), (length,))
+        for column in range(length):
+            scores[column] += added[column]
+    softmax(scores, length)
+    for each in range(size):
+        total[each] = np.float32(0)
+    for column in range(length):
+        offset = column * size
+        if ancestors != 0:
+            offset += rows[column] * stride
+        value = carray(floats_at(values + offset * FLOAT_BYTES), (size,))
+        share = scores[column]
+        for each in range(size):
+            total[each] += share * value[each]
+
+
+@fast
+def copy(source: Any, target: Any, size: Any) -> None:
+    read, written = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
+    for each in range(size):
+        written[each] = read[each]
+
+
+@fast
+def attend_head(a: Any, slot: Any, head: Any, scores: Any) -> None:
+    """All rows of a slot, one head of the keys, and the query heads that share it."""
+    size, group = a[HEAD_SIZE], a[GROUP]
+    capacity, length, stride = slot[CAPACITY], slot[NUM_COLUMNS], slot[ROW_STRIDE]
+    scale = np.float32(double_of_bits(a[SCALE_BITS]))
+    of_head = head * capacity * size
+    for row in range(slot[NUM_ROWS]):
+        if a[NEW_KEYS] != 0:
+            new = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] + head) * size * FLOAT_BYTES
+            last = (of_head + row * stride + (length - 1) * size) * FLOAT_BYTES
+            copy(a[NEW_KEYS] + new, slot[KEYS] + last, size)
+            copy(a[NEW_VALUES] + new, slot[VALUES] + last, size)
+    for row in range(slot[NUM_ROWS]):
+        ancestors, first = slot[ANCESTORS], of_head
+        if ancestors != 0:
+            ancestors += row * capacity * INT_BYTES
+        else:
+            first += row * stride
+        for each in range(group):
+            asking = head * group + each
+            bias = a[BIAS]
+            if bias != 0:
+                bias += ((asking + 1) * a[BIAS_WIDTH] - length) * FLOAT_BYTES
+            at = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] * group + asking) * size * FLOAT_BYTES
+            attend(
+                a[QUERY] + at, slot[KEYS] + first * FLOAT_BYTES,
+                slot[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
+                scale, bias, scores, a[OUT] + at,
+            )  # fmt: skip
+
+
+def body(arguments: Any) -> None:
+    """What each thread of the pool runs: the heads that begin in its share of the work."""
+    a = carray(arguments, (NUM_ARGUMENTS,))
+    slots = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
+    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
+    scratch = a[SCRATCH] + thread * a[SCRATCH_WIDTH] * FLOAT_BYTES
+    scores = carray(floats_at(scratch), (a[SCRATCH_WIDTH],))
+    total = np.int64(0)
+    for index in range(a[NUM_SLOTS]):
+        cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
+        total += cost * a[NUM_HEADS]
+    begin, end = thread * total // num_threads, (thread + 1) * total // num_threads
+    passed = np.int64(0)
+    for index in range(a[NUM_SLOTS]):
+        cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
+        for head in range(a[NUM_HEADS]):
+            if begin <= passed < end:
+                attend_head(a, slots[index], head, scores)
+            passed += cost

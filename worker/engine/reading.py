@@ -1,0 +1,36 @@
+"""Reading: prompts of any length in one row, one after the other, so that nothing is padded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worker.engine.caches import Spans
+from worker.engine.sequence import Sequence
+
+# What is read at once: enough to keep the products busy, and little enough to stay in the
+# processor's caches.
+CHUNK_TOKENS = 512
+
+
+def chunks(sequences: list[Sequence]) -> list[list[Sequence]]:
+    """Together as many tokens as are read at once, or one longer prompt."""
+    chunked: list[list[Sequence]] = []
+    num_tokens = 0
+    for sequence in sequences:
+        num_tokens += len(sequence.prompt_ids)
+        if not chunked or num_tokens > CHUNK_TOKENS:
+            chunked.append([])
+            num_tokens = len(sequence.prompt_ids)
+        chunked[-1].append(sequence)
+    return chunked
+
+
+def in_one_row(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Spans]:
+    """Returns (1, tokens) int64 and where each prompt is in it."""
+    ids: list[int] = []
+    spans = []
+    for prompt in prompts:
+        spans.append((len(ids), len(ids) + len(prompt)))
+        ids.extend(prompt)
+    return torch.tensor([ids]), tuple(spans)

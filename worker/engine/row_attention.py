@@ -1,0 +1,178 @@
+"""RowAttention: one token of each row of a step attends to the keys of its own slot.
+
+Slots have any length, so there is no padding and no mask. Two ways to the same result: a
+compiled kernel for float32 on a CPU, and torch, slot by slot, elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from worker.engine.slots import KVShape, Slot
+
+log = logging.getLogger(__name__)
+
+
+class RowAttention(Protocol):
+    by_ancestors: bool
+    """Whether it follows a slot's `ancestors`, so that beams move no columns."""
+
+    bias: Tensor | None
+    """(query heads, width), added to the scores; the last column is that of the row's newest
+    token, and there is one for every column of every slot."""
+
+    def hold(self, slots: list[Slot]) -> None:
+        """The slots of the next step, in the order of its rows, with room for a column."""
+
+    def attend(
+        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+    ) -> Tensor:
+        """query:        (rows, query heads, 1, head size)
+        keys, values: (rows, heads, 1, head size), written to the column after the last of
+                      each row; None where a slot's rows read what is in it of the prompt
+        returns:      (rows, 1, query heads, head size)
+        """
+
+
+def row_attention(shape: KVShape, is_cross: bool) -> RowAttention:
+    """The quickest there is for such keys. is_cross: rows attend to the prompt's."""
+    if shape.device.type == "cpu" and shape.dtype == torch.float32:
+        try:
+            kernel: Any = importlib.import_module("worker.engine.kernel")
+        except (ImportError, AttributeError, OSError) as error:
+            log.warning("no compiled attention", extra={"error": type(error).__name__})
+        else:
+            return CompiledRowAttention(kernel, shape, is_cross)
+    return TorchRowAttention(is_cross)
+
+
+class CompiledRowAttention:
+    by_ancestors = True
+
+    def __init__(self, kernel: Any, shape: KVShape, is_cross: bool) -> None:
+        self.kernel = kernel
+        self.run = kernel.kernel()
+        self.shape = shape
+        self.is_cross = is_cross
+        self.bias: Tensor | None = None
+        self.num_rows = 0
+        self.tables: Any = None  # (layers, slots, slot fields) int64
+        self.scratch = np.empty((0, 0), np.float32)
+        self.arguments = np.zeros(kernel.NUM_ARGUMENTS, np.int64)
+        self.arguments[kernel.NUM_HEADS] = shape.num_heads
+        self.arguments[kernel.HEAD_SIZE] = shape.head_size
+
+    def hold(self, slots: list[Slot]) -> None:
+        kernel, shape = self.kernel, self.shape
+        self.num_rows = sum(slot.num_rows for slot in slots)
+        tables = np.zeros((shape.num_layers, len(slots), kernel.NUM_SLOT_FIELDS), np.int64)
+        first_row = 0
+        rows: list[tuple[int, ...]] = []
+        for slot in slots:
+            ancestors: int = 0
+            if self.is_cross:
+                assert slot.crossed is not None
+                kept, num_columns, row_stride = slot.crossed, slot.crossed.shape[3], 0
+                capacity = num_columns
+            else:
+                kept, num_columns, row_stride = slot.kept, slot.length + 1, slot.kept.stride(2)
+                capacity = slot.capacity
+                if slot.ancestors is not None:
+                    ancestors = slot.ancestors.ctypes.data
+            layer_bytes, half_bytes = 4 * kept.stride(0), 4 * kept.stride(1)
+            rows.append(
+                (kept.data_ptr(), layer_bytes, half_bytes, capacity, row_stride, slot.num_rows,
+                 num_columns, first_row, ancestors)
+            )  # fmt: skip
+            first_row += slot.num_rows
+        told = np.array(rows, np.int64)
+        layers = np.arange(shape.num_layers)[:, None]
+        tables[:, :, kernel.KEYS] = told[:, 0] + layers * told[:, 1]
+        tables[:, :, kernel.VALUES] = tables[:, :, kernel.KEYS] + told[:, 2]
+        tables[:, :, kernel.CAPACITY :] = told[:, 3:]
+        self.tables = tables
+        self.make_scratch(int(told[:, 6].max()))
+        self.arguments[kernel.NUM_SLOTS] = len(slots)
+
+    def make_scratch(self, num_columns: int) -> None:
+        num_threads = torch.get_num_threads()
+        if self.scratch.shape[0] < num_threads or self.scratch.shape[1] < num_columns:
+            self.scratch = np.empty((num_threads, 2 * num_columns), np.float32)
+            self.arguments[self.kernel.SCRATCH] = self.scratch.ctypes.data
+            self.arguments[self.kernel.SCRATCH_WIDTH] = self.scratch.shape[1]
+
+    def attend(
+        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+    ) -> Tensor:
+        kernel, told = self.kernel, self.arguments
+        query = query.contiguous()
+        num_rows, num_heads, _, head_size = query.shape
+        assert num_rows == self.num_rows
+        attended = torch.empty((num_rows, 1, num_heads, head_size))
+        told[kernel.GROUP] = num_heads // self.shape.num_heads
+        told[kernel.QUERY] = query.data_ptr()
+        told[kernel.OUT] = attended.data_ptr()
+        if keys is not None and values is not None:
+            keys, values = keys.contiguous(), values.contiguous()
+            told[kernel.NEW_KEYS] = keys.data_ptr()
+            told[kernel.NEW_VALUES] = values.data_ptr()
+        if self.bias is not None:
+            told[kernel.BIAS] = self.bias.data_ptr()
+            told[kernel.BIAS_WIDTH] = self.bias.shape[1]
+        told[kernel.SCALE_BITS] = np.float64(scale).view(np.int64)
+        told[kernel.SLOTS] = self.tables[layer].ctypes.data
+        self.run(told, torch.get_num_threads())
+        return attended
+
+
+class TorchRowAttention:
+    by_ancestors = False
+
+    def __init__(self, is_cross: bool) -> None:
+        self.is_cross = is_cross
+        self.bias: Tensor | None = None
+        self.slots: list[Slot] = []
+
+    def hold(self, slots: list[Slot]) -> None:
+        self.slots = slots
+
+    def attend(
+        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+    ) -> Tensor:
+        num_rows, num_heads, _, head_size = query.shape
+        attended = query.new_empty(num_rows, 1, num_heads, head_size)
+        at = 0
+        for slot in self.slots:
+            mine = slice(at, at + slot.num_rows)
+            if keys is not None and values is not None:
+                slot.kept[layer, 0, :, :, slot.length] = keys[mine, :, 0]
+                slot.kept[layer, 1, :, :, slot.length] = values[mine, :, 0]
+            seen = self._seen(slot, layer, query[mine], scale)
+            attended[mine, 0] = seen.reshape(slot.num_rows, num_heads, head_size)
+            at += slot.num_rows
+        return attended
+
+    def _seen(self, slot: Slot, layer: int, query: Tensor, scale: float) -> Tensor:
+        if self.is_cross:
+            assert slot.crossed is not None
+            keys, values = slot.crossed[layer]
+            # Rows of one request read the same keys, once.
+            asked = query[:, :, 0].transpose(0, 1)  # (heads, rows, head size)
+            return scaled_dot_product_attention(asked, keys, values, scale=scale).transpose(0, 1)
+        keys, values = slot.kept[layer, :, :, :, : slot.length + 1]
+        # Query heads that share a key head are its queries: no key is repeated.
+        asked = query.reshape(slot.num_rows, keys.shape[1], -1, query.shape[-1])
+        bias = None if self.bias is None else self.bias[None, :, None, -(slot.length + 1) :]
+        return scaled_dot_product_attention(asked, keys, values, attn_mask=bias, scale=scale)
+
+
+def usual_scale(head_size: int) -> float:
+    return 1 / math.sqrt(head_size)
