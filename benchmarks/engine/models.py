@@ -80,6 +80,10 @@ def write(place: Path, shape: Shape) -> None:
         head.normal_(0, 1.0)
         # Never the best: a peer that cannot be told to go on after an end token has none.
         head[[PAD, BOS, EOS, *special_ids(model.config)]] = 0.0
+        for module in model.modules():
+            # As in published ones; CTranslate2 lets Marian start from zeros whatever is there.
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.0
     start_id = model.config.decoder_start_token_id if shape.is_encoder_decoder else None
     model.generation_config = hf.GenerationConfig(
         decoder_start_token_id=start_id, pad_token_id=PAD, do_sample=False

@@ -125,7 +125,12 @@ SIDES = {
         beams=False,
     ),
     "vllm": Side(
-        "vLLM", "through_vllm", serves=is_llama, beams=False, environment=".venv-vllm", devices=CPU
+        "vLLM", "through_vllm", "compiled", serves=is_llama, beams=False, devices=CPU,
+        environment=".venv-vllm",
+    ),
+    "vllm eager": Side(
+        "vLLM, eager", "through_vllm", "eager", serves=is_llama, beams=False, devices=CPU,
+        environment=".venv-vllm",
     ),
     "ctranslate2": Side(
         "CTranslate2", "through_ctranslate2", serves=is_converted, feeds=BATCHES, devices=CPU,
