@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # Another go at the same faults: TIDEMILL_CHAOS_SEED=... make chaos
 chaos: $(VENV)/.installed-dev

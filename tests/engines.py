@@ -34,7 +34,7 @@ from worker.engine.scheduler import Scheduler, StepLimits, StepPlan
 from worker.engine.spec import EngineSpec
 from worker.engine.writer import Writer
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 90
 
 
 class Bench:

