@@ -28,6 +28,7 @@ class Model(BaseModel):
     languages: tuple[str, ...] = ()
     engine: Literal["auto", "inflight", "exact", "fake"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "int8", "bfloat16"] = "none"  # of the weights, on a CPU
     device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None

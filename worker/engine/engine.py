@@ -20,6 +20,10 @@ class Engine(Protocol):
     @property
     def card(self) -> ModelCard: ...
 
+    @property
+    def max_rows(self) -> int | None:
+        """Of one step, once memory was too small for what the limits allow."""
+
     def encode(self, request: Request) -> Sequence:
         """Off the loop. Raises RequestError."""
 

@@ -59,6 +59,7 @@ class FakeEngine:
             max_context_tokens=spec.max_input_tokens or MAX_CONTEXT_TOKENS,
             num_parameters=0,
         )
+        self.max_rows: int | None = None  # its steps need no memory
         self.rows: dict[int, list[FakeRow]] = {}  # of the sequences that run
 
     def encode(self, request: Request) -> Sequence:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from worker.engine.errors import SpecError
 
 ENGINES = ("auto", "inflight", "exact", "fake")
+QUANTIZATIONS = ("none", "int8", "bfloat16")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TASKS = ("summarize", "translate", "generate", "chat")
 
@@ -20,8 +21,9 @@ class EngineSpec:
     alias: str
     checkpoint: str  # a folder or a name on the hub
     revision: str | None = None
-    engine: str = "auto"  # exact, today; "inflight" where that is asked for
+    engine: str = "auto"  # in flight what is proved to be exact there, else exact
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
+    quantization: str = "none"  # of the weights, on a CPU; the rest stays in float32
     device: str = "auto"  # the first GPU if there is one
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
@@ -45,6 +47,7 @@ class EngineSpec:
     def __post_init__(self) -> None:
         self._one_of("engine", self.engine, ENGINES)
         self._one_of("dtype", self.dtype, DTYPES)
+        self._one_of("quantization", self.quantization, QUANTIZATIONS)
         device, _, index = self.device.partition(":")
         if device not in ("auto", "cpu", "cuda") or (index and not index.isdecimal()):
             raise SpecError(
