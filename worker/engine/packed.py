@@ -55,6 +55,9 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
                 bias = None if child.bias is None else child.bias.detach()
                 setattr(module, name, make(weight.detach(), bias))
                 num_packed += 1
+        for left in (*model.parameters(), *model.buffers()):
+            # A copy: what is left of the checkpoint's file would hold all of it in memory.
+            left.data = left.data.clone()
     return num_packed
 
 
