@@ -36,6 +36,7 @@ from worker.engine.messages import (
     from_bytes,
     to_bytes,
 )
+from worker.engine.sizing import Sized
 from worker.engine.spec import EngineSpec
 from worker.errors import EngineCrashed, EngineUnusable
 
@@ -65,6 +66,7 @@ class EngineClient:
         self.progress = Progress()
         self.num_restarts = 0
         self._card: ModelCard | None = None
+        self._sized: Sized | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._lock = threading.Lock()
@@ -123,6 +125,12 @@ class EngineClient:
     def card(self) -> ModelCard:
         assert self._card is not None, "the engine was not started"
         return self._card
+
+    @property
+    def sized(self) -> Sized:
+        """What the engine holds at once, and why so much."""
+        assert self._sized is not None, "the engine was not started"
+        return self._sized
 
     @property
     def pid(self) -> int | None:
@@ -192,6 +200,7 @@ class EngineClient:
         assert isinstance(answer, Ready), answer
         with self._lock:
             self._card = answer.card
+            self._sized = answer.sized
             self._ready = True
             self._wake.notify_all()
         return answer.card

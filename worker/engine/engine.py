@@ -14,11 +14,15 @@ from worker.engine.completion import Completion
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import Sized
 
 
 class Engine(Protocol):
     @property
     def card(self) -> ModelCard: ...
+
+    @property
+    def sized(self) -> Sized: ...
 
     @property
     def max_rows(self) -> int | None:

@@ -25,11 +25,13 @@ from worker.engine.decoding import Room, Settings, resolve
 from worker.engine.errors import EngineBroken, GenerationFailed, OutOfMemory, PromptTooLong
 from worker.engine.languages import standard_tag
 from worker.engine.logs import whereabouts
+from worker.engine.memory import free_bytes
 from worker.engine.messages import Choice, ModelCard, Output, Request
 from worker.engine.prompts import Prompt, Prompts
 from worker.engine.rows import RowSampler, RowStops, leave_as_drawn, warpers
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import Machine, sized
 from worker.engine.spec import EngineSpec
 from worker.engine.stopping import cut_at_stop
 
@@ -80,6 +82,7 @@ class Group:
 
 class ExactEngine:
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
+        self.sized = sized(spec, machine_of(checkpoint))
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
@@ -328,6 +331,14 @@ def language_pair(request: Request) -> tuple[str, str] | None:
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
     """Whether the checkpoint sets one of these to something."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())
+
+
+def machine_of(checkpoint: Checkpoint, bytes_per_token: int | None = None) -> Machine:
+    """What there is for a loaded model."""
+    device = checkpoint.model.device
+    return Machine(
+        device.type, free_bytes(device), checkpoint.card.max_context_tokens, bytes_per_token
+    )
 
 
 def release_memory(device: torch.device) -> None:

@@ -22,13 +22,15 @@ from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken
 from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory, release_memory
 from worker.engine.logs import whereabouts
 from worker.engine.sequence import Sequence
-from worker.engine.slots import Slot
+from worker.engine.slots import KVShape, Slot
 
 log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
     """The forward passes of one family."""
+
+    shape: KVShape  # what it keeps of a token
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
 

@@ -19,7 +19,7 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Completion
 from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
-from worker.engine.exact import ExactEngine, language_pair
+from worker.engine.exact import ExactEngine, language_pair, machine_of
 from worker.engine.inflight import InFlight, Runner
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.packed import MakeLinear, can_pack, pack
@@ -27,6 +27,7 @@ from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import sized
 from worker.engine.spec import EngineSpec
 
 # Families through which tests/parity goes in flight, every proved setting in each.
@@ -82,7 +83,9 @@ class RoutingEngine:
         self.exact = ExactEngine(spec, checkpoint)
         install(checkpoint.model)
         lay_out(checkpoint.model, spec)
-        self.in_flight = InFlight(self.exact, runner_of(checkpoint, poisoned))
+        runner = runner_of(checkpoint, poisoned)
+        self.in_flight = InFlight(self.exact, runner)
+        self.sized = sized(spec, machine_of(checkpoint, runner.shape.bytes_per_token))
         self.has_beams = has_beam_steps(checkpoint.model)
 
     @property

@@ -33,6 +33,9 @@ class StepLimits:
 
     @classmethod
     def of(cls, spec: EngineSpec) -> StepLimits:
+        """spec: one in which `sizing` left nothing open"""
+        assert spec.max_sequences is not None
+        assert spec.max_step_tokens is not None
         return cls(
             spec.max_sequences,
             spec.max_step_tokens,

@@ -28,9 +28,11 @@ class EngineSpec:
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
 
-    max_sequences: int = 32  # rows in one step
-    max_step_tokens: int = 8192  # prompt tokens and decoded rows in one step
-    max_cache_tokens: int = 131_072  # keys and values kept between steps, of all rows
+    # None: what `sizing` chooses for the model and the machine.
+    max_sequences: int | None = None  # rows in one step
+    max_step_tokens: int | None = None  # prompt tokens and decoded rows in one step
+    max_cache_tokens: int | None = None  # keys and values kept between steps, of all rows
+    kv_cache: str | float | None = None  # the same as "2GiB", or as a share of what is free
     max_held: int = 4096  # requests without an output; beyond it the pipe is not read
     max_input_tokens: int | None = None  # None: what the checkpoint takes
     max_new_tokens: int | None = None  # for requests that name no length; None: the checkpoint's
@@ -58,10 +60,24 @@ class EngineSpec:
             self._at_least_one(name)
         for name in ("max_input_tokens", "max_new_tokens"):
             self._at_least_one(name)
-        if self.max_step_tokens < self.max_sequences:
+        if (
+            self.max_step_tokens is not None
+            and self.max_sequences is not None
+            and self.max_step_tokens < self.max_sequences
+        ):
             raise SpecError(
                 f"max_step_tokens of model {self.alias!r} is {self.max_step_tokens}, below its "
                 f"max_sequences of {self.max_sequences}, so some sequences could never advance"
+            )
+        if isinstance(self.kv_cache, str):
+            try:
+                bytes_of(self.kv_cache)
+            except ValueError as error:
+                raise SpecError(f"kv_cache of model {self.alias!r} is {error}") from None
+        elif self.kv_cache is not None and not 0 < self.kv_cache <= 1:
+            raise SpecError(
+                f"kv_cache of model {self.alias!r} is {self.kv_cache}; a share of the free "
+                'memory is above 0 and at most 1; write bytes as "2GiB"'
             )
         for task, template in self.prompt.items():
             self._one_of("a task under prompt", task, TASKS)
@@ -101,3 +117,21 @@ class EngineSpec:
             ) from error
         if "{text}" not in template:
             raise SpecError(f"the prompt for {task} of model {self.alias!r} has no {{text}}")
+
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def bytes_of(size: str) -> int:
+    """A size such as "512MiB" in bytes. Raises ValueError with the fault in words."""
+    number = size.rstrip("KMGiB")
+    unit = size[len(number) :]
+    try:
+        num_bytes = int(float(number) * UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        num_bytes = 0
+    if num_bytes < 1:
+        raise ValueError(
+            f'{size!r}; write a size such as "512MiB" or "2GiB", or a share such as 0.25'
+        )
+    return num_bytes
