@@ -67,7 +67,8 @@ class EngineClient:
         self._card: ModelCard | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._lock = threading.Lock()
+        # A signal handler that gives jobs back comes here, on a thread that may hold it.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._held: dict[int, _Held] = {}
         self._sent: dict[int, None] = {}  # ordered
