@@ -152,8 +152,8 @@ def worker_killed() -> None:
         workers = [run.cluster.start_worker() for _ in range(4)]
         for each in workers:
             each.wait_until_ready()
-        run.submit(3_000, num_tokens=100)
-        run.cluster.wait_for(JobState.RUNNING, 600)
+        run.submit(1_500, num_tokens=40)
+        run.cluster.wait_for(JobState.RUNNING, 300)
         for each in workers[:3]:
             num_done = run.cluster.states().get(JobState.SUCCEEDED, 0)
             run.kill(each)

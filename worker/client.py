@@ -38,6 +38,7 @@ from worker.engine.messages import (
 )
 from worker.engine.spec import EngineSpec
 from worker.errors import EngineCrashed, EngineUnusable
+from worker.failpoints import passing
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +218,8 @@ class EngineClient:
                 continue
             assert isinstance(frame, Outputs), frame
             self.progress = frame.progress
+            if frame.progress.num_running or frame.progress.num_waiting:
+                passing("stepped")
             self._hand_out(frame.outputs)
 
     def _hand_out(self, outputs: Iterable[Output]) -> None:
