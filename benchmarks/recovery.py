@@ -215,8 +215,9 @@ def insert_backlog(database: Database) -> None:
                 INSERT INTO jobs (id, task, model, state, lane, priority, tenant, num_characters,
                                   created_at, turn_at)
                 SELECT uuidv7(), 'generate', 'fake', 'queued', 'bulk', 0, 'default', 4,
-                       statement_timestamp(), statement_timestamp()
-                FROM generate_series(1, :num_jobs)
+                       statement_timestamp(),
+                       statement_timestamp() + number / 1000 * interval '1 ms'
+                FROM generate_series(1, :num_jobs) number
                 """
             ),
             {"num_jobs": BACKLOG},

@@ -11,6 +11,7 @@ import psutil
 import redis
 from sqlalchemy import text
 
+from db.session import Database
 from tests.chaos.disk import SmallDisk
 from tests.chaos.history import History
 from tests.chaos.postgres import ChaosPostgres
@@ -248,14 +249,21 @@ def swallow_postgres(scene: Scene) -> None:
         scene.to_postgres.heal()
 
 
+@contextmanager
+def jobs_locked(database: Database) -> Iterator[None]:
+    """Within it, somebody else's transaction holds the table, or on SQLite the file."""
+    with database.write() as session:
+        session.connection()  # which begins it, and is all that SQLite needs
+        if database.dialect == "postgresql":
+            session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
+        yield
+
+
 def lock_jobs(scene: Scene) -> None:
-    """Somebody else's transaction holds the table, or on SQLite the file."""
     with (
         scene.history.fault("jobs locked", outage=True),
-        scene.run.cluster.database.write() as session,
+        jobs_locked(scene.run.cluster.database),
     ):
-        if scene.postgres is not None:
-            session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
         scene.last(scene.lock_seconds)
 
 
