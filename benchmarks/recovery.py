@@ -152,8 +152,8 @@ def worker_killed() -> None:
         workers = [run.cluster.start_worker() for _ in range(4)]
         for each in workers:
             each.wait_until_ready()
-        run.submit(3_000, num_tokens=100)
-        run.cluster.wait_for(JobState.RUNNING, 600)
+        run.submit(1_500, num_tokens=40)
+        run.cluster.wait_for(JobState.RUNNING, 300)
         for each in workers[:3]:
             num_done = run.cluster.states().get(JobState.SUCCEEDED, 0)
             run.kill(each)
@@ -215,8 +215,9 @@ def insert_backlog(database: Database) -> None:
                 INSERT INTO jobs (id, task, model, state, lane, priority, tenant, num_characters,
                                   created_at, turn_at)
                 SELECT uuidv7(), 'generate', 'fake', 'queued', 'bulk', 0, 'default', 4,
-                       statement_timestamp(), statement_timestamp()
-                FROM generate_series(1, :num_jobs)
+                       statement_timestamp(),
+                       statement_timestamp() + number / 1000 * interval '1 ms'
+                FROM generate_series(1, :num_jobs) number
                 """
             ),
             {"num_jobs": BACKLOG},

@@ -39,6 +39,7 @@ from worker.engine.messages import (
 from worker.engine.sizing import Sized
 from worker.engine.spec import EngineSpec
 from worker.errors import EngineCrashed, EngineUnusable
+from worker.failpoints import passing
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class EngineClient:
         self._sized: Sized | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._lock = threading.Lock()
+        # A signal handler that gives jobs back comes here, on a thread that may hold it.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._held: dict[int, _Held] = {}
         self._sent: dict[int, None] = {}  # ordered
@@ -225,6 +227,8 @@ class EngineClient:
                 continue
             assert isinstance(frame, Outputs), frame
             self.progress = frame.progress
+            if frame.progress.num_running or frame.progress.num_waiting:
+                passing("stepped")
             self._hand_out(frame.outputs)
 
     def _hand_out(self, outputs: Iterable[Output]) -> None:

@@ -60,7 +60,8 @@ class Worker:
             model.alias: [EngineClient(engine_spec(model)) for _ in range(model.replicas)]
             for model in models
         }
-        self._lock = threading.Lock()
+        # A signal handler of Celery's comes here too, on a thread that may hold it.
+        self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
         self._deliveries: set[Delivery] = set()
