@@ -4,7 +4,7 @@ A change of state carries its condition, so running a statement twice, or too
 late, changes nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -418,14 +418,19 @@ def mark_published(job_ids: Sequence[UUID]) -> Update:
 
 
 def report_worker(
-    session: Session, name: str, room: dict[str, int], num_running: int, alive_seconds: float
+    session: Session,
+    name: str,
+    room: Mapping[str, int],
+    num_running: int,
+    alive_seconds: float,
+    engines: list[dict[str, Any]] | None = None,
 ) -> None:
     """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
     alive_until = seconds_from_now(alive_seconds)
     known = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
-        .values(room=room, num_running=num_running, alive_until=alive_until)
+        .values(room=dict(room), engines=engines, num_running=num_running, alive_until=alive_until)
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )
@@ -433,7 +438,8 @@ def report_worker(
         session.execute(
             insert(WorkerRow).values(
                 name=name,
-                room=room,
+                room=dict(room),
+                engines=engines,
                 num_running=num_running,
                 started_at=now(),
                 alive_until=alive_until,

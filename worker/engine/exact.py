@@ -31,7 +31,7 @@ from worker.engine.prompts import Prompt, Prompts
 from worker.engine.rows import RowSampler, RowStops, leave_as_drawn, warpers
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.sizing import Machine, sized
+from worker.engine.sizing import AS_CONFIGURED, Machine, sized
 from worker.engine.spec import EngineSpec
 from worker.engine.stopping import cut_at_stop
 
@@ -81,8 +81,11 @@ class Group:
 
 
 class ExactEngine:
-    def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
-        self.sized = sized(spec, machine_of(checkpoint))
+    def __init__(
+        self, spec: EngineSpec, checkpoint: Checkpoint, reason: str = AS_CONFIGURED
+    ) -> None:
+        """reason: why not in flight"""
+        self.sized = sized(spec, machine_of(checkpoint), "exact", reason)
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model

@@ -32,7 +32,7 @@ from worker.engine.errors import (
 from worker.engine.messages import Choice, FinishReason, ModelCard, Output, Request
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.sizing import Machine, sized
+from worker.engine.sizing import AS_CONFIGURED, Machine, sized
 from worker.engine.spec import EngineSpec
 from worker.engine.stopping import cut_at_stop, stop_position
 
@@ -47,7 +47,7 @@ class FakeFailure(Exception):
 
 class FakeEngine:
     def __init__(self, spec: EngineSpec) -> None:
-        self.sized = sized(spec, Machine(device="cpu", free_bytes=0))
+        self.sized = sized(spec, Machine(device="cpu", free_bytes=0), "fake", AS_CONFIGURED)
         self.spec = spec
         self.card = ModelCard(
             alias=spec.alias,

@@ -27,7 +27,7 @@ from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
-from worker.engine.sizing import sized
+from worker.engine.sizing import AS_CONFIGURED, sized
 from worker.engine.spec import EngineSpec
 
 # Families through which tests/parity goes in flight, every proved setting in each.
@@ -85,7 +85,8 @@ class RoutingEngine:
         lay_out(checkpoint.model, spec)
         runner = runner_of(checkpoint, poisoned)
         self.in_flight = InFlight(self.exact, runner)
-        self.sized = sized(spec, machine_of(checkpoint, runner.shape.bytes_per_token))
+        machine = machine_of(checkpoint, runner.shape.bytes_per_token)
+        self.sized = sized(spec, machine, "inflight", "proved to answer as model.generate does")
         self.has_beams = has_beam_steps(checkpoint.model)
 
     @property
@@ -150,7 +151,7 @@ def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
             f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
         )
     lay_out(checkpoint.model, spec)
-    return ExactEngine(spec, checkpoint)
+    return ExactEngine(spec, checkpoint, reason or AS_CONFIGURED)
 
 
 def lay_out(model: Any, spec: EngineSpec) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from worker.engine.spec import EngineSpec, bytes_of
 
+AS_CONFIGURED = "as the configuration says"
 CPU_SEQUENCES = 32
 GPU_SEQUENCES = 128
 STEP_TOKENS = 8192
@@ -43,14 +44,15 @@ class Sized:
         return {"spec": self.spec.to_json(), "reasons": dict(self.reasons)}
 
 
-def sized(spec: EngineSpec, machine: Machine) -> Sized:
-    chosen: dict[str, int] = {}
-    reasons: dict[str, str] = {}
+def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> Sized:
+    """engine, why_engine: which one was chosen, and why"""
+    chosen: dict[str, Any] = {"engine": engine}
+    reasons = {"engine": why_engine if spec.engine == "auto" else AS_CONFIGURED}
 
     def choose(name: str, value: int, reason: str) -> None:
         asked = getattr(spec, name)
         chosen[name] = value if asked is None else asked
-        reasons[name] = reason if asked is None else "as the configuration says"
+        reasons[name] = reason if asked is None else AS_CONFIGURED
 
     if machine.device == "cpu":
         choose("max_sequences", CPU_SEQUENCES, "a CPU is busy with so many rows")

@@ -10,7 +10,7 @@ from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
 from tests.jobs import claim, claimed_job, insert_job, job
 
 
-@pytest.mark.parametrize("state", UNFINISHED)
+@pytest.mark.parametrize("state", sorted(UNFINISHED))
 def test_cancelling_ends_what_is_unfinished(database: Database, state: JobState) -> None:
     job_id = claimed_job(database).job_id if state is JobState.RUNNING else insert_job(database)
     with database.write() as session:
@@ -21,7 +21,7 @@ def test_cancelling_ends_what_is_unfinished(database: Database, state: JobState)
     assert claim(database, [job_id]) == []
 
 
-@pytest.mark.parametrize("state", FINISHED)
+@pytest.mark.parametrize("state", sorted(FINISHED))
 def test_cancelling_leaves_what_is_finished(database: Database, state: JobState) -> None:
     job_id = insert_job(database, state=state)
     with database.write() as session:
