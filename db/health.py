@@ -62,7 +62,7 @@ def health(database: Database) -> Health:
 
 def _workers(session: Session) -> Iterator[WorkerHealth]:
     held = {
-        owner: (num_held, since)
+        str(owner): (num_held, since)
         for owner, num_held, since in session.execute(
             select(Job.owner, func.count(), func.min(Job.started_at))
             .where(Job.state == RUNNING, Job.owner.is_not(None))

@@ -23,11 +23,13 @@ import pytest
 
 from cli.main import main
 from db import queries
-from db.clock import seconds_from_now
 from db.session import Database
 from tasks import settings
+<<<<<<< HEAD
 from tests.jobs import claimed_job, set_columns
 from tests.workers import PATIENCE_SECONDS
+=======
+>>>>>>> durability
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -340,28 +342,6 @@ def test_without_redis_a_job_is_kept_and_the_doctor_says_what_is_wrong(
     wrong = {finding["subject"] for finding in doctor.json if not finding["ok"]}
     assert wrong == {"redis", "workers"}
     assert stored.process("worker").status == 1
-
-
-def test_the_doctor_says_who_holds_what_and_what_is_overdue(stored: InProcess) -> None:
-    database = Database(stored.process.environment["TIDEMILL_DATABASE_URL"])
-    with database.write() as session:
-        queries.report_worker(session, "alive", {"parrot": 8, "terse": 8}, 0, 60)
-        assert queries.lead(session, "dispatcher", "alive", 60)
-    claimed_job(database, "alive", model="parrot")
-    left = claimed_job(database, "dead", model="parrot")
-    set_columns(database, [left.job_id], lease_until=seconds_from_now(-60))
-    database.close()
-
-    found = {each["subject"]: each for each in stored("doctor", "--json").json}
-
-    assert found["workers"]["ok"]
-    assert found["worker alive"]["ok"]
-    assert "serves parrot, terse, holds 1 job, the first since" in found["worker alive"]["sentence"]
-    assert found["worker alive"]["sentence"].endswith("it sends out what is due")
-    assert not found["worker dead"]["ok"]
-    assert "is silent and holds 1 job" in found["worker dead"]["sentence"]
-    assert not found["overdue"]["ok"]
-    assert "1 job left by dead workers" in found["overdue"]["sentence"]
 
 
 @pytest.mark.parametrize(

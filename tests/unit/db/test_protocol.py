@@ -335,7 +335,6 @@ def test_whatever_happens_every_job_ends_once(database: Database) -> None:
     run_state_machine_as_test(
         lambda: Protocol(database, clock),
         settings=settings(
-            max_examples=100,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),  # a transaction takes what it takes
