@@ -25,11 +25,7 @@ from cli.main import main
 from db import queries
 from db.session import Database
 from tasks import settings
-<<<<<<< HEAD
-from tests.jobs import claimed_job, set_columns
 from tests.workers import PATIENCE_SECONDS
-=======
->>>>>>> durability
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
