@@ -20,6 +20,7 @@ from worker.engine.choosing import RowChoice
 from worker.engine.completion import Completion
 from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
 from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory
+from worker.engine.keeping import Keeping
 from worker.engine.logs import whereabouts
 from worker.engine.sequence import Sequence
 from worker.engine.slots import Slot
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 class Runner(Protocol):
     """The forward passes of one family."""
+
+    keeping: Keeping
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
 
@@ -88,6 +91,7 @@ class InFlight:
                     f"the slot of {id_} has {slot.num_rows} rows and {slot.length} "
                     f"columns of {slot.capacity}"
                 )
+        self.runner.keeping.check(each.slot for each in self.flights.values())
 
     def _step(self, sequences: list[Sequence]) -> list[Completion | None]:
         flights = [self.flights[each.id] for each in sequences]
@@ -100,6 +104,7 @@ class InFlight:
         return self._choose(flights, logits, highest)
 
     def _read(self, sequences: list[Sequence]) -> list[Completion | None]:
+        self.drop(sequences)  # what may be left of a reading that failed
         slots, logits = self.runner.read(sequences)
         flights = [
             Flight(sequence, slot, self._choice_of(sequence))
@@ -171,6 +176,7 @@ class InFlight:
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
             )
         # Out of the except clause, which would keep the failed step's tensors alive.
+        self.runner.keeping.keep_only(each.slot for each in self.flights.values())
         return [result for each in sequences for result in self._blaming([each], run)]
 
     def _failed(self, sequence: Sequence, error: Exception) -> Completion:

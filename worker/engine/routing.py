@@ -21,8 +21,10 @@ from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
 from worker.engine.exact import ExactEngine, language_pair
 from worker.engine.inflight import InFlight, Runner
+from worker.engine.keeping import ArenaKeeping, Keeping, OwnKeeping
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.packed import can_pack, pack
+from worker.engine.probing import decoder_shape
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
@@ -72,8 +74,15 @@ IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 
 class RoutingEngine:
-    def __init__(self, spec: EngineSpec, checkpoint: Checkpoint, poisoned: bool = False) -> None:
-        """poisoned: memory that must not be read is NaN; for tests"""
+    def __init__(
+        self,
+        spec: EngineSpec,
+        checkpoint: Checkpoint,
+        poisoned: bool = False,
+        in_arena: bool | None = None,
+    ) -> None:
+        """poisoned: memory that must not be read is NaN; for tests
+        in_arena: keys and values in one; None: on a GPU"""
         self.spec = spec
         self.checkpoint = checkpoint
         self.card: ModelCard = replace(checkpoint.card, engine="inflight")
@@ -81,7 +90,8 @@ class RoutingEngine:
         install(checkpoint.model)
         if can_pack(checkpoint.model):
             pack(checkpoint.model)
-        self.in_flight = InFlight(self.exact, runner_of(checkpoint, poisoned))
+        keeping = keeping_for(spec, checkpoint.model, poisoned, in_arena)
+        self.in_flight = InFlight(self.exact, runner_of(checkpoint, keeping))
         self.has_beams = has_beam_steps(checkpoint.model)
 
     def encode(self, request: Request) -> Sequence:
@@ -176,9 +186,20 @@ def start_id_of(checkpoint: Checkpoint) -> int | None:
     return start_id if isinstance(start_id, int) else None
 
 
-def runner_of(checkpoint: Checkpoint, poisoned: bool) -> Runner:
+def keeping_for(
+    spec: EngineSpec, model: Any, poisoned: bool = False, in_arena: bool | None = None
+) -> Keeping:
+    shape = decoder_shape(model)
+    if in_arena is None:
+        in_arena = shape.device.type == "cuda"
+    if not in_arena:
+        return OwnKeeping(shape, poisoned)
+    return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+
+
+def runner_of(checkpoint: Checkpoint, keeping: Keeping) -> Runner:
     if not checkpoint.config.is_encoder_decoder:
-        return CausalRunner(checkpoint.model, poisoned)
+        return CausalRunner(checkpoint.model, keeping)
     start_id = start_id_of(checkpoint)
     assert start_id is not None
-    return Seq2SeqRunner(checkpoint.model, start_id, poisoned)
+    return Seq2SeqRunner(checkpoint.model, start_id, keeping)
