@@ -46,15 +46,17 @@ class ArenaRowAttention:
         columns = inputs.crossed_columns if self.is_cross else inputs.columns
         last = inputs.told[CROSSED] - 1 if self.is_cross else inputs.told[LENGTH]
         at = torch.arange(columns.shape[1], device=columns.device)
-        is_seen = at <= last[:, None]
-        self.read = torch.where(is_seen, columns, BLANK).view(-1)
+        is_hidden = at > last[:, None]
+        self.read = columns.masked_fill(is_hidden, BLANK).view(-1)
         self.written = columns.gather(1, last[:, None])[:, 0]
-        self.mask = is_seen[:, None, None]
-        if self.bias is not None:
+        is_hidden = is_hidden[:, None, None]
+        if self.bias is None:
+            self.mask = ~is_hidden
+        else:
             # (query heads, width): by how far back a token is, counted from the end.
             newest = self.bias.shape[1] - 1
             by_row = self.bias[:, (newest - last[:, None] + at).clamp(0, newest)]
-            self.mask = torch.where(self.mask, by_row.transpose(0, 1)[:, :, None], -torch.inf)
+            self.mask = by_row.transpose(0, 1)[:, :, None].masked_fill(is_hidden, -torch.inf)
 
     def attend(
         self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float

@@ -176,19 +176,24 @@ class InFlight:
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
             )
         # Out of the except clause, which would keep the failed step's tensors alive.
-        self.runner.keeping.keep_only(each.slot for each in self.flights.values())
+        self._keep_flights_only()
         return [result for each in sequences for result in self._blaming([each], run)]
 
     def _failed(self, sequence: Sequence, error: Exception) -> Completion:
         if is_beyond_repair(error):
             raise EngineBroken(f"the device failed: {type(error).__name__}") from error
         self.drop([sequence])
+        self._keep_flights_only()
         if is_out_of_memory(error):
             return Completion.failed(
                 sequence, OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
             )
         log.error("request failed", extra={"error": whereabouts(error)})
         return Completion.failed(sequence, GenerationFailed(error))
+
+    def _keep_flights_only(self) -> None:
+        # A reading that failed may have made slots that nobody was given.
+        self.runner.keeping.keep_only(each.slot for each in self.flights.values())
 
 
 def highest_of(logits: Tensor) -> list[int]:
