@@ -30,6 +30,7 @@ class Model(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a model on a GPU
     threads: Annotated[int, Field(ge=1)] | None = None
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 32  # decoded together
     max_step_tokens: Annotated[int, Field(ge=16)] = 8192  # prompts and answers of one step

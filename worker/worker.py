@@ -57,7 +57,9 @@ class Worker:
         self._models = models
         self._request_ids = itertools.count(1)
         self._clients: dict[str, list[EngineClient]] = {
-            model.alias: [EngineClient(engine_spec(model)) for _ in range(model.replicas)]
+            model.alias: [
+                EngineClient(engine_spec(model, replica)) for replica in range(model.replicas)
+            ]
             for model in models
         }
         self._lock = threading.Lock()
@@ -239,11 +241,12 @@ class Worker:
         return [client for replicas in self._clients.values() for client in replicas]
 
 
-def engine_spec(model: Model) -> EngineSpec:
-    """What the engine process must know of a model."""
+def engine_spec(model: Model, replica: int = 0) -> EngineSpec:
+    """What the engine process must know of a model. replica: which of its processes it is"""
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
         **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - {"languages", "prompt"}),
+        replica=replica,
         languages=tuple(languages),
         prompt={str(task): template for task, template in model.prompt.items()},
     )

@@ -11,7 +11,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests import checkpoints
 from tests.parity.alone import Alone
 from tests.parity.test_engine import alone_of, assert_varied, requests_of
 from tests.parity.test_inflight import (
@@ -24,8 +23,9 @@ from tests.parity.test_inflight import (
 )
 from worker.engine.attention import install
 from worker.engine.checkpoint import Checkpoint
-from worker.engine.errors import InvariantBroken
-from worker.engine.keeping import ArenaKeeping
+from worker.engine.device_memory import DeviceMemory
+from worker.engine.errors import InvariantBroken, Unloadable
+from worker.engine.keeping import ArenaKeeping, refuse_too_much, room_in_arena
 from worker.engine.probing import decoder_shape
 from worker.engine.routing import runner_of
 from worker.engine.spec import EngineSpec
@@ -116,7 +116,7 @@ def test_what_others_hold_in_an_arena_is_noticed(bench_of):
     bench.advance()
     arena = arena_of(bench)
     stray = arena.slot(2)
-    with pytest.raises(InvariantBroken, match="2 slots|1 slots"):
+    with pytest.raises(InvariantBroken, match="rows are free"):
         bench.advance()
     stray.clear()
     bench.advance()
@@ -158,6 +158,18 @@ def test_a_static_step_asks_for_no_number_and_brings_none(kind, folder_of):
         logits = runner.static_step.forward(inputs)
     assert logits.shape[0] == 4
     assert watched.others == []
+
+
+def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folder_of):
+    spec = EngineSpec(alias="mill", checkpoint=str(folder_of("gpt2")), device="cpu")
+    checkpoint = Checkpoint.load(spec)
+    shape = decoder_shape(checkpoint.model)
+    memory = DeviceMemory(free_bytes=2**30, total_bytes=2**30)
+    room = room_in_arena(spec, checkpoint, shape, memory)
+    assert 0 < room * shape.bytes_per_token < 2**30
+    refuse_too_much(replace(spec, max_cache_tokens=room), room)
+    with pytest.raises(Unloadable, match=f"'mill' is to hold {room + 1} .* room for {room} "):
+        refuse_too_much(replace(spec, max_cache_tokens=room + 1), room)
 
 
 @pytest.mark.gpu

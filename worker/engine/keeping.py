@@ -10,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from worker.engine.arena import Arena, ArenaSlot
+from worker.engine.arena import PAGE_TOKENS, Arena, ArenaSlot, num_pages
 from worker.engine.arena_attention import ArenaRowAttention
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.device_memory import DeviceMemory, StepMemory
+from worker.engine.errors import Unloadable
 from worker.engine.graphs import Graphs, recorder_for
+from worker.engine.probing import decoder_shape
 from worker.engine.row_attention import RowAttention, row_attention
 from worker.engine.slots import KVShape, Slot
-from worker.engine.static_step import StaticStep, StepInputs, StepShape
+from worker.engine.spec import EngineSpec
+from worker.engine.static_step import StaticStep, StepInputs, StepShape, in_pages, power_of_two
 
 
 class Keeping(Protocol):
@@ -96,3 +102,52 @@ class ArenaKeeping:
 
     def check(self, slots: Iterable[Any]) -> None:
         self.arena.check(slots)
+
+
+def keeping_for(
+    spec: EngineSpec,
+    checkpoint: Checkpoint,
+    poisoned: bool = False,
+    in_arena: bool | None = None,
+) -> Keeping:
+    """in_arena: None: on a GPU. Raises Unloadable if the GPU has no room for it."""
+    shape = decoder_shape(checkpoint.model)
+    if in_arena is None:
+        in_arena = shape.device.type == "cuda"
+    if not in_arena:
+        return OwnKeeping(shape, poisoned)
+    if shape.device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(shape.device)
+        memory = DeviceMemory(free_bytes, total_bytes)
+        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape, memory))
+    return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+
+
+def room_in_arena(
+    spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
+) -> int:
+    """How large `max_cache_tokens` may be. memory: with the weights loaded"""
+    config = checkpoint.config.get_text_config()
+    step = StepMemory(
+        num_rows=power_of_two(spec.max_sequences),
+        # T5 has no limit of its own, but no prompt is longer than what a step reads.
+        num_columns=in_pages(checkpoint.card.max_context_tokens or spec.max_step_tokens),
+        num_read_tokens=spec.max_step_tokens,
+        bytes_per_token=shape.bytes_per_token,
+        num_layers=shape.num_layers,
+        width=config.hidden_size,
+        vocab_size=config.vocab_size,
+        item_bytes=shape.dtype.itemsize,
+    )
+    room = memory.room(spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token)
+    # Some of it goes to pages that are begun and not filled.
+    return max(0, room - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
+
+
+def refuse_too_much(spec: EngineSpec, room: int) -> None:
+    if spec.max_cache_tokens > room:
+        raise Unloadable(
+            f"model {spec.alias!r} is to hold {spec.max_cache_tokens} tokens (max_cache_tokens), "
+            f"and the GPU has room for {room} beside the weights (gpu_memory_utilization is "
+            f"{spec.gpu_memory_utilization}); lower the one, or raise the other in tidemill.toml"
+        )

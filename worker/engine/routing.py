@@ -21,10 +21,9 @@ from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
 from worker.engine.exact import ExactEngine, language_pair
 from worker.engine.inflight import InFlight, Runner
-from worker.engine.keeping import ArenaKeeping, Keeping, OwnKeeping
+from worker.engine.keeping import Keeping, keeping_for
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.packed import can_pack, pack
-from worker.engine.probing import decoder_shape
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
@@ -90,7 +89,7 @@ class RoutingEngine:
         install(checkpoint.model)
         if can_pack(checkpoint.model):
             pack(checkpoint.model)
-        keeping = keeping_for(spec, checkpoint.model, poisoned, in_arena)
+        keeping = keeping_for(spec, checkpoint, poisoned, in_arena)
         self.in_flight = InFlight(self.exact, runner_of(checkpoint, keeping))
         self.has_beams = has_beam_steps(checkpoint.model)
 
@@ -184,17 +183,6 @@ def start_id_of(checkpoint: Checkpoint) -> int | None:
         own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
     )
     return start_id if isinstance(start_id, int) else None
-
-
-def keeping_for(
-    spec: EngineSpec, model: Any, poisoned: bool = False, in_arena: bool | None = None
-) -> Keeping:
-    shape = decoder_shape(model)
-    if in_arena is None:
-        in_arena = shape.device.type == "cuda"
-    if not in_arena:
-        return OwnKeeping(shape, poisoned)
-    return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
 
 
 def runner_of(checkpoint: Checkpoint, keeping: Keeping) -> Runner:

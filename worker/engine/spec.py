@@ -22,7 +22,9 @@ class EngineSpec:
     revision: str | None = None
     engine: str = "auto"  # exact, today; "inflight" where that is asked for
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
-    device: str = "auto"  # the first GPU if there is one
+    device: str = "auto"  # a GPU if there is one
+    replica: int = 0  # which of its model's processes it is
+    gpu_memory_utilization: float = 0.9  # the share of a GPU that a model may fill
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
 
@@ -50,6 +52,11 @@ class EngineSpec:
             raise SpecError(
                 f"device of model {self.alias!r} is {self.device!r}; "
                 'use "auto", "cpu", "cuda" or "cuda:N"'
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise SpecError(
+                f"gpu_memory_utilization of model {self.alias!r} is "
+                f"{self.gpu_memory_utilization}; it is a share, above 0 and at most 1"
             )
         for name in ("threads", "max_sequences", "max_step_tokens", "max_cache_tokens", "max_held"):
             self._at_least_one(name)
