@@ -31,6 +31,7 @@ class Model(BaseModel):
     quantization: Literal["none", "int8", "bfloat16"] = "none"  # of the weights, on a CPU
     device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a model on a GPU
     threads: Annotated[int, Field(ge=1)] | None = None
     # None: chosen by the engine for the model and the machine; `tidemill models` tells.
     max_sequences: Annotated[int, Field(ge=1, le=4096)] | None = None  # decoded together

@@ -41,7 +41,7 @@ from worker.watch import Watch
 log = logging.getLogger(__name__)
 
 # Fields of a spec that are not simply the model's.
-OWN_WAYS = {"languages", "prompt", "threads"}
+OWN_WAYS = {"languages", "prompt", "threads", "replica"}
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
 
 
@@ -64,7 +64,10 @@ class Worker:
         threads = threads_of_an_engine(num_engines)
         self._threads_reason = f"an equal share of the cores, with {num_engines} engines"
         self._clients: dict[str, list[EngineClient]] = {
-            model.alias: [EngineClient(engine_spec(model, threads)) for _ in range(model.replicas)]
+            model.alias: [
+                EngineClient(engine_spec(model, threads, replica))
+                for replica in range(model.replicas)
+            ]
             for model in models
         }
         # A signal handler of Celery's comes here too, on a thread that may hold it.
@@ -270,12 +273,16 @@ class Worker:
         return [client for replicas in self._clients.values() for client in replicas]
 
 
-def engine_spec(model: Model, threads: int) -> EngineSpec:
-    """What the engine process must know of a model. threads: unless it names its own"""
+def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
+    """What the engine process must know of a model.
+
+    threads: unless it names its own; replica: which of its processes it is
+    """
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
         **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - OWN_WAYS),
         threads=model.threads or threads,
+        replica=replica,
         languages=tuple(languages),
         prompt={str(task): template for task, template in model.prompt.items()},
     )

@@ -72,7 +72,12 @@ ARRIVAL = st.tuples(
 def test_whoever_comes_and_goes_an_answer_is_that_of_one_alone(
     kind, arrivals, asked_of, small_bench_of
 ):
-    bench, asked = small_bench_of(kind), asked_of(kind)
+    bench = small_bench_of(kind)
+    let_come_and_go(bench, asked_of(kind), arrivals)
+
+
+def let_come_and_go(bench, asked, arrivals) -> None:
+    """Each answer must be that of its request alone, or that it was cancelled."""
     first_id = 1 + max((each.id for each in seen_by(bench)), default=0)
     expected, cancelled_at = {}, {}
     step, waiting = 0, []

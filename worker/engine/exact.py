@@ -85,7 +85,9 @@ class ExactEngine:
         self, spec: EngineSpec, checkpoint: Checkpoint, reason: str = AS_CONFIGURED
     ) -> None:
         """reason: why not in flight"""
-        self.sized = sized(spec, machine_of(checkpoint), "exact", reason)
+        device = checkpoint.model.device
+        machine = Machine(device.type, free_bytes(device), checkpoint.card.max_context_tokens)
+        self.sized = sized(spec, machine, "exact", reason)
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
@@ -334,14 +336,6 @@ def language_pair(request: Request) -> tuple[str, str] | None:
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
     """Whether the checkpoint sets one of these to something."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())
-
-
-def machine_of(checkpoint: Checkpoint, bytes_per_token: int | None = None) -> Machine:
-    """What there is for a loaded model."""
-    device = checkpoint.model.device
-    return Machine(
-        device.type, free_bytes(device), checkpoint.card.max_context_tokens, bytes_per_token
-    )
 
 
 def release_memory(device: torch.device) -> None:

@@ -20,9 +20,10 @@ from worker.engine.choosing import RowChoice
 from worker.engine.completion import Completion
 from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
 from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory, release_memory
+from worker.engine.keeping import Keeping
 from worker.engine.logs import whereabouts
 from worker.engine.sequence import Sequence
-from worker.engine.slots import KVShape, Slot
+from worker.engine.slots import Slot
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 class Runner(Protocol):
     """The forward passes of one family."""
 
-    shape: KVShape  # what it keeps of a token
+    keeping: Keeping
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
 
@@ -91,6 +92,7 @@ class InFlight:
                     f"the slot of {id_} has {slot.num_rows} rows and {slot.length} "
                     f"columns of {slot.capacity}"
                 )
+        self.runner.keeping.check(each.slot for each in self.flights.values())
 
     def _step(self, sequences: list[Sequence]) -> list[Completion | None]:
         flights = [self.flights[each.id] for each in sequences]
@@ -103,6 +105,7 @@ class InFlight:
         return self._choose(flights, logits, highest)
 
     def _read(self, sequences: list[Sequence]) -> list[Completion | None]:
+        self.drop(sequences)  # what may be left of a reading that failed
         slots, logits = self.runner.read(sequences)
         flights = [
             Flight(sequence, slot, self._choice_of(sequence))
@@ -177,6 +180,7 @@ class InFlight:
             )
             out_of_memory = is_out_of_memory(error)
         # Out of the except clause, which would keep the failed step's tensors alive.
+        self._keep_flights_only()
         if out_of_memory:
             release_memory(self.exact.model.device)
             self.max_rows = max(sum(each.num_rows for each in sequences) // 2, 1)
@@ -187,12 +191,17 @@ class InFlight:
         if is_beyond_repair(error):
             raise EngineBroken(f"the device failed: {type(error).__name__}") from error
         self.drop([sequence])
+        self._keep_flights_only()
         if is_out_of_memory(error):
             return Completion.failed(
                 sequence, OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
             )
         log.error("request failed", extra={"error": whereabouts(error)})
         return Completion.failed(sequence, GenerationFailed(error))
+
+    def _keep_flights_only(self) -> None:
+        # A reading that failed may have made slots that nobody was given.
+        self.runner.keeping.keep_only(each.slot for each in self.flights.values())
 
 
 def parts_within(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:

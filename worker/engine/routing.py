@@ -19,10 +19,12 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Completion
 from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
-from worker.engine.exact import ExactEngine, language_pair, machine_of
+from worker.engine.exact import ExactEngine, language_pair
 from worker.engine.inflight import InFlight, Runner
+from worker.engine.keeping import Keeping, keeping_for, machine_of
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.packed import MakeLinear, can_pack, pack
+from worker.engine.probing import decoder_shape
 from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
@@ -75,18 +77,26 @@ IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 
 class RoutingEngine:
-    def __init__(self, spec: EngineSpec, checkpoint: Checkpoint, poisoned: bool = False) -> None:
-        """poisoned: memory that must not be read is NaN; for tests"""
+    def __init__(
+        self,
+        spec: EngineSpec,
+        checkpoint: Checkpoint,
+        poisoned: bool = False,
+        in_arena: bool | None = None,
+    ) -> None:
+        """poisoned: memory that must not be read is NaN; for tests
+        in_arena: keys and values in one; None: on a GPU"""
         self.spec = spec
         self.checkpoint = checkpoint
         self.card: ModelCard = replace(checkpoint.card, engine="inflight")
         self.exact = ExactEngine(spec, checkpoint)
         install(checkpoint.model)
         lay_out(checkpoint.model, spec)
-        runner = runner_of(checkpoint, poisoned)
-        self.in_flight = InFlight(self.exact, runner)
-        machine = machine_of(checkpoint, runner.shape.bytes_per_token)
+        shape = decoder_shape(checkpoint.model)
+        machine = machine_of(checkpoint, shape)
         self.sized = sized(spec, machine, "inflight", "proved to answer as model.generate does")
+        keeping = keeping_for(self.sized.spec, checkpoint, shape, poisoned, in_arena)
+        self.in_flight = InFlight(self.exact, runner_of(checkpoint, keeping))
         self.has_beams = has_beam_steps(checkpoint.model)
 
     @property
@@ -200,9 +210,9 @@ def start_id_of(checkpoint: Checkpoint) -> int | None:
     return start_id if isinstance(start_id, int) else None
 
 
-def runner_of(checkpoint: Checkpoint, poisoned: bool) -> Runner:
+def runner_of(checkpoint: Checkpoint, keeping: Keeping) -> Runner:
     if not checkpoint.config.is_encoder_decoder:
-        return CausalRunner(checkpoint.model, poisoned)
+        return CausalRunner(checkpoint.model, keeping)
     start_id = start_id_of(checkpoint)
     assert start_id is not None
-    return Seq2SeqRunner(checkpoint.model, start_id, poisoned)
+    return Seq2SeqRunner(checkpoint.model, start_id, keeping)

@@ -5,7 +5,7 @@ Pure: what is known of the machine is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -27,6 +27,8 @@ class Machine:
     free_bytes: int
     max_context_tokens: int | None = None  # of the checkpoint, if it names a limit
     bytes_per_token: int | None = None  # of keys and values; None: none are kept between steps
+    # For how many tokens a GPU has room, under a specification of which the rest is chosen.
+    room: Callable[[EngineSpec], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
     else:
         choose("max_step_tokens", STEP_TOKENS, "of which at most 512 join while others wait")
     chosen["max_step_tokens"] = max(chosen["max_step_tokens"], chosen["max_sequences"])
-    choose("max_cache_tokens", *cache_tokens(spec, machine))
+    choose("max_cache_tokens", *cache_tokens(replace(spec, **chosen), machine))
     return Sized(replace(spec, **chosen), reasons)
 
 
@@ -72,6 +74,8 @@ def cache_tokens(spec: EngineSpec, machine: Machine) -> tuple[int, str]:
     """How many tokens' keys and values may be kept between steps, and why so many."""
     if machine.bytes_per_token is None:
         return spec.max_held * MAX_PROMPT_TOKENS, "nothing is kept between steps"
+    if spec.kv_cache is None and machine.room is not None:
+        return max(machine.room(spec), 1), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
     if isinstance(spec.kv_cache, str):
         room, whose = bytes_of(spec.kv_cache), f"kv_cache = {spec.kv_cache}"
     else:

@@ -24,7 +24,9 @@ class EngineSpec:
     engine: str = "auto"  # in flight what is proved to be exact there, else exact
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
     quantization: str = "none"  # of the weights, on a CPU; the rest stays in float32
-    device: str = "auto"  # the first GPU if there is one
+    device: str = "auto"  # a GPU if there is one
+    replica: int = 0  # which of its model's processes it is
+    gpu_memory_utilization: float = 0.9  # the share of a GPU that a model may fill
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
 
@@ -55,6 +57,11 @@ class EngineSpec:
             raise SpecError(
                 f"device of model {self.alias!r} is {self.device!r}; "
                 'use "auto", "cpu", "cuda" or "cuda:N"'
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise SpecError(
+                f"gpu_memory_utilization of model {self.alias!r} is "
+                f"{self.gpu_memory_utilization}; it is a share, above 0 and at most 1"
             )
         for name in ("threads", "max_sequences", "max_step_tokens", "max_cache_tokens", "max_held"):
             self._at_least_one(name)

@@ -62,6 +62,14 @@ def test_a_cache_of_no_size_is_refused_in_words(kv_cache):
         spec(kv_cache=kv_cache)
 
 
+def test_a_gpu_has_room_for_what_its_other_limits_leave():
+    machine = Machine(
+        "cuda", GIB, bytes_per_token=1, room=lambda it: it.max_sequences + it.max_step_tokens
+    )
+    assert size(machine, max_sequences=9).spec.max_cache_tokens == 9 + 8192
+    assert size(machine, kv_cache="1KiB").spec.max_cache_tokens == 1024
+
+
 def test_a_step_has_room_for_a_token_of_each_row():
     assert size(Machine("cpu", GIB), max_sequences=10_000).spec.max_step_tokens == 10_000
 
