@@ -121,7 +121,7 @@ def keeping_for(
     assert spec.max_sequences is not None
     assert spec.max_cache_tokens is not None
     if shape.device.type == "cuda":
-        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape))
+        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape, memory_of(shape.device)))
     return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
 
 
@@ -130,7 +130,7 @@ def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
     device = checkpoint.model.device
 
     def room(spec: EngineSpec) -> int:
-        return room_in_arena(spec, checkpoint, shape)
+        return room_in_arena(spec, checkpoint, shape, memory_of(device))
 
     return Machine(
         device.type,
@@ -141,8 +141,14 @@ def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
     )
 
 
-def room_in_arena(spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape) -> int:
-    """How large `max_cache_tokens` may be on a GPU that has the weights already."""
+def memory_of(device: torch.device) -> DeviceMemory:
+    return DeviceMemory(*torch.cuda.mem_get_info(device))
+
+
+def room_in_arena(
+    spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
+) -> int:
+    """How large `max_cache_tokens` may be. memory: with the weights loaded"""
     assert spec.max_sequences is not None
     assert spec.max_step_tokens is not None
     config = checkpoint.config.get_text_config()
@@ -157,7 +163,6 @@ def room_in_arena(spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape) -> i
         vocab_size=config.vocab_size,
         item_bytes=shape.dtype.itemsize,
     )
-    memory = DeviceMemory(*torch.cuda.mem_get_info(shape.device))
     room = memory.room(spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token)
     # Some of it goes to pages that are begun and not filled.
     return max(0, room - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
