@@ -1,6 +1,7 @@
 # make demo    the whole road once, with toy models: needs Python 3.11 and nothing else
 # make test    everything: check, then every test
 # make check   formatting, lint, types, import rules
+# make gpu     the tests that need a CUDA device, and no others
 # make chaos   the chaos loop for longer: make chaos MINUTES=5
 # make bench-peers   what the benchmarks compare with, each in an environment of its own
 
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 MINUTES ?= 5
 
-.PHONY: demo test chaos check format install models bench-peers clean
+.PHONY: demo test gpu chaos check format install models bench-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
 test: check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
 
 # Another go at the same faults: TIDEMILL_CHAOS_SEED=... make chaos
 chaos: $(VENV)/.installed-dev

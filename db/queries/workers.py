@@ -1,5 +1,8 @@
 """Workers: who lives, and what each wants at hand."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import Delete, Select, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -8,14 +11,19 @@ from db.models import WorkerRow
 
 
 def report_worker(
-    session: Session, name: str, room: dict[str, int], num_running: int, alive_seconds: float
+    session: Session,
+    name: str,
+    room: Mapping[str, int],
+    num_running: int,
+    alive_seconds: float,
+    engines: list[dict[str, Any]] | None = None,
 ) -> None:
     """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
     alive_until = seconds_from_now(alive_seconds)
     known = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
-        .values(room=room, num_running=num_running, alive_until=alive_until)
+        .values(room=dict(room), engines=engines, num_running=num_running, alive_until=alive_until)
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )
@@ -23,7 +31,8 @@ def report_worker(
         session.execute(
             insert(WorkerRow).values(
                 name=name,
-                room=room,
+                room=dict(room),
+                engines=engines,
                 num_running=num_running,
                 started_at=now(),
                 alive_until=alive_until,

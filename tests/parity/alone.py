@@ -16,7 +16,7 @@ from tests import checkpoints
 
 
 class Alone:
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, device: str = "cpu") -> None:
         self.kind = kind
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.is_encoder_decoder = kind in checkpoints.ENCODER_DECODERS
@@ -25,14 +25,14 @@ class Alone:
             if self.is_encoder_decoder
             else transformers.AutoModelForCausalLM
         )
-        self.model = auto.from_pretrained(folder).eval()
+        self.model = auto.from_pretrained(folder).eval().to(device)
 
     def generate(
         self, prompt: str | list[int], seed: int | None = None, **settings: Any
     ) -> list[list[int]]:
         """The new tokens of each returned sequence, up to and with the first end token."""
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-        input_ids = torch.tensor([ids])
+        input_ids = torch.tensor([ids], device=self.model.device)
         if seed is not None:
             torch.manual_seed(seed)
         rows = self.model.generate(

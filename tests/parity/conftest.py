@@ -47,11 +47,19 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
     of its spec."""
 
     def make(kind: str, **settings: Any) -> Bench:
-        settings = {"alias": kind, "checkpoint": str(folder_of(kind)), **settings}
-        spec = EngineSpec(device="cpu", engine=engine_name, **settings)
+        settings = {
+            "alias": kind,
+            "checkpoint": str(folder_of(kind)),
+            "device": "cpu",
+            "engine": "exact" if engine_name == "exact" else "inflight",
+            **settings,
+        }
+        spec = EngineSpec(**settings)
         if engine_name == "exact":
             return Bench(ExactEngine.load(spec), spec)
-        return FlightBench(RoutingEngine(spec, Checkpoint.load(spec), poisoned=True), spec)
+        in_arena = engine_name == "arena"
+        engine = RoutingEngine(spec, Checkpoint.load(spec), poisoned=True, in_arena=in_arena)
+        return FlightBench(engine, spec)
 
     return make
 

@@ -15,8 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from worker.engine.caches import Spans, View
-from worker.engine.row_attention import usual_scale
+from worker.engine.caches import View
+from worker.engine.row_attention import Spans, usual_scale
 
 NAME = "tidemill"
 

@@ -11,10 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
-from worker.engine.row_attention import RowAttention
+from worker.engine.row_attention import RowAttention, Spans
 from worker.engine.slots import KVShape, Slot
-
-Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
 
 
 class View:
@@ -42,35 +40,32 @@ class SlotCache(Cache):
         layers: Any = [SlotLayer() for _ in range(shape.num_layers)]
         super().__init__(layers=layers)
         self.attention = attention
-        self.slots: list[Slot] = []
-        self.spans: Spans | None = None
+        self.is_reading = False
 
     def hold(self, slots: list[Slot]) -> None:
         """Those of the next step."""
         for slot in slots:
             slot.make_room()
-        self.slots, self.spans = slots, None
+        self.is_reading = False
         self.attention.hold(slots)
 
     def hold_prompts(self, slots: list[Slot], spans: Spans) -> None:
         """Empty ones, for prompts that are read one after the other in a single row."""
-        for slot, (begin, end) in zip(slots, spans, strict=True):
-            slot.make_room(end - begin + 1)
-        self.slots, self.spans = slots, spans
+        self.is_reading = True
+        self.attention.hold_prompts(slots, spans)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
         """key_states, value_states: (rows, heads, 1, head size), or (1, heads, tokens, head size)
         of prompts"""
-        if self.spans is None:
+        if not self.is_reading:
             shape = tuple(key_states.shape)
             return (
                 View(self.attention, layer_idx, key_states, shape),
                 View(self.attention, layer_idx, value_states, shape),
             )
-        for slot, (begin, end) in zip(self.slots, self.spans, strict=True):
-            slot.fill(layer_idx, key_states[0, :, begin:end], value_states[0, :, begin:end])
+        self.attention.fill(layer_idx, key_states, value_states)
         return key_states, value_states
 
     # The models ask for one length of all rows. There is none; what they would do with it
@@ -100,9 +95,11 @@ class CrossCache(Cache):
         self.view_shape: tuple[int, ...] = (0, shape.num_heads, 1, shape.head_size)
 
     def hold(self, slots: list[Slot]) -> None:
-        num_rows = sum(slot.num_rows for slot in slots)
-        self.view_shape = (num_rows, *self.view_shape[1:])
         self.attention.hold(slots)
+
+    def shape_rows(self, num_rows: int) -> None:
+        """Of the next step."""
+        self.view_shape = (num_rows, *self.view_shape[1:])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 1  # more than none: the encoder has been read

@@ -8,21 +8,19 @@ import torch
 from torch import Tensor
 
 from worker.engine.caches import SlotCache
-from worker.engine.probing import decoder_shape
+from worker.engine.keeping import Keeping
 from worker.engine.reading import chunks, in_one_row
-from worker.engine.row_attention import row_attention
 from worker.engine.sequence import Sequence
 from worker.engine.slots import Slot
+from worker.engine.static_step import LENGTH, TOKEN, StepInputs
 
 
 class CausalRunner:
-    def __init__(self, model: Any, poisoned: bool = False) -> None:
-        """poisoned: memory that must not be read is NaN; for tests"""
+    def __init__(self, model: Any, keeping: Keeping) -> None:
         self.model = model
-        self.poisoned = poisoned
-        self.shape = decoder_shape(model)
-        self.attention = row_attention(self.shape, is_cross=False)
-        self.cache = SlotCache(self.shape, self.attention)
+        self.keeping = keeping
+        self.cache = SlotCache(keeping.shape, keeping.attention)
+        self.static_step = keeping.static_step(self._step_by_inputs)
 
     @staticmethod
     def start_ids(sequence: Sequence) -> tuple[int, ...]:
@@ -40,10 +38,7 @@ class CausalRunner:
         prompts = [each.prompt_ids for each in sequences]
         ids, spans = in_one_row(prompts)
         positions = [position for each in prompts for position in range(len(each))]
-        slots = [
-            Slot(self.shape, each.num_rows, self.attention.by_ancestors, self.poisoned)
-            for each in sequences
-        ]
+        slots = [self.keeping.new_slot(each.num_rows) for each in sequences]
         self.cache.hold_prompts(slots, spans)
         logits = self.model(
             ids.to(device),
@@ -59,13 +54,25 @@ class CausalRunner:
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
         """Read one token in each row into the column after its last, which the caller then
-        counts; returns (rows, vocab) logits."""
-        device = self.model.device
-        positions = [slot.length for slot in slots for _ in range(slot.num_rows)]
+        counts; returns (rows, vocab) logits, good until the next step."""
         self.cache.hold(slots)
+        if self.static_step is not None:
+            return self.static_step.run(slots, tokens)
+        device = self.model.device
+        lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
+        return self._step(torch.tensor(tokens, device=device), torch.tensor(lengths, device=device))
+
+    def _step_by_inputs(self, inputs: StepInputs) -> Tensor:
+        self.keeping.hold_inputs(inputs)
+        return self._step(inputs.told[TOKEN], inputs.told[LENGTH])
+
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: (rows,); returns (rows, vocab)"""
         logits = self.model(
-            torch.tensor(tokens, device=device)[:, None],
-            position_ids=torch.tensor(positions, device=device)[:, None],
+            tokens[:, None],
+            position_ids=positions[:, None],
+            # Taken as it is, and looked at by nobody; without it the model would make one.
+            attention_mask=tokens.new_ones((len(tokens), 1, 1, 1), dtype=torch.bool),
             past_key_values=self.cache,
             use_cache=True,
         ).logits

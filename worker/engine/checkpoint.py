@@ -56,7 +56,10 @@ class Checkpoint:
         transformers.utils.logging.disable_progress_bar()
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
-        device = choose_device(spec)
+        device = choose_device(spec, torch.cuda.device_count())
+        if device.type == "cuda":
+            # What names no device, as a stream or a graph may, means this one.
+            torch.cuda.set_device(device)
         source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         refuse_missing_files(spec)
         config = loaded(spec, "configuration", transformers.AutoConfig.from_pretrained, source)
@@ -193,14 +196,20 @@ def refuse_missing_files(spec: EngineSpec) -> None:
             )
 
 
-def choose_device(spec: EngineSpec) -> torch.device:
-    if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(spec: EngineSpec, num_gpus: int) -> torch.device:
+    """num_gpus: those that this process may see (CUDA_VISIBLE_DEVICES)
+
+    Replicas of a model that names no GPU take turns with them.
+    """
+    if spec.device == "cpu" or (spec.device == "auto" and not num_gpus):
+        return torch.device("cpu")
+    if spec.device in ("auto", "cuda") and num_gpus:
+        return torch.device("cuda", spec.replica % num_gpus)
     device = torch.device(spec.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if (device.index or 0) >= num_gpus:
         raise Unloadable(
             f"model {spec.alias!r} asks for device {spec.device!r}, and there are "
-            f"{torch.cuda.device_count()} CUDA devices; use another or 'auto' in tidemill.toml"
+            f"{num_gpus} CUDA devices; use another or 'auto' in tidemill.toml"
         )
     return device
 

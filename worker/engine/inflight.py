@@ -19,7 +19,8 @@ from worker.engine.beams import BeamChoice
 from worker.engine.choosing import RowChoice
 from worker.engine.completion import Completion
 from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
-from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory
+from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory, release_memory
+from worker.engine.keeping import Keeping
 from worker.engine.logs import whereabouts
 from worker.engine.sequence import Sequence
 from worker.engine.slots import Slot
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 class Runner(Protocol):
     """The forward passes of one family."""
+
+    keeping: Keeping
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
 
@@ -54,6 +57,7 @@ class InFlight:
         self.exact = exact
         self.runner = runner
         self.flights: dict[int, Flight] = {}
+        self.max_rows: int | None = None  # of one step, once memory was too small for more
 
     def run(
         self, going_on: tuple[Sequence, ...], joining: tuple[Sequence, ...]
@@ -88,18 +92,20 @@ class InFlight:
                     f"the slot of {id_} has {slot.num_rows} rows and {slot.length} "
                     f"columns of {slot.capacity}"
                 )
+        self.runner.keeping.check(each.slot for each in self.flights.values())
 
     def _step(self, sequences: list[Sequence]) -> list[Completion | None]:
         flights = [self.flights[each.id] for each in sequences]
         tokens = [token for each in flights for token in each.choice.next_ids]
         logits = self.runner.step([each.slot for each in flights], tokens)
-        highest = highest_of(logits)
+        highest = highest_of(logits, flights)
         # From here on nothing is run again.
         for each in flights:
             each.slot.length += 1
         return self._choose(flights, logits, highest)
 
     def _read(self, sequences: list[Sequence]) -> list[Completion | None]:
+        self.drop(sequences)  # what may be left of a reading that failed
         slots, logits = self.runner.read(sequences)
         flights = [
             Flight(sequence, slot, self._choice_of(sequence))
@@ -110,7 +116,7 @@ class InFlight:
             return [None] * len(flights)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
-        return self._choose(flights, logits, highest_of(logits))
+        return self._choose(flights, logits, highest_of(logits, flights))
 
     def _choice_of(self, sequence: Sequence) -> RowChoice | BeamChoice:
         config = self.exact.generation_config((sequence,))
@@ -135,7 +141,7 @@ class InFlight:
     def _choose_one(self, flight: Flight, logits: Tensor, highest: list[int]) -> Completion | None:
         choice = flight.choice
         try:
-            if isinstance(choice, RowChoice) and choice.is_plain:
+            if choice.is_plain:
                 has_ended = choice.take(highest)
             else:
                 has_ended = choice.choose(logits.to(torch.float32, copy=True))
@@ -156,9 +162,11 @@ class InFlight:
         sequences: list[Sequence],
         run: Callable[[list[Sequence]], list[Completion | None]],
     ) -> list[Completion | None]:
-        """Run all at once, or each by itself if that fails."""
-        if not sequences:
-            return []
+        """Run all at once; if that fails, each by itself, or half as many rows if it was for
+        memory, now and from now on."""
+        parts = parts_within(sequences, self.max_rows)
+        if len(parts) != 1:
+            return [result for part in parts for result in self._blaming(part, run)]
         try:
             return run(sequences)
         except Exception as error:
@@ -170,13 +178,20 @@ class InFlight:
                 "step failed and is run in parts",
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
             )
+            out_of_memory = is_out_of_memory(error)
         # Out of the except clause, which would keep the failed step's tensors alive.
+        self._keep_flights_only()
+        if out_of_memory:
+            release_memory(self.exact.model.device)
+            self.max_rows = max(sum(each.num_rows for each in sequences) // 2, 1)
+            return self._blaming(sequences, run)
         return [result for each in sequences for result in self._blaming([each], run)]
 
     def _failed(self, sequence: Sequence, error: Exception) -> Completion:
         if is_beyond_repair(error):
             raise EngineBroken(f"the device failed: {type(error).__name__}") from error
         self.drop([sequence])
+        self._keep_flights_only()
         if is_out_of_memory(error):
             return Completion.failed(
                 sequence, OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
@@ -184,7 +199,26 @@ class InFlight:
         log.error("request failed", extra={"error": whereabouts(error)})
         return Completion.failed(sequence, GenerationFailed(error))
 
+    def _keep_flights_only(self) -> None:
+        # A reading that failed may have made slots that nobody was given.
+        self.runner.keeping.keep_only(each.slot for each in self.flights.values())
 
-def highest_of(logits: Tensor) -> list[int]:
-    """Of every row at once: most need no more, and one read-back is enough."""
+
+def parts_within(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:
+    """In order, each part within so many rows or of a single sequence."""
+    parts: list[list[Sequence]] = []
+    num_rows = 0
+    for sequence in sequences:
+        num_rows += sequence.num_rows
+        if not parts or (max_rows is not None and num_rows > max_rows):
+            parts.append([])
+            num_rows = sequence.num_rows
+        parts[-1].append(sequence)
+    return parts
+
+
+def highest_of(logits: Tensor, flights: list[Flight]) -> list[int]:
+    """Of every row at once, since most need no more, and one read-back is enough."""
+    if not any(each.choice.is_plain for each in flights):
+        return [0] * len(logits)  # nobody looks
     return torch.argmax(logits, dim=-1).tolist()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -55,7 +54,7 @@ class RowPositions(nn.Module):
         # In these a pad token has a position of its own, also where a model says one.
         assert self.positions is not None
         pad = self.inner.padding_idx
-        rows = torch.where(input_ids == pad, pad, self.positions + pad + 1)
+        rows = (self.positions + pad + 1).masked_fill(input_ids == pad, pad)
         return nn.functional.embedding(rows, self.inner.weights)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.engine.caches import Spans
+from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 
 # What is read at once: enough to keep the products busy, and little enough to stay in the

@@ -1,7 +1,8 @@
 """RowAttention: one token of each row of a step attends to the keys of its own slot.
 
-Slots have any length, so there is no padding and no mask. Two ways to the same result: a
-compiled kernel for float32 on a CPU, and torch, slot by slot, elsewhere.
+Slots of their own have any length, so there is no padding and no mask. Two ways to the same
+result: a compiled kernel for float32 on a CPU, and torch, slot by slot, elsewhere. A third,
+for a GPU, is in `arena_attention.py`.
 """
 
 from __future__ import annotations
@@ -16,20 +17,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.engine.slots import KVShape, Slot
+from worker.engine.slots import KVShape, OwnSlot, Slot
 
 log = logging.getLogger(__name__)
 
+Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
+
 
 class RowAttention(Protocol):
-    by_ancestors: bool
-    """Whether it follows a slot's `ancestors`, so that beams move no columns."""
+    """Makes slots of its kind, and is given no others."""
 
     bias: Tensor | None
     """(query heads, width), added to the scores; the last column is that of the row's newest
     token, and there is one for every column of every slot."""
 
-    def hold(self, slots: list[Slot]) -> None:
+    def new_slot(self, num_rows: int) -> Slot: ...
+
+    def hold_prompts(self, slots: list[Any], spans: Spans) -> None:
+        """Empty ones, for prompts that are read one after the other in a single row."""
+
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep what a layer makes of them. keys, values: (1, heads, tokens, head size)"""
+
+    def hold(self, slots: list[Any]) -> None:
         """The slots of the next step, in the order of its rows, with room for a column."""
 
     def attend(
@@ -42,27 +52,55 @@ class RowAttention(Protocol):
         """
 
 
-def row_attention(shape: KVShape, is_cross: bool) -> RowAttention:
-    """The quickest there is for such keys. is_cross: rows attend to the prompt's."""
+def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> RowAttention:
+    """The quickest there is for such keys in slots of their own.
+
+    is_cross: rows attend to the prompt's
+    poisoned: memory that must not be read is NaN; for tests
+    """
     if shape.device.type == "cpu" and shape.dtype == torch.float32:
         try:
             kernel: Any = importlib.import_module("worker.engine.kernel")
         except (ImportError, AttributeError, OSError) as error:
             log.warning("no compiled attention", extra={"error": type(error).__name__})
         else:
-            return CompiledRowAttention(kernel, shape, is_cross)
-    return TorchRowAttention(is_cross)
+            return CompiledRowAttention(kernel, shape, is_cross, poisoned)
+    return TorchRowAttention(shape, is_cross, poisoned)
 
 
-class CompiledRowAttention:
-    by_ancestors = True
+class OwnRowAttention:
+    """What both do with slots that have memory of their own."""
 
-    def __init__(self, kernel: Any, shape: KVShape, is_cross: bool) -> None:
-        self.kernel = kernel
-        self.run = kernel.kernel()
+    by_ancestors: bool
+    """Whether it follows a slot's `ancestors`, so that beams move no columns."""
+
+    def __init__(self, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
         self.shape = shape
         self.is_cross = is_cross
+        self.poisoned = poisoned
         self.bias: Tensor | None = None
+        self.prompts: list[tuple[OwnSlot, tuple[int, int]]] = []
+
+    def new_slot(self, num_rows: int) -> OwnSlot:
+        return OwnSlot(self.shape, num_rows, self.by_ancestors, self.poisoned)
+
+    def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
+        self.prompts = list(zip(slots, spans, strict=True))
+        for slot, (begin, end) in self.prompts:
+            slot.make_room(end - begin + 1)
+
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        for slot, (begin, end) in self.prompts:
+            slot.fill(layer, keys[0, :, begin:end], values[0, :, begin:end])
+
+
+class CompiledRowAttention(OwnRowAttention):
+    by_ancestors = True
+
+    def __init__(self, kernel: Any, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
+        super().__init__(shape, is_cross, poisoned)
+        self.kernel = kernel
+        self.run = kernel.kernel()
         self.num_rows = 0
         self.tables: Any = None  # (layers, slots, slot fields) int64
         self.scratch = np.empty((0, 0), np.float32)
@@ -70,7 +108,7 @@ class CompiledRowAttention:
         self.arguments[kernel.NUM_HEADS] = shape.num_heads
         self.arguments[kernel.HEAD_SIZE] = shape.head_size
 
-    def hold(self, slots: list[Slot]) -> None:
+    def hold(self, slots: list[OwnSlot]) -> None:
         kernel, shape = self.kernel, self.shape
         self.num_rows = sum(slot.num_rows for slot in slots)
         tables = np.zeros((shape.num_layers, len(slots), kernel.NUM_SLOT_FIELDS), np.int64)
@@ -133,15 +171,14 @@ class CompiledRowAttention:
         return attended
 
 
-class TorchRowAttention:
+class TorchRowAttention(OwnRowAttention):
     by_ancestors = False
 
-    def __init__(self, is_cross: bool) -> None:
-        self.is_cross = is_cross
-        self.bias: Tensor | None = None
-        self.slots: list[Slot] = []
+    def __init__(self, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
+        super().__init__(shape, is_cross, poisoned)
+        self.slots: list[OwnSlot] = []
 
-    def hold(self, slots: list[Slot]) -> None:
+    def hold(self, slots: list[OwnSlot]) -> None:
         self.slots = slots
 
     def attend(
@@ -160,7 +197,7 @@ class TorchRowAttention:
             at += slot.num_rows
         return attended
 
-    def _seen(self, slot: Slot, layer: int, query: Tensor, scale: float) -> Tensor:
+    def _seen(self, slot: OwnSlot, layer: int, query: Tensor, scale: float) -> Tensor:
         if self.is_cross:
             assert slot.crossed is not None
             keys, values = slot.crossed[layer]

@@ -13,25 +13,22 @@ from torch import Tensor
 from transformers import EncoderDecoderCache
 
 from worker.engine.caches import CrossCache, SlotCache
+from worker.engine.keeping import Keeping
 from worker.engine.positions import RowPositions
-from worker.engine.probing import decoder_shape
 from worker.engine.reading import chunks, in_one_row
-from worker.engine.row_attention import row_attention
 from worker.engine.sequence import Sequence
 from worker.engine.slots import Slot
+from worker.engine.static_step import LENGTH, TOKEN, StepInputs
 
 
 class Seq2SeqRunner:
-    def __init__(self, model: Any, default_start_id: int, poisoned: bool = False) -> None:
-        """default_start_id: from which a decoder goes out unless its sequence says otherwise
-        poisoned: memory that must not be read is NaN; for tests"""
+    def __init__(self, model: Any, default_start_id: int, keeping: Keeping) -> None:
+        """default_start_id: from which a decoder goes out unless its sequence says otherwise"""
         self.model = model
         self.default_start_id = default_start_id
-        self.poisoned = poisoned
-        self.shape = decoder_shape(model)
-        self.attention = row_attention(self.shape, is_cross=False)
-        self.cache = SlotCache(self.shape, self.attention)
-        self.cross = CrossCache(self.shape, row_attention(self.shape, is_cross=True))
+        self.keeping = keeping
+        self.cache = SlotCache(keeping.shape, keeping.attention)
+        self.cross = CrossCache(keeping.shape, keeping.cross)
         self.both = EncoderDecoderCache(self.cache, self.cross)
         encoder, decoder = model.get_encoder(), model.get_decoder()
         self.encoder_positions = own_positions(encoder)
@@ -40,6 +37,7 @@ class Seq2SeqRunner:
         if self.positions is None:
             self.relative = decoder.block[0].layer[0].SelfAttention
         self.crossings = crossings_of(decoder)
+        self.static_step = keeping.static_step(self._step_by_inputs)
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
         """What a row holds before its first new token."""
@@ -64,51 +62,66 @@ class Seq2SeqRunner:
         slots = []
         crossed = self._crossed(encoded.last_hidden_state[0])
         for sequence, (begin, end) in zip(sequences, spans, strict=True):
-            slot = Slot(self.shape, sequence.num_rows, self.attention.by_ancestors, self.poisoned)
-            # A copy, for the rest of the row belongs to others who leave at another time.
-            slot.crossed = crossed[:, :, :, begin:end].contiguous()
+            slot = self.keeping.new_slot(sequence.num_rows)
+            slot.keep_crossed(crossed[:, :, :, begin:end])
             slots.append(slot)
         return slots
 
     def _crossed(self, encoded: Tensor) -> Tensor:
         """encoded: (tokens, width); returns (layers, 2, heads, tokens, head size)"""
-        shape = self.shape
+        shape = self.keeping.shape
         projected = torch.stack([part(encoded) for both in self.crossings for part in both])
         sizes = (shape.num_layers, 2, len(encoded), shape.num_heads, shape.head_size)
         return projected.view(sizes).transpose(2, 3)
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
         """Read one token in each row into the column after its last, which the caller then
-        counts; returns (rows, vocab) logits."""
-        device = self.model.device
+        counts; returns (rows, vocab) logits, good until the next step."""
         self.cache.hold(slots)
         self.cross.hold(slots)
+        if self.static_step is not None:
+            return self.static_step.run(slots, tokens)
+        device = self.model.device
+        lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
         if self.relative is not None:
-            self.attention.bias = self._bias(max(slot.length for slot in slots) + 1)
+            bias = self.keeping.attention.bias
+            if bias is None or bias.shape[1] <= max(lengths):
+                # For twice as many, so that it is seldom computed.
+                self.keeping.attention.bias = self._bias(2 * max(lengths) + 64)
+        return self._step(torch.tensor(tokens, device=device), torch.tensor(lengths, device=device))
+
+    def _step_by_inputs(self, inputs: StepInputs) -> Tensor:
+        if self.relative is not None:
+            self.keeping.attention.bias = self._bias(inputs.columns.shape[1])
+        self.keeping.hold_inputs(inputs)
+        return self._step(inputs.told[TOKEN], inputs.told[LENGTH])
+
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: (rows,); returns (rows, vocab)"""
+        num_rows = len(tokens)
+        self.cross.shape_rows(num_rows)
         place: Any = nullcontext()
         if self.positions is not None:
-            lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
-            place = self.positions.at(torch.tensor(lengths, device=device)[:, None])
+            place = self.positions.at(positions[:, None])
         # Only its shape is looked at: what was encoded is in the slots.
-        encoded = torch.empty(1, 1, self.model.config.hidden_size, device=device)
+        encoded = torch.empty(
+            (1, 1, self.model.config.hidden_size), dtype=self.model.dtype, device=tokens.device
+        )
         with place:
             logits = self.model(
-                encoder_outputs=(encoded.to(self.model.dtype).expand(len(tokens), 1, -1),),
-                decoder_input_ids=torch.tensor(tokens, device=device)[:, None],
+                encoder_outputs=(encoded.expand(num_rows, 1, -1),),
+                decoder_input_ids=tokens[:, None],
+                # Taken as it is, and looked at by nobody; without it the model would make one.
+                decoder_attention_mask=tokens.new_ones((num_rows, 1, 1, 1), dtype=torch.bool),
                 past_key_values=self.both,
                 use_cache=True,
             ).logits
         return logits[:, -1]  # type: ignore[no-any-return]  # a tensor
 
     def _bias(self, num_columns: int) -> Tensor:
-        """(heads, columns or more): how a row's newest token, the last, sees each before it."""
-        bias = self.attention.bias
-        if bias is None or bias.shape[-1] < num_columns:
-            # For twice as many, so that it is seldom computed.
-            width = 2 * num_columns + 64
-            computed = self.relative.compute_bias(1, width, past_seen_tokens=width - 1)
-            bias = computed[0, :, 0].contiguous()
-        return bias
+        """(heads, columns): how a row's newest token, the last, sees each before it."""
+        computed = self.relative.compute_bias(1, num_columns, past_seen_tokens=num_columns - 1)
+        return computed[0, :, 0].contiguous()  # type: ignore[no-any-return]  # a tensor
 
 
 def own_positions(stack: Any) -> RowPositions | None:

@@ -1,12 +1,13 @@
 """Slot: the keys and values of one sequence, kept from step to step.
 
-A slot grows with its sequence, in buckets, so that a model with a long context costs what
-its sequences need and not what they might.
+One of its own grows with its sequence, in buckets, so that a model with a long context
+costs what its sequences need and not what they might. One in an arena is in `arena.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,7 +31,33 @@ class KVShape:
         return 2 * self.num_layers * self.num_heads * self.head_size * self.dtype.itemsize
 
 
-class Slot:
+class Slot(Protocol):
+    """What is kept of a sequence, wherever that is."""
+
+    num_rows: int
+    length: int  # columns that are counted, the same in each row
+
+    @property
+    def capacity(self) -> int:
+        """Columns for which there is room."""
+
+    def make_room(self, num_columns: int = 1) -> None:
+        """For so many more columns."""
+
+    def filled(self, num_columns: int) -> None:
+        """Count the columns of a prompt."""
+
+    def keep_crossed(self, crossed: Tensor) -> None:
+        """What the encoder left: (layers, 2, heads, prompt, head size)"""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was."""
+
+    def clear(self) -> None:
+        """Give the memory back."""
+
+
+class OwnSlot:
     """Its rows share one length. Always: columns before `length` are written, later ones
     are never read."""
 
@@ -55,7 +82,6 @@ class Slot:
         return self.kept.shape[4]
 
     def make_room(self, num_columns: int = 1) -> None:
-        """For so many more columns."""
         if self.length + num_columns <= self.capacity:
             return
         capacity = rounded_up(self.length + num_columns)
@@ -85,8 +111,11 @@ class Slot:
         if self.ancestors is not None:
             self.ancestors[:, :num_columns] = 0
 
+    def keep_crossed(self, crossed: Tensor) -> None:
+        # A copy, for the rest of the row belongs to others who leave at another time.
+        self.crossed = crossed.contiguous()
+
     def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was."""
         if self.ancestors is not None:
             used = self.ancestors[:, : self.length]
             used[:] = used[rows.numpy()]
@@ -96,7 +125,6 @@ class Slot:
 
     @torch.inference_mode()
     def clear(self) -> None:
-        """Give the memory back."""
         if self.poisoned:
             self.kept.fill_(torch.nan)
             if self.crossed is not None:

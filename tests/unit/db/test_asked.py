@@ -64,3 +64,17 @@ def test_only_jobs_of_the_named_states_are_retried(database: Database, state: Jo
 def test_what_has_succeeded_cannot_even_be_asked_to_run_again() -> None:
     with pytest.raises(AssertionError):
         queries.retry_jobs(Job.tenant == "default", [JobState.SUCCEEDED])
+
+
+def test_no_more_are_changed_at_once_than_asked_for(database: Database) -> None:
+    ids = [insert_job(database) for _ in range(5)]
+    for change in (
+        lambda limit: queries.cancel_jobs(Job.tenant == "default", limit),
+        lambda limit: queries.retry_jobs(Job.tenant == "default", RETRIABLE, limit),
+    ):
+        changed = []
+        for _ in range(4):
+            with database.write() as session:
+                changed.append(session.scalars(change(2)).all())
+        assert [len(each) for each in changed] == [2, 2, 1, 0]
+        assert sorted(job_id for each in changed for job_id in each) == sorted(ids)

@@ -100,6 +100,30 @@ def test_who_runs_to_its_end_in_one_step_may_share_it_with_another_group():
     assert ids(run(it, 0, 2, 3).sequences) == [0, 2, 3]
 
 
+def test_few_prompt_tokens_join_at_once_but_a_long_prompt_joins_alone():
+    it = Scheduler(StepLimits(max_sequences=4, max_step_tokens=20, max_joining_tokens=6))
+    it.add([sequence(0, 4), sequence(1, 2), sequence(2, 1), sequence(3, 9)])
+    assert ids(run(it).joining) == [0, 1]
+    assert ids(run(it, 2).joining) == [2]
+    assert ids(run(it, 0, 1, 3).joining) == [3]
+    together = [sequence(4, 4, group="b"), sequence(5, 4, group="b")]
+    for each in together:
+        each.runs_to_end = True
+    it.add(together)
+    assert ids(run(it).joining) == [4, 5]
+
+
+def test_what_there_is_no_memory_for_does_not_join_but_one_alone_may():
+    it = scheduler(sequence(0, num_rows=2), sequence(1), sequence(2, num_rows=3))
+    assert ids(it.next_step(max_rows=2).joining) == [0]
+    assert ids(it.next_step(max_rows=2).joining) == []
+    it.cancel([0])
+    assert ids(it.next_step(max_rows=2).joining) == [1]
+    it.cancel([1])
+    assert ids(it.next_step(max_rows=2).joining) == [2]
+    it.check()
+
+
 def test_the_cache_holds_what_it_can_hold():
     limits = StepLimits(max_sequences=4, max_step_tokens=20, max_cache_tokens=100)
     it = Scheduler(limits)

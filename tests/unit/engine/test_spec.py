@@ -15,6 +15,8 @@ def spec(**settings) -> EngineSpec:
         ({"dtype": "int8"}, "float32"),
         ({"device": "gpu"}, "cuda:N"),
         ({"device": "cuda:x"}, "cuda:N"),
+        ({"gpu_memory_utilization": 0.0}, "a share"),
+        ({"gpu_memory_utilization": 90}, "at most 1"),
         ({"max_sequences": 0}, "at least 1"),
         ({"threads": 0}, "at least 1"),
         ({"max_new_tokens": -1}, "at least 1"),
@@ -35,6 +37,7 @@ def test_a_spec_that_cannot_be_meant_is_refused_in_words(settings, said):
 def test_a_spec_survives_json():
     whole = spec(
         device="cuda:1",
+        replica=1,
         languages=("en", "fr"),
         prompt={"translate": "{source_language} > {target_language}: {text}"},
         max_input_tokens=9,

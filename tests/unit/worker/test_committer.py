@@ -251,6 +251,21 @@ def test_while_too_much_is_unwritten_nothing_more_is_taken(database: Database) -
     assert states(database) == {"succeeded": 4}
 
 
+def test_what_a_drain_gives_back_waits_for_no_room(database: Database) -> None:
+    first, *others = claimed(database, 4)
+    with committing(database, flush_seconds=0.001, max_unwritten_outcomes=1) as (
+        committer,
+        written,
+    ):
+        with refusing_commits(database):
+            committer.put(Outcome.succeeded(first, answer()))
+            for fence in others:
+                committer.put(Outcome.released(fence))
+            assert committer.num_unwritten == 4
+        written.wait_for(4)
+    assert states(database) == {"succeeded": 1, "queued": 3}
+
+
 def test_a_stop_writes_what_is_buffered(database: Database) -> None:
     fences = claimed(database, 3)
     with committing(database, flush_seconds=3600) as (committer, written):

@@ -1,0 +1,196 @@
+"""Keys and values in an arena, as on a GPU: every answer is the one that `generate` gives
+alone. What a GPU would record is run as written, in the same shapes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.parity.alone import Alone
+from tests.parity.test_engine import alone_of, assert_varied, requests_of
+from tests.parity.test_inflight import (
+    CULPRIT,
+    GREEDY,
+    break_when,
+    let_come_and_go,
+    prompts,
+    request,
+)
+from worker.engine.attention import install
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.device_memory import DeviceMemory
+from worker.engine.errors import InvariantBroken, Unloadable
+from worker.engine.keeping import ArenaKeeping, refuse_too_much, room_in_arena
+from worker.engine.probing import decoder_shape
+from worker.engine.routing import runner_of
+from worker.engine.spec import EngineSpec
+from worker.engine.static_step import StepInputs, StepShape
+
+FAMILIES = (
+    "t5", "mt5", "bart", "pegasus", "marian", "m2m100", "mbart",
+    "gpt2", "llama", "qwen2", "opt", "gpt_neox",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine_name() -> str:
+    return "arena"
+
+
+def arena_of(bench):
+    return bench.loop.engine.in_flight.runner.keeping.arena
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_answer_by_way_of_an_arena_is_the_answer_alone(kind, folder_of, bench_of):
+    alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
+    # Some of every way to ask, and those with long answers.
+    asked = [
+        each for at, each in enumerate(requests_of(kind)) if at % 3 == 0 or each[0] == "max_length"
+    ]
+
+    outputs = bench.answers(one for _, one, _ in asked)
+
+    wrong, said = [], []
+    for name, one, how in asked:
+        expected = alone_of(alone, one, how)
+        said += expected
+        if [list(each.token_ids) for each in outputs[one.id].choices] != expected:
+            wrong.append((name, outputs[one.id], expected))
+    assert wrong == []
+    assert_varied(said)
+    shapes = bench.loop.engine.in_flight.runner.static_step.inputs
+    # Rows were filled up, and looked back on more than a page.
+    assert {each.num_rows for each in shapes} <= {1, 2, 4, 8, 16}
+    assert max(each.num_columns for each in shapes) > 64
+
+
+@pytest.mark.parametrize("kind", ["t5", "marian", "llama"])
+def test_whoever_comes_and_goes_in_an_arena_an_answer_is_that_of_one_alone(
+    kind, folder_of, bench_of
+):
+    alone, draw = Alone(kind, folder_of(kind)), random.Random(kind)
+    asked = [(one, alone_of(alone, one, how)) for _, one, how in draw.sample(requests_of(kind), 12)]
+    bench = bench_of(kind, max_sequences=6, max_step_tokens=500)
+    for _ in range(4):
+        let_come_and_go(
+            bench,
+            asked,
+            [
+                (draw.randint(0, 4), draw.randrange(len(asked)), draw.choice([None, None, 0, 3, 9]))
+                for _ in range(12)
+            ],
+        )
+
+
+@pytest.mark.parametrize("name", ["read", "step"])
+@pytest.mark.parametrize("kind", ["bart", "gpt2"])
+def test_a_step_that_fails_leaves_nothing_in_the_arena(kind, name, bench_of):
+    expected = bench_of(kind).answers(prompts())
+    bench = bench_of(kind)
+    break_when(bench, name, lambda ids: ValueError() if CULPRIT in ids else None)
+    outputs = bench.answers(prompts())  # the arena is checked after every step
+    assert outputs.pop(CULPRIT).failure.code == "generation_failed"
+    expected.pop(CULPRIT)
+    assert outputs == expected
+    arena_of(bench).check([])
+
+
+def test_an_arena_that_is_as_large_as_the_scheduler_counts_is_large_enough(bench_of):
+    # Prompts and answers that end a column after a page, in as many rows as there may be.
+    bench = bench_of("llama", max_sequences=6, max_cache_tokens=700)
+    beams = replace(GREEDY, max_new_tokens=66, num_beams=3)
+    bench.answers(request(at, "the mill", params=beams) for at in range(6))
+    assert max(len(plan.sequences) for plan in bench.plans) == 2
+    arena_of(bench).check([])
+
+
+def test_what_others_hold_in_an_arena_is_noticed(bench_of):
+    bench = bench_of("gpt2")
+    bench.submit(request(0, "the mill"))
+    bench.advance()
+    arena = arena_of(bench)
+    stray = arena.slot(2)
+    with pytest.raises(InvariantBroken, match="rows are free"):
+        bench.advance()
+    stray.clear()
+    bench.advance()
+    arena.pool[0, 0, 0, 0, 0] = 1.0
+    with pytest.raises(InvariantBroken, match="blank"):
+        bench.advance()
+
+
+class OnlyOn(TorchDispatchMode):
+    """Notes every operation that has to do with another device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.others: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves((args, kwargs, result)):
+            if isinstance(each, torch.Tensor) and each.device.type != self.device:
+                self.others.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_static_step_asks_for_no_number_and_brings_none(kind, folder_of):
+    """Tensors on `meta` have no numbers, so that whatever asks for one fails; and nothing
+    comes from the host. Both would end the recording of a graph."""
+    spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
+    checkpoint = Checkpoint.load(spec)
+    install(checkpoint.model)
+    shape = replace(decoder_shape(checkpoint.model), device=torch.device("meta"))
+    checkpoint.model.to("meta")
+    keeping = ArenaKeeping(shape, max_rows=8, max_tokens=1000)
+    runner = runner_of(checkpoint, keeping)
+    num_crossed = 64 if checkpoint.config.is_encoder_decoder else 0
+    inputs = StepInputs(StepShape(4, 128, num_crossed), keeping.arena)
+    with torch.inference_mode(), OnlyOn("meta") as watched:
+        logits = runner.static_step.forward(inputs)
+    assert logits.shape[0] == 4
+    assert watched.others == []
+
+
+def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folder_of):
+    spec = EngineSpec(
+        alias="mill",
+        checkpoint=str(folder_of("gpt2")),
+        device="cpu",
+        max_sequences=32,
+        max_step_tokens=8192,
+    )
+    checkpoint = Checkpoint.load(spec)
+    shape = decoder_shape(checkpoint.model)
+    memory = DeviceMemory(free_bytes=2**30, total_bytes=2**30)
+    room = room_in_arena(spec, checkpoint, shape, memory)
+    assert 0 < room * shape.bytes_per_token < 2**30
+    refuse_too_much(replace(spec, max_cache_tokens=room), room)
+    with pytest.raises(Unloadable, match=f"'mill' is to hold {room + 1} .* room for {room} "):
+        refuse_too_much(replace(spec, max_cache_tokens=room + 1), room)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_answer_of_a_gpu_is_the_answer_alone(kind, folder_of, bench_of):
+    alone = Alone(kind, folder_of(kind), device="cuda")
+    bench = bench_of(kind, device="cuda", dtype="float32", max_sequences=12)
+    asked = requests_of(kind)
+    outputs = bench.answers(one for _, one, _ in asked)
+    graphs = bench.loop.engine.in_flight.runner.static_step.graphs
+    assert graphs.record is not None  # it was never given up
+    assert graphs.recorded
+    wrong = [
+        (name, outputs[one.id])
+        for name, one, how in asked
+        if [list(each.token_ids) for each in outputs[one.id].choices] != alone_of(alone, one, how)
+    ]
+    assert wrong == []

@@ -1,0 +1,178 @@
+"""Keeping: where a runner has the keys and values of its sequences.
+
+In slots of their own, each read by itself, or in an arena, all read at once. The first is
+for a CPU, which computes nothing that it need not; the second for a GPU, which had rather
+compute too much than wait to be told. Both give the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from worker.engine.arena import PAGE_TOKENS, Arena, ArenaSlot, num_pages
+from worker.engine.arena_attention import ArenaRowAttention
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.device_memory import DeviceMemory, StepMemory
+from worker.engine.errors import Unloadable
+from worker.engine.graphs import Graphs, recorder_for
+from worker.engine.memory import free_bytes
+from worker.engine.row_attention import RowAttention, row_attention
+from worker.engine.sizing import Machine
+from worker.engine.slots import KVShape, Slot
+from worker.engine.spec import EngineSpec
+from worker.engine.static_step import StaticStep, StepInputs, StepShape, in_pages, power_of_two
+
+
+class Keeping(Protocol):
+    shape: KVShape
+
+    @property
+    def attention(self) -> RowAttention:
+        """To a row's own tokens."""
+
+    @property
+    def cross(self) -> RowAttention:
+        """To what the encoder left."""
+
+    def new_slot(self, num_rows: int) -> Slot: ...
+
+    def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep | None:
+        """What runs the steps; None if any step will do."""
+
+    def hold_inputs(self, inputs: StepInputs) -> None:
+        """Of the next step, if that is a static one."""
+
+    def keep_only(self, slots: Iterable[Slot]) -> None:
+        """Whatever else was made is given back: the rest of a step that failed."""
+
+    def check(self, slots: Iterable[Slot]) -> None:
+        """Raise InvariantBroken if others hold something."""
+
+
+class OwnKeeping:
+    def __init__(self, shape: KVShape, poisoned: bool = False) -> None:
+        """poisoned: memory that must not be read is NaN; for tests"""
+        self.shape = shape
+        self.attention = row_attention(shape, is_cross=False, poisoned=poisoned)
+        self.cross = row_attention(shape, is_cross=True, poisoned=poisoned)
+
+    def new_slot(self, num_rows: int) -> Slot:
+        return self.attention.new_slot(num_rows)
+
+    def static_step(self, forward: Callable[[StepInputs], Tensor]) -> None:
+        return None
+
+    def hold_inputs(self, inputs: StepInputs) -> None:
+        raise AssertionError("slots of their own are told by themselves")
+
+    def keep_only(self, slots: Iterable[Slot]) -> None:
+        """Nothing to do: memory of one's own goes with its slot."""
+
+    def check(self, slots: Iterable[Slot]) -> None:
+        """Nothing is shared."""
+
+
+class ArenaKeeping:
+    def __init__(
+        self, shape: KVShape, max_rows: int, max_tokens: int, poisoned: bool = False
+    ) -> None:
+        """poisoned: as above"""
+        self.shape = shape
+        self.arena = Arena(shape, max_rows, max_tokens, poisoned)
+        self.attention = ArenaRowAttention(self.arena, is_cross=False)
+        self.cross = ArenaRowAttention(self.arena, is_cross=True)
+
+    def new_slot(self, num_rows: int) -> ArenaSlot:
+        return self.arena.slot(num_rows)
+
+    def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep:
+        graphs: Graphs[StepShape] = Graphs(recorder_for(self.shape.device))
+        return StaticStep(self.arena, forward, graphs)
+
+    def hold_inputs(self, inputs: StepInputs) -> None:
+        self.attention.hold_inputs(inputs)
+        if inputs.has_encoder:
+            self.cross.hold_inputs(inputs)
+
+    def keep_only(self, slots: Iterable[Any]) -> None:
+        self.arena.keep_only(slots)
+
+    def check(self, slots: Iterable[Any]) -> None:
+        self.arena.check(slots)
+
+
+def keeping_for(
+    spec: EngineSpec,
+    checkpoint: Checkpoint,
+    shape: KVShape,
+    poisoned: bool = False,
+    in_arena: bool | None = None,
+) -> Keeping:
+    """spec: nothing is left open; in_arena: None: on a GPU. Raises Unloadable if the GPU has
+    no room for it."""
+    if in_arena is None:
+        in_arena = shape.device.type == "cuda"
+    if not in_arena:
+        return OwnKeeping(shape, poisoned)
+    assert spec.max_sequences is not None
+    assert spec.max_cache_tokens is not None
+    if shape.device.type == "cuda":
+        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape, memory_of(shape.device)))
+    return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+
+
+def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
+    """What there is for a loaded model that keeps so much of a token."""
+    device = checkpoint.model.device
+
+    def room(spec: EngineSpec) -> int:
+        return room_in_arena(spec, checkpoint, shape, memory_of(device))
+
+    return Machine(
+        device.type,
+        free_bytes(device),
+        checkpoint.card.max_context_tokens,
+        shape.bytes_per_token,
+        room=room if device.type == "cuda" else None,
+    )
+
+
+def memory_of(device: torch.device) -> DeviceMemory:
+    return DeviceMemory(*torch.cuda.mem_get_info(device))
+
+
+def room_in_arena(
+    spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
+) -> int:
+    """How large `max_cache_tokens` may be. memory: with the weights loaded"""
+    assert spec.max_sequences is not None
+    assert spec.max_step_tokens is not None
+    config = checkpoint.config.get_text_config()
+    step = StepMemory(
+        num_rows=power_of_two(spec.max_sequences),
+        # T5 has no limit of its own, but no prompt is longer than what a step reads.
+        num_columns=in_pages(checkpoint.card.max_context_tokens or spec.max_step_tokens),
+        num_read_tokens=spec.max_step_tokens,
+        bytes_per_token=shape.bytes_per_token,
+        num_layers=shape.num_layers,
+        width=config.hidden_size,
+        vocab_size=config.vocab_size,
+        item_bytes=shape.dtype.itemsize,
+    )
+    room = memory.room(spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token)
+    # Some of it goes to pages that are begun and not filled.
+    return max(0, room - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
+
+
+def refuse_too_much(spec: EngineSpec, room: int) -> None:
+    assert spec.max_cache_tokens is not None
+    if spec.max_cache_tokens > room:
+        raise Unloadable(
+            f"model {spec.alias!r} is to hold {spec.max_cache_tokens} tokens (max_cache_tokens), "
+            f"and the GPU has room for {room} beside the weights (gpu_memory_utilization is "
+            f"{spec.gpu_memory_utilization}); lower the one, or raise the other in tidemill.toml"
+        )
