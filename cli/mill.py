@@ -125,7 +125,8 @@ class Mill:
         """Raise PartFailed if a part has ended by itself."""
         if self._worker is not None and self._worker.status is not None:
             raise PartFailed(
-                f"the worker ended (status {self._worker.status}):\n{self._worker.last_lines()}"
+                f"the worker ended (status {self._worker.status}): "
+                f"{_reason(self._worker.last_lines())}"
             )
         if self._valkey is not None and self._valkey.status is not None:
             raise PartFailed(
@@ -184,3 +185,9 @@ class Mill:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
+
+
+def _reason(last_lines: str) -> str:
+    """Why a worker ended: what it called critical, or else all that it said in the end."""
+    critical = [line.partition(" CRITICAL ")[2] for line in last_lines.splitlines()]
+    return "\n".join(filter(None, critical)) or f"\n{last_lines}"

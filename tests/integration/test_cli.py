@@ -660,8 +660,9 @@ def test_up_ends_with_the_reason_when_a_model_cannot_be_loaded(tidemill: Command
     ended = tidemill("up")
 
     assert ended.status == 1
-    assert "the worker ended" in ended.err
+    assert "the worker ended (status 1): the checkpoint" in ended.err
     assert "nothing" in ended.err
+    assert "[queues]" not in ended.err, "a banner tells nobody why"
     assert not (tidemill.folder / ".tidemill" / "run.json").exists()
 
 
