@@ -125,6 +125,17 @@ def test_what_others_hold_in_an_arena_is_noticed(bench_of):
         bench.advance()
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
+def test_a_short_prompt_is_read_beside_a_long_one_as_it_is_alone(kind, bench_of):
+    """Two of like length lie side by side; one among many short ones is read by itself."""
+    texts = ["the mill " * 40, *("river keeper " * at for at in range(1, 9))]
+    bench = bench_of(kind, max_sequences=16)
+    together = bench.answers(request(at, text) for at, text in enumerate(texts))
+    for at, text in enumerate(texts):
+        (alone,) = bench.answers([request(100 + at, text)]).values()
+        assert alone.choices == together[at].choices
+
+
 class OnlyOn(TorchDispatchMode):
     """Notes every operation that has to do with another device."""
 
