@@ -3,6 +3,7 @@
 # make check   formatting, lint, types, import rules
 # make gpu     the tests that need a CUDA device, and no others
 # make chaos   the chaos loop for longer: make chaos MINUTES=5
+# make bench-peers   what the benchmarks compare with, each in an environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,13 +12,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 MINUTES ?= 5
 
-.PHONY: demo test gpu chaos check format install models clean
+.PHONY: demo test gpu chaos check format install models bench-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
@@ -42,6 +43,15 @@ install: $(VENV)/.installed-dev
 models: $(VENV)/.installed-dev
 	$(BIN)/python examples/train.py
 
+# No dependency of the project. They take 5 GB and some minutes; see docs/performance.md.
+bench-peers: .venv-vllm/.installed .venv-ctranslate2/.installed .venv-plots/.installed
+
+.venv-%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.venv-$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Tidemill needs Python 3.11 or newer; say which with PYTHON=python3.12"; exit 1; }
@@ -60,4 +70,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .tidemill .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-vllm .venv-ctranslate2 .venv-plots .tidemill .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,79 +1,158 @@
 """What the queue costs: enqueue rate, and jobs/s through Redis, worker and database.
 
     python -m benchmarks.pipeline [--jobs 20000] [--documents 50000]
+    python -m benchmarks.pipeline --model 15m [--requests 256] [--rounds 5]
 
-The engine is the fake one, which costs next to nothing, so that what is left is
-the road itself: contract, insert, publish, receive, claim, pipe, commit, ack. It
-runs on SQLite and on PostgreSQL, each started by the script, with a Valkey and
+Without a model the engine is the fake one, which costs next to nothing, so that
+what is left is the road itself: contract, insert, publish, receive, claim, pipe,
+commit, ack. With one of random weights and a real tokenizer, the whole road is
+compared with the engine alone, which gets the same requests by its pipe, in turns.
+
+It runs on SQLite and on PostgreSQL, each started by the script, with a Valkey and
 a Celery worker in processes of their own.
 """
 
 import argparse
+import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.engine.models import SHAPES
 from tests.servers import PostgresServer, ValkeyServer
 
-CONFIG = """
-[models.parrot]
-checkpoint = "fake"
-engine = "fake"
-tasks = ["generate"]
-max_sequences = 256
-"""
+FAKE = {"checkpoint": "fake", "engine": "fake", "max_sequences": 256}
+DATABASES = ("sqlite", "postgresql")
+NUM_WARM_UP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """The servers, and a folder for everything else."""
+
+    folder: Path
+    valkey: ValkeyServer
+    postgres: PostgresServer
+
+    @classmethod
+    @contextmanager
+    def built(cls) -> Iterator["Road"]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o755)  # PostgreSQL does not run as root
+            for part in ("valkey", "postgres", "model"):
+                (folder / part).mkdir()
+            with (
+                ValkeyServer.started(folder / "valkey") as valkey,
+                PostgresServer.started(folder / "postgres") as postgres,
+            ):
+                yield cls(folder, valkey, postgres)
+
+    def configure(self, model: dict[str, object]) -> None:
+        lines = [f"{key} = {json.dumps(value)}" for key, value in model.items()]
+        text = "\n".join(["[models.measured]", 'tasks = ["generate"]', *lines])
+        (self.folder / "tidemill.toml").write_text(text)
+
+    def environment(self, database: str) -> dict[str, str]:
+        """Of producer and worker; Redis and the database are empty."""
+        if database == "sqlite":
+            number = len(list(self.folder.glob("*.db")))
+            (self.folder / f"{number}.db").touch()
+            url = f"sqlite:///{self.folder}/{number}.db"
+        else:
+            url = self.postgres.new_database()
+        return {
+            **os.environ,
+            "TIDEMILL_CONFIG": str(self.folder / "tidemill.toml"),
+            "TIDEMILL_DATABASE_URL": url,
+            "TIDEMILL_REDIS_URL": self.valkey.new_database(),
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--jobs", type=int, default=20_000, help="through the whole road")
     parser.add_argument("--documents", type=int, default=50_000, help="enqueued, of about 1 kB")
+    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="of so many parameters")
+    parser.add_argument("--engine", default="inflight", help="of the model")
+    parser.add_argument("--threads", type=int, default=2, help="of the engine")
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        (folder / "tidemill.toml").write_text(CONFIG)
-        for part in ("valkey", "postgres"):
-            (folder / part).mkdir()
-        with (
-            ValkeyServer.started(folder / "valkey") as valkey,
-            PostgresServer.started(folder / "postgres") as postgres,
-        ):
-            print("database    enqueue docs/s   peak MiB   whole road jobs/s")
-            for database in ("sqlite", "postgresql"):
-                for number in range(2):  # one to enqueue into, one to run
-                    url = (
-                        f"sqlite:///{folder}/{number}.db"
-                        if database == "sqlite"
-                        else postgres.new_database()
-                    )
-                    environment = {
-                        **os.environ,
-                        "TIDEMILL_CONFIG": str(folder / "tidemill.toml"),
-                        "TIDEMILL_DATABASE_URL": url,
-                        "TIDEMILL_REDIS_URL": valkey.new_database(),
-                    }
-                    if number == 0:
-                        enqueued = ask("enqueue", arguments.documents, environment)
-                    else:
-                        with worker(environment):
-                            ran = ask("run", arguments.jobs, environment)
-                rate, peak = enqueued.split()
-                print(
-                    f"{database:<11} {float(rate):14,.0f} {float(peak):10,.0f} {float(ran):19,.0f}"
-                )
+    with Road.built() as road:
+        if arguments.model is None:
+            the_road_itself(road, arguments)
+        else:
+            against_the_engine_alone(road, arguments)
 
 
-RAW = argparse.RawDescriptionHelpFormatter
+def the_road_itself(road: Road, arguments: argparse.Namespace) -> None:
+    road.configure(FAKE)
+    print("database    enqueue docs/s   peak MiB   whole road jobs/s")
+    for database in DATABASES:
+        enqueued = ask("enqueue", arguments.documents, road.environment(database))
+        environment = road.environment(database)
+        with worker(environment):
+            ran = ask("run", arguments.jobs, environment)
+        rate, peak = enqueued.split()
+        print(f"{database:<11} {float(rate):14,.0f} {float(peak):10,.0f} {float(ran):19,.0f}")
 
 
-def ask(what: str, num_jobs: int, environment: dict[str, str]) -> str:
-    """Run one of the measurements below in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.pipeline_producer", what, str(num_jobs)]
+def against_the_engine_alone(road: Road, arguments: argparse.Namespace) -> None:
+    from benchmarks.pipeline_model import write_checkpoint, write_requests
+
+    name = f"llama-{arguments.model}"
+    folder = road.folder
+    write_checkpoint(folder / "model", SHAPES[name])
+    requests, warm_up = folder / "requests.jsonl", folder / "warm_up.jsonl"
+    write_requests(requests, arguments.requests)
+    write_requests(warm_up, NUM_WARM_UP)
+    model = {
+        "checkpoint": str(folder / "model"),
+        "engine": arguments.engine,
+        "dtype": "float32",
+        "threads": arguments.threads,
+    }
+    road.configure(model)
+    spec = json.dumps({"alias": "measured", **model})
+    speeds: dict[str, list[float]] = {"engine alone": []} | {each: [] for each in DATABASES}
+    for number in range(arguments.rounds):
+        alone = python("benchmarks.pipeline_engine", spec, str(requests), str(warm_up))
+        speeds["engine alone"].append(float(alone))
+        for database in DATABASES:
+            environment = road.environment(database)
+            with worker(environment):
+                ran = ask("answer", requests, environment, str(warm_up))
+            speeds[database].append(float(ran))
+        shown = ", ".join(f"{name} {each[-1]:.2f}" for name, each in speeds.items())
+        print(f"round {number + 1}: {shown} requests/s", file=sys.stderr, flush=True)
+    print(f"{name}, {arguments.requests} requests, {arguments.rounds} rounds")
+    print(f"{'':14} {'requests/s':>20} {'of the engine alone':>22}")
+    for side, own in speeds.items():
+        shares = [each / alone for each, alone in zip(own, speeds["engine alone"], strict=True)]
+        print(f"{side:14} {spread(own, '.2f'):>20} {spread(shares, '.3f'):>22}")
+
+
+def spread(numbers: list[float], how: str) -> str:
+    return f"{statistics.median(numbers):{how}} ({min(numbers):{how}}-{max(numbers):{how}})"
+
+
+def ask(what: str, argument: object, environment: dict[str, str], *more: str) -> str:
+    """Run one of the measurements of the producer."""
+    return python(
+        "benchmarks.pipeline_producer", what, str(argument), *more, environment=environment
+    )
+
+
+def python(module: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    """What a process of its own prints."""
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
         command, env=environment, check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
@@ -95,6 +174,8 @@ def worker(environment: dict[str, str]) -> Iterator[None]:
         finally:
             process.terminate()
 
+
+RAW = argparse.RawDescriptionHelpFormatter
 
 if __name__ == "__main__":
     main()

@@ -3,9 +3,16 @@
 import resource
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
+from sqlalchemy import select
+
+from benchmarks.pipeline_model import read_requests
 from db import queries
+from db.models import Job
 from db.schema import migrate
+from db.states import JobState
 from tasks import submit_batch
 from tasks.generate import GenerateContract
 from tasks.settings import database
@@ -30,20 +37,38 @@ def enqueue(num_jobs: int) -> None:
 def run(num_jobs: int) -> None:
     """Prints jobs a second, from the first insert to the last commit."""
     started_at = time.perf_counter()
-    batch = submit_batch(
-        (
-            GenerateContract.parse({"text": "gulls cry", "max_new_tokens": 8})
-            for _ in range(num_jobs)
-        ),
-        name="jobs",
+    finish(
+        GenerateContract.parse({"text": "gulls cry", "max_new_tokens": 8}) for _ in range(num_jobs)
     )
+    print(num_jobs / (time.perf_counter() - started_at))
+
+
+def answer(requests: str, warm_up: str) -> None:
+    """The same of the requests in a file, by a worker that has answered others before."""
+    finish(map(GenerateContract.parse, read_requests(Path(warm_up))))
+    jobs = read_requests(Path(requests))
+    started_at = time.perf_counter()
+    finish(map(GenerateContract.parse, jobs))
+    print(len(jobs) / (time.perf_counter() - started_at))
+
+
+def finish(contracts: Iterable[GenerateContract]) -> None:
+    """Submit the jobs as a batch and wait for the last; all must have an answer."""
+    batch = submit_batch(contracts, name="jobs")
     while True:
         with database().read() as session:
             if not session.scalar(queries.has_unfinished(batch.id)):
                 break
-        time.sleep(0.1)
-    print(num_jobs / (time.perf_counter() - started_at))
+        time.sleep(0.05)
+    with database().read() as session:
+        assert not session.scalar(select(Job.id).where(Job.state != JobState.SUCCEEDED).limit(1))
 
 
 if __name__ == "__main__":
-    {"enqueue": enqueue, "run": run}[sys.argv[1]](int(sys.argv[2]))
+    match sys.argv[1:]:
+        case ["enqueue", number]:
+            enqueue(int(number))
+        case ["run", number]:
+            run(int(number))
+        case ["answer", requests, warm_up]:
+            answer(requests, warm_up)

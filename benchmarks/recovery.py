@@ -1,6 +1,6 @@
 """What dying costs, and what the promise costs while nothing dies.
 
-    python -m benchmarks.recovery [engine] [redis] [postgres] [worker] [cost] [backlog]
+    python -m benchmarks.recovery [engine] [redis] [postgres] [worker] [cost] [rows] [backlog]
 
 Each part starts a Valkey, a PostgreSQL on TCP and Celery workers of its own, with
 the settings that workers have by themselves, and the fake engine. The instants are
@@ -152,8 +152,8 @@ def worker_killed() -> None:
         workers = [run.cluster.start_worker() for _ in range(4)]
         for each in workers:
             each.wait_until_ready()
-        run.submit(3_000, num_tokens=100)
-        run.cluster.wait_for(JobState.RUNNING, 600)
+        run.submit(1_500, num_tokens=40)
+        run.cluster.wait_for(JobState.RUNNING, 300)
         for each in workers[:3]:
             num_done = run.cluster.states().get(JobState.SUCCEEDED, 0)
             run.kill(each)
@@ -186,6 +186,67 @@ def cost() -> None:
             )
 
 
+# Triggers that write down how many rows each statement wrote, and in which transaction.
+COUNT_ROWS = """
+CREATE TABLE written (xid xid8, num_rows bigint);
+CREATE FUNCTION count_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO written SELECT pg_current_xact_id(), count(*) FROM changed;
+    RETURN NULL;
+END $$;
+"""
+COUNTED = ("batches", "jobs", "payloads", "results", "attempts", "workers", "leaderships")
+
+
+def rows() -> None:
+    """The most rows that one transaction writes while everything happens that happens to jobs."""
+    settings = {"lease_seconds": 4.0, "renew_seconds": 1.0}
+    with scene(settings, max_sequences=2048, fake_step_seconds=0.02) as (run, valkey, _):
+        count_rows(run.cluster.database)
+        most: dict[str, int] = {}
+        run.submit(50_000)
+        most["submitting"] = most_rows(run.cluster.database)
+        dying = run.cluster.start_worker()
+        dying.wait_until_ready()
+        with run.cluster.worker() as worker:
+            run.cluster.wait_for(JobState.SUCCEEDED, 5_000)
+            most["running"] = most_rows(run.cluster.database)
+            with redis.Redis(port=valkey.port) as client:
+                client.flushall()
+            run.kill(dying)
+            run.cluster.wait_for(JobState.SUCCEEDED, 30_000)
+            most["recovering from a worker's death and a flushed Redis"] = most_rows(
+                run.cluster.database
+            )
+            print(run.cluster.run(sys.executable, "-m", "cli", "cancel", "--batch", "night").stdout)
+            most["cancelling the rest of the batch"] = most_rows(run.cluster.database)
+            finish(run, worker)
+    for what, num_rows in most.items():
+        print(f"rows written by one transaction while {what}: at most {num_rows:,}", flush=True)
+
+
+def count_rows(database: Database) -> None:
+    with database.write() as session:
+        session.execute(text(COUNT_ROWS))
+        for table in COUNTED:
+            for event, name in (("INSERT", "inserted"), ("UPDATE", "updated")):
+                session.execute(
+                    text(
+                        f"CREATE TRIGGER {name} AFTER {event} ON {table} REFERENCING NEW TABLE "
+                        "AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows()"
+                    )
+                )
+
+
+def most_rows(database: Database) -> int:
+    """Of one transaction since the last call."""
+    with database.write() as session:
+        most = session.execute(
+            text("SELECT max(num) FROM (SELECT sum(num_rows) num FROM written GROUP BY xid) sums")
+        ).scalar_one()
+        session.execute(text("TRUNCATE written"))
+    return int(most or 0)
+
+
 def backlog() -> None:
     with scene({}, fake_step_seconds=0.02) as (run, valkey, _):
         insert_backlog(run.cluster.database)
@@ -215,8 +276,9 @@ def insert_backlog(database: Database) -> None:
                 INSERT INTO jobs (id, task, model, state, lane, priority, tenant, num_characters,
                                   created_at, turn_at)
                 SELECT uuidv7(), 'generate', 'fake', 'queued', 'bulk', 0, 'default', 4,
-                       statement_timestamp(), statement_timestamp()
-                FROM generate_series(1, :num_jobs)
+                       statement_timestamp(),
+                       statement_timestamp() + number / 1000 * interval '1 ms'
+                FROM generate_series(1, :num_jobs) number
                 """
             ),
             {"num_jobs": BACKLOG},
@@ -238,6 +300,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "postgres": postgres_restart,
     "worker": worker_killed,
     "cost": cost,
+    "rows": rows,
     "backlog": backlog,
 }
 

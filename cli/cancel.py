@@ -19,6 +19,5 @@ def cancel(
     from db import queries
 
     chosen = chosen_jobs(jobs or [], batch)
-    with chosen.database.write() as session:
-        changed = session.scalars(queries.cancel_jobs(chosen.condition)).all()
+    changed = chosen.change(lambda limit: queries.cancel_jobs(chosen.condition, limit))
     chosen.report("cancelled", changed, "finished already", json)

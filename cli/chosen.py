@@ -1,11 +1,12 @@
 """Chosen: the jobs that a person names, by their ids or by their batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 import typer
 from sqlalchemy import ColumnElement
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from cli import options
 from cli.found import found_batch
@@ -15,12 +16,27 @@ from db.models import Job
 from db.reading import find_job
 from db.session import Database
 
+MAX_AT_ONCE = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
     database: Database
     condition: ColumnElement[bool]
     job_ids: tuple[UUID, ...]  # empty where a batch was named
+
+    def change(self, change: Callable[[int], ReturningUpdate[UUID]]) -> list[UUID]:
+        """Make a change to some at a time, until none is left; returns which were changed.
+
+        A night's jobs in one transaction would keep the workers from theirs.
+        """
+        changed: list[UUID] = []
+        while True:
+            with self.database.write() as session:
+                some = session.scalars(change(MAX_AT_ONCE)).all()
+            changed += some
+            if len(some) < MAX_AT_ONCE:
+                return changed
 
     def report(self, done: str, changed: Sequence[UUID], otherwise: str, json: bool) -> None:
         """Say which jobs were changed and which were not; status 1 if one does not exist."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli import options
-from cli.terminal import out, write_json
+from cli.terminal import out, plural, write_json
 
 if TYPE_CHECKING:
+    from db.health import Overdue, WorkerHealth
     from db.session import Database
     from tasks.catalog import Catalog, Model
 
@@ -163,21 +164,62 @@ def _look_at_checkpoint(catalog: "Catalog", model: "Model") -> Finding:
 
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
-    from db import queries
+    """Who lives, what they hold, and what is overdue."""
+    from db.health import health
 
-    with database.read() as session:
-        workers = session.scalars(queries.live_workers()).all()
-    served = {model for worker in workers for model in worker.room}
+    found = health(database)
+    findings = []
+    served = {model for worker in found.alive for model in worker.models}
     unserved = [alias for alias in catalog.models if alias not in served]
-    if not workers:
-        return [Finding("workers", False, "none is running; start one with `tidemill worker`")]
-    if unserved:
-        return [
+    if not found.alive:
+        findings.append(
+            Finding("workers", False, "none is running; start one with `tidemill worker`")
+        )
+    elif unserved:
+        findings.append(
             Finding(
                 "workers",
                 False,
                 f"no worker serves {', '.join(unserved)}; start one with "
                 f"`tidemill worker --models {','.join(unserved)}`",
             )
-        ]
-    return [Finding("workers", True, f"{len(workers)} running, and every model is served")]
+        )
+    else:
+        findings.append(
+            Finding("workers", True, f"{len(found.alive)} running, and every model is served")
+        )
+    findings += [_finding_of_worker(worker) for worker in found.workers]
+    findings.append(_finding_of_overdue(found.overdue))
+    return findings
+
+
+def _finding_of_worker(worker: "WorkerHealth") -> Finding:
+    holds = f"holds {plural(worker.num_held, 'job')}"
+    if worker.oldest_seconds is not None:
+        holds += f", the first since {worker.oldest_seconds:,.0f} s"
+    if not worker.lives:
+        return Finding(
+            f"worker {worker.name}",
+            False,
+            f"is silent and {holds}; they go back in line when their leases end",
+        )
+    leads = "; it sends out what is due" if worker.leads else ""
+    return Finding(
+        f"worker {worker.name}", True, f"serves {', '.join(worker.models)}, {holds}{leads}"
+    )
+
+
+def _finding_of_overdue(overdue: "Overdue") -> Finding:
+    if not overdue:
+        return Finding("overdue", True, "nothing is")
+    parts = {
+        "left by dead workers": overdue.num_left,
+        "past their deadline": overdue.num_past_deadline,
+        "that somebody has waited for since a minute": overdue.num_waiting,
+    }
+    said = ", ".join(f"{plural(num, 'job')} {what}" for what, num in parts.items() if num)
+    return Finding(
+        "overdue",
+        False,
+        f"{said}; some worker should have seen to it: look for warnings in their logs",
+    )

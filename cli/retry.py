@@ -22,8 +22,11 @@ def retry(
     json: options.Json = False,
 ) -> None:
     """Put jobs that did not succeed back in line, with a clean slate."""
+    from sqlalchemy import select
+
     from cli.chosen import chosen_jobs
     from db import queries
+    from db.clock import now
     from db.models import Job
     from db.states import RETRIABLE, JobState
 
@@ -37,6 +40,9 @@ def retry(
     states = named or ([JobState.FAILED] if batch is not None else list(RETRIABLE))
     # A contract that was refused when it came by message has no model to go to.
     can_run = Job.model != ""
-    with chosen.database.write() as session:
-        changed = session.scalars(queries.retry_jobs(chosen.condition & can_run, states)).all()
+    with chosen.database.read() as session:
+        asked_at = session.execute(select(now())).scalar_one()
+    # Of those that failed before this was asked: some may run and fail again meanwhile.
+    condition = chosen.condition & can_run & (Job.finished_at <= asked_at)
+    changed = chosen.change(lambda limit: queries.retry_jobs(condition, states, limit))
     chosen.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)

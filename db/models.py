@@ -51,6 +51,9 @@ class Base(DeclarativeBase):
             JSONB(none_as_null=True), "postgresql"
         ),
         list[str]: JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql"),
+        list[dict[str, Any]]: JSON(none_as_null=True).with_variant(
+            JSONB(none_as_null=True), "postgresql"
+        ),
     }
 
 
@@ -216,6 +219,7 @@ class WorkerRow(Base):
 
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
     room: Mapped[dict[str, Any]]  # model -> jobs it wants at hand
+    engines: Mapped[list[dict[str, Any]] | None]  # what each loaded, how it was sized, and why
     num_running: Mapped[int]
     started_at: Mapped[datetime]
     alive_until: Mapped[datetime]

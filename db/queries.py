@@ -4,7 +4,7 @@ A change of state carries its condition, so running a statement twice, or too
 late, changes nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -265,26 +265,30 @@ def insert_attempts(session: Session) -> Insert:
 # --- what people ask for -------------------------------------------------------------------
 
 
-def cancel_jobs(chosen: ColumnElement[bool]) -> ReturningUpdate[UUID]:
+def cancel_jobs(chosen: ColumnElement[bool], limit: int | None = None) -> ReturningUpdate[UUID]:
     """Cancel the chosen jobs that are not finished; a running one may write no more."""
+    unfinished = _asked(chosen & Job.state.in_(UNFINISHED), limit)
     return (
         update(Job)
-        .where(chosen, Job.state.in_(UNFINISHED))
+        .where(unfinished, Job.state.in_(UNFINISHED))
         .values(state=JobState.CANCELLED, owner=None, lease_until=None, finished_at=now())
         .returning(Job.id)
         .execution_options(synchronize_session=False)
     )
 
 
-def retry_jobs(chosen: ColumnElement[bool], states: Iterable[JobState]) -> ReturningUpdate[UUID]:
+def retry_jobs(
+    chosen: ColumnElement[bool], states: Iterable[JobState], limit: int | None = None
+) -> ReturningUpdate[UUID]:
     """Put the chosen jobs back in line with a clean slate, if they ended in one of `states`.
 
     Their attempt number stays: it is the fence, and is never used twice.
     """
+    ended = Job.state.in_(list(states))
     assert set(states) <= RETRIABLE
     return (
         update(Job)
-        .where(chosen, Job.state.in_(list(states)))
+        .where(_asked(chosen & ended, limit), ended)
         .values(
             state=JobState.QUEUED,
             failures=0,
@@ -297,6 +301,12 @@ def retry_jobs(chosen: ColumnElement[bool], states: Iterable[JobState]) -> Retur
         .returning(Job.id)
         .execution_options(synchronize_session=False)
     )
+
+
+def _asked(chosen: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
+    """So many of the chosen rows, locked in order of id: workers write some of them meanwhile."""
+    asked = _locked(select(Job.id).where(chosen)).limit(limit).cte("asked")
+    return Job.id.in_(select(asked.c.id))
 
 
 # --- what the dispatcher asks for ----------------------------------------------------------
@@ -418,14 +428,19 @@ def mark_published(job_ids: Sequence[UUID]) -> Update:
 
 
 def report_worker(
-    session: Session, name: str, room: dict[str, int], num_running: int, alive_seconds: float
+    session: Session,
+    name: str,
+    room: Mapping[str, int],
+    num_running: int,
+    alive_seconds: float,
+    engines: list[dict[str, Any]] | None = None,
 ) -> None:
     """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
     alive_until = seconds_from_now(alive_seconds)
     known = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
-        .values(room=room, num_running=num_running, alive_until=alive_until)
+        .values(room=dict(room), engines=engines, num_running=num_running, alive_until=alive_until)
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )
@@ -433,7 +448,8 @@ def report_worker(
         session.execute(
             insert(WorkerRow).values(
                 name=name,
-                room=room,
+                room=dict(room),
+                engines=engines,
                 num_running=num_running,
                 started_at=now(),
                 alive_until=alive_until,

@@ -28,13 +28,16 @@ class Model(BaseModel):
     languages: tuple[str, ...] = ()
     engine: Literal["auto", "inflight", "exact", "fake"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "int8", "bfloat16"] = "none"  # of the weights, on a CPU
     device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a model on a GPU
     threads: Annotated[int, Field(ge=1)] | None = None
-    max_sequences: Annotated[int, Field(ge=1, le=4096)] = 32  # decoded together
-    max_step_tokens: Annotated[int, Field(ge=16)] = 8192  # prompts and answers of one step
-    max_cache_tokens: Annotated[int, Field(ge=1)] = 131_072  # in flight: keys and values held
+    # None: chosen by the engine for the model and the machine; `tidemill models` tells.
+    max_sequences: Annotated[int, Field(ge=1, le=4096)] | None = None  # decoded together
+    max_step_tokens: Annotated[int, Field(ge=16)] | None = None  # prompts and answers of one step
+    max_cache_tokens: Annotated[int, Field(ge=1)] | None = None  # keys and values held
+    kv_cache: str | float | None = None  # the same as "2GiB", or as a share of what is free
     max_input_tokens: Annotated[int, Field(ge=1)] | None = None  # None: what the checkpoint takes
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # where neither job nor model says
     prompt: Mapping[TaskName, str] = {}

@@ -24,6 +24,7 @@ from tasks.errors import ContractError, Problem
 
 MAX_TEXT_CHARACTERS = 4_000_000
 MAX_METADATA_PAIRS = 16
+MAX_NAME_SHOWN = 64  # characters of a name that is told to be wrong
 
 
 def storable(value: Any) -> Any:
@@ -168,12 +169,18 @@ class Contract(Params):
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:
         """The contract that these fields make; raises ContractError naming each wrong one."""
+        # pydantic cannot say such a name, and stops at it: it would hide every other fault.
+        broken = [name for name in fields if _holds_half_a_character(name)]
+        problems = [cls._unknown(_printable(name)) for name in broken]
         try:
-            return cls.model_validate(fields)
+            contract = cls.model_validate(
+                {name: value for name, value in fields.items() if name not in broken}
+            )
         except ValidationError as error:
-            raise ContractError(
-                cls.task, [cls._problem(detail) for detail in error.errors(include_url=False)]
-            ) from None
+            problems += [cls._problem(detail) for detail in error.errors(include_url=False)]
+        if problems:
+            raise ContractError(cls.task, problems)
+        return contract
 
     @classmethod
     def own_fields(cls) -> frozenset[str]:
@@ -197,11 +204,9 @@ class Contract(Params):
 
     @classmethod
     def _problem(cls, detail: ErrorDetails) -> Problem:
-        field = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+        field = _field(detail)
         if detail["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, cls.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(cls.model_fields)
-            return Problem(field, f"is not a field of {cls.task}; {hint}")
+            return cls._unknown(field)
         if detail["type"] == "missing":
             return Problem(field, "is missing")
         if detail["type"] == "clash":
@@ -210,9 +215,37 @@ class Contract(Params):
             return Problem(field, f"must have at least {detail['ctx']['min_length']} item")
         if detail["type"] == "string_pattern_mismatch":
             return Problem(field, "must be a language code such as en, pt-BR or fra_Latn")
+        if detail["type"] == "string_unicode":
+            return Problem(
+                field, "holds half a character (a lone surrogate); decode the source as UTF-8"
+            )
         fault = detail["msg"].replace("Input should be", "must be").replace("Input should", "must")
         value = detail["input"]
         # Only numbers and truth values are quoted: texts belong to users.
         if isinstance(value, int | float):
             fault += f", not {value!r}"
         return Problem(field or "contract", fault)
+
+    @classmethod
+    def _unknown(cls, field: str) -> Problem:
+        near = difflib.get_close_matches(field, cls.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(cls.model_fields)
+        return Problem(field, f"is not a field of {cls.task}; {hint}")
+
+
+def _field(detail: ErrorDetails) -> str:
+    """Where the fault is, as in `metadata.station`."""
+    parts: list[Any] = list(detail["loc"])
+    if len(parts) > 2 and parts[-1] == "[key]":  # pydantic's word for: not the value, the name
+        parts[-2:] = [detail["input"]]
+    return ".".join(_printable(str(part)) for part in parts)
+
+
+def _printable(name: str) -> str:
+    """A name that somebody sent, as it may go into a message: short, and of characters."""
+    short = name if len(name) <= MAX_NAME_SHOWN else name[:MAX_NAME_SHOWN] + "..."
+    return short if short and short.isprintable() else repr(short)
+
+
+def _holds_half_a_character(name: Any) -> bool:
+    return isinstance(name, str) and any("\ud800" <= each <= "\udfff" for each in name)

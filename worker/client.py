@@ -36,8 +36,10 @@ from worker.engine.messages import (
     from_bytes,
     to_bytes,
 )
+from worker.engine.sizing import Sized
 from worker.engine.spec import EngineSpec
 from worker.errors import EngineCrashed, EngineUnusable
+from worker.failpoints import passing
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,11 @@ class EngineClient:
         self.progress = Progress()
         self.num_restarts = 0
         self._card: ModelCard | None = None
+        self._sized: Sized | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._lock = threading.Lock()
+        # A signal handler that gives jobs back comes here, on a thread that may hold it.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._held: dict[int, _Held] = {}
         self._sent: dict[int, None] = {}  # ordered
@@ -123,6 +127,12 @@ class EngineClient:
     def card(self) -> ModelCard:
         assert self._card is not None, "the engine was not started"
         return self._card
+
+    @property
+    def sized(self) -> Sized:
+        """What the engine holds at once, and why so much."""
+        assert self._sized is not None, "the engine was not started"
+        return self._sized
 
     @property
     def pid(self) -> int | None:
@@ -192,6 +202,7 @@ class EngineClient:
         assert isinstance(answer, Ready), answer
         with self._lock:
             self._card = answer.card
+            self._sized = answer.sized
             self._ready = True
             self._wake.notify_all()
         return answer.card
@@ -216,6 +227,8 @@ class EngineClient:
                 continue
             assert isinstance(frame, Outputs), frame
             self.progress = frame.progress
+            if frame.progress.num_running or frame.progress.num_waiting:
+                passing("stepped")
             self._hand_out(frame.outputs)
 
     def _hand_out(self, outputs: Iterable[Output]) -> None:

@@ -58,11 +58,14 @@ class Committer:
         self._thread.start()
 
     def put(self, outcome: Outcome) -> None:
-        """Hand an outcome over; waits while too many are unwritten."""
+        """Hand an outcome over; an answer waits while too many are unwritten.
+
+        The others are small and no more than the jobs that run. A drain hands them
+        over, and so does the watch; those two must go on while the database is away.
+        """
         with self._changed:
-            self._changed.wait_for(
-                lambda: len(self._buffer) < self._settings.max_unwritten_outcomes or self._stopping
-            )
+            if outcome.answer is not None:
+                self._changed.wait_for(self._has_room)
             self._buffer.append((time.monotonic(), outcome))
             self._changed.notify_all()
 
@@ -79,6 +82,9 @@ class Committer:
         with self._changed:
             return len(self._buffer)
 
+    def _has_room(self) -> bool:
+        return self._stopping or len(self._buffer) < self._settings.max_unwritten_outcomes
+
     def _run(self) -> None:
         pause_seconds = 0.1
         while outcomes := self._next_flush():
@@ -91,7 +97,8 @@ class Committer:
                 )
                 if self._stopping:
                     return  # their leases run out, and another worker takes the jobs up
-                time.sleep(pause_seconds)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, pause_seconds)
                 pause_seconds = min(5.0, pause_seconds * 2)
                 continue
             pause_seconds = 0.1

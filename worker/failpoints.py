@@ -14,6 +14,7 @@ Moment = Literal[
     "delivered",  # a message is here, nothing is claimed
     "claimed",  # its jobs are ours, nothing runs yet
     "requested",  # the engine has the requests
+    "stepped",  # the engine is done with some, and works on others
     "generated",  # the engine has answered
     "committing",  # the outcomes are written, not committed
     "committed",  # committed, not acked

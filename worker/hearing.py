@@ -32,7 +32,7 @@ class Hearing:
         self._on_deaf = on_deaf
         self._broker = Broker()
         self._unheard_since: float | None = None
-        self._ticker = Ticker("hearing", CHECK_SECONDS, self._tick)
+        self._ticker = Ticker("hearing", min(CHECK_SECONDS, deaf_seconds / 2), self._tick)
 
     def start(self) -> None:
         self._ticker.start()

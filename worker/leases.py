@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,13 +22,15 @@ class Leases:
         self,
         database: Database,
         owner: str,
-        room: Mapping[str, int],
+        room: Callable[[], Mapping[str, int]],
+        engines: Callable[[], list[dict[str, Any]]],
         settings: Settings,
         running: Callable[[], Collection[Attempt]],
     ) -> None:
         self._database = database
         self._owner = owner
-        self._room = dict(room)
+        self._room = room
+        self._engines = engines
         self._settings = settings
         self._running = running
         self._ticker = Ticker("leases", settings.renew_seconds, self._tick)
@@ -54,9 +57,10 @@ class Leases:
             queries.report_worker(
                 session,
                 self._owner,
-                self._room,
+                self._room(),
                 len(self._running()),
                 self._settings.lease_seconds,
+                self._engines(),
             )
 
     def renew(self) -> None:

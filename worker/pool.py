@@ -18,6 +18,8 @@ from uuid import UUID
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.thread import TaskPool
 from celery.exceptions import Reject, WorkerShutdown
+from celery.signals import worker_shutting_down
+from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads, prepare_accept_content
 
@@ -59,6 +61,8 @@ class EnginePool(TaskPool):
             raise WorkerShutdown(1) from error
         self._handles: set[Handle] = set()
         self._stopped = threading.Event()
+        self._num_signals = 0
+        worker_shutting_down.connect(self._hurry_at_the_second)
 
     def on_apply(
         self,
@@ -114,12 +118,20 @@ class EnginePool(TaskPool):
         if self._stopped.is_set():
             return
         self._stopped.set()
-        # A second signal, of whatever kind, means: now. Celery would ignore it.
+        if state.should_terminate:
+            self.worker.hurry()
+        # Celery may be in a handler of its own now, and would take no further signal.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, lambda *_: self.worker.hurry())
         self.worker.drain(self.worker.settings.drain_seconds)
         self.worker.stop()
         super().on_stop()
+
+    def _hurry_at_the_second(self, **_: Any) -> None:
+        """In Celery's signal handler. A second signal, of whatever kind, means: now."""
+        self._num_signals += 1
+        if self._num_signals > 1:
+            self.worker.hurry()
 
     def on_terminate(self) -> None:
         self.on_stop()

@@ -2,7 +2,7 @@
 
 Under the threads or solo pool the body waits for its jobs. Pools that fork or
 patch are refused: a model does not survive a fork, and each child would load
-its own. (`-P prefork` is how Celery spells its default, which is our pool.)
+its own.
 """
 
 import os
@@ -10,8 +10,10 @@ import threading
 from typing import Any
 from uuid import UUID
 
+import click
 from celery.concurrency import solo, thread
 from celery.signals import worker_init, worker_shutdown
+from click.core import ParameterSource
 
 from db.session import DatabaseError
 from tasks.app import app
@@ -38,18 +40,39 @@ def start_under_another_pool(sender: Any, **_: Any) -> None:
     global _worker
     pool = sender.pool_cls
     if issubclass(pool, EnginePool):
+        if _prefork_was_asked_for():
+            raise _refusal("prefork")
         return
     if not issubclass(pool, thread.TaskPool | solo.TaskPool):
-        raise SystemExit(
-            f"Tidemill cannot run under the pool {pool.__module__}: a loaded model does not "
-            "survive a fork, and every child would load its own. Leave -P away, or use -P threads."
-        )
+        raise _refusal(pool.__module__)
     channel.mend()
     try:
         _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
         _worker.start()
     except (TidemillError, DatabaseError) as error:
         raise SystemExit(str(error)) from error
+
+
+def _prefork_was_asked_for() -> bool:
+    """Whether `-P prefork` stands in the command line that came to be our pool.
+
+    Celery takes prefork for "whatever is configured", so its pool does not tell; where
+    the option came from does. Nothing else that can be written there leads to our pool,
+    but for `custom`, which needs the variable.
+    """
+    context = click.get_current_context(silent=True)
+    return (
+        context is not None
+        and context.get_parameter_source("pool") is ParameterSource.COMMANDLINE
+        and "CELERY_CUSTOM_WORKER_POOL" not in os.environ
+    )
+
+
+def _refusal(pool: str) -> SystemExit:
+    return SystemExit(
+        f"Tidemill cannot run under the pool {pool}: a loaded model does not survive a fork, "
+        "and every child would load its own. Leave -P away, or use -P threads."
+    )
 
 
 @worker_shutdown.connect

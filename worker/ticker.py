@@ -41,4 +41,4 @@ class Ticker:
                 log.warning(
                     "tick failed", extra={"part": self._name, "error": type(error).__name__}
                 )
-                wait_seconds = max(self._seconds, AFTER_ERROR_SECONDS)
+                wait_seconds = AFTER_ERROR_SECONDS

@@ -27,8 +27,10 @@ from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
 from worker.client import EngineClient
 from worker.committer import Committer
+from worker.cores import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher import Dispatcher
+from worker.engine.sizing import AS_CONFIGURED
 from worker.engine.spec import EngineSpec
 from worker.hearing import Hearing
 from worker.leases import Leases
@@ -38,6 +40,8 @@ from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
+# Fields of a spec that are not simply the model's.
+OWN_WAYS = {"languages", "prompt", "threads", "replica"}
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
 
 
@@ -56,13 +60,18 @@ class Worker:
         self._database = database
         self._models = models
         self._request_ids = itertools.count(1)
+        num_engines = sum(model.replicas for model in models)
+        threads = threads_of_an_engine(num_engines)
+        self._threads_reason = f"an equal share of the cores, with {num_engines} engines"
         self._clients: dict[str, list[EngineClient]] = {
             model.alias: [
-                EngineClient(engine_spec(model, replica)) for replica in range(model.replicas)
+                EngineClient(engine_spec(model, threads, replica))
+                for replica in range(model.replicas)
             ]
             for model in models
         }
-        self._lock = threading.Lock()
+        # A signal handler of Celery's comes here too, on a thread that may hold it.
+        self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
         self._deliveries: set[Delivery] = set()
@@ -70,7 +79,9 @@ class Worker:
         self._hurried = False
         self._committer = Committer(database, settings, self._settle)
         self._claimer = Claimer(database, self.owner, settings, self._start_jobs)
-        self._leases = Leases(database, self.owner, self.room, settings, self._attempts)
+        self._leases = Leases(
+            database, self.owner, self.room, self.engines, settings, self._attempts
+        )
         self._watch = Watch(database, self.owner, settings, self._attempts, self._engines)
         self._dispatcher = Dispatcher(database, self.owner, settings)
         self._hearing = Hearing(
@@ -95,10 +106,31 @@ class Worker:
         models = list(catalog.only(places.served_models()).values())
         return cls(places.database(), models, Settings.of(catalog.worker), on_deaf)
 
-    @property
     def room(self) -> dict[str, int]:
         """How many jobs of each model this worker wants at hand: what runs, and as many waiting."""
-        return {model.alias: 2 * model.max_sequences * model.replicas for model in self._models}
+        return {
+            alias: sum(2 * (client.sized.spec.max_sequences or 0) for client in replicas)
+            for alias, replicas in self._clients.items()
+        }
+
+    def engines(self) -> list[dict[str, Any]]:
+        """What each engine loaded and how it was sized, with reasons; JSON-able."""
+        return [
+            {
+                "model": client.spec.alias,
+                "card": client.card.to_json(),
+                "settings": {
+                    name: {"value": getattr(client.sized.spec, name), "reason": reason}
+                    for name, reason in self._reasons_of(client).items()
+                },
+            }
+            for client in self._engines
+        ]
+
+    def _reasons_of(self, client: EngineClient) -> dict[str, str]:
+        model = next(each for each in self._models if each.alias == client.spec.alias)
+        threads = self._threads_reason if model.threads is None else AS_CONFIGURED
+        return {**client.sized.reasons, "threads": threads}
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -241,11 +273,15 @@ class Worker:
         return [client for replicas in self._clients.values() for client in replicas]
 
 
-def engine_spec(model: Model, replica: int = 0) -> EngineSpec:
-    """What the engine process must know of a model. replica: which of its processes it is"""
+def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
+    """What the engine process must know of a model.
+
+    threads: unless it names its own; replica: which of its processes it is
+    """
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
-        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - {"languages", "prompt"}),
+        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - OWN_WAYS),
+        threads=model.threads or threads,
         replica=replica,
         languages=tuple(languages),
         prompt={str(task): template for task, template in model.prompt.items()},

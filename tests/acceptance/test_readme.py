@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tasks.catalog import Catalog
+from tests.workers import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-READY_SECONDS = 120
 
 
 def blocks(language: str) -> list[str]:
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield folder
         finally:
             up.send_signal(signal.SIGTERM)
-            up.communicate(timeout=60)
+            up.communicate(timeout=PATIENCE_SECONDS)
     assert up.returncode == 0
 
 

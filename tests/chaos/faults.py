@@ -11,6 +11,8 @@ import psutil
 import redis
 from sqlalchemy import text
 
+from db.session import Database
+from tests.chaos.disk import SmallDisk
 from tests.chaos.history import History
 from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
@@ -20,6 +22,7 @@ from tests.servers import ValkeyServer
 from tests.workers import WorkerProcess
 
 DELAY_SECONDS = 0.3
+STALL_SECONDS = 5.0  # of the workers in the loop
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Scene:
     to_valkey: Proxy
     postgres: ChaosPostgres | None
     to_postgres: Proxy | None
+    disk: SmallDisk | None  # of the database; None where nobody may mount one
+    lock_seconds: float  # how long somebody may hold the jobs
     chance: random.Random
     wait: Callable[[float], object]  # for a fault to last
 
@@ -41,6 +46,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         of_database = SQLITE_FAULTS if self.postgres is None else POSTGRES_FAULTS
+        if self.disk is not None:
+            of_database = (*of_database, fill_disk)
         # Two of a kind undo each other; workers may die while one is asleep.
         self._targets = [
             (threading.BoundedSemaphore(2), WORKER_FAULTS),
@@ -106,6 +113,19 @@ def kill_engine(scene: Scene) -> None:
                     pass
 
 
+def hang_engine(scene: Scene) -> None:
+    """It is there and takes no step, until its worker loses patience."""
+    if worker := scene.victim():
+        # Another fault may be quicker, and the worker gone.
+        with suppress(psutil.NoSuchProcess):
+            for engine in worker.children:
+                with scene.history.fault("engine hangs", pid=engine.pid), suppress(psutil.Error):
+                    engine.suspend()
+                    scene.last(STALL_SECONDS + 2)
+                    # If its worker is dead by now it must be able to notice.
+                    engine.resume()
+
+
 # --- Valkey ----------------------------------------------------------------------------------
 
 
@@ -139,6 +159,14 @@ def fill_valkey(scene: Scene) -> None:
         client.config_set("maxmemory", 1)
         scene.last(3)
         client.config_set("maxmemory", 0)
+
+
+def demote_valkey(scene: Scene) -> None:
+    """A failover that hit the one they are connected to: it is a replica now, and refuses."""
+    with scene.history.fault("Valkey is a replica", outage=True), scene.valkey_client() as client:
+        client.replicaof("127.0.0.1", "1")
+        scene.last(3)
+        client.replicaof("NO", "ONE")
 
 
 def cut_off_valkey(scene: Scene) -> None:
@@ -182,6 +210,21 @@ def hang_postgres(scene: Scene) -> None:
         scene.last(3)
 
 
+def demote_postgres(scene: Scene) -> None:
+    assert scene.postgres is not None
+    with (
+        scene.history.fault("PostgreSQL is a standby", outage=True),
+        scene.postgres.refusing_writes(),
+    ):
+        scene.last(3)
+
+
+def drop_connections(scene: Scene) -> None:
+    assert scene.postgres is not None
+    with scene.history.fault("PostgreSQL drops its connections"):
+        scene.postgres.drop_connections()
+
+
 def cut_off_postgres(scene: Scene) -> None:
     assert scene.to_postgres is not None
     with scene.history.fault("PostgreSQL's network cut", outage=True):
@@ -206,15 +249,31 @@ def swallow_postgres(scene: Scene) -> None:
         scene.to_postgres.heal()
 
 
+@contextmanager
+def jobs_locked(database: Database) -> Iterator[None]:
+    """Within it, somebody else's transaction holds the table, or on SQLite the file."""
+    with database.write() as session:
+        session.connection()  # which begins it, and is all that SQLite needs
+        if database.dialect == "postgresql":
+            session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
+        yield
+
+
 def lock_jobs(scene: Scene) -> None:
-    """Somebody else's transaction holds the table, or on SQLite the file."""
     with (
         scene.history.fault("jobs locked", outage=True),
-        scene.run.cluster.database.write() as session,
+        jobs_locked(scene.run.cluster.database),
     ):
+        scene.last(scene.lock_seconds)
+
+
+def fill_disk(scene: Scene) -> None:
+    assert scene.disk is not None
+    with scene.history.fault("the database's disk is full", outage=True):
+        with scene.disk.full():
+            scene.last(3)
         if scene.postgres is not None:
-            session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
-        scene.last(4)
+            scene.postgres.start_if_ended()
 
 
 Fault = Callable[[Scene], None]
@@ -223,6 +282,7 @@ WORKER_FAULTS: tuple[Fault, ...] = (
     stop_worker_beyond_its_lease,
     terminate_worker,
     kill_engine,
+    hang_engine,
 )
 VALKEY_FAULTS: tuple[Fault, ...] = (
     restart_valkey,
@@ -230,6 +290,7 @@ VALKEY_FAULTS: tuple[Fault, ...] = (
     flush_valkey,
     kill_clients,
     fill_valkey,
+    demote_valkey,
     cut_off_valkey,
     delay_valkey,
     swallow_valkey,
@@ -237,6 +298,8 @@ VALKEY_FAULTS: tuple[Fault, ...] = (
 POSTGRES_FAULTS: tuple[Fault, ...] = (
     restart_postgres,
     hang_postgres,
+    demote_postgres,
+    drop_connections,
     cut_off_postgres,
     delay_postgres,
     swallow_postgres,

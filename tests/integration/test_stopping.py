@@ -3,10 +3,12 @@
 import signal
 from collections import Counter
 from typing import Any
+from uuid import UUID
 
 from db import JobState
 from tasks import submit_batch
 from tasks.generate import GenerateContract
+from tests.jobs import end_lease
 from tests.workers import Cluster, assert_gone, on_sqlite, until
 
 # Nothing finishes with the first, everything at once with the second.
@@ -75,8 +77,8 @@ def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
 
 
 def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Cluster) -> None:
-    leases = {"lease_seconds": 2.0, "renew_seconds": 0.5}
-    slow = producer.configure(worker=leases, **SLOW)
+    followed_soon = {"lead_seconds": 1.0}
+    slow = producer.configure(worker=followed_soon, **SLOW)
     with producer.worker(TIDEMILL_CONFIG=str(slow)) as worker:
         submit()
         producer.wait_for(JobState.RUNNING, 8)
@@ -84,7 +86,9 @@ def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Clus
     num_running = producer.states()[JobState.RUNNING]
     assert num_running >= 8
 
-    producer.configure(worker=leases, **FAST)
+    every = producer.results_per_job()
+    end_lease(producer.database, (each for each in every if runs(producer, each)))
+    producer.configure(worker=followed_soon, **FAST)
     with producer.worker():
         producer.wait_until_finished(NUM_JOBS)
     assert producer.states() == {JobState.SUCCEEDED: NUM_JOBS}
@@ -92,6 +96,10 @@ def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Clus
     ended = [producer.job(job_id) for job_id in producer.results_per_job()]
     assert Counter(job.attempt for job in ended) == {2: num_running, 1: NUM_JOBS - num_running}
     assert {job.failures for job in ended} == {0}, "being interrupted is not a failure"
+
+
+def runs(cluster: Cluster, job_id: UUID) -> bool:
+    return cluster.job(job_id).state == JobState.RUNNING
 
 
 @on_sqlite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -93,9 +94,24 @@ def alone_of(alone: Alone, request: Request, how: dict[str, Any]) -> list[list[i
     return alone.generate(text, **how)
 
 
+@pytest.fixture(scope="module")
+def alone_answers_of(folder_of):
+    """The checkpoint of a kind alone, and what it answers to each request by its id; once
+    for all engines."""
+
+    @cache
+    def make(kind: str) -> tuple[Alone, dict[int, list[list[int]]]]:
+        alone = Alone(kind, folder_of(kind))
+        answers = {each.id: alone_of(alone, each, how) for _, each, how in requests_of(kind)}
+        return alone, answers
+
+    return make
+
+
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-def test_every_answer_in_company_is_the_answer_alone(kind, folder_of, bench_of):
-    alone, company = Alone(kind, folder_of(kind)), bench_of(kind)
+def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, bench_of):
+    alone, answers = alone_answers_of(kind)
+    company = bench_of(kind)
     requests = requests_of(kind)
 
     outputs = company.answers(request for _, request, _ in requests)
@@ -104,8 +120,8 @@ def test_every_answer_in_company_is_the_answer_alone(kind, folder_of, bench_of):
     # Prompts of several lengths did share calls, or nothing would have been shown.
     assert any(len({len(each.prompt_ids) for each in plan.sequences}) > 1 for plan in company.plans)
     wrong, said, greedy = [], [], set()
-    for name, request, how in requests:
-        expected = alone_of(alone, request, how)
+    for name, request, _ in requests:
+        expected = answers[request.id]
         choices = outputs[request.id].choices
         got = [list(each.token_ids) for each in choices]
         if got != expected:

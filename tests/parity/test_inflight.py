@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -20,6 +21,7 @@ from worker.engine.exact import ExactEngine
 from worker.engine.messages import Params, Request
 from worker.engine.packed import PackedLinear, pack
 from worker.engine.routing import RoutingEngine, load
+from worker.engine.row_attention import TorchRowAttention
 from worker.engine.slots import BUCKET_TOKENS
 from worker.engine.spec import EngineSpec
 
@@ -165,6 +167,38 @@ def test_a_setting_of_the_checkpoint_is_never_dropped(
         assert list(outputs[each.id].choices[0].token_ids) == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_the_compiled_kernel_every_answer_is_the_same(
+    kind, bench_of, asked_of, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "worker.engine.kernel", None)
+    bench = bench_of(kind)
+    attention = bench.loop.engine.in_flight.runner.attention
+    assert isinstance(attention, TorchRowAttention)
+    outputs = bench.answers(one for one, _ in asked_of(kind))
+    for one, expected in asked_of(kind):
+        assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
+
+
+@pytest.mark.parametrize("quantization", ["int8", "bfloat16"])
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
+def test_rounded_weights_answer_alone_as_in_company(
+    kind, quantization, bench_of, asked_of, monkeypatch
+):
+    # All linear modules of so small a model, not only those that gain by it.
+    monkeypatch.setattr(pack, "__defaults__", (PackedLinear, 0))
+    asked = [one for one, _ in asked_of(kind)]
+    company = bench_of(kind, quantization=quantization).answers(asked)
+    alone = bench_of(kind, quantization=quantization)
+    for one in asked[::3]:
+        assert alone.answers([one])[one.id].choices == company[one.id].choices
+    same = sum(
+        [list(each.token_ids) for each in company[one.id].choices] == expected
+        for one, expected in asked_of(kind)
+    )
+    assert same < len(asked), "nothing was rounded"
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
 def test_packed_weights_change_no_answer(kind, bench_of, asked_of):
     bench = bench_of(kind)
@@ -278,6 +312,29 @@ def test_a_request_that_does_not_fit_says_so_and_may_be_tried_again(bench_of):
     assert (failed[CULPRIT].code, failed[CULPRIT].retryable) == ("out_of_memory", True)
 
 
+def test_a_step_that_finds_no_memory_is_halved_and_no_later_one_is_as_large(bench_of):
+    expected = bench_of("gpt2").answers(prompts())
+    bench = bench_of("gpt2")
+    tried = []
+
+    def fails(ids):
+        tried.append(len(ids))
+        return torch.OutOfMemoryError() if len(ids) > 3 else None
+
+    break_when(bench, "step", fails)
+    assert bench.answers(prompts()) == expected
+    assert tried[:2] == [8, 4]
+    assert max(tried[2:]) == 2
+    # Who comes later is let in by the bound that was found.
+    bench.plans.clear()
+    later = [replace(each, id=each.id + 100) for each in prompts()]
+    outputs = bench.answers(later)
+    assert max(plan.num_rows for plan in bench.plans) == 2
+    assert [outputs[each.id].choices for each in later] == [
+        expected[each.id - 100].choices for each in later
+    ]
+
+
 def test_a_device_beyond_repair_ends_the_engine(bench_of):
     bench = bench_of("gpt2")
     break_when(bench, "step", lambda ids: torch.AcceleratorError("an illegal memory access"))
@@ -290,13 +347,13 @@ def test_a_device_beyond_repair_ends_the_engine(bench_of):
 # Which engine
 
 
-def test_in_flight_is_for_those_who_ask_for_it(folder_of):
+def test_in_flight_is_what_is_meant_unless_another_is_named(folder_of):
     def engine(name: str) -> object:
         folder = str(folder_of("llama"))
         return load(EngineSpec(alias="a", checkpoint=folder, device="cpu", engine=name))
 
     assert isinstance(engine("inflight"), RoutingEngine)
-    assert isinstance(engine("auto"), ExactEngine)
+    assert isinstance(engine("auto"), RoutingEngine)
     assert isinstance(engine("exact"), ExactEngine)
 
 

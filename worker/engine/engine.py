@@ -14,11 +14,19 @@ from worker.engine.completion import Completion
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import Sized
 
 
 class Engine(Protocol):
     @property
     def card(self) -> ModelCard: ...
+
+    @property
+    def sized(self) -> Sized: ...
+
+    @property
+    def max_rows(self) -> int | None:
+        """Of one step, once memory was too small for what the limits allow."""
 
     def encode(self, request: Request) -> Sequence:
         """Off the loop. Raises RequestError."""

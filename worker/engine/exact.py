@@ -25,11 +25,13 @@ from worker.engine.decoding import Room, Settings, resolve
 from worker.engine.errors import EngineBroken, GenerationFailed, OutOfMemory, PromptTooLong
 from worker.engine.languages import standard_tag
 from worker.engine.logs import whereabouts
+from worker.engine.memory import free_bytes
 from worker.engine.messages import Choice, ModelCard, Output, Request
 from worker.engine.prompts import Prompt, Prompts
 from worker.engine.rows import RowSampler, RowStops, leave_as_drawn, warpers
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import AS_CONFIGURED, Machine, sized
 from worker.engine.spec import EngineSpec
 from worker.engine.stopping import cut_at_stop
 
@@ -79,10 +81,17 @@ class Group:
 
 
 class ExactEngine:
-    def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, spec: EngineSpec, checkpoint: Checkpoint, reason: str = AS_CONFIGURED
+    ) -> None:
+        """reason: why not in flight"""
+        device = checkpoint.model.device
+        machine = Machine(device.type, free_bytes(device), checkpoint.card.max_context_tokens)
+        self.sized = sized(spec, machine, "exact", reason)
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
+        self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         start_id = checkpoint.generation_config.decoder_start_token_id
         # Three threads use a tokenizer: this one changes its source language as it encodes,
@@ -192,8 +201,9 @@ class ExactEngine:
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
             )
         # Out of the except clause, which would keep the failed call's tensors alive.
-        if out_of_memory and self.checkpoint.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if out_of_memory:
+            release_memory(self.model.device)
+            self.max_rows = max(sum(each.num_rows for each in sequences) // 2, 1)
         size = max(len(sequences) // 2, 1) if out_of_memory else 1
         parts = [sequences[at : at + size] for at in range(0, len(sequences), size)]
         return [completion for part in parts for completion in self._run_blaming(part)]
@@ -326,6 +336,12 @@ def language_pair(request: Request) -> tuple[str, str] | None:
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
     """Whether the checkpoint sets one of these to something."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())
+
+
+def release_memory(device: torch.device) -> None:
+    """What torch keeps for later, so that less can be tried."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:

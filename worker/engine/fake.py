@@ -32,6 +32,7 @@ from worker.engine.errors import (
 from worker.engine.messages import Choice, FinishReason, ModelCard, Output, Request
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import AS_CONFIGURED, Machine, sized
 from worker.engine.spec import EngineSpec
 from worker.engine.stopping import cut_at_stop, stop_position
 
@@ -46,6 +47,7 @@ class FakeFailure(Exception):
 
 class FakeEngine:
     def __init__(self, spec: EngineSpec) -> None:
+        self.sized = sized(spec, Machine(device="cpu", free_bytes=0), "fake", AS_CONFIGURED)
         self.spec = spec
         self.card = ModelCard(
             alias=spec.alias,
@@ -59,6 +61,7 @@ class FakeEngine:
             max_context_tokens=spec.max_input_tokens or MAX_CONTEXT_TOKENS,
             num_parameters=0,
         )
+        self.max_rows: int | None = None  # its steps need no memory
         self.rows: dict[int, list[FakeRow]] = {}  # of the sequences that run
 
     def encode(self, request: Request) -> Sequence:

@@ -19,7 +19,7 @@ from worker.engine.beams import BeamChoice
 from worker.engine.choosing import RowChoice
 from worker.engine.completion import Completion
 from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
-from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory
+from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory, release_memory
 from worker.engine.keeping import Keeping
 from worker.engine.logs import whereabouts
 from worker.engine.sequence import Sequence
@@ -57,6 +57,7 @@ class InFlight:
         self.exact = exact
         self.runner = runner
         self.flights: dict[int, Flight] = {}
+        self.max_rows: int | None = None  # of one step, once memory was too small for more
 
     def run(
         self, going_on: tuple[Sequence, ...], joining: tuple[Sequence, ...]
@@ -161,9 +162,11 @@ class InFlight:
         sequences: list[Sequence],
         run: Callable[[list[Sequence]], list[Completion | None]],
     ) -> list[Completion | None]:
-        """Run all at once, or each by itself if that fails."""
-        if not sequences:
-            return []
+        """Run all at once; if that fails, each by itself, or half as many rows if it was for
+        memory, now and from now on."""
+        parts = parts_within(sequences, self.max_rows)
+        if len(parts) != 1:
+            return [result for part in parts for result in self._blaming(part, run)]
         try:
             return run(sequences)
         except Exception as error:
@@ -175,8 +178,13 @@ class InFlight:
                 "step failed and is run in parts",
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
             )
+            out_of_memory = is_out_of_memory(error)
         # Out of the except clause, which would keep the failed step's tensors alive.
         self._keep_flights_only()
+        if out_of_memory:
+            release_memory(self.exact.model.device)
+            self.max_rows = max(sum(each.num_rows for each in sequences) // 2, 1)
+            return self._blaming(sequences, run)
         return [result for each in sequences for result in self._blaming([each], run)]
 
     def _failed(self, sequence: Sequence, error: Exception) -> Completion:
@@ -194,6 +202,19 @@ class InFlight:
     def _keep_flights_only(self) -> None:
         # A reading that failed may have made slots that nobody was given.
         self.runner.keeping.keep_only(each.slot for each in self.flights.values())
+
+
+def parts_within(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:
+    """In order, each part within so many rows or of a single sequence."""
+    parts: list[list[Sequence]] = []
+    num_rows = 0
+    for sequence in sequences:
+        num_rows += sequence.num_rows
+        if not parts or (max_rows is not None and num_rows > max_rows):
+            parts.append([])
+            num_rows = sequence.num_rows
+        parts[-1].append(sequence)
+    return parts
 
 
 def highest_of(logits: Tensor) -> list[int]:

@@ -19,8 +19,9 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.device_memory import DeviceMemory, StepMemory
 from worker.engine.errors import Unloadable
 from worker.engine.graphs import Graphs, recorder_for
-from worker.engine.probing import decoder_shape
+from worker.engine.memory import free_bytes
 from worker.engine.row_attention import RowAttention, row_attention
+from worker.engine.sizing import Machine
 from worker.engine.slots import KVShape, Slot
 from worker.engine.spec import EngineSpec
 from worker.engine.static_step import StaticStep, StepInputs, StepShape, in_pages, power_of_two
@@ -107,26 +108,43 @@ class ArenaKeeping:
 def keeping_for(
     spec: EngineSpec,
     checkpoint: Checkpoint,
+    shape: KVShape,
     poisoned: bool = False,
     in_arena: bool | None = None,
 ) -> Keeping:
-    """in_arena: None: on a GPU. Raises Unloadable if the GPU has no room for it."""
-    shape = decoder_shape(checkpoint.model)
+    """spec: nothing is left open; in_arena: None: on a GPU. Raises Unloadable if the GPU has
+    no room for it."""
     if in_arena is None:
         in_arena = shape.device.type == "cuda"
     if not in_arena:
         return OwnKeeping(shape, poisoned)
+    assert spec.max_sequences is not None
+    assert spec.max_cache_tokens is not None
     if shape.device.type == "cuda":
-        free_bytes, total_bytes = torch.cuda.mem_get_info(shape.device)
-        memory = DeviceMemory(free_bytes, total_bytes)
-        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape, memory))
+        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape))
     return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
 
 
-def room_in_arena(
-    spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
-) -> int:
-    """How large `max_cache_tokens` may be. memory: with the weights loaded"""
+def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
+    """What there is for a loaded model that keeps so much of a token."""
+    device = checkpoint.model.device
+
+    def room(spec: EngineSpec) -> int:
+        return room_in_arena(spec, checkpoint, shape)
+
+    return Machine(
+        device.type,
+        free_bytes(device),
+        checkpoint.card.max_context_tokens,
+        shape.bytes_per_token,
+        room=room if device.type == "cuda" else None,
+    )
+
+
+def room_in_arena(spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape) -> int:
+    """How large `max_cache_tokens` may be on a GPU that has the weights already."""
+    assert spec.max_sequences is not None
+    assert spec.max_step_tokens is not None
     config = checkpoint.config.get_text_config()
     step = StepMemory(
         num_rows=power_of_two(spec.max_sequences),
@@ -139,12 +157,14 @@ def room_in_arena(
         vocab_size=config.vocab_size,
         item_bytes=shape.dtype.itemsize,
     )
+    memory = DeviceMemory(*torch.cuda.mem_get_info(shape.device))
     room = memory.room(spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token)
     # Some of it goes to pages that are begun and not filled.
     return max(0, room - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
 
 
 def refuse_too_much(spec: EngineSpec, room: int) -> None:
+    assert spec.max_cache_tokens is not None
     if spec.max_cache_tokens > room:
         raise Unloadable(
             f"model {spec.alias!r} is to hold {spec.max_cache_tokens} tokens (max_cache_tokens), "

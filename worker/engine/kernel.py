@@ -4,21 +4,30 @@ The fused attention of torch wants rows of one length, so that without this each
 step needs a call of its own, and most of the time is spent in calling. Here one call does
 a layer for all rows: it writes the new column of each and attends to what the row has.
 
-Compiled by numba, to run on torch's own pool of OpenMP threads: two pools would spin
-against each other. Importing it fails where either is missing.
+Importing it fails where `compiled` does.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
-from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
+from numba import carray
+
+from worker.engine.compiled import (
+    FLOAT_BYTES,
+    INT_BYTES,
+    double_of_bits,
+    fast,
+    float_of_bits,
+    floats_at,
+    in_pool,
+    ints_at,
+    longs_at,
+    thread_count,
+    thread_number,
+)
 
 # What the kernel is told, as int64: addresses, and sizes in elements.
 NUM_SLOTS, NUM_HEADS, GROUP, HEAD_SIZE = 0, 1, 2, 3  # heads of keys; query heads of each
@@ -36,57 +45,12 @@ NUM_ROWS, NUM_COLUMNS, FIRST_ROW = 4, 5, 6  # columns with the new one, which is
 ANCESTORS = 7  # (rows, capacity) int32: the row in which a column is; 0: each in its own
 NUM_SLOT_FIELDS = 8
 
-FLOAT_BYTES, INT_BYTES = 4, 4
 UNIT_COST = 8  # of a head of a slot beside its columns, in columns
-
-_pool = ctypes.CDLL(None)  # symbols of the process, torch's OpenMP among them
-_in_parallel = _pool.GOMP_parallel
-_in_parallel.restype = None
-_in_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-for _name in ("omp_get_thread_num", "omp_get_num_threads"):
-    binding.add_symbol(_name, ctypes.cast(getattr(_pool, _name), ctypes.c_void_p).value)
-thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
 def kernel() -> Callable[[np.ndarray, int], None]:
     """The kernel, to be called with its arguments and a number of threads."""
-    address = compiled().address
-
-    def run(arguments: np.ndarray, num_threads: int) -> None:
-        _in_parallel(address, arguments.ctypes.data, num_threads, 0)
-
-    return run
-
-
-@cache
-def compiled() -> Any:
-    signature = types.void(types.CPointer(types.int64))
-    try:
-        return cfunc(signature, cache=True)(body)
-    except RuntimeError:  # no folder to keep it in may be written to
-        return cfunc(signature)(body)
-
-
-def cast(to: Any, source: Any, how: str) -> Any:
-    """A conversion of one LLVM instruction."""
-
-    @intrinsic
-    def converted(typing_context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, how)(args[0], context.get_value_type(to))
-
-        return to(source), generate
-
-    return converted
-
-
-floats_at = cast(types.CPointer(types.float32), types.int64, "inttoptr")
-longs_at = cast(types.CPointer(types.int64), types.int64, "inttoptr")
-ints_at = cast(types.CPointer(types.int32), types.int64, "inttoptr")
-float_of_bits = cast(types.float32, types.int32, "bitcast")
-double_of_bits = cast(types.float64, types.int64, "bitcast")
-fast = partial(njit, fastmath=True, error_model="numpy")
+    return in_pool(body)
 
 
 @fast

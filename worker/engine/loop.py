@@ -58,7 +58,7 @@ class Loop:
         """Run one step for every sequence that fits; None when there is nothing to do."""
         self.scheduler.add(self.inbox.take())
         self.cancel()
-        plan = self.scheduler.next_step()
+        plan = self.scheduler.next_step(self.engine.max_rows)
         if plan is None:
             return None
         results = self.step(plan)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 from worker.engine.errors import RequestError
+from worker.engine.sizing import Sized
 from worker.engine.spec import EngineSpec
 
 Task = Literal["summarize", "translate", "generate", "chat"]
@@ -240,6 +241,7 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Ready:
     card: ModelCard
+    sized: Sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +278,8 @@ def to_bytes(frame: Frame) -> bytes:
             data = {"type": "cancel", "ids": list(ids)}
         case Load(spec):
             data = {"type": "load", "spec": spec.to_json()}
-        case Ready(card):
-            data = {"type": "ready", "card": card.to_json()}
+        case Ready(card, sized):
+            data = {"type": "ready", "card": card.to_json(), "sized": sized.to_json()}
         case Unloadable(message):
             data = {"type": "unloadable", "message": message}
         case Stop():
@@ -301,7 +303,7 @@ def from_bytes(data: bytes) -> Frame:
         case "load":
             return Load(EngineSpec.from_json(value["spec"]))
         case "ready":
-            return Ready(ModelCard.from_json(value["card"]))
+            return Ready(ModelCard.from_json(value["card"]), Sized.from_json(value["sized"]))
         case "unloadable":
             return Unloadable(value["message"])
         case "stop":

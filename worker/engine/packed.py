@@ -6,6 +6,7 @@ in the wrong order. The packed one is two to five times as fast, and the same ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
 MIN_WEIGHTS = 64 * 1024  # below it a plain product is as fast
+
+MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]  # of a weight (out, in) and a bias
 
 
 class PackedLinear(nn.Module):
@@ -40,7 +43,7 @@ def can_pack(model: Any) -> bool:
     )
 
 
-def pack(model: Any, min_weights: int = MIN_WEIGHTS) -> int:
+def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEIGHTS) -> int:
     """Replace the linear modules of a model; returns how many."""
     num_packed = 0
     with torch.no_grad():
@@ -50,8 +53,11 @@ def pack(model: Any, min_weights: int = MIN_WEIGHTS) -> int:
                 if weight is None or weight.numel() < min_weights:
                     continue
                 bias = None if child.bias is None else child.bias.detach()
-                setattr(module, name, PackedLinear(weight.detach(), bias))
+                setattr(module, name, make(weight.detach(), bias))
                 num_packed += 1
+        for left in (*model.parameters(), *model.buffers()):
+            # A copy: what is left of the checkpoint's file would hold all of it in memory.
+            left.data = left.data.clone()
     return num_packed
 
 

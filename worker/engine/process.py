@@ -55,8 +55,8 @@ def run(pipe: Connection) -> int:
     except EngineError as error:
         pipe.send_bytes(to_bytes(UnloadableFrame(str(error))))
         return UNLOADABLE_STATUS
-    pipe.send_bytes(to_bytes(Ready(engine.card)))
-    return serve(pipe, frame.spec, engine)
+    pipe.send_bytes(to_bytes(Ready(engine.card, engine.sized)))
+    return serve(pipe, engine.sized.spec, engine)
 
 
 def load_engine(spec: EngineSpec) -> Engine:

@@ -21,12 +21,15 @@ from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
 from worker.engine.exact import ExactEngine, language_pair
 from worker.engine.inflight import InFlight, Runner
-from worker.engine.keeping import Keeping, keeping_for
+from worker.engine.keeping import Keeping, keeping_for, machine_of
 from worker.engine.messages import ModelCard, Output, Request
-from worker.engine.packed import can_pack, pack
+from worker.engine.packed import MakeLinear, can_pack, pack
+from worker.engine.probing import decoder_shape
+from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
+from worker.engine.sizing import AS_CONFIGURED, sized
 from worker.engine.spec import EngineSpec
 
 # Families through which tests/parity goes in flight, every proved setting in each.
@@ -69,6 +72,7 @@ NEUTRAL: dict[str, Any] = {
     "top_h": 1.0,
     "typical_p": 1.0,
 }
+ROUNDED: dict[str, MakeLinear] = {"int8": Int8Linear, "bfloat16": HalfLinear}
 IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 
@@ -87,11 +91,18 @@ class RoutingEngine:
         self.card: ModelCard = replace(checkpoint.card, engine="inflight")
         self.exact = ExactEngine(spec, checkpoint)
         install(checkpoint.model)
-        if can_pack(checkpoint.model):
-            pack(checkpoint.model)
-        keeping = keeping_for(spec, checkpoint, poisoned, in_arena)
+        lay_out(checkpoint.model, spec)
+        shape = decoder_shape(checkpoint.model)
+        machine = machine_of(checkpoint, shape)
+        self.sized = sized(spec, machine, "inflight", "proved to answer as model.generate does")
+        keeping = keeping_for(self.sized.spec, checkpoint, shape, poisoned, in_arena)
         self.in_flight = InFlight(self.exact, runner_of(checkpoint, keeping))
         self.has_beams = has_beam_steps(checkpoint.model)
+
+    @property
+    def max_rows(self) -> int | None:
+        bounds = (self.in_flight.max_rows, self.exact.max_rows)
+        return min((each for each in bounds if each is not None), default=None)
 
     def encode(self, request: Request) -> Sequence:
         sequence = self.exact.encode(request)
@@ -142,15 +153,29 @@ class RoutingEngine:
 def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
     """The engine that the spec means. Raises Unloadable."""
     checkpoint = Checkpoint.load(spec)
-    if spec.engine != "inflight":
-        # Auto will be in flight when benchmarks/engine.py shows that it is always faster.
-        return ExactEngine(spec, checkpoint)
     reason = why_not_in_flight(checkpoint)
-    if reason is not None:
+    if spec.engine != "exact" and reason is None:
+        return RoutingEngine(spec, checkpoint)
+    if spec.engine == "inflight":
         raise Unloadable(
             f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
         )
-    return RoutingEngine(spec, checkpoint)
+    lay_out(checkpoint.model, spec)
+    return ExactEngine(spec, checkpoint, reason or AS_CONFIGURED)
+
+
+def lay_out(model: Any, spec: EngineSpec) -> None:
+    """Lay the weights out for the products of this machine, rounded if the spec says so."""
+    if spec.quantization == "none":
+        if can_pack(model):
+            pack(model)
+    elif can_pack(model):
+        pack(model, ROUNDED[spec.quantization])
+    else:
+        raise Unloadable(
+            f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "
+            f"float32 on a CPU with oneDNN; this is {model.dtype} on {model.device}"
+        )
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:

@@ -15,6 +15,10 @@ from worker.engine.errors import InvariantBroken, PromptTooLong, UnsupportedPara
 from worker.engine.sequence import Sequence, SequenceState
 from worker.engine.spec import EngineSpec
 
+# A step of so many is short enough for those that wait for their next token, and long
+# enough to keep the products busy.
+JOINING_TOKENS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
@@ -22,11 +26,22 @@ class StepLimits:
 
     max_sequences: int  # rows
     max_step_tokens: int  # prompt tokens of those that join, and one for each other row
+    # Of those that join while others may be waiting for their next token. A longer prompt
+    # joins alone; those that run to their end are computed together as they are.
+    max_joining_tokens: int | None = None
     max_cache_tokens: int | None = None  # kept between steps, as long as they may get
 
     @classmethod
     def of(cls, spec: EngineSpec) -> StepLimits:
-        return cls(spec.max_sequences, spec.max_step_tokens, spec.max_cache_tokens)
+        """spec: one in which `sizing` left nothing open"""
+        assert spec.max_sequences is not None
+        assert spec.max_step_tokens is not None
+        return cls(
+            spec.max_sequences,
+            spec.max_step_tokens,
+            max_cache_tokens=spec.max_cache_tokens,
+            max_joining_tokens=JOINING_TOKENS,
+        )
 
     def refuse_misfit(self, sequence: Sequence) -> None:
         """Raise a RequestError with numbers if the sequence could never run."""
@@ -96,10 +111,17 @@ class Scheduler:
             assert sequence.id not in self.running
             self.waiting[sequence.id] = sequence
 
-    def next_step(self) -> StepPlan | None:
-        """The next step; None when there is nothing to do."""
+    def next_step(self, max_rows: int | None = None) -> StepPlan | None:
+        """The next step; None when there is nothing to do.
+
+        max_rows: if there is not memory for as many as the limits allow; those that run
+        already, and a single sequence, may be more
+        """
         going_on = tuple(self.running.values())
-        joining = self._joining(going_on[0].group if going_on else None)
+        max_sequences = self.limits.max_sequences
+        if max_rows is not None:
+            max_sequences = min(max_rows, max_sequences)
+        joining = self._joining(going_on[0].group if going_on else None, max_sequences)
         if not going_on and not joining:
             return None
         for sequence in joining:
@@ -152,7 +174,7 @@ class Scheduler:
         if len({each.group for each in self.running.values()}) > 1:
             raise InvariantBroken("sequences of several groups share a step")
 
-    def _joining(self, group: Hashable | None) -> list[Sequence]:
+    def _joining(self, group: Hashable | None, max_sequences: int) -> list[Sequence]:
         """Who joins those of `group`, oldest first; the first that does not fit ends the row,
         so that small requests cannot keep a large one waiting for ever."""
         if not self.waiting:
@@ -163,21 +185,29 @@ class Scheduler:
         num_rows = self.num_rows
         num_cache_tokens = self.num_cache_tokens
         num_tokens = self.num_rows  # one for each row that goes on
+        num_joining_tokens = 0
         joining: list[Sequence] = []
         for sequence in self.waiting.values():
             if sequence.group != leader.group:
                 continue
             num_rows += sequence.num_rows
             num_tokens += sequence.num_prefill_tokens
+            num_joining_tokens += sequence.num_prefill_tokens
             num_cache_tokens += sequence.num_cache_tokens
+            is_first = not joining and not self.running
             if (
-                num_rows > self.limits.max_sequences
+                (num_rows > max_sequences and not is_first)
+                or (joining and self._is_long(sequence, num_joining_tokens))
                 or num_tokens > self.limits.max_step_tokens
                 or not self.limits.can_cache(num_cache_tokens)
             ):
                 break
             joining.append(sequence)
         return joining
+
+    def _is_long(self, sequence: Sequence, num_joining_tokens: int) -> bool:
+        most = self.limits.max_joining_tokens
+        return most is not None and not sequence.runs_to_end and num_joining_tokens > most
 
     def _finish(self, sequence: Sequence) -> None:
         if self.running.pop(sequence.id, None) is not None:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from worker.engine.errors import SpecError
 
 ENGINES = ("auto", "inflight", "exact", "fake")
+QUANTIZATIONS = ("none", "int8", "bfloat16")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TASKS = ("summarize", "translate", "generate", "chat")
 
@@ -20,17 +21,20 @@ class EngineSpec:
     alias: str
     checkpoint: str  # a folder or a name on the hub
     revision: str | None = None
-    engine: str = "auto"  # exact, today; "inflight" where that is asked for
+    engine: str = "auto"  # in flight what is proved to be exact there, else exact
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
+    quantization: str = "none"  # of the weights, on a CPU; the rest stays in float32
     device: str = "auto"  # a GPU if there is one
     replica: int = 0  # which of its model's processes it is
     gpu_memory_utilization: float = 0.9  # the share of a GPU that a model may fill
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
 
-    max_sequences: int = 32  # rows in one step
-    max_step_tokens: int = 8192  # prompt tokens and decoded rows in one step
-    max_cache_tokens: int = 131_072  # keys and values kept between steps, of all rows
+    # None: what `sizing` chooses for the model and the machine.
+    max_sequences: int | None = None  # rows in one step
+    max_step_tokens: int | None = None  # prompt tokens and decoded rows in one step
+    max_cache_tokens: int | None = None  # keys and values kept between steps, of all rows
+    kv_cache: str | float | None = None  # the same as "2GiB", or as a share of what is free
     max_held: int = 4096  # requests without an output; beyond it the pipe is not read
     max_input_tokens: int | None = None  # None: what the checkpoint takes
     max_new_tokens: int | None = None  # for requests that name no length; None: the checkpoint's
@@ -47,6 +51,7 @@ class EngineSpec:
     def __post_init__(self) -> None:
         self._one_of("engine", self.engine, ENGINES)
         self._one_of("dtype", self.dtype, DTYPES)
+        self._one_of("quantization", self.quantization, QUANTIZATIONS)
         device, _, index = self.device.partition(":")
         if device not in ("auto", "cpu", "cuda") or (index and not index.isdecimal()):
             raise SpecError(
@@ -62,10 +67,24 @@ class EngineSpec:
             self._at_least_one(name)
         for name in ("max_input_tokens", "max_new_tokens"):
             self._at_least_one(name)
-        if self.max_step_tokens < self.max_sequences:
+        if (
+            self.max_step_tokens is not None
+            and self.max_sequences is not None
+            and self.max_step_tokens < self.max_sequences
+        ):
             raise SpecError(
                 f"max_step_tokens of model {self.alias!r} is {self.max_step_tokens}, below its "
                 f"max_sequences of {self.max_sequences}, so some sequences could never advance"
+            )
+        if isinstance(self.kv_cache, str):
+            try:
+                bytes_of(self.kv_cache)
+            except ValueError as error:
+                raise SpecError(f"kv_cache of model {self.alias!r} is {error}") from None
+        elif self.kv_cache is not None and not 0 < self.kv_cache <= 1:
+            raise SpecError(
+                f"kv_cache of model {self.alias!r} is {self.kv_cache}; a share of the free "
+                'memory is above 0 and at most 1; write bytes as "2GiB"'
             )
         for task, template in self.prompt.items():
             self._one_of("a task under prompt", task, TASKS)
@@ -105,3 +124,21 @@ class EngineSpec:
             ) from error
         if "{text}" not in template:
             raise SpecError(f"the prompt for {task} of model {self.alias!r} has no {{text}}")
+
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def bytes_of(size: str) -> int:
+    """A size such as "512MiB" in bytes. Raises ValueError with the fault in words."""
+    number = size.rstrip("KMGiB")
+    unit = size[len(number) :]
+    try:
+        num_bytes = int(float(number) * UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        num_bytes = 0
+    if num_bytes < 1:
+        raise ValueError(
+            f'{size!r}; write a size such as "512MiB" or "2GiB", or a share such as 0.25'
+        )
+    return num_bytes

@@ -10,7 +10,7 @@ from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
 from tests.jobs import claim, claimed_job, insert_job, job
 
 
-@pytest.mark.parametrize("state", UNFINISHED)
+@pytest.mark.parametrize("state", sorted(UNFINISHED))
 def test_cancelling_ends_what_is_unfinished(database: Database, state: JobState) -> None:
     job_id = claimed_job(database).job_id if state is JobState.RUNNING else insert_job(database)
     with database.write() as session:
@@ -21,7 +21,7 @@ def test_cancelling_ends_what_is_unfinished(database: Database, state: JobState)
     assert claim(database, [job_id]) == []
 
 
-@pytest.mark.parametrize("state", FINISHED)
+@pytest.mark.parametrize("state", sorted(FINISHED))
 def test_cancelling_leaves_what_is_finished(database: Database, state: JobState) -> None:
     job_id = insert_job(database, state=state)
     with database.write() as session:
@@ -64,3 +64,17 @@ def test_only_jobs_of_the_named_states_are_retried(database: Database, state: Jo
 def test_what_has_succeeded_cannot_even_be_asked_to_run_again() -> None:
     with pytest.raises(AssertionError):
         queries.retry_jobs(Job.tenant == "default", [JobState.SUCCEEDED])
+
+
+def test_no_more_are_changed_at_once_than_asked_for(database: Database) -> None:
+    ids = [insert_job(database) for _ in range(5)]
+    for change in (
+        lambda limit: queries.cancel_jobs(Job.tenant == "default", limit),
+        lambda limit: queries.retry_jobs(Job.tenant == "default", RETRIABLE, limit),
+    ):
+        changed = []
+        for _ in range(4):
+            with database.write() as session:
+                changed.append(session.scalars(change(2)).all())
+        assert [len(each) for each in changed] == [2, 2, 1, 0]
+        assert sorted(job_id for each in changed for job_id in each) == sorted(ids)

@@ -1,172 +1,122 @@
-"""The life of jobs as a state machine: whatever happens in whatever order, one result each."""
+"""The life of jobs as a state machine: whatever happens in whatever order, one result each.
 
-import shutil
-import tempfile
+It runs on both databases, by a clock that stands still until a rule lets time pass, with a
+broker that loses messages and delivers them twice, and workers that die and wake up again.
+What it holds each statement to is written down here a second time, in plain Python.
+"""
+
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from uuid import UUID
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import select
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, select
 
 from db import queries
-from db.models import Job
+from db.clock import seconds_from_now
+from db.lane import Lane
+from db.models import AttemptRow, Job, Payload, Result
 from db.outcome import Fence, Outcome
-from db.schema import migrate
 from db.session import Database
 from db.states import NEXT, RETRIABLE, UNFINISHED, JobState
-from tests.jobs import (
-    answer,
-    claim,
-    end_lease,
-    insert_job,
-    job_row,
-    results_per_job,
-    set_columns,
-)
+from tests.jobs import answer, claim, insert_jobs, job_row, results_per_job
+from tests.virtual_clock import VirtualClock
 from worker.committer import result_row
 
-
-@cache
-def template() -> Path:
-    """An empty database with our tables, to copy."""
-    path = Path(tempfile.mkdtemp()) / "template.db"
-    database = Database(f"sqlite:///{path}")
-    migrate(database)
-    database.close()
-    return path
-
+LEASE_SECONDS = 60
+LOST_SECONDS = 30
+RETRY_SECONDS = 600
+DEADLINE_SECONDS = 300
+QUEUE = ("reports", Lane.BULK)
 
 OWNERS = st.sampled_from(["one", "two"])
+WAITS = st.sampled_from([1, LOST_SECONDS + 1, LEASE_SECONDS + 1, DEADLINE_SECONDS, RETRY_SECONDS])
 
 
 @dataclass
 class Told:
     """What is known of a job from what was done to it."""
 
+    deadline: int | None
     state: JobState = JobState.QUEUED
     holder: Fence | None = None  # who may write
-    lease_ended: bool = False
-    waits: bool = False  # its time has not come
+    lease_until: int = 0
+    not_before: int = 0
+    published_at: int | None = None
     attempts: list[int] = field(default_factory=list)  # every number ever given out
 
     def move(self, state: JobState) -> None:
         assert state in NEXT[self.state], (self.state, state)
-        self.state, self.holder, self.lease_ended, self.waits = state, None, False, False
+        self.state, self.holder = state, None
+
+    def back_in_line(self, not_before: int = 0) -> None:
+        self.move(JobState.QUEUED)
+        self.not_before, self.published_at = not_before, None
+
+    def is_due(self, now: int) -> bool:
+        waits = self.state is JobState.QUEUED and self.not_before <= now
+        left = self.state is JobState.RUNNING and self.lease_until < now
+        return (waits or left) and (self.deadline is None or self.deadline > now)
 
 
 class Protocol(RuleBasedStateMachine):
-    """Two workers, a person and the clock, on one database."""
+    """Two workers, a dispatcher, a broker, a person and the clock, on one database."""
 
     jobs = Bundle("jobs")
     fences = Bundle("fences")  # every right to write that was ever given out
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database, clock: VirtualClock) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        shutil.copy(template(), self.folder / "jobs.db")
-        self.database = Database(f"sqlite:///{self.folder}/jobs.db")
+        self.database = database
+        self.clock = clock
         self.told: dict[UUID, Told] = {}
+        self.messages: list[list[UUID]] = []  # what the broker holds
+        clock.set(0)
+        with database.write() as session:
+            for table in (Result, AttemptRow, Payload, Job):
+                session.execute(delete(table))
 
     def teardown(self) -> None:
-        self.database.close()
-        shutil.rmtree(self.folder)
+        """When faults end, so does every job."""
+        self.clock.set(self.clock.seconds + RETRY_SECONDS + LEASE_SECONDS + 1)
+        self.sweep()
+        self.sweep()  # what the first put back in line was not lost yet
+        self.publish(marked=True)
+        while self.messages:
+            for fence in self.deliver("three", again=False):
+                self.end(Outcome.succeeded(fence, answer()))
+        assert not UNFINISHED & {told.state for told in self.told.values()}
+        self.the_database_says_what_was_done()
+        self.a_job_that_succeeded_has_one_result_and_no_other_has_any()
+
+    # --- a producer ----------------------------------------------------------------------------
 
     @initialize(target=jobs)
     def first(self) -> UUID:
-        return self.enqueue()
+        return self.submit(hurried=False)
 
-    @rule(target=jobs)
-    def enqueue(self) -> UUID:
-        job_id = insert_job(self.database)
-        self.told[job_id] = Told()
-        return job_id
+    @rule(target=jobs, hurried=st.booleans())
+    def submit(self, hurried: bool) -> UUID:
+        deadline = self.clock.seconds + DEADLINE_SECONDS if hurried else None
+        row = job_row(deadline=None if deadline is None else self.clock.at(deadline))
+        insert_jobs(self.database, [row])
+        self.told[row["id"]] = Told(deadline)
+        return row["id"]
 
     @rule(job_id=jobs)
-    def enqueue_again(self, job_id: UUID) -> None:
+    def submit_again(self, job_id: UUID) -> None:
         with self.database.write() as session:
             assert queries.insert_jobs(session, [job_row(id=job_id)]) == set()
 
-    @rule(target=fences, job_id=jobs, owner=OWNERS)
-    def claim(self, job_id: UUID, owner: str) -> Fence | None:
-        told = self.told[job_id]
-        due = told.state is JobState.QUEUED and not told.waits
-        due = due or (told.state is JobState.RUNNING and told.lease_ended)
-
-        got = claim(self.database, [job_id], owner)
-
-        assert len(got) == due
-        if not due:
-            return None
-        told.attempts.append(got[0].attempt)
-        told.state, told.holder, told.lease_ended = JobState.RUNNING, got[0], False
-        return got[0]
-
-    def finish(self, outcome: Outcome) -> bool:
-        """Write as a committer does; says whether the attempt had the right to."""
-        with self.database.write() as session:
-            written = session.execute(queries.finish_attempts([outcome])).all()
-            if written and outcome.answer is not None:
-                session.execute(queries.insert_results(), [result_row(outcome)])
-        told = self.told[outcome.fence.job_id]
-        assert bool(written) == (told.holder == outcome.fence)
-        if written:
-            told.move(outcome.state)
-        return bool(written)
-
-    @rule(fence=fences)
-    def succeed(self, fence: Fence | None) -> None:
-        if fence is not None:
-            self.finish(Outcome.succeeded(fence, answer()))
-
-    @rule(fence=fences)
-    def fail(self, fence: Fence | None) -> None:
-        if fence is not None:
-            self.finish(Outcome.failed(fence, "empty_prompt", "no text"))
-
-    @rule(fence=fences)
-    def release(self, fence: Fence | None) -> None:
-        if fence is not None:
-            self.finish(Outcome.released(fence))
-
-    @rule(fence=fences)
-    def try_again_later(self, fence: Fence | None) -> None:
-        if fence is not None and self.finish(Outcome.retried(fence, "out_of_memory", "", 3600)):
-            self.told[fence.job_id].waits = True
-
-    @rule(job_id=jobs)
-    def let_its_time_come(self, job_id: UUID) -> None:
-        set_columns(self.database, [job_id], not_before=None)
-        self.told[job_id].waits = False
-
-    @rule(job_id=jobs)
-    def let_its_lease_end(self, job_id: UUID) -> None:
-        if self.told[job_id].state is JobState.RUNNING:
-            end_lease(self.database, [job_id])
-            self.told[job_id].lease_ended = True
-
-    @rule(owner=OWNERS)
-    def renew(self, owner: str) -> None:
-        with self.database.write() as session:
-            renewed = session.execute(queries.renew_leases(owner, list(self.told), 60)).all()
-        held = [told for told in self.told.values() if told.holder and told.holder.owner == owner]
-        assert {tuple(row) for row in renewed} == {
-            (told.holder.job_id, told.holder.attempt) for told in held if told.holder
-        }
-        for told in held:
-            told.lease_ended = False
-
-    @rule()
-    def recover(self) -> None:
-        with self.database.write() as session:
-            left = session.execute(queries.requeue_expired_leases(100)).all()
-        ended = {job_id for job_id, told in self.told.items() if told.lease_ended}
-        assert {row.id for row in left} == ended
-        for job_id in ended:
-            self.told[job_id].move(JobState.QUEUED)
+    # --- a person ------------------------------------------------------------------------------
 
     @rule(job_id=jobs)
     def cancel(self, job_id: UUID) -> None:
@@ -185,7 +135,174 @@ class Protocol(RuleBasedStateMachine):
             retried = session.scalars(chosen).all()
         assert len(retried) == (told.state in RETRIABLE)
         if retried:
-            told.move(JobState.QUEUED)
+            told.back_in_line()
+
+    # --- the dispatcher and its broker -----------------------------------------------------------
+
+    @rule(marked=st.booleans())
+    def publish(self, marked: bool) -> None:
+        """Send out what has its turn; the dispatcher may die before it marks it."""
+        now = self.clock.seconds
+        with self.database.read() as session:
+            ids = [each for each, _ in session.execute(queries.next_to_publish(*QUEUE, 100))]
+        assert set(ids) == {
+            job_id
+            for job_id, told in self.told.items()
+            if told.state is JobState.QUEUED
+            and told.published_at is None
+            and told.not_before <= now
+        }
+        if ids:
+            self.messages.append(ids)
+        if marked:
+            with self.database.write() as session:
+                session.execute(queries.mark_published(ids))
+            for job_id in ids:
+                self.told[job_id].published_at = now
+
+    @rule()
+    def lose(self) -> None:
+        """A message is taken off the list, and who took it dies before it says so."""
+        if self.messages:
+            self.messages.pop(0)
+
+    @rule()
+    def lose_everything(self) -> None:
+        self.messages.clear()
+        with self.database.write() as session:
+            session.execute(queries.unpublish_queued(None, seconds_from_now(0)))
+        self.unpublished(self.clock.seconds)
+
+    @rule()
+    def sweep(self) -> None:
+        """What dead workers left, what is past its deadline, what the broker has lost."""
+        now = self.clock.seconds
+        long_ago = seconds_from_now(-LOST_SECONDS)
+        with self.database.write() as session:
+            left = session.execute(queries.requeue_expired_leases(100)).all()
+            overdue = session.scalars(queries.expire_overdue(100)).all()
+            waiting = session.execute(queries.published_long_ago(long_ago)).all()
+            if waiting and not self.messages:
+                session.execute(queries.unpublish_queued(QUEUE, long_ago))
+        ended = {
+            job_id
+            for job_id, told in self.told.items()
+            if told.state is JobState.RUNNING and told.lease_until < now
+        }
+        assert {row.id for row in left} == ended
+        for job_id in ended:
+            self.told[job_id].back_in_line(self.told[job_id].not_before)
+        past = {
+            job_id
+            for job_id, told in self.told.items()
+            if told.state in UNFINISHED and told.deadline is not None and told.deadline <= now
+        }
+        assert set(overdue) == past
+        for job_id in past:
+            self.told[job_id].move(JobState.EXPIRED)
+        if not self.messages:
+            self.unpublished(now - LOST_SECONDS)
+
+    def unpublished(self, before: int) -> None:
+        for told in self.told.values():
+            if told.state is JobState.QUEUED and told.published_at is not None:
+                told.published_at = None if told.published_at <= before else told.published_at
+
+    # --- workers -------------------------------------------------------------------------------
+
+    @rule(target=fences, owner=OWNERS, again=st.booleans())
+    def deliver_one(self, owner: str, again: bool) -> Fence | None:
+        return next(iter(self.deliver(owner, again)), None) if self.messages else None
+
+    def deliver(self, owner: str, again: bool) -> list[Fence]:
+        """A message arrives, perhaps not for the last time."""
+        ids = self.messages[0] if again else self.messages.pop(0)
+        return self.claimed(ids, owner)
+
+    @rule(target=fences, job_id=jobs, owner=OWNERS)
+    def deliver_late(self, job_id: UUID, owner: str) -> Fence | None:
+        """A message of long ago, that somebody had kept."""
+        return next(iter(self.claimed([job_id], owner)), None)
+
+    def claimed(self, job_ids: list[UUID], owner: str) -> list[Fence]:
+        now = self.clock.seconds
+        due = {job_id for job_id in job_ids if self.told[job_id].is_due(now)}
+        got = claim(self.database, job_ids, owner, LEASE_SECONDS)
+        assert {fence.job_id for fence in got} == due
+        for fence in got:
+            told = self.told[fence.job_id]
+            told.attempts.append(fence.attempt)
+            told.state, told.holder = JobState.RUNNING, fence
+            told.lease_until, told.not_before = now + LEASE_SECONDS, 0
+        return got
+
+    @rule(owner=OWNERS)
+    def renew(self, owner: str) -> None:
+        with self.database.write() as session:
+            statement = queries.renew_leases(owner, list(self.told), LEASE_SECONDS)
+            renewed = session.execute(statement).all()
+        held = [told for told in self.told.values() if told.holder and told.holder.owner == owner]
+        assert {tuple(row) for row in renewed} == {
+            (told.holder.job_id, told.holder.attempt) for told in held if told.holder
+        }
+        for told in held:
+            told.lease_until = self.clock.seconds + LEASE_SECONDS
+
+    def end(self, outcome: Outcome) -> None:
+        """Write as a committer does, whoever holds the job by now."""
+        told = self.told[outcome.fence.job_id]
+        with self.database.write() as session:
+            if outcome.answer is None:
+                written = session.execute(queries.finish_attempts([outcome])).all()
+            else:
+                fence = outcome.fence
+                written = session.execute(
+                    queries.succeed_attempts(fence.owner, [(fence.job_id, fence.attempt)])
+                ).all()
+                if written:
+                    session.execute(queries.insert_results(), [result_row(outcome)])
+        assert bool(written) == (told.holder == outcome.fence)
+        if not written:
+            return
+        if outcome.state is JobState.QUEUED:
+            told.back_in_line(self.clock.seconds + int(outcome.delay_seconds))
+        else:
+            told.move(outcome.state)
+
+    @rule(fence=fences)
+    def succeed(self, fence: Fence | None) -> None:
+        if fence is not None:
+            self.end(Outcome.succeeded(fence, answer()))
+
+    @rule(fence=fences)
+    def fail(self, fence: Fence | None) -> None:
+        if fence is not None:
+            self.end(Outcome.failed(fence, "empty_prompt", "no text"))
+
+    @rule(fence=fences)
+    def release(self, fence: Fence | None) -> None:
+        if fence is not None:
+            self.end(Outcome.released(fence))
+
+    @rule(fence=fences)
+    def try_again_later(self, fence: Fence | None) -> None:
+        if fence is not None:
+            self.end(Outcome.retried(fence, "out_of_memory", "", RETRY_SECONDS))
+
+    # --- time ------------------------------------------------------------------------------------
+
+    @rule(seconds=WAITS)
+    def time_passes(self, seconds: int) -> None:
+        """A worker that died or sleeps does nothing meanwhile; no more is seen of it."""
+        self.clock.set(self.clock.seconds + seconds)
+
+    @rule(owner=OWNERS)
+    def crash(self, owner: str) -> None:
+        """Nobody renews what it holds, until its leases have ended."""
+        self.clock.set(self.clock.seconds + LEASE_SECONDS + 1)
+        self.renew("two" if owner == "one" else "one")
+
+    # --- what is always true ---------------------------------------------------------------------
 
     @invariant()
     def the_database_says_what_was_done(self) -> None:
@@ -195,9 +312,11 @@ class Protocol(RuleBasedStateMachine):
             job_id: told.state for job_id, told in self.told.items()
         }
         for job_id, told in self.told.items():
-            holder = told.holder
-            assert kept[job_id].owner == (holder.owner if holder else None)
-            assert kept[job_id].attempt == (told.attempts[-1] if told.attempts else 0)
+            row, holder = kept[job_id], told.holder
+            assert row.owner == (holder.owner if holder else None)
+            assert row.attempt == (told.attempts[-1] if told.attempts else 0)
+            if told.state is JobState.QUEUED:
+                assert (row.published_at is None) == (told.published_at is None)
 
     @invariant()
     def a_job_that_succeeded_has_one_result_and_no_other_has_any(self) -> None:
@@ -211,5 +330,13 @@ class Protocol(RuleBasedStateMachine):
             assert told.attempts == sorted(set(told.attempts))
 
 
-TestProtocol = Protocol.TestCase
-TestProtocol.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+def test_whatever_happens_every_job_ends_once(database: Database) -> None:
+    clock = VirtualClock(database)
+    run_state_machine_as_test(
+        lambda: Protocol(database, clock),
+        settings=settings(
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),  # a transaction takes what it takes
+        ),
+    )

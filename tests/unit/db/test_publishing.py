@@ -68,8 +68,8 @@ def test_whose_time_has_not_come_waits(database: Database) -> None:
 
 def test_a_job_of_a_submitter_that_may_still_publish_it_is_left_to_it(database: Database) -> None:
     insert_job(database)
-    left = insert_job(database, created_at=seconds_from_now(-3))
-    assert turn(database, min_age_seconds=2) == [left]
+    left = insert_job(database, created_at=seconds_from_now(-90))
+    assert turn(database, min_age_seconds=60) == [left]
 
 
 def test_only_unpublished_jobs_of_the_queue_have_a_turn(database: Database) -> None:

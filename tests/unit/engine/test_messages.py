@@ -26,6 +26,7 @@ from worker.engine.messages import (
     from_bytes,
     to_bytes,
 )
+from worker.engine.sizing import Sized
 from worker.engine.spec import EngineSpec
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates and NUL, too
@@ -88,7 +89,8 @@ def test_outputs_cross_unchanged():
                 max_context_tokens=None,
                 num_parameters=0,
                 versions={"torch": "2"},
-            )
+            ),
+            Sized(EngineSpec(alias="a", checkpoint="b", max_sequences=3), {"threads": "why"}),
         ),
     ],
     ids=lambda frame: type(frame).__name__,

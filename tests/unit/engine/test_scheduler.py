@@ -1,7 +1,7 @@
 from collections.abc import Hashable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.engine.completion import Completion
@@ -100,6 +100,30 @@ def test_who_runs_to_its_end_in_one_step_may_share_it_with_another_group():
     assert ids(run(it, 0, 2, 3).sequences) == [0, 2, 3]
 
 
+def test_few_prompt_tokens_join_at_once_but_a_long_prompt_joins_alone():
+    it = Scheduler(StepLimits(max_sequences=4, max_step_tokens=20, max_joining_tokens=6))
+    it.add([sequence(0, 4), sequence(1, 2), sequence(2, 1), sequence(3, 9)])
+    assert ids(run(it).joining) == [0, 1]
+    assert ids(run(it, 2).joining) == [2]
+    assert ids(run(it, 0, 1, 3).joining) == [3]
+    together = [sequence(4, 4, group="b"), sequence(5, 4, group="b")]
+    for each in together:
+        each.runs_to_end = True
+    it.add(together)
+    assert ids(run(it).joining) == [4, 5]
+
+
+def test_what_there_is_no_memory_for_does_not_join_but_one_alone_may():
+    it = scheduler(sequence(0, num_rows=2), sequence(1), sequence(2, num_rows=3))
+    assert ids(it.next_step(max_rows=2).joining) == [0]
+    assert ids(it.next_step(max_rows=2).joining) == []
+    it.cancel([0])
+    assert ids(it.next_step(max_rows=2).joining) == [1]
+    it.cancel([1])
+    assert ids(it.next_step(max_rows=2).joining) == [2]
+    it.check()
+
+
 def test_the_cache_holds_what_it_can_hold():
     limits = StepLimits(max_sequences=4, max_step_tokens=20, max_cache_tokens=100)
     it = Scheduler(limits)
@@ -152,11 +176,21 @@ ARRIVAL = st.tuples(
 )
 
 
+# Whoever leads takes later ones of its group along, and those may need longer than it.
+COMPANY = [
+    (0, 1, 1, "b", 1, None),
+    (0, 1, 1, "a", 1, None),
+    (0, 1, 1, "b", 2, None),
+]
+
+
 @given(st.lists(ARRIVAL, max_size=25))
+@example(COMPANY)
 def test_whatever_arrives_everything_ends_once_and_in_time(arrivals):
     """Under any arrivals, lengths and cancellations: the limits hold, one group runs at a
-    time, and nobody waits for longer than all those before it need one after the other."""
+    time, and nobody waits for longer than the longest needs, as often as one came before it."""
     it = Scheduler(LIMITS)
+    longest = max((arrival[4] for arrival in arrivals), default=0)
     steps_left = {id_: arrival[4] for id_, arrival in enumerate(arrivals)}
     arrives_at, at = {}, 0
     for id_, arrival in enumerate(arrivals):
@@ -177,8 +211,7 @@ def test_whatever_arrives_everything_ends_once_and_in_time(arrivals):
             assert plan.num_tokens <= LIMITS.max_step_tokens
             assert len({each.group for each in plan.sequences}) == 1
             for each in plan.joining:
-                before = sum(arrivals[id_][4] for id_ in range(each.id))
-                assert step - arrives_at[each.id] <= before
+                assert step - arrives_at[each.id] <= longest * each.id
             results = []
             for each in plan.sequences:
                 steps_left[each.id] -= 1

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from tasks.chat import ChatContract
 from tasks.contract import MAX_TEXT_CHARACTERS, Contract
-from tasks.errors import ContractError, Problem
+from tasks.errors import ContractError
 from tasks.generate import GenerateContract
 from tests.contracts import CONTRACTS, acceptable_contracts, wild_fields
 
@@ -46,6 +46,18 @@ LANGUAGES = {"source_language": "en", "target_language": "fr"}
         ("summarize", {**TEXT, "lane": "fast"}, "lane: must be 'interactive' or 'bulk'"),
         ("summarize", {**TEXT, "metadata": {"a": 1}}, "metadata.a: must be a valid string, not 1"),
         ("summarize", {**TEXT, "metadata": {"a": "\x00"}}, "metadata.a: holds a NUL byte"),
+        ("summarize", {**TEXT, "metadata": {"\ud83d": "a"}}, r"metadata.'\ud83d': holds half a"),
+        ("summarize", {**TEXT, "metadata": {"[key]": 1}}, "metadata.[key]: must be a valid string"),
+        ("summarize", {**TEXT, "\ud83d": 1}, r"'\ud83d': is not a field of summarize; known: "),
+        ("summarize", {**TEXT, "a\x00\x1b[2J": 1}, r"'a\x00\x1b[2J': is not a field of summarize"),
+        ("summarize", {**TEXT, "": 1}, "'': is not a field of summarize"),
+        ("summarize", {**TEXT, "[key]": 1}, "[key]: is not a field of summarize"),
+        ("summarize", {**TEXT, "x" * 100: 1}, f"{'x' * 64}...: is not a field of summarize"),
+        (
+            "generate",
+            {**TEXT, "top_k": "\ud83d"},
+            "top_k: holds half a character (a lone surrogate)",
+        ),
         ("summarize", {**TEXT, "custom_id": "a\x00"}, "custom_id: holds a NUL byte"),
         ("summarize", {**TEXT, "tenant": "\ud83d"}, "tenant: holds half a character"),
         ("summarize", {**TEXT, "priority": 1000}, "priority: must be less than or equal to 100"),
@@ -99,6 +111,11 @@ LANGUAGES = {"source_language": "en", "target_language": "fr"}
             {"messages": [{"role": "assistant", "content": "a"}]},
             "messages: end with the role 'assistant'; the last message must be the user's",
         ),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "a", "\ud83d": 1}]},
+            "messages.0: holds half a character (a lone surrogate); decode the source as UTF-8",
+        ),
     ],
 )
 def test_a_refusal_names_the_field_the_fault_and_the_remedy(
@@ -115,6 +132,17 @@ def test_every_wrong_field_is_named_at_once() -> None:
     with pytest.raises(ContractError) as raised:
         GenerateContract.parse({"text": "", "num_beams": 0, "colour": "red"})
     assert {problem.field for problem in raised.value.problems} == {"text", "num_beams", "colour"}
+
+
+def test_a_name_that_is_no_text_hides_no_other_fault() -> None:
+    """pydantic stops at such a name, and cannot say it."""
+    with pytest.raises(ContractError) as raised:
+        ChatContract.parse({"\ud800": None, "num_beams": 0})
+    assert {problem.field for problem in raised.value.problems} == {
+        "messages",
+        "num_beams",
+        r"'\ud800'",
+    }
 
 
 @pytest.mark.parametrize(
@@ -163,20 +191,31 @@ def test_what_is_accepted_is_accepted_again_from_its_own_work(contract: Contract
 
 
 @given(wild=wild_fields())
+@example(wild=(ChatContract, {"\ud800": None}))
+@example(wild=(ChatContract, {"messages": [], "[key]": 1}))
+@example(wild=(GenerateContract, {"text": "a", "": "\x00"}))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_refused_is_refused_with_a_named_field(
     wild: tuple[type[Contract], dict[str, Any]],
 ) -> None:
     contract, fields = wild
-    known = {*contract.model_fields, *fields}
-    for problem in problems_of(contract, fields):
-        assert any(problem.field == name or problem.field.startswith(f"{name}.") for name in known)
+    refusal = refusal_of(contract, fields)
+    if refusal is None:
+        return
+    assert refusal.problems
+    # A name that could not be printed is told as Python writes it.
+    known = {*contract.model_fields, *fields, *map(repr, fields)}
+    for problem in refusal.problems:
         assert problem.fault
+        assert any(problem.field == name or problem.field.startswith(f"{name}.") for name in known)
+    # It can be printed, logged and kept in a database.
+    assert "\x00" not in str(refusal)
+    str(refusal).encode()
 
 
-def problems_of(contract: type[Contract], fields: dict[str, Any]) -> tuple[Problem, ...]:
+def refusal_of(contract: type[Contract], fields: dict[str, Any]) -> ContractError | None:
     try:
         contract.parse(fields)
     except ContractError as refusal:
-        return refusal.problems or (Problem("", ""),)
-    return ()
+        return refusal
+    return None

@@ -13,6 +13,7 @@ from uuid_utils.compat import uuid7
 from db.session import Database
 from db.states import JobState
 from tests.jobs import claimed_job, insert_job, insert_jobs, job, job_row
+from tests.workers import PATIENCE_SECONDS
 from worker.claimer import ClaimedJob, Claimer
 from worker.delivery import Delivery
 from worker.settings import Settings
@@ -32,7 +33,7 @@ class Started:
 
     def wait_for(self, number: int) -> list[UUID]:
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.jobs) >= number, 20)
+            assert self.changed.wait_for(lambda: len(self.jobs) >= number, PATIENCE_SECONDS)
             return [claimed.fence.job_id for claimed in self.jobs]
 
 
@@ -70,7 +71,7 @@ def test_what_is_not_to_be_had_is_settled_at_once(database: Database) -> None:
     settled = threading.Event()
     with claiming(database) as (claimer, started):
         claimer.put(Delivery(ids, settled.set))
-        assert settled.wait(20)
+        assert settled.wait(PATIENCE_SECONDS)
     assert started.jobs == []
 
 
@@ -81,7 +82,7 @@ def test_a_job_that_two_messages_name_is_run_for_one_of_them(database: Database)
         deliveries = [Delivery([job_id], each.set) for each in settled]
         for delivery in deliveries:
             claimer.put(delivery)
-        assert settled[1].wait(20), "the second has nothing to do"
+        assert settled[1].wait(PATIENCE_SECONDS), "the second has nothing to do"
         assert started.wait_for(1) == [job_id]
     assert started.jobs[0].delivery is deliveries[0]
     assert not settled[0].is_set()
@@ -100,7 +101,7 @@ def test_while_the_database_is_away_deliveries_wait(database: Database) -> None:
     try:
         with claiming(database) as (claimer, started):
             claimer.put(Delivery([job_id], settled.set))
-            assert noticed.wait(20)
+            assert noticed.wait(PATIENCE_SECONDS)
             assert started.jobs == []
             event.remove(database.engine, "begin", refuse)
             assert started.wait_for(1) == [job_id]

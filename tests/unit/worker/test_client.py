@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
-from tests.workers import assert_gone, until
+from tests.workers import PATIENCE_SECONDS, assert_gone, until
 from worker.client import EngineClient
 from worker.engine.messages import Output, Params, Request
 from worker.engine.spec import EngineSpec
@@ -33,7 +33,7 @@ class Answers:
     def wait_for(self, number: int) -> dict[int, Output]:
         """The outputs by request; each came once."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.outputs) >= number, 30)
+            assert self.changed.wait_for(lambda: len(self.outputs) >= number, PATIENCE_SECONDS)
         by_id = {output.request_id: output for output in self.outputs}
         assert len(by_id) == len(self.outputs) == number
         return by_id

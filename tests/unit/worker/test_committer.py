@@ -26,7 +26,7 @@ from tests.jobs import (
     results_per_job,
     states,
 )
-from tests.workers import until
+from tests.workers import PATIENCE_SECONDS, until
 from worker.committer import Committer, flush_due
 from worker.settings import Settings
 
@@ -50,7 +50,9 @@ class Written:
 
     def wait_for(self, num_outcomes: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.outcomes) >= num_outcomes, 20)
+            assert self.changed.wait_for(
+                lambda: len(self.outcomes) >= num_outcomes, PATIENCE_SECONDS
+            )
 
 
 @contextmanager
@@ -216,7 +218,7 @@ def test_while_the_database_refuses_commits_nothing_may_be_acked_and_afterwards_
         with refusing_commits(database) as noticed:
             for fence in fences:
                 committer.put(Outcome.succeeded(fence, answer()))
-            assert noticed.wait(20)
+            assert noticed.wait(PATIENCE_SECONDS)
             assert written.outcomes == []
             assert committer.num_unwritten == 5
             assert states(database) == {"running": 5}
@@ -247,6 +249,21 @@ def test_while_too_much_is_unwritten_nothing_more_is_taken(database: Database) -
         thread.join()
         written.wait_for(4)
     assert states(database) == {"succeeded": 4}
+
+
+def test_what_a_drain_gives_back_waits_for_no_room(database: Database) -> None:
+    first, *others = claimed(database, 4)
+    with committing(database, flush_seconds=0.001, max_unwritten_outcomes=1) as (
+        committer,
+        written,
+    ):
+        with refusing_commits(database):
+            committer.put(Outcome.succeeded(first, answer()))
+            for fence in others:
+                committer.put(Outcome.released(fence))
+            assert committer.num_unwritten == 4
+        written.wait_for(4)
+    assert states(database) == {"succeeded": 1, "queued": 3}
 
 
 def test_a_stop_writes_what_is_buffered(database: Database) -> None:

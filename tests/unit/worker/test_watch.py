@@ -60,7 +60,15 @@ def running(client: EngineClient) -> Iterator[Running]:
 
 
 def leases(database: Database, running: Running) -> Leases:
-    return Leases(database, "one", {"reports": 64}, Settings(), lambda: running.attempts)
+    engines = [{"model": "reports"}]
+    return Leases(
+        database,
+        "one",
+        lambda: {"reports": 64},
+        lambda: engines,
+        Settings(),
+        lambda: running.attempts,
+    )
 
 
 def watch(database: Database, running: Running) -> Watch:
@@ -85,6 +93,7 @@ def test_a_worker_is_known_from_its_start_to_its_stop(database: Database, runnin
     with database.read() as session:
         (row,) = session.scalars(queries.live_workers())
     assert (row.name, row.room, row.num_running) == ("one", {"reports": 64}, 1)
+    assert row.engines == [{"model": "reports"}]
     it.stop()
     with database.read() as session:
         assert session.scalars(queries.live_workers()).all() == []

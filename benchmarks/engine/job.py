@@ -1,0 +1,73 @@
+"""Job: what one side is told on its standard input, and what it prints: a line of JSON each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from benchmarks.engine.workload import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    folder: str  # the checkpoint, as save_pretrained writes it
+    how: str  # which of the ways that the side's module knows
+    requests: list[Request]
+    rows: int = 16  # requests in flight, or in a batch
+    threads: int = 2
+    device: str = "cpu"
+    dtype: str = "float32"
+    beams: int = 1
+    packed: bool = False  # weights laid out for oneDNN
+    quantization: str = "none"
+    feed: str = "drain"  # all at once; or steady: so many wait at all times
+    num_waiting: int = 32
+    num_alone: int = 16  # one at a time: how many, of all classes of length
+    num_batches: int | None = None  # static batches: how many, evenly spaced; None: all
+
+    @classmethod
+    def from_stdin(cls) -> Self:
+        data = json.load(sys.stdin)
+        data["requests"] = [Request(tuple(prompt), new) for prompt, new in data["requests"]]
+        return cls(**data)
+
+    def to_json(self) -> str:
+        data = asdict(self)
+        data["requests"] = [[each.prompt, each.num_new] for each in self.requests]
+        return json.dumps(data)
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """What came of it. Only tokens that were asked for are counted."""
+
+    seconds: float
+    cpu_seconds: float
+    num_tokens: int
+    num_requests: int
+    first_seconds: float  # until the first request was finished
+    occupancy: float | None = None  # rows that were in use, of all, over the steps
+    peak_rss_bytes: int = 0  # of the process that holds the model
+    versions: dict[str, str] | None = None
+    answers: dict[int, list[int]] | None = None  # by the number of the request
+
+
+def answer(run: Callable[[Job], Measured]) -> None:
+    """The life of a side. What libraries print goes to the standard error."""
+    job = Job.from_stdin()
+    out = os.dup(1)
+    os.dup2(2, 1)
+    measured: dict[str, Any] = asdict(run(job))
+    with os.fdopen(out, "w") as file:
+        print(json.dumps(measured), file=file)
+
+
+def peak_rss_bytes(pid: int | str = "self") -> int:
+    """The most memory that a process has held at once."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        (line,) = [line for line in file if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,210 @@
+"""The models: the sizes that people run, with random weights.
+
+    python -m benchmarks.engine.models FOLDER NAME...
+
+Output embeddings are untied and drawn large, so that the tokens of an answer differ. Nothing
+ends an answer but its length. The tokenizer knows the words t0, t1, ...: the workload is made
+of token ids, and every side can be given the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import transformers as hf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The parts of a configuration that decide what a token costs."""
+
+    family: str
+    width: int
+    layers: int  # in the decoder, and as many in the encoder if there is one
+    heads: int
+    inner: int  # of the feed-forward part
+    vocab_size: int
+    positions: int = 1024
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.family not in ("llama", "gpt2")
+
+
+SHAPES = {
+    "llama-1m": Shape(
+        family="llama", width=128, layers=4, heads=4, inner=384, vocab_size=2048, positions=2048
+    ),
+    "llama-15m": Shape(
+        family="llama", width=288, layers=6, heads=6, inner=768, vocab_size=32_000, positions=2048
+    ),
+    "llama-60m": Shape(
+        family="llama", width=512, layers=12, heads=8, inner=1536, vocab_size=32_000, positions=2048
+    ),
+    "gpt2": Shape(family="gpt2", width=768, layers=12, heads=12, inner=3072, vocab_size=50_257),
+    "t5-small": Shape(family="t5", width=512, layers=6, heads=8, inner=2048, vocab_size=32_128),
+    "marian": Shape(family="marian", width=512, layers=6, heads=8, inner=2048, vocab_size=58_101),
+    "bart": Shape(family="bart", width=768, layers=6, heads=12, inner=3072, vocab_size=50_265),
+}
+PAD, BOS, EOS = 0, 1, 2
+LAST_OF_LAYER = (
+    "o.weight", "wo.weight", "out_proj.weight", "fc2.weight", "o_proj.weight",
+    "down_proj.weight", "c_proj.weight",
+)  # fmt: skip
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """The folder of a model, written if it is not there yet."""
+    place = folder / name
+    if not (place / "done").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        write(place, SHAPES[name])
+        (place / "done").touch()
+    return place
+
+
+def write(place: Path, shape: Shape) -> None:
+    import torch
+    import transformers as hf
+
+    torch.manual_seed(0)
+    model = made(shape)
+    widen(model)
+    start_id = model.config.decoder_start_token_id if shape.is_encoder_decoder else None
+    model.generation_config = hf.GenerationConfig(
+        decoder_start_token_id=start_id, pad_token_id=PAD, do_sample=False
+    )
+    model.save_pretrained(place)
+    tokenizer(shape).save_pretrained(place)
+    sizes = {
+        "num_parameters": sum(each.numel() for each in model.parameters()),
+        "versions": {"torch": torch.__version__, "transformers": hf.__version__},
+    }
+    (place / "sizes.json").write_text(json.dumps(sizes))
+
+
+def widen(model: Any) -> None:
+    """Weights at which an answer varies from token to token and from prompt to prompt.
+
+    Layers that drown the token before make a model say one token for ever, and then it
+    agrees with anything. Of 24 tokens after each of four prompts all are different here.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # T5's are always tied
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() >= 2:
+                is_cross = "encoder_attn." in name or "EncDecAttention." in name
+                gain = 0.4 if name.endswith(LAST_OF_LAYER) and not is_cross else 0.8
+                weight.normal_(0, gain / math.sqrt(weight.shape[-1]))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.normal_(0, 2.0)
+                # As in published ones; CTranslate2 lets Marian start from zeros anyway.
+                if module.padding_idx is not None:
+                    module.weight[module.padding_idx] = 0.0
+        head.weight.normal_(0, 1.0)
+        # Never the best: a peer that cannot be told to go on after an end token has none.
+        head.weight[[PAD, BOS, EOS, *special_ids(model.config)]] = 0.0
+
+
+def special_ids(config: Any) -> list[int]:
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    ids = [getattr(config, name, None) for name in names]  # T5 has no start of a text
+    return [each for each in ids if each is not None]
+
+
+def made(shape: Shape) -> Any:
+    import transformers as hf
+
+    if shape.family == "llama":
+        return hf.LlamaForCausalLM(
+            hf.LlamaConfig(
+                hidden_size=shape.width,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                intermediate_size=shape.inner,
+                vocab_size=shape.vocab_size,
+                max_position_embeddings=shape.positions,
+                tie_word_embeddings=False,
+            )
+        )
+    if shape.family == "gpt2":
+        return hf.GPT2LMHeadModel(
+            hf.GPT2Config(
+                n_embd=shape.width,
+                n_layer=shape.layers,
+                n_head=shape.heads,
+                n_inner=shape.inner,
+                n_positions=shape.positions,
+                vocab_size=shape.vocab_size,
+                bos_token_id=BOS,
+                eos_token_id=EOS,
+                tie_word_embeddings=False,
+            )
+        )
+    if shape.family == "t5":
+        return hf.T5ForConditionalGeneration(
+            hf.T5Config(
+                d_model=shape.width,
+                d_kv=shape.width // shape.heads,
+                d_ff=shape.inner,
+                num_layers=shape.layers,
+                num_heads=shape.heads,
+                vocab_size=shape.vocab_size,
+                decoder_start_token_id=PAD,
+                tie_word_embeddings=False,
+            )
+        )
+    if shape.family == "marian":
+        pad = shape.vocab_size - 1  # as in those of OPUS
+        own = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 0}
+        config = hf.MarianConfig(**bart_like(shape), **own, activation_function="swish")
+        return hf.MarianMTModel(config)
+    own = {"pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0}
+    return hf.BartForConditionalGeneration(hf.BartConfig(**bart_like(shape), **own))
+
+
+def bart_like(shape: Shape) -> dict[str, Any]:
+    return {
+        "vocab_size": shape.vocab_size,
+        "d_model": shape.width,
+        "encoder_layers": shape.layers,
+        "decoder_layers": shape.layers,
+        "encoder_attention_heads": shape.heads,
+        "decoder_attention_heads": shape.heads,
+        "encoder_ffn_dim": shape.inner,
+        "decoder_ffn_dim": shape.inner,
+        "max_position_embeddings": shape.positions,
+        "forced_eos_token_id": None,
+        "tie_word_embeddings": False,
+    }
+
+
+def tokenizer(shape: Shape) -> hf.PreTrainedTokenizerFast:
+    """A word for each token. It has no end token, so that no side adds or looks for one."""
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"t{each}": each for each in range(shape.vocab_size)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=words, model_max_length=shape.positions, pad_token=f"t{PAD}"
+    )
+
+
+def text(prompt: tuple[int, ...]) -> str:
+    return " ".join(f"t{each}" for each in prompt)
+
+
+if __name__ == "__main__":
+    for each in sys.argv[2:]:
+        checkpoint(Path(sys.argv[1]), each)

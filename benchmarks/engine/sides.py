@@ -1,0 +1,148 @@
+"""The sides: who serves the requests, and how each is started."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine.job import Job
+from benchmarks.engine.models import SHAPES, Shape
+
+
+class LeftOut(Exception):
+    """Why a side was not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    about: str
+    module: str  # run as a process: a Job in, Measured out
+    how: str = ""
+    options: dict[str, Any] = field(default_factory=dict)  # of the Job
+    serves: Callable[[str], bool] = lambda model: True  # by the name of the model
+    feeds: tuple[str, ...] = ("drain", "steady")
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    beams: bool = True
+    environment: str | None = None  # of `make bench-peers`; None: our own
+
+    @property
+    def python(self) -> str:
+        if self.environment is None:
+            return sys.executable
+        return f"{self.environment}/bin/python"
+
+    def why_not(self, model: str, job: Job) -> str | None:
+        """None if it can be measured."""
+        if self.environment is not None and not Path(self.python).exists():
+            return f"there is no {self.environment}; run make bench-peers"
+        if not self.serves(model):
+            return "it does not serve this model"
+        if job.feed not in self.feeds:
+            return f"it cannot be fed otherwise than by {self.feeds[0]}"
+        if job.device not in self.devices:
+            return f"it does not run on {job.device}"
+        if job.beams > 1 and not self.beams:
+            return "it has no beams"
+        return None
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """What it measured. Raises LeftOut with the last words of a side that failed."""
+        done = subprocess.run(
+            [self.python, "-m", f"benchmarks.engine.{self.module}"],
+            input=job.to_json(),
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            last_words = done.stderr.strip().splitlines()[-3:] or ["without a word"]
+            raise LeftOut(f"it ended with {done.returncode}: {' / '.join(last_words)[-400:]}")
+        return json.loads(done.stdout)  # type: ignore[no-any-return]  # JSON has no types
+
+
+def is_decoder_only(model: str) -> bool:
+    return not shape_of(model).is_encoder_decoder
+
+
+def is_llama(model: str) -> bool:
+    return shape_of(model).family == "llama"
+
+
+def is_converted(model: str) -> bool:
+    return shape_of(model).family in ("t5", "marian")
+
+
+def shape_of(model: str) -> Shape:
+    return SHAPES[model]
+
+
+PACKED = {"packed": True}
+INT8 = {"quantization": "int8"}
+BATCHES = ("drain",)  # whoever runs batches to their end is as fast with a steady feed
+CPU = ("cpu",)
+
+SIDES = {
+    "one": Side("one at a time", "through_generate", "one", feeds=BATCHES),
+    "one packed": Side(
+        "one at a time, packed", "through_generate", "one", PACKED, feeds=BATCHES, devices=CPU
+    ),
+    "static": Side(
+        "static batches in order of arrival", "through_generate", "static", feeds=BATCHES
+    ),
+    "static packed": Side(
+        "static batches in order of arrival, packed",
+        "through_generate",
+        "static",
+        PACKED,
+        feeds=BATCHES,
+        devices=CPU,
+    ),
+    "oracle": Side(
+        "static batches sorted by true output length", "through_generate", "oracle", feeds=BATCHES
+    ),
+    "oracle packed": Side(
+        "static batches sorted by true output length, packed",
+        "through_generate",
+        "oracle",
+        PACKED,
+        feeds=BATCHES,
+        devices=CPU,
+    ),
+    "transformers": Side(
+        "continuous batching of transformers", "through_manager", serves=is_decoder_only,
+        beams=False,
+    ),
+    "transformers packed": Side(
+        "continuous batching of transformers, packed",
+        "through_manager",
+        options=PACKED,
+        serves=is_decoder_only,
+        devices=CPU,
+        beams=False,
+    ),
+    "vllm": Side(
+        "vLLM", "through_vllm", "compiled", serves=is_llama, beams=False, devices=CPU,
+        environment=".venv-vllm",
+    ),
+    "vllm eager": Side(
+        "vLLM, eager", "through_vllm", "eager", serves=is_llama, beams=False, devices=CPU,
+        environment=".venv-vllm",
+    ),
+    "ctranslate2": Side(
+        "CTranslate2", "through_ctranslate2", serves=is_converted, feeds=BATCHES, devices=CPU,
+        beams=False, environment=".venv-ctranslate2",
+    ),
+    "ctranslate2 int8": Side(
+        "CTranslate2, int8", "through_ctranslate2", options=INT8, serves=is_converted,
+        feeds=BATCHES, devices=CPU, beams=False, environment=".venv-ctranslate2",
+    ),
+    "exact": Side('Tidemill, engine = "exact"', "through_client", "exact"),
+    "inflight": Side('Tidemill, engine = "inflight"', "through_client", "inflight"),
+    "inflight int8": Side(
+        'Tidemill, engine = "inflight", int8', "through_client", "inflight", INT8, devices=CPU
+    ),
+}  # fmt: skip

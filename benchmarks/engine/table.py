@@ -1,0 +1,118 @@
+"""Table: medians over rounds with their range, from records.
+
+    python -m benchmarks.engine.table FILE...
+
+A ratio is taken within a round, between processes that ran minutes apart at most, and its
+median is shown with its range. `engine` is how many times as fast as this side the engine
+was (`inflight`, with as many rows and the same weights); `one` is how many times as fast as
+one at a time this side was.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.engine.models import SHAPES
+from benchmarks.engine.record import Record, read
+from benchmarks.engine.sides import SIDES
+
+ENGINE = "inflight"
+ALONE = "one"
+NO_ROWS = 1  # of a side that has none
+MIB = 1024**2
+COLUMNS = (
+    f"| {'side':52} | rows | {'tokens/s':>21} | {'one':>17} | {'engine':>17} | {'identical':>15} "
+    f"| used | first s | {'peak MiB':>11} | limit |"
+)
+
+
+def tables(records: Iterable[Record]) -> str:
+    """One for each model and way of serving it."""
+    sides, models = list(SIDES), list(SHAPES)
+    kept = sorted(
+        records,
+        key=lambda each: (
+            models.index(each.model), setting_of(each), sides.index(each.side), each.rows,
+        ),
+    )  # fmt: skip
+    return "\n".join(table(list(part)) for _, part in groupby(kept, key=setting_of))
+
+
+def setting_of(record: Record) -> tuple[str, str, int, str, str, int, int, str]:
+    return (
+        record.model, record.feed, record.beams, record.dtype, record.device,
+        record.threads, record.num_drawn, record.clock,
+    )  # fmt: skip
+
+
+def table(records: list[Record]) -> str:
+    """Of one model."""
+    first = records[0]
+    lines = [
+        "",
+        f"{first.model}: {first.num_drawn} requests, {first.feed}, {first.dtype}, {first.device}, "
+        f"{first.threads} threads, beams {first.beams}, {first.clock} time, "
+        f"n = {len({(each.run, each.round) for each in records})} rounds",
+        "",
+        COLUMNS,
+        "|" + "|".join("-" * len(each) for each in COLUMNS.split("|")[1:-1]) + "|",
+    ]
+    for (side, rows), part in groupby(records, key=lambda each: (each.side, each.rows)):
+        lines.append(row(side, rows, list(part), records))
+    return "\n".join(lines)
+
+
+def row(side: str, rows: int, own: list[Record], records: list[Record]) -> str:
+    last = own[-1]
+    served = "" if last.num_requests == last.num_drawn else f" ({last.num_requests} requests)"
+    alone = ratios(own, [each for each in records if each.side == ALONE])
+    is_like = [each for each in records if each.side == ENGINE and rows in (NO_ROWS, each.rows)]
+    engine = ratios(is_like, own)
+    return (
+        f"| {SIDES[side].about + served:52} | {rows:4} "
+        f"| {spread([each.speed for each in own], '.0f'):>21} | {spread(alone, '.2f'):>17} "
+        f"| {spread(engine, '.2f'):>17} | {agreeing(last):>15} "
+        f"| {'-' if last.occupancy is None else format(last.occupancy, '.0%'):>4} "
+        f"| {statistics.median(each.first_seconds for each in own):7.1f} "
+        f"| {max(each.peak_rss_bytes for each in own) / MIB:4.0f} /{last.allowed_bytes / MIB:5.0f} "
+        f"| {share_of_limit(own):>5} |"
+    )
+
+
+def ratios(over: list[Record], under: list[Record]) -> list[float]:
+    """Within rounds."""
+    by_round = {(each.run, each.round): each.speed for each in under}
+    return [
+        each.speed / by_round[each.run, each.round]
+        for each in over
+        if (each.run, each.round) in by_round
+    ]
+
+
+def spread(numbers: list[float], how: str) -> str:
+    if not numbers:
+        return "-"
+    median, least, most = statistics.median(numbers), min(numbers), max(numbers)
+    return f"{median:{how}} ({least:{how}}-{most:{how}})"
+
+
+def agreeing(record: Record) -> str:
+    if not record.num_compared:
+        return "-"
+    answer = f"{record.num_identical}/{record.num_compared}"
+    if record.num_identical == record.num_compared or record.tokens_agreeing is None:
+        return answer
+    return f"{answer}, {record.tokens_agreeing:.0%}"
+
+
+def share_of_limit(records: list[Record]) -> str:
+    shares = [each.speed / each.limit for each in records if each.limit]
+    return f"{statistics.median(shares):.0%}" if shares else "-"
+
+
+if __name__ == "__main__":
+    print(tables(read(map(Path, sys.argv[1:]))))

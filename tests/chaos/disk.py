@@ -1,0 +1,59 @@
+"""A small disk that can be filled: a file system in memory, which only root may mount.
+
+Who is not root has a way too: `unshare --map-root-user --mount make test`.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+NUM_BYTES = 2**30  # taken only as far as it is written to
+
+
+def may_mount() -> bool:
+    return os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@dataclass
+class SmallDisk:
+    folder: Path
+
+    @classmethod
+    @contextmanager
+    def mounted(cls) -> Iterator[Self]:
+        folder = Path(tempfile.mkdtemp())
+        _run("mount", "-t", "tmpfs", "-o", f"size={NUM_BYTES},mode=755", "tidemill", str(folder))
+        try:
+            yield cls(folder)
+        finally:
+            _run("umount", "--lazy", str(folder))
+            folder.rmdir()
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Within it there is no room for another page."""
+        self._resize(shutil.disk_usage(self.folder).used)
+        try:
+            yield
+        finally:
+            self._resize(NUM_BYTES)
+
+    def _resize(self, num_bytes: int) -> None:
+        # Refused if more than that is in use by now.
+        for _ in range(100):
+            try:
+                _run("mount", "-o", f"remount,size={num_bytes}", str(self.folder))
+                return
+            except subprocess.CalledProcessError:
+                num_bytes = shutil.disk_usage(self.folder).used + 2**16
+        raise AssertionError("the disk cannot be filled")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)

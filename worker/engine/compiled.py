@@ -1,0 +1,66 @@
+"""Compiled: functions of ours that numba compiles, run by torch's own pool of threads.
+
+A pool of their own would spin against torch's OpenMP threads. Importing this fails where
+numba or that pool is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llvmlite import binding
+from numba import cfunc, njit, types
+from numba.extending import intrinsic
+
+FLOAT_BYTES, INT_BYTES = 4, 4
+
+_process = ctypes.CDLL(None)  # its symbols, torch's OpenMP among them
+_in_parallel = _process.GOMP_parallel
+_in_parallel.restype = None
+_in_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+for _name in ("omp_get_thread_num", "omp_get_num_threads"):
+    binding.add_symbol(_name, ctypes.cast(getattr(_process, _name), ctypes.c_void_p).value)
+thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+fast = partial(njit, fastmath=True, error_model="numpy")
+
+
+def in_pool(body: Callable[[Any], None]) -> Callable[[np.ndarray, int], None]:
+    """A function that lets so many threads run `body` at once, each with the same int64
+    arguments."""
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        address = cfunc(signature, cache=True)(body).address
+    except RuntimeError:  # there is no folder that it could be kept in
+        address = cfunc(signature)(body).address
+
+    def run(arguments: np.ndarray, num_threads: int) -> None:
+        _in_parallel(address, arguments.ctypes.data, num_threads, 0)
+
+    return run
+
+
+def cast(to: Any, source: Any, how: str) -> Any:
+    """A conversion of one LLVM instruction."""
+
+    @intrinsic
+    def converted(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, how)(args[0], context.get_value_type(to))
+
+        return to(source), generate
+
+    return converted
+
+
+floats_at = cast(types.CPointer(types.float32), types.int64, "inttoptr")
+longs_at = cast(types.CPointer(types.int64), types.int64, "inttoptr")
+ints_at = cast(types.CPointer(types.int32), types.int64, "inttoptr")
+bytes_at = cast(types.CPointer(types.uint8), types.int64, "inttoptr")
+float_of_bits = cast(types.float32, types.int32, "bitcast")
+double_of_bits = cast(types.float64, types.int64, "bitcast")

@@ -1,0 +1,68 @@
+"""Rounding: float32 rows to bytes, compiled; see `quantized`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray
+from torch import Tensor
+
+from worker.engine.compiled import (
+    FLOAT_BYTES,
+    bytes_at,
+    fast,
+    floats_at,
+    in_pool,
+    thread_count,
+    thread_number,
+)
+
+ROWS, BYTES, SCALES, NUM_ROWS, WIDTH = range(5)
+NUM_ARGUMENTS = 5
+MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
+
+
+@fast
+def round_row(row: Any, rounded: Any, width: Any) -> Any:
+    """To 1..255, of which 128 is zero; returns the scale."""
+    most = np.float32(0)
+    for each in range(width):
+        most = max(most, abs(row[each]))
+    scale = max(most, np.float32(1e-30)) / np.float32(127)
+    inverse = np.float32(1) / scale
+    for each in range(width):
+        # Half is added to what is above 0, and the rest is cut off.
+        rounded[each] = np.uint8(np.int32(row[each] * inverse + np.float32(128.5)))
+    return scale
+
+
+def body(arguments: Any) -> None:
+    a = carray(arguments, (NUM_ARGUMENTS,))
+    width = a[WIDTH]
+    scales = carray(floats_at(a[SCALES]), (a[NUM_ROWS],))
+    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
+    for row in range(
+        thread * a[NUM_ROWS] // num_threads, (thread + 1) * a[NUM_ROWS] // num_threads
+    ):
+        values = carray(floats_at(a[ROWS] + row * width * FLOAT_BYTES), (width,))
+        rounded = carray(bytes_at(a[BYTES] + row * width), (width,))
+        scales[row] = round_row(values, rounded, width)
+
+
+_run = in_pool(body)
+
+
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows: (rows, width) float32; returns the same in uint8, and (rows, 1) float32 scales."""
+    rows = rows.contiguous()
+    num_rows, width = rows.shape
+    rounded = torch.empty((num_rows, width), dtype=torch.uint8)
+    scales = torch.empty((num_rows, 1))
+    arguments = np.array(
+        [rows.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_rows, width], np.int64
+    )
+    num_threads = min(torch.get_num_threads(), num_rows * width // MIN_VALUES_A_THREAD + 1)
+    _run(arguments, num_threads)
+    return rounded, scales
