@@ -125,6 +125,25 @@ def test_what_others_hold_in_an_arena_is_noticed(bench_of):
         bench.advance()
 
 
+@pytest.mark.parametrize("kind", ["bart", "llama"])
+def test_a_step_that_would_look_back_on_too_much_is_run_in_parts(kind, folder_of, bench_of):
+    """Long ones apart from short ones; no answer changes, nor whose it is."""
+    alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
+    step = bench.loop.engine.in_flight.runner.static_step
+    step.max_places = 8 * 64
+    asked = requests_of(kind)[::4]
+    texts = [
+        replace(one, text=(one.text or "") + " river" * (90 * (one.id % 2))) for _, one, _ in asked
+    ]
+    outputs = bench.answers(texts)
+    for one, (_, _, how) in zip(texts, asked, strict=True):
+        got = [list(each.token_ids) for each in outputs[one.id].choices]
+        assert got == alone_of(alone, one, how)
+    shapes = step.inputs
+    assert max(max(each.num_columns, each.num_crossed) for each in shapes) > 64
+    assert all(each.num_rows <= 4 or each.num_places <= 8 * 64 for each in shapes)
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
 def test_a_short_prompt_is_read_beside_a_long_one_as_it_is_alone(kind, bench_of):
     """Two of like length lie side by side; one among many short ones is read by itself."""
