@@ -191,7 +191,13 @@ def test_a_static_step_asks_for_no_number_and_brings_none(kind, folder_of):
 
 
 def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folder_of):
-    spec = EngineSpec(alias="mill", checkpoint=str(folder_of("gpt2")), device="cpu")
+    spec = EngineSpec(
+        alias="mill",
+        checkpoint=str(folder_of("gpt2")),
+        device="cpu",
+        max_sequences=32,
+        max_step_tokens=8192,
+    )
     checkpoint = Checkpoint.load(spec)
     shape = decoder_shape(checkpoint.model)
     memory = DeviceMemory(free_bytes=2**30, total_bytes=2**30)

@@ -173,7 +173,7 @@ def test_without_the_compiled_kernel_every_answer_is_the_same(
 ):
     monkeypatch.setitem(sys.modules, "worker.engine.kernel", None)
     bench = bench_of(kind)
-    attention = bench.loop.engine.in_flight.runner.attention
+    attention = bench.loop.engine.in_flight.runner.keeping.attention
     assert isinstance(attention, TorchRowAttention)
     outputs = bench.answers(one for one, _ in asked_of(kind))
     for one, expected in asked_of(kind):

@@ -150,7 +150,7 @@ def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
 def room_in_arena(
     spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
 ) -> int:
-    """How large `max_cache_tokens` may be on a GPU that has the weights already."""
+    """How large `max_cache_tokens` may be. memory: with the weights loaded"""
     assert spec.max_sequences is not None
     assert spec.max_step_tokens is not None
     config = checkpoint.config.get_text_config()

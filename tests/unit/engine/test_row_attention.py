@@ -7,8 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engine import quantized
-from worker.engine.row_attention import CompiledRowAttention, TorchRowAttention, row_attention
-from worker.engine.slots import KVShape, Slot
+from worker.engine.row_attention import (
+    CompiledRowAttention,
+    OwnRowAttention,
+    TorchRowAttention,
+    row_attention,
+)
+from worker.engine.slots import KVShape, OwnSlot
 
 LAYERS, HEADS, SIZE = 2, 2, 12
 SHAPE = KVShape(LAYERS, HEADS, SIZE, torch.float32, torch.device("cpu"))
@@ -20,10 +25,12 @@ SLOTS = st.lists(
 )
 
 
-def slots_of(sizes: list[tuple[int, int]], by_ancestors: bool, draw: torch.Generator) -> list[Slot]:
+def slots_of(
+    sizes: list[tuple[int, int]], attention: OwnRowAttention, draw: torch.Generator
+) -> list[OwnSlot]:
     slots = []
     for num_columns, num_rows in sizes:
-        slot = Slot(SHAPE, num_rows, by_ancestors, poisoned=True)
+        slot = attention.new_slot(num_rows)
         slot.make_room(num_columns + 1)
         for layer in range(LAYERS):
             keys, values = torch.randn(2, HEADS, num_columns, SIZE, generator=draw)
@@ -39,12 +46,11 @@ def slots_of(sizes: list[tuple[int, int]], by_ancestors: bool, draw: torch.Gener
 def test_the_kernel_computes_what_torch_does(
     sizes: list[tuple[int, int]], group: int, has_bias: bool, seed: int
 ) -> None:
-    compiled = row_attention(SHAPE, is_cross=False)
+    compiled = row_attention(SHAPE, is_cross=False, poisoned=True)
     assert isinstance(compiled, CompiledRowAttention)
-    by_torch = TorchRowAttention(is_cross=False)
+    by_torch = TorchRowAttention(SHAPE, is_cross=False, poisoned=True)
     drawn = [
-        slots_of(sizes, each.by_ancestors, torch.Generator().manual_seed(seed))
-        for each in (compiled, by_torch)
+        slots_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
     ]
     draw = torch.Generator().manual_seed(seed + 1)
     num_rows = sum(rows for _, rows in sizes)
@@ -72,12 +78,12 @@ def test_the_kernel_computes_what_torch_does(
 
 @given(sizes=SLOTS, seed=st.integers(0, 99))
 def test_rows_of_a_request_read_the_same_prompt(sizes: list[tuple[int, int]], seed: int) -> None:
-    compiled = row_attention(SHAPE, is_cross=True)
+    compiled = row_attention(SHAPE, is_cross=True, poisoned=True)
     assert isinstance(compiled, CompiledRowAttention)
-    slots = slots_of(sizes, True, torch.Generator().manual_seed(seed))
+    slots = slots_of(sizes, compiled, torch.Generator().manual_seed(seed))
     asked = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, SIZE)
     seen = []
-    for attention in (compiled, TorchRowAttention(is_cross=True)):
+    for attention in (compiled, TorchRowAttention(SHAPE, is_cross=True, poisoned=True)):
         attention.hold(slots)
         seen.append(attention.attend(1, asked, None, None, 1.0))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
