@@ -208,6 +208,11 @@ def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folde
         refuse_too_much(replace(spec, max_cache_tokens=room + 1), room)
 
 
+def test_an_arena_for_which_memory_is_not_found_is_refused_in_words(bench_of):
+    with pytest.raises(Unloadable, match="no room for the 1000000000000 tokens that model 'gpt2'"):
+        bench_of("gpt2", max_cache_tokens=10**12)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_answer_of_a_gpu_is_the_answer_alone(kind, folder_of, bench_of):

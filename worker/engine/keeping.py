@@ -19,6 +19,7 @@ from worker.engine.arena_attention import ArenaRowAttention
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.device_memory import DeviceMemory, StepMemory
 from worker.engine.errors import Unloadable
+from worker.engine.exact import is_out_of_memory
 from worker.engine.graphs import Graphs, recorder_for
 from worker.engine.memory import free_bytes
 from worker.engine.row_attention import RowAttention, row_attention
@@ -120,14 +121,24 @@ def keeping_for(
     poisoned: bool = False,
     in_arena: bool | None = None,
 ) -> Keeping:
-    """spec: nothing is left open; in_arena: None: on a GPU"""
+    """spec: nothing is left open; in_arena: None: on a GPU. Raises Unloadable."""
     if in_arena is None:
         in_arena = shape.device.type == "cuda"
     if not in_arena:
         return OwnKeeping(shape, poisoned)
     assert spec.max_sequences is not None
     assert spec.max_cache_tokens is not None
-    return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+    try:
+        return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # Others may have taken it since it was looked at.
+        raise Unloadable(
+            f"there is no room for the {spec.max_cache_tokens} tokens that model "
+            f"{spec.alias!r} is to hold, at {shape.bytes_per_token} bytes each; "
+            "lower its gpu_memory_utilization or max_cache_tokens in tidemill.toml"
+        ) from error
 
 
 def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
