@@ -34,6 +34,9 @@ class BeamChoice:
 
     is_plain = False
 
+    def take(self, tokens: list[int]) -> bool:
+        raise AssertionError("a search is not led by the highest logit")
+
     def __init__(
         self,
         sequence: Sequence,

@@ -98,7 +98,7 @@ class InFlight:
         flights = [self.flights[each.id] for each in sequences]
         tokens = [token for each in flights for token in each.choice.next_ids]
         logits = self.runner.step([each.slot for each in flights], tokens)
-        highest = highest_of(logits)
+        highest = highest_of(logits, flights)
         # From here on nothing is run again.
         for each in flights:
             each.slot.length += 1
@@ -116,7 +116,7 @@ class InFlight:
             return [None] * len(flights)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
-        return self._choose(flights, logits, highest_of(logits))
+        return self._choose(flights, logits, highest_of(logits, flights))
 
     def _choice_of(self, sequence: Sequence) -> RowChoice | BeamChoice:
         config = self.exact.generation_config((sequence,))
@@ -141,7 +141,7 @@ class InFlight:
     def _choose_one(self, flight: Flight, logits: Tensor, highest: list[int]) -> Completion | None:
         choice = flight.choice
         try:
-            if isinstance(choice, RowChoice) and choice.is_plain:
+            if choice.is_plain:
                 has_ended = choice.take(highest)
             else:
                 has_ended = choice.choose(logits.to(torch.float32, copy=True))
@@ -217,6 +217,8 @@ def parts_within(sequences: list[Sequence], max_rows: int | None) -> list[list[S
     return parts
 
 
-def highest_of(logits: Tensor) -> list[int]:
-    """Of every row at once: most need no more, and one read-back is enough."""
+def highest_of(logits: Tensor, flights: list[Flight]) -> list[int]:
+    """Of every row at once, since most need no more, and one read-back is enough."""
+    if not any(each.choice.is_plain for each in flights):
+        return [0] * len(logits)  # nobody looks
     return torch.argmax(logits, dim=-1).tolist()

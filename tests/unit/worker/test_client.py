@@ -1,6 +1,7 @@
 """The parent's end of a real engine process: every request is answered once, whatever happens."""
 
 import itertools
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -177,3 +178,52 @@ def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again(
         outputs = answers.wait_for(2)
         client.check()
     assert all(output.failure is None for output in outputs.values())
+
+
+def test_parent_and_child_agree_about_every_request_under_stress() -> None:
+    """Threads submit and cancel without pause, and the process dies now and then: the parent
+    knows at any moment where each request is, and each is answered once."""
+    answers, ids = Answers(), itertools.count()
+    num_threads, num_groups, culprits = 4, 40, {137, 901}
+    with engine(fake_crash_on="boom", fake_step_seconds=0.001, max_held=64) as client:
+        over = threading.Event()
+
+        def keep_busy(seed: int) -> None:
+            chance = random.Random(seed)
+            for _ in range(num_groups):
+                group = [next(ids) for _ in range(chance.randrange(1, 16))]
+                client.submit(
+                    [
+                        request(
+                            each, "boom" if each in culprits else "a b c",
+                            max_new_tokens=chance.choice([1, 3, 40]),
+                        )
+                        for each in group
+                    ],
+                    answers.add,
+                )  # fmt: skip
+                client.cancel(chance.sample(group, len(group) // 4))
+                client.cancel([chance.randrange(2000)])
+
+        def keep_checking() -> None:
+            while not over.wait(0.005):
+                client.check()
+
+        with ThreadPoolExecutor(num_threads + 1) as pool:
+            checking = pool.submit(keep_checking)
+            for each in [pool.submit(keep_busy, seed) for seed in range(num_threads)]:
+                each.result(PATIENCE_SECONDS)
+            num_requests = next(ids)
+            outputs = answers.wait_for(num_requests)
+            over.set()
+            checking.result(PATIENCE_SECONDS)
+        client.check()
+        assert client.num_held == 0
+        assert client.num_restarts >= 1
+        # What the child says of itself is what the parent thinks of it.
+        client.submit([request(next(ids))], answers.add)
+        answers.wait_for(num_requests + 1)
+        until(lambda: client.progress.num_waiting + client.progress.num_running == 0, "idleness")
+    failed = {id: output.failure.code for id, output in outputs.items() if output.failure}
+    assert failed.keys() <= culprits, "only those at fault fail, unless they were cancelled before"
+    assert set(failed.values()) <= {"engine_crash"}
