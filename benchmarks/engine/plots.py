@@ -74,6 +74,8 @@ def speed_by_rows(paths: list[Path]) -> Any:
     axes.set_xticks(all_rows, map(str, all_rows))
     axes.set_xlabel("requests in flight")
     axes.set_ylabel("tokens/s")
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -87,7 +89,7 @@ def time_by_kind(paths: list[Path]) -> Any:
             measured = json.loads(line)
             shares[measured["model"]] = measured
     models = list(shares)[::-1]
-    figure, axes = pyplot.subplots(figsize=(6, 0.6 + 0.4 * len(models)))
+    figure, axes = pyplot.subplots(figsize=(6, 1.2 + 0.3 * len(models)))
     left = [0.0] * len(models)
     for kind, colour in KINDS.items():
         widths = [100 * shares[model][kind] for model in models]
