@@ -97,6 +97,7 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
         for at, each in enumerate(drawn(arguments.requests, SHAPES[model].vocab_size))
     ]
     ours, its = (Connection(os.dup(each.fileno())) for each in socket.socketpair())
+    watch_attention()
     engine = load_engine(spec)
     parent = threading.Thread(target=ask, args=(ours, requests), daemon=True)
     parent.start()
@@ -107,6 +108,22 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
         seconds = time.perf_counter() - started_at
     parent.join()
     return shares_of(profile, seconds)
+
+
+def watch_attention() -> None:
+    """Give what an engine does in the attention of a layer a name: torch does not see
+    compiled code that is none of its own."""
+    import torch
+
+    from worker.engine import attention as module
+
+    own = module.attention
+
+    def attention(*arguments: Any, **named: Any) -> Any:
+        with torch.profiler.record_function("attention of a layer"):
+            return own(*arguments, **named)
+
+    module.attention = attention
 
 
 def ask(pipe: Connection, requests: list[Request]) -> None:
