@@ -104,7 +104,7 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
     only_cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=only_cpu) as profile:
         started_at = time.perf_counter()
-        serve(its, spec, engine)
+        serve(its, engine.sized.spec, engine)
         seconds = time.perf_counter() - started_at
     parent.join()
     return shares_of(profile, seconds)
