@@ -10,6 +10,7 @@ SUBMISSIONS = "celery"
 
 JOBS_PER_MESSAGE = 16  # of the bulk lane, unless the worker's settings say otherwise
 MIN_MESSAGES = 16
+UNSIZED_PLACES = 128  # of a model whose batch is only known once it is loaded
 
 
 def queue_name(model: str, lane: Lane) -> str:
@@ -33,5 +34,5 @@ def messages_in_flight(model: Model) -> int:
     and interactive ones, which carry one job each, for a whole batch: whoever waits for
     a job waits for no bulk message to end, and a service alone can fill the model.
     """
-    num_places = model.max_sequences * model.replicas
+    num_places = (model.max_sequences or UNSIZED_PLACES) * model.replicas
     return 4 * num_places // JOBS_PER_MESSAGE + max(8, num_places)
