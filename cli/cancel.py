@@ -8,7 +8,7 @@ from cli import options
 
 
 def cancel(
-    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Job ids.")] = None,
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="JOB", help="Job ids.")] = None,
     batch: Annotated[
         str | None, typer.Option(help="Every unfinished job of a batch: name, run key or id.")
     ] = None,

@@ -11,7 +11,7 @@ from cli.terminal import plural, say, warn
 
 
 def nightly(
-    config: Annotated[Path, typer.Argument(help="The configuration, in TOML.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, in TOML.")],
     day: Annotated[
         datetime | None,
         typer.Option("--date", formats=["%Y-%m-%d"], help="For {date}; default today."),

@@ -14,6 +14,8 @@ from cli.terminal import note, plural, print_table, say
 
 TABLE_LIMIT = 50
 
+Format = Literal["table", "jsonl", "csv", "parquet"]
+
 
 def results(
     task: Annotated[options.TaskName | None, typer.Option(help="Of this kind.")] = None,
@@ -38,8 +40,9 @@ def results(
         typer.Option(min=1, help=f"At most so many; a table has {TABLE_LIMIT} unless told."),
     ] = None,
     format: Annotated[
-        Literal["table", "jsonl", "csv", "parquet"], typer.Option(help="How to write them.")
-    ] = "table",
+        Format | None,
+        typer.Option(help="How to write them; default by the name of the file, or a table."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A file, complete or not there at all."),
@@ -51,8 +54,9 @@ def results(
     from cli.writers import TEXT_WRITERS, results_table, write_parquet
     from db.reading import Cursor, find_batches, find_results
 
-    if format == "table" and output is not None:
-        raise typer.BadParameter("a table is for the screen; give a --format", param_hint="-o")
+    format = format or _format_of(output)
+    if output is not None:
+        _require_place(output, format)
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is not for the screen; give -o FILE", param_hint="-o")
     if format == "table" and limit is None:
@@ -86,7 +90,7 @@ def results(
     if format == "table":
         found = list(jobs)
         if not found:
-            say(f"no job that is {state} matches" if state != "all" else "no job matches")
+            say("no job matches" if state == "all" else f"no {state} job matches")
             return
         print_table(results_table(found))
         if len(found) == limit:
@@ -99,6 +103,34 @@ def results(
             text_to = io.TextIOWrapper(to, encoding="utf-8", newline="")
             TEXT_WRITERS[format](jobs, text_to)
             text_to.detach()
+
+
+def _format_of(output: Path | None) -> Format:
+    """As the name of the file has it."""
+    if output is None:
+        return "table"
+    known: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+    format = known.get(output.suffix.lower())
+    if format is None:
+        raise typer.BadParameter(
+            f"{output} does not say how; give it a name that ends in {', '.join(known)}, "
+            "or a --format",
+            param_hint="-o",
+        )
+    return format
+
+
+def _require_place(output: Path, format: Format) -> None:
+    """A usage error before anything is read, where the file cannot be what was asked for."""
+    if format == "table":
+        fault = "a table is for the screen; give another --format"
+    elif output.is_dir():
+        fault = f"{output} is a folder; name a file in it"
+    elif not output.absolute().parent.is_dir():
+        fault = f"there is no folder {output.parent}; make it first"
+    else:
+        return
+    raise typer.BadParameter(fault, param_hint="-o")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from cli import options
 
 
 def retry(
-    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Job ids.")] = None,
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="JOB", help="Job ids.")] = None,
     batch: Annotated[
         str | None, typer.Option(help="The jobs of a batch: name, run key or id.")
     ] = None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    job: Annotated[str, typer.Argument(help="A job's id.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")],
     json: options.Json = False,
 ) -> None:
     """Show one job: what was asked, what came of it, its attempts and its origin."""

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 
 def submit(
-    task: Annotated[options.TaskName, typer.Argument(help="The kind of work.")],
+    task: Annotated[options.TaskName, typer.Argument(metavar="TASK", help="The kind of work.")],
     text: Annotated[
         str | None,
-        typer.Argument(help="One text; `-` reads it from standard input. Or a file or folder."),
+        typer.Argument(
+            metavar="TEXT",
+            help="One text; `-` reads it from standard input. Or a file or folder.",
+        ),
     ] = None,
     file: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from cli.terminal import note, out, say
 
 
 def watch(
-    batch: Annotated[str, typer.Argument(help="A batch's name, run key or id.")],
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="A batch's name, run key or id.")],
 ) -> None:
     """Show how a batch goes: states, rate and ETA. Ends when the batch is finished.
 

@@ -67,12 +67,15 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database, once on each of the two that Tidemill runs on."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/tidemill.db"
+        yield f"sqlite:///{tmp_path}/tidemill.db"
+        return
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    return postgres.new_database()
+    url = postgres.new_database()
+    yield url
+    postgres.take_back(url)
 
 
 @pytest.fixture

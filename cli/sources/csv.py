@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cli.errors import SourceUnusable
 from cli.sources.measured import MeasuredFile
 from cli.sources.source import BadRow, CheckColumns, Row
+from cli.terminal import plural
 
 MAX_CELL_CHARACTERS = 64 * 2**20
 # Their cells may hold JSON; everything else is a text, or a number that reads like one.
@@ -31,8 +33,8 @@ class CsvSource:
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
         csv.field_size_limit(MAX_CELL_CHARACTERS)
         self._file = MeasuredFile(self._path)
-        # Bytes that are not UTF-8 become lone surrogates, which the contract
-        # refuses: so they cost their own row and not the rest of the file.
+        # Bytes that are not UTF-8 become lone surrogates, which `_value` refuses:
+        # so they cost their own row and not the rest of the file.
         with io.TextIOWrapper(
             io.BufferedReader(self._file, 2**20),
             encoding="utf-8-sig",
@@ -44,30 +46,70 @@ class CsvSource:
                 raise SourceUnusable(
                     f"{self.name} begins without a header row; its first line must name the fields"
                 )
+            _require_text(self.name, first_line)
             delimiter = max(",;\t", key=first_line.count)
             header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter))]
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
                 raise SourceUnusable(f"{self.name} has the column {twice[0]!r} twice; rename one")
             check_columns(header)
-            yield from _rows(csv.reader(text, delimiter=delimiter), header)
+            yield from _rows(_Lines(text), header, delimiter)
 
 
-def _rows(reader: Any, header: list[str]) -> Iterator[Row | BadRow]:
+class _Lines:
+    """The lines after the header; those of the record that is being read can be read again."""
+
+    def __init__(self, text: Iterator[str]) -> None:
+        self._text = text
+        self._again: deque[str] = deque()
+        self._record: list[str] = []
+        self._next_number = 2  # the header is line 1
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._text)
+        self._record.append(line)
+        return line
+
+    def begin_record(self) -> int:
+        """The number of the line that is read next."""
+        self._next_number += len(self._record)
+        self._record.clear()
+        return self._next_number
+
+    def give_up_on_first(self) -> int:
+        """Take back all lines of the record but its first; returns how many those are."""
+        rest = self._record[1:]
+        self._again.extendleft(reversed(rest))
+        del self._record[1:]
+        return len(rest)
+
+
+def _rows(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | BadRow]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        number = reader.line_num + 2  # the header is line 1
+        number = lines.begin_record()
         place = f"line {number}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(number, place, f"is not valid CSV: {error}")
+            # A quote that nobody closes takes the lines after it for its own,
+            # up to the next quote or the end. They are rows, and good ones perhaps.
+            if lines.give_up_on_first():
+                fault = "is not valid CSV: it opens a quote and does not close it"
+            else:
+                fault = f"is not valid CSV: {error}"
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            yield BadRow(number, place, fault)
             continue
         if not cells:
             continue
         if len(cells) != len(header):
-            fault = f"has {len(cells)} cells where the header has {len(header)}"
+            fault = f"has {plural(len(cells), 'cell')} where the header has {len(header)}"
             yield BadRow(number, place, fault)
             continue
         try:
@@ -80,7 +122,22 @@ def _rows(reader: Any, header: list[str]) -> Iterator[Row | BadRow]:
         yield Row(number, place, fields)
 
 
+def _require_text(name: str, header: str) -> None:
+    """Raise SourceUnusable where the first line is not in UTF-8."""
+    try:
+        header.encode()
+    except UnicodeEncodeError:
+        fault = "is not UTF-8 text" if "\x00" not in header else "is UTF-16, by its look"
+        raise SourceUnusable(f"{name} {fault}; save it as UTF-8") from None
+
+
 def _value(name: str, cell: str) -> Any:
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(error.object[error.start]) - 0xDC00  # as `surrogateescape` keeps it
+        fault = f"{name}: is not UTF-8 (byte {byte:#04x} at {error.start}); save the file as UTF-8"
+        raise ValueError(fault) from None
     if name in JSON_FIELDS and cell.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(cell)

@@ -64,7 +64,8 @@ def parse_line(line: bytes) -> dict[str, Any] | str:
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return f"is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+        byte = error.object[error.start]
+        return f"is not UTF-8 (byte {byte:#04x} at {error.start}); save the file as UTF-8"
     except json.JSONDecodeError as error:
         return f"is not valid JSON: {error.msg} (column {error.colno})"
     except ValueError:

@@ -23,8 +23,9 @@ READERS: Mapping[str, Callable[[Path], Source]] = {
 def looks_like_source(text: str) -> bool:
     """Whether a text on the command line is clearly meant as a source.
 
-    A file of a known kind is; a folder only when it is written with a slash,
-    for the name of a folder may well be a word to generate from.
+    One word with the suffix of a known kind is, whether or not there is such a
+    file, and so is a file that is there. A word without suffix or slash is none:
+    it may be the name of a file or folder, and a word to generate from all the same.
     """
     if "\x00" in text:
         return False
@@ -32,7 +33,9 @@ def looks_like_source(text: str) -> bool:
         path = Path(text)
         if path.is_dir():
             return os.sep in text
-        return path.suffix.lower() in READERS and path.is_file()
+        if path.suffix.lower() in READERS and len(text.split()) == 1:
+            return True
+        return bool(path.suffix or os.sep in text) and path.is_file()
     except OSError:  # too long for a path, for one
         return False
 
@@ -51,6 +54,7 @@ def open_source(path: Path) -> Source:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise SourceUnusable(
-            f"{path} is none of the known kinds: {', '.join(READERS)}, or a folder of text files"
+            f"{path} is none of the known kinds: {', '.join(READERS)}, or a folder of text files; "
+            f"`tidemill submit TASK - < {path}` submits what is in it as one text"
         )
     return reader(path)

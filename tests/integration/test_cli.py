@@ -262,7 +262,7 @@ def test_results_are_written_in_every_format_and_page_by_cursor(stored: InProces
     everything = ("results", "--state", "all")
 
     assert stored(*everything, "--format", "csv", "-o", "r.csv").status == 0
-    assert stored(*everything, "--format", "parquet", "-o", "r.parquet").status == 0
+    assert stored(*everything, "-o", "r.parquet").status == 0  # its name says how
     table = stored(*everything, "--limit", "3")
     cursor = table.err.split("--after ")[1].strip()
     rest = stored(*everything, "--after", cursor, "--format", "jsonl")
@@ -360,6 +360,25 @@ def test_a_wrong_text_is_refused_with_the_fault(
     assert ended.status == 1
     assert fault in ended.err
     assert tidemill("results", "--state", "all", "--format", "jsonl").out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("notes.txt", "notes.txt is none of the known kinds: .jsonl"),
+        ("reprots.jsonl", "there is no file or folder reprots.jsonl"),
+    ],
+)
+def test_the_name_of_a_file_is_not_submitted_as_a_text(
+    stored: InProcess, name: str, fault: str
+) -> None:
+    stored.write("notes.txt", "What the keeper wrote.")
+
+    ended = stored("submit", "summarize", name)
+
+    assert ended.status == 1
+    assert fault in ended.err
+    assert stored("results", "--state", "all", "--format", "jsonl").out == ""
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones(stored: InProcess) -> None:

@@ -136,10 +136,40 @@ def test_a_row_of_another_width_is_bad_and_the_next_is_read(tmp_path: Path) -> N
 
     wide, narrow, good = read(open_source(file))
 
-    assert isinstance(wide, BadRow)
     assert wide == BadRow(2, "line 2", "has 3 cells where the header has 2")
-    assert isinstance(narrow, BadRow)
+    assert narrow == BadRow(3, "line 3", "has 1 cell where the header has 2")
     assert good == Row(5, "line 5", {"custom_id": "3", "text": "c"})
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["3,c\n4,d\n", '3,"c"\n4,"d"\n', '3,"c, ""d"""\n4,"e\nf"\n'],
+    ids=["to the end", "to the next quote", "to a cell of two lines"],
+)
+def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, after: str) -> None:
+    whole, torn = "custom_id,text\n1,a\n", 'custom_id,text\n1,a\n2,"b\n'
+    good = read(open_source(write(tmp_path / "whole.csv", whole + after)))
+    assert all(isinstance(row, Row) for row in good)
+
+    first, bad, *rest = read(open_source(write(tmp_path / "torn.csv", torn + after)))
+
+    assert first == good[0]
+    assert bad == BadRow(3, "line 3", "is not valid CSV: it opens a quote and does not close it")
+    assert [row.fields for row in rest if isinstance(row, Row)] == [
+        row.fields for row in good[1:] if isinstance(row, Row)
+    ]
+    assert [row.position for row in rest] == [row.position + 1 for row in good[1:]]
+
+
+def test_what_follows_a_closed_quote_is_not_guessed_at(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", 'custom_id,text\n1,"a" b\n2,b "c"\n')
+
+    bad, good = read(open_source(file))
+
+    assert isinstance(bad, BadRow)
+    assert bad.place == "line 2"
+    assert bad.fault.startswith("is not valid CSV: ")
+    assert good == Row(3, "line 3", {"custom_id": "2", "text": 'b "c"'})
 
 
 def test_bytes_that_are_no_utf8_cost_their_own_row(tmp_path: Path) -> None:
@@ -147,9 +177,24 @@ def test_bytes_that_are_no_utf8_cost_their_own_row(tmp_path: Path) -> None:
 
     bad, good = read(open_source(file))
 
-    assert isinstance(bad, Row)
-    assert bad.fields["text"] == "caf\udce9"  # which the contract refuses by name
+    assert bad == BadRow(2, "line 2", "text: is not UTF-8 (byte 0xe9 at 3); save the file as UTF-8")
     assert good == Row(3, "line 3", {"text": "plain"})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "fault"),
+    [
+        ("utf-16", "is UTF-16, by its look; save it as UTF-8"),
+        ("latin-1", "is not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_a_header_in_another_encoding_is_refused_as_that(
+    tmp_path: Path, encoding: str, fault: str
+) -> None:
+    file = write(tmp_path / "a.csv", "text,métadonnée\nun,deux\n".encode(encoding))
+
+    with pytest.raises(SourceUnusable, match=fault):
+        read(open_source(file))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "a,a\n1,2\n"])
@@ -282,16 +327,28 @@ def test_a_text_is_taken_for_a_source_only_when_that_is_clear(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "reports.jsonl", "{}")
     write(tmp_path / "notes.txt", "x")
+    write(tmp_path / "gate", "x")
     (tmp_path / "harbour").mkdir()
 
-    assert looks_like_source("reports.jsonl")
-    assert looks_like_source("harbour/")
-    for text in ("", "harbour", "notes.txt", "missing.jsonl", "a\x00b", "x" * 10_000):
+    for text in ("reports.jsonl", "harbour/", "notes.txt", "missing.jsonl", "./gate"):
+        assert looks_like_source(text)
+    for text in (
+        "",
+        "harbour",
+        "gate",
+        "missing.txt",
+        "and/or",
+        "a tale.csv",
+        "a\x00b",
+        "x" * 9999,
+    ):
         assert not looks_like_source(text)
 
 
 def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(SourceUnusable, match=r"\.jsonl, \.ndjson, \.csv"):
         open_source(write(tmp_path / "a.docx", "x"))
+    with pytest.raises(SourceUnusable, match=r"`tidemill submit TASK - < .*notes\.txt`"):
+        open_source(write(tmp_path / "notes.txt", "x"))
     with pytest.raises(SourceUnusable, match="there is no file or folder"):
         open_source(tmp_path / "missing.jsonl")

@@ -1,0 +1,56 @@
+"""What people ask for: that jobs end, or begin again."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from db.clock import now
+from db.models import Job
+from db.queries.conditions import locked
+from db.states import RETRIABLE, UNFINISHED, JobState
+
+
+def cancel_jobs(chosen: ColumnElement[bool], limit: int | None = None) -> ReturningUpdate[UUID]:
+    """Cancel the chosen jobs that are not finished; a running one may write no more."""
+    unfinished = _asked(chosen & Job.state.in_(UNFINISHED), limit)
+    return (
+        update(Job)
+        .where(unfinished, Job.state.in_(UNFINISHED))
+        .values(state=JobState.CANCELLED, owner=None, lease_until=None, finished_at=now())
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def retry_jobs(
+    chosen: ColumnElement[bool], states: Iterable[JobState], limit: int | None = None
+) -> ReturningUpdate[UUID]:
+    """Put the chosen jobs back in line with a clean slate, if they ended in one of `states`.
+
+    Their attempt number stays: it is the fence, and is never used twice.
+    """
+    ended = Job.state.in_(list(states))
+    assert set(states) <= RETRIABLE
+    return (
+        update(Job)
+        .where(_asked(chosen & ended, limit), ended)
+        .values(
+            state=JobState.QUEUED,
+            failures=0,
+            error_code=None,
+            error_message=None,
+            published_at=None,
+            not_before=None,
+            finished_at=None,
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _asked(chosen: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
+    """So many of the chosen rows, locked in order of id: workers write some of them meanwhile."""
+    asked = locked(select(Job.id).where(chosen)).limit(limit).cte("asked")
+    return Job.id.in_(select(asked.c.id))

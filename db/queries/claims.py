@@ -1,0 +1,46 @@
+"""Claims: queued jobs become a worker's."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from db.clock import now, seconds_from_now
+from db.models import Job, Payload
+from db.queries.conditions import due, locked
+from db.states import JobState
+
+
+def claim(
+    job_ids: Sequence[UUID], owner: str, lease_seconds: float
+) -> ReturningUpdate[UUID, str, str, int, int, float | None]:
+    """Take the jobs that are due: running, the next attempt, with a lease.
+
+    Returns (id, task, model, attempt, failures, time_limit_seconds) of those it
+    got. An id that does not come back is finished, cancelled or someone else's.
+    """
+    # Locked in order of id, as everywhere, so that two claims cannot deadlock;
+    # waiting, not skipping: a row that the dispatcher is just marking would be
+    # skipped, its message acked, and nobody would come for it.
+    free = locked(select(Job.id).where(Job.id.in_(job_ids), due())).cte("due")
+    return (
+        update(Job)
+        # The ids once more: PostgreSQL would rather read the table than trust a CTE's.
+        .where(Job.id.in_(select(free.c.id)), Job.id.in_(job_ids))
+        .values(
+            state=JobState.RUNNING,
+            attempt=Job.attempt + 1,
+            owner=owner,
+            lease_until=seconds_from_now(lease_seconds),
+            started_at=now(),
+            not_before=None,
+        )
+        .returning(Job.id, Job.task, Job.model, Job.attempt, Job.failures, Job.time_limit_seconds)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
+    return select(Payload.job_id, Payload.contract).where(Payload.job_id.in_(job_ids))

@@ -1,0 +1,37 @@
+"""Conditions that several statements share."""
+
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, literal_column, or_
+
+from db.clock import now
+from db.models import Job
+
+# Written out, because a partial index serves only a condition that is seen to
+# imply its own, and a parameter is not.
+QUEUED: ColumnElement[str] = literal_column("'queued'")
+RUNNING: ColumnElement[str] = literal_column("'running'")
+
+
+def due() -> ColumnElement[bool]:
+    """A job that may be taken: in line and its time has come, or left by a dead worker."""
+    return and_(
+        or_(
+            and_(
+                Job.state == QUEUED,
+                or_(Job.not_before.is_(None), Job.not_before <= now()),
+            ),
+            and_(Job.state == RUNNING, Job.lease_until < now()),
+        ),
+        or_(Job.deadline.is_(None), Job.deadline > now()),
+    )
+
+
+def outstanding() -> ColumnElement[bool]:
+    """As the index `ix_jobs_outstanding` has it."""
+    return and_(Job.finished_at.is_(None), or_(Job.published_at.is_not(None), Job.state == RUNNING))
+
+
+def locked(jobs: Select[UUID]) -> Select[UUID]:
+    """Lock these rows one after the other; SQLite has one writer and needs none of it."""
+    return jobs.order_by(Job.id).with_for_update()

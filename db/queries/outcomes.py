@@ -1,0 +1,130 @@
+"""Outcomes: attempts end, behind the fence of job, attempt, owner and state."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    Float,
+    Insert,
+    Integer,
+    String,
+    Uuid,
+    case,
+    column,
+    insert,
+    null,
+    tuple_,
+    update,
+    values,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from db.clock import now, seconds_from_now
+from db.models import AttemptRow, Job, Result
+from db.outcome import Outcome
+from db.queries.conditions import RUNNING
+from db.queries.inserts import insert_unless_there, table
+from db.states import JobState
+
+
+def succeed_attempts(
+    owner: str, attempts: Sequence[tuple[UUID, int]]
+) -> ReturningUpdate[UUID, int]:
+    """End attempts well; returns (id, attempt) of those that were still the ones to write.
+
+    The common case of `finish_attempts`: nothing differs from row to row, so
+    the statement is compiled once.
+    """
+    return (
+        update(Job)
+        .where(
+            Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
+            tuple_(Job.id, Job.attempt).in_(list(attempts)),
+            Job.owner == owner,
+            Job.state == RUNNING,
+        )
+        .values(
+            state=JobState.SUCCEEDED,
+            owner=None,
+            lease_until=None,
+            error_code=None,
+            error_message=None,
+            finished_at=now(),
+        )
+        .returning(Job.id, Job.attempt)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def finish_attempts(
+    outcomes: Sequence[Outcome],
+) -> ReturningUpdate[UUID, int, datetime | None]:
+    """End attempts, each in its own way; returns (id, attempt, started_at) of those still to write.
+
+    Changes no row that a newer attempt owns, or that was cancelled meanwhile.
+    """
+    ended = (
+        values(
+            column("id", Uuid),
+            column("attempt", Integer),
+            column("owner", String),
+            column("state", String),
+            column("error_code", String),
+            column("error_message", String),
+            column("blamed", Integer),
+            column("delay_seconds", Float),
+            name="ended",
+        )
+        .data(
+            [
+                (
+                    outcome.fence.job_id,
+                    outcome.fence.attempt,
+                    outcome.fence.owner,
+                    outcome.state.value,
+                    outcome.error_code,
+                    outcome.error_message,
+                    int(outcome.blamed),
+                    outcome.delay_seconds,
+                )
+                # In order of id: two flushes that share jobs must lock alike.
+                for outcome in sorted(outcomes, key=lambda outcome: outcome.fence.job_id)
+            ]
+        )
+        .cte("ended")
+    )
+    again = ended.c.state == JobState.QUEUED.value
+    return (
+        update(Job)
+        .where(
+            Job.id.in_([outcome.fence.job_id for outcome in outcomes]),  # as in `claim`
+            Job.id == ended.c.id,
+            Job.attempt == ended.c.attempt,
+            Job.owner == ended.c.owner,
+            Job.state == RUNNING,
+        )
+        .values(
+            state=ended.c.state,
+            owner=None,
+            lease_until=None,
+            failures=Job.failures + ended.c.blamed,
+            error_code=ended.c.error_code,
+            error_message=ended.c.error_message,
+            published_at=case((again, null()), else_=Job.published_at),
+            not_before=case((again, seconds_from_now(ended.c.delay_seconds)), else_=null()),
+            finished_at=case((again, null()), else_=now()),
+        )
+        .returning(Job.id, Job.attempt, Job.started_at)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def insert_results() -> Insert:
+    return insert(table(Result))
+
+
+def insert_attempts(session: Session) -> Insert:
+    """Keep how attempts ended that did not succeed."""
+    return insert_unless_there(session, AttemptRow)

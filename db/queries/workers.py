@@ -1,0 +1,48 @@
+"""Workers: who lives, and what each wants at hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Delete, Select, delete, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from db.clock import now, seconds_from_now
+from db.models import WorkerRow
+
+
+def report_worker(
+    session: Session,
+    name: str,
+    room: Mapping[str, int],
+    num_running: int,
+    alive_seconds: float,
+    engines: list[dict[str, Any]] | None = None,
+) -> None:
+    """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
+    alive_until = seconds_from_now(alive_seconds)
+    known = session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.name == name)
+        .values(room=dict(room), engines=engines, num_running=num_running, alive_until=alive_until)
+        .returning(WorkerRow.name)
+        .execution_options(synchronize_session=False)
+    )
+    if known.scalar() is None:
+        session.execute(
+            insert(WorkerRow).values(
+                name=name,
+                room=dict(room),
+                engines=engines,
+                num_running=num_running,
+                started_at=now(),
+                alive_until=alive_until,
+            )
+        )
+
+
+def forget_worker(name: str) -> Delete:
+    return delete(WorkerRow).where(or_(WorkerRow.name == name, WorkerRow.alive_until < now()))
+
+
+def live_workers() -> Select[WorkerRow]:
+    return select(WorkerRow).where(WorkerRow.alive_until >= now()).order_by(WorkerRow.name)
