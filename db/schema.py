@@ -44,7 +44,8 @@ def revision(database: Database) -> str | None:
             return MigrationContext.configure(connection).get_current_revision()
     except OperationalError as error:
         raise DatabaseError(
-            f"the database {database.shown_url} cannot be reached: {_first_line(error)}"
+            f"the database {database.shown_url} cannot be reached: {_first_line(error)}; "
+            "start it, or say with TIDEMILL_DATABASE_URL where it is"
         ) from error
 
 
