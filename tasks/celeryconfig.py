@@ -2,8 +2,9 @@
 
 from kombu import Queue
 
+from tasks.catalog import Model
 from tasks.errors import SettingsError, UnknownModel
-from tasks.queues import SUBMISSIONS, queue_names
+from tasks.queues import MIN_MESSAGES, SUBMISSIONS, messages_in_flight, queue_names
 from tasks.settings import broker_url as find_broker_url
 from tasks.settings import catalog, served_models
 
@@ -43,16 +44,18 @@ include = ("worker.logs", "worker.run_jobs")
 task_default_queue = SUBMISSIONS
 
 
-def _served_models() -> list[str]:
+def _served() -> list[Model]:
     # A process that only submits may do without a configuration; a worker
     # finds what is wrong by itself, and says it in a sentence.
     try:
-        return list(catalog().only(served_models()))
+        return list(catalog().only(served_models()).values())
     except (SettingsError, UnknownModel):
         return []
 
 
-task_queues = [Queue(name, routing_key=name) for name in queue_names(_served_models())]
+_models = _served()
+task_queues = [
+    Queue(name, routing_key=name) for name in queue_names(model.alias for model in _models)
+]
 task_create_missing_queues = True
-# Messages in flight. Bulk ones carry up to 16 jobs; the rest is room for interactive ones.
-worker_concurrency = 8 + 8 * max(1, len(task_queues) // 2)
+worker_concurrency = max(MIN_MESSAGES, sum(map(messages_in_flight, _models)))

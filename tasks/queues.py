@@ -3,9 +3,14 @@
 from collections.abc import Iterable
 
 from db.lane import Lane
+from tasks.catalog import Model
 
 # Celery's own default, so that a producer need not name it.
 SUBMISSIONS = "celery"
+
+JOBS_PER_MESSAGE = 16  # of the bulk lane, unless the worker's settings say otherwise
+MIN_MESSAGES = 16
+UNSIZED_PLACES = 128  # of a model whose batch is only known once it is loaded
 
 
 def queue_name(model: str, lane: Lane) -> str:
@@ -20,3 +25,14 @@ def queue_names(models: Iterable[str]) -> list[str]:
         *(queue_name(model, Lane.INTERACTIVE) for model in models),
         *(queue_name(model, Lane.BULK) for model in models),
     ]
+
+
+def messages_in_flight(model: Model) -> int:
+    """How many messages of a model a worker takes before it has acked any.
+
+    All bulk ones that are sent out for it, which are four for each place in its batch,
+    and interactive ones, which carry one job each, for a whole batch: whoever waits for
+    a job waits for no bulk message to end, and a service alone can fill the model.
+    """
+    num_places = (model.max_sequences or UNSIZED_PLACES) * model.replicas
+    return 4 * num_places // JOBS_PER_MESSAGE + max(8, num_places)

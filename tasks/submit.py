@@ -15,7 +15,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError as DatabaseAway
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -97,8 +97,11 @@ def submit_message(contract: type[Contract], fields: dict[str, Any], message_id:
         except Refused as refusal:
             _keep_refusal(settings.database(), contract.task, job_id, fields, refusal)
             return str(job_id)
-    except DatabaseAway as error:
-        # Nothing is kept yet, so the message goes back: it is the only promise there is.
+    except (DataError, IntegrityError):
+        raise  # these values, and it would refuse them again
+    except SQLAlchemyError as error:
+        # Away, locked, full, or a standby that takes nothing. Nothing is kept yet, so
+        # the message goes back: it is the only promise there is.
         log.warning("cannot keep a job", extra={"error": type(error).__name__})
         time.sleep(AWAY_SECONDS)
         raise Reject("the database is away", requeue=True) from error
@@ -221,8 +224,12 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
         # The job is kept; the dispatcher publishes it when Redis is back.
         log.warning("job kept, not published yet", extra={"error": type(error).__name__})
         return
-    with database.write() as session:
-        session.execute(queries.mark_published([job_id]))
+    try:
+        with database.write() as session:
+            session.execute(queries.mark_published([job_id]))
+    except SQLAlchemyError as error:
+        # Kept and rung for. The dispatcher, which does not know, will ring once more.
+        log.warning("job published, not marked", extra={"error": type(error).__name__})
 
 
 def _open_batch(

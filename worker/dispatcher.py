@@ -145,7 +145,9 @@ class Dispatcher:
                 ):
                     yield Message(model, Lane.INTERACTIVE, (job_id,))
                 num_free = min(2 * num_wanted - outstanding.get(model, 0), MAX_PUBLISHED_AT_ONCE)
-                if num_free > 0:
+                # Whole messages: while the workers have enough at hand, a few places that
+                # are free can wait for more.
+                if num_free >= max(1, min(self._settings.jobs_per_message, num_wanted)):
                     jobs = session.execute(queries.next_to_publish(model, Lane.BULK, num_free))
                     for job_ids in in_messages(jobs, self._settings.jobs_per_message):
                         yield Message(model, Lane.BULK, job_ids)

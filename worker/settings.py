@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from tasks.errors import SettingsError
+from tasks.queues import JOBS_PER_MESSAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Settings:
     dispatch_seconds: float = 0.5  # between two looks at what is due
     lead_seconds: float = 10.0  # how long the leader's word holds after its death
     lost_seconds: float = 30.0  # published this long ago, yet the queue is empty: sent again
-    jobs_per_message: int = 16  # of the bulk lane
+    jobs_per_message: int = JOBS_PER_MESSAGE  # of the bulk lane
     max_failures: int = 3  # then a job has failed
     retry_seconds: float = 5.0  # before the second attempt; doubles with each failure
 

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=tuple(BYTES_PER_WEIGHT), default="float32")
     parser.add_argument(
-        "--quantization", choices=("none", "int8"), default="none", help="of inflight"
+        "--quantization", choices=("none", "int8", "bfloat16"), default="none", help="of inflight"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -108,8 +108,9 @@ class Comparison:
 
     def sides(self) -> list[str]:
         names: list[str] = self.arguments.sides.split(",")
-        if self.arguments.quantization == "int8":
-            names = ["inflight int8" if each == "inflight" else each for each in names]
+        rounded = self.arguments.quantization
+        if rounded != "none":
+            names = [f"inflight {rounded}" if each == "inflight" else each for each in names]
         return list(dict.fromkeys(names))
 
     def measure(self, model: str, name: str, rows: int) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def shape_of(model: str) -> Shape:
 
 PACKED = {"packed": True}
 INT8 = {"quantization": "int8"}
+BFLOAT16 = {"quantization": "bfloat16"}
 BATCHES = ("drain",)  # whoever runs batches to their end is as fast with a steady feed
 CPU = ("cpu",)
 
@@ -144,5 +145,9 @@ SIDES = {
     "inflight": Side('Tidemill, engine = "inflight"', "through_client", "inflight"),
     "inflight int8": Side(
         'Tidemill, engine = "inflight", int8', "through_client", "inflight", INT8, devices=CPU
+    ),
+    "inflight bfloat16": Side(
+        'Tidemill, engine = "inflight", bfloat16 weights', "through_client", "inflight", BFLOAT16,
+        devices=CPU,
     ),
 }  # fmt: skip

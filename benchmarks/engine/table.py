@@ -79,7 +79,7 @@ def row(side: str, rows: int, own: list[Record], records: list[Record]) -> str:
         f"| {'-' if last.occupancy is None else format(last.occupancy, '.0%'):>4} "
         f"| {statistics.median(each.first_seconds for each in own):7.1f} "
         f"| {max(each.peak_rss_bytes for each in own) / MIB:4.0f} /{last.allowed_bytes / MIB:5.0f} "
-        f"| {share_of_limit(own):>5} |"
+        f"| {share_of_limit(own, records):>5} |"
     )
 
 
@@ -109,9 +109,12 @@ def agreeing(record: Record) -> str:
     return f"{answer}, {record.tokens_agreeing:.0%}"
 
 
-def share_of_limit(records: list[Record]) -> str:
-    shares = [each.speed / each.limit for each in records if each.limit]
-    return f"{statistics.median(shares):.0%}" if shares else "-"
+def share_of_limit(own: list[Record], records: list[Record]) -> str:
+    """Of the highest limit that was seen: in other rounds somebody was in the way."""
+    limits = [each.limit for each in records if each.limit and each.rows in (own[0].rows, NO_ROWS)]
+    if not limits:
+        return "-"
+    return f"{statistics.median(each.speed for each in own) / max(limits):.0%}"
 
 
 if __name__ == "__main__":

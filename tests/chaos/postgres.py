@@ -93,6 +93,14 @@ class ChaosPostgres:
             self.start()
 
     @contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
     def refusing_writes(self) -> Iterator[None]:
         """Within it, it is as a standby that was not promoted yet."""
         self._set("default_transaction_read_only = on")

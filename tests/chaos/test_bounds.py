@@ -72,6 +72,18 @@ def test_an_interactive_job_behind_fifty_thousand_others_starts_within_two_secon
 
 
 @on_sqlite
+def test_an_interactive_job_starts_though_a_large_engine_is_full_of_long_ones(run: Run) -> None:
+    run.cluster.configure(fake_step_seconds=0.05, max_sequences=128)
+    with run.cluster.worker() as worker:
+        run.submit(1000, num_tokens=ENDLESS)
+        # All that the dispatcher sends out for one worker.
+        run.cluster.wait_for(JobState.RUNNING, 4 * 128)
+        job_id = run.submit_one()
+        until(lambda: run.cluster.job(job_id).started_at, "its start", START_SECONDS)
+        worker.kill()
+
+
+@on_sqlite
 @pytest.mark.parametrize(
     "numbers",
     [[signal.SIGQUIT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGQUIT]],

@@ -54,6 +54,8 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             "engine": "exact" if engine_name == "exact" else "inflight",
             **settings,
         }
+        if engine_name == "arena":
+            settings.setdefault("max_cache_tokens", 16_384)  # it is made at once
         spec = EngineSpec(**settings)
         if engine_name == "exact":
             return Bench(ExactEngine.load(spec), spec)

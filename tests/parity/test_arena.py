@@ -125,6 +125,36 @@ def test_what_others_hold_in_an_arena_is_noticed(bench_of):
         bench.advance()
 
 
+@pytest.mark.parametrize("kind", ["bart", "llama"])
+def test_a_step_that_would_look_back_on_too_much_is_run_in_parts(kind, folder_of, bench_of):
+    """Long ones apart from short ones; no answer changes, nor whose it is."""
+    alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
+    step = bench.loop.engine.in_flight.runner.static_step
+    step.max_places = 8 * 64
+    asked = requests_of(kind)[::4]
+    texts = [
+        replace(one, text=(one.text or "") + " river" * (90 * (one.id % 2))) for _, one, _ in asked
+    ]
+    outputs = bench.answers(texts)
+    for one, (_, _, how) in zip(texts, asked, strict=True):
+        got = [list(each.token_ids) for each in outputs[one.id].choices]
+        assert got == alone_of(alone, one, how)
+    shapes = step.inputs
+    assert max(max(each.num_columns, each.num_crossed) for each in shapes) > 64
+    assert all(each.num_rows <= 4 or each.num_places <= 8 * 64 for each in shapes)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
+def test_a_short_prompt_is_read_beside_a_long_one_as_it_is_alone(kind, bench_of):
+    """Two of like length lie side by side; one among many short ones is read by itself."""
+    texts = ["the mill " * 40, *("river keeper " * at for at in range(1, 9))]
+    bench = bench_of(kind, max_sequences=16)
+    together = bench.answers(request(at, text) for at, text in enumerate(texts))
+    for at, text in enumerate(texts):
+        (alone,) = bench.answers([request(100 + at, text)]).values()
+        assert alone.choices == together[at].choices
+
+
 class OnlyOn(TorchDispatchMode):
     """Notes every operation that has to do with another device."""
 
@@ -176,6 +206,11 @@ def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folde
     refuse_too_much(replace(spec, max_cache_tokens=room), room)
     with pytest.raises(Unloadable, match=f"'mill' is to hold {room + 1} .* room for {room} "):
         refuse_too_much(replace(spec, max_cache_tokens=room + 1), room)
+
+
+def test_an_arena_for_which_memory_is_not_found_is_refused_in_words(bench_of):
+    with pytest.raises(Unloadable, match="no room for the 1000000000000 tokens that model 'gpt2'"):
+        bench_of("gpt2", max_cache_tokens=10**12)
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from worker.engine.caches import View
 from worker.engine.row_attention import Spans, usual_scale
+from worker.engine.side_by_side import SideBySide
 
 NAME = "tidemill"
 
@@ -34,7 +35,7 @@ def attention(
     key: Tensor | View,
     value: Tensor | View,
     attention_mask: Tensor | None,
-    spans: Spans | None = None,
+    spans: Spans | SideBySide | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query: (rows, heads, tokens, head size); returns (rows, tokens, heads, head size)."""
@@ -46,7 +47,11 @@ def attention(
     assert isinstance(value, Tensor)
     if spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return attend_within(spans, query, key, value, getattr(module, "is_causal", True), **kwargs)
+    is_causal = getattr(module, "is_causal", True)
+    if isinstance(spans, SideBySide):
+        scale, bias = kwargs.get("scaling"), kwargs.get("position_bias")
+        return spans.attend(query, key, value, is_causal, scale, bias), None
+    return attend_within(spans, query, key, value, is_causal, **kwargs)
 
 
 def attend_within(

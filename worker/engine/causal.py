@@ -11,6 +11,7 @@ from worker.engine.caches import SlotCache
 from worker.engine.keeping import Keeping
 from worker.engine.reading import chunks, in_one_row
 from worker.engine.sequence import Sequence
+from worker.engine.side_by_side import SideBySide
 from worker.engine.slots import Slot
 from worker.engine.static_step import LENGTH, TOKEN, StepInputs
 
@@ -30,7 +31,7 @@ class CausalRunner:
     def read(self, sequences: list[Sequence]) -> tuple[list[Slot], Tensor]:
         """Read prompts. Returns their slots, and the logits of the first new tokens:
         (sequences, vocab)."""
-        read = [self._read(chunk) for chunk in chunks(sequences)]
+        read = [self._read(chunk) for chunk in chunks(sequences, self.model.device)]
         return [slot for slots, _ in read for slot in slots], torch.cat([each for _, each in read])
 
     def _read(self, sequences: list[Sequence]) -> tuple[list[Slot], Tensor]:
@@ -40,13 +41,15 @@ class CausalRunner:
         positions = [position for each in prompts for position in range(len(each))]
         slots = [self.keeping.new_slot(each.num_rows) for each in sequences]
         self.cache.hold_prompts(slots, spans)
+        # A GPU attends to all of them in one call.
+        together = spans if self.static_step is None else SideBySide.of(spans, device) or spans
         logits = self.model(
             ids.to(device),
             position_ids=torch.tensor([positions], device=device),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=torch.tensor([end - 1 for _, end in spans], device=device),
-            spans=spans,
+            spans=together,
         ).logits
         for slot, (begin, end) in zip(slots, spans, strict=True):
             slot.filled(end - begin)

@@ -33,8 +33,8 @@ class DeviceMemory:
 class StepMemory:
     """What a step needs for a moment, at most."""
 
-    num_rows: int  # filled up
-    num_columns: int  # a row looks back on, filled up
+    num_rows: int
+    num_places: int  # rows times tokens that they look back on
     num_read_tokens: int  # of prompts, read at once
     bytes_per_token: int  # keys and values in all layers
     num_layers: int
@@ -45,7 +45,7 @@ class StepMemory:
     @property
     def num_bytes(self) -> int:
         # A layer's keys and values of all rows, as they are gathered from the arena.
-        gathered = self.num_rows * self.num_columns * self.bytes_per_token // self.num_layers
+        gathered = self.num_places * self.bytes_per_token // self.num_layers
         # Those of the model, and in float32 what processors and searches make of them.
         logits = self.num_rows * self.vocab_size * (2 * self.item_bytes + 4 * 4)
         # Between two layers: the widest is four times as wide and there are a few of them.

@@ -8,6 +8,7 @@ compute too much than wait to be told. Both give the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,13 +19,21 @@ from worker.engine.arena_attention import ArenaRowAttention
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.device_memory import DeviceMemory, StepMemory
 from worker.engine.errors import Unloadable
+from worker.engine.exact import is_out_of_memory
 from worker.engine.graphs import Graphs, recorder_for
 from worker.engine.memory import free_bytes
 from worker.engine.row_attention import RowAttention, row_attention
 from worker.engine.sizing import Machine
 from worker.engine.slots import KVShape, Slot
 from worker.engine.spec import EngineSpec
-from worker.engine.static_step import StaticStep, StepInputs, StepShape, in_pages, power_of_two
+from worker.engine.static_step import (
+    MAX_PLACES,
+    StaticStep,
+    StepInputs,
+    StepShape,
+    in_pages,
+    power_of_two,
+)
 
 
 class Keeping(Protocol):
@@ -112,37 +121,41 @@ def keeping_for(
     poisoned: bool = False,
     in_arena: bool | None = None,
 ) -> Keeping:
-    """spec: nothing is left open; in_arena: None: on a GPU. Raises Unloadable if the GPU has
-    no room for it."""
+    """spec: nothing is left open; in_arena: None: on a GPU. Raises Unloadable."""
     if in_arena is None:
         in_arena = shape.device.type == "cuda"
     if not in_arena:
         return OwnKeeping(shape, poisoned)
     assert spec.max_sequences is not None
     assert spec.max_cache_tokens is not None
-    if shape.device.type == "cuda":
-        refuse_too_much(spec, room_in_arena(spec, checkpoint, shape, memory_of(shape.device)))
-    return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+    try:
+        return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # Others may have taken it since it was looked at.
+        raise Unloadable(
+            f"there is no room for the {spec.max_cache_tokens} tokens that model "
+            f"{spec.alias!r} is to hold, at {shape.bytes_per_token} bytes each; "
+            "lower its gpu_memory_utilization or max_cache_tokens in tidemill.toml"
+        ) from error
 
 
 def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
     """What there is for a loaded model that keeps so much of a token."""
     device = checkpoint.model.device
-
-    def room(spec: EngineSpec) -> int:
-        return room_in_arena(spec, checkpoint, shape, memory_of(device))
-
+    room = None
+    if device.type == "cuda":
+        # Looked at once: it changes by what others do, and what was chosen must be what fits.
+        memory = DeviceMemory(*torch.cuda.mem_get_info(device))
+        room = partial(room_in_arena, checkpoint=checkpoint, shape=shape, memory=memory)
     return Machine(
         device.type,
         free_bytes(device),
         checkpoint.card.max_context_tokens,
         shape.bytes_per_token,
-        room=room if device.type == "cuda" else None,
+        room,
     )
-
-
-def memory_of(device: torch.device) -> DeviceMemory:
-    return DeviceMemory(*torch.cuda.mem_get_info(device))
 
 
 def room_in_arena(
@@ -152,10 +165,11 @@ def room_in_arena(
     assert spec.max_sequences is not None
     assert spec.max_step_tokens is not None
     config = checkpoint.config.get_text_config()
+    # T5 has no limit of its own, but no prompt is longer than what a step reads.
+    longest = checkpoint.card.max_context_tokens or spec.max_step_tokens
     step = StepMemory(
         num_rows=power_of_two(spec.max_sequences),
-        # T5 has no limit of its own, but no prompt is longer than what a step reads.
-        num_columns=in_pages(checkpoint.card.max_context_tokens or spec.max_step_tokens),
+        num_places=max(MAX_PLACES, in_pages(longest)),
         num_read_tokens=spec.max_step_tokens,
         bytes_per_token=shape.bytes_per_token,
         num_layers=shape.num_layers,
@@ -169,6 +183,7 @@ def room_in_arena(
 
 
 def refuse_too_much(spec: EngineSpec, room: int) -> None:
+    """Raises Unloadable. spec: nothing is left open"""
     assert spec.max_cache_tokens is not None
     if spec.max_cache_tokens > room:
         raise Unloadable(

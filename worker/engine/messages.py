@@ -196,7 +196,7 @@ class ModelCard:
     checkpoint: str
     revision: str | None  # a commit, or a short hash over configuration and weight headers
     family: Literal["seq2seq", "causal", "fake"]
-    engine: str  # inflight, exact or fake
+    engine: str  # inflight, exact, ctranslate2 or fake
     model_type: str
     device: str
     dtype: str

@@ -65,13 +65,18 @@ def load_engine(spec: EngineSpec) -> Engine:
         from worker.engine.fake import FakeEngine
 
         return FakeEngine(spec)
+    extra = "ctranslate2" if spec.engine == "ctranslate2" else "engine"
     try:
+        if spec.engine == "ctranslate2":
+            from worker.engine.ctranslate2 import CTranslate2Engine
+
+            return CTranslate2Engine.load(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
         from worker.engine.routing import load
     except ImportError as error:
         raise Unloadable(
             f"model {spec.alias!r} needs {error.name}, which is not installed; "
-            'install it with: pip install "tidemill[engine]"'
+            f'install it with: pip install "tidemill[{extra}]"'
         ) from error
     return load(spec)
 

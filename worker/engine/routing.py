@@ -21,7 +21,7 @@ from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
 from worker.engine.exact import ExactEngine, language_pair
 from worker.engine.inflight import InFlight, Runner
-from worker.engine.keeping import Keeping, keeping_for, machine_of
+from worker.engine.keeping import Keeping, keeping_for, machine_of, refuse_too_much
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.packed import MakeLinear, can_pack, pack
 from worker.engine.probing import decoder_shape
@@ -95,6 +95,8 @@ class RoutingEngine:
         shape = decoder_shape(checkpoint.model)
         machine = machine_of(checkpoint, shape)
         self.sized = sized(spec, machine, "inflight", "proved to answer as model.generate does")
+        if machine.room is not None:
+            refuse_too_much(self.sized.spec, machine.room(self.sized.spec))
         keeping = keeping_for(self.sized.spec, checkpoint, shape, poisoned, in_arena)
         self.in_flight = InFlight(self.exact, runner_of(checkpoint, keeping))
         self.has_beams = has_beam_steps(checkpoint.model)

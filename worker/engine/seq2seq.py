@@ -17,6 +17,7 @@ from worker.engine.keeping import Keeping
 from worker.engine.positions import RowPositions
 from worker.engine.reading import chunks, in_one_row
 from worker.engine.sequence import Sequence
+from worker.engine.side_by_side import SideBySide
 from worker.engine.slots import Slot
 from worker.engine.static_step import LENGTH, TOKEN, StepInputs
 
@@ -47,7 +48,9 @@ class Seq2SeqRunner:
     def read(self, sequences: list[Sequence]) -> tuple[list[Slot], None]:
         """Read prompts. Returns their slots, of which no row has a column yet; the first new
         token comes with the first step."""
-        return [slot for chunk in chunks(sequences) for slot in self._read(chunk)], None
+        return [
+            slot for chunk in chunks(sequences, self.model.device) for slot in self._read(chunk)
+        ], None
 
     def _read(self, sequences: list[Sequence]) -> list[Slot]:
         device = self.model.device
@@ -57,8 +60,10 @@ class Seq2SeqRunner:
         if self.encoder_positions is not None:
             positions = [at for each in prompts for at in self.encoder_positions.of_prompt(each)]
             place = self.encoder_positions.at(torch.tensor([positions], device=device))
+        # A GPU attends to all of them in one call.
+        together = spans if self.static_step is None else SideBySide.of(spans, device) or spans
         with place:
-            encoded = self.model.get_encoder()(input_ids=ids.to(device), spans=spans)
+            encoded = self.model.get_encoder()(input_ids=ids.to(device), spans=together)
         slots = []
         crossed = self._crossed(encoded.last_hidden_state[0])
         for sequence, (begin, end) in zip(sequences, spans, strict=True):

@@ -75,7 +75,13 @@ def cache_tokens(spec: EngineSpec, machine: Machine) -> tuple[int, str]:
     if machine.bytes_per_token is None:
         return spec.max_held * MAX_PROMPT_TOKENS, "nothing is kept between steps"
     if spec.kv_cache is None and machine.room is not None:
-        return max(machine.room(spec), 1), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
+        room, whose = machine.room(spec), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
+        if machine.max_context_tokens is not None and spec.max_sequences is not None:
+            # Of a prompt and an answer each; what nobody can use is left to `generate`.
+            most = 2 * spec.max_sequences * machine.max_context_tokens
+            if most < room:
+                return most, f"as much as {spec.max_sequences} sequences can be"
+        return max(room, 1), whose
     if isinstance(spec.kv_cache, str):
         room, whose = bytes_of(spec.kv_cache), f"kv_cache = {spec.kv_cache}"
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from worker.engine.graphs import Graphs
 
 # The lines of `told`, of each row:
 ROW, LENGTH, CROSSED, TOKEN = range(4)  # in the arena; tokens before this one; of the prompt
+
+
+# Rows times tokens, filled up, that a step looks back on in each layer. A long row among many
+# short ones would make all of them as long, so that it takes a step of its own.
+MAX_PLACES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,11 @@ class StepShape:
             in_pages(max(each.length for each in slots) + 1),
             in_pages(max(each.num_crossed for each in slots)),
         )
+
+    @property
+    def num_places(self) -> int:
+        """Keys and values that are gathered at once."""
+        return self.num_rows * max(self.num_columns, self.num_crossed)
 
 
 class StepInputs:
@@ -87,17 +98,37 @@ class StepInputs:
 
 class StaticStep:
     def __init__(
-        self, arena: Arena, forward: Callable[[StepInputs], Tensor], graphs: Graphs[StepShape]
+        self,
+        arena: Arena,
+        forward: Callable[[StepInputs], Tensor],
+        graphs: Graphs[StepShape],
+        max_places: int = MAX_PLACES,
     ) -> None:
         """forward: returns (rows, vocab) logits, and asks for no number of its inputs"""
         self.arena = arena
         self.forward = forward
         self.graphs = graphs
+        self.max_places = max_places
         self.inputs: dict[StepShape, StepInputs] = {}
         self.logits: Tensor | None = None  # (most rows, vocab), for all shapes
 
     def run(self, slots: list[Any], tokens: list[int]) -> Tensor:
         """slots: of the arena; returns (rows, vocab) logits, good until the next step."""
+        parts = parts_within(slots, self.max_places)
+        if len(parts) == 1:
+            return self._run_part(slots, tokens)
+        firsts = list(accumulate((each.num_rows for each in slots), initial=0))
+        logits: Tensor | None = None
+        for part in parts:
+            rows = [row for at in part for row in range(firsts[at], firsts[at + 1])]
+            some = self._run_part([slots[at] for at in part], [tokens[row] for row in rows])
+            if logits is None:
+                logits = some.new_empty(len(tokens), some.shape[1])
+            logits[torch.tensor(rows, device=some.device)] = some
+        assert logits is not None
+        return logits
+
+    def _run_part(self, slots: list[ArenaSlot], tokens: list[int]) -> Tensor:
         shape = StepShape.of(slots)
         if shape not in self.inputs:
             self.inputs[shape] = StepInputs(shape, self.arena)
@@ -107,13 +138,29 @@ class StaticStep:
             logits = self.forward(inputs)
             self.logits = logits.new_empty(power_of_two(self.arena.max_rows), logits.shape[1])
         # It may be run twice: what it writes is the same each time.
-        self.graphs.run(shape, lambda: self._run(inputs))
+        self.graphs.run(shape, lambda: self._compute(inputs))
         return self.logits[: len(tokens)]
 
-    def _run(self, inputs: StepInputs) -> None:
+    def _compute(self, inputs: StepInputs) -> None:
         assert self.logits is not None
         logits = self.forward(inputs)
         self.logits[: len(logits)] = logits
+
+
+def parts_within(slots: list[ArenaSlot], max_places: int) -> list[list[int]]:
+    """The numbers of slots that share a step: all of them, or those of like length."""
+    everyone = list(range(len(slots)))
+    if StepShape.of(slots).num_places <= max_places:
+        return [everyone]
+    everyone.sort(key=lambda at: max(slots[at].length, slots[at].num_crossed))
+    parts: list[list[int]] = [[]]
+    for at in reversed(everyone):
+        part = [*parts[-1], at]
+        if parts[-1] and StepShape.of([slots[each] for each in part]).num_places > max_places:
+            parts.append([at])
+        else:
+            parts[-1] = part
+    return parts
 
 
 def power_of_two(number: int) -> int:

@@ -7,7 +7,7 @@ GB = 10**9
 # A model of 8 layers with 4 kB of keys and values a token.
 STEP = StepMemory(
     num_rows=32,
-    num_columns=1024,
+    num_places=32 * 1024,
     num_read_tokens=2048,
     bytes_per_token=4096,
     num_layers=8,
@@ -39,5 +39,5 @@ def test_a_step_needs_the_keys_of_one_layer_its_logits_and_what_a_prompt_makes()
 
 
 def test_a_step_of_more_needs_more():
-    for name in ("num_rows", "num_columns", "num_read_tokens", "width", "vocab_size"):
+    for name in ("num_rows", "num_places", "num_read_tokens", "width", "vocab_size"):
         assert replace(STEP, **{name: 2 * getattr(STEP, name)}).num_bytes > STEP.num_bytes

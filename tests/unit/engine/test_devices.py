@@ -36,4 +36,4 @@ def test_a_gpu_that_is_not_there_is_refused_with_numbers(asked, num_gpus):
 
 def test_every_replica_is_told_which_it_is():
     model = Model(alias="reports", checkpoint="x", tasks=("summarize",), replicas=2)
-    assert [engine_spec(model, at).replica for at in range(2)] == [0, 1]
+    assert [engine_spec(model, 1, at).replica for at in range(2)] == [0, 1]

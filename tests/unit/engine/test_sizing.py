@@ -70,6 +70,11 @@ def test_a_gpu_has_room_for_what_its_other_limits_leave():
     assert size(machine, kv_cache="1KiB").spec.max_cache_tokens == 1024
 
 
+def test_a_gpu_keeps_no_more_than_its_sequences_can_be():
+    machine = Machine("cuda", GIB, 1024, bytes_per_token=1, room=lambda it: 10**9)
+    assert size(machine, max_sequences=8).spec.max_cache_tokens == 2 * 8 * 1024
+
+
 def test_a_step_has_room_for_a_token_of_each_row():
     assert size(Machine("cpu", GIB), max_sequences=10_000).spec.max_step_tokens == 10_000
 

@@ -13,9 +13,19 @@ from kombu.transport import memory
 from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
+from db.outcome import Outcome
 from db.session import Database
 from tasks.app import app
-from tests.jobs import claimed_job, end_lease, insert_job, insert_jobs, job, job_row, set_columns
+from tests.jobs import (
+    claim,
+    claimed_job,
+    end_lease,
+    insert_job,
+    insert_jobs,
+    job,
+    job_row,
+    set_columns,
+)
 from tests.producers import FAKE, producing, write_config
 from worker.dispatcher import Dispatcher, in_messages
 from worker.settings import Settings
@@ -95,6 +105,25 @@ def test_no_more_is_published_than_the_live_workers_have_room_for(database: Data
     it = dispatcher(database)
     assert it.dispatch() == 10
     assert it.dispatch() == 0
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_little_room_waits_until_there_is_enough_for_a_whole_message(
+    database: Database,
+) -> None:
+    live(database, reports=16)  # twice as many may be out
+    insert_jobs(database, (job_row() for _ in range(40)))
+    it = dispatcher(database, jobs_per_message=8)
+    assert it.dispatch() == 32
+    fences = claim(database, [job_id for message in published() for job_id in message])
+    for num_finished, num_published in ((7, 0), (1, 8)):
+        ended, fences = fences[:num_finished], fences[num_finished:]
+        with database.write() as session:
+            outcomes = [Outcome.failed(fence, "empty_prompt", "") for fence in ended]
+            session.execute(queries.finish_attempts(outcomes)).all()
+        assert it.dispatch() == num_published
+    assert [len(message) for message in published()] == [8]
     it.stop()
 
 

@@ -1,0 +1,158 @@
+"""Where the time of the engine's steps goes: products, attention, choosing, and the rest.
+
+    python -m benchmarks.engine.profile [--models llama-60m,t5-small] [--json FILE]
+
+The engine serves the workload under torch's profiler, in a process of its own, with the loop
+that a worker runs. An operation counts for the kind of its name wherever it was called from;
+`python` is time of the loop in which no operation of torch ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine.models import SHAPES, text
+from benchmarks.engine.workload import drawn
+from worker.engine.messages import (
+    Outputs,
+    Params,
+    Request,
+    Run,
+    Stop,
+    from_bytes,
+    to_bytes,
+)
+from worker.engine.spec import EngineSpec
+
+# By the first that is part of the operation's name.
+KINDS = (
+    ("attention", ("attention", "softmax", "bmm", "baddbmm")),
+    ("products", ("linear", "addmm", "mm", "matmul", "mkldnn")),
+    ("choosing", ("argmax", "topk", "sort", "log_softmax", "max", "item", "_local_scalar")),
+)
+SHOWN = ("products", "attention", "choosing", "other", "python")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--models", default="llama-15m,llama-60m,gpt2,t5-small,marian,bart")
+    parser.add_argument("--engine", default="inflight")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="where the shares are added, a line each")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept")
+    arguments = parser.parse_args()
+    print(f"{'share of time':12} " + " ".join(f"{each:>10}" for each in SHOWN))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        for model in arguments.models.split(","):
+            command = [sys.executable, "-m", "benchmarks.engine.models", str(folder), model]
+            subprocess.run(command, check=True)
+            shares = in_a_process(profiled, model, folder / model, arguments)
+            print(f"{model:12} " + " ".join(f"{shares[each]:10.1%}" for each in SHOWN), flush=True)
+            if arguments.json is not None:
+                with arguments.json.open("a", encoding="utf-8") as file:
+                    print(json.dumps({"model": model, "rows": arguments.rows, **shares}), file=file)
+
+
+def in_a_process(call: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
+def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    import torch
+
+    from worker.engine.process import load_engine, serve
+
+    spec = EngineSpec(
+        alias="profiled",
+        checkpoint=str(folder),
+        engine=arguments.engine,
+        dtype="float32",
+        threads=arguments.threads,
+        max_sequences=arguments.rows,
+    )
+    requests = [
+        Request(
+            id=at,
+            task="generate",
+            text=text(each.prompt),
+            params=Params(max_new_tokens=each.num_new),
+        )
+        for at, each in enumerate(drawn(arguments.requests, SHAPES[model].vocab_size))
+    ]
+    ours, its = (Connection(os.dup(each.fileno())) for each in socket.socketpair())
+    watch_attention()
+    engine = load_engine(spec)
+    parent = threading.Thread(target=ask, args=(ours, requests), daemon=True)
+    parent.start()
+    only_cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=only_cpu) as profile:
+        started_at = time.perf_counter()
+        serve(its, engine.sized.spec, engine)
+        seconds = time.perf_counter() - started_at
+    parent.join()
+    return shares_of(profile, seconds)
+
+
+def watch_attention() -> None:
+    """Give what an engine does in the attention of a layer a name: torch does not see
+    compiled code that is none of its own."""
+    import torch
+
+    from worker.engine import attention as module
+
+    own = module.attention
+
+    def attention(*arguments: Any, **named: Any) -> Any:
+        with torch.profiler.record_function("attention of a layer"):
+            return own(*arguments, **named)
+
+    module.attention = attention
+
+
+def ask(pipe: Connection, requests: list[Request]) -> None:
+    """What the parent of an engine process does."""
+    pipe.send_bytes(to_bytes(Run(tuple(requests))))
+    num_left = len(requests)
+    while num_left:
+        frame = from_bytes(pipe.recv_bytes())
+        assert isinstance(frame, Outputs)
+        num_left -= len(frame.outputs)
+    pipe.send_bytes(to_bytes(Stop()))
+
+
+def shares_of(profile: Any, seconds: float) -> dict[str, float]:
+    shares = dict.fromkeys(SHOWN, 0.0)
+    for event in profile.key_averages():
+        shares[kind_of(event.key)] += event.self_cpu_time_total / 1e6 / seconds
+    shares["python"] = max(0.0, 1.0 - sum(shares.values()))
+    return shares
+
+
+def kind_of(operation: str) -> str:
+    for kind, names in KINDS:
+        if any(name in operation for name in names):
+            return kind
+    return "other"
+
+
+RAW = argparse.RawDescriptionHelpFormatter
+
+if __name__ == "__main__":
+    main()

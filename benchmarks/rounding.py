@@ -1,0 +1,119 @@
+"""What rounded weights change: answers of the demo's trained models, against those in float32.
+
+    python -m benchmarks.rounding [--inputs 200]
+
+The models are small, so all their linear modules are rounded here, not only those that gain
+by it. An answer agrees if it is the same token for token; a token agrees if it is the same at
+the same place.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from random import Random
+
+from examples.world.questions import make_question
+from examples.world.reports import make_report
+from examples.world.sentences import make_sentence
+from examples.world.split import held_out
+from worker.engine import packed, routing
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.messages import Message, Params, Request
+from worker.engine.packed import PackedLinear
+from worker.engine.quantized import HalfLinear, Int8Linear
+from worker.engine.routing import RoutingEngine
+from worker.engine.scheduler import Scheduler, StepLimits
+from worker.engine.spec import EngineSpec
+
+SEED = 900
+Answers = list[tuple[int, ...]]
+
+
+def summaries(num: int) -> list[Request]:
+    return requests(num, make_report, lambda it: {"task": "summarize", "text": it.text})
+
+
+def translations(num: int) -> list[Request]:
+    return requests(
+        num,
+        make_sentence,
+        lambda it: {
+            "task": "translate",
+            "text": it.english,
+            "source_language": "en",
+            "target_language": "fr",
+        },
+    )
+
+
+def answers_to_questions(num: int) -> list[Request]:
+    return requests(
+        num,
+        make_question,
+        lambda it: {
+            "task": "chat",
+            "messages": tuple(Message(each["role"], each["content"]) for each in it.messages),
+        },
+    )
+
+
+def requests(num: int, make: Callable[[Random], object], say: Callable) -> list[Request]:
+    texts = held_out(make, SEED)
+    params = Params(max_new_tokens=60, do_sample=False)
+    return [Request(id=id_, params=params, **say(next(texts))) for id_ in range(num)]
+
+
+MODELS = {
+    "summarizer": summaries,
+    "translator": translations,
+    "storyteller": answers_to_questions,
+}
+
+
+def answered(name: str, quantization: str, asked: list[Request]) -> Answers:
+    spec = EngineSpec(
+        alias=name, checkpoint=f"examples/models/{name}", device="cpu", quantization=quantization
+    )
+    checkpoint = Checkpoint.load(spec)
+    engine = RoutingEngine(spec, checkpoint)
+    if quantization != "none":
+        rounded = sum(
+            isinstance(each, Int8Linear | HalfLinear) for each in checkpoint.model.modules()
+        )
+        assert rounded > 10, f"only {rounded} modules are rounded"
+    scheduler = Scheduler(StepLimits.of(engine.sized.spec))
+    scheduler.add(engine.encode(each) for each in asked)
+    answers: dict[int, tuple[int, ...]] = {}
+    while (plan := scheduler.next_step()) is not None:
+        for done in scheduler.apply(plan, engine.run(plan)):
+            answers[done.sequence.id] = done.answers[0].token_ids
+    return [answers[each.id] for each in asked]
+
+
+def agreement(one: Answers, other: Answers) -> tuple[float, float]:
+    """The shares of answers, and of tokens, that are the same."""
+    answers = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+    same = sum(a == b for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=False))
+    return answers, same / sum(max(len(x), len(y)) for x, y in zip(one, other, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inputs", type=int, default=200)
+    num = parser.parse_args().inputs
+    whole = packed.pack
+    routing.pack = lambda model, make=PackedLinear: whole(model, make, min_weights=0)
+    print("| model | weights | same answers | same tokens |\n|---|---|---|---|")
+    for name, make in MODELS.items():
+        asked = make(num)
+        exact = answered(name, "none", asked)
+        for quantization in ("bfloat16", "int8"):
+            answers, tokens = agreement(exact, answered(name, quantization, asked))
+            print(f"| {name} | {quantization} | {answers:.1%} | {tokens:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
