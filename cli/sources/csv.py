@@ -136,11 +136,13 @@ def _value(name: str, cell: str) -> Any:
         cell.encode()
     except UnicodeEncodeError as error:
         byte = ord(error.object[error.start]) - 0xDC00  # as `surrogateescape` keeps it
-        fault = f"{name}: is not UTF-8 (byte {byte:#04x} at {error.start}); save the file as UTF-8"
+        fault = (
+            f"is not UTF-8 in {name} (byte {byte:#04x} at {error.start}); save the file as UTF-8"
+        )
         raise ValueError(fault) from None
     if name in JSON_FIELDS and cell.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(cell)
         except (ValueError, RecursionError):
-            raise ValueError(f"{name}: is not valid JSON") from None
+            raise ValueError(f"is not valid JSON in {name}") from None
     return cell

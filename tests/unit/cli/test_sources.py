@@ -177,7 +177,9 @@ def test_bytes_that_are_no_utf8_cost_their_own_row(tmp_path: Path) -> None:
 
     bad, good = read(open_source(file))
 
-    assert bad == BadRow(2, "line 2", "text: is not UTF-8 (byte 0xe9 at 3); save the file as UTF-8")
+    assert bad == BadRow(
+        2, "line 2", "is not UTF-8 in text (byte 0xe9 at 3); save the file as UTF-8"
+    )
     assert good == Row(3, "line 3", {"text": "plain"})
 
 
