@@ -36,13 +36,17 @@ class Supervisor:
 
     def stop(self) -> None:
         """Raises AssertionError unless every worker ends well and leaves nothing behind."""
-        self._stopping.set()
-        assert self._thread is not None
-        self._thread.join()
+        self.leave()
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.wait_until_ready()  # a signal before that ends it at once
                 worker.stop()
+
+    def leave(self) -> None:
+        """Start none again; may be called twice."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def alive(self) -> list[WorkerProcess]:
         """Those that are ready and were not told to stop."""

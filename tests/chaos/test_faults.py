@@ -216,7 +216,7 @@ def test_a_message_that_comes_while_the_database_takes_nothing_is_kept_when_it_d
         assert own.cluster.job(job_id).state == JobState.SUCCEEDED
 
 
-@pytest.mark.skipif(not may_mount(), reason="only root may mount a small disk: see disk.py")
+@pytest.mark.skipif(not may_mount(), reason="no small disk may be mounted here")
 @on_sqlite
 @pytest.mark.parametrize("on_postgres", [False, True], ids=["sqlite", "postgresql"])
 def test_a_full_disk_under_the_database_costs_no_job(

@@ -98,10 +98,13 @@ def scene(
         print(f"TIDEMILL_CHAOS_SEED={seed}")  # noqa: T201  (to run it again)
         run = Run(cluster, History(tmp_path / "history.jsonl"))
         run.history.write("started", seed=seed, database=request.param)
+        supervisor = Supervisor(run, num_workers=3, arguments=SABOTAGE)
+        # After a test that failed it would go on starting what the cluster ends.
+        stack.callback(supervisor.leave)
         over = threading.Event()
         yield Scene(
             run=run,
-            supervisor=Supervisor(run, num_workers=3, arguments=SABOTAGE),
+            supervisor=supervisor,
             valkey=valkey,
             to_valkey=to_valkey,
             postgres=postgres,
