@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
 test: check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu

@@ -34,16 +34,14 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: the tests of a file stay together, for they share servers
-    and models, and files that mostly wait take turns with files that mostly compute."""
+    """For `-n 2 --dist loadfile`, which keeps the tests of a file together, for they share
+    servers and models: files that mostly wait take turns with files that mostly compute."""
     files = list(dict.fromkeys(item.path for item in items))
     waiting = [path for path in files if tier(path) in ("chaos", "integration")]
     computing = [path for path in files if path not in waiting]
     in_turn = filter(None, chain.from_iterable(zip_longest(waiting, computing)))
     place = {path: number for number, path in enumerate(in_turn)}
     items.sort(key=lambda item: place[item.path])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
 
 
 def tier(path: Path) -> str:
