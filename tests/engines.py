@@ -69,7 +69,7 @@ class Bench:
     def collect(self) -> list[Output]:
         """What was answered since the last time; does not wait."""
         self.outbox.close()
-        waiting, self.progress = self.outbox.take()
+        waiting, self.progress = self.outbox.take() or ([], self.progress)
         outputs = [self.writer.output(each) for each in waiting]
         self.ledger.close(each.request_id for each in outputs)
         return outputs

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class Writer(Thread):
-    """Sends at most one frame a step; if the pipe is slow, several steps in one."""
+    """Sends at most one frame a step; if the pipe is slow, several steps in one. A frame
+    without outputs says that the loop goes on."""
 
     def __init__(self, pipe: Connection, engine: Engine, ledger: Ledger, outbox: Outbox) -> None:
         super().__init__(name="writer", daemon=True)
@@ -30,9 +31,10 @@ class Writer(Thread):
 
     def run(self) -> None:
         while True:
-            waiting, progress = self.outbox.take()
-            if not waiting:
+            taken = self.outbox.take()
+            if taken is None:
                 return
+            waiting, progress = taken
             outputs = tuple(self.output(each) for each in waiting)
             # Closed before they are sent: once the parent has an output it may count on
             # the room that it left.

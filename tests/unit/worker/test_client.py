@@ -180,6 +180,18 @@ def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again(
     assert all(output.failure is None for output in outputs.values())
 
 
+def test_an_engine_at_a_long_answer_is_heard_of_before_it_is_there() -> None:
+    """Or one that takes longer than an engine may be silent would never come to an end."""
+    answers = Answers()
+    with engine(fake_step_seconds=0.02) as client:
+        client.submit([request(1, max_new_tokens=100_000)], answers.add)
+        first = until(lambda: client.progress.num_steps, "steps")
+        until(lambda: client.progress.num_steps > first, "more steps")
+        assert answers.outputs == []
+        client.cancel([1])
+        answers.wait_for(1)
+
+
 def test_parent_and_child_agree_about_every_request_under_stress() -> None:
     """Threads submit and cancel without pause, and the process dies now and then: the parent
     knows at any moment where each request is, and each is answered once."""
