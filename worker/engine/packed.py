@@ -52,13 +52,22 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
                 weight = linear_weight(child)
                 if weight is None or weight.numel() < min_weights:
                     continue
-                bias = None if child.bias is None else child.bias.detach()
+                bias = None if child.bias is None else child.bias.detach().clone()
                 setattr(module, name, make(weight.detach(), bias))
                 num_packed += 1
-        for left in (*model.parameters(), *model.buffers()):
-            # A copy: what is left of the checkpoint's file would hold all of it in memory.
-            left.data = left.data.clone()
+    leave_file(model)
     return num_packed
+
+
+def leave_file(model: Any) -> None:
+    """Copy what is not packed: the tensors of a checkpoint are views of its file, and the last
+    of them would hold all of it in memory."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # the same object, for several may share it
+        for module in model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.clone())  # another one: it may be a view of its own
 
 
 def linear_weight(module: nn.Module) -> Any:
