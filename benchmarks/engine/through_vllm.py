@@ -72,11 +72,14 @@ class Offline:
 
 
 def run(job: Job) -> Measured:
+    # Both are read when they are imported; without them it takes all cores, whatever was asked.
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{job.threads - 1}"
     import torch
     import vllm
 
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{job.threads - 1}")
     server = Offline(job)
+    torch.set_num_threads(job.threads)
     server.submit([0, 1])
     left = 2
     while left:
