@@ -75,6 +75,12 @@ def test_a_gpu_keeps_no_more_than_its_sequences_can_be():
     assert size(machine, max_sequences=8).spec.max_cache_tokens == 2 * 8 * 1024
 
 
+def test_what_keeps_nothing_between_steps_has_no_cache_to_size():
+    found = size(Machine("cpu", GIB))
+    assert found.spec.max_cache_tokens is None
+    assert "max_cache_tokens" not in found.reasons
+
+
 def test_a_step_has_room_for_a_token_of_each_row():
     assert size(Machine("cpu", GIB), max_sequences=10_000).spec.max_step_tokens == 10_000
 

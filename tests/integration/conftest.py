@@ -1,0 +1,32 @@
+"""Commands in a folder with a configuration, with or without a database beside them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import CONFIG, CommandLine, InProcess
+
+
+@pytest.fixture
+def tidemill(tmp_path: Path) -> CommandLine:
+    """Commands in a folder with a configuration, and nothing running."""
+    (tmp_path / "tidemill.toml").write_text(CONFIG)
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def stored(
+    tidemill: CommandLine,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> InProcess:
+    """Commands beside a migrated database, once on each, and no Redis that answers."""
+    tidemill.environment = {
+        "TIDEMILL_DATABASE_URL": database_url,
+        "TIDEMILL_REDIS_URL": "redis://127.0.0.1:1/0",
+        "COLUMNS": "200",
+    }
+    stored = InProcess(tidemill, monkeypatch, capsys)
+    assert stored("migrate").status == 0
+    return stored
