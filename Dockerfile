@@ -18,6 +18,6 @@ COPY worker worker
 RUN pip install ".[engine]"
 
 USER tidemill
-WORKDIR /work
+WORKDIR /home/tidemill
 ENTRYPOINT ["tidemill"]
 CMD ["worker"]

@@ -33,7 +33,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """spec: nothing is left open in it; reasons: by setting, in words that follow its value"""
+    """spec:    nothing is left open in it that its engine asks for
+    reasons: by setting, in words that follow its value
+    """
 
     spec: EngineSpec
     reasons: Mapping[str, str]
@@ -66,14 +68,14 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
     else:
         choose("max_step_tokens", STEP_TOKENS, "of which at most 512 join while others wait")
     chosen["max_step_tokens"] = max(chosen["max_step_tokens"], chosen["max_sequences"])
-    choose("max_cache_tokens", *cache_tokens(replace(spec, **chosen), machine))
+    if machine.bytes_per_token is not None:
+        room = cache_tokens(replace(spec, **chosen), machine, machine.bytes_per_token)
+        choose("max_cache_tokens", *room)
     return Sized(replace(spec, **chosen), reasons)
 
 
-def cache_tokens(spec: EngineSpec, machine: Machine) -> tuple[int, str]:
+def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tuple[int, str]:
     """How many tokens' keys and values may be kept between steps, and why so many."""
-    if machine.bytes_per_token is None:
-        return spec.max_held * MAX_PROMPT_TOKENS, "nothing is kept between steps"
     if spec.kv_cache is None and machine.room is not None:
         room, whose = machine.room(spec), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
         if machine.max_context_tokens is not None and spec.max_sequences is not None:
@@ -88,8 +90,8 @@ def cache_tokens(spec: EngineSpec, machine: Machine) -> tuple[int, str]:
         share = CACHE_SHARE if spec.kv_cache is None else spec.kv_cache
         room = int(share * machine.free_bytes)
         whose = f"{share:.0%} of the {in_words(machine.free_bytes)} that are free"
-    num_tokens = max(room // machine.bytes_per_token, 1)
-    return num_tokens, f"{whose}, at {in_words(machine.bytes_per_token)} a token"
+    num_tokens = max(room // bytes_per_token, 1)
+    return num_tokens, f"{whose}, at {in_words(bytes_per_token)} a token"
 
 
 def in_words(num_bytes: int) -> str:
