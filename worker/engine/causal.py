@@ -22,6 +22,7 @@ class CausalRunner:
         self.keeping = keeping
         self.cache = SlotCache(keeping.shape, keeping.attention)
         self.static_step = keeping.static_step(self._step_by_inputs)
+        self.taped_step = keeping.taped_step(self._step)
 
     @staticmethod
     def start_ids(sequence: Sequence) -> tuple[int, ...]:
@@ -61,9 +62,9 @@ class CausalRunner:
         self.cache.hold(slots)
         if self.static_step is not None:
             return self.static_step.run(slots, tokens)
-        device = self.model.device
+        assert self.taped_step is not None
         lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
-        return self._step(torch.tensor(tokens, device=device), torch.tensor(lengths, device=device))
+        return self.taped_step.run(tokens, lengths)
 
     def _step_by_inputs(self, inputs: StepInputs) -> Tensor:
         self.keeping.hold_inputs(inputs)

@@ -1,6 +1,6 @@
-"""Graphs: what a GPU does in a step, recorded once for each shape and launched as a whole.
+"""Graphs: what a device does in a step, recorded once for each shape and done again as a whole.
 
-Elsewhere than on a GPU nothing is recorded, and every step is run as it is written.
+On a GPU a recording is a graph of CUDA's, on a CPU a tape.
 """
 
 from __future__ import annotations
@@ -17,45 +17,51 @@ from worker.engine.logs import whereabouts
 log = logging.getLogger(__name__)
 
 Shape = TypeVar("Shape", bound=Hashable)
-Step = Callable[[], None]
+Result = TypeVar("Result")
+Step = Callable[[], Result]
+# Runs a step; returns what it returned, and what does it again.
+Record = Callable[[Step[Result]], tuple[Result, Step[Result]]]
 
 MAX_GRAPHS = 64  # each keeps some megabytes
 NUM_WARM_UPS = 2  # what libraries set up at their first call cannot be recorded
 
 
-class Graphs(Generic[Shape]):
+class Graphs(Generic[Shape, Result]):
     """Those used last, at most `max_graphs`."""
 
-    def __init__(self, record: Callable[[Step], Step] | None, max_graphs: int = MAX_GRAPHS) -> None:
-        """record: runs a step, and returns what does it again; None: nothing is recorded"""
+    def __init__(self, record: Record[Result] | None, max_graphs: int = MAX_GRAPHS) -> None:
+        """record: None: nothing is recorded"""
         self.record = record
         self.max_graphs = max_graphs
-        self.recorded: dict[Shape, Step] = {}  # the one used last is the last
+        self.recorded: dict[Shape, Step[Result]] = {}  # the one used last is the last
+        self.met: set[Shape] = set()
 
-    def run(self, shape: Shape, step: Step) -> None:
-        """step: does the same work for the same shape, in tensors that stay where they are"""
+    def run(self, shape: Shape, step: Step[Result]) -> Result:
+        """step: does the same work for the same shape, in tensors that stay where they are;
+        it may be run several times"""
         again = self.recorded.pop(shape, None)
-        if again is None:
-            again = self._recorded(step)
-        if again is None:
-            step()
-            return
-        self.recorded[shape] = again
-        if len(self.recorded) > self.max_graphs:
-            del self.recorded[next(iter(self.recorded))]
-        again()
+        if again is not None:
+            self.recorded[shape] = again
+            return again()
+        if self.record is None or shape not in self.met:
+            self.met.add(shape)  # a shape that never comes back is not worth a recording
+            return step()
+        return self._recorded(self.record, shape, step)
 
-    def _recorded(self, step: Step) -> Step | None:
-        if self.record is None:
-            return None
+    def _recorded(self, record: Record[Result], shape: Shape, step: Step[Result]) -> Result:
         try:
-            return self.record(step)
+            result, again = record(step)
         except Exception as error:
             if is_beyond_repair(error) or is_out_of_memory(error):
                 raise
+            written = step()  # what fails here too is no fault of the recording
             log.warning("no graphs, steps are run as written", extra={"error": whereabouts(error)})
-        self.record = None
-        return None
+            self.record = None
+            return written
+        self.recorded[shape] = again
+        if len(self.recorded) > self.max_graphs:
+            del self.recorded[next(iter(self.recorded))]
+        return result
 
 
 class Recorder:
@@ -67,7 +73,7 @@ class Recorder:
         self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(device)
 
-    def __call__(self, step: Step) -> Step:
+    def __call__(self, step: Step[None]) -> tuple[None, Step[None]]:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for _ in range(NUM_WARM_UPS):
@@ -79,7 +85,8 @@ class Recorder:
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         ):
             step()
-        return graph.replay
+        graph.replay()
+        return None, graph.replay
 
 
 def recorder_for(device: torch.device) -> Recorder | None:

@@ -34,6 +34,7 @@ from worker.engine.static_step import (
     in_pages,
     power_of_two,
 )
+from worker.engine.taped_step import TapedStep
 
 
 class Keeping(Protocol):
@@ -50,7 +51,10 @@ class Keeping(Protocol):
     def new_slot(self, num_rows: int) -> Slot: ...
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep | None:
-        """What runs the steps; None if any step will do."""
+        """What runs the steps; None if slots have memory of their own."""
+
+    def taped_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> TapedStep | None:
+        """What runs them then."""
 
     def hold_inputs(self, inputs: StepInputs) -> None:
         """Of the next step, if that is a static one."""
@@ -74,6 +78,9 @@ class OwnKeeping:
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> None:
         return None
+
+    def taped_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> TapedStep:
+        return TapedStep(forward, self.shape.device, self.attention.is_repeatable)
 
     def hold_inputs(self, inputs: StepInputs) -> None:
         raise AssertionError("slots of their own are told by themselves")
@@ -99,8 +106,11 @@ class ArenaKeeping:
         return self.arena.slot(num_rows)
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep:
-        graphs: Graphs[StepShape] = Graphs(recorder_for(self.shape.device))
+        graphs: Graphs[StepShape, None] = Graphs(recorder_for(self.shape.device))
         return StaticStep(self.arena, forward, graphs)
+
+    def taped_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> None:
+        return None
 
     def hold_inputs(self, inputs: StepInputs) -> None:
         self.attention.hold_inputs(inputs)

@@ -18,6 +18,7 @@ from worker.engine.compiled import (
     thread_count,
     thread_number,
 )
+from worker.engine.tape import on_tape
 
 ROWS, BYTES, SCALES, NUM_ROWS, WIDTH = range(5)
 NUM_ARGUMENTS = 5
@@ -60,9 +61,14 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     num_rows, width = rows.shape
     rounded = torch.empty((num_rows, width), dtype=torch.uint8)
     scales = torch.empty((num_rows, 1))
+    on_tape(_round_rows, rows, rounded, scales)
+    return rounded, scales
+
+
+def _round_rows(rows: Tensor, rounded: Tensor, scales: Tensor) -> None:
+    num_rows, width = rows.shape
     arguments = np.array(
         [rows.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_rows, width], np.int64
     )
     num_threads = min(torch.get_num_threads(), num_rows * width // MIN_VALUES_A_THREAD + 1)
     _run(arguments, num_threads)
-    return rounded, scales

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from worker.engine.slots import KVShape, OwnSlot, Slot
+from worker.engine.tape import on_tape
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class RowAttention(Protocol):
         """
 
 
-def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> RowAttention:
+def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> OwnRowAttention:
     """The quickest there is for such keys in slots of their own.
 
     is_cross: rows attend to the prompt's
@@ -68,11 +69,13 @@ def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> RowAttentio
     return TorchRowAttention(shape, is_cross, poisoned)
 
 
-class OwnRowAttention:
+class OwnRowAttention(RowAttention):
     """What both do with slots that have memory of their own."""
 
     by_ancestors: bool
     """Whether it follows a slot's `ancestors`, so that beams move no columns."""
+    is_repeatable: bool
+    """Whether a step can be recorded: what it calls is the same whatever is in the slots."""
 
     def __init__(self, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
         self.shape = shape
@@ -96,6 +99,7 @@ class OwnRowAttention:
 
 class CompiledRowAttention(OwnRowAttention):
     by_ancestors = True
+    is_repeatable = True
 
     def __init__(self, kernel: Any, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
         super().__init__(shape, is_cross, poisoned)
@@ -150,16 +154,29 @@ class CompiledRowAttention(OwnRowAttention):
     def attend(
         self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
     ) -> Tensor:
-        kernel, told = self.kernel, self.arguments
-        query = query.contiguous()
         num_rows, num_heads, _, head_size = query.shape
         assert num_rows == self.num_rows
         attended = torch.empty((num_rows, 1, num_heads, head_size))
-        told[kernel.GROUP] = num_heads // self.shape.num_heads
+        if keys is not None and values is not None:
+            keys, values = keys.contiguous(), values.contiguous()
+        on_tape(self._attend, layer, query.contiguous(), keys, values, scale, attended)
+        return attended
+
+    def _attend(
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        scale: float,
+        attended: Tensor,
+    ) -> None:
+        """As above, into `attended`."""
+        kernel, told = self.kernel, self.arguments
+        told[kernel.GROUP] = query.shape[1] // self.shape.num_heads
         told[kernel.QUERY] = query.data_ptr()
         told[kernel.OUT] = attended.data_ptr()
         if keys is not None and values is not None:
-            keys, values = keys.contiguous(), values.contiguous()
             told[kernel.NEW_KEYS] = keys.data_ptr()
             told[kernel.NEW_VALUES] = values.data_ptr()
         if self.bias is not None:
@@ -168,11 +185,11 @@ class CompiledRowAttention(OwnRowAttention):
         told[kernel.SCALE_BITS] = np.float64(scale).view(np.int64)
         told[kernel.SLOTS] = self.tables[layer].ctypes.data
         self.run(told, torch.get_num_threads())
-        return attended
 
 
 class TorchRowAttention(OwnRowAttention):
     by_ancestors = False
+    is_repeatable = False
 
     def __init__(self, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
         super().__init__(shape, is_cross, poisoned)

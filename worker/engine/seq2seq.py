@@ -39,6 +39,7 @@ class Seq2SeqRunner:
             self.relative = decoder.block[0].layer[0].SelfAttention
         self.crossings = crossings_of(decoder)
         self.static_step = keeping.static_step(self._step_by_inputs)
+        self.taped_step = keeping.taped_step(self._step)
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
         """What a row holds before its first new token."""
@@ -86,14 +87,14 @@ class Seq2SeqRunner:
         self.cross.hold(slots)
         if self.static_step is not None:
             return self.static_step.run(slots, tokens)
-        device = self.model.device
+        assert self.taped_step is not None
         lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
         if self.relative is not None:
             bias = self.keeping.attention.bias
             if bias is None or bias.shape[1] <= max(lengths):
                 # For twice as many, so that it is seldom computed.
                 self.keeping.attention.bias = self._bias(2 * max(lengths) + 64)
-        return self._step(torch.tensor(tokens, device=device), torch.tensor(lengths, device=device))
+        return self.taped_step.run(tokens, lengths)
 
     def _step_by_inputs(self, inputs: StepInputs) -> Tensor:
         if self.relative is not None:

@@ -101,7 +101,7 @@ class StaticStep:
         self,
         arena: Arena,
         forward: Callable[[StepInputs], Tensor],
-        graphs: Graphs[StepShape],
+        graphs: Graphs[StepShape, None],
         max_places: int = MAX_PLACES,
     ) -> None:
         """forward: returns (rows, vocab) logits, and asks for no number of its inputs"""

@@ -1,0 +1,271 @@
+"""Tape: what torch does in a step, written down once and done again in the same memory.
+
+A model's own code spends as much time in Python as a small model does in its products, and
+between two steps of as many rows nothing differs but numbers. So the operations that reach
+torch are written down, and from then on called one after the other: what is a view is made
+once, and what is computed is written where it was before. They are the same operations on
+the same shapes, and so give the same bits.
+
+What torch does not see must be called with `on_tape`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MIN_BUFFER_BYTES = 1024
+NAN_BYTE = 255  # a float whose bytes are all this is NaN
+# What they make is memory; what is in it comes later.
+EMPTY = frozenset(
+    {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
+     "aten::new_empty_strided"}
+)  # fmt: skip
+
+_here = threading.local()
+
+
+class Unrepeatable(Exception):
+    """A step that is another one each time."""
+
+
+def on_tape(call: Callable[..., None], *arguments: Any) -> None:
+    """Call it, and have it called whenever the tape is played that is being recorded.
+
+    It writes to tensors among its arguments; the numbers among them stay as they are.
+    """
+    call(*arguments)
+    recording: Recording | None = getattr(_here, "recording", None)
+    if recording is not None:
+        recording.calls.append(Call(call, arguments))
+
+
+@dataclass(slots=True)
+class Call:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    named: dict[str, Any] = field(default_factory=dict)
+    # Where the result goes if the function cannot be told.
+    results: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from tensors_in((self.arguments, self.named, self.results))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Call:
+        arguments, named, results = with_tensors((self.arguments, self.named, self.results), move)
+        return Call(self.function, arguments, named, results)
+
+    def __call__(self) -> None:
+        made = self.function(*self.arguments, **self.named)
+        if self.results:
+            for result, each in zip(self.results, tensors_in(made), strict=True):
+                result.copy_(each)
+
+
+class TapeRecorder:
+    """Its tapes share memory: no two are played at once, and what a step leaves is used up
+    before the next."""
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+
+    def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
+        """What the step returns, and what does it again. Raises Unrepeatable."""
+        _here.recording = recording = Recording()
+        try:
+            with recording:
+                result = step()
+        finally:
+            _here.recording = None
+        tape = Tape(recording, result, self.pool)
+        self.pool.poison()
+        repeated = tape()
+        if not torch.equal(result, repeated):
+            raise Unrepeatable("something in it is unseen")
+        return repeated, tape
+
+
+class Tape:
+    def __init__(self, recording: Recording, result: Tensor, pool: Pool) -> None:
+        move = recording.planned(result, pool)
+        self.calls = [each.moved(move) for each in recording.calls]
+        self.result = move(result)
+
+    def __call__(self) -> Tensor:
+        for call in self.calls:
+            call()
+        return self.result
+
+
+class Recording(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        # By the address of a storage that is made in the step: before which call. Its tensors
+        # are kept, so that no other has the address.
+        self.born: dict[int, int] = {}
+        self.kept: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        if function._can_decompose():
+            # Seen as the operations that it is made of.
+            with self:
+                parts = function.decompose(*args, **named)
+            if parts is not NotImplemented:
+                return parts
+        refuse_unrepeatable(function)
+        result = function(*args, **named)
+        made = tuple(tensors_in(result))
+        self.kept += made
+        if function._schema.is_mutable:
+            self.calls.append(Call(function, args, named))
+            return result
+        known = {address_of(each) for each in tensors_in((args, named))}
+        fresh = [each for each in made if address_of(each) not in known]
+        if not fresh:
+            return result  # a view, or nothing
+        if len(fresh) != len(made):
+            raise Unrepeatable(f"{function} makes a part of what it returns")
+        for each in made:
+            self.born.setdefault(address_of(each), len(self.calls))
+        if function._schema.name not in EMPTY:
+            self.calls.append(call_into(function, args, named, made))
+        return result
+
+    def planned(self, result: Tensor, pool: Pool) -> Callable[[Tensor], Tensor]:
+        """Where in the pool each tensor goes that was made in the step."""
+        last_used = dict(self.born)
+        sizes: dict[int, int] = {}
+        for at, call in enumerate(self.calls):
+            for tensor in call.tensors():
+                address = address_of(tensor)
+                if address in self.born:
+                    last_used[address] = at
+                    sizes[address] = tensor.untyped_storage().nbytes()
+        last_used[address_of(result)] = len(self.calls)
+        buffers = pool.lent(
+            (self.born[address], last_used[address], address, size)
+            for address, size in sizes.items()
+        )
+        moved: dict[int, Tensor] = {}
+
+        def move(tensor: Tensor) -> Tensor:
+            buffer = buffers.get(address_of(tensor))
+            if buffer is None:
+                return tensor  # a weight, an input, or what is there from step to step
+            if id(tensor) not in moved:
+                empty = torch.empty(0, dtype=tensor.dtype)
+                moved[id(tensor)] = empty.set_(
+                    buffer.untyped_storage(), tensor.storage_offset(), tensor.size(),
+                    tensor.stride(),
+                )  # fmt: skip
+            return moved[id(tensor)]
+
+        return move
+
+
+class Pool:
+    """Buffers for what is used at other times in a step; their sizes are powers of two, so
+    that steps of other shapes use the same."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, list[Tensor]] = defaultdict(list)  # by size in bytes
+
+    def lent(self, needs: Iterator[tuple[int, int, int, int]]) -> dict[int, Tensor]:
+        """needs: first call, last call, name, bytes; returns a buffer for each name, one for
+        several whose calls are apart"""
+        free = {size: list(each) for size, each in self.buffers.items()}
+        in_use: list[tuple[int, Tensor]] = []  # until which call
+        lent: dict[int, Tensor] = {}
+        for first, last, name, num_bytes in sorted(needs):
+            ended = [each for each in in_use if each[0] < first]
+            in_use = [each for each in in_use if each[0] >= first]
+            for _, buffer in ended:
+                free[buffer.numel()].append(buffer)
+            size = max(1 << (num_bytes - 1).bit_length(), MIN_BUFFER_BYTES)
+            if not free.setdefault(size, []):
+                free[size].append(torch.empty(size, dtype=torch.uint8))
+                self.buffers[size].append(free[size][-1])
+            lent[name] = free[size].pop()
+            in_use.append((last, lent[name]))
+        return lent
+
+    def poison(self) -> None:
+        """So that who reads what was not written is found out."""
+        for buffers in self.buffers.values():
+            for each in buffers:
+                each.fill_(NAN_BYTE)
+
+
+def refuse_unrepeatable(function: Any) -> None:
+    if torch.Tag.data_dependent_output in function.tags:
+        raise Unrepeatable(f"{function} asks for a number")
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        raise Unrepeatable(f"{function} draws")
+
+
+def call_into(function: Any, args: Any, named: dict[str, Any], made: tuple[Tensor, ...]) -> Call:
+    """A call that writes to `made`."""
+    into = variant_with_out(function)
+    if into is None:
+        return Call(function, args, named, made)
+    variant, names = into
+    return Call(variant, args, named | dict(zip(names, made, strict=True)))
+
+
+_variants: dict[Any, tuple[Any, tuple[str, ...]] | None] = {}
+
+
+def variant_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """The overload that is told where the results go, and the names of those arguments."""
+    if function not in _variants:
+        _variants[function] = _variant_with_out(function)
+    return _variants[function]
+
+
+def _variant_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
+    wanted = [(each.name, str(each.type)) for each in function._schema.arguments]
+    for name in function.overloadpacket.overloads():
+        overload = getattr(function.overloadpacket, name)
+        arguments = overload._schema.arguments
+        outs = tuple(each.name for each in arguments if each.is_out)
+        others = [(each.name, str(each.type)) for each in arguments if not each.is_out]
+        if outs and others == wanted and len(outs) == len(function._schema.returns):
+            return overload, outs
+    return None
+
+
+def address_of(tensor: Tensor) -> int:
+    """Of what it shares with its views; 0 for packed weights, which have no storage."""
+    return 0 if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same, with other tensors in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(with_tensors(each, change) for each in value)
+    if isinstance(value, dict):
+        return {name: with_tensors(each, change) for name, each in value.items()}
+    return value
