@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from worker.engine.caches import View
+from worker.engine.caches import MixedView, View
 from worker.engine.row_attention import Spans, usual_scale
 from worker.engine.side_by_side import SideBySide
 
@@ -32,13 +32,17 @@ def install(model: Any) -> None:
 def attention(
     module: torch.nn.Module,
     query: Tensor,
-    key: Tensor | View,
-    value: Tensor | View,
+    key: Tensor | View | MixedView,
+    value: Tensor | View | MixedView,
     attention_mask: Tensor | None,
     spans: Spans | SideBySide | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query: (rows, heads, tokens, head size); returns (rows, tokens, heads, head size)."""
+    if isinstance(key, MixedView):
+        assert isinstance(value, MixedView)
+        assert isinstance(spans, tuple)
+        return attend_mixed(spans, query, key, value, **kwargs)
     if isinstance(key, View):
         assert isinstance(value, View)
         scale = kwargs.get("scaling")
@@ -52,6 +56,30 @@ def attention(
         scale, bias = kwargs.get("scaling"), kwargs.get("position_bias")
         return spans.attend(query, key, value, is_causal, scale, bias), None
     return attend_within(spans, query, key, value, is_causal, **kwargs)
+
+
+def attend_mixed(
+    spans: Spans,
+    query: Tensor,
+    key: MixedView,
+    value: MixedView,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Tokens of a step to their slots, prompts after them to themselves.
+
+    query: (1, heads, tokens, head size); returns (1, tokens, heads, head size)
+    """
+    num_stepping = key.num_stepping
+    asking, keys, values = (
+        each[0, :, :num_stepping].transpose(0, 1)[:, :, None]
+        for each in (query, key.tokens, value.tokens)
+    )
+    scale = usual_scale(query.shape[-1]) if scaling is None else scaling
+    stepped = key.attention.attend(key.layer, asking, keys, values, scale)
+    asking, keys, values = (each[:, :, num_stepping:] for each in (query, key.tokens, value.tokens))
+    read, _ = attend_within(spans, asking, keys, values, is_causal=True, scaling=scale)
+    return torch.cat([stepped.transpose(0, 1), read], dim=1), None
 
 
 def attend_within(

@@ -33,14 +33,31 @@ class View:
         self.shape = shape
 
 
+class MixedView:
+    """Stands for the keys or the values of tokens of a step and of prompts after them."""
+
+    __slots__ = ("attention", "layer", "num_stepping", "shape", "tokens")
+
+    def __init__(
+        self, attention: RowAttention, layer: int, tokens: Tensor, num_stepping: int
+    ) -> None:
+        """tokens: (1, heads, tokens, head size)"""
+        self.attention = attention
+        self.layer = layer
+        self.tokens = tokens
+        self.num_stepping = num_stepping
+        self.shape = tuple(tokens.shape)
+
+
 class SlotCache(Cache):
-    """Reads whole prompts into slots, or adds a column to each row of a step."""
+    """Reads whole prompts into slots, or adds a column to each row of a step, or both."""
 
     def __init__(self, shape: KVShape, attention: RowAttention) -> None:
         layers: Any = [SlotLayer() for _ in range(shape.num_layers)]
         super().__init__(layers=layers)
         self.attention = attention
         self.is_reading = False
+        self.num_stepping = 0  # tokens before the prompts that are read
 
     def hold(self, slots: list[Slot]) -> None:
         """Those of the next step."""
@@ -49,9 +66,11 @@ class SlotCache(Cache):
         self.is_reading = False
         self.attention.hold(slots)
 
-    def hold_prompts(self, slots: list[Slot], spans: Spans) -> None:
-        """Empty ones, for prompts that are read one after the other in a single row."""
+    def hold_prompts(self, slots: list[Slot], spans: Spans, num_stepping: int = 0) -> None:
+        """Empty ones, for prompts that are read one after the other in a single row; behind
+        so many tokens of those that are held."""
         self.is_reading = True
+        self.num_stepping = num_stepping
         self.attention.hold_prompts(slots, spans)
 
     def update(
@@ -65,8 +84,17 @@ class SlotCache(Cache):
                 View(self.attention, layer_idx, key_states, shape),
                 View(self.attention, layer_idx, value_states, shape),
             )
-        self.attention.fill(layer_idx, key_states, value_states)
-        return key_states, value_states
+        num_stepping = self.num_stepping
+        if not num_stepping:
+            self.attention.fill(layer_idx, key_states, value_states)
+            return key_states, value_states
+        self.attention.fill(
+            layer_idx, key_states[:, :, num_stepping:], value_states[:, :, num_stepping:]
+        )
+        return (
+            MixedView(self.attention, layer_idx, key_states, num_stepping),
+            MixedView(self.attention, layer_idx, value_states, num_stepping),
+        )
 
     # The models ask for one length of all rows. There is none; what they would do with it
     # (masks, positions) is done by row in `attention` and `positions`.

@@ -15,6 +15,8 @@ from worker.engine.side_by_side import SideBySide
 from worker.engine.slots import Slot
 from worker.engine.static_step import LENGTH, TOKEN, StepInputs
 
+Ints = list[int] | tuple[int, ...]
+
 
 class CausalRunner:
     def __init__(self, model: Any, keeping: Keeping) -> None:
@@ -35,21 +37,39 @@ class CausalRunner:
         read = [self._read(chunk) for chunk in chunks(sequences, self.model.device)]
         return [slot for slots, _ in read for slot in slots], torch.cat([each for _, each in read])
 
-    def _read(self, sequences: list[Sequence]) -> tuple[list[Slot], Tensor]:
+    def can_mix(self, sequences: list[Sequence]) -> bool:
+        """Whether `read_and_step` can read their prompts."""
+        return self.static_step is None and len(chunks(sequences, self.model.device)) == 1
+
+    def read_and_step(
+        self, sequences: list[Sequence], slots: list[Slot], tokens: list[int]
+    ) -> tuple[list[Slot], Tensor]:
+        """Both at once, so that the weights are read once. Returns the slots of the prompts, and
+        logits: (rows + sequences, vocab)."""
+        self.cache.hold(slots)
+        lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
+        return self._read(sequences, tokens, lengths)
+
+    def _read(
+        self, sequences: list[Sequence], tokens: Ints = (), lengths: Ints = ()
+    ) -> tuple[list[Slot], Tensor]:
+        """tokens, lengths: of rows that go on, if any; they come before the prompts"""
         device = self.model.device
         prompts = [each.prompt_ids for each in sequences]
         ids, spans = in_one_row(prompts)
-        positions = [position for each in prompts for position in range(len(each))]
+        positions = [*lengths, *(position for each in prompts for position in range(len(each)))]
         slots = [self.keeping.new_slot(each.num_rows) for each in sequences]
-        self.cache.hold_prompts(slots, spans)
+        self.cache.hold_prompts(slots, spans, len(tokens))
         # A GPU attends to all of them in one call.
         together = spans if self.static_step is None else SideBySide.of(spans, device) or spans
+        kept = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
         logits = self.model(
-            ids.to(device),
+            torch.cat([torch.tensor([tokens], dtype=ids.dtype), ids], dim=1).to(device),
             position_ids=torch.tensor([positions], device=device),
+            attention_mask=unseen_mask(1, device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=torch.tensor([end - 1 for _, end in spans], device=device),
+            logits_to_keep=torch.tensor(kept, device=device),
             spans=together,
         ).logits
         for slot, (begin, end) in zip(slots, spans, strict=True):
@@ -75,9 +95,13 @@ class CausalRunner:
         logits = self.model(
             tokens[:, None],
             position_ids=positions[:, None],
-            # Taken as it is, and looked at by nobody; without it the model would make one.
-            attention_mask=tokens.new_ones((len(tokens), 1, 1, 1), dtype=torch.bool),
+            attention_mask=unseen_mask(len(tokens), tokens.device),
             past_key_values=self.cache,
             use_cache=True,
         ).logits
         return logits[:, -1]  # type: ignore[no-any-return]  # a tensor
+
+
+def unseen_mask(num_rows: int, device: torch.device) -> Tensor:
+    """Taken by a model as it is, and looked at by nobody; without it the model makes one."""
+    return torch.ones((num_rows, 1, 1, 1), dtype=torch.bool, device=device)

@@ -39,6 +39,12 @@ class Runner(Protocol):
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor: ...
 
+    def can_mix(self, sequences: list[Sequence]) -> bool: ...
+
+    def read_and_step(
+        self, sequences: list[Sequence], slots: list[Slot], tokens: list[int]
+    ) -> tuple[list[Slot], Tensor]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
@@ -63,12 +69,44 @@ class InFlight:
         self, going_on: tuple[Sequence, ...], joining: tuple[Sequence, ...]
     ) -> list[Completion | None]:
         """Read the prompts of those that join, and one more token for each row."""
+        mixed = self._mixed(list(going_on), list(joining))
+        if mixed is not None:
+            return mixed
         results = dict(zip(joining, self._blaming(list(joining), self._read), strict=True))
         # An encoder-decoder has its first token from the step, beside those of the others.
         begun = [each for each in joining if self._waits_for_its_first(each)]
         stepping = [*going_on, *begun]
         results |= zip(stepping, self._blaming(stepping, self._step), strict=True)
         return [results[each] for each in (*going_on, *joining)]
+
+    def _mixed(
+        self, going_on: list[Sequence], joining: list[Sequence]
+    ) -> list[Completion | None] | None:
+        """All of it at once; None where that cannot be, or fails."""
+        if not going_on or not joining or not self.runner.can_mix(joining):
+            return None
+        if len(parts_within([*going_on, *joining], self.max_rows)) != 1:
+            return None
+        flights = [self.flights[each.id] for each in going_on]
+        tokens = [token for each in flights for token in each.choice.next_ids]
+        try:
+            slots, logits = self.runner.read_and_step(
+                joining, [each.slot for each in flights], tokens
+            )
+            joined = self._flights(joining, slots)
+            num_rows = [1] * len(tokens) + [each.num_rows for each in joining]
+            if max(num_rows) > 1:
+                logits = logits.repeat_interleave(torch.tensor(num_rows), dim=0)
+            highest = highest_of(logits, [*flights, *joined])
+        except Exception as error:
+            # Apart, it can be told whose fault it is.
+            if is_beyond_repair(error):
+                raise EngineBroken(f"the device failed: {type(error).__name__}") from error
+            self.drop(joining)
+            return None
+        for each in flights:
+            each.slot.length += 1
+        return self._choose([*flights, *joined], logits, highest)
 
     def _waits_for_its_first(self, sequence: Sequence) -> bool:
         flight = self.flights.get(sequence.id)
@@ -107,16 +145,20 @@ class InFlight:
     def _read(self, sequences: list[Sequence]) -> list[Completion | None]:
         self.drop(sequences)  # what may be left of a reading that failed
         slots, logits = self.runner.read(sequences)
-        flights = [
-            Flight(sequence, slot, self._choice_of(sequence))
-            for sequence, slot in zip(sequences, slots, strict=True)
-        ]
-        self.flights |= {each.sequence.id: each for each in flights}
+        flights = self._flights(sequences, slots)
         if logits is None:
             return [None] * len(flights)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
         return self._choose(flights, logits, highest_of(logits, flights))
+
+    def _flights(self, sequences: list[Sequence], slots: list[Slot]) -> list[Flight]:
+        flights = [
+            Flight(sequence, slot, self._choice_of(sequence))
+            for sequence, slot in zip(sequences, slots, strict=True)
+        ]
+        self.flights |= {each.sequence.id: each for each in flights}
+        return flights
 
     def _choice_of(self, sequence: Sequence) -> RowChoice | BeamChoice:
         config = self.exact.generation_config((sequence,))

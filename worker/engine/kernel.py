@@ -36,7 +36,8 @@ BIAS, BIAS_WIDTH = 8, 9  # (query heads, width), of which the last column is the
 SCALE_BITS = 10  # of a float64
 SCRATCH, SCRATCH_WIDTH = 11, 12  # (threads, width)
 SLOTS = 13  # (slots, slot fields)
-NUM_ARGUMENTS = 14
+QUERY_STRIDE, KEYS_STRIDE, VALUES_STRIDE = 14, 15, 16  # from row to row of the above
+NUM_ARGUMENTS = 17
 
 # What it is told of a slot, likewise.
 KEYS, VALUES = 0, 1  # (rows, heads, capacity, head size) float32
@@ -142,10 +143,11 @@ def attend_head(a: Any, slot: Any, head: Any, scores: Any) -> None:
     of_head = head * capacity * size
     for row in range(slot[NUM_ROWS]):
         if a[NEW_KEYS] != 0:
-            new = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] + head) * size * FLOAT_BYTES
+            new_keys = (slot[FIRST_ROW] + row) * a[KEYS_STRIDE] + head * size
+            new_values = (slot[FIRST_ROW] + row) * a[VALUES_STRIDE] + head * size
             last = (of_head + row * stride + (length - 1) * size) * FLOAT_BYTES
-            copy(a[NEW_KEYS] + new, slot[KEYS] + last, size)
-            copy(a[NEW_VALUES] + new, slot[VALUES] + last, size)
+            copy(a[NEW_KEYS] + new_keys * FLOAT_BYTES, slot[KEYS] + last, size)
+            copy(a[NEW_VALUES] + new_values * FLOAT_BYTES, slot[VALUES] + last, size)
     for row in range(slot[NUM_ROWS]):
         ancestors, first = slot[ANCESTORS], of_head
         if ancestors != 0:
@@ -158,8 +160,9 @@ def attend_head(a: Any, slot: Any, head: Any, scores: Any) -> None:
             if bias != 0:
                 bias += ((asking + 1) * a[BIAS_WIDTH] - length) * FLOAT_BYTES
             at = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] * group + asking) * size * FLOAT_BYTES
+            asked = (slot[FIRST_ROW] + row) * a[QUERY_STRIDE] + asking * size
             attend(
-                a[QUERY] + at, slot[KEYS] + first * FLOAT_BYTES,
+                a[QUERY] + asked * FLOAT_BYTES, slot[KEYS] + first * FLOAT_BYTES,
                 slot[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
                 scale, bias, scores, a[OUT] + at,
             )  # fmt: skip

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worker.engine.together import Part, Together, groups_of, joined
+
 ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
 MIN_WEIGHTS = 64 * 1024  # below it a plain product is as fast
 
@@ -47,7 +49,12 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
     """Replace the linear modules of a model; returns how many."""
     num_packed = 0
     with torch.no_grad():
-        for module in list(model.modules()):
+        for path, module in list(model.named_modules()):
+            for names in groups_of(module, path):
+                linears = [getattr(module, each) for each in names]
+                if sum(each.weight.numel() for each in linears) >= min_weights:
+                    together(module, names, make)
+                    num_packed += len(names)
             for name, child in list(module.named_children()):
                 weight = linear_weight(child)
                 if weight is None or weight.numel() < min_weights:
@@ -57,6 +64,16 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
                 num_packed += 1
     leave_file(model)
     return num_packed
+
+
+def together(module: nn.Module, names: tuple[str, ...], make: MakeLinear) -> None:
+    """Pack several linear children as one."""
+    linears = [getattr(module, each) for each in names]
+    product = Together(make(*joined(linears)), len(names))
+    first = 0
+    for name, linear in zip(names, linears, strict=True):
+        setattr(module, name, Part(product, first, linear.weight.detach()))
+        first += linear.out_features
 
 
 def leave_file(model: Any) -> None:

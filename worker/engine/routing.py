@@ -20,10 +20,11 @@ from worker.engine.completion import Completion
 from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
 from worker.engine.exact import ExactEngine, language_pair
+from worker.engine.fusing import fuse
 from worker.engine.inflight import InFlight, Runner
 from worker.engine.keeping import Keeping, keeping_for, machine_of, refuse_too_much
 from worker.engine.messages import ModelCard, Output, Request
-from worker.engine.packed import MakeLinear, can_pack, pack
+from worker.engine.packed import MakeLinear, PackedLinear, can_pack, pack
 from worker.engine.probing import decoder_shape
 from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
@@ -168,11 +169,11 @@ def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
 
 def lay_out(model: Any, spec: EngineSpec) -> None:
     """Lay the weights out for the products of this machine, rounded if the spec says so."""
-    if spec.quantization == "none":
-        if can_pack(model):
-            pack(model)
-    elif can_pack(model):
-        pack(model, ROUNDED[spec.quantization])
+    if can_pack(model):
+        fuse(model)
+        pack(model, PackedLinear if spec.quantization == "none" else ROUNDED[spec.quantization])
+    elif spec.quantization == "none":
+        return
     else:
         raise Unloadable(
             f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "

@@ -158,8 +158,8 @@ class CompiledRowAttention(OwnRowAttention):
         assert num_rows == self.num_rows
         attended = torch.empty((num_rows, 1, num_heads, head_size))
         if keys is not None and values is not None:
-            keys, values = keys.contiguous(), values.contiguous()
-        on_tape(self._attend, layer, query.contiguous(), keys, values, scale, attended)
+            keys, values = by_rows(keys), by_rows(values)
+        on_tape(self._attend, layer, by_rows(query), keys, values, scale, attended)
         return attended
 
     def _attend(
@@ -175,10 +175,13 @@ class CompiledRowAttention(OwnRowAttention):
         kernel, told = self.kernel, self.arguments
         told[kernel.GROUP] = query.shape[1] // self.shape.num_heads
         told[kernel.QUERY] = query.data_ptr()
+        told[kernel.QUERY_STRIDE] = query.stride(0)
         told[kernel.OUT] = attended.data_ptr()
         if keys is not None and values is not None:
             told[kernel.NEW_KEYS] = keys.data_ptr()
             told[kernel.NEW_VALUES] = values.data_ptr()
+            told[kernel.KEYS_STRIDE] = keys.stride(0)
+            told[kernel.VALUES_STRIDE] = values.stride(0)
         if self.bias is not None:
             told[kernel.BIAS] = self.bias.data_ptr()
             told[kernel.BIAS_WIDTH] = self.bias.shape[1]
@@ -226,6 +229,14 @@ class TorchRowAttention(OwnRowAttention):
         asked = query.reshape(slot.num_rows, keys.shape[1], -1, query.shape[-1])
         bias = None if self.bias is None else self.bias[None, :, None, -(slot.length + 1) :]
         return scaled_dot_product_attention(asked, keys, values, attn_mask=bias, scale=scale)
+
+
+def by_rows(tensor: Tensor) -> Tensor:
+    """With the heads of a row one after the other. tensor: (rows, heads, 1, head size)"""
+    head_size = tensor.shape[3]
+    if tensor.stride(3) == 1 and tensor.stride(1) == head_size:
+        return tensor
+    return tensor.contiguous()
 
 
 def usual_scale(head_size: int) -> float:

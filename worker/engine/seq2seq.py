@@ -80,6 +80,15 @@ class Seq2SeqRunner:
         sizes = (shape.num_layers, 2, len(encoded), shape.num_heads, shape.head_size)
         return projected.view(sizes).transpose(2, 3)
 
+    def can_mix(self, sequences: list[Sequence]) -> bool:
+        """Encoder and decoder have weights of their own: nothing is gained."""
+        return False
+
+    def read_and_step(
+        self, sequences: list[Sequence], slots: list[Slot], tokens: list[int]
+    ) -> tuple[list[Slot], Tensor]:
+        raise AssertionError("an encoder reads by itself")
+
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
         """Read one token in each row into the column after its last, which the caller then
         counts; returns (rows, vocab) logits, good until the next step."""

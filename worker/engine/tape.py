@@ -15,6 +15,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,21 +53,46 @@ class Call:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     named: dict[str, Any] = field(default_factory=dict)
-    # Where the result goes if the function cannot be told.
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from tensors_in((self.arguments, self.named))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+        """The same with other tensors."""
+        arguments, named = with_tensors((self.arguments, self.named), move)
+        return partial(self.function, *arguments, **named)
+
+
+@dataclass(slots=True)
+class Making(Call):
+    """A call that cannot be told where its results go. Who reads them is told where they are."""
+
     results: tuple[Tensor, ...] = ()
 
     def tensors(self) -> Iterator[Tensor]:
         yield from tensors_in((self.arguments, self.named, self.results))
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Call:
-        arguments, named, results = with_tensors((self.arguments, self.named, self.results), move)
-        return Call(self.function, arguments, named, results)
 
-    def __call__(self) -> None:
-        made = self.function(*self.arguments, **self.named)
-        if self.results:
-            for result, each in zip(self.results, tensors_in(made), strict=True):
-                result.copy_(each)
+class Made:
+    """Tensors of one result of a Making, among the calls of a tape."""
+
+    def __init__(self) -> None:
+        self.tensors: list[tuple[Tensor, tuple[int, torch.Size, tuple[int, ...]]]] = []
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """One more that lies in the result as this one does."""
+        mine = torch.empty(0, dtype=tensor.dtype)
+        self.tensors.append((mine, (tensor.storage_offset(), tensor.size(), tensor.stride())))
+        return mine
+
+    def lie_in(self, result: Tensor) -> None:
+        storage = result.untyped_storage()
+        for tensor, (offset, size, stride) in self.tensors:
+            tensor.set_(storage, offset, size, stride)
+
+    def let_go(self) -> None:
+        for tensor, _ in self.tensors:
+            tensor.set_()
 
 
 class TapeRecorder:
@@ -94,14 +120,29 @@ class TapeRecorder:
 
 class Tape:
     def __init__(self, recording: Recording, result: Tensor, pool: Pool) -> None:
-        move = recording.planned(result, pool)
-        self.calls = [each.moved(move) for each in recording.calls]
+        self.pool = pool
+        move, self.made = recording.planned(result, pool)
+        self.calls: list[Callable[[], Any]] = []
+        for call in recording.calls:
+            again = call.moved(move)
+            if isinstance(call, Making):
+                again = partial(self.make, again, [self.made[address_of(r)] for r in call.results])
+            self.calls.append(again)
         self.result = move(result)
 
     def __call__(self) -> Tensor:
+        self.pool.play(self)
         for call in self.calls:
             call()
         return self.result
+
+    def make(self, function: Callable[[], Any], made: list[Made]) -> None:
+        for each, result in zip(made, tensors_in(function()), strict=True):
+            each.lie_in(result)
+
+    def let_go(self) -> None:
+        for each in self.made.values():
+            each.let_go()
 
 
 class Recording(TorchDispatchMode):
@@ -131,25 +172,33 @@ class Recording(TorchDispatchMode):
             self.calls.append(Call(function, args, named))
             return result
         known = {address_of(each) for each in tensors_in((args, named))}
-        fresh = [each for each in made if address_of(each) not in known]
+        if any(each.is_mkldnn for each in made):
+            raise Unrepeatable(f"{function} makes what has no storage")
+        fresh = [each for each in made if each.numel() and address_of(each) not in known]
         if not fresh:
             return result  # a view, or nothing
-        if len(fresh) != len(made):
+        if len(fresh) != sum(each.numel() > 0 for each in made):
             raise Unrepeatable(f"{function} makes a part of what it returns")
-        for each in made:
+        for each in fresh:
             self.born.setdefault(address_of(each), len(self.calls))
         if function._schema.name not in EMPTY:
             self.calls.append(call_into(function, args, named, made))
         return result
 
-    def planned(self, result: Tensor, pool: Pool) -> Callable[[Tensor], Tensor]:
-        """Where in the pool each tensor goes that was made in the step."""
+    def planned(
+        self, result: Tensor, pool: Pool
+    ) -> tuple[Callable[[Tensor], Tensor], dict[int, Made]]:
+        """Where each tensor goes that was made in the step: in the pool, or in a result, of
+        which there is one by its address."""
         last_used = dict(self.born)
         sizes: dict[int, int] = {}
+        made: dict[int, Made] = {}
         for at, call in enumerate(self.calls):
+            if isinstance(call, Making):
+                made |= {address_of(each): Made() for each in call.results}
             for tensor in call.tensors():
                 address = address_of(tensor)
-                if address in self.born:
+                if address in self.born and address not in made:
                     last_used[address] = at
                     sizes[address] = tensor.untyped_storage().nbytes()
         last_used[address_of(result)] = len(self.calls)
@@ -160,18 +209,22 @@ class Recording(TorchDispatchMode):
         moved: dict[int, Tensor] = {}
 
         def move(tensor: Tensor) -> Tensor:
-            buffer = buffers.get(address_of(tensor))
-            if buffer is None:
+            address = address_of(tensor)
+            if address not in self.born:
                 return tensor  # a weight, an input, or what is there from step to step
-            if id(tensor) not in moved:
-                empty = torch.empty(0, dtype=tensor.dtype)
+            if id(tensor) in moved:
+                return moved[id(tensor)]
+            if address in made:
+                moved[id(tensor)] = made[address].like(tensor)
+            else:
+                buffer, empty = buffers[address], torch.empty(0, dtype=tensor.dtype)
                 moved[id(tensor)] = empty.set_(
                     buffer.untyped_storage(), tensor.storage_offset(), tensor.size(),
                     tensor.stride(),
                 )  # fmt: skip
             return moved[id(tensor)]
 
-        return move
+        return move, made
 
 
 class Pool:
@@ -180,6 +233,12 @@ class Pool:
 
     def __init__(self) -> None:
         self.buffers: dict[int, list[Tensor]] = defaultdict(list)  # by size in bytes
+        self.playing: Tape | None = None  # it holds what it made until another is played
+
+    def play(self, tape: Tape) -> None:
+        if self.playing is not None and self.playing is not tape:
+            self.playing.let_go()
+        self.playing = tape
 
     def lent(self, needs: Iterator[tuple[int, int, int, int]]) -> dict[int, Tensor]:
         """needs: first call, last call, name, bytes; returns a buffer for each name, one for
@@ -218,7 +277,7 @@ def call_into(function: Any, args: Any, named: dict[str, Any], made: tuple[Tenso
     """A call that writes to `made`."""
     into = variant_with_out(function)
     if into is None:
-        return Call(function, args, named, made)
+        return Making(function, args, named, made)
     variant, names = into
     return Call(variant, args, named | dict(zip(names, made, strict=True)))
 
