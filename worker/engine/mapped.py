@@ -63,8 +63,7 @@ def are_as_in_file(begin: int, end: int) -> bool:
     if len(pages) != (end - begin) // mmap.PAGESIZE:
         return False
     return all(
-        not page & IS_SWAPPED and (not page & IS_PRESENT or page & IS_OF_FILE)
-        for page in pages
+        not page & IS_SWAPPED and (not page & IS_PRESENT or page & IS_OF_FILE) for page in pages
     )
 
 
