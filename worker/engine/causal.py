@@ -9,7 +9,8 @@ from torch import Tensor
 
 from worker.engine.caches import SlotCache
 from worker.engine.keeping import Keeping
-from worker.engine.reading import chunks, in_one_row
+from worker.engine.reading import chunks, filled_up, in_one_row
+from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
 from worker.engine.slots import Slot
@@ -55,13 +56,16 @@ class CausalRunner:
     ) -> tuple[list[Slot], Tensor]:
         """tokens, lengths: of rows that go on, if any; they come before the prompts"""
         device = self.model.device
-        prompts = [each.prompt_ids for each in sequences]
-        ids, spans = in_one_row(prompts)
+        prompts = filled_up([each.prompt_ids for each in sequences], device, len(tokens))
+        ids, all_spans = in_one_row(prompts)
+        spans = all_spans[: len(sequences)]
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]
         slots = [self.keeping.new_slot(each.num_rows) for each in sequences]
         self.cache.hold_prompts(slots, spans, len(tokens))
         # A GPU attends to all of them in one call.
-        together = spans if self.static_step is None else SideBySide.of(spans, device) or spans
+        together: Spans | SideBySide = all_spans
+        if self.static_step is not None:
+            together = SideBySide.of(all_spans, device) or all_spans
         kept = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
         logits = self.model(
             torch.cat([torch.tensor([tokens], dtype=ids.dtype), ids], dim=1).to(device),

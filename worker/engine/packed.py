@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worker.engine.mapped import forget_tensor
 from worker.engine.together import Part, Together, groups_of, joined
 
 ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
@@ -61,6 +62,7 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
                     continue
                 bias = None if child.bias is None else child.bias.detach().clone()
                 setattr(module, name, make(weight.detach(), bias))
+                forget_tensor(weight)  # or the model would be in memory twice before the last
                 num_packed += 1
     leave_file(model)
     return num_packed
@@ -73,6 +75,7 @@ def together(module: nn.Module, names: tuple[str, ...], make: MakeLinear) -> Non
     first = 0
     for name, linear in zip(names, linears, strict=True):
         setattr(module, name, Part(product, first, linear.weight.detach()))
+        forget_tensor(linear.weight)
         first += linear.out_features
 
 
@@ -81,7 +84,9 @@ def leave_file(model: Any) -> None:
     of them would hold all of it in memory."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # the same object, for several may share it
+            read = parameter.data
+            parameter.data = read.clone()  # the same object, for several may share it
+            forget_tensor(read)
         for module in model.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.clone())  # another one: it may be a view of its own

@@ -21,6 +21,7 @@ from worker.engine.inbox import Inbox
 from worker.engine.ledger import Ledger
 from worker.engine.logs import log_to_stderr, whereabouts
 from worker.engine.loop import Loop
+from worker.engine.mapped import forget_libraries
 from worker.engine.messages import Load, Ready, Request, from_bytes, to_bytes
 from worker.engine.messages import Unloadable as UnloadableFrame
 from worker.engine.outbox import Outbox
@@ -78,7 +79,9 @@ def load_engine(spec: EngineSpec) -> Engine:
             f"model {spec.alias!r} needs {error.name}, which is not installed; "
             f'install it with: pip install "tidemill[{extra}]"'
         ) from error
-    return load(spec)
+    engine = load(spec)
+    forget_libraries()
+    return engine
 
 
 def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:

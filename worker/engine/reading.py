@@ -12,6 +12,9 @@ from worker.engine.sequence import Sequence
 # processor's caches. A GPU needs more to be busy; beyond it T5's bias grows large, which has
 # the square of it.
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
+# oneDNN compiles a product for every number of rows and keeps it: a millisecond and 600 KiB
+# each, up to a thousand of them. So there are few numbers.
+MULTIPLE = {"cpu": 8, "cuda": 1}
 
 
 def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
@@ -25,6 +28,17 @@ def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequenc
             num_tokens = len(sequence.prompt_ids)
         chunked[-1].append(sequence)
     return chunked
+
+
+def filled_up(
+    prompts: list[tuple[int, ...]], device: torch.device, num_before: int = 0
+) -> list[tuple[int, ...]]:
+    """With one more, of which nothing is kept, where the tokens are of an odd number.
+
+    num_before: tokens that come before the prompts
+    """
+    num_more = -(num_before + sum(map(len, prompts))) % MULTIPLE[device.type]
+    return [*prompts, (0,) * num_more] if num_more else prompts
 
 
 def in_one_row(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Spans]:

@@ -15,7 +15,7 @@ from transformers import EncoderDecoderCache
 from worker.engine.caches import CrossCache, SlotCache
 from worker.engine.keeping import Keeping
 from worker.engine.positions import RowPositions
-from worker.engine.reading import chunks, in_one_row
+from worker.engine.reading import chunks, filled_up, in_one_row
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
 from worker.engine.slots import Slot
@@ -55,7 +55,7 @@ class Seq2SeqRunner:
 
     def _read(self, sequences: list[Sequence]) -> list[Slot]:
         device = self.model.device
-        prompts = [each.prompt_ids for each in sequences]
+        prompts = filled_up([each.prompt_ids for each in sequences], device)
         ids, spans = in_one_row(prompts)
         place: Any = nullcontext()
         if self.encoder_positions is not None:
@@ -67,7 +67,7 @@ class Seq2SeqRunner:
             encoded = self.model.get_encoder()(input_ids=ids.to(device), spans=together)
         slots = []
         crossed = self._crossed(encoded.last_hidden_state[0])
-        for sequence, (begin, end) in zip(sequences, spans, strict=True):
+        for sequence, (begin, end) in zip(sequences, spans[: len(sequences)], strict=True):
             slot = self.keeping.new_slot(sequence.num_rows)
             slot.keep_crossed(crossed[:, :, :, begin:end])
             slots.append(slot)
