@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests import checkpoints
+from tests.engines import Bench
 from tests.parity.alone import Alone
 from worker.engine.messages import Params, Request
 
@@ -109,7 +110,7 @@ def alone_answers_of(folder_of):
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, bench_of):
+def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, bench_of, engine_name):
     alone, answers = alone_answers_of(kind)
     company = bench_of(kind)
     requests = requests_of(kind)
@@ -133,6 +134,15 @@ def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, ben
     assert wrong == []
     assert len(greedy) > NUM_PROMPTS / 2  # a model that does not hear its prompt proves little
     assert_varied(said)
+    if engine_name == "inflight":
+        assert_taped(company)
+
+
+def assert_taped(bench: Bench) -> None:
+    """Its steps were recorded and played, not given up and run as written."""
+    graphs = bench.loop.engine.in_flight.runner.taped_step.graphs
+    assert graphs.record is not None
+    assert graphs.recorded
 
 
 def assert_varied(said: list[list[int]]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests import checkpoints
 from tests.parity.alone import Alone
-from tests.parity.test_engine import alone_of, requests_of
+from tests.parity.test_engine import alone_of, assert_taped, requests_of
 from worker.engine.errors import EngineBroken, InvariantBroken, Unloadable
 from worker.engine.exact import ExactEngine
 from worker.engine.messages import Params, Request
@@ -176,6 +176,7 @@ def test_without_the_compiled_kernel_every_answer_is_the_same(
     attention = bench.loop.engine.in_flight.runner.keeping.attention
     assert isinstance(attention, TorchRowAttention)
     outputs = bench.answers(one for one, _ in asked_of(kind))
+    assert bench.loop.engine.in_flight.runner.taped_step.graphs.recorded == {}
     for one, expected in asked_of(kind):
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
 
@@ -188,7 +189,9 @@ def test_rounded_weights_answer_alone_as_in_company(
     # All linear modules of so small a model, not only those that gain by it.
     monkeypatch.setattr(pack, "__defaults__", (PackedLinear, 0))
     asked = [one for one, _ in asked_of(kind)]
-    company = bench_of(kind, quantization=quantization).answers(asked)
+    together = bench_of(kind, quantization=quantization)
+    company = together.answers(asked)
+    assert_taped(together)
     alone = bench_of(kind, quantization=quantization)
     for one in asked[::3]:
         assert alone.answers([one])[one.id].choices == company[one.id].choices
@@ -206,6 +209,7 @@ def test_packed_weights_change_no_answer(kind, bench_of, asked_of):
     assert pack(model, min_weights=0) >= 9
     assert any(isinstance(each, PackedLinear) for each in model.modules())
     outputs = bench.answers(one for one, _ in asked_of(kind))
+    assert_taped(bench)
     for one, expected in asked_of(kind):
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
 
