@@ -108,7 +108,7 @@ class Made:
     def like(self, tensor: Tensor) -> Tensor:
         """One more that lies in the result as this one does."""
         mine = torch.empty(0, dtype=tensor.dtype)
-        self.tensors.append((mine, (tensor.storage_offset(), tensor.size(), tensor.stride())))
+        self.tensors.append((mine, (int(tensor.storage_offset()), tensor.size(), tensor.stride())))
         return mine
 
     def lie_in(self, result: Tensor) -> None:
@@ -118,7 +118,7 @@ class Made:
 
     def let_go(self) -> None:
         for tensor, _ in self.tensors:
-            tensor.set_()
+            tensor.set_()  # type: ignore[call-overload]  # the stubs lack it
 
 
 class TapeRecorder:
