@@ -99,6 +99,7 @@ def attend_within(
     """
     assert position_bias is None or not is_causal
     attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+    attended[:, spans[-1][1] :] = 0  # a row may be filled up behind the last
     for begin, end in spans:
         mine = slice(begin, end)
         bias = None if position_bias is None else position_bias[:, :, mine, mine]

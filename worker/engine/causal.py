@@ -57,15 +57,15 @@ class CausalRunner:
         """tokens, lengths: of rows that go on, if any; they come before the prompts"""
         device = self.model.device
         prompts = filled_up([each.prompt_ids for each in sequences], device, len(tokens))
-        ids, all_spans = in_one_row(prompts)
-        spans = all_spans[: len(sequences)]
+        ids, spans = in_one_row(prompts)
+        spans = spans[: len(sequences)]  # without what fills them up
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]
         slots = [self.keeping.new_slot(each.num_rows) for each in sequences]
         self.cache.hold_prompts(slots, spans, len(tokens))
         # A GPU attends to all of them in one call.
-        together: Spans | SideBySide = all_spans
+        together: Spans | SideBySide = spans
         if self.static_step is not None:
-            together = SideBySide.of(all_spans, device) or all_spans
+            together = SideBySide.of(spans, device) or spans
         kept = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
         logits = self.model(
             torch.cat([torch.tensor([tokens], dtype=ids.dtype), ids], dim=1).to(device),

@@ -6,6 +6,7 @@ On a GPU a recording is a graph of CUDA's, on a CPU a tape.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -29,12 +30,18 @@ NUM_WARM_UPS = 2  # what libraries set up at their first call cannot be recorded
 class Graphs(Generic[Shape, Result]):
     """Those used last, at most `max_graphs`."""
 
-    def __init__(self, record: Record[Result] | None, max_graphs: int = MAX_GRAPHS) -> None:
-        """record: None: nothing is recorded"""
+    def __init__(
+        self, record: Record[Result] | None, max_graphs: int = MAX_GRAPHS, worth_after: int = 1
+    ) -> None:
+        """record:      None: nothing is recorded
+        worth_after: how often a shape must have been met, for one that seldom comes back is
+                     not worth a recording
+        """
         self.record = record
+        self.worth_after = worth_after
         self.max_graphs = max_graphs
         self.recorded: dict[Shape, Step[Result]] = {}  # the one used last is the last
-        self.met: set[Shape] = set()
+        self.met: Counter[Shape] = Counter()
 
     def run(self, shape: Shape, step: Step[Result]) -> Result:
         """step: does the same work for the same shape, in tensors that stay where they are;
@@ -43,8 +50,8 @@ class Graphs(Generic[Shape, Result]):
         if again is not None:
             self.recorded[shape] = again
             return again()
-        if self.record is None or shape not in self.met:
-            self.met.add(shape)  # a shape that never comes back is not worth a recording
+        if self.record is None or self.met[shape] < self.worth_after:
+            self.met[shape] += 1
             return step()
         return self._recorded(self.record, shape, step)
 

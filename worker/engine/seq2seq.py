@@ -57,6 +57,7 @@ class Seq2SeqRunner:
         device = self.model.device
         prompts = filled_up([each.prompt_ids for each in sequences], device)
         ids, spans = in_one_row(prompts)
+        spans = spans[: len(sequences)]  # without what fills them up
         place: Any = nullcontext()
         if self.encoder_positions is not None:
             positions = [at for each in prompts for at in self.encoder_positions.of_prompt(each)]
@@ -67,7 +68,7 @@ class Seq2SeqRunner:
             encoded = self.model.get_encoder()(input_ids=ids.to(device), spans=together)
         slots = []
         crossed = self._crossed(encoded.last_hidden_state[0])
-        for sequence, (begin, end) in zip(sequences, spans[: len(sequences)], strict=True):
+        for sequence, (begin, end) in zip(sequences, spans, strict=True):
             slot = self.keeping.new_slot(sequence.num_rows)
             slot.keep_crossed(crossed[:, :, :, begin:end])
             slots.append(slot)

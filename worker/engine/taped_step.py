@@ -13,6 +13,10 @@ from torch import Tensor
 from worker.engine.graphs import Graphs
 from worker.engine.tape import TapeRecorder
 
+# Recording costs what playing gains in a dozen steps or two. While a queue runs empty, each
+# number of rows is there for a few.
+WORTH_AFTER = 8
+
 
 class TapedStep:
     def __init__(
@@ -26,7 +30,9 @@ class TapedStep:
         """
         self.forward = forward
         self.device = device
-        self.graphs: Graphs[int, Tensor] = Graphs(TapeRecorder() if is_repeatable else None)
+        self.graphs: Graphs[int, Tensor] = Graphs(
+            TapeRecorder() if is_repeatable else None, worth_after=WORTH_AFTER
+        )
         self.inputs: dict[int, Tensor] = {}  # by rows
 
     def run(self, tokens: list[int], positions: list[int]) -> Tensor:
