@@ -12,6 +12,7 @@ import torch
 
 from tests import checkpoints
 from tests.engines import Bench
+from worker.engine import taped_step
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.exact import ExactEngine
 from worker.engine.routing import RoutingEngine
@@ -64,6 +65,14 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
         return FlightBench(engine, spec)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _soon_on_tape() -> Iterator[None]:
+    """Runs here are short: a number of rows is recorded when it is met again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taped_step, "WORTH_AFTER", 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

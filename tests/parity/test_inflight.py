@@ -388,3 +388,33 @@ def test_what_is_not_proved_is_exact_or_refused(kind, own, said, folder_of, tmp_
     assert isinstance(load(spec), ExactEngine)
     with pytest.raises(Unloadable, match=said):
         load(replace(spec, engine="inflight"))
+
+
+def test_prompts_are_read_in_the_step_that_they_join(asked_of, small_bench_of, monkeypatch):
+    """And not apart from it, where a model has one set of weights for both."""
+    bench = small_bench_of("llama")
+    runner = bench.loop.engine.in_flight.runner
+    whole, mixed = runner.read_and_step, []
+
+    def read_and_step(sequences, slots, tokens):
+        mixed.append(len(sequences))
+        return whole(sequences, slots, tokens)
+
+    monkeypatch.setattr(runner, "read_and_step", read_and_step)
+    let_come_and_go(bench, asked_of("llama"), [(at % 3, at, None) for at in range(12)])
+    assert mixed
+
+
+def test_a_step_with_prompts_that_fails_is_run_apart(asked_of, small_bench_of, monkeypatch):
+    bench = small_bench_of("gpt2")
+    runner = bench.loop.engine.in_flight.runner
+    whole, failed = runner.read_and_step, []
+
+    def read_and_step(sequences, slots, tokens):
+        whole(sequences, slots, tokens)  # what it has written must not matter
+        failed.append(len(sequences))
+        raise RuntimeError("after all was written")
+
+    monkeypatch.setattr(runner, "read_and_step", read_and_step)
+    let_come_and_go(bench, asked_of("gpt2"), [(at % 3, at, None) for at in range(12)])
+    assert failed

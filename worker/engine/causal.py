@@ -56,7 +56,9 @@ class CausalRunner:
     ) -> tuple[list[Slot], Tensor]:
         """tokens, lengths: of rows that go on, if any; they come before the prompts"""
         device = self.model.device
-        prompts = filled_up([each.prompt_ids for each in sequences], device, len(tokens))
+        prompts = [each.prompt_ids for each in sequences]
+        if self.static_step is None:
+            prompts = filled_up(prompts, len(tokens))
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]

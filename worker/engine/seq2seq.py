@@ -55,7 +55,9 @@ class Seq2SeqRunner:
 
     def _read(self, sequences: list[Sequence]) -> list[Slot]:
         device = self.model.device
-        prompts = filled_up([each.prompt_ids for each in sequences], device)
+        prompts = [each.prompt_ids for each in sequences]
+        if self.static_step is None:
+            prompts = filled_up(prompts)
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         place: Any = nullcontext()
