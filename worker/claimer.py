@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from db import queries
+from db.lane import Lane
 from db.outcome import Fence
 from db.session import Database
 from worker.delivery import Delivery
@@ -26,6 +27,7 @@ class ClaimedJob:
     fence: Fence
     task: str
     model: str
+    lane: Lane
     num_failures: int
     time_limit_seconds: float | None
     contract: dict[str, Any]
@@ -129,6 +131,7 @@ class Claimer:
                 Fence(row.id, row.attempt, self._owner),
                 row.task,
                 row.model,
+                Lane(row.lane),
                 row.failures,
                 row.time_limit_seconds,
                 contracts[row.id],

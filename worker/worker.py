@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
+from db.lane import Lane
 from db.outcome import Fence, Outcome
 from db.schema import require_current
 from db.session import Database
@@ -230,7 +231,14 @@ class Worker:
                 job.delivery.settle([job.fence.job_id])
                 continue
             client = min(replicas, key=lambda client: client.num_held)
-            work = Work(job.fence.job_id, job.task, job.contract, client.card, self._request_ids)
+            work = Work(
+                job.fence.job_id,
+                job.task,
+                job.contract,
+                client.card,
+                self._request_ids,
+                job.lane is Lane.INTERACTIVE,
+            )
             attempt = Attempt(
                 job.fence,
                 work,

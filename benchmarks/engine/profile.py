@@ -97,7 +97,7 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
         for at, each in enumerate(drawn(arguments.requests, SHAPES[model].vocab_size))
     ]
     ours, its = (Connection(os.dup(each.fileno())) for each in socket.socketpair())
-    watch_attention()
+    watch_compiled()
     engine = load_engine(spec)
     parent = threading.Thread(target=ask, args=(ours, requests), daemon=True)
     parent.start()
@@ -110,20 +110,24 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
     return shares_of(profile, seconds)
 
 
-def watch_attention() -> None:
-    """Give what an engine does in the attention of a layer a name: torch does not see
-    compiled code that is none of its own."""
+def watch_compiled() -> None:
+    """Give what an engine does in compiled code a name: torch does not see what is none of its
+    own, and what is played from a tape is called by nobody else."""
     import torch
 
-    from worker.engine import attention as module
+    from worker.engine import attention, rms_norm, row_attention
 
-    own = module.attention
+    def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            with torch.profiler.record_function(name):
+                return own(*arguments, **options)
 
-    def attention(*arguments: Any, **named: Any) -> Any:
-        with torch.profiler.record_function("attention of a layer"):
-            return own(*arguments, **named)
+        return call
 
-    module.attention = attention
+    compiled = row_attention.CompiledRowAttention
+    compiled._attend = named("attention of rows", compiled._attend)  # type: ignore[method-assign]
+    attention.attention = named("attention of a layer", attention.attention)
+    rms_norm.normalize = named("norm of rows", rms_norm.normalize)
 
 
 def ask(pipe: Connection, requests: list[Request]) -> None:

@@ -37,7 +37,15 @@ def claim(
             started_at=now(),
             not_before=None,
         )
-        .returning(Job.id, Job.task, Job.model, Job.attempt, Job.failures, Job.time_limit_seconds)
+        .returning(
+            Job.id,
+            Job.task,
+            Job.model,
+            Job.lane,
+            Job.attempt,
+            Job.failures,
+            Job.time_limit_seconds,
+        )
         .execution_options(synchronize_session=False)
     )
 

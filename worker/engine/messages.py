@@ -78,6 +78,7 @@ class Request:
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
+    is_interactive: bool = False  # it goes before others that wait
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -89,6 +90,7 @@ class Request:
             source_language=data.get("source_language"),
             target_language=data.get("target_language"),
             params=Params.from_json(data["params"]),
+            is_interactive=data.get("is_interactive", False),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -104,6 +106,8 @@ class Request:
             data["source_language"] = self.source_language
         if self.target_language is not None:
             data["target_language"] = self.target_language
+        if self.is_interactive:
+            data["is_interactive"] = True
         return data
 
 

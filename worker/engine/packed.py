@@ -54,7 +54,7 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
             for names in groups_of(module, path):
                 linears = [getattr(module, each) for each in names]
                 if sum(each.weight.numel() for each in linears) >= min_weights:
-                    together(module, names, make)
+                    pack_together(module, names, make)
                     num_packed += len(names)
             for name, child in list(module.named_children()):
                 weight = linear_weight(child)
@@ -68,7 +68,7 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
     return num_packed
 
 
-def together(module: nn.Module, names: tuple[str, ...], make: MakeLinear) -> None:
+def pack_together(module: nn.Module, names: tuple[str, ...], make: MakeLinear) -> None:
     """Pack several linear children as one."""
     linears = [getattr(module, each) for each in names]
     product = Together(make(*joined(linears)), len(names))

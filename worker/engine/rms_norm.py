@@ -22,7 +22,7 @@ from worker.engine.compiled import (
     thread_count,
     thread_number,
 )
-from worker.engine.tape import on_tape
+from worker.engine.recording import on_tape
 
 ROWS, WEIGHT, OUT, NUM_ROWS, WIDTH, EPS_BITS = range(6)
 NUM_ARGUMENTS = 6

@@ -18,7 +18,7 @@ from worker.engine.compiled import (
     thread_count,
     thread_number,
 )
-from worker.engine.tape import on_tape
+from worker.engine.recording import on_tape
 
 ROWS, BYTES, SCALES, NUM_ROWS, WIDTH = range(5)
 NUM_ARGUMENTS = 5

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from worker.engine.recording import on_tape
 from worker.engine.slots import KVShape, OwnSlot, Slot
-from worker.engine.tape import on_tape
 
 log = logging.getLogger(__name__)
 

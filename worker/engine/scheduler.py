@@ -1,14 +1,16 @@
 """Scheduler: who runs in the next step. No torch, clock or I/O.
 
-Sequences wait in order of arrival. The oldest waiting one leads: whoever joins a step
-is of its group, and nobody of another group joins before it has. So nothing starves.
+Sequences wait in order of arrival, those that are interactive before the others. The first
+leads: whoever joins a step is of its group, and nobody of another group joins before it has.
+Only so many go before the oldest of all; then it is its turn. So nothing starves.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from worker.engine.completion import Completion
 from worker.engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
@@ -18,6 +20,8 @@ from worker.engine.spec import EngineSpec
 # A step of so many is short enough for those that wait for their next token, and long
 # enough to keep the products busy.
 JOINING_TOKENS = 512
+# Interactive sequences that may join while one waits that came before them.
+MAX_PASSING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Scheduler:
     def __init__(self, limits: StepLimits) -> None:
         self.limits = limits
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by id, in order of arrival
+        self.interactive: OrderedDict[int, Sequence] = OrderedDict()  # of those waiting
+        self.num_passing = 0  # that have joined before the oldest that waits
         self.running: dict[int, Sequence] = {}
         self.num_rows = 0  # of those running
         self.num_cache_tokens = 0  # of those running
@@ -110,6 +116,8 @@ class Scheduler:
             assert sequence.id not in self.waiting
             assert sequence.id not in self.running
             self.waiting[sequence.id] = sequence
+            if sequence.request.is_interactive:
+                self.interactive[sequence.id] = sequence
 
     def next_step(self, max_rows: int | None = None) -> StepPlan | None:
         """The next step; None when there is nothing to do.
@@ -124,8 +132,12 @@ class Scheduler:
         joining = self._joining(going_on[0].group if going_on else None, max_sequences)
         if not going_on and not joining:
             return None
+        if joining:
+            is_turn = next(iter(self.waiting.values())) in joining
+            num_passing = sum(each.request.is_interactive for each in joining)
+            self.num_passing = 0 if is_turn else self.num_passing + num_passing
         for sequence in joining:
-            del self.waiting[sequence.id]
+            self._leave(sequence)
             sequence.move(SequenceState.RUNNING)
             self.running[sequence.id] = sequence
             self.num_rows += sequence.num_rows
@@ -171,15 +183,30 @@ class Scheduler:
                 f"{cache_tokens} places of the cache are taken, {self.num_cache_tokens} are "
                 f"counted, {self.limits.max_cache_tokens} are allowed"
             )
+        interactive = [id_ for id_, each in self.waiting.items() if each.request.is_interactive]
+        if interactive != list(self.interactive):
+            raise InvariantBroken(f"{interactive} wait first, {list(self.interactive)} are listed")
         if len({each.group for each in self.running.values()}) > 1:
             raise InvariantBroken("sequences of several groups share a step")
 
+    def _in_order(self) -> Iterator[Sequence]:
+        """Those that wait, as they are to join."""
+        if self.num_passing >= MAX_PASSING or not self.interactive:
+            return iter(self.waiting.values())
+        others = (each for each in self.waiting.values() if not each.request.is_interactive)
+        return chain(self.interactive.values(), others)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """It waits no more."""
+        del self.waiting[sequence.id]
+        self.interactive.pop(sequence.id, None)
+
     def _joining(self, group: Hashable | None, max_sequences: int) -> list[Sequence]:
-        """Who joins those of `group`, oldest first; the first that does not fit ends the row,
-        so that small requests cannot keep a large one waiting for ever."""
+        """Who joins those of `group`, in order; the first that does not fit ends the row, so
+        that small requests cannot keep a large one waiting for ever."""
         if not self.waiting:
             return []
-        leader = next(iter(self.waiting.values()))
+        leader = next(self._in_order())
         if group is not None and leader.group != group and not leader.runs_to_end:
             return []
         num_rows = self.num_rows
@@ -187,7 +214,7 @@ class Scheduler:
         num_tokens = self.num_rows  # one for each row that goes on
         num_joining_tokens = 0
         joining: list[Sequence] = []
-        for sequence in self.waiting.values():
+        for sequence in self._in_order():
             if sequence.group != leader.group:
                 continue
             num_rows += sequence.num_rows
@@ -214,5 +241,5 @@ class Scheduler:
             self.num_rows -= sequence.num_rows
             self.num_cache_tokens -= sequence.num_cache_tokens
         else:
-            del self.waiting[sequence.id]
+            self._leave(sequence)
         sequence.move(SequenceState.FINISHED)

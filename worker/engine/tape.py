@@ -1,19 +1,11 @@
-"""Tape: what torch does in a step, written down once and done again in the same memory.
+"""Tape: calls that are made again and again, in memory of their own.
 
-A model's own code spends as much time in Python as a small model does in its products, and
-between two steps of as many rows nothing differs but numbers. So the operations that reach
-torch are written down, and from then on called one after the other: what is a view is made
-once, and what is computed is written where it was before. They are the same operations on
-the same shapes, and so give the same bits.
-
-What torch does not see must be called with `on_tape`.
+What is a view is made once, and what is computed is written where it was before. Tensors
+that are not needed at once share memory.
 """
 
 from __future__ import annotations
 
-import gc
-import threading
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,55 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
-    from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-except ImportError:  # the second is torch's own; without it steps are run as written
-
-    class TorchDispatchMode:  # type: ignore[no-redef]  # its stand-in
-        def __init__(self) -> None:
-            raise Unrepeatable("this torch shows nobody its operations")
-
-    TorchFunctionMode = TorchDispatchMode  # type: ignore[misc, assignment]  # never made
-
-
 MIN_BUFFER_BYTES = 1024
 NAN_BYTE = 255  # a float whose bytes are all this is NaN
-# What they make is memory; what is in it comes later.
-EMPTY = frozenset(
-    {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
-     "aten::new_empty_strided"}
-)  # fmt: skip
-
-# These tell numbers, or where they are, without an operation.
-TELLS_NUMBERS = frozenset({"tolist", "numpy", "data_ptr", "__array__", "__dlpack__"})
-
-DETACH = "aten::detach_"  # changes no number; comes with `torch.tensor`
-INDEX = frozenset({"aten::index", "aten::_unsafe_index"})
-
-_here = threading.local()
-
-
-class Unrepeatable(Exception):
-    """A step that is another one each time."""
-
-
-def on_tape(call: Callable[..., None], *arguments: Any) -> None:
-    """Call it, and have it called whenever the tape is played that is being recorded.
-
-    It writes to tensors among its arguments; the numbers among them stay as they are.
-    """
-    recording: Recording | None = getattr(_here, "recording", None)
-    if recording is None:
-        call(*arguments)
-        return
-    # Called again as a whole, so that nothing in it is written down or refused.
-    _here.recording = None
-    try:
-        call(*arguments)
-    finally:
-        _here.recording = recording
-    recording.calls.append(Call(call, arguments))
 
 
 @dataclass(slots=True)
@@ -121,48 +66,22 @@ class Made:
             tensor.set_()  # type: ignore[call-overload]  # the stubs lack it
 
 
-class TapeRecorder:
-    """Its tapes share memory: no two are played at once, and what a step leaves is used up
-    before the next."""
-
-    def __init__(self) -> None:
-        self.pool = Pool()
-
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
-        """What the step returns, and what does it again. Raises Unrepeatable."""
-        _here.recording = recording = Recording()
-        try:
-            with recording, NumbersUntold():
-                result = step()
-        finally:
-            _here.recording = None
-        tape = Tape(recording, result, self.pool)
-        results, expected = recording.results(), result.clone()
-        del recording, result
-        if are_left(results):
-            # The next step would find there what was in this one.
-            raise Unrepeatable("it keeps what it computes")
-        self.pool.poison()
-        repeated = tape()
-        if not torch.equal(expected, repeated):
-            raise Unrepeatable("something in it is unseen")
-        return repeated, tape
-
-
 class Tape:
-    def __init__(self, recording: Recording, result: Tensor, pool: Pool) -> None:
-        self.pool = pool
-        move, self.made = recording.planned(result, pool)
+    """Calls, with the tensors that they read and write."""
+
+    def __init__(self, calls: list[Call], result: Tensor, memory: Memory) -> None:
+        self.memory = memory
         self.calls: list[Callable[[], Any]] = []
-        for call in recording.calls:
-            again = call.moved(move)
+        for call in calls:
+            again = call.moved(memory.place)
             if isinstance(call, Making):
-                again = partial(self.make, again, [self.made[address_of(r)] for r in call.results])
+                made = [memory.made[address_of(each)] for each in call.results]
+                again = partial(self.make, again, made)
             self.calls.append(again)
-        self.result = move(result)
+        self.result = memory.place(result)
 
     def __call__(self) -> Tensor:
-        self.pool.play(self)
+        self.memory.pool.play(self)
         for call in self.calls:
             call()
         return self.result
@@ -172,116 +91,49 @@ class Tape:
             each.lie_in(result)
 
     def let_go(self) -> None:
-        for each in self.made.values():
+        for each in self.memory.made.values():
             each.let_go()
 
 
-class NumbersUntold(TorchFunctionMode):
-    """What a step does by the numbers of its inputs would be done by those of the first."""
+class Memory:
+    """Where each tensor goes that is made in a step: into a buffer of the pool, or where a
+    Making says."""
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name in TELLS_NUMBERS and getattr(_here, "recording", None) is not None:
-            raise Unrepeatable(f"{name} tells numbers")
-        return function(*args, **(kwargs or {}))
-
-
-class Recording(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-        # By the address of a storage that is made in the step: before which call. Its tensors
-        # are kept, so that no other has the address.
-        self.born: dict[int, int] = {}
-        self.kept: list[Tensor] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        named = kwargs or {}
-        if getattr(_here, "recording", None) is not self:
-            return function(*args, **named)
-        if function._can_decompose():
-            # Seen as the operations that it is made of.
-            with self:
-                parts = function.decompose(*args, **named)
-            if parts is not NotImplemented:
-                return parts
-        if function._schema.name == DETACH:
-            return function(*args, **named)
-        refuse_unrepeatable(function, args)
-        for each in written_by(function, args, named):
-            if address_of(each) not in self.born and each.numel() > 0:
-                raise Unrepeatable(f"{function} changes what is there from step to step")
-        known = {address_of(each) for each in tensors_in((args, named))}
-        result = function(*args, **named)
-        made = tuple(tensors_in(result))
-        self.kept += made
-        if function._schema.is_mutable:
-            # Neither does it make anything else, nor are there others in their place.
-            if known != known.union(map(address_of, tensors_in((args, named, result)))):
-                raise Unrepeatable(f"{function} makes more room, or something else")
-            self.calls.append(Call(function, args, named))
-            return result
-        if any(each.is_mkldnn for each in made):
-            raise Unrepeatable(f"{function} makes what has no storage")
-        fresh = [each for each in made if each.numel() and address_of(each) not in known]
-        if not fresh:
-            return result  # a view, or nothing
-        if len(fresh) != sum(each.numel() > 0 for each in made):
-            raise Unrepeatable(f"{function} makes a part of what it returns")
-        for each in fresh:
-            self.born.setdefault(address_of(each), len(self.calls))
-        if function._schema.name not in EMPTY:
-            self.calls.append(call_into(function, args, named, made))
-        return result
-
-    def results(self) -> list[weakref.ref[Tensor]]:
-        """Of all calls, without what shows something else."""
-        return [weakref.ref(each) for each in self.kept if address_of(each) in self.born]
-
-    def planned(
-        self, result: Tensor, pool: Pool
-    ) -> tuple[Callable[[Tensor], Tensor], dict[int, Made]]:
-        """Where each tensor goes that was made in the step: in the pool, or in a result, of
-        which there is one by its address."""
-        last_used = dict(self.born)
-        sizes: dict[int, int] = {}
-        made: dict[int, Made] = {}
-        for at, call in enumerate(self.calls):
+    def __init__(self, calls: list[Call], born: dict[int, int], result: Tensor, pool: Pool) -> None:
+        """born: by the address of what is made in the step: before which call"""
+        self.pool = pool
+        self.born = born
+        self.made: dict[int, Made] = {}  # by address
+        self.placed: dict[int, Tensor] = {}  # by the identity of what was made
+        last_used, sizes = dict(born), dict[int, int]()
+        for at, call in enumerate(calls):
             if isinstance(call, Making):
-                made |= {address_of(each): Made() for each in call.results}
+                self.made |= {address_of(each): Made() for each in call.results}
             for tensor in call.tensors():
                 address = address_of(tensor)
-                if address in self.born and address not in made:
+                if address in born and address not in self.made:
                     last_used[address] = at
                     sizes[address] = tensor.untyped_storage().nbytes()
-        last_used[address_of(result)] = len(self.calls)
-        buffers = pool.lent(
-            (self.born[address], last_used[address], address, size)
-            for address, size in sizes.items()
+        last_used[address_of(result)] = len(calls)
+        self.buffers = pool.lent(
+            (born[address], last_used[address], address, size) for address, size in sizes.items()
         )
-        moved: dict[int, Tensor] = {}
 
-        def move(tensor: Tensor) -> Tensor:
-            address = address_of(tensor)
-            if address not in self.born:
-                return tensor  # a weight, an input, or what is there from step to step
-            if id(tensor) in moved:
-                return moved[id(tensor)]
-            if address in made:
-                moved[id(tensor)] = made[address].like(tensor)
+    def place(self, tensor: Tensor) -> Tensor:
+        """What a tape has in the place of a tensor of the step; itself, if it is a weight, an
+        input, or what is there from step to step."""
+        address = address_of(tensor)
+        if address not in self.born:
+            return tensor
+        if id(tensor) not in self.placed:
+            if address in self.made:
+                placed = self.made[address].like(tensor)
             else:
-                buffer, empty = buffers[address], torch.empty(0, dtype=tensor.dtype)
-                moved[id(tensor)] = empty.set_(
-                    buffer.untyped_storage(), tensor.storage_offset(), tensor.size(),
-                    tensor.stride(),
-                )  # fmt: skip
-            return moved[id(tensor)]
-
-        return move, made
+                placed = torch.empty(0, dtype=tensor.dtype)
+                storage = self.buffers[address].untyped_storage()
+                placed.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+            self.placed[id(tensor)] = placed
+        return self.placed[id(tensor)]
 
 
 class Pool:
@@ -321,66 +173,6 @@ class Pool:
         for buffers in self.buffers.values():
             for each in buffers:
                 each.fill_(NAN_BYTE)
-
-
-def are_left(results: list[weakref.ref[Tensor]]) -> bool:
-    """Whether somebody holds one."""
-    if all(each() is None for each in results):
-        return False
-    gc.collect()  # perhaps only each other
-    return any(each() is not None for each in results)
-
-
-def refuse_unrepeatable(function: Any, args: Any) -> None:
-    if torch.Tag.data_dependent_output in function.tags:
-        raise Unrepeatable(f"{function} asks for a number")
-    if function._schema.name in INDEX:
-        if any(each.dtype in (torch.bool, torch.uint8) for each in tensors_in(args[1])):
-            raise Unrepeatable(f"{function} returns as much as a mask has")
-    elif torch.Tag.dynamic_output_shape in function.tags:
-        raise Unrepeatable(f"{function} returns more or less by the numbers")
-    if torch.Tag.inplace_view in function.tags:
-        raise Unrepeatable(f"{function} changes a tensor's shape")
-    if torch.Tag.nondeterministic_seeded in function.tags:
-        raise Unrepeatable(f"{function} draws")
-
-
-def written_by(function: Any, args: Any, named: dict[str, Any]) -> Iterator[Tensor]:
-    """Those of its arguments that it changes."""
-    for at, each in enumerate(function._schema.arguments):
-        if each.alias_info is not None and each.alias_info.is_write:
-            yield from tensors_in(args[at] if at < len(args) else named.get(each.name))
-
-
-def call_into(function: Any, args: Any, named: dict[str, Any], made: tuple[Tensor, ...]) -> Call:
-    """A call that writes to `made`."""
-    into = variant_with_out(function)
-    if into is None:
-        return Making(function, args, named, made)
-    variant, names = into
-    return Call(variant, args, named | dict(zip(names, made, strict=True)))
-
-
-_variants: dict[Any, tuple[Any, tuple[str, ...]] | None] = {}
-
-
-def variant_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
-    """The overload that is told where the results go, and the names of those arguments."""
-    if function not in _variants:
-        _variants[function] = _variant_with_out(function)
-    return _variants[function]
-
-
-def _variant_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
-    wanted = [(each.name, str(each.type)) for each in function._schema.arguments]
-    for name in function.overloadpacket.overloads():
-        overload = getattr(function.overloadpacket, name)
-        arguments = overload._schema.arguments
-        outs = tuple(each.name for each in arguments if each.is_out and str(each.type) == "Tensor")
-        others = [(each.name, str(each.type)) for each in arguments if not each.is_out]
-        if outs and others == wanted and len(outs) == len(function._schema.returns):
-            return overload, outs
-    return None
 
 
 def address_of(tensor: Tensor) -> int:

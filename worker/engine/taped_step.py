@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.graphs import Graphs
-from worker.engine.tape import TapeRecorder
+from worker.engine.recording import TapeRecorder
 
 # Recording costs what playing gains in a dozen steps or two. While a queue runs empty, each
 # number of rows is there for a few.

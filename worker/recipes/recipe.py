@@ -23,10 +23,16 @@ class Work:
     contract: dict[str, Any]
     card: ModelCard  # of the model that will run it
     request_ids: Iterator[int]
+    is_interactive: bool = False  # somebody waits for it
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params."""
-        return Request(id=next(self.request_ids), params=self.params, **fields)
+        return Request(
+            id=next(self.request_ids),
+            params=self.params,
+            is_interactive=self.is_interactive,
+            **fields,
+        )
 
     @property
     def params(self) -> Params:

@@ -8,16 +8,22 @@ from worker.engine.completion import Completion
 from worker.engine.decoding import Settings
 from worker.engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
 from worker.engine.messages import Request
-from worker.engine.scheduler import Scheduler, StepLimits, StepPlan
+from worker.engine.scheduler import MAX_PASSING, Scheduler, StepLimits, StepPlan
 from worker.engine.sequence import Sequence, SequenceState
 
 LIMITS = StepLimits(max_sequences=4, max_step_tokens=20)
 
 
-def sequence(id_: int, num_tokens: int = 1, num_rows: int = 1, group: Hashable = "a") -> Sequence:
+def sequence(
+    id_: int,
+    num_tokens: int = 1,
+    num_rows: int = 1,
+    group: Hashable = "a",
+    is_interactive: bool = False,
+) -> Sequence:
     beams = Settings(max_new_tokens=5, num_beams=num_rows)
     return Sequence(
-        request=Request(id=id_, task="generate", text=""),
+        request=Request(id=id_, task="generate", text="", is_interactive=is_interactive),
         prompt_ids=tuple(range(num_tokens)),
         settings=beams,
         num_rows=num_rows,
@@ -79,6 +85,26 @@ def test_a_small_sequence_does_not_overtake_a_large_one_for_ever():
         assert ids(run(it).joining) == []
     run(it, 1)
     assert ids(run(it).joining) == [2]
+
+
+def test_who_is_waited_for_goes_first_and_the_others_keep_their_order():
+    it = scheduler(*(sequence(each) for each in range(6)))
+    assert ids(run(it, 0, 1).joining) == [0, 1, 2, 3]
+    it.add([sequence(6, is_interactive=True), sequence(7), sequence(8, is_interactive=True)])
+    assert ids(run(it, 2, 3, 6).joining) == [6, 8]
+    it.cancel([8])
+    assert ids(run(it).joining) == [4, 5, 7]
+
+
+def test_the_oldest_is_passed_only_so_often():
+    it = scheduler(*(sequence(each, num_rows=4) for each in (0, 1, 2)))
+    run(it, 0)
+    order = []
+    for id_ in range(3, 2 * MAX_PASSING + 13):
+        it.add([sequence(id_, num_rows=4, is_interactive=True)])
+        order += ids(run(it, *range(1, id_ + 1)).joining)
+    assert [order.index(each) for each in (1, 2)] == [MAX_PASSING, 2 * MAX_PASSING + 1]
+    assert order[:3] == [3, 4, 5]
 
 
 def test_only_one_group_runs_and_the_oldest_waiting_leads_the_next():

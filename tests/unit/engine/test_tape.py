@@ -19,18 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _python_dispatch
 
-from worker.engine import tape
+from worker.engine import recording
 from worker.engine.graphs import Graphs
 from worker.engine.packed import PackedLinear
-from worker.engine.tape import (
-    MIN_BUFFER_BYTES,
-    Pool,
-    Tape,
-    TapeRecorder,
-    Unrepeatable,
-    on_tape,
-    variant_with_out,
-)
+from worker.engine.recording import TapeRecorder, Unrepeatable, on_tape, variant_with_out
+from worker.engine.tape import MIN_BUFFER_BYTES, Pool, Tape
 
 WIDTH = 24
 
@@ -421,10 +414,9 @@ NEED = st.tuples(st.integers(0, 30), st.integers(0, 12), st.integers(0, 5000))
 @given(recordings=st.lists(st.lists(NEED, max_size=25), min_size=1, max_size=4))
 def test_a_pool_lends_one_buffer_to_none_who_need_it_at_once(recordings):
     pool = Pool()
-    for recording in recordings:
+    for each in recordings:
         needs = [
-            (first, first + calls, name, size)
-            for name, (first, calls, size) in enumerate(recording)
+            (first, first + calls, name, size) for name, (first, calls, size) in enumerate(each)
         ]
         lent = pool.lent(iter(needs))
         assert lent.keys() == set(range(len(needs)))
@@ -452,9 +444,9 @@ def test_needs_that_are_apart_share_one_buffer(num_needs, size):
 
 def test_without_torchs_part_of_it_steps_are_run_as_written(monkeypatch, caplog):
     monkeypatch.delattr(_python_dispatch, "TorchDispatchMode")
-    spec = importlib.util.spec_from_file_location("tape_elsewhere", tape.__file__)
+    spec = importlib.util.spec_from_file_location("recording_elsewhere", recording.__file__)
     elsewhere = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tape_elsewhere", elsewhere)
+    monkeypatch.setitem(sys.modules, "recording_elsewhere", elsewhere)
     spec.loader.exec_module(elsewhere)
     x = numbers(4, WIDTH)
     graphs = Graphs(elsewhere.TapeRecorder())
