@@ -15,7 +15,7 @@ from db.states import JobState
 
 def claim(
     job_ids: Sequence[UUID], owner: str, lease_seconds: float
-) -> ReturningUpdate[UUID, str, str, int, int, float | None]:
+) -> ReturningUpdate[UUID, str, str, str, int, int, float | None]:
     """Take the jobs that are due: running, the next attempt, with a lease.
 
     Returns (id, task, model, attempt, failures, time_limit_seconds) of those it

@@ -5,7 +5,6 @@ Each kind is tried on random rows first, and left as it is where something else 
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,42 +12,52 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.engine.compiling import compiled
+
 log = logging.getLogger(__name__)
 
+Make = Callable[[Any], nn.Module]  # of the module that is replaced
+
 NORMS = frozenset({"LlamaRMSNorm", "Qwen2RMSNorm", "T5LayerNorm"})
+GATED = frozenset({"LlamaMLP", "Qwen2MLP"})
+SILU = frozenset({"SiLU", "SiLUActivation"})
 NUM_TRIED = 3  # rows
 
 
 def fuse(model: Any) -> int:
-    """Replace what can be; returns how many. model: float32 on a CPU"""
-    fused: dict[type, Callable[[Any], nn.Module] | None] = {}  # by the kind that is replaced
+    """Replace what can be; returns how many modules. model: float32 on a CPU"""
+    makes: dict[type, Make | None] = {}  # by the kind that is replaced
     num_fused = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             kind = type(child)
-            if kind not in fused:
-                fused[kind] = fused_of(child, model.config.hidden_size)
-            make = fused[kind]
+            if kind not in makes:
+                makes[kind] = make_for(child)
+            make = makes[kind]
             if make is not None:
                 setattr(module, name, make(child))
                 num_fused += 1
+    rotary = compiled("rotary")
+    if rotary is not None:
+        rotary.install(model)
     return num_fused
 
 
-def fused_of(module: Any, width: int) -> Callable[[Any], nn.Module] | None:
+def make_for(module: Any) -> Make | None:
     """What makes one in place of such a module; None if there is nothing better."""
-    make: Callable[[Any], nn.Module]
-    if type(module).__name__ in NORMS:
-        try:
-            rms_norm = importlib.import_module("worker.engine.rms_norm")
-        except (ImportError, AttributeError, OSError):
-            return None  # nothing is compiled here, and `row_attention` says so
-        make = rms_norm.RMSNorm.like
-    elif type(module).__name__ == "NewGELUActivation":
+    make, width = None, 64
+    if type(module).__name__ == "NewGELUActivation":
         make = tanh_gelu
-    else:
+    elif type(module).__name__ in NORMS and module.weight.dtype == torch.float32:
+        (width,) = module.weight.shape
+        make = getattr(compiled("rms_norm"), "RMSNorm", None)
+    elif type(module).__name__ in GATED and type(module.act_fn).__name__ in SILU:
+        width = module.gate_proj.in_features
+        make = getattr(compiled("gate"), "GatedMLP", None)
+    if make is None:
         return None
-    rows = torch.randn(NUM_TRIED, width, generator=torch.Generator().manual_seed(0))
+    make = getattr(make, "like", make)
+    rows = torch.randn((NUM_TRIED, width), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         if torch.allclose(module(rows), make(module)(rows), rtol=1e-5, atol=1e-6):
             return make

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worker.engine.beams import BeamChoice
 from worker.engine.choosing import RowChoice
+from worker.engine.compiling import compiled
 from worker.engine.completion import Completion
 from worker.engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
 from worker.engine.exact import ExactEngine, is_beyond_repair, is_out_of_memory, release_memory
@@ -64,6 +65,7 @@ class InFlight:
         self.runner = runner
         self.flights: dict[int, Flight] = {}
         self.max_rows: int | None = None  # of one step, once memory was too small for more
+        self.compiled = compiled("highest")
 
     def run(
         self, going_on: tuple[Sequence, ...], joining: tuple[Sequence, ...]
@@ -97,11 +99,12 @@ class InFlight:
             num_rows = [1] * len(tokens) + [each.num_rows for each in joining]
             if max(num_rows) > 1:
                 logits = logits.repeat_interleave(torch.tensor(num_rows), dim=0)
-            highest = highest_of(logits, [*flights, *joined])
+            highest = self._highest(logits, [*flights, *joined])
         except Exception as error:
-            # Apart, it can be told whose fault it is.
             if is_beyond_repair(error):
                 raise EngineBroken(f"the device failed: {type(error).__name__}") from error
+            # Apart, it can be told whose fault it is.
+            log.warning("step failed and is run apart", extra={"error": whereabouts(error)})
             self.drop(joining)
             return None
         for each in flights:
@@ -136,7 +139,7 @@ class InFlight:
         flights = [self.flights[each.id] for each in sequences]
         tokens = [token for each in flights for token in each.choice.next_ids]
         logits = self.runner.step([each.slot for each in flights], tokens)
-        highest = highest_of(logits, flights)
+        highest = self._highest(logits, flights)
         # From here on nothing is run again.
         for each in flights:
             each.slot.length += 1
@@ -150,7 +153,7 @@ class InFlight:
             return [None] * len(flights)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
-        return self._choose(flights, logits, highest_of(logits, flights))
+        return self._choose(flights, logits, self._highest(logits, flights))
 
     def _flights(self, sequences: list[Sequence], slots: list[Slot]) -> list[Flight]:
         flights = [
@@ -167,6 +170,14 @@ class InFlight:
             return BeamChoice(sequence, config, start_ids, model, model.device)
         tokenizer = self.exact.checkpoint.tokenizer
         return RowChoice(sequence, config, start_ids, tokenizer, model.device)
+
+    def _highest(self, logits: Tensor, flights: list[Flight]) -> list[int]:
+        """Of every row at once, since most need no more, and one read-back is enough."""
+        if not any(each.choice.is_plain for each in flights):
+            return [0] * len(logits)  # nobody looks
+        if self.compiled is not None and self.compiled.can_find(logits):
+            return self.compiled.highest(logits)  # type: ignore[no-any-return]  # a module
+        return torch.argmax(logits, dim=-1).tolist()
 
     def _choose(
         self, flights: list[Flight], logits: Tensor, highest: list[int]
@@ -257,10 +268,3 @@ def parts_within(sequences: list[Sequence], max_rows: int | None) -> list[list[S
             num_rows = sequence.num_rows
         parts[-1].append(sequence)
     return parts
-
-
-def highest_of(logits: Tensor, flights: list[Flight]) -> list[int]:
-    """Of every row at once, since most need no more, and one read-back is enough."""
-    if not any(each.choice.is_plain for each in flights):
-        return [0] * len(logits)  # nobody looks
-    return torch.argmax(logits, dim=-1).tolist()

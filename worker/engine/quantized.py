@@ -6,12 +6,12 @@ often is in docs/performance.md.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from worker.engine.compiling import compiled
 from worker.engine.packed import ROWS_HINT
 
 ZERO = 128  # the byte that stands for 0.0 in rounded rows
@@ -70,10 +70,8 @@ class HalfLinear(nn.Module):
 
 def rounding() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The compiled one, or the same by torch."""
-    try:
-        return importlib.import_module("worker.engine.rounding").round_rows  # type: ignore[no-any-return]  # a module
-    except (ImportError, AttributeError, OSError):
-        return round_rows
+    module = compiled("rounding")
+    return round_rows if module is None else module.round_rows
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., width) float32"""
+        assert x.dtype == torch.float32
         x = x.contiguous()
         out = torch.empty_like(x)
         on_tape(normalize, x, self.weight, self.variance_epsilon, out)

@@ -7,7 +7,6 @@ for a GPU, is in `arena_attention.py`.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from worker.engine.compiling import compiled
 from worker.engine.recording import on_tape
 from worker.engine.slots import KVShape, OwnSlot, Slot
 
@@ -60,12 +60,10 @@ def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> OwnRowAtten
     poisoned: memory that must not be read is NaN; for tests
     """
     if shape.device.type == "cpu" and shape.dtype == torch.float32:
-        try:
-            kernel: Any = importlib.import_module("worker.engine.kernel")
-        except (ImportError, AttributeError, OSError) as error:
-            log.warning("no compiled attention", extra={"error": type(error).__name__})
-        else:
+        kernel = compiled("kernel")
+        if kernel is not None:
             return CompiledRowAttention(kernel, shape, is_cross, poisoned)
+        log.warning("nothing is compiled here, attention is slow")
     return TorchRowAttention(shape, is_cross, poisoned)
 
 

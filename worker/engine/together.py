@@ -19,7 +19,7 @@ GROUPS = (
     ("wi_0", "wi_1"),
 )
 # In these the queries are of others than the keys.
-CROSSING = ("encoder_attn", "EncDecAttention")
+CROSSING = ("encoder_attn", "EncDecAttention", "cross_attn", "crossattention")
 
 
 class Together:
@@ -62,7 +62,9 @@ def groups_of(module: nn.Module, name: str) -> Iterator[tuple[str, ...]]:
     for group in GROUPS:
         names = group[1:] if name.endswith(CROSSING) else group
         children = [getattr(module, each, None) for each in names]
-        if len(names) > 1 and all(type(each) is nn.Linear for each in children):
+        linears = [each for each in children if type(each) is nn.Linear]
+        # In a cross-attention by another name they may not even be of the same width.
+        if len(linears) == len(names) > 1 and len({each.in_features for each in linears}) == 1:
             yield names
 
 

@@ -88,6 +88,14 @@ def test_queries_to_an_encoder_are_by_themselves() -> None:
     assert kinds == [PackedLinear, Part, Part]
 
 
+def test_what_takes_rows_of_another_width_is_by_itself() -> None:
+    attention: Any = Attention()
+    attention.k_proj = nn.Linear(48, 32)
+    model: Any = nn.ModuleDict({"attends_to_another": attention})
+    assert pack(model, PackedLinear, min_weights=0) == 3
+    assert [type(each) for each in attention.children()] == [PackedLinear] * 3
+
+
 def test_small_products_stay_as_they_are() -> None:
     model: Any = Model()
     assert pack(model, PackedLinear, min_weights=160 * 64 + 1) == 0
