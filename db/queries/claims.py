@@ -18,7 +18,7 @@ def claim(
 ) -> ReturningUpdate[UUID, str, str, str, int, int, float | None]:
     """Take the jobs that are due: running, the next attempt, with a lease.
 
-    Returns (id, task, model, attempt, failures, time_limit_seconds) of those it
+    Returns (id, task, model, lane, attempt, failures, time_limit_seconds) of those it
     got. An id that does not come back is finished, cancelled or someone else's.
     """
     # Locked in order of id, as everywhere, so that two claims cannot deadlock;

@@ -16,6 +16,7 @@ from worker.engine.caches import CrossCache, SlotCache
 from worker.engine.keeping import Keeping
 from worker.engine.positions import RowPositions
 from worker.engine.reading import chunks, filled_up, in_one_row
+from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
 from worker.engine.slots import Slot
@@ -69,19 +70,25 @@ class Seq2SeqRunner:
         with place:
             encoded = self.model.get_encoder()(input_ids=ids.to(device), spans=together)
         slots = []
-        crossed = self._crossed(encoded.last_hidden_state[0])
-        for sequence, (begin, end) in zip(sequences, spans, strict=True):
+        crossed = self._crossed(encoded.last_hidden_state[0], spans)
+        for sequence, mine in zip(sequences, crossed, strict=True):
             slot = self.keeping.new_slot(sequence.num_rows)
-            slot.keep_crossed(crossed[:, :, :, begin:end])
+            slot.keep_crossed(mine)
             slots.append(slot)
         return slots
 
-    def _crossed(self, encoded: Tensor) -> Tensor:
-        """encoded: (tokens, width); returns (layers, 2, heads, tokens, head size)"""
+    def _crossed(self, encoded: Tensor, spans: Spans) -> list[Tensor]:
+        """encoded: (tokens, width); returns (layers, 2, heads, tokens, head size) of each span"""
         shape = self.keeping.shape
-        projected = torch.stack([part(encoded) for both in self.crossings for part in both])
-        sizes = (shape.num_layers, 2, len(encoded), shape.num_heads, shape.head_size)
-        return projected.view(sizes).transpose(2, 3)
+        before, after = (shape.num_layers, 2, shape.num_heads), (shape.head_size,)
+        crossed = [encoded.new_empty((*before, end - begin, *after)) for begin, end in spans]
+        # Layer by layer, for those of all together are as much again as what is kept.
+        for layer, both in enumerate(self.crossings):
+            for half, part in enumerate(both):
+                made = part(encoded).view(-1, shape.num_heads, shape.head_size).transpose(0, 1)
+                for mine, (begin, end) in zip(crossed, spans, strict=True):
+                    mine[layer, half] = made[:, begin:end]
+        return crossed
 
     def can_mix(self, sequences: list[Sequence]) -> bool:
         """Encoder and decoder have weights of their own: nothing is gained."""

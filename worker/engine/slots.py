@@ -112,7 +112,6 @@ class OwnSlot:
             self.ancestors[:, :num_columns] = 0
 
     def keep_crossed(self, crossed: Tensor) -> None:
-        # A copy, for the rest of the row belongs to others who leave at another time.
         self.crossed = crossed.contiguous()
 
     def reorder(self, rows: Tensor) -> None:
