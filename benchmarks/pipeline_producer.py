@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from benchmarks.pipeline_model import read_requests
 from db import queries
@@ -17,6 +17,7 @@ from tasks import submit_batch
 from tasks.generate import GenerateContract
 from tasks.settings import database
 
+LOOK_SECONDS = 0.25
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 13
 
 
@@ -47,9 +48,12 @@ def answer(requests: str, warm_up: str) -> None:
     """The same of the requests in a file, by a worker that has answered others before."""
     finish(map(GenerateContract.parse, read_requests(Path(warm_up))))
     jobs = read_requests(Path(requests))
-    started_at = time.perf_counter()
+    started_at = time.time()
     finish(map(GenerateContract.parse, jobs))
-    print(len(jobs) / (time.perf_counter() - started_at))
+    with database().read() as session:
+        (ended_at,) = session.execute(select(func.max(Job.finished_at))).one()
+    # By the database, for whoever looks often takes time from those that work.
+    print(len(jobs) / (ended_at.timestamp() - started_at))
 
 
 def finish(contracts: Iterable[GenerateContract]) -> None:
@@ -59,7 +63,7 @@ def finish(contracts: Iterable[GenerateContract]) -> None:
         with database().read() as session:
             if not session.scalar(queries.has_unfinished(batch.id)):
                 break
-        time.sleep(0.05)
+        time.sleep(LOOK_SECONDS)
     with database().read() as session:
         assert not session.scalar(select(Job.id).where(Job.state != JobState.SUCCEEDED).limit(1))
 

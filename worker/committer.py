@@ -45,20 +45,31 @@ class Committer:
     running it again is harmless, because every write is fenced.
     """
 
-    def __init__(self, database: Database, settings: Settings, on_written: Written) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        on_written: Written,
+        are_all: Callable[[int], bool] = lambda num_buffered: False,
+    ) -> None:
+        """are_all: whether so many outcomes have no company to wait for"""
         self._database = database
         self._settings = settings
         self._on_written = on_written
+        self._are_all = are_all
         self._buffer: deque[tuple[float, Outcome]] = deque()
         self._changed = threading.Condition()
+        self._is_urgent = False  # something in the buffer
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, outcome: Outcome) -> None:
+    def put(self, outcome: Outcome, is_urgent: bool = False) -> None:
         """Hand an outcome over; an answer waits while too many are unwritten.
+
+        is_urgent: it does not wait for company, and takes along what does
 
         The others are small and no more than the jobs that run. A drain hands them
         over, and so does the watch; those two must go on while the database is away.
@@ -67,6 +78,7 @@ class Committer:
             if outcome.answer is not None:
                 self._changed.wait_for(self._has_room)
             self._buffer.append((time.monotonic(), outcome))
+            self._is_urgent |= is_urgent
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -114,6 +126,8 @@ class Committer:
         """The outcomes to write next, which stay in the buffer; none when it is time to end."""
         with self._changed:
             while not self._stopping:
+                if self._buffer and (self._is_urgent or self._are_all(len(self._buffer))):
+                    break
                 now = time.monotonic()
                 oldest_at = self._buffer[0][0] if self._buffer else now
                 if flush_due(len(self._buffer), oldest_at, now, self._settings):
@@ -121,6 +135,7 @@ class Committer:
                 left = oldest_at + self._settings.flush_seconds - now if self._buffer else None
                 self._changed.wait(left)
             num = min(len(self._buffer), self._settings.flush_outcomes * 4)
+            self._is_urgent = self._is_urgent and num < len(self._buffer)
             return [self._buffer[index][1] for index in range(num)]
 
     def _write(self, outcomes: Sequence[Outcome]) -> None:

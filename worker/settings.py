@@ -17,7 +17,7 @@ class Settings:
     deaf_seconds: float = 60.0  # messages wait and none arrives: the worker ends
     drain_seconds: float = 30.0  # a planned stop waits this long for what runs
     flush_outcomes: int = 64  # written in one transaction
-    flush_seconds: float = 0.05  # longest an outcome waits for company
+    flush_seconds: float = 0.25  # longest one of the bulk lane waits for company
     max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is taken
     claim_seconds: float = 0.005  # longest a delivery waits for company
     dispatch_seconds: float = 0.5  # between two looks at what is due

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -78,7 +79,12 @@ class Worker:
         self._deliveries: set[Delivery] = set()
         self._draining = False
         self._hurried = False
-        self._committer = Committer(database, settings, self._settle)
+        self._committer = Committer(
+            database,
+            settings,
+            self._settle,
+            lambda num_buffered: num_buffered >= len(self._running),
+        )
         self._claimer = Claimer(database, self.owner, settings, self._start_jobs)
         self._leases = Leases(
             database, self.owner, self.room, self.engines, settings, self._attempts
@@ -246,7 +252,7 @@ class Worker:
                 client,
                 self.settings,
                 job.time_limit_seconds,
-                self._committer.put,
+                partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job.delivery)

@@ -283,6 +283,33 @@ def test_a_stop_while_the_database_is_away_ends_and_acks_nothing(database: Datab
     assert job(database, fence.job_id).state == JobState.RUNNING
 
 
+def test_who_is_waited_for_does_not_wait_for_company_and_takes_along_who_does(
+    database: Database,
+) -> None:
+    bulk, interactive, later = claimed(database, 3)
+    with committing(database, flush_seconds=3600) as (committer, written):
+        committer.put(Outcome.succeeded(bulk, answer("one")))
+        committer.put(Outcome.succeeded(interactive, answer("two")), is_urgent=True)
+        written.wait_for(2)
+        committer.put(Outcome.succeeded(later, answer("three")))
+        assert written.flushes == [2]
+    assert written.flushes == [2, 1]  # at its end
+
+
+def test_the_last_that_run_have_no_company_to_wait_for(database: Database) -> None:
+    one, two = claimed(database, 2)
+    written = Written()
+    committer = Committer(
+        database, Settings(flush_seconds=3600), written.add, lambda num_buffered: num_buffered >= 2
+    )
+    committer.start()
+    committer.put(Outcome.succeeded(one, answer("one")))
+    committer.put(Outcome.succeeded(two, answer("two")))
+    written.wait_for(2)
+    committer.stop()
+    assert written.flushes == [2]
+
+
 @pytest.mark.parametrize("stale_first", [False, True])
 def test_of_two_attempts_of_one_job_in_one_flush_the_newest_is_written(
     database: Database, stale_first: bool
