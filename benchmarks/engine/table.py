@@ -1,17 +1,18 @@
 """Table: medians over rounds with their range, from records.
 
-    python -m benchmarks.engine.table FILE...
+    python -m benchmarks.engine.table [--short] FILE...
 
 A ratio is taken within a round, between processes that ran minutes apart at most, and its
 median is shown with its range. `engine` is how many times as fast as this side the engine
 was (`inflight`, with as many rows and the same weights); `one` is how many times as fast as
-one at a time this side was.
+one at a time this side was. `--short` gives a line for each model, with how many times as
+fast as each side the engine was, or with rounded weights if that is said.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -47,6 +48,36 @@ def setting_of(record: Record) -> tuple[str, str, int, str, str, int, int, str]:
         record.model, record.feed, record.beams, record.dtype, record.device,
         record.threads, record.num_drawn, record.clock,
     )  # fmt: skip
+
+
+def short(records: Iterable[Record]) -> str:
+    """A line for each model and way of serving it, a column for each side."""
+    kept = sorted(records, key=lambda each: (list(SHAPES).index(each.model), setting_of(each)))
+    present = {each.side for each in kept}
+    sides = [each for each in SIDES if each in present and each != ENGINE]
+    lines = ["| model | n | tokens/s | " + " | ".join(sides) + " | limit | peak MiB |"]
+    lines.append("|" + " --- |" * (len(sides) + 5))
+    for setting, part in groupby(kept, key=setting_of):
+        own = list(part)
+        engine = [each for each in own if each.side == ENGINE]
+        if not engine:
+            continue
+        alone = [each for each in own if each.side == ALONE]
+        cells = [
+            # Of the engine with other weights: how it compares with one at a time.
+            spread(ratios(its, alone) if side.startswith(ENGINE) else ratios(engine, its), ".2f")
+            for side in sides
+            for its in [[each for each in own if each.side == side]]
+        ]
+        peak = max(each.peak_rss_bytes for each in engine) / MIB
+        name = f"{setting[0]}, {setting[1]}" + (f", beams {setting[2]}" if setting[2] > 1 else "")
+        lines.append(
+            f"| {name} | {len(engine)} | {spread([each.speed for each in engine], '.0f')} | "
+            + " | ".join(cells)
+            + f" | {share_of_limit(engine, own)} | {peak:.0f} of "
+            f"{engine[-1].allowed_bytes / MIB:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def table(records: list[Record]) -> str:
@@ -118,4 +149,8 @@ def share_of_limit(own: list[Record], records: list[Record]) -> str:
 
 
 if __name__ == "__main__":
-    print(tables(read(map(Path, sys.argv[1:]))))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--short", action="store_true", help="a line for each model")
+    arguments = parser.parse_args()
+    print((short if arguments.short else tables)(read(arguments.files)))
