@@ -115,7 +115,7 @@ def watch_compiled() -> None:
     own, and what is played from a tape is called by nobody else."""
     import torch
 
-    from worker.engine import attention, rms_norm, row_attention
+    from worker.engine import attention, gate, highest, rms_norm, rotary, row_attention
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -128,6 +128,9 @@ def watch_compiled() -> None:
     compiled._attend = named("attention of rows", compiled._attend)  # type: ignore[method-assign]
     attention.attention = named("attention of a layer", attention.attention)
     rms_norm.normalize = named("norm of rows", rms_norm.normalize)
+    rotary.turn = named("turn of rows", rotary.turn)
+    gate.gate_rows = named("gate of rows", gate.gate_rows)
+    highest.highest = named("argmax of rows", highest.highest)
 
 
 def ask(pipe: Connection, requests: list[Request]) -> None:

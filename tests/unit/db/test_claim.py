@@ -38,7 +38,7 @@ def test_a_claim_returns_the_job_with_what_its_recipe_and_its_retries_need(
     with database.write() as session:
         (row,) = session.execute(queries.claim([job_id], "one", 60)).all()
         contracts = dict(session.execute(queries.payloads_of([job_id])).all())
-    assert tuple(row) == (job_id, "translate", "opus", 1, 0, None)
+    assert tuple(row) == (job_id, "translate", "opus", "bulk", 1, 0, None)
     assert contracts == {job_id: {"text": "three words long"}}
 
 
