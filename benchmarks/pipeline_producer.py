@@ -17,7 +17,7 @@ from tasks import submit_batch
 from tasks.generate import GenerateContract
 from tasks.settings import database
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.25  # whoever looks often takes time from those that work
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 13
 
 
@@ -37,27 +37,23 @@ def enqueue(num_jobs: int) -> None:
 
 def run(num_jobs: int) -> None:
     """Prints jobs a second, from the first insert to the last commit."""
-    started_at = time.perf_counter()
-    finish(
-        GenerateContract.parse({"text": "gulls cry", "max_new_tokens": 8}) for _ in range(num_jobs)
-    )
-    print(num_jobs / (time.perf_counter() - started_at))
+    contract = {"text": "gulls cry", "max_new_tokens": 8}
+    print(num_jobs / finish(GenerateContract.parse(contract) for _ in range(num_jobs)))
 
 
 def answer(requests: str, warm_up: str) -> None:
     """The same of the requests in a file, by a worker that has answered others before."""
     finish(map(GenerateContract.parse, read_requests(Path(warm_up))))
     jobs = read_requests(Path(requests))
+    print(len(jobs) / finish(map(GenerateContract.parse, jobs)))
+
+
+def finish(contracts: Iterable[GenerateContract]) -> float:
+    """Submit the jobs as a batch and wait for the last; all must have an answer.
+
+    Returns seconds to the end of the last, as the database has it.
+    """
     started_at = time.time()
-    finish(map(GenerateContract.parse, jobs))
-    with database().read() as session:
-        (ended_at,) = session.execute(select(func.max(Job.finished_at))).one()
-    # By the database, for whoever looks often takes time from those that work.
-    print(len(jobs) / (ended_at.timestamp() - started_at))
-
-
-def finish(contracts: Iterable[GenerateContract]) -> None:
-    """Submit the jobs as a batch and wait for the last; all must have an answer."""
     batch = submit_batch(contracts, name="jobs")
     while True:
         with database().read() as session:
@@ -66,6 +62,8 @@ def finish(contracts: Iterable[GenerateContract]) -> None:
         time.sleep(LOOK_SECONDS)
     with database().read() as session:
         assert not session.scalar(select(Job.id).where(Job.state != JobState.SUCCEEDED).limit(1))
+        (ended_at,) = session.execute(select(func.max(Job.finished_at))).one()
+    return float(ended_at.timestamp() - started_at)
 
 
 if __name__ == "__main__":
