@@ -18,6 +18,7 @@ from worker.engine.together import Part, Together, groups_of, joined
 
 ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
 MIN_WEIGHTS = 64 * 1024  # below it a plain product is as fast
+PIECE_ROWS = 4096  # of an embedding: some megabytes
 
 MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]  # of a weight (out, in) and a bias
 
@@ -84,12 +85,19 @@ def leave_file(model: Any) -> None:
     of them would hold all of it in memory."""
     with torch.no_grad():
         for parameter in model.parameters():
-            read = parameter.data
-            parameter.data = read.clone()  # the same object, for several may share it
-            forget_tensor(read)
+            parameter.data = moved(parameter.data)  # the same object, for several may share it
         for module in model.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.clone())  # another one: it may be a view of its own
+
+
+def moved(read: Tensor) -> Tensor:
+    """A copy, made in pieces: an embedding that is read as a whole is in memory twice."""
+    copied = torch.empty_like(read, memory_format=torch.contiguous_format)
+    for piece, place in zip(read.split(PIECE_ROWS), copied.split(PIECE_ROWS), strict=True):
+        place.copy_(piece)
+        forget_tensor(piece)
+    return copied
 
 
 def linear_weight(module: nn.Module) -> Any:
