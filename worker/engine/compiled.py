@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import binding
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
@@ -28,6 +29,18 @@ thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 fast = partial(njit, fastmath=True, error_model="numpy")
+
+
+@fast
+def own_share(num_items: Any) -> Any:
+    """[begin, end): what of them is the calling thread's."""
+    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
+    return thread * num_items // num_threads, (thread + 1) * num_items // num_threads
+
+
+def threads_for(num_values: int, min_values: int) -> int:
+    """min_values: of one thread; below it waking one costs more than it does"""
+    return min(torch.get_num_threads(), num_values // min_values + 1)
 
 
 def in_pool(body: Callable[[Any], None]) -> Callable[[np.ndarray, int], None]:

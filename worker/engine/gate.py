@@ -18,8 +18,8 @@ from worker.engine.compiled import (
     fast,
     floats_at,
     in_pool,
-    thread_count,
-    thread_number,
+    own_share,
+    threads_for,
 )
 from worker.engine.kernel import exp
 from worker.engine.recording import on_tape
@@ -69,7 +69,7 @@ def gate_rows(gates: Tensor, ups: Tensor, out: Tensor) -> None:
         ],
         np.int64,
     )  # fmt: skip
-    _run(arguments, min(torch.get_num_threads(), out.numel() // MIN_VALUES_A_THREAD + 1))
+    _run(arguments, threads_for(out.numel(), MIN_VALUES_A_THREAD))
 
 
 @fast
@@ -84,10 +84,8 @@ def gate_row(gate: Any, up: Any, out: Any, width: Any) -> None:
 def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     width = a[WIDTH]
-    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
-    for row in range(
-        thread * a[NUM_ROWS] // num_threads, (thread + 1) * a[NUM_ROWS] // num_threads
-    ):
+    begin, end = own_share(a[NUM_ROWS])
+    for row in range(begin, end):
         gate_row(
             carray(floats_at(a[GATE] + row * a[GATE_STRIDE] * FLOAT_BYTES), (width,)),
             carray(floats_at(a[UP] + row * a[UP_STRIDE] * FLOAT_BYTES), (width,)),

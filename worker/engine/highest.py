@@ -18,8 +18,7 @@ from worker.engine.compiled import (
     floats_at,
     in_pool,
     longs_at,
-    thread_count,
-    thread_number,
+    own_share,
 )
 
 LOGITS, OUT, NUM_ROWS, WIDTH, STRIDE = range(5)
@@ -58,10 +57,8 @@ def highest_of_row(row: Any, width: Any) -> Any:
 def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     out = carray(longs_at(a[OUT]), (a[NUM_ROWS],))
-    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
-    for row in range(
-        thread * a[NUM_ROWS] // num_threads, (thread + 1) * a[NUM_ROWS] // num_threads
-    ):
+    begin, end = own_share(a[NUM_ROWS])
+    for row in range(begin, end):
         logits = carray(floats_at(a[LOGITS] + row * a[STRIDE] * FLOAT_BYTES), (a[WIDTH],))
         out[row] = highest_of_row(logits, a[WIDTH])
 

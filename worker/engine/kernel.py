@@ -25,7 +25,7 @@ from worker.engine.compiled import (
     in_pool,
     ints_at,
     longs_at,
-    thread_count,
+    own_share,
     thread_number,
 )
 
@@ -172,14 +172,13 @@ def body(arguments: Any) -> None:
     """What each thread of the pool runs: the heads that begin in its share of the work."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     slots = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
-    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
-    scratch = a[SCRATCH] + thread * a[SCRATCH_WIDTH] * FLOAT_BYTES
+    scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
     scores = carray(floats_at(scratch), (a[SCRATCH_WIDTH],))
     total = np.int64(0)
     for index in range(a[NUM_SLOTS]):
         cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
         total += cost * a[NUM_HEADS]
-    begin, end = thread * total // num_threads, (thread + 1) * total // num_threads
+    begin, end = own_share(total)
     passed = np.int64(0)
     for index in range(a[NUM_SLOTS]):
         cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]

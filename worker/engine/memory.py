@@ -1,7 +1,8 @@
-"""Memory: how much of it is free for keys and values."""
+"""Memory: how much of it is free for keys and values, and what need not be held."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -35,3 +36,11 @@ def within_cgroup(cgroup: Path) -> int:
     except (OSError, ValueError):
         return 2**62
     return 2**62 if limit == "max" else max(int(limit) - used, 0)
+
+
+def give_back_heap() -> None:
+    """What was freed, and kept by the C library for later: a hundred megabytes after loading.
+    Other libraries than glibc have no such call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

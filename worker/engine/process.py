@@ -21,7 +21,6 @@ from worker.engine.inbox import Inbox
 from worker.engine.ledger import Ledger
 from worker.engine.logs import log_to_stderr, whereabouts
 from worker.engine.loop import Loop
-from worker.engine.mapped import forget_libraries
 from worker.engine.messages import Load, Ready, Request, from_bytes, to_bytes
 from worker.engine.messages import Unloadable as UnloadableFrame
 from worker.engine.outbox import Outbox
@@ -73,6 +72,8 @@ def load_engine(spec: EngineSpec) -> Engine:
 
             return CTranslate2Engine.load(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
+        from worker.engine.mapped import forget_libraries
+        from worker.engine.memory import give_back_heap
         from worker.engine.routing import load
     except ImportError as error:
         raise Unloadable(
@@ -81,6 +82,7 @@ def load_engine(spec: EngineSpec) -> Engine:
         ) from error
     engine = load(spec)
     forget_libraries()
+    give_back_heap()
     return engine
 
 

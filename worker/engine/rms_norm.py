@@ -19,8 +19,8 @@ from worker.engine.compiled import (
     fast,
     floats_at,
     in_pool,
-    thread_count,
-    thread_number,
+    own_share,
+    threads_for,
 )
 from worker.engine.recording import on_tape
 
@@ -57,7 +57,7 @@ def normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         [x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps_bits],
         np.int64,
     )
-    _run(arguments, min(torch.get_num_threads(), x.numel() // MIN_VALUES_A_THREAD + 1))
+    _run(arguments, threads_for(x.numel(), MIN_VALUES_A_THREAD))
 
 
 @fast
@@ -75,10 +75,8 @@ def body(arguments: Any) -> None:
     width = a[WIDTH]
     eps = np.float32(double_of_bits(a[EPS_BITS]))
     weight = carray(floats_at(a[WEIGHT]), (width,))
-    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
-    for row in range(
-        thread * a[NUM_ROWS] // num_threads, (thread + 1) * a[NUM_ROWS] // num_threads
-    ):
+    begin, end = own_share(a[NUM_ROWS])
+    for row in range(begin, end):
         at = row * width * FLOAT_BYTES
         normalize_row(
             carray(floats_at(a[ROWS] + at), (width,)), weight,

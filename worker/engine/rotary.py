@@ -21,8 +21,8 @@ from worker.engine.compiled import (
     fast,
     floats_at,
     in_pool,
-    thread_count,
-    thread_number,
+    own_share,
+    threads_for,
 )
 from worker.engine.recording import on_tape
 
@@ -116,7 +116,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
         ],
         np.int64,
     )  # fmt: skip
-    _run(arguments, min(torch.get_num_threads(), x.numel() // MIN_VALUES_A_THREAD + 1))
+    _run(arguments, threads_for(x.numel(), MIN_VALUES_A_THREAD))
 
 
 @fast
@@ -130,10 +130,8 @@ def turn_head(x: Any, cos: Any, sin: Any, out: Any, half: Any) -> None:
 def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     heads, size = a[NUM_HEADS], a[HEAD_SIZE]
-    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
-    for token in range(
-        thread * a[NUM_TOKENS] // num_threads, (thread + 1) * a[NUM_TOKENS] // num_threads
-    ):
+    begin, end = own_share(a[NUM_TOKENS])
+    for token in range(begin, end):
         cos = carray(floats_at(a[COS] + token * size * FLOAT_BYTES), (size,))
         sin = carray(floats_at(a[SIN] + token * size * FLOAT_BYTES), (size,))
         for head in range(heads):

@@ -15,8 +15,8 @@ from worker.engine.compiled import (
     fast,
     floats_at,
     in_pool,
-    thread_count,
-    thread_number,
+    own_share,
+    threads_for,
 )
 from worker.engine.recording import on_tape
 
@@ -43,10 +43,8 @@ def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     width = a[WIDTH]
     scales = carray(floats_at(a[SCALES]), (a[NUM_ROWS],))
-    thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
-    for row in range(
-        thread * a[NUM_ROWS] // num_threads, (thread + 1) * a[NUM_ROWS] // num_threads
-    ):
+    begin, end = own_share(a[NUM_ROWS])
+    for row in range(begin, end):
         values = carray(floats_at(a[ROWS] + row * width * FLOAT_BYTES), (width,))
         rounded = carray(bytes_at(a[BYTES] + row * width), (width,))
         scales[row] = round_row(values, rounded, width)
@@ -70,5 +68,5 @@ def _round_rows(rows: Tensor, rounded: Tensor, scales: Tensor) -> None:
     arguments = np.array(
         [rows.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_rows, width], np.int64
     )
-    num_threads = min(torch.get_num_threads(), num_rows * width // MIN_VALUES_A_THREAD + 1)
+    num_threads = threads_for(num_rows * width, MIN_VALUES_A_THREAD)
     _run(arguments, num_threads)
