@@ -393,7 +393,9 @@ def with_heads_of_32(folder: Path, model_type: str | None = None, **own: Any) ->
     own_type = config.pop("model_type")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(model_type or own_type, **config))
+        model = hf.AutoModelForCausalLM.from_config(
+            hf.AutoConfig.for_model(model_type or own_type, **config)
+        )
         model.generation_config = generation_config
         eos = generation_config.eos_token_id
         widen(model, eos if isinstance(eos, list) else [eos])

@@ -74,6 +74,7 @@ class VllmEngine:
         gc.collect()
         release_memory(device)
         self.vllm = imported()
+        refuse_unfit(self.vllm, spec.alias, device.type, shape.head_size)
         self.library = library_of(self.vllm, checkpoint, self.sized.spec, shape.bytes_per_token)
         self.running: dict[int, Sequence] = {}
         self.max_rows: int | None = None
@@ -226,14 +227,30 @@ def imported() -> Any:
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would go before what is chosen here
     import vllm
     import vllm.inputs.engine
+    import vllm.platforms
     import vllm.sampling_params
 
     return vllm
 
 
-def library_of(
-    vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per_token: int
-) -> Any:
+def refuse_unfit(vllm: Any, alias: str, device_type: str, head_size: int) -> None:
+    """Raises Unloadable for what vLLM would find out in its first step, or not at all."""
+    built_for = vllm.platforms.current_platform.device_type
+    reason = None
+    if built_for != device_type:
+        reason = f"the vLLM that is installed is for {built_for}, and the model is on {device_type}"
+    elif device_type == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        known = CPUAttentionBackend.get_supported_head_sizes()
+        if head_size not in known:
+            listed = ", ".join(map(str, known))
+            reason = f"its heads have {head_size} numbers, and vLLM on a CPU knows {listed}"
+    if reason is not None:
+        raise Unloadable(f'model {alias!r} cannot run by vLLM: {reason}; use engine = "auto"')
+
+
+def library_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per_token: int) -> Any:
     """vLLM with the checkpoint loaded. spec: nothing is left open. Raises Unloadable."""
     context = checkpoint.limits.max_answer_context_tokens
     assert context is not None
