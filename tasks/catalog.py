@@ -26,7 +26,7 @@ class Model(BaseModel):
     revision: str | None = None
     # "en>fr" is a pair; "en" beside others means any of them into any other.
     languages: tuple[str, ...] = ()
-    engine: Literal["auto", "inflight", "exact", "ctranslate2", "fake"] = "auto"
+    engine: Literal["auto", "inflight", "exact", "ctranslate2", "vllm", "fake"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "bfloat16"] = "none"  # of the weights, on a CPU
     device: str = "auto"

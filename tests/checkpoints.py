@@ -379,6 +379,30 @@ def gpt_neox(folder: Path) -> None:
     save(folder, tokenizer, hf.GPTNeoXForCausalLM(config))
 
 
+def with_heads_of_32(folder: Path, model_type: str | None = None, **own: Any) -> Path:
+    """The same with a wider model, for vLLM, which knows no smaller heads on a CPU.
+
+    model_type: if it is to be of another family; own: of its configuration
+    """
+    config = hf.AutoConfig.from_pretrained(folder).to_dict()
+    generation_config = hf.GenerationConfig.from_pretrained(folder)
+    sizes = {"hidden_size": 128, "n_embd": 128, "word_embed_proj_dim": 128}
+    sizes |= {"intermediate_size": 256, "ffn_dim": 256}
+    config |= {name: size for name, size in sizes.items() if name in config}
+    config |= {"head_dim": 32, "architectures": None, **own}
+    own_type = config.pop("model_type")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = hf.AutoModelForCausalLM.from_config(
+            hf.AutoConfig.for_model(model_type or own_type, **config)
+        )
+        model.generation_config = generation_config
+        eos = generation_config.eos_token_id
+        widen(model, eos if isinstance(eos, list) else [eos])
+    model.save_pretrained(folder)
+    return folder
+
+
 def save(folder: Path, tokenizer: Any, model: Any) -> None:
     tokenizer.save_pretrained(folder)
     eos = model.generation_config.eos_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tests.engines import Child, child
 from worker.engine.messages import Params, Request
 from worker.engine.spec import EngineSpec
 
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` runs these"
+)
 LONG = "water and grain " * 300
 GREEDY = {"do_sample": False}
 
@@ -20,6 +24,7 @@ GREEDY = {"do_sample": False}
     scope="module",
     params=[
         "fake", "exact t5", "exact gpt2", "inflight t5", "inflight gpt2", "ctranslate2 t5",
+        pytest.param("vllm llama", marks=needs_vllm),
     ],
 )  # fmt: skip
 def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
@@ -29,6 +34,8 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     engine, kind = request.param.split()
     folder: Path = tmp_path_factory.mktemp("checkpoints") / kind
     checkpoints.build(kind, folder)
+    if engine == "vllm":
+        checkpoints.with_heads_of_32(folder)
     return EngineSpec(alias="demo", checkpoint=str(folder), engine=engine, **settings)
 
 
@@ -64,7 +71,7 @@ def request(text: str, num_tokens: int = 6, **params) -> Request:
 
 
 def is_greedy_only(spec: EngineSpec) -> bool:
-    return spec.engine == "ctranslate2"
+    return spec.engine in ("ctranslate2", "vllm")
 
 
 def texts(num: int) -> list[str]:

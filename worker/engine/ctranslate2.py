@@ -23,12 +23,12 @@ from ctranslate2.converters import transformers as converters
 
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Completion
-from worker.engine.decoding import SETTINGS, Settings
-from worker.engine.errors import GenerationFailed, Unloadable, UnsupportedParameter
+from worker.engine.decoding import SETTINGS
+from worker.engine.errors import GenerationFailed, Unloadable
 from worker.engine.exact import ExactEngine
+from worker.engine.greedy import not_attended_to, refuse_unless_greedy, with_forced_end
 from worker.engine.logs import whereabouts
 from worker.engine.messages import ModelCard, Output, Request
-from worker.engine.routing import INERT, NEUTRAL
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.spec import EngineSpec
@@ -42,10 +42,6 @@ ATTENDED_TO = frozenset(SETTINGS) | {
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
     "forced_eos_token_id", "max_length", "min_length", "pad_token_id", "prefix",
 }  # fmt: skip
-# What a request may have to be greedy: anything else could change the tokens.
-GREEDY = Settings(max_new_tokens=1)
-FREE = ("max_new_tokens", "min_new_tokens", "seed", "temperature", "top_k", "top_p")
-IDLE_WITHOUT_BEAMS = ("length_penalty", "early_stopping")
 
 
 class CTranslate2Engine:
@@ -79,7 +75,7 @@ class CTranslate2Engine:
 
     def encode(self, request: Request) -> Sequence:
         sequence = self.exact.encode(request)
-        refuse_unless_greedy(sequence.settings)
+        refuse_unless_greedy(sequence.settings, "CTranslate2")
         # Rows of one call may differ in all but this.
         sequence.group = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
@@ -121,21 +117,14 @@ class CTranslate2Engine:
             # It knows one limit for all; a row leaves the batch at its own.
             callback=lambda step: step.step + 1 >= limits[step.batch_id],
         )
+        forced = self.exact.checkpoint.generation_config.forced_eos_token_id
         completions = []
         for sequence, result in zip(sequences, results, strict=True):
             row = [int(each[1:]) for each in result.hypotheses[0]]
-            answer = self.exact.answer(sequence, self._with_forced_end(sequence, row), None)
+            row = with_forced_end(row, sequence.settings.max_new_tokens, forced)
+            answer = self.exact.answer(sequence, row, None)
             completions.append(Completion(sequence, (answer,)))
         return completions
-
-    def _with_forced_end(self, sequence: Sequence, row: list[int]) -> list[int]:
-        """A checkpoint may want its end as the last token that fits; nothing follows it, so
-        that it can be put there afterwards."""
-        forced = self.exact.checkpoint.generation_config.forced_eos_token_id
-        max_tokens = sequence.settings.max_new_tokens
-        if forced is None or len(row) < max_tokens:
-            return row
-        return [*row[: max_tokens - 1], forced if isinstance(forced, int) else forced[0]]
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
@@ -152,10 +141,9 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
         return f"quantization = {spec.quantization!r} is not among {', '.join(COMPUTE_TYPES)}"
     if not checkpoint.eos_token_ids:
         return "it has no end token"
-    for name, value in own.to_dict().items():
-        known = name in ATTENDED_TO or name in INERT or value == NEUTRAL.get(name)
-        if value is not None and not known:
-            return f"its own {name} is not attended to there"
+    ignored = not_attended_to(own.to_dict(), ATTENDED_TO)
+    if ignored is not None:
+        return f"its own {ignored} is not attended to there"
     pad_id = config.pad_token_id
     if own.bad_words_ids and own.bad_words_ids != [[pad_id]]:
         return "it has bad words other than its padding"
@@ -166,20 +154,6 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
     if checkpoint.model.get_decoder().get_input_embeddings().weight[pad_id].any():
         return "its decoder does not start from zeros"
     return None
-
-
-def refuse_unless_greedy(settings: Settings) -> None:
-    """Raises UnsupportedParameter with the first that is not."""
-    for name in SETTINGS:
-        if name in FREE or name in IDLE_WITHOUT_BEAMS:
-            continue
-        value, wanted = getattr(settings, name), getattr(GREEDY, name)
-        if value != wanted:
-            raise UnsupportedParameter(
-                name,
-                f"{value!r} is not known to be exact with CTranslate2; ask for {wanted!r}, "
-                'or use engine = "auto" for the model',
-            )
 
 
 def translator_of(checkpoint: Checkpoint, spec: EngineSpec) -> Any:

@@ -200,7 +200,7 @@ class ModelCard:
     checkpoint: str
     revision: str | None  # a commit, or a short hash over configuration and weight headers
     family: Literal["seq2seq", "causal", "fake"]
-    engine: str  # inflight, exact, ctranslate2 or fake
+    engine: str  # inflight, exact, ctranslate2, vllm or fake
     model_type: str
     device: str
     dtype: str

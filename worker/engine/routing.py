@@ -189,6 +189,18 @@ def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
         return f"{config.model_type} is not among the proved families"
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return f"its attention is {config._attn_implementation}, not sdpa"
+    odd = odd_attention(config)
+    if odd is not None:
+        return odd
+    if config.is_encoder_decoder and start_id_of(checkpoint) is None:
+        return "it does not say from which token its decoder starts"
+    if type(model).__module__.split(".")[0] != "transformers":
+        return "it brings code of its own"
+    return None
+
+
+def odd_attention(config: Any) -> str | None:
+    """What a configuration says of attention that nobody here was tested with, if anything."""
     layer_types = getattr(config, "layer_types", None) or ()
     if any(each != "full_attention" for each in layer_types):
         return "some of its layers look at a window only"
@@ -198,10 +210,6 @@ def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
         return "its rotary positions depend on the length"
     if getattr(config, "reorder_and_upcast_attn", False):
         return "its attention is computed in a way of its own"
-    if config.is_encoder_decoder and start_id_of(checkpoint) is None:
-        return "it does not say from which token its decoder starts"
-    if type(model).__module__.split(".")[0] != "transformers":
-        return "it brings code of its own"
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from worker.engine.errors import SpecError
 
-ENGINES = ("auto", "inflight", "exact", "ctranslate2", "fake")
+ENGINES = ("auto", "inflight", "exact", "ctranslate2", "vllm", "fake")
 QUANTIZATIONS = ("none", "int8", "bfloat16")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TASKS = ("summarize", "translate", "generate", "chat")

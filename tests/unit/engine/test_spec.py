@@ -11,7 +11,7 @@ def spec(**settings) -> EngineSpec:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"engine": "vllm"}, "auto, inflight, exact, ctranslate2, fake"),
+        ({"engine": "onnx"}, "auto, inflight, exact, ctranslate2, vllm, fake"),
         ({"dtype": "int8"}, "float32"),
         ({"device": "gpu"}, "cuda:N"),
         ({"device": "cuda:x"}, "cuda:N"),
