@@ -26,7 +26,7 @@ gpu: $(VENV)/.installed-dev
 
 # It pins torch and transformers to versions of its own.
 vllm: .venv-vllm-engine/.installed
-	.venv-vllm-engine/bin/python -m pytest -k vllm tests/parity/test_vllm.py tests/parity/test_every_engine.py
+	.venv-vllm-engine/bin/python -m pytest tests/parity/test_vllm.py tests/parity/test_every_engine.py
 
 # Another go at the same faults: TIDEMILL_CHAOS_SEED=... make chaos
 chaos: $(VENV)/.installed-dev

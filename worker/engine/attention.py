@@ -27,6 +27,11 @@ def install(model: Any) -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+    for module in model.modules():
+        # The stacks of T5 have copies of its configuration, which 5.19 does not reach.
+        config = getattr(module, "config", None)
+        if config is not None and getattr(config, "_attn_implementation", None) == "sdpa":
+            config._attn_implementation = NAME
 
 
 def attention(
