@@ -22,6 +22,7 @@ from tasks.publisher import Message, publish
 from tasks.queues import queue_name
 from worker.broker import Broker
 from worker.failpoints import passing
+from worker.listener import Listener
 from worker.settings import Settings
 from worker.ticker import Ticker
 
@@ -34,24 +35,35 @@ MAX_PUBLISHED_AT_ONCE = 4096
 
 
 class Dispatcher:
-    """A thread of its own, with its own connection to the broker."""
+    """A thread of its own, with its own connection to the broker, and one that hears the bell."""
 
     def __init__(self, database: Database, owner: str, settings: Settings) -> None:
         self._database = database
         self._owner = owner
         self._settings = settings
         self._broker = Broker()
-        self._ticker = Ticker("dispatcher", settings.dispatch_seconds, self._tick)
+        self._ticker = Ticker("dispatcher", settings.dispatch_seconds, self._tick, BUSY_SECONDS)
+        self._listener = Listener(self._on_ring)
+        self._leads = False  # as of the last look
 
     def start(self) -> None:
         self._ticker.start()
+        self._ticker.wake()  # what waited for a worker waits no longer
+        self._listener.start()
 
     def stop(self) -> None:
+        self._listener.stop()
         self._ticker.stop()
         self._broker.close()
         self._resign()
 
+    def _on_ring(self) -> None:
+        # All workers hear it, and one of them does something.
+        if self._leads:
+            self._ticker.wake()
+
     def _resign(self) -> None:
+        self._leads = False
         try:
             with self._database.write() as session:
                 session.execute(queries.resign(LEADERSHIP, self._owner))
@@ -73,7 +85,10 @@ class Dispatcher:
     def dispatch(self) -> int:
         """Publish what is due, if this worker leads; returns the number of jobs."""
         with self._database.write() as session:
-            if not queries.lead(session, LEADERSHIP, self._owner, self._settings.lead_seconds):
+            self._leads = queries.lead(
+                session, LEADERSHIP, self._owner, self._settings.lead_seconds
+            )
+            if not self._leads:
                 return 0
             passing("leading")
             self._recover(session)

@@ -29,6 +29,7 @@ from tests.jobs import (
 from tests.producers import FAKE, producing, write_config
 from worker.dispatcher import Dispatcher, in_messages
 from worker.settings import Settings
+from worker.ticker import Ticker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -170,4 +171,23 @@ def test_one_of_two_dispatchers_publishes(database: Database) -> None:
     assert two.dispatch() == 0
     one.stop()
     assert two.dispatch() == 1, "a leader that ends resigns"
+    two.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_of_those_who_hear_a_ring_only_the_leader_looks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(Ticker, "wake", lambda ticker: woken.append(ticker._name))
+    one, two = dispatcher(database, "one"), dispatcher(database, "two")
+    one.dispatch()
+    two.dispatch()
+    two._on_ring()
+    assert woken == []
+    one._on_ring()
+    assert woken == ["dispatcher"]
+    one.stop()
+    one._on_ring()
+    assert woken == ["dispatcher"], "who has resigned leaves it to others"
     two.stop()
