@@ -121,12 +121,16 @@ def submit_batch(
 ) -> SubmittedBatch:
     """Keep many jobs, streamed in chunks; the workers' dispatcher sends them out.
 
+    It is rung for after each chunk; without Redis it finds them a little later.
+
     run_key makes a second call harmless: jobs that are there stay as they are,
     and jobs that a broken first call left out are added. The nth contract
     without an idempotency key of its own goes by its custom id, or else by n.
     Raises Refused at the first contract that names an unknown model or
     language; what was kept before it stays, and a second call goes on.
     """
+    from tasks.bell import Bell  # brings redis-py, for those who submit batches
+
     database, catalog = settings.database(), settings.catalog()
     batch = _open_batch(database, name, run_key, tenant, metadata or {})
     if batch.closed_at is not None:
@@ -135,16 +139,19 @@ def submit_batch(
         return SubmittedBatch(batch.id, batch.name, 0, sum(states.values()))
     num_new = num_known = 0
     keyed = _with_keys(contracts, run_key)
-    for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
-        jobs, payloads = _rows(catalog, chunk, batch.id)
-        with database.write() as session:
-            inserted = queries.insert_jobs(session, jobs)
-            new_payloads = [payload for payload in payloads if payload["job_id"] in inserted]
-            if new_payloads:
-                session.execute(queries.insert_payloads(), new_payloads)
-        num_new += len(inserted)
-        num_known += len(jobs) - len(inserted)
-        on_progress(num_new + num_known)
+    with Bell() as bell:
+        for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
+            jobs, payloads = _rows(catalog, chunk, batch.id)
+            with database.write() as session:
+                inserted = queries.insert_jobs(session, jobs)
+                new_payloads = [payload for payload in payloads if payload["job_id"] in inserted]
+                if new_payloads:
+                    session.execute(queries.insert_payloads(), new_payloads)
+            if inserted:
+                bell.ring()
+            num_new += len(inserted)
+            num_known += len(jobs) - len(inserted)
+            on_progress(num_new + num_known)
     with database.write() as session:
         session.execute(queries.close_batch(batch.id))
         if num_new >= CHUNK:

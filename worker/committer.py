@@ -79,7 +79,9 @@ class Committer:
                 self._changed.wait_for(self._has_room)
             self._buffer.append((time.monotonic(), outcome))
             self._is_urgent |= is_urgent
-            self._changed.notify_all()
+            # Not for each: waking a thread that only waits on is time of the engine's.
+            if len(self._buffer) == 1 or self._is_due(time.monotonic()):
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Write what is buffered, once, and end."""
@@ -96,6 +98,14 @@ class Committer:
 
     def _has_room(self) -> bool:
         return self._stopping or len(self._buffer) < self._settings.max_unwritten_outcomes
+
+    def _is_due(self, now: float) -> bool:
+        if not self._buffer:
+            return False
+        if self._is_urgent or self._are_all(len(self._buffer)):
+            return True
+        oldest_at, _ = self._buffer[0]
+        return flush_due(len(self._buffer), oldest_at, now, self._settings)
 
     def _run(self) -> None:
         pause_seconds = 0.1
@@ -125,15 +135,12 @@ class Committer:
     def _next_flush(self) -> list[Outcome]:
         """The outcomes to write next, which stay in the buffer; none when it is time to end."""
         with self._changed:
-            while not self._stopping:
-                if self._buffer and (self._is_urgent or self._are_all(len(self._buffer))):
-                    break
-                now = time.monotonic()
-                oldest_at = self._buffer[0][0] if self._buffer else now
-                if flush_due(len(self._buffer), oldest_at, now, self._settings):
-                    break
-                left = oldest_at + self._settings.flush_seconds - now if self._buffer else None
-                self._changed.wait(left)
+            while not (self._stopping or self._is_due(now := time.monotonic())):
+                if self._buffer:
+                    oldest_at, _ = self._buffer[0]
+                    self._changed.wait(oldest_at + self._settings.flush_seconds - now)
+                else:
+                    self._changed.wait()
             num = min(len(self._buffer), self._settings.flush_outcomes * 4)
             self._is_urgent = self._is_urgent and num < len(self._buffer)
             return [self._buffer[index][1] for index in range(num)]

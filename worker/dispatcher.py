@@ -6,6 +6,8 @@ live workers hold, so that order is decided late and Redis stays small.
 """
 
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from uuid import UUID
@@ -22,6 +24,7 @@ from tasks.publisher import Message, publish
 from tasks.queues import queue_name
 from worker.broker import Broker
 from worker.failpoints import passing
+from worker.listener import Listener
 from worker.settings import Settings
 from worker.ticker import Ticker
 
@@ -34,24 +37,36 @@ MAX_PUBLISHED_AT_ONCE = 4096
 
 
 class Dispatcher:
-    """A thread of its own, with its own connection to the broker."""
+    """A thread of its own, with its own connection to the broker, and one that hears the bell."""
 
     def __init__(self, database: Database, owner: str, settings: Settings) -> None:
         self._database = database
         self._owner = owner
         self._settings = settings
         self._broker = Broker()
-        self._ticker = Ticker("dispatcher", settings.dispatch_seconds, self._tick)
+        self._ticker = Ticker("dispatcher", settings.dispatch_seconds, self._tick, BUSY_SECONDS)
+        self._listener = Listener(self._on_ring)
+        self._leads = False  # as of the last look at everything
+        self._looked_at = -math.inf  # at everything, on our clock
 
     def start(self) -> None:
         self._ticker.start()
+        self._ticker.wake()  # what waited for a worker waits no longer
+        self._listener.start()
 
     def stop(self) -> None:
+        self._listener.stop()
         self._ticker.stop()
         self._broker.close()
         self._resign()
 
+    def _on_ring(self) -> None:
+        # All workers hear it, and one of them does something.
+        if self._leads:
+            self._ticker.wake()
+
     def _resign(self) -> None:
+        self._leads = False
         try:
             with self._database.write() as session:
                 session.execute(queries.resign(LEADERSHIP, self._owner))
@@ -59,25 +74,41 @@ class Dispatcher:
             log.warning("cannot resign", extra={"error": type(error).__name__})
 
     def _tick(self) -> float | None:
+        now = time.monotonic()
+        until_next_seconds = self._looked_at + self._settings.dispatch_seconds - now
         try:
-            num_published = self.dispatch()
+            if self._leads and until_next_seconds > 0:
+                # Between two looks at everything, because room was about to be free or
+                # somebody rang: the lead holds for longer, and nobody has died yet.
+                num_published = self._hand_out()
+            else:
+                num_published = self.dispatch()
+                self._looked_at = now
         except SQLAlchemyError:
             raise  # a leader without the database is followed by another when its time is up
         except Exception:
             # Redis, as seen from here; another worker may reach it.
             self._resign()
             raise
-        # While there is work to hand out the workers' room is soon free again.
-        return BUSY_SECONDS if num_published > 0 else None
+        if num_published > 0:
+            return BUSY_SECONDS  # the workers' room is soon free again
+        return max(until_next_seconds, BUSY_SECONDS) if until_next_seconds > 0 else None
 
     def dispatch(self) -> int:
         """Publish what is due, if this worker leads; returns the number of jobs."""
         with self._database.write() as session:
-            if not queries.lead(session, LEADERSHIP, self._owner, self._settings.lead_seconds):
+            self._leads = queries.lead(
+                session, LEADERSHIP, self._owner, self._settings.lead_seconds
+            )
+            if not self._leads:
                 return 0
             passing("leading")
             self._recover(session)
         self._find_lost()
+        return self._hand_out()
+
+    def _hand_out(self) -> int:
+        """Publish as many of the jobs that are due as there is room for."""
         messages = list(self._due())
         if not messages:
             return 0
@@ -134,8 +165,8 @@ class Dispatcher:
         """The messages to send now: every interactive job, and bulk ones while there is room."""
         with self._database.read() as session:
             room: Counter[str] = Counter()
-            for worker in session.scalars(queries.live_workers()):
-                room.update(worker.room)
+            for of_one in session.scalars(queries.room_of_live_workers()):
+                room.update(of_one)
             outstanding = dict(session.execute(queries.outstanding_by_model()).all())
             for model, num_wanted in room.items():
                 for job_id, _ in session.execute(

@@ -20,7 +20,7 @@ class Settings:
     flush_seconds: float = 0.25  # longest one of the bulk lane waits for company
     max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is taken
     claim_seconds: float = 0.005  # longest a delivery waits for company
-    dispatch_seconds: float = 0.5  # between two looks at what is due
+    dispatch_seconds: float = 0.5  # between two looks at what is due that no batch rang for
     lead_seconds: float = 10.0  # how long the leader's word holds after its death
     lost_seconds: float = 30.0  # published this long ago, yet the queue is empty: sent again
     jobs_per_message: int = JOBS_PER_MESSAGE  # of the bulk lane

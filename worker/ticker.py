@@ -12,29 +12,49 @@ AFTER_ERROR_SECONDS = 2.0
 class Ticker:
     """Calls `tick`, waits for as long as it returns (or `seconds`), and again, until stopped.
 
+    `wake` ends a wait early, but for its first `rest_seconds`: however many call, and
+    however often, the ticks stay so far apart.
+
     A tick that raises is logged by its type, for its text may hold a user's,
     and is tried again: a thread that died would be a worker that looks well.
     """
 
-    def __init__(self, name: str, seconds: float, tick: Callable[[], float | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        seconds: float,
+        tick: Callable[[], float | None],
+        rest_seconds: float = 0.0,
+    ) -> None:
         self._name = name
         self._seconds = seconds
         self._tick = tick
-        self._stopping = threading.Event()
+        self._rest_seconds = rest_seconds
+        self._changed = threading.Condition()
+        self._woken = False
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
+    def wake(self) -> None:
+        """Tick soon. While a tick runs: once more after it."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """Return when the tick that runs has ended. May be called twice, or by the tick."""
-        self._stopping.set()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
         wait_seconds = self._seconds
-        while not self._stopping.wait(wait_seconds):
+        while self._wait(wait_seconds):
             try:
                 wait_seconds = self._tick() or self._seconds
             except Exception as error:
@@ -42,3 +62,12 @@ class Ticker:
                     "tick failed", extra={"part": self._name, "error": type(error).__name__}
                 )
                 wait_seconds = AFTER_ERROR_SECONDS
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether to tick again, when it is time to."""
+        rest_seconds = min(self._rest_seconds, seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, rest_seconds)
+            self._changed.wait_for(lambda: self._stopping or self._woken, seconds - rest_seconds)
+            self._woken = False
+            return not self._stopping

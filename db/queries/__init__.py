@@ -1,7 +1,8 @@
 """Every statement that changes a job, each a named function, by what it is about.
 
 A change of state carries its condition, so running a statement twice, or too
-late, changes nothing.
+late, changes nothing. What the dispatcher asks at every look is built once (`cache`):
+to SQLAlchemy building a statement is as much work as running it.
 """
 
 from db.queries.asked import cancel_jobs, retry_jobs
@@ -35,7 +36,7 @@ from db.queries.submission import (
     jobs_by_idempotency_key,
     refresh_statistics,
 )
-from db.queries.workers import forget_worker, live_workers, report_worker
+from db.queries.workers import forget_worker, live_workers, report_worker, room_of_live_workers
 
 __all__ = [
     "PRIORITY_SECONDS",
@@ -70,6 +71,7 @@ __all__ = [
     "requeue_expired_leases",
     "resign",
     "retry_jobs",
+    "room_of_live_workers",
     "running_attempts",
     "states_by_batch",
     "states_by_model",

@@ -1,5 +1,6 @@
 """Deadlines: jobs that nobody waits for any more."""
 
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -10,6 +11,7 @@ from db.models import Job
 from db.states import UNFINISHED, JobState
 
 
+@cache
 def expire_overdue(limit: int) -> ReturningUpdate[UUID]:
     """End the unfinished jobs whose deadline has passed; a running one may write no more."""
     # A night's jobs share a deadline: all at once might not fit into a statement's time.

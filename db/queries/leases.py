@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import Select, select, update
@@ -31,6 +32,7 @@ def running_attempts(owner: str) -> Select[UUID, int]:
     return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)
 
 
+@cache
 def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | None]:
     """Put jobs whose worker died back in line, unblamed; returns (id, attempt, started_at)."""
     expired = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, Update, func, or_, select, update
@@ -70,6 +71,7 @@ def unpublish_queued(
     )
 
 
+@cache
 def outstanding_by_model() -> Select[str, int]:
     """How many unfinished jobs of each model the broker or a worker holds."""
     return select(Job.model, func.count()).where(outstanding()).group_by(Job.model)

@@ -1,6 +1,7 @@
 """Workers: who lives, and what each wants at hand."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Delete, Select, delete, insert, or_, select, update
@@ -46,3 +47,9 @@ def forget_worker(name: str) -> Delete:
 
 def live_workers() -> Select[WorkerRow]:
     return select(WorkerRow).where(WorkerRow.alive_until >= now()).order_by(WorkerRow.name)
+
+
+@cache
+def room_of_live_workers() -> Select[dict[str, int]]:
+    """What each wants at hand, and nothing else of it: this is asked many times a second."""
+    return select(WorkerRow.room).where(WorkerRow.alive_until >= now())

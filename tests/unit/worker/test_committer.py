@@ -4,6 +4,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import Mock
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -359,3 +361,19 @@ def test_an_answer_is_kept_whole(database: Database) -> None:
     assert (row.output, row.alternatives) == (said.output, ["zwei", "drei"])
     assert (row.prompt_tokens, row.completion_tokens, row.finish_reason) == (7, 11, "length")
     assert row.provenance == said.provenance
+
+
+def test_the_committer_is_woken_for_the_first_outcome_and_for_one_that_makes_a_flush_due(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committer = Committer(database, Settings(flush_outcomes=4, flush_seconds=3600), Mock())
+    notify = Mock()
+    monkeypatch.setattr(committer._changed, "notify_all", notify)
+    woken = []
+    for number in range(6):
+        notify.reset_mock()
+        fence = Fence(uuid4(), 1, "one")
+        committer.put(Outcome.failed(fence, "empty_prompt", ""), is_urgent=number == 2)
+        woken.append(notify.called)
+    # An urgent one is due, and so is whatever comes until it is written.
+    assert woken == [True, False, True, True, True, True]

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.transport import memory
+from sqlalchemy import event
 
 from db import queries
 from db.clock import seconds_from_now
@@ -27,8 +29,9 @@ from tests.jobs import (
     set_columns,
 )
 from tests.producers import FAKE, producing, write_config
-from worker.dispatcher import Dispatcher, in_messages
+from worker.dispatcher import BUSY_SECONDS, Dispatcher, in_messages
 from worker.settings import Settings
+from worker.ticker import Ticker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -171,3 +174,66 @@ def test_one_of_two_dispatchers_publishes(database: Database) -> None:
     one.stop()
     assert two.dispatch() == 1, "a leader that ends resigns"
     two.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_of_those_who_hear_a_ring_only_the_leader_looks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(Ticker, "wake", lambda ticker: woken.append(ticker._name))
+    one, two = dispatcher(database, "one"), dispatcher(database, "two")
+    one.dispatch()
+    two.dispatch()
+    two._on_ring()
+    assert woken == []
+    one._on_ring()
+    assert woken == ["dispatcher"]
+    one.stop()
+    one._on_ring()
+    assert woken == ["dispatcher"], "who has resigned leaves it to others"
+    two.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_between_two_looks_at_everything_the_leader_only_hands_out(database: Database) -> None:
+    live(database, reports=64)
+    it = dispatcher(database, dispatch_seconds=3600, lead_seconds=7200)
+    assert it._tick() is None, "nothing to do: the next look is when it is time"
+    fence = claimed_job(database)
+    end_lease(database, [fence.job_id])
+    due = insert_job(database)
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    assert it._tick() == BUSY_SECONDS
+    event.remove(database.engine, "before_cursor_execute", note)
+    assert published() == [[due]], "what a dead worker left waits for a look at everything"
+    assert statements
+    assert not any("leaderships" in each for each in statements)
+    it._looked_at -= 3600
+    assert it._tick() == BUSY_SECONDS
+    assert published() == [[fence.job_id]]
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_after_a_look_that_failed_the_next_is_at_everything(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(database, reports=64)
+    it = dispatcher(database, dispatch_seconds=3600, lead_seconds=7200)
+    with monkeypatch.context() as patch:
+        patch.setattr(it, "_find_lost", Mock(side_effect=OSError))
+        with pytest.raises(OSError):
+            it._tick()
+    another = dispatcher(database, "another")
+    another.dispatch()
+    insert_job(database)
+    assert it._tick() is None, "another leads now"
+    assert published() == []
+    it.stop()
+    another.stop()

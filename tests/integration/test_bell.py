@@ -1,0 +1,113 @@
+"""A batch is looked at when it is rung for, and without a ring when it is time to look."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import redis
+
+from db import JobState
+from db.models import Leadership
+from tasks import submit_batch
+from tasks.generate import GenerateContract
+from tests.producers import producing
+from tests.servers import ValkeyServer
+from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_sqlite, until
+
+# Nobody waits so long here: what runs was rung for.
+SELDOM = {"dispatch_seconds": 10 * PATIENCE_SECONDS, "lead_seconds": 20 * PATIENCE_SECONDS}
+REFUSAL = "no rings are heard"
+
+numbers = itertools.count()
+
+
+def submit(num_jobs: int) -> None:
+    contract = GenerateContract.parse({"text": "a b", "max_new_tokens": 2})
+    submit_batch(itertools.repeat(contract, num_jobs), name=f"batch {next(numbers)}")
+
+
+def wait_until_heard(cluster: Cluster, num_workers: int = 1) -> None:
+    """Until a worker leads, and all listen."""
+
+    def leads() -> bool:
+        with cluster.database.read() as session:
+            return session.query(Leadership).count() == 1
+
+    until(leads, "a leader")
+    channel = f"/{cluster.redis_url.rpartition('/')[2]}.tidemill.bell"
+    with redis.Redis.from_url(cluster.redis_url) as client:
+        until(lambda: client.pubsub_numsub(channel)[0][1] == num_workers, "listening workers")
+
+
+def test_a_batch_is_sent_out_long_before_the_next_look(producer: Cluster) -> None:
+    producer.configure(worker=SELDOM)
+    with producer.worker():
+        wait_until_heard(producer)
+        for number in range(1, 4):
+            submit(20)
+            producer.wait_until_finished(20 * number)
+    assert producer.states() == {JobState.SUCCEEDED: 60}
+
+
+@on_sqlite
+def test_the_worker_that_leads_hears_it_whichever_it_is(producer: Cluster) -> None:
+    producer.configure(worker=SELDOM)
+    with producer.worker(), producer.worker():
+        wait_until_heard(producer, 2)
+        submit(20)
+        producer.wait_until_finished(20)
+
+
+@on_sqlite
+def test_what_waited_for_a_worker_does_not_wait_for_its_second_look(producer: Cluster) -> None:
+    producer.configure(worker=SELDOM)
+    submit(20)
+    with producer.worker():
+        producer.wait_until_finished(20)
+
+
+@on_sqlite
+def test_after_a_restart_of_redis_it_is_rung_as_before(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ValkeyServer.started(tmp_path_factory.mktemp("own")) as server:
+        cluster.redis_url = server.new_database()
+        cluster.configure(worker=SELDOM)
+        config = cluster.folder / "tidemill.toml"
+        with producing(cluster.database_url, cluster.redis_url, config), cluster.worker():
+            wait_until_heard(cluster)
+            submit(5)
+            cluster.wait_until_finished(5)
+            server.stop()
+            submit(5)  # nobody hears it, but whoever listens again looks once
+            server.start()
+            cluster.wait_until_finished(10)
+            wait_until_heard(cluster)
+            submit(5)
+            cluster.wait_until_finished(15)
+
+
+def worker_without_the_channel(cluster: Cluster) -> WorkerProcess:
+    """A worker on a Redis whose access list has Celery's channels and not ours."""
+    with redis.Redis.from_url(cluster.redis_url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetchannels", "&*celery*")
+    worker = cluster.start_worker()
+    worker.wait_until_ready()
+    return worker
+
+
+@on_sqlite
+def test_without_the_channel_the_next_look_finds_a_batch(
+    cluster: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ValkeyServer.started(tmp_path_factory.mktemp("own")) as server:
+        cluster.redis_url = server.new_database()
+        cluster.configure()
+        worker = worker_without_the_channel(cluster)
+        config = cluster.folder / "tidemill.toml"
+        with producing(cluster.database_url, cluster.redis_url, config):
+            until(lambda: REFUSAL in worker.log, "a refusal")
+            submit(20)
+            cluster.wait_until_finished(20)
+        worker.stop()
+        assert worker.log.count(REFUSAL) == 1, "it is not said again and again"
