@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worker.engine.caches import SlotCache
 from worker.engine.keeping import Keeping
-from worker.engine.reading import chunks, filled_up, in_one_row
+from worker.engine.reading import MULTIPLE, chunks, filled_up, in_one_row
 from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
@@ -58,7 +58,7 @@ class CausalRunner:
         device = self.model.device
         prompts = [each.prompt_ids for each in sequences]
         if self.static_step is None:
-            prompts = filled_up(prompts, len(tokens))
+            prompts = filled_up(prompts, MULTIPLE, len(tokens))
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]

@@ -15,6 +15,7 @@ CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 # oneDNN compiles a product for every number of rows and keeps it: a millisecond and 600 KiB
 # each, up to a thousand of them. So there are few numbers.
 MULTIPLE = 8
+ENCODER_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
 def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
@@ -30,12 +31,14 @@ def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequenc
     return chunked
 
 
-def filled_up(prompts: list[tuple[int, ...]], num_before: int = 0) -> list[tuple[int, ...]]:
+def filled_up(
+    prompts: list[tuple[int, ...]], multiple: int, num_before: int = 0
+) -> list[tuple[int, ...]]:
     """With one more, of which nothing is kept, where the tokens are of an odd number.
 
     num_before: tokens that come before the prompts
     """
-    num_more = -(num_before + sum(map(len, prompts))) % MULTIPLE
+    num_more = -(num_before + sum(map(len, prompts))) % multiple
     return [*prompts, (0,) * num_more] if num_more else prompts
 
 

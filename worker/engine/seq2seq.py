@@ -15,7 +15,7 @@ from transformers import EncoderDecoderCache
 from worker.engine.caches import CrossCache, SlotCache
 from worker.engine.keeping import Keeping
 from worker.engine.positions import RowPositions
-from worker.engine.reading import chunks, filled_up, in_one_row
+from worker.engine.reading import ENCODER_MULTIPLE, chunks, filled_up, in_one_row
 from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
@@ -58,7 +58,7 @@ class Seq2SeqRunner:
         device = self.model.device
         prompts = [each.prompt_ids for each in sequences]
         if self.static_step is None:
-            prompts = filled_up(prompts)
+            prompts = filled_up(prompts, ENCODER_MULTIPLE)
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         place: Any = nullcontext()

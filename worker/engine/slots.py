@@ -6,6 +6,8 @@ costs what its sequences need and not what they might. One in an arena is in `ar
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +16,10 @@ import torch
 from torch import Tensor
 
 BUCKET_TOKENS = 64
+# From here on a slot has pages of the system's, which go back to it. Among what a step takes
+# and frees, slots of all sizes leave holes that nothing fits, as much again as they are. Smaller
+# ones are left to the heap, for new pages are filled with zeros first: 0.5 ms for a megabyte.
+LARGE_BYTES = 5 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +140,19 @@ class OwnSlot:
     def _empty(self, capacity: int) -> Tensor:
         shape = self.shape
         sizes = (shape.num_layers, 2, self.num_rows, shape.num_heads, capacity, shape.head_size)
-        empty = torch.empty(sizes, dtype=shape.dtype, device=shape.device)
+        empty = uninitialized(sizes, shape.dtype, shape.device)
         return empty.fill_(torch.nan) if self.poisoned else empty
+
+
+def uninitialized(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    num_bytes = math.prod(sizes) * dtype.itemsize
+    if device.type != "cpu" or num_bytes < LARGE_BYTES:
+        return torch.empty(sizes, dtype=dtype, device=device)
+    try:
+        pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no {num_bytes} bytes for a slot") from error
+    return torch.frombuffer(pages, dtype=dtype).view(sizes)
 
 
 def rounded_up(num_tokens: int) -> int:

@@ -1,0 +1,65 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worker.engine.exact import is_out_of_memory
+from worker.engine.memory import give_back_heap
+from worker.engine.slots import LARGE_BYTES, KVShape, OwnSlot
+
+MEGABYTE = 2**20
+
+
+def rss_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def slot(num_layers: int = 8) -> OwnSlot:
+    """A column of each is 8 KiB a layer."""
+    shape = KVShape(num_layers, 8, 128, torch.float32, torch.device("cpu"))
+    return OwnSlot(shape, num_rows=1, by_ancestors=True)
+
+
+@pytest.mark.parametrize("num_layers", [2, 64])
+def test_what_is_kept_stays_when_a_slot_grows(num_layers):
+    grown = slot(num_layers)
+    grown.make_room(1)
+    written = torch.arange(grown.kept[..., :3, :].numel()).reshape(grown.kept[..., :3, :].shape)
+    grown.kept[..., :3, :] = written
+    grown.filled(3)
+    grown.make_room(100)
+    assert grown.capacity >= 103
+    assert torch.equal(grown.kept[..., :3, :], written.float())
+
+
+def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
+    large = slot(64)
+    large.make_room(200)
+    assert large.kept.numel() * 4 > 16 * LARGE_BYTES
+    large.kept.fill_(1.0)
+    later = [np.ones(MEGABYTE // 8) for _ in range(8)]  # the top of the heap, above it
+    held = rss_bytes()
+    large.clear()
+    assert rss_bytes() < held - 12 * LARGE_BYTES
+    assert len(later) == 8
+
+
+def test_a_slot_for_which_there_is_no_memory_says_so():
+    endless = slot()
+    with pytest.raises(MemoryError) as caught:
+        endless.make_room(2**40)
+    assert is_out_of_memory(caught.value)
+
+
+def test_what_was_freed_goes_back_to_the_system():
+    # Below what lies above them in the heap, or they would go back by themselves.
+    freed = [np.ones(4096) for _ in range(2048)]
+    kept = [each.copy() for each in freed[::64]]
+    held = rss_bytes()
+    del freed
+    give_back_heap()
+    assert rss_bytes() < held - 32 * MEGABYTE
+    assert len(kept) == 32
