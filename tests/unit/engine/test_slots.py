@@ -38,7 +38,7 @@ def test_what_is_kept_stays_when_a_slot_grows(num_layers):
 def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
     large = slot(64)
     large.make_room(200)
-    assert large.kept.numel() * 4 > 16 * LARGE_BYTES
+    assert large.kept.numel() * 4 >= 16 * LARGE_BYTES
     large.kept.fill_(1.0)
     later = [np.ones(MEGABYTE // 8) for _ in range(8)]  # the top of the heap, above it
     held = rss_bytes()
