@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+
+import pytest
 
 from worker.engine.encoder import Encoder
 from worker.engine.engine import Engine
@@ -35,6 +38,22 @@ from worker.engine.spec import EngineSpec
 from worker.engine.writer import Writer
 
 PATIENCE_SECONDS = 90
+
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` runs these"
+)
+
+
+class Ids:
+    """Ids of a process are never used twice."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def __call__(self) -> int:
+        self.last += 1
+        return self.last
 
 
 class Bench:

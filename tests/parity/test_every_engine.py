@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests import checkpoints
-from tests.engines import Child, child
+from tests.engines import Child, Ids, child, needs_vllm
 from worker.engine.messages import Params, Request
 from worker.engine.spec import EngineSpec
 
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` runs these"
-)
 LONG = "water and grain " * 300
 GREEDY = {"do_sample": False}
 
@@ -45,17 +41,6 @@ def engine(spec: EngineSpec) -> Iterator[Child]:
     with child(spec) as it:
         assert it.ready.card.alias == "demo"
         yield it
-
-
-class Ids:
-    """Ids of a process are never used twice."""
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def __call__(self) -> int:
-        self.last += 1
-        return self.last
 
 
 new_id = Ids()

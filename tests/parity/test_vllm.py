@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 import transformers
 
 from tests import checkpoints
-from tests.engines import Bench, Child, child
+from tests.engines import Bench, Child, Ids, child, needs_vllm
 from tests.parity.alone import Alone
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.errors import EngineBroken, Unloadable
@@ -30,9 +29,6 @@ from worker.engine.spec import EngineSpec
 from worker.engine.vllm import VllmEngine, only
 
 STORYTELLER = Path(__file__).parents[2] / "examples" / "models" / "storyteller"
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` runs these"
-)
 
 ROPE = {"rope_theta": 10_000.0}
 # By name: the kind of checkpoint, another family if it is not of its own, and what its
@@ -90,17 +86,6 @@ def engine_of(model_of: Callable[[str], Path]) -> Iterator[Callable[[str], Child
 def spec_of(folder: Path, **settings: Any) -> EngineSpec:
     own = {"threads": 1, "max_sequences": 8, "device": "cpu", **settings}
     return EngineSpec(alias="demo", checkpoint=str(folder), engine="vllm", **own)
-
-
-class Ids:
-    """Ids of a process are never used twice."""
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def __call__(self) -> int:
-        self.last += 1
-        return self.last
 
 
 new_id = Ids()
@@ -281,19 +266,19 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     # One that vLLM does not take fails alone.
     good, bad = request("a mill", max_new_tokens=4), request("a mill", max_new_tokens=5)
     with monkeypatch.context() as patch:
-        add = engine.library.add_request
+        add = engine.llm_engine.add_request
 
         def refusing(id_: str, *rest: Any) -> Any:
             return 1 / 0 if id_ == str(bad.id) else add(id_, *rest)
 
-        patch.setattr(engine.library, "add_request", refusing)
+        patch.setattr(engine.llm_engine, "add_request", refusing)
         outputs = bench.answers([good, bad])
     assert outputs[bad.id].failure.code == "generation_failed"
     assert outputs[good.id].failure is None
 
     # After a step that failed nothing more is asked of it.
     bench.submit(request("a mill", max_new_tokens=4))
-    monkeypatch.setattr(engine.library.engine_core, "get_output", lambda: 1 / 0)
+    monkeypatch.setattr(engine.llm_engine.engine_core, "get_output", lambda: 1 / 0)
     with pytest.raises(EngineBroken, match="ZeroDivisionError"):
         bench.advance()
 

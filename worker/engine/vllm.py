@@ -75,7 +75,9 @@ class VllmEngine:
         release_memory(device)
         self.vllm = imported()
         refuse_unfit(self.vllm, spec.alias, device.type, shape.head_size)
-        self.library = library_of(self.vllm, checkpoint, self.sized.spec, shape.bytes_per_token)
+        self.llm_engine = llm_engine_of(
+            self.vllm, checkpoint, self.sized.spec, shape.bytes_per_token
+        )
         self.running: dict[int, Sequence] = {}
         self.max_rows: int | None = None
         self.card: ModelCard = replace(
@@ -123,7 +125,7 @@ class VllmEngine:
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         ids = [each.id for each in sequences if self.running.pop(each.id, None) is not None]
-        self.library.abort_request([str(each) for each in ids])
+        self.llm_engine.abort_request([str(each) for each in ids])
 
     def decode(self, completion: Completion) -> Output:
         return self.exact.decode(completion)
@@ -131,7 +133,7 @@ class VllmEngine:
     def check(self, running: Iterable[Sequence]) -> None:
         """Raise InvariantBroken if vLLM holds others than those that run."""
         ids = {each.id for each in running}
-        num_held = self.library.get_num_unfinished_requests()
+        num_held = self.llm_engine.get_num_unfinished_requests()
         if ids != self.running.keys() or num_held != len(ids):
             raise InvariantBroken(
                 f"vLLM holds {num_held} sequences, {sorted(self.running)} are counted, "
@@ -151,12 +153,12 @@ class VllmEngine:
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
         prompt = self.vllm.inputs.engine.tokens_input(list(sequence.prompt_ids))
-        self.library.add_request(str(sequence.id), prompt, params)
+        self.llm_engine.add_request(str(sequence.id), prompt, params)
         self.running[sequence.id] = sequence
 
     def _step(self) -> list[Any]:
         try:
-            return self.library.step()  # type: ignore[no-any-return]  # a list of outputs
+            return self.llm_engine.step()  # type: ignore[no-any-return]  # a list of outputs
         except Exception as error:
             # What it holds is in no known state. The parent starts the process again and finds
             # out whose fault it was.
@@ -250,7 +252,7 @@ def refuse_unfit(vllm: Any, alias: str, device_type: str, head_size: int) -> Non
         raise Unloadable(f'model {alias!r} cannot run by vLLM: {reason}; use engine = "auto"')
 
 
-def library_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per_token: int) -> Any:
+def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per_token: int) -> Any:
     """vLLM with the checkpoint loaded. spec: nothing is left open. Raises Unloadable."""
     context = checkpoint.limits.max_answer_context_tokens
     assert context is not None
