@@ -321,7 +321,8 @@ def llama(folder: Path) -> None:
     write_spm(spm, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     tokenizer = hf.LlamaTokenizer.from_pretrained(folder)
-    config = hf.LlamaConfig(**llama_like(tokenizer), num_key_value_heads=2)
+    # Heads as wide as registers, which have steps of their own in `llama_layer`.
+    config = hf.LlamaConfig(**llama_like(tokenizer), num_key_value_heads=2, head_dim=16)
     save(folder, tokenizer, hf.LlamaForCausalLM(config))
 
 

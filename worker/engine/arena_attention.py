@@ -22,7 +22,7 @@ class ArenaRowAttention:
         # Of prompts:
         self.placed: Tensor | None = None  # (tokens,)
 
-    def new_slot(self, num_rows: int) -> ArenaSlot:
+    def new_slot(self, num_rows: int, num_expected: int) -> ArenaSlot:
         return self.arena.slot(num_rows)
 
     def hold_prompts(self, slots: list[ArenaSlot], spans: tuple[tuple[int, int], ...]) -> None:

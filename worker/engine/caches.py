@@ -71,6 +71,8 @@ class SlotCache(Cache):
         so many tokens of those that are held."""
         self.is_reading = True
         self.num_stepping = num_stepping
+        if not num_stepping:
+            self.attention.hold([])
         self.attention.hold_prompts(slots, spans)
 
     def update(

@@ -62,7 +62,12 @@ class CausalRunner:
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]
-        slots = [self.keeping.new_slot(each.num_rows) for each in sequences]
+        slots = [
+            self.keeping.new_slot(
+                each.num_rows, len(each.prompt_ids) + each.settings.max_new_tokens
+            )
+            for each in sequences
+        ]
         self.cache.hold_prompts(slots, spans, len(tokens))
         # A GPU attends to all of them in one call.
         together: Spans | SideBySide = spans

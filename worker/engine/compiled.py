@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import partial
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -43,17 +44,22 @@ def threads_for(num_values: int, min_values: int) -> int:
     return min(torch.get_num_threads(), num_values // min_values + 1)
 
 
-def in_pool(body: Callable[[Any], None]) -> Callable[[np.ndarray, int], None]:
-    """A function that lets so many threads run `body` at once, each with the same int64
-    arguments."""
+def in_pool(body: Callable[[Any], None], layout: str) -> Callable[..., None]:
+    """A function of a number of threads, which it lets run `body` at once, and of what each of
+    them is told, as int64.
+
+    layout: of what is told, as of a `struct`; a float64 (d) is told by its bits
+    """
     signature = types.void(types.CPointer(types.int64))
     try:
         address = cfunc(signature, cache=True)(body).address
     except RuntimeError:  # there is no folder that it could be kept in
         address = cfunc(signature)(body).address
 
-    def run(arguments: np.ndarray, num_threads: int) -> None:
-        _in_parallel(address, arguments.ctypes.data, num_threads, 0)
+    pack = Struct(layout).pack
+
+    def run(num_threads: int, *told: float) -> None:
+        _in_parallel(address, pack(*told), num_threads, 0)
 
     return run
 

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 Make = Callable[[Any], nn.Module]  # of the module that is replaced
 
-NORMS = frozenset({"LlamaRMSNorm", "Qwen2RMSNorm", "T5LayerNorm"})
-GATED = frozenset({"LlamaMLP", "Qwen2MLP"})
+NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm"})
+GATED = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 SILU = frozenset({"SiLU", "SiLUActivation"})
 NUM_TRIED = 3  # rows
 

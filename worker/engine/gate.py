@@ -62,14 +62,10 @@ def by_rows(x: Tensor) -> Tensor:
 
 def gate_rows(gates: Tensor, ups: Tensor, out: Tensor) -> None:
     num_rows, width = out.shape
-    arguments = np.array(
-        [
-            gates.data_ptr(), ups.data_ptr(), out.data_ptr(), num_rows, width, gates.stride(0),
-            ups.stride(0),
-        ],
-        np.int64,
+    _run(
+        threads_for(num_rows * width, MIN_VALUES_A_THREAD), gates.data_ptr(), ups.data_ptr(),
+        out.data_ptr(), num_rows, width, gates.stride(0), ups.stride(0),
     )  # fmt: skip
-    _run(arguments, threads_for(out.numel(), MIN_VALUES_A_THREAD))
 
 
 @fast
@@ -94,4 +90,4 @@ def body(arguments: Any) -> None:
         )
 
 
-_run = in_pool(body)
+_run = in_pool(body, "7q")

@@ -38,8 +38,10 @@ def highest(logits: Tensor) -> list[int]:
     """logits: (rows, vocab) that `can_find` lets pass; of equals the first, as torch's argmax."""
     num_rows, width = logits.shape
     found = np.empty(num_rows, np.int64)
-    arguments = [logits.data_ptr(), found.ctypes.data, num_rows, width, logits.stride(0)]
-    _run(np.array(arguments, np.int64), min(torch.get_num_threads(), num_rows))
+    _run(
+        min(torch.get_num_threads(), num_rows), logits.data_ptr(), found.ctypes.data, num_rows,
+        width, logits.stride(0),
+    )  # fmt: skip
     return found.tolist()
 
 
@@ -63,4 +65,4 @@ def body(arguments: Any) -> None:
         out[row] = highest_of_row(logits, a[WIDTH])
 
 
-_run = in_pool(body)
+_run = in_pool(body, "5q")

@@ -7,6 +7,7 @@ compute too much than wait to be told. Both give the same tokens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
@@ -17,14 +18,16 @@ from torch import Tensor
 from worker.engine.arena import PAGE_TOKENS, Arena, ArenaSlot, num_pages
 from worker.engine.arena_attention import ArenaRowAttention
 from worker.engine.checkpoint import Checkpoint
+from worker.engine.compiled_row_attention import CompiledRowAttention
+from worker.engine.compiling import compiled
 from worker.engine.device_memory import DeviceMemory, StepMemory
 from worker.engine.errors import Unloadable
 from worker.engine.exact import is_out_of_memory
 from worker.engine.graphs import Graphs, recorder_for
 from worker.engine.memory import free_bytes
-from worker.engine.row_attention import RowAttention, row_attention
+from worker.engine.row_attention import OwnRowAttention, RowAttention, TorchRowAttention
 from worker.engine.sizing import Machine
-from worker.engine.slots import KVShape, Slot
+from worker.engine.slots import KVShape, Slot, power_of_two
 from worker.engine.spec import EngineSpec
 from worker.engine.static_step import (
     MAX_PLACES,
@@ -32,9 +35,10 @@ from worker.engine.static_step import (
     StepInputs,
     StepShape,
     in_pages,
-    power_of_two,
 )
 from worker.engine.taped_step import TapedStep
+
+log = logging.getLogger(__name__)
 
 
 class Keeping(Protocol):
@@ -48,7 +52,8 @@ class Keeping(Protocol):
     def cross(self) -> RowAttention:
         """To what the encoder left."""
 
-    def new_slot(self, num_rows: int) -> Slot: ...
+    def new_slot(self, num_rows: int, num_expected: int) -> Slot:
+        """num_expected: columns that it may come to have"""
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep | None:
         """What runs the steps; None if slots have memory of their own."""
@@ -73,8 +78,8 @@ class OwnKeeping:
         self.attention = row_attention(shape, is_cross=False, poisoned=poisoned)
         self.cross = row_attention(shape, is_cross=True, poisoned=poisoned)
 
-    def new_slot(self, num_rows: int) -> Slot:
-        return self.attention.new_slot(num_rows)
+    def new_slot(self, num_rows: int, num_expected: int) -> Slot:
+        return self.attention.new_slot(num_rows, num_expected)
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> None:
         return None
@@ -92,6 +97,20 @@ class OwnKeeping:
         """Nothing is shared."""
 
 
+def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> OwnRowAttention:
+    """The quickest there is for such keys in slots of their own.
+
+    is_cross: rows attend to the prompt's
+    poisoned: memory that must not be read is NaN; for tests
+    """
+    if shape.device.type == "cpu" and shape.dtype == torch.float32:
+        kernel = compiled("kernel")
+        if kernel is not None:
+            return CompiledRowAttention(kernel, shape, is_cross, poisoned)
+        log.warning("nothing is compiled here, attention is slow")
+    return TorchRowAttention(shape, is_cross, poisoned)
+
+
 class ArenaKeeping:
     def __init__(
         self, shape: KVShape, max_rows: int, max_tokens: int, poisoned: bool = False
@@ -102,7 +121,7 @@ class ArenaKeeping:
         self.attention = ArenaRowAttention(self.arena, is_cross=False)
         self.cross = ArenaRowAttention(self.arena, is_cross=True)
 
-    def new_slot(self, num_rows: int) -> ArenaSlot:
+    def new_slot(self, num_rows: int, num_expected: int) -> ArenaSlot:
         return self.arena.slot(num_rows)
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep:

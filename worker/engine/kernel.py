@@ -28,16 +28,22 @@ from worker.engine.compiled import (
     own_share,
     thread_number,
 )
+from worker.engine.rotary import turn_head
 
 # What the kernel is told, as int64: addresses, and sizes in elements.
-NUM_SLOTS, NUM_HEADS, GROUP, HEAD_SIZE = 0, 1, 2, 3  # heads of keys; query heads of each
-QUERY, NEW_KEYS, NEW_VALUES, OUT = 4, 5, 6, 7  # (rows, heads, head size); no new ones: 0
-BIAS, BIAS_WIDTH = 8, 9  # (query heads, width), of which the last column is the new one's; or 0
-SCALE_BITS = 10  # of a float64
-SCRATCH, SCRATCH_WIDTH = 11, 12  # (threads, width)
-SLOTS = 13  # (slots, slot fields)
-QUERY_STRIDE, KEYS_STRIDE, VALUES_STRIDE = 14, 15, 16  # from row to row of the above
-NUM_ARGUMENTS = 17
+NUM_HEADS, HEAD_SIZE = 0, 1  # of keys
+SCRATCH, SCRATCH_WIDTH = 2, 3  # (threads, width)
+NUM_SLOTS, SLOTS = 4, 5  # (slots, slot fields)
+GROUP = 6  # query heads of each head of keys
+SCALE_BITS = 7  # of a float64
+QUERY, QUERY_STRIDE = 8, 9  # (rows, heads, head size), and from row to row of it
+NEW_KEYS, KEYS_STRIDE, NEW_VALUES, VALUES_STRIDE = 10, 11, 12, 13  # likewise; no new ones: 0
+OUT = 14  # (rows, query heads, head size)
+BIAS, BIAS_WIDTH = 15, 16  # (query heads, width), of which the last column is the new one's; or 0
+# (rows, head size), by which queries and new keys are turned (`rotary`); 0: they are as they are
+COS, SIN = 17, 18
+NUM_ARGUMENTS = 19
+LAYOUT = "7qd11q"
 
 # What it is told of a slot, likewise.
 KEYS, VALUES = 0, 1  # (rows, heads, capacity, head size) float32
@@ -49,9 +55,9 @@ NUM_SLOT_FIELDS = 8
 UNIT_COST = 8  # of a head of a slot beside its columns, in columns
 
 
-def kernel() -> Callable[[np.ndarray, int], None]:
-    """The kernel, to be called with its arguments and a number of threads."""
-    return in_pool(body)
+def kernel() -> Callable[..., None]:
+    """The kernel, to be called with a number of threads and what it is told."""
+    return in_pool(body, LAYOUT)
 
 
 @fast
@@ -135,8 +141,22 @@ def copy(source: Any, target: Any, size: Any) -> None:
 
 
 @fast
-def attend_head(a: Any, slot: Any, head: Any, scores: Any) -> None:
-    """All rows of a slot, one head of the keys, and the query heads that share it."""
+def turn(a: Any, row: Any, source: Any, target: Any) -> None:
+    """A head of a row by the row's position. source, target: addresses"""
+    size = a[HEAD_SIZE]
+    of_row = row * size * FLOAT_BYTES
+    turn_head(
+        carray(floats_at(source), (size,)), carray(floats_at(a[COS] + of_row), (size,)),
+        carray(floats_at(a[SIN] + of_row), (size,)), carray(floats_at(target), (size,)), size // 2,
+    )  # fmt: skip
+
+
+@fast
+def attend_head(a: Any, slot: Any, head: Any, scores: Any, turned: Any) -> None:
+    """All rows of a slot, one head of the keys, and the query heads that share it.
+
+    turned: the address of room for a head
+    """
     size, group = a[HEAD_SIZE], a[GROUP]
     capacity, length, stride = slot[CAPACITY], slot[NUM_COLUMNS], slot[ROW_STRIDE]
     scale = np.float32(double_of_bits(a[SCALE_BITS]))
@@ -146,7 +166,11 @@ def attend_head(a: Any, slot: Any, head: Any, scores: Any) -> None:
             new_keys = (slot[FIRST_ROW] + row) * a[KEYS_STRIDE] + head * size
             new_values = (slot[FIRST_ROW] + row) * a[VALUES_STRIDE] + head * size
             last = (of_head + row * stride + (length - 1) * size) * FLOAT_BYTES
-            copy(a[NEW_KEYS] + new_keys * FLOAT_BYTES, slot[KEYS] + last, size)
+            if a[COS] != 0:
+                new_key = a[NEW_KEYS] + new_keys * FLOAT_BYTES
+                turn(a, slot[FIRST_ROW] + row, new_key, slot[KEYS] + last)
+            else:
+                copy(a[NEW_KEYS] + new_keys * FLOAT_BYTES, slot[KEYS] + last, size)
             copy(a[NEW_VALUES] + new_values * FLOAT_BYTES, slot[VALUES] + last, size)
     for row in range(slot[NUM_ROWS]):
         ancestors, first = slot[ANCESTORS], of_head
@@ -160,9 +184,14 @@ def attend_head(a: Any, slot: Any, head: Any, scores: Any) -> None:
             if bias != 0:
                 bias += ((asking + 1) * a[BIAS_WIDTH] - length) * FLOAT_BYTES
             at = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] * group + asking) * size * FLOAT_BYTES
-            asked = (slot[FIRST_ROW] + row) * a[QUERY_STRIDE] + asking * size
+            query = a[QUERY] + (
+                (slot[FIRST_ROW] + row) * a[QUERY_STRIDE] + asking * size
+            ) * FLOAT_BYTES  # fmt: skip
+            if a[COS] != 0:
+                turn(a, slot[FIRST_ROW] + row, query, turned)
+                query = turned
             attend(
-                a[QUERY] + asked * FLOAT_BYTES, slot[KEYS] + first * FLOAT_BYTES,
+                query, slot[KEYS] + first * FLOAT_BYTES,
                 slot[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
                 scale, bias, scores, a[OUT] + at,
             )  # fmt: skip
@@ -173,7 +202,8 @@ def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     slots = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
-    scores = carray(floats_at(scratch), (a[SCRATCH_WIDTH],))
+    num_scores = a[SCRATCH_WIDTH] - a[HEAD_SIZE]
+    scores, turned = carray(floats_at(scratch), (num_scores,)), scratch + num_scores * FLOAT_BYTES
     total = np.int64(0)
     for index in range(a[NUM_SLOTS]):
         cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
@@ -184,5 +214,5 @@ def body(arguments: Any) -> None:
         cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
         for head in range(a[NUM_HEADS]):
             if begin <= passed < end:
-                attend_head(a, slots[index], head, scores)
+                attend_head(a, slots[index], head, scores, turned)
             passed += cost

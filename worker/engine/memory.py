@@ -11,6 +11,11 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN_BYTES = 4 * 2**30  # where the system does not say
 
+# Of glibc. Left to itself it moves these bounds by what was freed last.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 16 * 2**20  # at the top of the heap
+HEAP_BYTES = 32 * 2**20  # what is larger is not in the heap; glibc allows no more
+
 
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
@@ -38,9 +43,14 @@ def within_cgroup(cgroup: Path) -> int:
     return 2**62 if limit == "max" else max(int(limit) - used, 0)
 
 
-def give_back_heap() -> None:
-    """What was freed, and kept by the C library for later: a hundred megabytes after loading.
-    Other libraries than glibc have no such call."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+def settle_heap() -> None:
+    """Give back what loading a model left in it, a hundred megabytes, and keep from now on what a
+    step takes and frees: new pages are filled with zeros first. Other libraries than glibc have
+    no such calls."""
+    library = ctypes.CDLL(None)
+    trim, option = getattr(library, "malloc_trim", None), getattr(library, "mallopt", None)
+    if trim is None or option is None:
+        return
+    trim(ctypes.c_size_t(0))
+    option(M_MMAP_THRESHOLD, HEAP_BYTES)
+    option(M_TRIM_THRESHOLD, KEPT_BYTES)

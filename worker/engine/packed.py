@@ -36,6 +36,21 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]  # an op has no types
 
+    def plus(self, x: Tensor, others: Tensor) -> Tensor:
+        """others + forward(x), written once."""
+        return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]  # as above
+            x, others, self.packed, self.bias, "add"
+        )
+
+
+def plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """As it was, for what is too small."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
 
 def can_pack(model: Any) -> bool:
     return (
@@ -57,6 +72,8 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
                 if sum(each.weight.numel() for each in linears) >= min_weights:
                     pack_together(module, names, make)
                     num_packed += len(names)
+                else:
+                    pack_together(module, names, plain)
             for name, child in list(module.named_children()):
                 weight = linear_weight(child)
                 if weight is None or weight.numel() < min_weights:

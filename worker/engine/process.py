@@ -82,7 +82,7 @@ def load_engine(spec: EngineSpec) -> Engine:
             return CTranslate2Engine.load(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
         from worker.engine.mapped import forget_libraries
-        from worker.engine.memory import give_back_heap
+        from worker.engine.memory import settle_heap
         from worker.engine.routing import load
     except ImportError as error:
         raise Unloadable(
@@ -91,7 +91,7 @@ def load_engine(spec: EngineSpec) -> Engine:
         ) from error
     engine = load(spec)
     forget_libraries()
-    give_back_heap()
+    settle_heap()
     return engine
 
 

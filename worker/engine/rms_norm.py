@@ -43,21 +43,24 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., width) float32"""
-        assert x.dtype == torch.float32
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        on_tape(normalize, x, self.weight, self.variance_epsilon, out)
-        return out
+        return normalized(x, self.weight, self.variance_epsilon)
+
+
+def normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: (..., width) float32; weight: (width,)"""
+    assert x.dtype == torch.float32
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    on_tape(normalize, x, weight, eps, out)
+    return out
 
 
 def normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    width = x.shape[-1]
-    eps_bits = int(np.float64(eps).view(np.int64))
-    arguments = np.array(
-        [x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps_bits],
-        np.int64,
-    )
-    _run(arguments, threads_for(x.numel(), MIN_VALUES_A_THREAD))
+    width, num_values = x.shape[-1], x.numel()
+    _run(
+        threads_for(num_values, MIN_VALUES_A_THREAD), x.data_ptr(), weight.data_ptr(),
+        out.data_ptr(), num_values // width, width, eps,
+    )  # fmt: skip
 
 
 @fast
@@ -84,4 +87,4 @@ def body(arguments: Any) -> None:
         )  # fmt: skip
 
 
-_run = in_pool(body)
+_run = in_pool(body, "5qd")

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from numba import carray
 from torch import Tensor
@@ -109,14 +108,10 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     rows, heads, tokens, head_size = x.shape
     token_stride = x.stride(2) if rows == 1 else x.stride(0)
-    arguments = np.array(
-        [
-            x.data_ptr(), out.data_ptr(), cos.data_ptr(), sin.data_ptr(), rows * tokens, heads,
-            head_size, token_stride, x.stride(1),
-        ],
-        np.int64,
+    _run(
+        threads_for(x.numel(), MIN_VALUES_A_THREAD), x.data_ptr(), out.data_ptr(), cos.data_ptr(),
+        sin.data_ptr(), rows * tokens, heads, head_size, token_stride, x.stride(1),
     )  # fmt: skip
-    _run(arguments, threads_for(x.numel(), MIN_VALUES_A_THREAD))
 
 
 @fast
@@ -143,4 +138,4 @@ def body(arguments: Any) -> None:
             )  # fmt: skip
 
 
-_run = in_pool(body)
+_run = in_pool(body, "9q")

@@ -50,7 +50,7 @@ def body(arguments: Any) -> None:
         scales[row] = round_row(values, rounded, width)
 
 
-_run = in_pool(body)
+_run = in_pool(body, "5q")
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +65,7 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _round_rows(rows: Tensor, rounded: Tensor, scales: Tensor) -> None:
     num_rows, width = rows.shape
-    arguments = np.array(
-        [rows.data_ptr(), rounded.data_ptr(), scales.data_ptr(), num_rows, width], np.int64
-    )
-    num_threads = threads_for(num_rows * width, MIN_VALUES_A_THREAD)
-    _run(arguments, num_threads)
+    _run(
+        threads_for(num_rows * width, MIN_VALUES_A_THREAD), rows.data_ptr(), rounded.data_ptr(),
+        scales.data_ptr(), num_rows, width,
+    )  # fmt: skip

@@ -1,26 +1,19 @@
 """RowAttention: one token of each row of a step attends to the keys of its own slot.
 
 Slots of their own have any length, so there is no padding and no mask. Two ways to the same
-result: a compiled kernel for float32 on a CPU, and torch, slot by slot, elsewhere. A third,
-for a GPU, is in `arena_attention.py`.
+result: torch, slot by slot, is here; a compiled kernel for float32 on a CPU is in
+`compiled_row_attention.py`. A third, for a GPU, is in `arena_attention.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.engine.compiling import compiled
-from worker.engine.recording import on_tape
-from worker.engine.slots import KVShape, OwnSlot, Slot
-
-log = logging.getLogger(__name__)
+from worker.engine.slots import KVShape, OwnSlot, Pages, Slot
 
 Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
 
@@ -32,7 +25,8 @@ class RowAttention(Protocol):
     """(query heads, width), added to the scores; the last column is that of the row's newest
     token, and there is one for every column of every slot."""
 
-    def new_slot(self, num_rows: int) -> Slot: ...
+    def new_slot(self, num_rows: int, num_expected: int) -> Slot:
+        """num_expected: columns that it may come to have"""
 
     def hold_prompts(self, slots: list[Any], spans: Spans) -> None:
         """Empty ones, for prompts that are read one after the other in a single row."""
@@ -53,20 +47,6 @@ class RowAttention(Protocol):
         """
 
 
-def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> OwnRowAttention:
-    """The quickest there is for such keys in slots of their own.
-
-    is_cross: rows attend to the prompt's
-    poisoned: memory that must not be read is NaN; for tests
-    """
-    if shape.device.type == "cpu" and shape.dtype == torch.float32:
-        kernel = compiled("kernel")
-        if kernel is not None:
-            return CompiledRowAttention(kernel, shape, is_cross, poisoned)
-        log.warning("nothing is compiled here, attention is slow")
-    return TorchRowAttention(shape, is_cross, poisoned)
-
-
 class OwnRowAttention(RowAttention):
     """What both do with slots that have memory of their own."""
 
@@ -80,10 +60,13 @@ class OwnRowAttention(RowAttention):
         self.is_cross = is_cross
         self.poisoned = poisoned
         self.bias: Tensor | None = None
+        self.pages = Pages()
         self.prompts: list[tuple[OwnSlot, tuple[int, int]]] = []
 
-    def new_slot(self, num_rows: int) -> OwnSlot:
-        return OwnSlot(self.shape, num_rows, self.by_ancestors, self.poisoned)
+    def new_slot(self, num_rows: int, num_expected: int = 0) -> OwnSlot:
+        return OwnSlot(
+            self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected, self.pages
+        )
 
     def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
         self.prompts = list(zip(slots, spans, strict=True))
@@ -93,99 +76,6 @@ class OwnRowAttention(RowAttention):
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
         for slot, (begin, end) in self.prompts:
             slot.fill(layer, keys[0, :, begin:end], values[0, :, begin:end])
-
-
-class CompiledRowAttention(OwnRowAttention):
-    by_ancestors = True
-    is_repeatable = True
-
-    def __init__(self, kernel: Any, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
-        super().__init__(shape, is_cross, poisoned)
-        self.kernel = kernel
-        self.run = kernel.kernel()
-        self.num_rows = 0
-        self.tables: Any = None  # (layers, slots, slot fields) int64
-        self.scratch = np.empty((0, 0), np.float32)
-        self.arguments = np.zeros(kernel.NUM_ARGUMENTS, np.int64)
-        self.arguments[kernel.NUM_HEADS] = shape.num_heads
-        self.arguments[kernel.HEAD_SIZE] = shape.head_size
-
-    def hold(self, slots: list[OwnSlot]) -> None:
-        kernel, shape = self.kernel, self.shape
-        self.num_rows = sum(slot.num_rows for slot in slots)
-        tables = np.zeros((shape.num_layers, len(slots), kernel.NUM_SLOT_FIELDS), np.int64)
-        first_row = 0
-        rows: list[tuple[int, ...]] = []
-        for slot in slots:
-            ancestors: int = 0
-            if self.is_cross:
-                assert slot.crossed is not None
-                kept, num_columns, row_stride = slot.crossed, slot.crossed.shape[3], 0
-                capacity = num_columns
-            else:
-                kept, num_columns, row_stride = slot.kept, slot.length + 1, slot.kept.stride(2)
-                capacity = slot.capacity
-                if slot.ancestors is not None:
-                    ancestors = slot.ancestors.ctypes.data
-            layer_bytes, half_bytes = 4 * kept.stride(0), 4 * kept.stride(1)
-            rows.append(
-                (kept.data_ptr(), layer_bytes, half_bytes, capacity, row_stride, slot.num_rows,
-                 num_columns, first_row, ancestors)
-            )  # fmt: skip
-            first_row += slot.num_rows
-        told = np.array(rows, np.int64)
-        layers = np.arange(shape.num_layers)[:, None]
-        tables[:, :, kernel.KEYS] = told[:, 0] + layers * told[:, 1]
-        tables[:, :, kernel.VALUES] = tables[:, :, kernel.KEYS] + told[:, 2]
-        tables[:, :, kernel.CAPACITY :] = told[:, 3:]
-        self.tables = tables
-        self.make_scratch(int(told[:, 6].max()))
-        self.arguments[kernel.NUM_SLOTS] = len(slots)
-
-    def make_scratch(self, num_columns: int) -> None:
-        num_threads = torch.get_num_threads()
-        if self.scratch.shape[0] < num_threads or self.scratch.shape[1] < num_columns:
-            self.scratch = np.empty((num_threads, 2 * num_columns), np.float32)
-            self.arguments[self.kernel.SCRATCH] = self.scratch.ctypes.data
-            self.arguments[self.kernel.SCRATCH_WIDTH] = self.scratch.shape[1]
-
-    def attend(
-        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
-    ) -> Tensor:
-        num_rows, num_heads, _, head_size = query.shape
-        assert num_rows == self.num_rows
-        attended = torch.empty((num_rows, 1, num_heads, head_size))
-        if keys is not None and values is not None:
-            keys, values = by_rows(keys), by_rows(values)
-        on_tape(self._attend, layer, by_rows(query), keys, values, scale, attended)
-        return attended
-
-    def _attend(
-        self,
-        layer: int,
-        query: Tensor,
-        keys: Tensor | None,
-        values: Tensor | None,
-        scale: float,
-        attended: Tensor,
-    ) -> None:
-        """As above, into `attended`."""
-        kernel, told = self.kernel, self.arguments
-        told[kernel.GROUP] = query.shape[1] // self.shape.num_heads
-        told[kernel.QUERY] = query.data_ptr()
-        told[kernel.QUERY_STRIDE] = query.stride(0)
-        told[kernel.OUT] = attended.data_ptr()
-        if keys is not None and values is not None:
-            told[kernel.NEW_KEYS] = keys.data_ptr()
-            told[kernel.NEW_VALUES] = values.data_ptr()
-            told[kernel.KEYS_STRIDE] = keys.stride(0)
-            told[kernel.VALUES_STRIDE] = values.stride(0)
-        if self.bias is not None:
-            told[kernel.BIAS] = self.bias.data_ptr()
-            told[kernel.BIAS_WIDTH] = self.bias.shape[1]
-        told[kernel.SCALE_BITS] = np.float64(scale).view(np.int64)
-        told[kernel.SLOTS] = self.tables[layer].ctypes.data
-        self.run(told, torch.get_num_threads())
 
 
 class TorchRowAttention(OwnRowAttention):

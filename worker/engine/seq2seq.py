@@ -72,7 +72,7 @@ class Seq2SeqRunner:
         slots = []
         crossed = self._crossed(encoded.last_hidden_state[0], spans)
         for sequence, mine in zip(sequences, crossed, strict=True):
-            slot = self.keeping.new_slot(sequence.num_rows)
+            slot = self.keeping.new_slot(sequence.num_rows, 1 + sequence.settings.max_new_tokens)
             slot.keep_crossed(mine)
             slots.append(slot)
         return slots

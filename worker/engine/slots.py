@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 BUCKET_TOKENS = 64
-# From here on a slot has pages of the system's, which go back to it. Among what a step takes
-# and frees, slots of all sizes leave holes that nothing fits, as much again as they are. Smaller
-# ones are left to the heap, for new pages are filled with zeros first: 0.5 ms for a megabyte,
-# which is 3 % of what a model of 60M parameters takes for a prompt and its answer. Beams keep
-# less for as much work: what they share is there once.
-LARGE_BYTES = 8 * 2**20
-LARGE_BEAMS_BYTES = 4 * 2**20
-LARGE_BUCKET_TOKENS = 256  # pages that nobody wrote to cost nothing, and moving house does
+# What may become as large has pages of the system's from the start. In the heap, slots of all
+# sizes leave holes that nothing fits, as much again as they are; and pages that nobody wrote to
+# cost nothing, while moving house does.
+LARGE_BYTES = 2**20
+# Slots whose pages are kept for those to come: who ends and who joins take turns. New pages are
+# filled with zeros first, which takes 0.5 ms for a megabyte.
+MAX_LEFT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +66,45 @@ class Slot(Protocol):
         """Give the memory back."""
 
 
+class Pages:
+    """The system's, for large slots. The last that were left are handed out again."""
+
+    def __init__(self) -> None:
+        self.left: list[Tensor] = []
+
+    def take(self, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Raises MemoryError."""
+        for index, each in enumerate(self.left):
+            if each.shape == sizes:
+                return self.left.pop(index)
+        return new_pages(math.prod(sizes) * dtype.itemsize).view(dtype).view(sizes)
+
+    def leave(self, pages: Tensor) -> None:
+        self.left = [*self.left, pages][-MAX_LEFT:]
+
+
 class OwnSlot:
     """Its rows share one length. Always: columns before `length` are written, later ones
     are never read."""
 
     def __init__(
-        self, shape: KVShape, num_rows: int, by_ancestors: bool, poisoned: bool = False
+        self,
+        shape: KVShape,
+        num_rows: int,
+        by_ancestors: bool,
+        poisoned: bool = False,
+        num_expected: int = 0,
+        pages: Pages | None = None,
     ) -> None:
         """by_ancestors: rows that change places move no columns but say where theirs are
-        poisoned: columns that nobody wrote are NaN, so that a test sees them read"""
+        poisoned: columns that nobody wrote are NaN, so that a test sees them read
+        num_expected: columns, at most
+        pages: those that slots of the same kind leave to each other"""
         self.shape = shape
         self.num_rows = num_rows
         self.poisoned = poisoned
+        self.num_expected = num_expected
+        self.pages = pages or Pages()
         self.length = 0
         self.kept = self._empty(0)  # (layers, 2, rows, heads, capacity, head size)
         self.crossed: Tensor | None = None  # (layers, 2, heads, prompt, head size)
@@ -91,13 +117,19 @@ class OwnSlot:
     def capacity(self) -> int:
         return self.kept.shape[4]
 
+    @property
+    def num_written_rows(self) -> int:
+        """Into how many a prompt is written: rows that say where their columns are share those
+        of the first."""
+        return self.num_rows if self.ancestors is None else 1
+
     def make_room(self, num_columns: int = 1) -> None:
         if self.length + num_columns <= self.capacity:
             return
         capacity = self._capacity_for(self.length + num_columns)
-        kept = self._empty(capacity)
-        kept[..., : self.length, :] = self.kept[..., : self.length, :]
-        self.kept = kept
+        before, self.kept = self.kept, self._empty(capacity)
+        self.kept[..., : self.length, :] = before[..., : self.length, :]
+        self._leave(before)
         if self.ancestors is not None:
             # A column that is yet to come is written by its own row.
             own = np.arange(self.num_rows, dtype=np.int32)[:, None]
@@ -111,10 +143,8 @@ class OwnSlot:
         keys, values: (heads, columns, head size)
         """
         num_columns = keys.shape[1]
-        # Rows that say where their columns are share those of the first.
-        num_written = self.num_rows if self.ancestors is None else 1
-        self.kept[layer, 0, :num_written, :, :num_columns] = keys
-        self.kept[layer, 1, :num_written, :, :num_columns] = values
+        self.kept[layer, 0, : self.num_written_rows, :, :num_columns] = keys
+        self.kept[layer, 1, : self.num_written_rows, :, :num_columns] = values
 
     def filled(self, num_columns: int) -> None:
         self.length = num_columns
@@ -138,34 +168,46 @@ class OwnSlot:
             self.kept.fill_(torch.nan)
             if self.crossed is not None:
                 self.crossed.fill_(torch.nan)
+        self._leave(self.kept)
         self.kept, self.crossed = self._empty(0), None
         self.length = 0
 
     def _capacity_for(self, num_columns: int) -> int:
-        capacity = rounded_up(num_columns, BUCKET_TOKENS)
-        return rounded_up(capacity, LARGE_BUCKET_TOKENS) if self._is_large(capacity) else capacity
+        # Of few sizes, so that pages that were left fit.
+        large = power_of_two(max(num_columns, self.num_expected, BUCKET_TOKENS))
+        return large if self._is_large(large) else rounded_up(num_columns, BUCKET_TOKENS)
 
     def _is_large(self, capacity: int) -> bool:
         num_bytes = capacity * self.num_rows * self.shape.bytes_per_token
-        return num_bytes >= (LARGE_BYTES if self.num_rows == 1 else LARGE_BEAMS_BYTES)
+        return num_bytes >= LARGE_BYTES and self.shape.device.type == "cpu"
 
     def _empty(self, capacity: int) -> Tensor:
         shape = self.shape
         sizes = (shape.num_layers, 2, self.num_rows, shape.num_heads, capacity, shape.head_size)
-        if shape.device.type == "cpu" and self._is_large(capacity):
-            empty = pages_of(math.prod(sizes) * shape.dtype.itemsize).view(shape.dtype).view(sizes)
+        if self._is_large(capacity):
+            empty = self.pages.take(sizes, shape.dtype)
         else:
             empty = torch.empty(sizes, dtype=shape.dtype, device=shape.device)
         return empty.fill_(torch.nan) if self.poisoned else empty
 
+    def _leave(self, kept: Tensor) -> None:
+        # Not those of beams, which are several times as large.
+        if self.num_rows == 1 and self._is_large(kept.shape[4]):
+            self.pages.leave(kept)
 
-def pages_of(num_bytes: int) -> Tensor:
+
+def new_pages(num_bytes: int) -> Tensor:
     """So many bytes of the system's, from the heap of nobody. Raises MemoryError."""
     try:
         pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"no {num_bytes} bytes for a slot") from error
     return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest that is not below."""
+    return 1 << (number - 1).bit_length()
 
 
 def rounded_up(num_tokens: int, multiple: int) -> int:

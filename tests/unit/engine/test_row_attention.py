@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engine import quantized
-from worker.engine.row_attention import (
-    CompiledRowAttention,
-    OwnRowAttention,
-    TorchRowAttention,
-    row_attention,
-)
+from worker.engine.compiled_row_attention import CompiledRowAttention
+from worker.engine.keeping import row_attention
+from worker.engine.row_attention import OwnRowAttention, TorchRowAttention
 from worker.engine.slots import KVShape, OwnSlot
 
 LAYERS, HEADS, SIZE = 2, 2, 12

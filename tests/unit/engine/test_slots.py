@@ -1,13 +1,14 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from worker.engine.exact import is_out_of_memory
-from worker.engine.memory import give_back_heap
-from worker.engine.slots import LARGE_BYTES, KVShape, OwnSlot
+from worker.engine.memory import settle_heap
+from worker.engine.slots import BUCKET_TOKENS, LARGE_BYTES, MAX_LEFT, KVShape, OwnSlot, Pages
 
 MEGABYTE = 2**20
 
@@ -17,10 +18,10 @@ def rss_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def slot(num_layers: int = 8) -> OwnSlot:
-    """A column of each is 8 KiB a layer."""
+def slot(num_layers: int = 8, num_rows: int = 1, **told: Any) -> OwnSlot:
+    """A column of each row is 8 KiB a layer."""
     shape = KVShape(num_layers, 8, 128, torch.float32, torch.device("cpu"))
-    return OwnSlot(shape, num_rows=1, by_ancestors=True)
+    return OwnSlot(shape, num_rows, by_ancestors=True, **told)
 
 
 @pytest.mark.parametrize("num_layers", [2, 64])
@@ -36,15 +37,49 @@ def test_what_is_kept_stays_when_a_slot_grows(num_layers):
 
 
 def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
-    large = slot(64)
+    large = slot(16, num_rows=4)
     large.make_room(200)
-    assert large.kept.numel() * 4 >= 16 * LARGE_BYTES
+    assert large.kept.numel() * 4 >= 64 * MEGABYTE
     large.kept.fill_(1.0)
     later = [np.ones(MEGABYTE // 8) for _ in range(8)]  # the top of the heap, above it
     held = rss_bytes()
     large.clear()
-    assert rss_bytes() < held - 12 * LARGE_BYTES
+    assert rss_bytes() < held - 60 * MEGABYTE
     assert len(later) == 8
+
+
+def test_slots_leave_their_pages_to_those_of_the_same_size_and_not_all_of_them():
+    pages = Pages()
+    slots = [slot(pages=pages) for _ in range(MAX_LEFT + 3)]
+    for each in slots:
+        each.make_room(200)
+    assert slots[0].kept.numel() * 4 >= LARGE_BYTES
+    addresses = [each.kept.data_ptr() for each in slots]
+    for each in slots:
+        each.clear()
+    assert [each.data_ptr() for each in pages.left] == addresses[-MAX_LEFT:]
+    other, same = slot(pages=pages), slot(pages=pages)
+    other.make_room(500)
+    same.make_room(129)
+    assert other.kept.data_ptr() not in addresses[-MAX_LEFT:]
+    assert same.kept.data_ptr() in addresses[-MAX_LEFT:]
+    assert len(pages.left) == MAX_LEFT - 1
+
+
+def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
+    expecting, modest = slot(num_expected=1000), slot(num_layers=1, num_expected=60)
+    expecting.make_room(3)
+    assert expecting.capacity == 1024
+    place = expecting.kept.data_ptr()
+    expecting.filled(3)
+    expecting.make_room(900)
+    assert expecting.kept.data_ptr() == place
+    held = rss_bytes()
+    assert expecting.kept.numel() * 4 == 64 * MEGABYTE
+    expecting.kept.fill_(1.0)
+    assert rss_bytes() > held + 60 * MEGABYTE  # what nobody wrote to is not there
+    modest.make_room(3)
+    assert modest.capacity == BUCKET_TOKENS
 
 
 def test_a_slot_for_which_there_is_no_memory_says_so():
@@ -60,6 +95,6 @@ def test_what_was_freed_goes_back_to_the_system():
     kept = [each.copy() for each in freed[::64]]
     held = rss_bytes()
     del freed
-    give_back_heap()
+    settle_heap()
     assert rss_bytes() < held - 32 * MEGABYTE
     assert len(kept) == 32

@@ -96,7 +96,12 @@ def test_what_takes_rows_of_another_width_is_by_itself() -> None:
     assert [type(each) for each in attention.children()] == [PackedLinear] * 3
 
 
-def test_small_products_stay_as_they_are() -> None:
+@torch.inference_mode()
+def test_small_products_are_one_and_otherwise_stay_as_they_are() -> None:
     model: Any = Model()
+    x = torch.randn(3, 64)
+    expected = model.self_attn(x)
     assert pack(model, PackedLinear, min_weights=160 * 64 + 1) == 0
-    assert type(model.self_attn.q_proj) is nn.Linear
+    assert type(model.self_attn.q_proj.together.linear) is nn.Linear
+    assert type(model.encoder_attn.q_proj) is nn.Linear
+    assert close(model.self_attn(x), expected, 1e-6)
