@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.engine import llama_layer
 from worker.engine.caches import SlotCache
 from worker.engine.keeping import Keeping
 from worker.engine.reading import MULTIPLE, chunks, filled_up, in_one_row
@@ -24,6 +25,7 @@ class CausalRunner:
         self.model = model
         self.keeping = keeping
         self.cache = SlotCache(keeping.shape, keeping.attention)
+        self.has_own_layers = llama_layer.install(model, keeping.attention) > 0
         self.static_step = keeping.static_step(self._step_by_inputs)
         self.taped_step = keeping.taped_step(self._step)
 
@@ -73,14 +75,16 @@ class CausalRunner:
         together: Spans | SideBySide = spans
         if self.static_step is not None:
             together = SideBySide.of(spans, device) or spans
-        kept = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
+        asked = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
+        self.cache.asked = torch.tensor(asked, device=device)
         logits = self.model(
             torch.cat([torch.tensor([tokens], dtype=ids.dtype), ids], dim=1).to(device),
             position_ids=torch.tensor([positions], device=device),
             attention_mask=unseen_mask(1, device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=torch.tensor(kept, device=device),
+            # Layers of our own drop the others themselves.
+            logits_to_keep=0 if self.has_own_layers else self.cache.asked,
             spans=together,
         ).logits
         for slot, (begin, end) in zip(slots, spans, strict=True):

@@ -29,10 +29,12 @@ NUM_TRIED = 12  # tokens
 
 
 class LlamaLayer(nn.Module):
-    def __init__(self, own: Any, attention: CompiledRowAttention) -> None:
-        """own: one of `transformers`, with its weights laid out and its parts fused"""
+    def __init__(self, own: Any, attention: CompiledRowAttention, is_last: bool = False) -> None:
+        """own: one of `transformers`, with its weights laid out and its parts fused
+        is_last: of its model, where nobody looks at what is made of most of a prompt"""
         super().__init__()
         self.own = own
+        self.is_last = is_last
         # In tuples, so that nothing is in the model twice.
         self.attention = (attention, own.self_attn.layer_idx, own.self_attn.scaling)
         self.products = (
@@ -57,7 +59,8 @@ class LlamaLayer(nn.Module):
         position_embeddings: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """hidden_states: (rows, tokens, width); returns the same shape."""
+        """hidden_states: (rows, tokens, width); returns the same shape, but the last layer only
+        the tokens that the cache says are asked for."""
         attention, layer, scale = self.attention
         if not isinstance(past_key_values, SlotCache) or past_key_values.attention is not attention:
             return self.own(  # type: ignore[no-any-return]  # a module
@@ -73,10 +76,12 @@ class LlamaLayer(nn.Module):
         rows = hidden_states.flatten(0, 1)
         joined = to_joined(self.normalized(rows, *before))
         attended = attention.attend_turned(layer, joined, cos, sin, scale)
+        if self.is_last and past_key_values.asked is not None:
+            rows, attended = rows[past_key_values.asked], attended[past_key_values.asked]
         rows = added(to_width, attended, rows)
         gate, up = to_gates(self.normalized(rows, *after)).chunk(2, dim=-1)
         rows = added(down, self.gated(gate, up), rows)
-        return rows.view(hidden_states.shape)
+        return rows.view(len(hidden_states), -1, rows.shape[1])
 
 
 def install(model: Any, attention: RowAttention) -> int:
@@ -90,7 +95,7 @@ def install(model: Any, attention: RowAttention) -> int:
         log.warning("not fused: it does something else", extra={"kind": type(layers[0]).__name__})
         return 0
     for index, own in enumerate(layers):
-        layers[index] = LlamaLayer(own, attention)
+        layers[index] = LlamaLayer(own, attention, is_last=index == len(layers) - 1)
     return len(layers)
 
 

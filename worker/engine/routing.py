@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from worker.engine import llama_layer
 from worker.engine.attention import install
 from worker.engine.beams import has_beam_steps
 from worker.engine.causal import CausalRunner
@@ -224,7 +223,6 @@ def start_id_of(checkpoint: Checkpoint) -> int | None:
 
 def runner_of(checkpoint: Checkpoint, keeping: Keeping) -> Runner:
     if not checkpoint.config.is_encoder_decoder:
-        llama_layer.install(checkpoint.model, keeping.attention)
         return CausalRunner(checkpoint.model, keeping)
     start_id = start_id_of(checkpoint)
     assert start_id is not None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 
+from worker.engine import llama_layer
 from worker.engine.attention import install as install_attention
 from worker.engine.caches import SlotCache
 from worker.engine.causal import CausalRunner
@@ -66,24 +68,21 @@ def keeping_of(model: Any) -> OwnKeeping:
     return OwnKeeping(decoder_shape(model), poisoned=True)
 
 
-def logits_in_flight(model: Any, keeping: OwnKeeping, prompts: list[list[int]]) -> torch.Tensor:
+def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Tensor:
     """Of the last token of each: the first is read, two join it, and all take a step."""
-    runner = CausalRunner(model, keeping)
     first, *others = [sequence(each) for each in prompts]
     slots, _ = runner.read([first])
-    slots[0].make_room()
-    others_slots, mixed = runner.read_and_step(others, slots, [11])
+    others_slots, mixed = runner.read_and_step(others, slots, [11] * first.num_rows)
     slots[0].length += 1
     slots += others_slots
     rows = [token for slot in slots for token in [13] * slot.num_rows]
     return torch.cat([mixed, runner.step(slots, rows)])
 
 
-def sequence(prompt: list[int], num_rows: int = 1) -> Any:
-    from types import SimpleNamespace
-
+def sequence(prompt: list[int]) -> Any:
+    settings = SimpleNamespace(max_new_tokens=8)
     return SimpleNamespace(
-        prompt_ids=tuple(prompt), num_rows=num_rows, settings=SimpleNamespace(max_new_tokens=8)
+        prompt_ids=tuple(prompt), num_rows=len(prompt) % 2 + 1, settings=settings
     )
 
 
@@ -91,17 +90,19 @@ def sequence(prompt: list[int], num_rows: int = 1) -> Any:
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_a_step_is_that_of_the_models_own_layers(
-    kind: str, key_heads: int, min_weights: int
+    kind: str, key_heads: int, min_weights: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 97, (size,), generator=draw).tolist() for size in (5, 150, 9)]
     seen = []
     for is_replaced in (True, False):
         model = laid_out(model_of(kind, key_heads=key_heads), min_weights)
-        keeping = keeping_of(model)
-        if is_replaced:
-            assert install(model, keeping.attention) == 2
-        seen.append(logits_in_flight(model, keeping, prompts))
+        with monkeypatch.context() as patch:
+            if not is_replaced:
+                patch.setattr(llama_layer, "install", lambda model, attention: 0)
+            runner = CausalRunner(model, keeping_of(model))
+        assert runner.has_own_layers == is_replaced
+        seen.append(logits_in_flight(runner, prompts))
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
     assert seen[0].isfinite().all()
 
