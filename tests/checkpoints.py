@@ -317,16 +317,31 @@ def llama_like(tokenizer: Any) -> dict[str, Any]:
 
 
 def llama(folder: Path) -> None:
+    # Heads as wide as registers, which have steps of their own in `llama_layer`.
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16)
+
+
+def mistral(folder: Path) -> None:
+    save_llama(folder, hf.MistralConfig, hf.MistralForCausalLM, head_dim=16, sliding_window=None)
+
+
+def save_llama(folder: Path, config: Any, model: Any, **own: Any) -> None:
     spm = pieces(420, model_type="bpe", byte_fallback=True)
     write_spm(spm, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     tokenizer = hf.LlamaTokenizer.from_pretrained(folder)
-    # Heads as wide as registers, which have steps of their own in `llama_layer`.
-    config = hf.LlamaConfig(**llama_like(tokenizer), num_key_value_heads=2, head_dim=16)
-    save(folder, tokenizer, hf.LlamaForCausalLM(config))
+    save(folder, tokenizer, model(config(**llama_like(tokenizer), num_key_value_heads=2, **own)))
 
 
 def qwen2(folder: Path) -> None:
+    save_qwen(folder, hf.Qwen2Config, hf.Qwen2ForCausalLM)
+
+
+def qwen3(folder: Path) -> None:
+    save_qwen(folder, hf.Qwen3Config, hf.Qwen3ForCausalLM, head_dim=16)
+
+
+def save_qwen(folder: Path, config: Any, model_class: Any, **more: Any) -> None:
     """A chat model that samples unless it is told otherwise."""
     vocab, merges = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = hf.Qwen2Tokenizer(
@@ -337,7 +352,7 @@ def qwen2(folder: Path) -> None:
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         chat_template=CHATML,
     )
-    model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**llama_like(tokenizer), num_key_value_heads=2))
+    model = model_class(config(**llama_like(tokenizer), num_key_value_heads=2, **more))
     own = model.generation_config
     own.do_sample, own.temperature, own.top_k, own.top_p = True, 0.7, 20, 0.8
     own.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -416,6 +431,6 @@ ENCODER_DECODERS: dict[str, Callable[[Path], None]] = {
     for each in (t5, mt5, bart, pegasus, marian, marian_multi, m2m100, nllb, mbart)
 }
 DECODER_ONLY: dict[str, Callable[[Path], None]] = {
-    each.__name__: each for each in (gpt2, llama, qwen2, opt, gpt_neox)
+    each.__name__: each for each in (gpt2, llama, mistral, qwen2, qwen3, opt, gpt_neox)
 }
 KINDS = ENCODER_DECODERS | DECODER_ONLY

@@ -33,7 +33,7 @@ from worker.engine.static_step import StepInputs, StepShape
 
 FAMILIES = (
     "t5", "mt5", "bart", "pegasus", "marian", "m2m100", "mbart",
-    "gpt2", "llama", "qwen2", "opt", "gpt_neox",
+    "gpt2", "llama", "mistral", "qwen2", "qwen3", "opt", "gpt_neox",
 )  # fmt: skip
 
 

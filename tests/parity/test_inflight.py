@@ -28,7 +28,7 @@ from worker.engine.spec import EngineSpec
 
 GREEDY = Params(max_new_tokens=12, do_sample=False)
 # One of each way to know a position and to keep keys, and one whose requests are beams.
-KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "opt", "gpt_neox")
+KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "qwen3", "opt", "gpt_neox")
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +382,7 @@ def test_in_flight_is_what_is_meant_unless_another_is_named(folder_of):
             "rotary positions",
         ),
         ("gpt2", {"reorder_and_upcast_attn": True}, "attention"),
+        ("mistral", {"sliding_window": 16}, "window"),
     ],
 )
 def test_what_is_not_proved_is_exact_or_refused(kind, own, said, folder_of, tmp_path):

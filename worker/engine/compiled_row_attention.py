@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -27,10 +28,28 @@ class CompiledRowAttention(OwnRowAttention):
         self.num_tokens = 0  # of rows and prompts
         self.nothing = SlotTable(kernel, shape.num_layers, [])
         self.rows_table = self.prompts_table = self.nothing
+        # Keys and values of the last step's slots, and how many columns they had.
+        self.held: list[tuple[ref[Tensor], int]] = []
         self.scratch = np.empty((0, 0), np.float32)
         self.unchanging: tuple[int, ...] = ()  # what a kernel is told first
 
     def hold(self, slots: list[OwnSlot]) -> None:
+        self.prompts_table = self.nothing
+        if slots and not self.is_cross and self._are_a_column_longer(slots):
+            # Those of the last step, as most of the time.
+            self.rows_table.fields[:, :, self.kernel.NUM_COLUMNS] += 1
+            self.make_scratch(max(slot.length for slot in slots) + 1 + self.shape.head_size)
+        else:
+            self._tell(slots)
+        self.held = [(ref(slot.kept), slot.length) for slot in slots]
+
+    def _are_a_column_longer(self, slots: list[OwnSlot]) -> bool:
+        return len(slots) == len(self.held) and all(
+            slot.kept is kept() and slot.length == length + 1
+            for slot, (kept, length) in zip(slots, self.held, strict=True)
+        )
+
+    def _tell(self, slots: list[OwnSlot]) -> None:
         self.num_rows = self.num_tokens = sum(slot.num_rows for slot in slots)
         first_row = 0
         rows: list[tuple[int, ...]] = []
@@ -52,7 +71,6 @@ class CompiledRowAttention(OwnRowAttention):
             first_row += slot.num_rows
             self.make_scratch(num_columns + self.shape.head_size)
         self.rows_table = SlotTable(self.kernel, self.shape.num_layers, rows)
-        self.prompts_table = self.nothing
 
     def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
         super().hold_prompts(slots, spans)

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 PADDING_PROVED = frozenset(
     {
         "bart", "marian", "m2m_100", "mbart", "mt5", "pegasus", "t5",
-        "gpt2", "gpt_neox", "llama", "opt", "qwen2",
+        "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3",
     }
 )  # fmt: skip
 

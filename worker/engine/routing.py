@@ -37,7 +37,7 @@ from worker.engine.spec import EngineSpec
 PROVED = frozenset(
     {
         "bart", "marian", "m2m_100", "mbart", "mt5", "pegasus", "t5",
-        "gpt2", "gpt_neox", "llama", "opt", "qwen2",
+        "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3",
     }
 )  # fmt: skip
 
@@ -202,7 +202,8 @@ def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
 def odd_attention(config: Any) -> str | None:
     """What a configuration says of attention that nobody here was tested with, if anything."""
     layer_types = getattr(config, "layer_types", None) or ()
-    if any(each != "full_attention" for each in layer_types):
+    window = getattr(config, "sliding_window", None)  # Mistral's, which names no kinds of layers
+    if any(each != "full_attention" for each in layer_types) or (window and not layer_types):
         return "some of its layers look at a window only"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):

@@ -20,9 +20,10 @@ BUCKET_TOKENS = 64
 # sizes leave holes that nothing fits, as much again as they are; and pages that nobody wrote to
 # cost nothing, while moving house does.
 LARGE_BYTES = 2**20
-# Slots whose pages are kept for those to come: who ends and who joins take turns. New pages are
-# filled with zeros first, which takes 0.5 ms for a megabyte.
-MAX_LEFT = 8
+# What slots leave to those to come, for who ends and who joins take turns. New pages are filled
+# with zeros first, which takes 0.5 ms for a megabyte; beside the products of a model whose slots
+# are larger than this, that is nothing.
+MAX_LEFT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ class Pages:
         return new_pages(math.prod(sizes) * dtype.itemsize).view(dtype).view(sizes)
 
     def leave(self, pages: Tensor) -> None:
-        self.left = [*self.left, pages][-MAX_LEFT:]
+        self.left.append(pages)
+        while sum(each.nbytes for each in self.left) > MAX_LEFT_BYTES:
+            del self.left[0]
 
 
 class OwnSlot:

@@ -8,7 +8,7 @@ import torch
 
 from worker.engine.exact import is_out_of_memory
 from worker.engine.memory import settle_heap
-from worker.engine.slots import BUCKET_TOKENS, LARGE_BYTES, MAX_LEFT, KVShape, OwnSlot, Pages
+from worker.engine.slots import BUCKET_TOKENS, LARGE_BYTES, MAX_LEFT_BYTES, KVShape, OwnSlot, Pages
 
 MEGABYTE = 2**20
 
@@ -50,20 +50,20 @@ def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
 
 def test_slots_leave_their_pages_to_those_of_the_same_size_and_not_all_of_them():
     pages = Pages()
-    slots = [slot(pages=pages) for _ in range(MAX_LEFT + 3)]
+    slots = [slot(pages=pages) for _ in range(11)]
     for each in slots:
         each.make_room(200)
-    assert slots[0].kept.numel() * 4 >= LARGE_BYTES
+    assert LARGE_BYTES <= slots[0].kept.nbytes == MAX_LEFT_BYTES // 4
     addresses = [each.kept.data_ptr() for each in slots]
     for each in slots:
         each.clear()
-    assert [each.data_ptr() for each in pages.left] == addresses[-MAX_LEFT:]
+    assert [each.data_ptr() for each in pages.left] == addresses[-4:]
     other, same = slot(pages=pages), slot(pages=pages)
     other.make_room(500)
     same.make_room(129)
-    assert other.kept.data_ptr() not in addresses[-MAX_LEFT:]
-    assert same.kept.data_ptr() in addresses[-MAX_LEFT:]
-    assert len(pages.left) == MAX_LEFT - 1
+    assert other.kept.data_ptr() not in addresses[-4:]
+    assert same.kept.data_ptr() in addresses[-4:]
+    assert len(pages.left) == 3
 
 
 def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
