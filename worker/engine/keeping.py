@@ -27,7 +27,7 @@ from worker.engine.graphs import Graphs, recorder_for
 from worker.engine.memory import free_bytes
 from worker.engine.row_attention import OwnRowAttention, RowAttention, TorchRowAttention
 from worker.engine.sizing import Machine
-from worker.engine.slots import KVShape, Slot, power_of_two
+from worker.engine.slots import KVShape, Slot
 from worker.engine.spec import EngineSpec
 from worker.engine.static_step import (
     MAX_PLACES,
@@ -35,6 +35,7 @@ from worker.engine.static_step import (
     StepInputs,
     StepShape,
     in_pages,
+    power_of_two,
 )
 from worker.engine.taped_step import TapedStep
 

@@ -13,7 +13,7 @@ UNKNOWN_BYTES = 4 * 2**30  # where the system does not say
 
 # Of glibc. Left to itself it moves these bounds by what was freed last.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 16 * 2**20  # at the top of the heap
+KEPT_BYTES = 8 * 2**20  # at the top of the heap
 HEAP_BYTES = 32 * 2**20  # what is larger is not in the heap; glibc allows no more
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.engine.slots import KVShape, OwnSlot, Pages, Slot
+from worker.engine.slots import KVShape, OwnSlot, Slot
 
 Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
 
@@ -60,13 +60,10 @@ class OwnRowAttention(RowAttention):
         self.is_cross = is_cross
         self.poisoned = poisoned
         self.bias: Tensor | None = None
-        self.pages = Pages()
         self.prompts: list[tuple[OwnSlot, tuple[int, int]]] = []
 
     def new_slot(self, num_rows: int, num_expected: int = 0) -> OwnSlot:
-        return OwnSlot(
-            self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected, self.pages
-        )
+        return OwnSlot(self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected)
 
     def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
         self.prompts = list(zip(slots, spans, strict=True))

@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 BUCKET_TOKENS = 64
-# What may become as large has pages of the system's from the start. In the heap, slots of all
-# sizes leave holes that nothing fits, as much again as they are; and pages that nobody wrote to
-# cost nothing, while moving house does.
+# What may become as large has pages of the system's from the start, which go back to it. In the
+# heap, slots of all sizes leave holes that nothing fits, as much again as they are; and pages
+# that nobody wrote to cost nothing, while moving house does.
 LARGE_BYTES = 2**20
-# What slots leave to those to come, for who ends and who joins take turns. New pages are filled
-# with zeros first, which takes 0.5 ms for a megabyte; beside the products of a model whose slots
-# are larger than this, that is nothing.
-MAX_LEFT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +63,6 @@ class Slot(Protocol):
         """Give the memory back."""
 
 
-class Pages:
-    """The system's, for large slots. The last that were left are handed out again."""
-
-    def __init__(self) -> None:
-        self.left: list[Tensor] = []
-
-    def take(self, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Raises MemoryError."""
-        for index, each in enumerate(self.left):
-            if each.shape == sizes:
-                return self.left.pop(index)
-        return new_pages(math.prod(sizes) * dtype.itemsize).view(dtype).view(sizes)
-
-    def leave(self, pages: Tensor) -> None:
-        self.left.append(pages)
-        while sum(each.nbytes for each in self.left) > MAX_LEFT_BYTES:
-            del self.left[0]
-
-
 class OwnSlot:
     """Its rows share one length. Always: columns before `length` are written, later ones
     are never read."""
@@ -97,17 +74,14 @@ class OwnSlot:
         by_ancestors: bool,
         poisoned: bool = False,
         num_expected: int = 0,
-        pages: Pages | None = None,
     ) -> None:
         """by_ancestors: rows that change places move no columns but say where theirs are
         poisoned: columns that nobody wrote are NaN, so that a test sees them read
-        num_expected: columns, at most
-        pages: those that slots of the same kind leave to each other"""
+        num_expected: columns, at most"""
         self.shape = shape
         self.num_rows = num_rows
         self.poisoned = poisoned
         self.num_expected = num_expected
-        self.pages = pages or Pages()
         self.length = 0
         self.kept = self._empty(0)  # (layers, 2, rows, heads, capacity, head size)
         self.crossed: Tensor | None = None  # (layers, 2, heads, prompt, head size)
@@ -132,7 +106,6 @@ class OwnSlot:
         capacity = self._capacity_for(self.length + num_columns)
         before, self.kept = self.kept, self._empty(capacity)
         self.kept[..., : self.length, :] = before[..., : self.length, :]
-        self._leave(before)
         if self.ancestors is not None:
             # A column that is yet to come is written by its own row.
             own = np.arange(self.num_rows, dtype=np.int32)[:, None]
@@ -171,13 +144,11 @@ class OwnSlot:
             self.kept.fill_(torch.nan)
             if self.crossed is not None:
                 self.crossed.fill_(torch.nan)
-        self._leave(self.kept)
         self.kept, self.crossed = self._empty(0), None
         self.length = 0
 
     def _capacity_for(self, num_columns: int) -> int:
-        # Of few sizes, so that pages that were left fit.
-        large = power_of_two(max(num_columns, self.num_expected, BUCKET_TOKENS))
+        large = rounded_up(max(num_columns, self.num_expected), BUCKET_TOKENS)
         return large if self._is_large(large) else rounded_up(num_columns, BUCKET_TOKENS)
 
     def _is_large(self, capacity: int) -> bool:
@@ -188,15 +159,10 @@ class OwnSlot:
         shape = self.shape
         sizes = (shape.num_layers, 2, self.num_rows, shape.num_heads, capacity, shape.head_size)
         if self._is_large(capacity):
-            empty = self.pages.take(sizes, shape.dtype)
+            empty = new_pages(math.prod(sizes) * shape.dtype.itemsize).view(shape.dtype).view(sizes)
         else:
             empty = torch.empty(sizes, dtype=shape.dtype, device=shape.device)
         return empty.fill_(torch.nan) if self.poisoned else empty
-
-    def _leave(self, kept: Tensor) -> None:
-        # Not those of beams, which are several times as large.
-        if self.num_rows == 1 and self._is_large(kept.shape[4]):
-            self.pages.leave(kept)
 
 
 def new_pages(num_bytes: int) -> Tensor:
@@ -206,11 +172,6 @@ def new_pages(num_bytes: int) -> Tensor:
     except OSError as error:
         raise MemoryError(f"no {num_bytes} bytes for a slot") from error
     return torch.frombuffer(pages, dtype=torch.uint8)
-
-
-def power_of_two(number: int) -> int:
-    """The smallest that is not below."""
-    return 1 << (number - 1).bit_length()
 
 
 def rounded_up(num_tokens: int, multiple: int) -> int:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from worker.engine.arena import PAGE_TOKENS, Arena, ArenaSlot
 from worker.engine.graphs import Graphs
-from worker.engine.slots import power_of_two
 
 # The lines of `told`, of each row:
 ROW, LENGTH, CROSSED, TOKEN = range(4)  # in the arena; tokens before this one; of the prompt
@@ -162,6 +161,11 @@ def parts_within(slots: list[ArenaSlot], max_places: int) -> list[list[int]]:
         else:
             parts[-1] = part
     return parts
+
+
+def power_of_two(number: int) -> int:
+    """The smallest that is not below."""
+    return 1 << (number - 1).bit_length()
 
 
 def in_pages(num_tokens: int) -> int:

@@ -15,7 +15,9 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 from worker.engine.fusing import fuse
 from worker.engine.gate import GatedMLP, gated
 from worker.engine.highest import can_find, highest
+from worker.engine.prompt_kernel import multiply
 from worker.engine.rotary import Rotary
+from worker.engine.tile import LANES, TILE_ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +108,18 @@ def test_the_highest_is_the_first_of_them():
         assert highest(each) == [int((row == row.max()).nonzero()[0]) for row in logits]
     assert not can_find(logits.double())
     assert not can_find(logits.t())
+
+
+@pytest.mark.parametrize("num_columns", [LANES, 2 * LANES, 5 * LANES])
+@pytest.mark.parametrize("depth", [1, 2, 37])
+def test_tiles_are_the_product_and_write_no_further(depth: int, num_columns: int) -> None:
+    left, right = torch.randn(TILE_ROWS, depth + 3), torch.randn(depth, num_columns + 5)
+    out = torch.full((TILE_ROWS + 1, num_columns + 1), torch.nan)
+    multiply(
+        left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), depth,
+        out.data_ptr(), out.stride(0), num_columns,
+    )  # fmt: skip
+    expected = left[:, :depth] @ right[:, :num_columns]
+    torch.testing.assert_close(out[:TILE_ROWS, :num_columns], expected)
+    assert out[TILE_ROWS].isnan().all()
+    assert out[:, num_columns].isnan().all()

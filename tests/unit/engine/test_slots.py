@@ -8,7 +8,7 @@ import torch
 
 from worker.engine.exact import is_out_of_memory
 from worker.engine.memory import settle_heap
-from worker.engine.slots import BUCKET_TOKENS, LARGE_BYTES, MAX_LEFT_BYTES, KVShape, OwnSlot, Pages
+from worker.engine.slots import BUCKET_TOKENS, KVShape, OwnSlot
 
 MEGABYTE = 2**20
 
@@ -48,28 +48,10 @@ def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
     assert len(later) == 8
 
 
-def test_slots_leave_their_pages_to_those_of_the_same_size_and_not_all_of_them():
-    pages = Pages()
-    slots = [slot(pages=pages) for _ in range(11)]
-    for each in slots:
-        each.make_room(200)
-    assert LARGE_BYTES <= slots[0].kept.nbytes == MAX_LEFT_BYTES // 4
-    addresses = [each.kept.data_ptr() for each in slots]
-    for each in slots:
-        each.clear()
-    assert [each.data_ptr() for each in pages.left] == addresses[-4:]
-    other, same = slot(pages=pages), slot(pages=pages)
-    other.make_room(500)
-    same.make_room(129)
-    assert other.kept.data_ptr() not in addresses[-4:]
-    assert same.kept.data_ptr() in addresses[-4:]
-    assert len(pages.left) == 3
-
-
 def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
     expecting, modest = slot(num_expected=1000), slot(num_layers=1, num_expected=60)
     expecting.make_room(3)
-    assert expecting.capacity == 1024
+    assert expecting.capacity == 1024  # of whole buckets
     place = expecting.kept.data_ptr()
     expecting.filled(3)
     expecting.make_room(900)
