@@ -115,7 +115,8 @@ def watch_compiled() -> None:
     own, and what is played from a tape is called by nobody else."""
     import torch
 
-    from worker.engine import attention, gate, highest, rms_norm, rotary, row_attention
+    from worker.engine import attention, gate, highest, rms_norm, rotary
+    from worker.engine.compiled_row_attention import CompiledRowAttention
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -124,8 +125,9 @@ def watch_compiled() -> None:
 
         return call
 
-    compiled = row_attention.CompiledRowAttention
-    compiled._attend = named("attention of rows", compiled._attend)  # type: ignore[method-assign]
+    for name in ("_attend", "_attend_turned"):
+        own = getattr(CompiledRowAttention, name)
+        setattr(CompiledRowAttention, name, named("attention of rows", own))
     attention.attention = named("attention of a layer", attention.attention)
     rms_norm.normalize = named("norm of rows", rms_norm.normalize)
     rotary.turn = named("turn of rows", rotary.turn)
