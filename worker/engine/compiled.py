@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from struct import Struct
 from typing import Any
 
@@ -32,6 +34,20 @@ thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
 fast = partial(njit, fastmath=True, error_model="numpy")
 
 
+def sources_digest() -> str:
+    """Of all that is compiled into one another. What numba keeps on disk it takes for good until
+    the file of a function changes; those of the functions that it calls it does not look at."""
+    digest = sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        if path.name == Path(__file__).name or b"engine.compiled import" in source:
+            digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+SOURCES = sources_digest()
+
+
 @fast
 def own_share(num_items: Any) -> Any:
     """[begin, end): what of them is the calling thread's."""
@@ -51,6 +67,7 @@ def in_pool(body: Callable[[Any], None], layout: str) -> Callable[..., None]:
     layout: of what is told, as of a `struct`; a float64 (d) is told by its bits
     """
     signature = types.void(types.CPointer(types.int64))
+    body.__qualname__ = f"{body.__name__}_{SOURCES}"  # by which it is kept on disk
     try:
         address = cfunc(signature, cache=True)(body).address
     except RuntimeError:  # there is no folder that it could be kept in

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +128,27 @@ def test_tiles_are_the_product_and_write_no_further(depth: int, num_columns: int
     torch.testing.assert_close(out[:TILE_ROWS, :num_columns], expected)
     assert out[TILE_ROWS].isnan().all()
     assert out[:, num_columns].isnan().all()
+
+
+SILU_OF_MINUS_ONE = """
+import torch
+from worker.engine.gate import gated
+print(float(gated(-torch.ones(1, 1), torch.ones(1, 1))))
+"""
+
+
+def test_what_is_compiled_follows_the_files_that_it_calls(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    copied = shutil.copytree(
+        root / "worker", tmp_path / "worker", ignore=shutil.ignore_patterns("__pycache__")
+    )
+
+    def said() -> float:
+        command = [sys.executable, "-c", SILU_OF_MINUS_ONE]
+        return float(subprocess.check_output(command, cwd=tmp_path, text=True))
+
+    assert said() == pytest.approx(-1 / (1 + math.e), abs=1e-6)
+    kernel = copied / "engine" / "kernel.py"  # whose exponential the gate calls
+    text = kernel.read_text()
+    kernel.write_text(text.replace("    x = max(x, np.float32(-87.0))", "    x = np.float32(0)"))
+    assert said() == pytest.approx(-1 / 2, abs=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,12 +137,16 @@ def test_what_it_does_not_know_is_left_alone(kind: str, head_size: int, is_packe
     assert not any(isinstance(each, LlamaLayer) for each in model.modules())
 
 
-def test_what_only_has_the_name_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("change", [lambda output: 2 * output, lambda output: (output, None)])
+def test_what_only_has_the_name_is_left_alone(
+    change: Callable[[torch.Tensor], Any], caplog: pytest.LogCaptureFixture
+) -> None:
     model = laid_out(model_of("llama"))
+    attention = keeping_of(model).attention
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda module, args, output: 2 * output)
+        layer.register_forward_hook(lambda module, args, output: change(output))
     with caplog.at_level(logging.WARNING):
-        assert install(model, keeping_of(model).attention) == 0
+        assert install(model, attention) == 0
     assert [each.message for each in caplog.records] == ["not fused: it does something else"]
 
 
