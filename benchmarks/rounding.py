@@ -20,7 +20,6 @@ from examples.world.split import held_out
 from worker.engine import packed, routing
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.messages import Message, Params, Request
-from worker.engine.packed import PackedLinear
 from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.routing import RoutingEngine
 from worker.engine.scheduler import Scheduler, StepLimits
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=200)
     num = parser.parse_args().inputs
     whole = packed.pack
-    routing.pack = lambda model, make=PackedLinear: whole(model, make, min_weights=0)
+    routing.pack = lambda model, make: whole(model, make, min_weights=0)
     print("| model | weights | same answers | same tokens |\n|---|---|---|---|")
     for name, make in MODELS.items():
         asked = make(num)

@@ -20,7 +20,7 @@ from worker.engine import routing
 from worker.engine.errors import EngineBroken, InvariantBroken, Unloadable
 from worker.engine.exact import ExactEngine
 from worker.engine.messages import Params, Request
-from worker.engine.packed import PackedLinear, pack
+from worker.engine.packed import PackedLinear, best, pack
 from worker.engine.routing import RoutingEngine, load
 from worker.engine.row_attention import TorchRowAttention
 from worker.engine.slots import BUCKET_TOKENS
@@ -188,7 +188,7 @@ def test_rounded_weights_answer_alone_as_in_company(
     kind, quantization, bench_of, asked_of, monkeypatch
 ):
     # All linear modules of so small a model, not only those that gain by it.
-    monkeypatch.setattr(pack, "__defaults__", (PackedLinear, 0))
+    monkeypatch.setattr(pack, "__defaults__", (0,))
     asked = [one for one, _ in asked_of(kind)]
     together = bench_of(kind, quantization=quantization)
     company = together.answers(asked)
@@ -203,18 +203,19 @@ def test_rounded_weights_answer_alone_as_in_company(
     assert same < len(asked), "nothing was rounded"
 
 
+@pytest.mark.parametrize("make", [best(), PackedLinear])
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
-def test_packed_weights_change_no_answer(kind, bench_of, asked_of, monkeypatch):
+def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeypatch):
     num_packed = []
 
-    def pack_all(model, make):
+    def pack_all(model, _):
         num_packed.append(pack(model, make, min_weights=0))
 
     monkeypatch.setattr(routing, "pack", pack_all)
     bench = bench_of(kind)
     assert num_packed[0] >= 9
     model = bench.loop.engine.checkpoint.model
-    assert any(isinstance(each, PackedLinear) for each in model.modules())
+    assert any(isinstance(each, make) for each in model.modules())
     outputs = bench.answers(one for one, _ in asked_of(kind))
     assert_taped(bench)
     for one, expected in asked_of(kind):

@@ -10,7 +10,7 @@ from torch import Tensor
 from worker.engine import llama_layer
 from worker.engine.caches import SlotCache
 from worker.engine.keeping import Keeping
-from worker.engine.reading import MULTIPLE, chunks, filled_up, in_one_row
+from worker.engine.reading import MULTIPLE, chunks, filled_up, in_one_row, multiple_for
 from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
@@ -26,6 +26,7 @@ class CausalRunner:
         self.keeping = keeping
         self.cache = SlotCache(keeping.shape, keeping.attention)
         self.has_own_layers = llama_layer.install(model, keeping.attention) > 0
+        self.multiple = multiple_for(model, MULTIPLE)
         self.static_step = keeping.static_step(self._step_by_inputs)
         self.taped_step = keeping.taped_step(self._step)
 
@@ -60,7 +61,7 @@ class CausalRunner:
         device = self.model.device
         prompts = [each.prompt_ids for each in sequences]
         if self.static_step is None:
-            prompts = filled_up(prompts, MULTIPLE, len(tokens))
+            prompts = filled_up(prompts, self.multiple, len(tokens))
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]

@@ -56,7 +56,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 def by_rows(x: Tensor) -> Tensor:
     """(rows, width), which may be a part of wider rows"""
-    rows = x.flatten(0, -2)
+    rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from worker.engine.caches import SlotCache
 from worker.engine.compiled_row_attention import CompiledRowAttention
 from worker.engine.compiling import compiled
-from worker.engine.packed import PackedLinear
 from worker.engine.row_attention import RowAttention
 from worker.engine.together import Part
 
@@ -162,7 +161,8 @@ def together(*parts: Any) -> nn.Module:
 
 
 def added(linear: nn.Module, rows: Tensor, others: Tensor) -> Tensor:
-    """others + linear(rows), in one pass where oneDNN has one."""
-    if isinstance(linear, PackedLinear):
-        return linear.plus(rows, others)
+    """others + linear(rows), in one pass where it has one."""
+    plus = getattr(linear, "plus", None)
+    if plus is not None:
+        return plus(rows, others)  # type: ignore[no-any-return]  # a module
     return others + linear(rows)  # type: ignore[no-any-return]  # a module

@@ -1,29 +1,38 @@
-"""PackedLinear: weights laid out once for oneDNN, for float32 on a CPU.
+"""Packing: linear modules whose weights are laid out once for this CPU's products.
 
 A plain product of a few rows with a large matrix spends most of its time in re-reading it
 in the wrong order. The packed one is two to five times as fast, and the same arithmetic.
+oneDNN's is here, for where ours (`panels.py`) cannot be compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worker.engine.compiling import compiled
 from worker.engine.mapped import forget_tensor
 from worker.engine.together import Part, Together, groups_of, joined
 
 ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
-MIN_WEIGHTS = 64 * 1024  # below it a plain product is as fast
 PIECE_ROWS = 4096  # of an embedding: some megabytes
 
-MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]  # of a weight (out, in) and a bias
+
+class MakeLinear(Protocol):
+    MIN_WEIGHTS: int
+    """Of a module; below it a plain product is as fast."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, /) -> nn.Module:
+        """weight: (out, in)"""
 
 
 class PackedLinear(nn.Module):
+    MIN_WEIGHTS: ClassVar[int] = 64 * 1024
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: (out, in) float32"""
         super().__init__()
@@ -41,6 +50,17 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]  # as above
             x, others, self.packed, self.bias, "add"
         )
+
+
+def best() -> MakeLinear:
+    """What multiplies quickest here."""
+    panels = compiled("panels")
+    return PackedLinear if panels is None else panels.PanelLinear
+
+
+def is_of_onednn(module: nn.Module) -> bool:
+    """Whether it keeps its weights as oneDNN laid them out, rounded or not."""
+    return bool(getattr(getattr(module, "packed", None), "is_mkldnn", False))
 
 
 def plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -62,8 +82,13 @@ def can_pack(model: Any) -> bool:
     )
 
 
-def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEIGHTS) -> int:
-    """Replace the linear modules of a model; returns how many."""
+def pack(model: Any, make: MakeLinear, min_weights: int | None = None) -> int:
+    """Replace the linear modules of a model; returns how many.
+
+    min_weights: of a module, if not as many as are worth it
+    """
+    if min_weights is None:
+        min_weights = make.MIN_WEIGHTS
     num_packed = 0
     with torch.no_grad():
         for path, module in list(model.named_modules()):
@@ -86,7 +111,11 @@ def pack(model: Any, make: MakeLinear = PackedLinear, min_weights: int = MIN_WEI
     return num_packed
 
 
-def pack_together(module: nn.Module, names: tuple[str, ...], make: MakeLinear) -> None:
+def pack_together(
+    module: nn.Module,
+    names: tuple[str, ...],
+    make: Callable[[Tensor, Tensor | None], nn.Module],
+) -> None:
     """Pack several linear children as one."""
     linears = [getattr(module, each) for each in names]
     product = Together(make(*joined(linears)), len(names))

@@ -59,7 +59,7 @@ from worker.engine.tile import LANES, TILE_ROWS, tile
 
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
-narrow, wide = tile(1), tile(2)
+narrow, wide = tile(TILE_ROWS, 1), tile(TILE_ROWS, 2)
 
 
 def can_attend(head_size: int) -> bool:

@@ -7,12 +7,13 @@ often is in docs/performance.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from worker.engine.compiling import compiled
-from worker.engine.packed import ROWS_HINT
+from worker.engine.packed import ROWS_HINT, PackedLinear
 
 ZERO = 128  # the byte that stands for 0.0 in rounded rows
 
@@ -23,6 +24,8 @@ class Int8Linear(nn.Module):
     The products are of integers and so exact, and no row's scale looks at another row: an
     answer is the same, bit by bit, whatever shares its step.
     """
+
+    MIN_WEIGHTS: ClassVar[int] = PackedLinear.MIN_WEIGHTS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: (out, in) float32"""
@@ -51,6 +54,8 @@ class Int8Linear(nn.Module):
 
 class HalfLinear(nn.Module):
     """Weights and what they are multiplied with in bfloat16, sums in float32."""
+
+    MIN_WEIGHTS: ClassVar[int] = PackedLinear.MIN_WEIGHTS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: (out, in) float32"""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from worker.engine.packed import is_of_onednn
 from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 
@@ -13,7 +16,7 @@ from worker.engine.sequence import Sequence
 # the square of it.
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 # oneDNN compiles a product for every number of rows and keeps it: a millisecond and 600 KiB
-# each, up to a thousand of them. So there are few numbers.
+# each, up to a thousand of them. So there are few numbers where it multiplies.
 MULTIPLE = 8
 ENCODER_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
@@ -29,6 +32,11 @@ def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequenc
             num_tokens = len(sequence.prompt_ids)
         chunked[-1].append(sequence)
     return chunked
+
+
+def multiple_for(model: Any, of_onednn: int) -> int:
+    """Of which the tokens of a step are to be a multiple."""
+    return of_onednn if any(map(is_of_onednn, model.modules())) else 1
 
 
 def filled_up(

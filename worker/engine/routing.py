@@ -24,7 +24,7 @@ from worker.engine.fusing import fuse
 from worker.engine.inflight import InFlight, Runner
 from worker.engine.keeping import Keeping, keeping_for, machine_of, refuse_too_much
 from worker.engine.messages import ModelCard, Output, Request
-from worker.engine.packed import MakeLinear, PackedLinear, can_pack, pack
+from worker.engine.packed import MakeLinear, best, can_pack, pack
 from worker.engine.probing import decoder_shape
 from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
@@ -171,7 +171,7 @@ def lay_out(model: Any, spec: EngineSpec) -> None:
     """Lay the weights out for the products of this machine, rounded if the spec says so."""
     if can_pack(model):
         fuse(model)
-        pack(model, PackedLinear if spec.quantization == "none" else ROUNDED[spec.quantization])
+        pack(model, best() if spec.quantization == "none" else ROUNDED[spec.quantization])
     elif spec.quantization == "none":
         return
     else:

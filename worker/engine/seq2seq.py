@@ -15,7 +15,7 @@ from transformers import EncoderDecoderCache
 from worker.engine.caches import CrossCache, SlotCache
 from worker.engine.keeping import Keeping
 from worker.engine.positions import RowPositions
-from worker.engine.reading import ENCODER_MULTIPLE, chunks, filled_up, in_one_row
+from worker.engine.reading import ENCODER_MULTIPLE, chunks, filled_up, in_one_row, multiple_for
 from worker.engine.row_attention import Spans
 from worker.engine.sequence import Sequence
 from worker.engine.side_by_side import SideBySide
@@ -39,6 +39,7 @@ class Seq2SeqRunner:
         if self.positions is None:
             self.relative = decoder.block[0].layer[0].SelfAttention
         self.crossings = crossings_of(decoder)
+        self.multiple = multiple_for(model, ENCODER_MULTIPLE)
         self.static_step = keeping.static_step(self._step_by_inputs)
         self.taped_step = keeping.taped_step(self._step)
 
@@ -58,7 +59,7 @@ class Seq2SeqRunner:
         device = self.model.device
         prompts = [each.prompt_ids for each in sequences]
         if self.static_step is None:
-            prompts = filled_up(prompts, ENCODER_MULTIPLE)
+            prompts = filled_up(prompts, self.multiple)
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
         place: Any = nullcontext()

@@ -1,4 +1,4 @@
-"""Tile: a product of eight rows with as many columns as registers hold, in LLVM's words.
+"""Tile: a product of some rows with as many columns as registers hold, in LLVM's words.
 
 What numba makes of such loops keeps its sums in memory, or adds up across a register for each
 number: a third of the speed. Importing this fails where `compiled` does.
@@ -24,8 +24,8 @@ IN_ALL_LANES = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 UNDEFINED, ZEROS = ir.Constant(VECTOR, ir.Undefined), ir.Constant(VECTOR, None)
 
 
-def tile(num_vectors: int) -> Any:
-    """Of TILE_ROWS rows and `num_vectors` times LANES columns. The function that is returned is
+def tile(num_rows: int, num_vectors: int) -> Any:
+    """Of `num_rows` rows and `num_vectors` times LANES columns. The function that is returned is
     called with the address of the left rows and the floats from one to the next; the same of
     the right; how many products are added up for a number, at least one; and where the sums
     go, likewise.
@@ -37,7 +37,7 @@ def tile(num_vectors: int) -> Any:
         depth: Any, out: Any, out_stride: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            write_product(builder, num_vectors, *args)
+            write_product(builder, num_rows, num_vectors, *args)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 7), generate
@@ -46,8 +46,8 @@ def tile(num_vectors: int) -> Any:
 
 
 def write_product(
-    builder: Any, num_vectors: int, left: Any, left_stride: Any, right: Any, right_stride: Any,
-    depth: Any, out: Any, out_stride: Any,
+    builder: Any, num_rows: int, num_vectors: int, left: Any, left_stride: Any, right: Any,
+    right_stride: Any, depth: Any, out: Any, out_stride: Any,
 ) -> None:  # fmt: skip
     def place(base: Any, row: Any, stride: Any, column: Any, kind: Any) -> Any:
         floats = builder.add(builder.mul(row, stride), column)
@@ -60,14 +60,14 @@ def write_product(
 
     builder.position_at_end(loop)
     at = builder.phi(INT)
-    before_it = [builder.phi(VECTOR) for _ in range(TILE_ROWS * num_vectors)]
+    before_it = [builder.phi(VECTOR) for _ in range(num_rows * num_vectors)]
     columns = [ir.Constant(INT, each * LANES) for each in range(num_vectors)]
     rights = [
         builder.load(place(right, at, right_stride, column, VECTOR), align=FLOAT_BYTES)
         for column in columns
     ]
     sums: list[Any] = []
-    for row in range(TILE_ROWS):
+    for row in range(num_rows):
         one = builder.load(place(left, ir.Constant(INT, row), left_stride, at, FLOAT))
         one = builder.insert_element(UNDEFINED, one, FIRST_LANE)
         spread = builder.shuffle_vector(one, UNDEFINED, IN_ALL_LANES)

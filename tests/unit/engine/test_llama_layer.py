@@ -19,7 +19,7 @@ from worker.engine.compiled_row_attention import CompiledRowAttention
 from worker.engine.fusing import fuse
 from worker.engine.keeping import OwnKeeping
 from worker.engine.llama_layer import LlamaLayer, install
-from worker.engine.packed import pack
+from worker.engine.packed import MakeLinear, PackedLinear, best, pack
 from worker.engine.probing import decoder_shape
 
 HEAD_SIZE = 16
@@ -57,10 +57,10 @@ def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
     return model
 
 
-def laid_out(model: Any, min_weights: int = 0) -> Any:
+def laid_out(model: Any, make: MakeLinear | None = None, min_weights: int = 0) -> Any:
     install_attention(model)
     fuse(model)
-    pack(model, min_weights=min_weights)
+    pack(model, make or best(), min_weights)
     return model
 
 
@@ -86,17 +86,23 @@ def sequence(prompt: list[int]) -> Any:
     )
 
 
-@pytest.mark.parametrize("min_weights", [0, 10**9])
+@pytest.mark.parametrize(
+    ("make", "min_weights"), [(None, 0), (PackedLinear, 0), (PackedLinear, 10**9)]
+)
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_a_step_is_that_of_the_models_own_layers(
-    kind: str, key_heads: int, min_weights: int, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    key_heads: int,
+    make: MakeLinear | None,
+    min_weights: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 97, (size,), generator=draw).tolist() for size in (5, 150, 9)]
     seen = []
     for is_replaced in (True, False):
-        model = laid_out(model_of(kind, key_heads=key_heads), min_weights)
+        model = laid_out(model_of(kind, key_heads=key_heads), make, min_weights)
         with monkeypatch.context() as patch:
             if not is_replaced:
                 patch.setattr(llama_layer, "install", lambda model, attention: 0)

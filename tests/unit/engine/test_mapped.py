@@ -12,7 +12,7 @@ import transformers
 
 from tests import checkpoints
 from worker.engine import mapped
-from worker.engine.packed import pack
+from worker.engine.packed import best, pack
 
 MIB = 2**20
 PAGE_FLOATS = mmap.PAGESIZE // 4
@@ -28,12 +28,13 @@ def status(name):
 """
 PACKING = """
 import sys, torch, transformers
-from worker.engine.packed import pack
+from worker.engine.packed import best, pack
 
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+make = best()
 read = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-pack(model)
+pack(model, make)
 print(status("VmHWM") - read)
 """
 LOADING = """
@@ -147,7 +148,7 @@ def test_tied_weights_stay_what_they_are(tmp_path: Path) -> None:
     ids = torch.arange(500)[None]
     with torch.inference_mode():
         expected = model(ids).logits
-        assert pack(model, min_weights=0) == 8
+        assert pack(model, best(), min_weights=0) == 8
         torch.testing.assert_close(model(ids).logits, expected)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.engine.packed import MakeLinear, PackedLinear, pack
+from worker.engine.packed import MakeLinear, PackedLinear, best, pack
 from worker.engine.quantized import HalfLinear, Int8Linear
 
 
@@ -41,7 +41,7 @@ def tensors(module: nn.Module) -> Iterator[Tensor]:
         )
 
 
-@pytest.mark.parametrize("make", [PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
 def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     """As `from_pretrained` gives them: all are views of one file, which stays as long as one."""
     model: Any = nn.Sequential(nn.Embedding(5, 64), nn.LayerNorm(64), nn.Linear(64, 64))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.engine.packed import MakeLinear, PackedLinear, pack
+from worker.engine.packed import MakeLinear, PackedLinear, best, pack
 from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.together import Part
 
@@ -39,7 +39,8 @@ def close(one: list[Tensor], other: list[Tensor], share: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("make", "share"), [(PackedLinear, 1e-6), (Int8Linear, 0.03), (HalfLinear, 0.01)]
+    ("make", "share"),
+    [(best(), 1e-6), (PackedLinear, 1e-6), (Int8Linear, 0.03), (HalfLinear, 0.01)],
 )
 @torch.inference_mode()
 def test_parts_are_what_they_were(make: MakeLinear, share: float) -> None:
