@@ -43,6 +43,7 @@ EMPTY = frozenset(
 TELLS_NUMBERS = frozenset({"tolist", "numpy", "data_ptr", "__array__", "__dlpack__"})
 
 DETACH = "aten::detach_"  # changes no number; comes with `torch.tensor`
+DROPOUT = "aten::dropout"
 INDEX = frozenset({"aten::index", "aten::_unsafe_index"})
 
 _here = threading.local()
@@ -114,6 +115,8 @@ class Recording(TorchDispatchMode):
         named = kwargs or {}
         if getattr(_here, "recording", None) is not self:
             return function(*args, **named)
+        if function._schema.name == DROPOUT and args[2:] == (False,):
+            return args[0]  # decomposed, it is copied
         if function._can_decompose():
             # Seen as the operations that it is made of.
             with self:
