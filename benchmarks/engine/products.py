@@ -1,0 +1,85 @@
+"""How fast weights are multiplied: as torch does, laid out for oneDNN, and in panels.
+
+    python -m benchmarks.engine.products [--threads 2] [--rows 1,8,16,152,512]
+
+For the four products of a layer of the 15M, the 60M and the T5 model, with as many layers as
+are more than the caches hold, as in a step. The kinds take turns; shown is GFLOP/s by the
+median of 15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.engine.models import SHAPES
+from worker.engine.packed import PackedLinear, best, plain
+
+MIN_BYTES = 60_000_000  # of weights in a pass
+NUM_PASSES = 15
+KINDS: dict[str, Callable[[Tensor, Tensor | None], nn.Module]] = {
+    "torch": plain,
+    "oneDNN": PackedLinear,
+    "panels": best(),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", default="1,8,16,152,512")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"| model | rows | {' | '.join(KINDS)} |\n|{'---|' * (len(KINDS) + 2)}")
+    for name in ("llama-15m", "llama-60m", "t5-small"):
+        for num_rows in map(int, arguments.rows.split(",")):
+            speeds = measured(sizes_of(name), num_rows)
+            shown = " | ".join(f"{each:.0f}" for each in speeds)
+            print(f"| {name} | {num_rows} | {shown} |", flush=True)
+
+
+def sizes_of(name: str) -> list[tuple[int, int]]:
+    """(in, out) of the products of a layer, joined as the engine joins them."""
+    shape = SHAPES[name]
+    gates = 2 if shape.family == "llama" else 1
+    return [
+        (shape.width, 3 * shape.width),
+        (shape.width, shape.width),
+        (shape.width, gates * shape.inner),
+        (shape.inner, shape.width),
+    ]
+
+
+@torch.inference_mode()
+def measured(sizes: list[tuple[int, int]], num_rows: int) -> list[float]:
+    """GFLOP/s of each kind."""
+    num_weights = sum(num_in * num_out for num_in, num_out in sizes)
+    num_layers = -(-MIN_BYTES // (4 * num_weights))
+    weights = [torch.randn(num_out, num_in) for num_in, num_out in sizes] * num_layers
+    rows = {num_in: torch.randn(num_rows, num_in) for num_in, _ in sizes}
+    kinds = [[make(weight.clone(), None) for weight in weights] for make in KINDS.values()]
+    seconds: list[list[float]] = [[] for _ in kinds]
+    for _ in range(NUM_PASSES):
+        for linears, own in zip(kinds, seconds, strict=True):
+            one_pass(linears, rows)
+            begun = time.perf_counter()
+            one_pass(linears, rows)
+            own.append(time.perf_counter() - begun)
+    operations = 2 * num_rows * num_weights * num_layers
+    return [operations / statistics.median(own) / 1e9 for own in seconds]
+
+
+def one_pass(linears: list[nn.Module], rows: dict[int, Tensor]) -> None:
+    for linear in linears:
+        linear(rows[int(linear.in_features)])  # type: ignore[arg-type]  # the stubs say a module
+
+
+if __name__ == "__main__":
+    main()
