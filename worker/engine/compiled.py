@@ -7,7 +7,11 @@ numba or that pool is missing.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -60,6 +64,21 @@ def threads_for(num_values: int, min_values: int) -> int:
     return min(torch.get_num_threads(), num_values // min_values + 1)
 
 
+@contextmanager
+def one_process_at_a_time() -> Iterator[None]:
+    """So that engines that start together find on disk what the first of them compiled."""
+    path = Path(tempfile.gettempdir(), f"tidemill-{os.getuid()}-{SOURCES}.lock")
+    file = None
+    with suppress(OSError):  # then each compiles for itself
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if file is not None:
+            os.close(file)
+
+
 def in_pool(body: Callable[[Any], None], layout: str) -> Callable[..., None]:
     """A function of a number of threads, which it lets run `body` at once, and of what each of
     them is told, as int64.
@@ -69,7 +88,8 @@ def in_pool(body: Callable[[Any], None], layout: str) -> Callable[..., None]:
     signature = types.void(types.CPointer(types.int64))
     body.__qualname__ = f"{body.__name__}_{SOURCES}"  # by which it is kept on disk
     try:
-        address = cfunc(signature, cache=True)(body).address
+        with one_process_at_a_time():
+            address = cfunc(signature, cache=True)(body).address
     except RuntimeError:  # there is no folder that it could be kept in
         address = cfunc(signature)(body).address
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,20 @@ def test_what_is_compiled_follows_the_files_that_it_calls(tmp_path: Path) -> Non
     text = kernel.read_text()
     kernel.write_text(text.replace("    x = max(x, np.float32(-87.0))", "    x = np.float32(0)"))
     assert said() == pytest.approx(-1 / 2, abs=1e-6)
+
+
+def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
+    told = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DEBUG_CACHE": "1"}
+    starting = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import worker.engine.gate"],
+            env={**os.environ, **told}, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    printed = [each.communicate()[0] for each in starting]
+    assert [each.returncode for each in starting] == [0, 0, 0]
+    # Each says of itself what it kept on disk and what it found there.
+    kept = [each.count("data saved to") for each in printed]
+    assert sorted(kept) == [0, 0, sum(kept)]
+    assert sum(kept) > 0
