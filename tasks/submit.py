@@ -233,7 +233,7 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
         return
     try:
         with database.write() as session:
-            session.execute(queries.mark_published([job_id]))
+            queries.mark_published(session, [job_id])
     except SQLAlchemyError as error:
         # Kept and rung for. The dispatcher, which does not know, will ring once more.
         log.warning("job published, not marked", extra={"error": type(error).__name__})

@@ -76,7 +76,7 @@ def claim(
 ) -> list[Fence]:
     """What an owner gets of these jobs."""
     with database.write() as session:
-        rows = session.execute(queries.claim(sorted(job_ids), owner, lease_seconds)).all()
+        rows = queries.claim(session, sorted(job_ids), owner, lease_seconds).all()
     return [Fence(row.id, row.attempt, owner) for row in rows]
 
 

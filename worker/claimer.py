@@ -119,8 +119,8 @@ class Claimer:
                 if named.setdefault(job_id, delivery) is not delivery:
                     delivery.settle([job_id])
         with self._database.write() as session:
-            rows = session.execute(
-                queries.claim(sorted(named), self._owner, self._settings.lease_seconds)
+            rows = queries.claim(
+                session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
             contracts: dict[UUID, dict[str, Any]] = dict(

@@ -172,9 +172,7 @@ class Committer:
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
             # By attempt, not by job: a flush may hold an old attempt beside the newest.
-            written = {
-                tuple(row) for row in session.execute(queries.succeed_attempts(owner, attempts))
-            }
+            written = {tuple(row) for row in queries.succeed_attempts(session, owner, attempts)}
             results = [
                 result_row(each)
                 for each in own

@@ -118,7 +118,7 @@ class Dispatcher:
         passing("published")
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
         with self._database.write() as session:
-            session.execute(queries.mark_published(job_ids))
+            queries.mark_published(session, job_ids)
         return len(job_ids)
 
     def _recover(self, session: Session) -> None:
@@ -152,9 +152,9 @@ class Dispatcher:
             with self._database.write() as session:
                 session.execute(queries.unpublish_queued(None, seconds_from_now(0)))
             return
-        long_ago = seconds_from_now(-self._settings.lost_seconds)
         with self._database.read() as session:
-            waiting = session.execute(queries.published_long_ago(long_ago)).all()
+            waiting = session.execute(queries.published_long_ago(self._settings.lost_seconds)).all()
+        long_ago = seconds_from_now(-self._settings.lost_seconds)
         for model, lane in waiting:
             if self._broker.num_messages(queue_name(model, Lane(lane))) == 0:
                 log.warning("messages lost", extra={"model": model, "lane": lane})

@@ -17,6 +17,7 @@ from db.queries.batches import (
 from db.queries.claims import claim, payloads_of
 from db.queries.conditions import QUEUED, RUNNING
 from db.queries.deadlines import expire_overdue
+from db.queries.expiry import has_run_out
 from db.queries.inserts import insert_unless_there
 from db.queries.leadership import lead, resign
 from db.queries.leases import renew_leases, requeue_expired_leases, running_attempts
@@ -50,6 +51,7 @@ __all__ = [
     "expire_overdue",
     "finish_attempts",
     "forget_worker",
+    "has_run_out",
     "has_unfinished",
     "insert_attempts",
     "insert_jobs",

@@ -1,10 +1,12 @@
 """Claims: queued jobs become a worker's."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Result, Select, bindparam, select, update
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import now, seconds_from_now
@@ -14,21 +16,29 @@ from db.states import JobState
 
 
 def claim(
-    job_ids: Sequence[UUID], owner: str, lease_seconds: float
-) -> ReturningUpdate[UUID, str, str, str, int, int, float | None]:
+    session: Session, job_ids: Sequence[UUID], owner: str, lease_seconds: float
+) -> Result[UUID, str, str, str, int, int, float | None]:
     """Take the jobs that are due: running, the next attempt, with a lease.
 
     Returns (id, task, model, lane, attempt, failures, time_limit_seconds) of those it
     got. An id that does not come back is finished, cancelled or someone else's.
     """
+    return session.execute(_claim(owner, lease_seconds), {"job_ids": job_ids})
+
+
+@cache
+def _claim(
+    owner: str, lease_seconds: float
+) -> ReturningUpdate[UUID, str, str, str, int, int, float | None]:
+    named = Job.id.in_(bindparam("job_ids", expanding=True))
     # Locked in order of id, as everywhere, so that two claims cannot deadlock;
     # waiting, not skipping: a row that the dispatcher is just marking would be
     # skipped, its message acked, and nobody would come for it.
-    free = locked(select(Job.id).where(Job.id.in_(job_ids), due())).cte("due")
+    free = locked(select(Job.id).where(named, due())).cte("due")
     return (
         update(Job)
         # The ids once more: PostgreSQL would rather read the table than trust a CTE's.
-        .where(Job.id.in_(select(free.c.id)), Job.id.in_(job_ids))
+        .where(Job.id.in_(select(free.c.id)), named)
         .values(
             state=JobState.RUNNING,
             attempt=Job.attempt + 1,
@@ -51,4 +61,10 @@ def claim(
 
 
 def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
-    return select(Payload.job_id, Payload.contract).where(Payload.job_id.in_(job_ids))
+    return _payloads().params(job_ids=job_ids)
+
+
+@cache
+def _payloads() -> Select[UUID, dict[str, Any]]:
+    named = Payload.job_id.in_(bindparam("job_ids", expanding=True))
+    return select(Payload.job_id, Payload.contract).where(named)

@@ -27,6 +27,7 @@ def renew_leases(
     )
 
 
+@cache
 def running_attempts(owner: str) -> Select[UUID, int]:
     """The attempts that an owner still has a right to."""
     return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import (
     Float,
     Insert,
     Integer,
+    Result,
     String,
     Uuid,
+    bindparam,
     case,
     column,
     insert,
@@ -22,7 +25,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import now, seconds_from_now
-from db.models import AttemptRow, Job, Result
+from db.models import AttemptRow, Job
+from db.models import Result as ResultRow
 from db.outcome import Outcome
 from db.queries.conditions import RUNNING
 from db.queries.inserts import insert_unless_there, table
@@ -30,18 +34,25 @@ from db.states import JobState
 
 
 def succeed_attempts(
-    owner: str, attempts: Sequence[tuple[UUID, int]]
-) -> ReturningUpdate[UUID, int]:
+    session: Session, owner: str, attempts: Sequence[tuple[UUID, int]]
+) -> Result[UUID, int]:
     """End attempts well; returns (id, attempt) of those that were still the ones to write.
 
     The common case of `finish_attempts`: nothing differs from row to row, so
-    the statement is compiled once.
+    the statement is built and compiled once.
     """
+    job_ids = [job_id for job_id, _ in attempts]
+    return session.execute(_succeed(owner), {"job_ids": job_ids, "attempts": attempts})
+
+
+@cache
+def _succeed(owner: str) -> ReturningUpdate[UUID, int]:
     return (
         update(Job)
         .where(
-            Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
-            tuple_(Job.id, Job.attempt).in_(list(attempts)),
+            # The index; the fence follows.
+            Job.id.in_(bindparam("job_ids", expanding=True)),
+            tuple_(Job.id, Job.attempt).in_(bindparam("attempts", expanding=True)),
             Job.owner == owner,
             Job.state == RUNNING,
         )
@@ -122,7 +133,7 @@ def finish_attempts(
 
 
 def insert_results() -> Insert:
-    return insert(table(Result))
+    return insert(table(ResultRow))
 
 
 def insert_attempts(session: Session) -> Insert:

@@ -39,7 +39,7 @@ def test_cancelling_touches_only_the_chosen(database: Database) -> None:
 def test_a_retried_job_has_a_clean_slate_and_keeps_its_attempt(database: Database) -> None:
     fence = claimed_job(database)
     with database.write() as session:
-        session.execute(queries.mark_published([fence.job_id]))
+        queries.mark_published(session, [fence.job_id])
         session.execute(
             queries.finish_attempts([Outcome.failed(fence, "empty_prompt", "nothing to do")])
         )

@@ -36,7 +36,7 @@ def test_a_claim_returns_the_job_with_what_its_recipe_and_its_retries_need(
 ) -> None:
     job_id = insert_job(database, task="translate", model="opus")
     with database.write() as session:
-        (row,) = session.execute(queries.claim([job_id], "one", 60)).all()
+        (row,) = queries.claim(session, [job_id], "one", 60).all()
         contracts = dict(session.execute(queries.payloads_of([job_id])).all())
     assert tuple(row) == (job_id, "translate", "opus", "bulk", 1, 0, None)
     assert contracts == {job_id: {"text": "three words long"}}
@@ -109,7 +109,7 @@ def test_a_claim_waits_for_a_job_that_is_being_marked_as_published(database: Dat
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:
-            session.execute(queries.mark_published([job_id]))
+            queries.mark_published(session, [job_id])
             claiming = pool.submit(claim, database, [job_id], "one")
             wait_for_a_lock(session)
         assert claiming.result() == [Fence(job_id, 1, "one")]
@@ -120,7 +120,7 @@ def test_of_two_claims_at_once_the_second_gets_nothing(database: Database) -> No
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:
-            assert len(session.execute(queries.claim([job_id], "one", 60)).all()) == 1
+            assert len(queries.claim(session, [job_id], "one", 60).all()) == 1
             claiming = pool.submit(claim, database, [job_id], "two")
             wait_for_a_lock(session)
         assert claiming.result() == []

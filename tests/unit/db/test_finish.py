@@ -53,7 +53,7 @@ def test_failure_is_final_and_says_why(database: Database) -> None:
 def test_a_retry_is_queued_again_blamed_and_not_at_once(database: Database) -> None:
     fence = claimed_job(database, published_at=None)
     with database.write() as session:
-        session.execute(queries.mark_published([fence.job_id]))
+        queries.mark_published(session, [fence.job_id])
     before = clock(database)
     finish(database, Outcome.retried(fence, "out_of_memory", "too much", delay_seconds=60))
     after = clock(database)

@@ -156,7 +156,7 @@ class Protocol(RuleBasedStateMachine):
             self.messages.append(ids)
         if marked:
             with self.database.write() as session:
-                session.execute(queries.mark_published(ids))
+                queries.mark_published(session, ids)
             for job_id in ids:
                 self.told[job_id].published_at = now
 
@@ -181,7 +181,7 @@ class Protocol(RuleBasedStateMachine):
         with self.database.write() as session:
             left = session.execute(queries.requeue_expired_leases(100)).all()
             overdue = session.scalars(queries.expire_overdue(100)).all()
-            waiting = session.execute(queries.published_long_ago(long_ago)).all()
+            waiting = session.execute(queries.published_long_ago(LOST_SECONDS)).all()
             if waiting and not self.messages:
                 session.execute(queries.unpublish_queued(QUEUE, long_ago))
         ended = {
@@ -256,8 +256,8 @@ class Protocol(RuleBasedStateMachine):
                 written = session.execute(queries.finish_attempts([outcome])).all()
             else:
                 fence = outcome.fence
-                written = session.execute(
-                    queries.succeed_attempts(fence.owner, [(fence.job_id, fence.attempt)])
+                written = queries.succeed_attempts(
+                    session, fence.owner, [(fence.job_id, fence.attempt)]
                 ).all()
                 if written:
                     session.execute(queries.insert_results(), [result_row(outcome)])

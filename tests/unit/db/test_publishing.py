@@ -80,14 +80,14 @@ def test_only_unpublished_jobs_of_the_queue_have_a_turn(database: Database) -> N
     insert_job(database, state=JobState.SUCCEEDED)
     published = insert_job(database)
     with database.write() as session:
-        session.execute(queries.mark_published([published]))
+        queries.mark_published(session, [published])
     assert turn(database) == [mine]
 
 
 def test_marking_leaves_what_was_claimed_meanwhile(database: Database) -> None:
     running = claimed_job(database).job_id
     with database.write() as session:
-        session.execute(queries.mark_published([running]))
+        queries.mark_published(session, [running])
     assert job(database, running).published_at is None
 
 
@@ -130,7 +130,7 @@ def test_a_queue_whose_messages_are_lost_is_published_again(database: Database) 
     fresh = insert_job(database, published_at=seconds_from_now(-1))
     other = insert_job(database, model="another", published_at=seconds_from_now(-60))
     with database.read() as session:
-        waiting = session.execute(queries.published_long_ago(seconds_from_now(-30))).all()
+        waiting = session.execute(queries.published_long_ago(30)).all()
     assert {tuple(row) for row in waiting} == {("reports", "bulk"), ("another", "bulk")}
     with database.write() as session:
         queue = ("reports", Lane.BULK)
