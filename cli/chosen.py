@@ -25,8 +25,14 @@ class Chosen:
     condition: ColumnElement[bool]
     job_ids: tuple[UUID, ...]  # empty where a batch was named
 
-    def change(self, change: Callable[[int], ReturningUpdate[UUID]]) -> list[UUID]:
+    def change(
+        self,
+        change: Callable[[int], ReturningUpdate[UUID]],
+        on_changed: Callable[[], None] = lambda: None,
+    ) -> list[UUID]:
         """Make a change to some at a time, until none is left; returns which were changed.
+
+        on_changed is called after each commit that changed any.
 
         A night's jobs in one transaction would keep the workers from theirs.
         """
@@ -34,6 +40,8 @@ class Chosen:
         while True:
             with self.database.write() as session:
                 some = session.scalars(change(MAX_AT_ONCE)).all()
+            if some:
+                on_changed()
             changed += some
             if len(some) < MAX_AT_ONCE:
                 return changed

@@ -29,6 +29,7 @@ def retry(
     from db.clock import now
     from db.models import Job
     from db.states import RETRIABLE, JobState
+    from tasks.bell import Bell
 
     for name in state or ():
         if name not in RETRIABLE:
@@ -44,5 +45,8 @@ def retry(
         asked_at = session.execute(select(now())).scalar_one()
     # Of those that failed before this was asked: some may run and fail again meanwhile.
     condition = chosen.condition & can_run & (Job.finished_at <= asked_at)
-    changed = chosen.change(lambda limit: queries.retry_jobs(condition, states, limit))
+    with Bell() as bell:
+        changed = chosen.change(
+            lambda limit: queries.retry_jobs(condition, states, limit), on_changed=bell.ring
+        )
     chosen.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)

@@ -1,15 +1,19 @@
 """A batch is looked at when it is rung for, and without a ring when it is time to look."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
 import redis
 
 from db import JobState
+from db.clock import seconds_from_now
+from db.lane import Lane
 from db.models import Leadership
 from tasks import submit_batch
 from tasks.generate import GenerateContract
+from tests.jobs import insert_jobs, job_row, set_columns
 from tests.producers import producing
 from tests.servers import ValkeyServer
 from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_sqlite, until
@@ -47,6 +51,25 @@ def test_a_batch_is_sent_out_long_before_the_next_look(producer: Cluster) -> Non
             submit(20)
             producer.wait_until_finished(20 * number)
     assert producer.states() == {JobState.SUCCEEDED: 60}
+
+
+@on_sqlite
+def test_what_is_retried_is_sent_out_long_before_the_next_look(producer: Cluster) -> None:
+    producer.configure(worker=SELDOM)
+    with producer.worker():
+        wait_until_heard(producer)
+        rows = [
+            job_row(model="fake", task="generate", lane=lane, state=JobState.FAILED)
+            for lane in Lane
+            for _ in range(20)
+        ]
+        ids = insert_jobs(producer.database, rows)
+        ago = seconds_from_now(-60)
+        set_columns(producer.database, ids, created_at=ago, finished_at=ago)
+        done = producer.run(sys.executable, "-m", "cli", "retry", *map(str, ids))
+        assert done.stdout == "40 jobs queued again\n", done.stderr
+        producer.wait_until_finished(40)
+    assert producer.states() == {JobState.SUCCEEDED: 40}
 
 
 @on_sqlite
