@@ -1,7 +1,7 @@
 """Every statement that changes a job, each a named function, by what it is about.
 
 A change of state carries its condition, so running a statement twice, or too
-late, changes nothing. What the dispatcher asks at every look is built once (`cache`):
+late, changes nothing. What a worker runs all the time is built once (`cache`):
 to SQLAlchemy building a statement is as much work as running it.
 """
 

@@ -13,4 +13,3 @@ def _do_nothing(*_: Any) -> None:
 
 
 Dispatcher._recover = _do_nothing  # type: ignore[method-assign,assignment]
-Dispatcher._find_lost = _do_nothing  # type: ignore[method-assign,assignment]

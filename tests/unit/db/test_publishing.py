@@ -113,6 +113,27 @@ def test_no_more_leases_are_requeued_than_asked_for(database: Database) -> None:
     assert counts == [2, 2, 1, 0]
 
 
+def test_what_has_run_out_is_a_lease_or_a_deadline(database: Database) -> None:
+    def has_run_out() -> bool:
+        with database.read() as session:
+            return bool(session.scalar(queries.has_run_out()))
+
+    assert not has_run_out()
+    lease, deadline = claimed_job(database), claimed_job(database).job_id
+    set_columns(database, [deadline], deadline=seconds_from_now(60))
+    assert not has_run_out()
+    end_lease(database, [lease.job_id])
+    assert has_run_out()
+    with database.write() as session:
+        session.execute(queries.requeue_expired_leases(10)).all()
+    assert not has_run_out()
+    set_columns(database, [deadline], deadline=seconds_from_now(-1))
+    assert has_run_out()
+    with database.write() as session:
+        session.scalars(queries.expire_overdue(10)).all()
+    assert not has_run_out()
+
+
 def test_what_is_outstanding_is_published_or_runs(database: Database) -> None:
     insert_job(database)
     ended = {"published_at": seconds_from_now(-2), "finished_at": seconds_from_now(-1)}

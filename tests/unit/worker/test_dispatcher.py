@@ -1,6 +1,7 @@
 """What is due is published: by one, in order, and no more than the workers have room for."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -64,6 +65,14 @@ def broker(database: Database, tmp_path: Path) -> Iterator[None]:
     config = write_config(tmp_path / "tidemill.toml", {"reports": FAKE})
     with producing(database.url.render_as_string(hide_password=False), "memory://", config):
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """The dispatcher's own, which stands still until a test lets time pass."""
+    it = Mock(**{"monotonic.return_value": 1000.0})
+    monkeypatch.setattr("worker.dispatcher.time", it)
+    return it
 
 
 def dispatcher(database: Database, owner: str = "one", **settings: float) -> Dispatcher:
@@ -195,22 +204,30 @@ def test_of_those_who_hear_a_ring_only_the_leader_looks(
     two.stop()
 
 
+@contextmanager
+def noted(database: Database) -> Iterator[list[str]]:
+    """The statements that are run within."""
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith("BEGIN"):
+            statements.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
 @pytest.mark.usefixtures("broker")
 def test_between_two_looks_at_everything_the_leader_only_hands_out(database: Database) -> None:
     live(database, reports=64)
     it = dispatcher(database, dispatch_seconds=3600, lead_seconds=7200)
-    assert it._tick() is None, "nothing to do: the next look is when it is time"
+    assert it._tick() == 3600, "nothing to do: the next look is when it is time"
     fence = claimed_job(database)
     end_lease(database, [fence.job_id])
     due = insert_job(database)
-    statements: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    assert it._tick() == BUSY_SECONDS
-    event.remove(database.engine, "before_cursor_execute", note)
+    with noted(database) as statements:
+        assert it._tick() == BUSY_SECONDS, "the workers had nothing: they may be quick"
     assert published() == [[due]], "what a dead worker left waits for a look at everything"
     assert statements
     assert not any("leaderships" in each for each in statements)
@@ -221,19 +238,65 @@ def test_between_two_looks_at_everything_the_leader_only_hands_out(database: Dat
 
 
 @pytest.mark.usefixtures("broker")
+def test_the_next_look_is_when_half_of_the_line_is_gone(database: Database, clock: Mock) -> None:
+    live(database, reports=64)
+    insert_jobs(database, (job_row() for _ in range(400)))
+    it = dispatcher(database, dispatch_seconds=3, lead_seconds=10)
+    assert it._tick() == BUSY_SECONDS
+    fences = claim(database, [job_id for message in published() for job_id in message])
+    waits = []
+    for later_seconds, num_finished in ((0.1, 8), (1, 32), (1, 64), (1, 70), (1, 16)):
+        clock.monotonic.return_value += later_seconds
+        ended, fences = fences[:num_finished], fences[num_finished:]
+        with database.write() as session:
+            outcomes = [Outcome.failed(fence, "empty_prompt", "") for fence in ended]
+            session.execute(queries.finish_attempts(outcomes)).all()
+        waits.append(round(it._tick(), 3))
+        fences += claim(database, [job_id for message in published() for job_id in message])
+    assert waits == [
+        0.2,  # too few for a message: twice as long as it took to go
+        0.88,  # 40 in 1.1 s, and 32 are half
+        0.5,  # 64 in 1 s
+        BUSY_SECONDS,  # 70: the line was gone
+        2.0,  # 16 in 1 s
+    ]
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_look_that_finds_nothing_to_do_writes_nothing(database: Database, clock: Mock) -> None:
+    live(database, reports=64)
+    it = dispatcher(database, dispatch_seconds=1, lead_seconds=10)
+    with noted(database) as statements:
+        it._tick()
+    assert any("leaderships" in each for each in statements), "the first says who leads"
+    for _ in range(2):
+        clock.monotonic.return_value += 1
+        with noted(database) as statements:
+            it._tick()
+        assert len(statements) == 6  # what has run out, what is lost, two of room, two lanes
+        assert all(each.startswith("SELECT") for each in statements)
+    clock.monotonic.return_value += 1
+    with noted(database) as statements:
+        it._tick()
+    assert any("leaderships" in each for each in statements), "long before its time is up"
+    it.stop()
+
+
+@pytest.mark.usefixtures("broker")
 def test_after_a_look_that_failed_the_next_is_at_everything(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live(database, reports=64)
     it = dispatcher(database, dispatch_seconds=3600, lead_seconds=7200)
     with monkeypatch.context() as patch:
-        patch.setattr(it, "_find_lost", Mock(side_effect=OSError))
+        patch.setattr(it, "_recover", Mock(side_effect=OSError))
         with pytest.raises(OSError):
             it._tick()
     another = dispatcher(database, "another")
     another.dispatch()
     insert_job(database)
-    assert it._tick() is None, "another leads now"
+    assert it._tick() == 3600, "another leads now"
     assert published() == []
     it.stop()
     another.stop()
