@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from pathlib import Path
 
 import torch
@@ -46,7 +47,13 @@ def within_cgroup(cgroup: Path) -> int:
 def settle_heap() -> None:
     """Give back what loading a model left in it, a hundred megabytes, and keep from now on what a
     step takes and frees: new pages are filled with zeros first. Other libraries than glibc have
-    no such calls."""
+    no such calls.
+
+    Python's collector leaves alone from now on what is there, and stays: to go through all of it
+    is several steps' time.
+    """
+    gc.collect()
+    gc.freeze()
     library = ctypes.CDLL(None)
     trim, option = getattr(library, "malloc_trim", None), getattr(library, "mallopt", None)
     if trim is None or option is None:
