@@ -117,6 +117,7 @@ def watch_compiled() -> None:
 
     from worker.engine import attention, gate, highest, rms_norm, rotary
     from worker.engine.compiled_row_attention import CompiledRowAttention
+    from worker.engine.panels import PanelLinear
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -125,9 +126,12 @@ def watch_compiled() -> None:
 
         return call
 
-    for name in ("_attend", "_attend_turned"):
-        own = getattr(CompiledRowAttention, name)
-        setattr(CompiledRowAttention, name, named("attention of rows", own))
+    for kind, name, shown in (
+        (CompiledRowAttention, "_attend", "attention of rows"),
+        (CompiledRowAttention, "_attend_turned", "attention of rows"),
+        (PanelLinear, "_multiply", "linear of panels"),
+    ):
+        setattr(kind, name, named(shown, getattr(kind, name)))
     attention.attention = named("attention of a layer", attention.attention)
     rms_norm.normalize = named("norm of rows", rms_norm.normalize)
     rotary.turn = named("turn of rows", rotary.turn)
