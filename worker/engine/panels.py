@@ -108,6 +108,26 @@ def add(source: Any, target: Any, size: Any) -> None:
 
 
 @fast
+def multiply_rows(
+    num_rows: Any, left: Any, left_stride: Any, right: Any, depth: Any, out: Any, out_stride: Any
+) -> None:
+    """Up to TILE_ROWS of them, with one panel."""
+    if num_rows == TILE_ROWS:
+        eight(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
+        return
+    if num_rows & 4:
+        four(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
+        left += 4 * left_stride * FLOAT_BYTES
+        out += 4 * out_stride * FLOAT_BYTES
+    if num_rows & 2:
+        two(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
+        left += 2 * left_stride * FLOAT_BYTES
+        out += 2 * out_stride * FLOAT_BYTES
+    if num_rows & 1:
+        one(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
+
+
+@fast
 def multiply_tile(a: Any, panel: Any, first: Any, scratch: Any) -> None:
     """Up to TILE_ROWS rows from the `first` on, with one panel. scratch: the thread's"""
     depth, width, left_stride = a[DEPTH], a[WIDTH], a[ROW_STRIDE]
@@ -118,20 +138,7 @@ def multiply_tile(a: Any, panel: Any, first: Any, scratch: Any) -> None:
     right = a[PANELS] + begin * depth * FLOAT_BYTES
     result = a[OUT] + (first * width + begin) * FLOAT_BYTES
     out, stride = (result, width) if num_columns == PANEL_WIDTH else (scratch, PANEL_WIDTH)
-    if num_rows == TILE_ROWS:
-        eight(left, left_stride, right, PANEL_WIDTH, depth, out, stride)
-    else:
-        at = 0
-        if num_rows & 4:
-            four(left, left_stride, right, PANEL_WIDTH, depth, out, stride)
-            at = 4
-        if num_rows & 2:
-            left_at, out_at = at * left_stride * FLOAT_BYTES, at * stride * FLOAT_BYTES
-            two(left + left_at, left_stride, right, PANEL_WIDTH, depth, out + out_at, stride)
-            at += 2
-        if num_rows & 1:
-            left_at, out_at = at * left_stride * FLOAT_BYTES, at * stride * FLOAT_BYTES
-            one(left + left_at, left_stride, right, PANEL_WIDTH, depth, out + out_at, stride)
+    multiply_rows(num_rows, left, left_stride, right, depth, out, stride)
     for row in range(num_rows):
         target = out + row * stride * FLOAT_BYTES
         if a[BIAS] != 0:
