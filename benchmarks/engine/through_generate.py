@@ -50,9 +50,9 @@ def load(job: Job) -> Any:
     model = auto.from_pretrained(job.folder, dtype=getattr(torch, job.dtype))
     model = model.to(job.device).eval()
     if job.packed:
-        from worker.engine.packed import pack
+        from worker.engine.packed import PackedLinear, pack
 
-        pack(model)
+        pack(model, PackedLinear)
     return model
 
 
