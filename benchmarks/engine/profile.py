@@ -117,7 +117,7 @@ def watch_compiled() -> None:
 
     from worker.engine import attention, gate, highest, rms_norm, rotary
     from worker.engine.compiled_row_attention import CompiledRowAttention
-    from worker.engine.panels import PanelLinear
+    from worker.engine.compiling import compiled
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -126,11 +126,14 @@ def watch_compiled() -> None:
 
         return call
 
-    for kind, name, shown in (
+    watched = [
         (CompiledRowAttention, "_attend", "attention of rows"),
         (CompiledRowAttention, "_attend_turned", "attention of rows"),
-        (PanelLinear, "_multiply", "linear of panels"),
-    ):
+    ]
+    panels = compiled("panels")
+    if panels is not None:
+        watched.append((panels.PanelLinear, "_multiply", "linear of panels"))
+    for kind, name, shown in watched:
         setattr(kind, name, named(shown, getattr(kind, name)))
     attention.attention = named("attention of a layer", attention.attention)
     rms_norm.normalize = named("norm of rows", rms_norm.normalize)

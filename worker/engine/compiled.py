@@ -23,6 +23,7 @@ import torch
 from llvmlite import binding
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
+from torch import Tensor
 
 FLOAT_BYTES, INT_BYTES = 4, 4
 
@@ -62,6 +63,12 @@ def own_share(num_items: Any) -> Any:
 def threads_for(num_values: int, min_values: int) -> int:
     """min_values: of one thread; below it waking one costs more than it does"""
     return min(torch.get_num_threads(), num_values // min_values + 1)
+
+
+def by_rows(x: Tensor) -> Tensor:
+    """(rows, width), which may be a part of wider rows"""
+    rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 @contextmanager

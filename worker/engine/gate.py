@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from worker.engine.compiled import (
     FLOAT_BYTES,
+    by_rows,
     fast,
     floats_at,
     in_pool,
@@ -52,12 +53,6 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty((len(gates), width))
     on_tape(gate_rows, gates, ups, out)
     return out.view(gate.shape)
-
-
-def by_rows(x: Tensor) -> Tensor:
-    """(rows, width), which may be a part of wider rows"""
-    rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
-    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def gate_rows(gates: Tensor, ups: Tensor, out: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worker.engine.compiled import (
     FLOAT_BYTES,
+    by_rows,
     fast,
     floats_at,
     in_pool,
@@ -25,7 +26,6 @@ from worker.engine.compiled import (
     thread_number,
     threads_for,
 )
-from worker.engine.gate import by_rows
 from worker.engine.kernel import copy
 from worker.engine.recording import on_tape
 from worker.engine.tile import LANES, TILE_ROWS, tile

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from worker.engine.packed import MakeLinear, PackedLinear, best, pack
 from worker.engine.quantized import HalfLinear, Int8Linear
+from worker.engine.tile import LANES
 
 
 def storages(module: nn.Module) -> set[int]:
@@ -56,3 +57,8 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     assert not storages(model) & before
     assert model.table._base is None, "a view holds what it is a view of"
     assert (model(x) - expected).norm() < 0.02 * expected.norm()  # int8 is off by about 0.01
+
+
+def test_what_multiplies_follows_from_the_registers_and_from_nothing_else() -> None:
+    """Panels that cannot be imported for another reason would be slow, and nobody would know."""
+    assert best().__name__ == ("PanelLinear" if LANES == 16 else "PackedLinear")  # type: ignore[attr-defined]  # a class
