@@ -25,16 +25,19 @@ from numba import cfunc, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-FLOAT_BYTES, INT_BYTES = 4, 4
+FLOAT_BYTES, INT_BYTES, LONG_BYTES = 4, 4, 8
 
 _process = ctypes.CDLL(None)  # its symbols, torch's OpenMP among them
 _in_parallel = _process.GOMP_parallel
 _in_parallel.restype = None
 _in_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-for _name in ("omp_get_thread_num", "omp_get_num_threads"):
+for _name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
     binding.add_symbol(_name, ctypes.cast(getattr(_process, _name), ctypes.c_void_p).value)
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+wait_for_all = types.ExternalFunction("GOMP_barrier", types.void())
+
+OF_COMPILED = b"engine.compiled import", b"engine.words import"  # in whose files it says so
 
 fast = partial(njit, fastmath=True, error_model="numpy")
 
@@ -45,7 +48,7 @@ def sources_digest() -> str:
     digest = sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source = path.read_bytes()
-        if path.name == Path(__file__).name or b"engine.compiled import" in source:
+        if path.name == Path(__file__).name or any(each in source for each in OF_COMPILED):
             digest.update(source)
     return digest.hexdigest()[:16]
 
@@ -86,11 +89,22 @@ def one_process_at_a_time() -> Iterator[None]:
             os.close(file)
 
 
-def in_pool(body: Callable[[Any], None], layout: str) -> Callable[..., None]:
-    """A function of a number of threads, which it lets run `body` at once, and of what each of
-    them is told, as int64.
+class InPool:
+    """A compiled function, which all threads of the pool run at once."""
 
-    layout: of what is told, as of a `struct`; a float64 (d) is told by its bits
+    def __init__(self, address: int, layout: str) -> None:
+        self.address = address
+        self.pack = Struct(layout).pack
+
+    def __call__(self, num_threads: int, *told: float) -> None:
+        _in_parallel(self.address, self.pack(*told), num_threads, 0)
+
+
+def in_pool(body: Callable[[Any], None], layout: str) -> InPool:
+    """`body`, compiled.
+
+    layout: of what it is told, each of it an int64, as of a `struct`; a float64 (d) is told by
+            its bits
     """
     signature = types.void(types.CPointer(types.int64))
     body.__qualname__ = f"{body.__name__}_{SOURCES}"  # by which it is kept on disk
@@ -99,13 +113,7 @@ def in_pool(body: Callable[[Any], None], layout: str) -> Callable[..., None]:
             address = cfunc(signature, cache=True)(body).address
     except RuntimeError:  # there is no folder that it could be kept in
         address = cfunc(signature)(body).address
-
-    pack = Struct(layout).pack
-
-    def run(num_threads: int, *told: float) -> None:
-        _in_parallel(address, pack(*told), num_threads, 0)
-
-    return run
+    return InPool(address, layout)
 
 
 def cast(to: Any, source: Any, how: str) -> Any:

@@ -38,7 +38,7 @@ class CompiledRowAttention(OwnRowAttention):
         if slots and not self.is_cross and self._are_a_column_longer(slots):
             # Those of the last step, as most of the time.
             self.rows_table.fields[:, :, self.kernel.NUM_COLUMNS] += 1
-            self.make_scratch(max(slot.length for slot in slots) + 1 + self.shape.head_size)
+            self.make_scratch_for(max(slot.length for slot in slots) + 1)
         else:
             self._tell(slots)
         self.held = [(ref(slot.kept), slot.length) for slot in slots]
@@ -69,7 +69,7 @@ class CompiledRowAttention(OwnRowAttention):
                  ancestors)
             )  # fmt: skip
             first_row += slot.num_rows
-            self.make_scratch(num_columns + self.shape.head_size)
+            self.make_scratch_for(num_columns)
         self.rows_table = SlotTable(self.kernel, self.shape.num_layers, rows)
 
     def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
@@ -86,6 +86,9 @@ class CompiledRowAttention(OwnRowAttention):
             self.num_tokens += end - begin
             self.make_scratch(self.of_prompts.scratch_width(end - begin, self.shape.head_size))
         self.prompts_table = SlotTable(self.kernel, self.shape.num_layers, rows)
+
+    def make_scratch_for(self, num_columns: int) -> None:
+        self.make_scratch(self.kernel.scratch_width(num_columns, self.shape.head_size))
 
     def make_scratch(self, num_floats: int) -> None:
         """For each thread so many."""
@@ -153,13 +156,10 @@ class CompiledRowAttention(OwnRowAttention):
         self, layer: int, joined: Tensor, cos: Tensor, sin: Tensor, scale: float, attended: Tensor
     ) -> None:
         """As above, into `attended`."""
-        shape, num_threads = self.shape, torch.get_num_threads()
-        width, stride, at = attended.shape[1], joined.shape[1], joined.data_ptr()
-        keys = at + 4 * width
-        values = keys + 4 * (stride - width) // 2
-        told = (
-            width // (shape.num_heads * shape.head_size), scale, at, stride, keys, stride, values,
-            stride, attended.data_ptr(), 0, 0, cos.data_ptr(), sin.data_ptr(),
+        num_threads = torch.get_num_threads()
+        told = self.told_turned(
+            joined.data_ptr(), attended.shape[1], cos.data_ptr(), sin.data_ptr(), scale,
+            attended.data_ptr(),
         )  # fmt: skip
         if self.num_rows:
             self.run(num_threads, *self.unchanging, *self.rows_table.of_layer(layer), *told)
@@ -168,6 +168,18 @@ class CompiledRowAttention(OwnRowAttention):
             self.of_prompts.keep_prompts(num_threads, *self.unchanging, *prompts, *told)
             self.of_prompts.attend_prompts(num_threads, *self.unchanging, *prompts, *told)
             attended[self.num_tokens :] = 0
+
+    def told_turned(
+        self, joined: int, width: int, cos: int, sin: int, scale: float, attended: int
+    ) -> tuple[float, ...]:
+        """What a kernel is told after slots. width: of `attended`; joined, cos, sin, attended:
+        addresses"""
+        of_keys = self.shape.num_heads * self.shape.head_size
+        stride, keys = width + 2 * of_keys, joined + 4 * width
+        return (
+            width // of_keys, scale, joined, stride, keys, stride, keys + 4 * of_keys, stride,
+            attended, 0, 0, cos, sin,
+        )  # fmt: skip
 
 
 class SlotTable:
@@ -188,6 +200,10 @@ class SlotTable:
 
     def of_layer(self, layer: int) -> tuple[int, int]:
         return self.num_slots, self.address + layer * self.layer_bytes
+
+    def of_layers(self) -> np.ndarray:
+        """The addresses of all."""
+        return self.address + np.arange(len(self.fields)) * self.layer_bytes
 
 
 def whereabouts(kept: Tensor) -> tuple[int, int, int]:

@@ -57,7 +57,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 def gate_rows(gates: Tensor, ups: Tensor, out: Tensor) -> None:
     num_rows, width = out.shape
-    _run(
+    run(
         threads_for(num_rows * width, MIN_VALUES_A_THREAD), gates.data_ptr(), ups.data_ptr(),
         out.data_ptr(), num_rows, width, gates.stride(0), ups.stride(0),
     )  # fmt: skip
@@ -85,4 +85,4 @@ def body(arguments: Any) -> None:
         )
 
 
-_run = in_pool(body, "7q")
+run = in_pool(body, "7q")

@@ -5,11 +5,15 @@ torch looks through the rows of a step with one. Importing this fails where `com
 
 from __future__ import annotations
 
+import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
-from numba import carray
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from worker.engine.compiled import (
@@ -20,9 +24,12 @@ from worker.engine.compiled import (
     longs_at,
     own_share,
 )
+from worker.engine.words import FLOAT, INT, LANES, load, loop, number, pointer, spread
 
 LOGITS, OUT, NUM_ROWS, WIDTH, STRIDE = range(5)
 NUM_ARGUMENTS = 5
+AT_ONCE = 4  # vectors; to compare takes as long as it takes to begin as many
+BLOCK = 512  # numbers, of which only those with the highest one are looked at twice
 
 
 def can_find(logits: Tensor) -> bool:
@@ -45,15 +52,49 @@ def highest(logits: Tensor) -> list[int]:
     return found.tolist()
 
 
+@intrinsic
+def highest_among(typing_context: Any, numbers: Any, length: Any) -> Any:
+    """The highest of floats at an address; what numba makes of it goes number by number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, length = args
+        whole = builder.and_(length, number(-AT_ONCE * LANES))
+
+        def higher(one: Any, other: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+
+        def look(at_float: Any, vectors: list[Any]) -> list[Any]:
+            return [
+                higher(load(builder, at, builder.add(at_float, number(each * LANES))), vector)
+                for each, vector in enumerate(vectors)
+            ]
+
+        def look_at_one(at_float: Any, highest: list[Any]) -> list[Any]:
+            return [higher(builder.load(pointer(builder, at, at_float, FLOAT)), highest[0])]
+
+        lowest = ir.Constant(FLOAT, -math.inf)
+        begun = [spread(builder, lowest)] * AT_ONCE
+        vectors = loop(builder, number(0), whole, AT_ONCE * LANES, look, begun)
+        vector = reduce(higher, vectors)
+        lanes = [builder.extract_element(vector, ir.Constant(INT, each)) for each in range(LANES)]
+        return loop(builder, whole, length, 1, look_at_one, [reduce(higher, lanes)])[0]
+
+    return types.float32(types.int64, types.int64), generate
+
+
 @fast
 def highest_of_row(row: Any, width: Any) -> Any:
-    most = row[0]
-    for each in range(width):
-        most = max(most, row[each])
-    for each in range(width):
-        if row[each] == most:
+    """row: an address"""
+    most, its_block = np.float32(-np.inf), 0
+    for begin in range(0, width, BLOCK):
+        most_here = highest_among(row + begin * FLOAT_BYTES, min(BLOCK, width - begin))
+        if most_here > most:
+            most, its_block = most_here, begin
+    numbers = carray(floats_at(row), (width,))
+    for each in range(its_block, min(its_block + BLOCK, width)):
+        if numbers[each] == most:
             return each
-    return 0  # there are NaN in it
+    return 0  # none is a number
 
 
 def body(arguments: Any) -> None:
@@ -61,8 +102,7 @@ def body(arguments: Any) -> None:
     out = carray(longs_at(a[OUT]), (a[NUM_ROWS],))
     begin, end = own_share(a[NUM_ROWS])
     for row in range(begin, end):
-        logits = carray(floats_at(a[LOGITS] + row * a[STRIDE] * FLOAT_BYTES), (a[WIDTH],))
-        out[row] = highest_of_row(logits, a[WIDTH])
+        out[row] = highest_of_row(a[LOGITS] + row * a[STRIDE] * FLOAT_BYTES, a[WIDTH])
 
 
 _run = in_pool(body, "5q")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from worker.engine import dots
 from worker.engine.compiled import (
     FLOAT_BYTES,
     INT_BYTES,
@@ -28,7 +29,9 @@ from worker.engine.compiled import (
     own_share,
     thread_number,
 )
+from worker.engine.highest import highest_among
 from worker.engine.rotary import turn_head
+from worker.engine.words import LANES
 
 # What the kernel is told, as int64: addresses, and sizes in elements.
 NUM_HEADS, HEAD_SIZE = 0, 1  # of keys
@@ -53,6 +56,11 @@ ANCESTORS = 7  # (rows, capacity) int32: the row in which a column is; 0: each i
 NUM_SLOT_FIELDS = 8
 
 UNIT_COST = 8  # of a head of a slot beside its columns, in columns
+
+
+def scratch_width(num_columns: int, head_size: int) -> int:
+    """Floats that a thread needs for a row of so many columns."""
+    return num_columns + LANES + head_size
 
 
 def kernel() -> Callable[..., None]:
@@ -81,10 +89,9 @@ def exp(x: Any) -> Any:
 
 
 @fast
-def softmax(scores: Any, length: Any) -> None:
-    highest = np.float32(-np.inf)
-    for column in range(length):
-        highest = max(highest, scores[column])
+def softmax(at: Any, length: Any) -> None:
+    """Of so many floats at an address."""
+    scores, highest = carray(floats_at(at), (length,)), highest_among(at, length)
     total = np.float32(0)
     for column in range(length):
         scores[column] = exp(scores[column] - highest)
@@ -105,22 +112,47 @@ def dot(a: Any, b: Any, size: Any) -> Any:
 @fast
 def attend(
     query: Any, keys: Any, values: Any, ancestors: Any, stride: Any, length: Any, size: Any,
-    scale: Any, bias: Any, scores: Any, out: Any,
+    scale: Any, bias: Any, scratch: Any, out: Any, following: Any,
 ) -> None:  # fmt: skip
-    """One query of one row; all but numbers and `scores` are addresses."""
-    asked, total = carray(floats_at(query), (size,)), carray(floats_at(out), (size,))
-    rows = carray(ints_at(ancestors), (length,))
+    """One query of one row; all but numbers are addresses. scratch: of `scratch_width` floats"""
+    scores = carray(floats_at(scratch), (length,))
+    if dots.fits(size):
+        dots.scores(size, query, keys, ancestors, stride, length, scratch, values)
+    else:
+        score(query, keys, ancestors, stride, length, size, scores)
+    for column in range(length):
+        scores[column] *= scale
+    if bias != 0:
+        added = carray(floats_at(bias), (length,))
+        for column in range(length):
+            scores[column] += added[column]
+    softmax(scratch, length)
+    if dots.fits(size):
+        dots.weighed(size, scratch, values, ancestors, stride, length, out, following)
+    else:
+        weigh(scores, values, ancestors, stride, length, size, out)
+
+
+@fast
+def score(
+    query: Any, keys: Any, ancestors: Any, stride: Any, length: Any, size: Any, scores: Any
+) -> None:
+    """What `dots.scores` does, for heads of any size."""
+    asked, rows = carray(floats_at(query), (size,)), carray(ints_at(ancestors), (length,))
     for column in range(length):
         offset = column * size
         if ancestors != 0:
             offset += rows[column] * stride
         key = carray(floats_at(keys + offset * FLOAT_BYTES), (size,))
-        scores[column] = dot(asked, key, size) * scale
-    if bias != 0:
-        added = carray(floats_at(bias), (length,))
-        for column in range(length):
-            scores[column] += added[column]
-    softmax(scores, length)
+        scores[column] = dot(asked, key, size)
+
+
+@fast
+def weigh(
+    scores: Any, values: Any, ancestors: Any, stride: Any, length: Any, size: Any, out: Any
+) -> None:
+    """What `dots.weighed` does, likewise."""
+    total, rows = carray(floats_at(out), (size,)), carray(ints_at(ancestors), (length,))
     for each in range(size):
         total[each] = np.float32(0)
     for column in range(length):
@@ -152,7 +184,7 @@ def turn(a: Any, row: Any, source: Any, target: Any) -> None:
 
 
 @fast
-def attend_head(a: Any, slot: Any, head: Any, scores: Any, turned: Any) -> None:
+def attend_head(a: Any, slot: Any, head: Any, scratch: Any, turned: Any) -> None:
     """All rows of a slot, one head of the keys, and the query heads that share it.
 
     turned: the address of room for a head
@@ -178,6 +210,7 @@ def attend_head(a: Any, slot: Any, head: Any, scores: Any, turned: Any) -> None:
             ancestors += row * capacity * INT_BYTES
         else:
             first += row * stride
+        next_head = first + capacity * size
         for each in range(group):
             asking = head * group + each
             bias = a[BIAS]
@@ -193,7 +226,8 @@ def attend_head(a: Any, slot: Any, head: Any, scores: Any, turned: Any) -> None:
             attend(
                 query, slot[KEYS] + first * FLOAT_BYTES,
                 slot[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
-                scale, bias, scores, a[OUT] + at,
+                scale, bias, scratch, a[OUT] + at,
+                slot[KEYS] + next_head * FLOAT_BYTES,
             )  # fmt: skip
 
 
@@ -202,8 +236,7 @@ def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     slots = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
-    num_scores = a[SCRATCH_WIDTH] - a[HEAD_SIZE]
-    scores, turned = carray(floats_at(scratch), (num_scores,)), scratch + num_scores * FLOAT_BYTES
+    turned = scratch + (a[SCRATCH_WIDTH] - a[HEAD_SIZE]) * FLOAT_BYTES
     total = np.int64(0)
     for index in range(a[NUM_SLOTS]):
         cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
@@ -214,5 +247,5 @@ def body(arguments: Any) -> None:
         cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
         for head in range(a[NUM_HEADS]):
             if begin <= passed < end:
-                attend_head(a, slots[index], head, scores, turned)
+                attend_head(a, slots[index], head, scratch, turned)
             passed += cost

@@ -28,7 +28,8 @@ from worker.engine.compiled import (
 )
 from worker.engine.kernel import copy
 from worker.engine.recording import on_tape
-from worker.engine.tile import LANES, TILE_ROWS, tile
+from worker.engine.tile import TILE_ROWS, tile
+from worker.engine.words import LANES
 
 if LANES < 16:
     raise ImportError("a tile of eight rows needs registers of 16 floats")
@@ -44,7 +45,7 @@ MIN_PRODUCTS_A_THREAD = 2**18  # below it waking a thread costs more
     NUM_ARGUMENTS,
 ) = range(11)  # fmt: skip
 
-eight, four, two, one = (tile(num_rows, 2) for num_rows in (TILE_ROWS, 4, 2, 1))
+multiply = tile(2)
 
 
 class PanelLinear(nn.Module):
@@ -58,8 +59,7 @@ class PanelLinear(nn.Module):
         # Some models look at the type of their weights. The numbers are in `panels` only.
         self.weight = weight.new_empty(0)
         self.panels = in_panels(weight)
-        # A tile for each thread, for the panel that is wider than what is left of the outputs.
-        self.scratch = np.empty((0, TILE_ROWS, PANEL_WIDTH), np.float32)
+        self.scratch = new_scratch(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) float32"""
@@ -79,12 +79,30 @@ class PanelLinear(nn.Module):
         num_rows, depth = rows.shape
         num_threads = threads_for(num_rows * depth * self.out_features, MIN_PRODUCTS_A_THREAD)
         if len(self.scratch) < num_threads:
-            self.scratch = np.empty((num_threads, TILE_ROWS, PANEL_WIDTH), np.float32)
-        _run(
-            num_threads, rows.data_ptr(), rows.stride(0), num_rows, depth, self.panels.data_ptr(),
-            self.out_features, 0 if self.bias is None else self.bias.data_ptr(),
-            0 if others is None else others.data_ptr(), out.data_ptr(), self.scratch.ctypes.data,
+            self.scratch = new_scratch(num_threads)
+        run(
+            num_threads,
+            *self.told(
+                rows.data_ptr(), rows.stride(0), num_rows,
+                0 if others is None else others.data_ptr(), out.data_ptr(),
+                self.scratch.ctypes.data,
+            ),
         )  # fmt: skip
+
+    def told(
+        self, rows: int, row_stride: int, num_rows: int, others: int, out: int, scratch: int
+    ) -> tuple[int, ...]:
+        """What `run` is told. rows, others, out, scratch: addresses"""
+        return (
+            rows, row_stride, num_rows, self.in_features, self.panels.data_ptr(),
+            self.out_features, 0 if self.bias is None else self.bias.data_ptr(), others, out,
+            scratch,
+        )  # fmt: skip
+
+
+def new_scratch(num_threads: int) -> np.ndarray:
+    """A tile for each, for the panel that is wider than what is left of the outputs."""
+    return np.empty((num_threads, TILE_ROWS, PANEL_WIDTH), np.float32)
 
 
 def in_panels(weight: Tensor) -> Tensor:
@@ -108,37 +126,16 @@ def add(source: Any, target: Any, size: Any) -> None:
 
 
 @fast
-def multiply_rows(
-    num_rows: Any, left: Any, left_stride: Any, right: Any, depth: Any, out: Any, out_stride: Any
-) -> None:
-    """Up to TILE_ROWS of them, with one panel."""
-    if num_rows == TILE_ROWS:
-        eight(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
-        return
-    if num_rows & 4:
-        four(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
-        left += 4 * left_stride * FLOAT_BYTES
-        out += 4 * out_stride * FLOAT_BYTES
-    if num_rows & 2:
-        two(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
-        left += 2 * left_stride * FLOAT_BYTES
-        out += 2 * out_stride * FLOAT_BYTES
-    if num_rows & 1:
-        one(left, left_stride, right, PANEL_WIDTH, depth, out, out_stride)
-
-
-@fast
-def multiply_tile(a: Any, panel: Any, first: Any, scratch: Any) -> None:
+def multiply_tile(a: Any, panel: Any, first: Any, num_rows: Any, scratch: Any) -> None:
     """Up to TILE_ROWS rows from the `first` on, with one panel. scratch: the thread's"""
     depth, width, left_stride = a[DEPTH], a[WIDTH], a[ROW_STRIDE]
-    num_rows = min(TILE_ROWS, a[NUM_ROWS] - first)
     begin = panel * PANEL_WIDTH
     num_columns = min(PANEL_WIDTH, width - begin)
     left = a[ROWS] + first * left_stride * FLOAT_BYTES
     right = a[PANELS] + begin * depth * FLOAT_BYTES
     result = a[OUT] + (first * width + begin) * FLOAT_BYTES
     out, stride = (result, width) if num_columns == PANEL_WIDTH else (scratch, PANEL_WIDTH)
-    multiply_rows(num_rows, left, left_stride, right, depth, out, stride)
+    multiply(num_rows, left, left_stride, right, PANEL_WIDTH, depth, out, stride)
     for row in range(num_rows):
         target = out + row * stride * FLOAT_BYTES
         if a[BIAS] != 0:
@@ -157,7 +154,11 @@ def body(arguments: Any) -> None:
     num_tiles = (a[NUM_ROWS] + TILE_ROWS - 1) // TILE_ROWS
     begin, end = own_share(num_panels * num_tiles)
     for each in range(begin, end):
-        multiply_tile(a, each // num_tiles, each % num_tiles * TILE_ROWS, scratch)
+        panel, of_panel = each // num_tiles, each % num_tiles
+        # Rows are shared out evenly: a tile of one takes as long as one of four.
+        first = of_panel * a[NUM_ROWS] // num_tiles
+        behind = (of_panel + 1) * a[NUM_ROWS] // num_tiles
+        multiply_tile(a, panel, first, behind - first, scratch)
 
 
-_run = in_pool(body, "10q")
+run = in_pool(body, "10q")

@@ -55,11 +55,12 @@ from worker.engine.kernel import (
     softmax,
     turn,
 )
-from worker.engine.tile import LANES, TILE_ROWS, tile
+from worker.engine.tile import TILE_ROWS, tile
+from worker.engine.words import LANES
 
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
-narrow, wide = tile(TILE_ROWS, 1), tile(TILE_ROWS, 2)
+narrow, wide = tile(1), tile(2)
 
 
 def can_attend(head_size: int) -> bool:
@@ -79,18 +80,16 @@ def padded(num_columns: Any) -> Any:
 
 @fast
 def multiply(
-    left: Any, left_stride: Any, right: Any, right_stride: Any, depth: Any, out: Any,
-    out_stride: Any, num_columns: Any,
+    num_rows: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, depth: Any,
+    out: Any, out_stride: Any, num_columns: Any,
 ) -> None:  # fmt: skip
     """As many columns as are asked for, and up to LANES - 1 more."""
-    at = 0
-    while at + LANES < num_columns:
-        offset = at * FLOAT_BYTES
-        wide(left, left_stride, right + offset, right_stride, depth, out + offset, out_stride)
-        at += 2 * LANES
-    if at < num_columns:
-        offset = at * FLOAT_BYTES
-        narrow(left, left_stride, right + offset, right_stride, depth, out + offset, out_stride)
+    for at in range(0, num_columns, 2 * LANES):
+        columns, target = right + at * FLOAT_BYTES, out + at * FLOAT_BYTES
+        if at + LANES < num_columns:
+            wide(num_rows, left, left_stride, columns, right_stride, depth, target, out_stride)
+        else:
+            narrow(num_rows, left, left_stride, columns, right_stride, depth, target, out_stride)
 
 
 @fast
@@ -119,21 +118,25 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
         asking = head * group + each
         for first in range(begin, end, TILE_ROWS):
             length = min(first + TILE_ROWS, end)
-            for row in range(length - first):
+            num_rows = length - first
+            for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row
                 query = a[QUERY] + (token * a[QUERY_STRIDE] + asking * size) * FLOAT_BYTES
                 turn(a, token, query, asked + row * size * FLOAT_BYTES)
-            multiply(asked, size, turned_keys, width, size, scratch, width, length)
-            for row in range(length - first):
-                scores = carray(floats_at(scratch + row * width * FLOAT_BYTES), (length,))
+            multiply(num_rows, asked, size, turned_keys, width, size, scratch, width, length)
+            for row in range(num_rows):
+                at = scratch + row * width * FLOAT_BYTES
+                scores = carray(floats_at(at), (length,))
                 num_seen = first + row + 1
                 for column in range(num_seen):
                     scores[column] *= scale
-                softmax(scores, num_seen)
+                softmax(at, num_seen)
                 for column in range(num_seen, length):
                     scores[column] = np.float32(0)
-            multiply(scratch, width, prompt[VALUES] + of_head, size, length, out, size, size)
-            for row in range(length - first):
+            multiply(
+                num_rows, scratch, width, prompt[VALUES] + of_head, size, length, out, size, size
+            )
+            for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row
                 at = (token * a[NUM_HEADS] * group + asking) * size * FLOAT_BYTES
                 copy(out + row * size * FLOAT_BYTES, a[OUT] + at, size)

@@ -57,7 +57,7 @@ def normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     width, num_values = x.shape[-1], x.numel()
-    _run(
+    run(
         threads_for(num_values, MIN_VALUES_A_THREAD), x.data_ptr(), weight.data_ptr(),
         out.data_ptr(), num_values // width, width, eps,
     )  # fmt: skip
@@ -87,4 +87,4 @@ def body(arguments: Any) -> None:
         )  # fmt: skip
 
 
-_run = in_pool(body, "5qd")
+run = in_pool(body, "5qd")

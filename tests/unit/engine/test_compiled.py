@@ -23,7 +23,8 @@ from worker.engine.gate import GatedMLP, gated
 from worker.engine.highest import can_find, highest
 from worker.engine.prompt_kernel import multiply
 from worker.engine.rotary import Rotary
-from worker.engine.tile import LANES, TILE_ROWS
+from worker.engine.tile import TILE_ROWS
+from worker.engine.words import LANES
 
 
 @pytest.fixture(autouse=True)
@@ -108,26 +109,32 @@ def test_the_feed_forward_part_of_llama_is_replaced_if_its_gate_is_silu():
 def test_the_highest_is_the_first_of_them():
     logits = torch.randn(7, 5003).round(decimals=1)  # with many equals
     logits[3] = -torch.inf
+    logits[4, [1600, 5001]] = 50.0
+    logits[5, 5002] = 50.0
     wide = torch.cat([logits, torch.full((7, 3), 100.0)], dim=1)[:, :-3]
     for each in (logits, wide):
         assert can_find(each)
         assert highest(each) == [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert highest(torch.full((1, 600), torch.nan))[0] in range(600)  # no number is the highest
     assert not can_find(logits.double())
     assert not can_find(logits.t())
 
 
 @pytest.mark.parametrize("num_columns", [LANES, 2 * LANES, 5 * LANES])
 @pytest.mark.parametrize("depth", [1, 2, 37])
-def test_tiles_are_the_product_and_write_no_further(depth: int, num_columns: int) -> None:
-    left, right = torch.randn(TILE_ROWS, depth + 3), torch.randn(depth, num_columns + 5)
-    out = torch.full((TILE_ROWS + 1, num_columns + 1), torch.nan)
+@pytest.mark.parametrize("num_rows", range(1, TILE_ROWS + 1))
+def test_tiles_are_the_product_and_write_no_further(
+    num_rows: int, depth: int, num_columns: int
+) -> None:
+    left, right = torch.randn(num_rows, depth + 3), torch.randn(depth, num_columns + 5)
+    out = torch.full((num_rows + 1, num_columns + 1), torch.nan)
     multiply(
-        left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), depth,
+        num_rows, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), depth,
         out.data_ptr(), out.stride(0), num_columns,
     )  # fmt: skip
     expected = left[:, :depth] @ right[:, :num_columns]
-    torch.testing.assert_close(out[:TILE_ROWS, :num_columns], expected)
-    assert out[TILE_ROWS].isnan().all()
+    torch.testing.assert_close(out[:num_rows, :num_columns], expected)
+    assert out[num_rows].isnan().all()
     assert out[:, num_columns].isnan().all()
 
 
@@ -166,7 +173,7 @@ def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
     ]  # fmt: skip
     printed = [each.communicate()[0] for each in starting]
     assert [each.returncode for each in starting] == [0, 0, 0]
-    # Each says of itself what it kept on disk and what it found there.
-    kept = [each.count("data saved to") for each in printed]
-    assert sorted(kept) == [0, 0, sum(kept)]
-    assert sum(kept) > 0
+    # Each says of itself what it kept on disk and what it found there. Who compiles first may
+    # find what another compiled next.
+    kept = [line for each in printed for line in each.splitlines() if "data saved to" in line]
+    assert len(kept) == len(set(kept)) > 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from worker.engine.packed import MakeLinear, PackedLinear, best, pack
 from worker.engine.quantized import HalfLinear, Int8Linear
-from worker.engine.tile import LANES
+from worker.engine.words import LANES
 
 
 def storages(module: nn.Module) -> set[int]:

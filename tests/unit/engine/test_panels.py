@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.engine.tile import LANES
+from worker.engine.words import LANES
 
 # By what the processor has, not by whether they could be imported: that may not fail unseen.
 pytestmark = pytest.mark.skipif(LANES < 16, reason="registers have fewer than 16 floats")
