@@ -92,7 +92,9 @@ class OwnKeeping:
         raise AssertionError("slots of their own are told by themselves")
 
     def keep_only(self, slots: Iterable[Slot]) -> None:
-        """Nothing to do: memory of one's own goes with its slot."""
+        """Memory of one's own goes with its slot; here goes what was left to the next."""
+        self.attention.leavings.clear()
+        self.cross.leavings.clear()
 
     def check(self, slots: Iterable[Slot]) -> None:
         """Nothing is shared."""

@@ -13,9 +13,12 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.engine.slots import KVShape, OwnSlot, Slot
+from worker.engine.slots import KVShape, Leavings, OwnSlot, Slot
 
 Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
+
+
+MAX_LEFT = 4  # slots whose memory waits for another
 
 
 class RowAttention(Protocol):
@@ -61,9 +64,12 @@ class OwnRowAttention(RowAttention):
         self.poisoned = poisoned
         self.bias: Tensor | None = None
         self.prompts: list[tuple[OwnSlot, tuple[int, int]]] = []
+        self.leavings = Leavings(MAX_LEFT)
 
     def new_slot(self, num_rows: int, num_expected: int = 0) -> OwnSlot:
-        return OwnSlot(self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected)
+        return OwnSlot(
+            self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected, self.leavings
+        )
 
     def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
         self.prompts = list(zip(slots, spans, strict=True))

@@ -63,6 +63,32 @@ class Slot(Protocol):
         """Give the memory back."""
 
 
+class Leavings:
+    """Memory of slots that ended, for those that come: the system fills its pages with zeros
+    first, which takes as long as reading a prompt of a small model."""
+
+    def __init__(self, max_slots: int = 0) -> None:
+        self.max_slots = max_slots
+        self.left: list[torch.UntypedStorage] = []  # the one that was left last is the last
+
+    def leave(self, kept: Tensor) -> None:
+        storage = kept.untyped_storage()
+        if storage.nbytes():
+            self.left.append(storage)
+            del self.left[: -self.max_slots or None]
+
+    def take(self, num_bytes: int) -> Tensor | None:
+        """So many bytes of the smallest in which they are."""
+        enough = [at for at, each in enumerate(self.left) if each.nbytes() >= num_bytes]
+        if not num_bytes or not enough:
+            return None
+        storage = self.left.pop(min(enough, key=lambda at: self.left[at].nbytes()))
+        return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[:num_bytes]
+
+    def clear(self) -> None:
+        self.left.clear()
+
+
 class OwnSlot:
     """Its rows share one length. Always: columns before `length` are written, later ones
     are never read."""
@@ -74,14 +100,17 @@ class OwnSlot:
         by_ancestors: bool,
         poisoned: bool = False,
         num_expected: int = 0,
+        leavings: Leavings | None = None,
     ) -> None:
         """by_ancestors: rows that change places move no columns but say where theirs are
         poisoned: columns that nobody wrote are NaN, so that a test sees them read
-        num_expected: columns, at most"""
+        num_expected: columns, at most
+        leavings: where its memory comes from, if there is enough, and goes to"""
         self.shape = shape
         self.num_rows = num_rows
         self.poisoned = poisoned
         self.num_expected = num_expected
+        self.leavings = leavings or Leavings()
         self.length = 0
         self.kept = self._empty(0)  # (layers, 2, rows, heads, capacity, head size)
         self.crossed: Tensor | None = None  # (layers, 2, heads, prompt, head size)
@@ -106,6 +135,7 @@ class OwnSlot:
         capacity = self._capacity_for(self.length + num_columns)
         before, self.kept = self.kept, self._empty(capacity)
         self.kept[..., : self.length, :] = before[..., : self.length, :]
+        self.leavings.leave(before)
         if self.ancestors is not None:
             # A column that is yet to come is written by its own row.
             own = np.arange(self.num_rows, dtype=np.int32)[:, None]
@@ -144,6 +174,7 @@ class OwnSlot:
             self.kept.fill_(torch.nan)
             if self.crossed is not None:
                 self.crossed.fill_(torch.nan)
+        self.leavings.leave(self.kept)
         self.kept, self.crossed = self._empty(0), None
         self.length = 0
 
@@ -158,8 +189,12 @@ class OwnSlot:
     def _empty(self, capacity: int) -> Tensor:
         shape = self.shape
         sizes = (shape.num_layers, 2, self.num_rows, shape.num_heads, capacity, shape.head_size)
-        if self._is_large(capacity):
-            empty = new_pages(math.prod(sizes) * shape.dtype.itemsize).view(shape.dtype).view(sizes)
+        num_bytes = math.prod(sizes) * shape.dtype.itemsize
+        left = self.leavings.take(num_bytes)
+        if left is not None:
+            empty = left.view(shape.dtype).view(sizes)
+        elif self._is_large(capacity):
+            empty = new_pages(num_bytes).view(shape.dtype).view(sizes)
         else:
             empty = torch.empty(sizes, dtype=shape.dtype, device=shape.device)
         return empty.fill_(torch.nan) if self.poisoned else empty

@@ -9,7 +9,7 @@ import torch
 
 from worker.engine.exact import is_out_of_memory
 from worker.engine.memory import settle_heap
-from worker.engine.slots import BUCKET_TOKENS, KVShape, OwnSlot
+from worker.engine.slots import BUCKET_TOKENS, KVShape, Leavings, OwnSlot
 
 MEGABYTE = 2**20
 
@@ -63,6 +63,41 @@ def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
     assert rss_bytes() > held + 60 * MEGABYTE  # what nobody wrote to is not there
     modest.make_room(3)
     assert modest.capacity == BUCKET_TOKENS
+
+
+def test_a_slot_has_the_memory_of_one_that_ended() -> None:
+    leavings = Leavings(2)
+    first, second, third = (slot(num_layers=2, leavings=leavings) for _ in range(3))
+    for each, num_columns in ((first, 300), (second, 100), (third, 100)):
+        each.make_room(num_columns)
+    large, small = first.kept.data_ptr(), second.kept.data_ptr()
+    first.clear()
+    second.clear()
+    again, larger, none_left = (slot(num_layers=2, leavings=leavings) for _ in range(3))
+    again.make_room(70)  # the smallest in which it has room
+    larger.make_room(70)
+    none_left.make_room(70)
+    assert [again.kept.data_ptr(), larger.kept.data_ptr()] == [small, large]
+    assert none_left.kept.data_ptr() not in (small, large)
+    assert again.capacity == larger.capacity == 2 * BUCKET_TOKENS
+    for each in (again, larger, third, none_left):
+        each.clear()
+    assert len(leavings.left) == 2  # the others went back
+    leavings.clear()
+    assert not leavings.left
+
+
+def test_what_a_slot_left_is_poisoned_for_the_next() -> None:
+    leavings = Leavings(1)
+    before = slot(num_layers=2, leavings=leavings, poisoned=True)
+    before.make_room(10)
+    before.kept.fill_(1.0)
+    place = before.kept.data_ptr()
+    before.clear()
+    after = slot(num_layers=2, leavings=leavings, poisoned=True)
+    after.make_room(10)
+    assert after.kept.data_ptr() == place
+    assert after.kept.isnan().all()
 
 
 def test_a_slot_for_which_there_is_no_memory_says_so():
