@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from worker.engine import llama_layer
 from worker.engine.caches import SlotCache
+from worker.engine.compiling import compiled
 from worker.engine.keeping import Keeping
 from worker.engine.reading import MULTIPLE, chunks, filled_up, in_one_row, multiple_for
 from worker.engine.row_attention import Spans
@@ -26,6 +28,8 @@ class CausalRunner:
         self.keeping = keeping
         self.cache = SlotCache(keeping.shape, keeping.attention)
         self.has_own_layers = llama_layer.install(model, keeping.attention) > 0
+        llama_chain = compiled("llama_chain")
+        self.chain = llama_chain and llama_chain.chain_for(model, keeping.attention)
         self.multiple = multiple_for(model, MULTIPLE)
         self.static_step = keeping.static_step(self._step_by_inputs)
         self.taped_step = keeping.taped_step(self._step)
@@ -38,7 +42,10 @@ class CausalRunner:
     def read(self, sequences: list[Sequence]) -> tuple[list[Slot], Tensor]:
         """Read prompts. Returns their slots, and the logits of the first new tokens:
         (sequences, vocab)."""
-        read = [self._read(chunk) for chunk in chunks(sequences, self.model.device)]
+        read = [
+            (slots, logits.clone())  # the next chunk's may come in their place
+            for slots, logits in map(self._read, chunks(sequences, self.model.device))
+        ]
         return [slot for slots, _ in read for slot in slots], torch.cat([each for _, each in read])
 
     def can_mix(self, sequences: list[Sequence]) -> bool:
@@ -58,12 +65,12 @@ class CausalRunner:
         self, sequences: list[Sequence], tokens: Ints = (), lengths: Ints = ()
     ) -> tuple[list[Slot], Tensor]:
         """tokens, lengths: of rows that go on, if any; they come before the prompts"""
-        device = self.model.device
         prompts = [each.prompt_ids for each in sequences]
         if self.static_step is None:
             prompts = filled_up(prompts, self.multiple, len(tokens))
         ids, spans = in_one_row(prompts)
         spans = spans[: len(sequences)]  # without what fills them up
+        ids = [*tokens, *ids]
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]
         slots = [
             self.keeping.new_slot(
@@ -72,14 +79,25 @@ class CausalRunner:
             for each in sequences
         ]
         self.cache.hold_prompts(slots, spans, len(tokens))
+        asked = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
+        if self.chain is not None:
+            logits = self.chain(ids, positions, asked)
+        else:
+            logits = self._logits(ids, positions, asked, spans)
+        for slot, (begin, end) in zip(slots, spans, strict=True):
+            slot.filled(end - begin)
+        return slots, logits
+
+    def _logits(self, ids: Ints, positions: Ints, asked: Ints, spans: Spans) -> Tensor:
+        """(asked, vocab), of tokens that go on and of prompts after them."""
+        device = self.model.device
         # A GPU attends to all of them in one call.
         together: Spans | SideBySide = spans
         if self.static_step is not None:
             together = SideBySide.of(spans, device) or spans
-        asked = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
         self.cache.asked = torch.tensor(asked, device=device)
-        logits = self.model(
-            torch.cat([torch.tensor([tokens], dtype=ids.dtype), ids], dim=1).to(device),
+        return self.model(  # type: ignore[no-any-return]  # a tensor
+            torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             attention_mask=unseen_mask(1, device),
             past_key_values=self.cache,
@@ -87,10 +105,7 @@ class CausalRunner:
             # Layers of our own drop the others themselves.
             logits_to_keep=0 if self.has_own_layers else self.cache.asked,
             spans=together,
-        ).logits
-        for slot, (begin, end) in zip(slots, spans, strict=True):
-            slot.filled(end - begin)
-        return slots, logits[0]
+        ).logits[0]
 
     def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
         """Read one token in each row into the column after its last, which the caller then
@@ -98,8 +113,10 @@ class CausalRunner:
         self.cache.hold(slots)
         if self.static_step is not None:
             return self.static_step.run(slots, tokens)
-        assert self.taped_step is not None
         lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
+        if self.chain is not None:
+            return self.chain(tokens, lengths)  # type: ignore[no-any-return]  # a module
+        assert self.taped_step is not None
         return self.taped_step.run(tokens, lengths)
 
     def _step_by_inputs(self, inputs: StepInputs) -> Tensor:
@@ -118,6 +135,7 @@ class CausalRunner:
         return logits[:, -1]  # type: ignore[no-any-return]  # a tensor
 
 
+@cache
 def unseen_mask(num_rows: int, device: torch.device) -> Tensor:
     """Taken by a model as it is, and looked at by nobody; without it the model makes one."""
     return torch.ones((num_rows, 1, 1, 1), dtype=torch.bool, device=device)

@@ -250,7 +250,7 @@ class ExactEngine:
     def generation_config(self, sequences: tuple[Sequence, ...]) -> Any:
         """Complete: nothing in it is left for `generate` to fill in."""
         first = sequences[0]
-        config = copy.deepcopy(self.checkpoint.generation_config)
+        config = copy.copy(self.checkpoint.generation_config)  # nothing within it is changed
         settings = first.settings.to_json()
         for name in ("seed", "stop"):
             settings.pop(name, None)

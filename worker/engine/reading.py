@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from worker.engine.packed import is_of_onednn
 from worker.engine.row_attention import Spans
@@ -50,11 +49,11 @@ def filled_up(
     return [*prompts, (0,) * num_more] if num_more else prompts
 
 
-def in_one_row(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Spans]:
-    """Returns (1, tokens) int64 and where each prompt is in it."""
+def in_one_row(prompts: list[tuple[int, ...]]) -> tuple[list[int], Spans]:
+    """Returns all tokens, and where each prompt is among them."""
     ids: list[int] = []
     spans = []
     for prompt in prompts:
         spans.append((len(ids), len(ids) + len(prompt)))
         ids.extend(prompt)
-    return torch.tensor([ids]), tuple(spans)
+    return ids, tuple(spans)

@@ -69,7 +69,9 @@ class Seq2SeqRunner:
         # A GPU attends to all of them in one call.
         together = spans if self.static_step is None else SideBySide.of(spans, device) or spans
         with place:
-            encoded = self.model.get_encoder()(input_ids=ids.to(device), spans=together)
+            encoded = self.model.get_encoder()(
+                input_ids=torch.tensor([ids], device=device), spans=together
+            )
         slots = []
         crossed = self._crossed(encoded.last_hidden_state[0], spans)
         for sequence, mine in zip(sequences, crossed, strict=True):

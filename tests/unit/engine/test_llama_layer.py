@@ -4,86 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 
+from tests.unit.engine.llamas import (
+    HEAD_SIZE,
+    keeping_of,
+    laid_out,
+    logits_in_flight,
+    model_of,
+)
 from worker.engine import llama_layer
-from worker.engine.attention import install as install_attention
 from worker.engine.caches import SlotCache
 from worker.engine.causal import CausalRunner
 from worker.engine.compiled_row_attention import CompiledRowAttention
-from worker.engine.fusing import fuse
 from worker.engine.keeping import OwnKeeping
 from worker.engine.llama_layer import LlamaLayer, install
-from worker.engine.packed import MakeLinear, PackedLinear, best, pack
-from worker.engine.probing import decoder_shape
-
-HEAD_SIZE = 16
-CONFIGS = {
-    "llama": hf.LlamaConfig,
-    "mistral": hf.MistralConfig,
-    "qwen2": hf.Qwen2Config,  # has biases
-    "qwen3": hf.Qwen3Config,  # normalizes queries and keys
-}
+from worker.engine.packed import MakeLinear, PackedLinear
+from worker.engine.words import LANES
 
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
-    torch.manual_seed(7)
-    config = CONFIGS[kind](
-        vocab_size=97,
-        hidden_size=4 * head_size,
-        intermediate_size=88,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=key_heads,
-        head_dim=head_size,
-        sliding_window=None,
-    )
-    model = hf.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, each in model.named_parameters():
-            if name.endswith("bias"):
-                each.normal_()
-    return model
-
-
-def laid_out(model: Any, make: MakeLinear | None = None, min_weights: int = 0) -> Any:
-    install_attention(model)
-    fuse(model)
-    pack(model, make or best(), min_weights)
-    return model
-
-
-def keeping_of(model: Any) -> OwnKeeping:
-    return OwnKeeping(decoder_shape(model), poisoned=True)
-
-
-def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Tensor:
-    """Of the last token of each: the first is read, two join it, and all take a step."""
-    first, *others = [sequence(each) for each in prompts]
-    slots, _ = runner.read([first])
-    others_slots, mixed = runner.read_and_step(others, slots, [11] * first.num_rows)
-    slots[0].length += 1
-    slots += others_slots
-    rows = [token for slot in slots for token in [13] * slot.num_rows]
-    return torch.cat([mixed, runner.step(slots, rows)])
-
-
-def sequence(prompt: list[int]) -> Any:
-    settings = SimpleNamespace(max_new_tokens=8)
-    return SimpleNamespace(
-        prompt_ids=tuple(prompt), num_rows=len(prompt) % 2 + 1, settings=settings
-    )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +54,7 @@ def test_a_step_is_that_of_the_models_own_layers(
                 patch.setattr(llama_layer, "install", lambda model, attention: 0)
             runner = CausalRunner(model, keeping_of(model))
         assert runner.has_own_layers == is_replaced
+        assert (runner.chain is not None) == (is_replaced and make is None and LANES >= 16)
         seen.append(logits_in_flight(runner, prompts))
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
     assert seen[0].isfinite().all()
