@@ -18,7 +18,7 @@ from worker.engine.slots import KVShape, Leavings, OwnSlot, Slot
 Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
 
 
-MAX_LEFT = 4  # slots whose memory waits for another
+MAX_LEFT_BYTES = 48 * 2**20  # of slots that ended, for those that come
 
 
 class RowAttention(Protocol):
@@ -64,7 +64,7 @@ class OwnRowAttention(RowAttention):
         self.poisoned = poisoned
         self.bias: Tensor | None = None
         self.prompts: list[tuple[OwnSlot, tuple[int, int]]] = []
-        self.leavings = Leavings(MAX_LEFT)
+        self.leavings = Leavings(MAX_LEFT_BYTES)
 
     def new_slot(self, num_rows: int, num_expected: int = 0) -> OwnSlot:
         return OwnSlot(

@@ -20,6 +20,7 @@ BUCKET_TOKENS = 64
 # heap, slots of all sizes leave holes that nothing fits, as much again as they are; and pages
 # that nobody wrote to cost nothing, while moving house does.
 LARGE_BYTES = 2**20
+MAX_LEFT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,20 @@ class Slot(Protocol):
 
 class Leavings:
     """Memory of slots that ended, for those that come: the system fills its pages with zeros
-    first, which takes as long as reading a prompt of a small model."""
+    first, which is a twentieth of a small model's step. At most `max_bytes` of it, for a large
+    model has other things to wait for, and of MAX_LEFT slots: few end in one step."""
 
-    def __init__(self, max_slots: int = 0) -> None:
-        self.max_slots = max_slots
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.max_bytes = max_bytes
         self.left: list[torch.UntypedStorage] = []  # the one that was left last is the last
 
     def leave(self, kept: Tensor) -> None:
         storage = kept.untyped_storage()
         if storage.nbytes():
             self.left.append(storage)
-            del self.left[: -self.max_slots or None]
+        del self.left[:-MAX_LEFT]
+        while sum(each.nbytes() for each in self.left) > self.max_bytes:
+            del self.left[0]
 
     def take(self, num_bytes: int) -> Tensor | None:
         """So many bytes of the smallest in which they are."""

@@ -9,7 +9,7 @@ import torch
 
 from worker.engine.exact import is_out_of_memory
 from worker.engine.memory import settle_heap
-from worker.engine.slots import BUCKET_TOKENS, KVShape, Leavings, OwnSlot
+from worker.engine.slots import BUCKET_TOKENS, MAX_LEFT, KVShape, Leavings, OwnSlot
 
 MEGABYTE = 2**20
 
@@ -66,7 +66,7 @@ def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
 
 
 def test_a_slot_has_the_memory_of_one_that_ended() -> None:
-    leavings = Leavings(2)
+    leavings = Leavings(9 * MEGABYTE)
     first, second, third = (slot(num_layers=2, leavings=leavings) for _ in range(3))
     for each, num_columns in ((first, 300), (second, 100), (third, 100)):
         each.make_room(num_columns)
@@ -80,15 +80,27 @@ def test_a_slot_has_the_memory_of_one_that_ended() -> None:
     assert [again.kept.data_ptr(), larger.kept.data_ptr()] == [small, large]
     assert none_left.kept.data_ptr() not in (small, large)
     assert again.capacity == larger.capacity == 2 * BUCKET_TOKENS
-    for each in (again, larger, third, none_left):
+    for each in (third, larger, none_left, again):
         each.clear()
-    assert len(leavings.left) == 2  # the others went back
+    # The first that were left went back: there is room for one of 5 MiB and two of 2.
+    assert [each.nbytes() for each in leavings.left] == [5 * MEGABYTE, 2 * MEGABYTE, 2 * MEGABYTE]
     leavings.clear()
     assert not leavings.left
 
 
+def test_no_more_than_a_few_slots_leave_their_memory() -> None:
+    leavings = Leavings(1024 * MEGABYTE)
+    slots = [slot(num_layers=2, leavings=leavings) for _ in range(MAX_LEFT + 2)]
+    for each in slots:
+        each.make_room(10)
+    places = [each.kept.data_ptr() for each in slots]
+    for each in slots:
+        each.clear()
+    assert [each.data_ptr() for each in leavings.left] == places[2:]
+
+
 def test_what_a_slot_left_is_poisoned_for_the_next() -> None:
-    leavings = Leavings(1)
+    leavings = Leavings(MEGABYTE)
     before = slot(num_layers=2, leavings=leavings, poisoned=True)
     before.make_room(10)
     before.kept.fill_(1.0)
