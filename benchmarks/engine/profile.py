@@ -130,9 +130,18 @@ def watch_compiled() -> None:
         (CompiledRowAttention, "_attend", "attention of rows"),
         (CompiledRowAttention, "_attend_turned", "attention of rows"),
     ]
-    panels = compiled("panels")
+    panels, llama_chain = compiled("panels"), compiled("llama_chain")
     if panels is not None:
         watched.append((panels.PanelLinear, "_multiply", "linear of panels"))
+    if llama_chain is not None:
+        watch_chained(
+            {
+                panels.run.address: "linear of panels",
+                rms_norm.run.address: "norm of rows",
+                gate.run.address: "gate of rows",
+                llama_chain.pick.address: "pick of rows",
+            }
+        )
     for kind, name, shown in watched:
         setattr(kind, name, named(shown, getattr(kind, name)))
     attention.attention = named("attention of a layer", attention.attention)
@@ -140,6 +149,22 @@ def watch_compiled() -> None:
     rotary.turn = named("turn of rows", rotary.turn)
     gate.gate_rows = named("gate of rows", gate.gate_rows)
     highest.highest = named("argmax of rows", highest.highest)
+
+
+def watch_chained(names: dict[int, str]) -> None:
+    """Run the calls of a chain one by one. names: by function; all others are of attention"""
+    import torch
+
+    from worker.engine.chain import Chain
+
+    run = Chain.run
+
+    def run_apart(chain: Chain, num_threads: int) -> None:
+        for index, function in enumerate(chain.calls[:, 0].tolist()):
+            with torch.profiler.record_function(names.get(function, "attention of rows")):
+                run(chain, num_threads, only=index)
+
+    Chain.run = run_apart  # type: ignore[assignment, method-assign]  # for this process
 
 
 def ask(pipe: Connection, requests: list[Request]) -> None:

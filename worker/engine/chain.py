@@ -31,8 +31,10 @@ class Chain:
         for row, (function, _), told in zip(self.calls, calls, packed, strict=True):
             row[0], row[1 : 1 + len(told)] = function.address, told
 
-    def run(self, num_threads: int) -> None:
-        _run(num_threads, self.calls.ctypes.data, len(self.calls), self.calls.strides[0])
+    def run(self, num_threads: int, only: int | None = None) -> None:
+        """only: the number of one call; None: all"""
+        calls = self.calls if only is None else self.calls[only : only + 1]
+        _run(num_threads, calls.ctypes.data, len(calls), calls.strides[0])
 
 
 @intrinsic

@@ -133,6 +133,10 @@ def test_calls_follow_each_other_on_all_threads() -> None:
         chain.run(num_threads)
         assert (first == rows[::-1]).all()
         assert (second == rows).all()
+    first[:], second[:] = 0, 0
+    chain.run(2, only=0)
+    assert (first == rows[::-1]).all()
+    assert not second.any()
 
 
 @pytest.mark.parametrize("head_size", [HEAD_SIZE])
