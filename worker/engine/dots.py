@@ -72,7 +72,8 @@ def write_scores(
         whole = builder.and_(length, number(-at_once))
         of_whole = partial(write_block, address_of=address_of)
         loop(builder, number(0), whole, at_once, of_whole)
-        loop(builder, whole, length, at_once, partial(of_whole, address_of=of_column_or_last))
+        if at_once > 1:
+            loop(builder, whole, length, at_once, partial(of_whole, address_of=of_column_or_last))
 
     for_columns(builder, write, num_registers, keys, ancestors, stride)
 
@@ -105,7 +106,8 @@ def write_weighed(
         for each in range(num_registers, len(sums)):
             total = builder.fadd(totals[each % num_registers], sums[each])
             totals[each % num_registers] = total
-        totals = loop(builder, whole, length, 1, add_columns, totals)
+        if at_once > 1:
+            totals = loop(builder, whole, length, 1, add_columns, totals)
         for register, total in enumerate(totals):
             store(builder, total, out, number(register * LANES))
 
