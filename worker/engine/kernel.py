@@ -9,7 +9,6 @@ Importing it fails where `compiled` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from worker.engine import dots
 from worker.engine.compiled import (
     FLOAT_BYTES,
     INT_BYTES,
+    InPool,
     double_of_bits,
     fast,
     float_of_bits,
@@ -63,7 +63,7 @@ def scratch_width(num_columns: int, head_size: int) -> int:
     return num_columns + LANES + head_size
 
 
-def kernel() -> Callable[..., None]:
+def kernel() -> InPool:
     """The kernel, to be called with a number of threads and what it is told."""
     return in_pool(body, LAYOUT)
 

@@ -2,7 +2,7 @@
 
 numba makes good loops of most that is written in Python. Where it keeps in memory what belongs
 into registers, or goes number by number, LLVM is told in its own words, by a `builder`.
-Importing this fails where numba is missing.
+Importing this fails where `compiled` does.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.engine.llamas import HEAD_SIZE, keeping_of, laid_out, model_of, sequence
+from tests.unit.engine.llamas import keeping_of, laid_out, model_of, sequence
 from worker.engine import llama_layer
 from worker.engine.causal import CausalRunner
 from worker.engine.words import LANES
@@ -81,9 +81,7 @@ def test_there_is_room_for_longer_prompts_and_later_positions(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_prompts_that_are_read_in_several_chunks_keep_their_logits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_prompts_that_are_read_in_several_chunks_keep_their_logits() -> None:
     runner = runner_of(model_of("llama"))
     prompts = [prompt_of(size) for size in (300, 290, 280)]
     _, read = runner.read([sequence(each, num_rows=1) for each in prompts])
@@ -139,9 +137,8 @@ def test_calls_follow_each_other_on_all_threads() -> None:
     assert not second.any()
 
 
-@pytest.mark.parametrize("head_size", [HEAD_SIZE])
-def test_beams_of_one_request_are_rows(head_size: int) -> None:
-    runner = runner_of(model_of("llama", head_size))
+def test_beams_of_one_request_are_rows() -> None:
+    runner = runner_of(model_of("llama"))
     (slot,), read = runner.read([sequence(prompt_of(20), num_rows=3)])
     assert read.shape == (1, 97)
     stepped = runner.step([slot], [1, 2, 3]).clone()
