@@ -139,7 +139,7 @@ def watch_compiled() -> None:
                 panels.run.address: "linear of panels",
                 rms_norm.run.address: "norm of rows",
                 gate.run.address: "gate of rows",
-                llama_chain.pick.address: "pick of rows",
+                llama_chain.pick.run.address: "pick of rows",
             }
         )
     for kind, name, shown in watched:

@@ -14,15 +14,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numba import carray
 from torch import Tensor, nn
 
-from worker.engine import gate, kernel, panels, prompt_kernel, rms_norm
+from worker.engine import gate, kernel, panels, pick, prompt_kernel, rms_norm
 from worker.engine.caches import SlotCache
 from worker.engine.chain import Call, Chain
-from worker.engine.compiled import FLOAT_BYTES, in_pool, longs_at, own_share
+from worker.engine.compiled import FLOAT_BYTES
 from worker.engine.compiled_row_attention import CompiledRowAttention
-from worker.engine.kernel import copy
 from worker.engine.llama_layer import LlamaLayer
 from worker.engine.row_attention import Spans
 from worker.engine.slots import rounded_up
@@ -98,9 +96,9 @@ class LlamaChain:
         if not 0 <= ids.min() <= ids.max() < len(self.embedding):
             raise IndexError("a token that the model has no embedding of")
         self._make_room(Room(len(ids), num_asked, int(places.max()) + 1, torch.get_num_threads()))
-        self.first[EMBED, INDEX] = ids.ctypes.data
-        self.first[[COS, SIN], INDEX] = places.ctypes.data
-        self.first[:, NUM_ROWS] = len(ids)
+        self.first[EMBED, pick.INDEX] = ids.ctypes.data
+        self.first[[COS, SIN], pick.INDEX] = places.ctypes.data
+        self.first[:, pick.NUM_ROWS] = len(ids)
         for call, place in ROWS_TOLD:
             self.told[:, call, place] = len(ids)
         for call, place in PICKED_ROWS_TOLD:
@@ -125,10 +123,11 @@ class LlamaChain:
 
     def _tell_picked(self, picked: np.ndarray | None) -> None:
         of_last = self.told[-1]
-        self.functions[-1, PICKING] = 0 if picked is None else pick.address
+        self.functions[-1, PICKING] = 0 if picked is None else pick.run.address
         if picked is not None:
-            of_last[PICKING, INDEX], of_last[PICKING, NUM_ROWS] = picked.ctypes.data, len(picked)
-        taken_from = SOURCE if picked is None else OUT
+            of_last[PICKING, pick.INDEX] = picked.ctypes.data
+            of_last[PICKING, pick.NUM_ROWS] = len(picked)
+        taken_from = pick.SOURCE if picked is None else pick.OUT
         of_last[TO_WIDTH, panels.ROWS] = of_last[PICK_ATTENDED, taken_from]
         of_last[TO_WIDTH, panels.OTHERS] = of_last[PICK, taken_from]
 
@@ -179,8 +178,8 @@ class LlamaChain:
                 norm(hidden, *before),
                 product(join, normed, 0, wide),
                 *[(self.attention.run, (0, 0, 0, 0, 0, 0, *turned))] * 3,
-                (pick, (hidden, 0, normed, 0, width)),
-                (pick, (narrow, 0, wide, 0, attended)),
+                (pick.run, (hidden, 0, normed, 0, width)),
+                (pick.run, (narrow, 0, wide, 0, attended)),
                 product(to_width, narrow, hidden, middle),
                 norm(middle, *after),
                 product(to_gates, normed, 0, wide),
@@ -190,9 +189,9 @@ class LlamaChain:
 
         self.chain = Chain(
             [
-                (pick, (self.embedding.data_ptr(), 0, hidden, 0, width)),
-                (pick, (all_cos, 0, cos, 0, head_size)),
-                (pick, (all_sin, 0, sin, 0, head_size)),
+                (pick.run, (self.embedding.data_ptr(), 0, hidden, 0, width)),
+                (pick.run, (all_cos, 0, cos, 0, head_size)),
+                (pick.run, (all_sin, 0, sin, 0, head_size)),
                 *(call for each in self.layers for call in layer(each.products, each.norms)),
                 norm(hidden, self.norm.weight, self.norm.variance_epsilon),
                 product(self.head, normed, 0, self.logits.data_ptr()),
@@ -271,20 +270,3 @@ def does_the_same(chain: LlamaChain, model: Any) -> bool:
         return is_same(spans, [half, *range(NUM_TRIED - 1)], [0, NUM_TRIED - 1])
     except Exception:  # it wants or returns something else
         return False
-
-
-SOURCE, INDEX, OUT, NUM_ROWS, WIDTH = range(5)
-NUM_ARGUMENTS = 5
-
-
-def body(arguments: Any) -> None:
-    """Rows of SOURCE by their numbers, which each thread takes a share of."""
-    a = carray(arguments, (NUM_ARGUMENTS,))
-    numbers = carray(longs_at(a[INDEX]), (a[NUM_ROWS],))
-    row_bytes = a[WIDTH] * FLOAT_BYTES
-    begin, end = own_share(a[NUM_ROWS])
-    for row in range(begin, end):
-        copy(a[SOURCE] + numbers[row] * row_bytes, a[OUT] + row * row_bytes, a[WIDTH])
-
-
-pick = in_pool(body, "5q")

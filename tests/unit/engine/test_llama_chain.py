@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -110,31 +109,6 @@ def test_what_is_done_beside_the_layers_is_found_out(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         runner_of(model, is_chained=False)
     assert "not chained: it does something else" in [each.message for each in caplog.records]
-
-
-def test_calls_follow_each_other_on_all_threads() -> None:
-    from worker.engine.chain import Chain
-    from worker.engine.llama_chain import pick
-
-    rows = np.random.default_rng(0).normal(size=(501, 8)).astype(np.float32)
-    turned = np.arange(500, -1, -1)
-    first, second = np.zeros_like(rows), np.zeros_like(rows)
-    given = (turned.ctypes.data, len(rows), rows.shape[1])
-
-    def call(source: np.ndarray, out: np.ndarray) -> Any:
-        return pick, (source.ctypes.data, given[0], out.ctypes.data, *given[1:])
-
-    chain = Chain([call(rows, first), call(first, second), call(rows, rows)])
-    chain.calls[2, 0] = 0  # no such call
-    for num_threads in (1, 2, 3):
-        first[:], second[:] = 0, 0
-        chain.run(num_threads)
-        assert (first == rows[::-1]).all()
-        assert (second == rows).all()
-    first[:], second[:] = 0, 0
-    chain.run(2, only=0)
-    assert (first == rows[::-1]).all()
-    assert not second.any()
 
 
 def test_beams_of_one_request_are_rows() -> None:
