@@ -45,6 +45,7 @@ class Checkpoint:
     tokenizer: Any
     model: Any
     generation_config: Any  # the checkpoint's own, taken off the model: see `load`
+    own: Mapping[str, Any]  # what it sets, as a plain mapping
     limits: Limits
     card: ModelCard
 
@@ -95,7 +96,10 @@ class Checkpoint:
             num_parameters=sum(each.numel() for each in model.parameters()),
             versions=versions(),
         )
-        return cls(config, tokenizer, model, generation_config, limits, card)
+        own = {
+            name: value for name, value in generation_config.to_dict().items() if value is not None
+        }
+        return cls(config, tokenizer, model, generation_config, own, limits, card)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -115,22 +119,17 @@ class Checkpoint:
         return min(self.eos_token_ids, default=0)
 
     def own_settings(self, task: str, pair: tuple[str, str] | None) -> Mapping[str, Any]:
-        """What the checkpoint says about decoding, as a plain mapping without open settings.
+        """What the checkpoint says about decoding, without what it leaves open.
 
         `pair` are the ISO 639-1 codes of a translation, for checkpoints that say more about
         some (`task_specific_params`, which pipelines used to apply).
         """
-        own = {
-            key: value
-            for key, value in self.generation_config.to_dict().items()
-            if value is not None
-        }
         by_task = getattr(self.config, "task_specific_params", None) or {}
         if task == "summarize":
-            own |= by_task.get("summarization", {})
-        elif task == "translate" and pair is not None:
-            own |= by_task.get("translation_{}_to_{}".format(*pair), {})
-        return own
+            return {**self.own, **by_task.get("summarization", {})}
+        if task == "translate" and pair is not None:
+            return {**self.own, **by_task.get("translation_{}_to_{}".format(*pair), {})}
+        return self.own
 
 
 def loaded(

@@ -67,6 +67,8 @@ class Prompts:
         marian = tuple(getattr(tokenizer, "supported_language_codes", None) or ())
         self.languages = Languages(marian or self.language_ids, spec.languages)
         self.is_multi_target = bool(marian)
+        # What becomes of no text, by the source language that the tokenizer holds.
+        self.of_no_text: dict[str | None, tuple[int, ...]] = {}
 
     def encode(self, request: Request) -> Prompt:
         """Raises RequestError."""
@@ -162,7 +164,10 @@ class Prompts:
 
     def _tokens(self, text: str) -> Prompt:
         token_ids = tuple(self.tokenizer(text)["input_ids"])
-        if not token_ids or token_ids == tuple(self.tokenizer("")["input_ids"]):
+        source = getattr(self.tokenizer, "src_lang", None)
+        if source not in self.of_no_text:
+            self.of_no_text[source] = tuple(self.tokenizer("")["input_ids"])
+        if not token_ids or token_ids == self.of_no_text[source]:
             raise EmptyPrompt("the text holds nothing that the tokenizer keeps")
         return Prompt(token_ids)
 
