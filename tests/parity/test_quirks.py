@@ -211,6 +211,13 @@ def test_a_language_that_cannot_be_meant_is_refused(bench_of, kind, fields, said
     assert said in refused.message
 
 
+def test_a_text_of_which_a_tokenizer_keeps_nothing_is_refused_in_every_language(bench_of):
+    bench, nothing = bench_of("m2m100"), "\u200b"
+    for source, target in (("en", "fr"), ("fr", "en"), ("en", "fr")):
+        languages = {"source_language": source, "target_language": target}
+        assert failure(bench, "translate", nothing, **languages).code == "empty_prompt"
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_chat_needs_a_chat_template(bench_of, kind):
     chat = {"messages": (Message("user", TEXT),), "text": None}

@@ -200,7 +200,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
         return "its attention is scaled in a way of its own"
     if checkpoint.limits.max_answer_context_tokens is None:
         return "it does not say how many positions it has"
-    ignored = not_attended_to(checkpoint.generation_config.to_dict(), ATTENDED_TO)
+    ignored = not_attended_to(checkpoint.own, ATTENDED_TO)
     if ignored is not None:
         return f"its own {ignored} is not attended to there"
     return None
