@@ -29,6 +29,7 @@ class SourceTable(BaseModel):
     url: str | None = None
     url_env: str | None = None  # the environment variable that holds the url
     query: str | None = None
+    read_only_user: bool = False  # needed where we cannot ensure that a query only reads
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -38,6 +39,8 @@ class SourceTable(BaseModel):
             raise clash("source", "needs a url, or a url_env, beside its query")
         if self.path is not None and (self.url or self.url_env):
             raise clash("source", "has a path and a url; give one")
+        if self.path is not None and self.read_only_user:
+            raise clash("source", "has read_only_user beside a path; it is about a url")
         return self
 
     def opened(self, folder: Path, day: date) -> Source:
@@ -51,7 +54,7 @@ class SourceTable(BaseModel):
             if not url:
                 raise SettingsError(f"source.url_env names {self.url_env}, which is not set")
         assert url is not None
-        return SqlSource(url, _dated(self.query, day))
+        return SqlSource(url, _dated(self.query, day), read_only_user=self.read_only_user)
 
 
 class PartTable(BaseModel):
