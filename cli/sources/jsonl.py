@@ -19,6 +19,8 @@ BOM = b"\xef\xbb\xbf"
 class JsonlSource:
     """A file of JSON lines; `-` is standard input."""
 
+    exact_types = True
+
     def __init__(self, path: Path) -> None:
         self.name = "standard input" if str(path) == "-" else str(path)
         self._path = path

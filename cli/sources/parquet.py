@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cli.errors import SourceUnusable
+from cli.errors import SourceEmpty, SourceUnusable
 from cli.sources.source import CheckColumns, Row, typed_fields
 
 ROWS_AT_ONCE = 256
@@ -12,6 +12,8 @@ ROWS_AT_ONCE = 256
 
 class ParquetSource:
     """A Parquet file; a column of structs or of a map may hold metadata."""
+
+    exact_types = False  # a column of whole numbers with gaps is of floats
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -38,7 +40,8 @@ class ParquetSource:
                         yield Row(position, f"row {position}", typed_fields(_plain(fields)))
         except pa.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
-            raise SourceUnusable(f"{self.name} is not a Parquet file: {reason}") from error
+            kind = SourceUnusable if self._path.stat().st_size else SourceEmpty
+            raise kind(f"{self.name} is not a Parquet file: {reason}") from error
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0]
             raise SourceUnusable(f"{self.name} cannot be read: {reason}") from error
