@@ -271,6 +271,8 @@ class Intake:
         # A position is a part's own, even where custom ids are not.
         shared = self._one_namespace and contract.custom_id is not None
         name = contract.custom_id or f"#{row.position}"
+        if contract.custom_id is not None and contract.custom_id.startswith("#"):
+            name = f"##{contract.custom_id}"  # or it would be that of a position
         key = _short("/".join(filter(None, (self._run_key, "" if shared else part.tag, name))))
         return contract.model_copy(update={"idempotency_key": key})
 

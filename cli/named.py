@@ -33,8 +33,13 @@ def what_it_looks_like(text: str) -> str | None:
         return None
     if ADDRESS.fullmatch(text):
         return "an address, from which nothing is fetched"
-    is_path = text.startswith(BEGINNINGS) or text.endswith(("/", "\\")) or DRIVE.match(text)
-    is_path = is_path or FILE_NAME.fullmatch(text) or _is_in_a_folder(text)
+    is_path = (
+        text.startswith(BEGINNINGS)
+        or text.endswith(("/", "\\"))
+        or DRIVE.match(text) is not None
+        or FILE_NAME.fullmatch(text) is not None
+        or _is_in_a_folder(text)
+    )
     if "*" in text and (is_path or "/" in text):
         return "a pattern, to which no file fits"
     return "the name of a file or folder, and there is none" if is_path else None

@@ -137,8 +137,10 @@ def _text_or_files(
             "files and folders are there",
             param_hint="TEXT",
         )
-    [text] = texts or [None]
-    if text is None or text == "-" or as_text:
+    if not texts:
+        return None, []
+    [text] = texts
+    if text == "-" or as_text:
         return text, []
     if looks_like_source(text) or _is_meant_as_source(text):
         return None, [text]
@@ -281,7 +283,9 @@ def _submit_files(
     require_ready()
     stem = "stdin" if files[0] == "-" else Path(files[0]).expanduser().resolve().stem
     complaints = Complaints(errors)
-    intake = Intake(parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=True)
+    intake = Intake(
+        parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
+    )
     enqueued = enqueue(
         intake,
         complaints,

@@ -199,6 +199,13 @@ def test_any_driver_of_postgresql_is_read_only(server: str) -> None:
         refused(url, "SELECT write('DELETE FROM documents') AS text")
 
 
+def test_a_limit_of_time_is_taken_from_the_url(server: str) -> None:
+    url = server + ("&" if "?" in server else "?") + "options=-c%20statement_timeout%3D10min"
+
+    query = "SELECT current_setting('statement_timeout') AS text"
+    assert read(url, query) == [Row(1, "row 1", {"text": "10min"})]
+
+
 def test_a_value_of_a_document_is_in_no_error(server: str) -> None:
     run(server, "CREATE TABLE secrets AS SELECT 'a secret' AS body")
 
