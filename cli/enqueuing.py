@@ -129,12 +129,12 @@ def enqueue(
         return Enqueued(
             batch=batch, num_new=0, num_known=batch.num_jobs, num_bad=0, was_complete=True
         )
-    with complaints.opened(intake.parts):
+    with complaints.opened(intake.parts), _saying_what_is_kept(name, run_key) as told:
         if strict:
             intake.check()
             if intake.num_bad or not intake.is_complete:
                 return _enqueued(intake, None)
-        with EnqueueProgress(name) as progress, _saying_what_is_kept(name, run_key) as told:
+        with EnqueueProgress(name) as progress:
             contracts = _unless_empty(intake.contracts())
             if contracts is None:
                 return _enqueued(intake, None)
@@ -143,6 +143,7 @@ def enqueue(
                 told(num_kept)
                 progress.show(num_kept, intake.fraction)
 
+            told(0)
             submitted = submit_batch(
                 contracts,
                 name=name,
@@ -173,7 +174,7 @@ def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[i
 
     Yields what is to be told the number of jobs that are kept.
     """
-    num_kept = 0
+    num_kept: int | None = None  # None: submitting has not begun
 
     def tell(number: int) -> None:
         nonlocal num_kept
@@ -182,18 +183,17 @@ def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[i
     try:
         yield tell
     except BaseException:
-        if not num_kept:
+        if num_kept is None:
             note("nothing was enqueued")
-        elif run_key is None:
-            note(
-                f"what is enqueued stays, {plural(num_kept, 'job')}; "
-                f"`tidemill cancel --batch {name}` takes it back"
-            )
         else:
-            note(
-                f"what is enqueued stays, {plural(num_kept, 'job')}; "
-                "the same command goes on where this ended"
+            # What was committed last may not have been told.
+            number = f", at least {plural(num_kept, 'job')}" if num_kept else ""
+            go_on = (
+                f"`tidemill cancel --batch {name}` takes it back"
+                if run_key is None
+                else "the same command goes on where this ended"
             )
+            note(f"what is enqueued stays{number}; {go_on}")
         raise
 
 

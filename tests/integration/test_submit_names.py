@@ -152,10 +152,22 @@ def test_an_interrupt_in_the_middle_says_what_is_kept_and_how_to_go_on(
 
     assert process.returncode == 130
     # The second thousand may be kept and not told yet.
-    kept = r"what is enqueued stays, [12],000 jobs; the same command goes on where this ended"
+    kept = r"what is enqueued stays, at least [12],000 jobs; the same command goes on where this"
     assert re.search(kept, err)
     again = stored(*arguments, "--json", given="".join(lines))
     assert (again.status, again.json["num_new"], again.json["num_known"]) == (0, 1000, 2000)
+
+
+def test_an_interrupt_before_anything_is_kept_says_so(stored: InProcess) -> None:
+    fifo = stored.folder / "a.jsonl"
+    os.mkfifo(fifo)
+    process = stored.process.start("submit", "summarize", "--file", "a.jsonl", "--strict")
+    with fifo.open("w"):  # once it reads
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "nothing was enqueued" in err
 
 
 def wait_for_jobs(url: str, number: int) -> None:
