@@ -3,6 +3,7 @@
 TidemillError
 └── CommandError
     ├── SourceUnusable      the file, folder or query cannot be read at all
+    │   └── SourceEmpty     because there is nothing in it, not even columns
     ├── ColumnsUnfit        its columns are not fields of the task
     ├── BrokerUnreachable   nobody answers where Redis should be
     ├── AlreadyRunning      another `tidemill up` has this data folder
@@ -18,6 +19,10 @@ class CommandError(TidemillError):
 
 
 class SourceUnusable(CommandError):
+    pass
+
+
+class SourceEmpty(SourceUnusable):
     pass
 
 

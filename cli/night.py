@@ -29,6 +29,7 @@ class SourceTable(BaseModel):
     url: str | None = None
     url_env: str | None = None  # the environment variable that holds the url
     query: str | None = None
+    read_only_user: bool = False  # needed where we cannot ensure that a query only reads
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -38,12 +39,14 @@ class SourceTable(BaseModel):
             raise clash("source", "needs a url, or a url_env, beside its query")
         if self.path is not None and (self.url or self.url_env):
             raise clash("source", "has a path and a url; give one")
+        if self.path is not None and self.read_only_user:
+            raise clash("source", "has read_only_user beside a path; it is about a url")
         return self
 
     def opened(self, folder: Path, day: date) -> Source:
         """Raises SourceUnusable or SettingsError where there is none."""
         if self.path is not None:
-            return open_source(folder / _dated(self.path, day))
+            return open_source(_path(folder, self.path, day))
         assert self.query is not None
         url = self.url
         if self.url_env is not None:
@@ -51,7 +54,7 @@ class SourceTable(BaseModel):
             if not url:
                 raise SettingsError(f"source.url_env names {self.url_env}, which is not set")
         assert url is not None
-        return SqlSource(url, _dated(self.query, day))
+        return SqlSource(url, _dated(self.query, day), read_only_user=self.read_only_user)
 
 
 class PartTable(BaseModel):
@@ -64,6 +67,7 @@ class PartTable(BaseModel):
     params: dict[str, Any] = {}
     fields: dict[str, str] = {}
     metadata: Metadata = {}
+    allow_empty: bool | None = None  # None: as the night has it
 
 
 class Night(BaseModel):
@@ -76,7 +80,8 @@ class Night(BaseModel):
     timezone: str | None = None
     tenant: str = "default"
     metadata: Metadata = {}
-    allow_empty: bool = False  # a night with nothing to do is as it should be
+    allow_empty: bool = False  # a source without rows is as it should be
+    errors: str | None = None  # a file for the rows that are left out
     task: TaskName | None = None
     source: SourceTable | None = None
     params: dict[str, Any] = {}
@@ -124,6 +129,9 @@ class Night(BaseModel):
     def metadata_of(self, day: date) -> Metadata:
         return {key: _dated(value, day) for key, value in self.metadata.items()}
 
+    def errors_of(self, folder: Path, day: date) -> Path | None:
+        return None if self.errors is None else _path(folder, self.errors, day)
+
     def parts_of(self, folder: Path, day: date) -> list[Part]:
         """The parts, their sources opened. Several are told apart by their number."""
         tables = self.parts
@@ -142,6 +150,7 @@ class Night(BaseModel):
                 defaults=self._defaults(table, day),
                 columns=table.fields,
                 tag=str(number) if len(tables) > 1 else "",
+                allow_empty=self.allow_empty if table.allow_empty is None else table.allow_empty,
             )
             for number, table in enumerate(tables, start=1)
         ]
@@ -154,6 +163,11 @@ class Night(BaseModel):
             **({"metadata": metadata} if metadata else {}),
             **table.params,
         }
+
+
+def _path(folder: Path, text: str, day: date) -> Path:
+    """A path of the configuration: relative to its folder, `~` being a home."""
+    return folder / Path(_dated(text, day)).expanduser()
 
 
 def _dated(text: str, day: date) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import options
-from cli.terminal import plural, say, warn
+from cli.terminal import plural, say
 
 
 def nightly(
@@ -23,19 +23,20 @@ def nightly(
     strict: Annotated[
         bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
     ] = False,
+    errors: options.Errors = None,
     json: options.Json = False,
 ) -> None:
     """Enqueue a batch from files, folders or queries, once for its run key.
 
     A second start under the same run key enqueues nothing and is no error. A
-    bad row is reported with its number and the rest goes through; the exit
-    status is then 1.
+    bad row is reported with its number and the rest goes through; so it is with
+    a source that has no rows. The exit status is then 1.
     """
     from cli.enqueuing import Complaints, complete_batch, enqueue
     from cli.intake import Intake
     from cli.night import Night
     from cli.ready import require_ready
-    from cli.submit import finish
+    from cli.submit import finish, warn_of_sources
     from tasks import settings
 
     night = Night.load(config)
@@ -44,21 +45,23 @@ def nightly(
     catalog = settings.catalog()
     if not dry_run:
         require_ready()
-    complaints = Complaints()
+    folder = config.resolve().parent
+    complaints = Complaints(errors or night.errors_of(folder, today))
     # A source may be gone once its night is done; a second start is harmless all the same.
     done = not dry_run and complete_batch(run_key) is not None
-    parts = [] if done else night.parts_of(config.resolve().parent, today)
+    parts = [] if done else night.parts_of(folder, today)
     for part in parts:
         part.check_defaults(catalog)
-    intake = Intake(parts, catalog, run_key, complaints.report)
+    intake = Intake(parts, catalog, run_key, complaints.report, complaints.keep)
     if dry_run:
-        intake.check()
-        complaints.close()
+        with complaints.opened(parts):
+            intake.check()
         say(
             f"would enqueue {plural(intake.num_good, 'job')} as batch {name} under run key "
             f"{run_key}, and leave out {plural(intake.num_bad, 'row')}"
         )
-        if intake.num_bad:
+        warn_of_sources(intake.empty, intake.failures)
+        if intake.num_bad or not intake.is_complete:
             raise typer.Exit(1)
         return
     enqueued = enqueue(
@@ -70,13 +73,7 @@ def nightly(
         metadata=night.metadata_of(today),
         strict=strict,
     )
-    if enqueued.batch is None and not enqueued.num_bad:
-        if night.allow_empty:
-            say("there is nothing to do: the source has no rows")
-            return
-        warn(
-            "the source has no rows, and nothing was enqueued; if that can be so, "
-            f"say `allow_empty = true` in {config}"
-        )
-        raise typer.Exit(1)
+    if enqueued.batch is None and not enqueued.num_bad and intake.is_complete:
+        say("there is nothing to do: the source has no rows")
+        return
     finish(enqueued, wait, json)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -14,6 +15,10 @@ LaneName = Literal["interactive", "bulk"]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+Errors = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Every row that is left out, as JSON lines: where and why."),
+]
 Models = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="Serve only these models of tidemill.toml; default all."),

@@ -100,17 +100,20 @@ def watch(
     *,
     console: Console = err,
     check: Callable[[], None] = lambda: None,
+    grows: bool = True,
 ) -> FoundBatch:
     """Show a batch until its last job is finished; returns it as it then stands.
 
     check: called at every look; raises to end the watching
+    grows: whether an open batch may get further jobs while it is watched
     """
+    looks = _looks(batch, check, grows)
     if console.is_terminal:
-        return _watch_bar(batch, console, check)
-    return _watch_lines(batch, console, check)
+        return _watch_bar(batch, console, looks)
+    return _watch_lines(batch, console, looks)
 
 
-def _watch_bar(batch: FoundBatch, console: Console, check: Callable[[], None]) -> FoundBatch:
+def _watch_bar(batch: FoundBatch, console: Console, looks: Iterator[FoundBatch]) -> FoundBatch:
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[name]}", markup=False),
@@ -129,18 +132,18 @@ def _watch_bar(batch: FoundBatch, console: Console, check: Callable[[], None]) -
             states=_states(batch),
         )
         now = batch
-        for now in _looks(batch, check):
+        for now in looks:
             progress.update(
                 bar, total=now.num_jobs, completed=_num_finished(now), states=_states(now)
             )
     return now
 
 
-def _watch_lines(batch: FoundBatch, console: Console, check: Callable[[], None]) -> FoundBatch:
+def _watch_lines(batch: FoundBatch, console: Console, looks: Iterator[FoundBatch]) -> FoundBatch:
     started, num_before = time.monotonic(), _num_finished(batch)
     spoken: float | None = None
     now = batch
-    for now in _looks(batch, check):
+    for now in looks:
         at = time.monotonic()
         if not is_finished(now) and spoken is not None and at - spoken < PLAIN_SECONDS:
             continue
@@ -168,12 +171,12 @@ def states_in_words(batch: FoundBatch) -> str:
     return ", ".join(words) or "no jobs"
 
 
-def _looks(batch: FoundBatch, check: Callable[[], None]) -> Iterator[FoundBatch]:
+def _looks(batch: FoundBatch, check: Callable[[], None], grows: bool) -> Iterator[FoundBatch]:
     """The batch as it stands, again and again, the last time when nothing more will come."""
     grew, num_jobs = time.monotonic(), batch.num_jobs
     while True:
         yield batch
-        if is_finished(batch):
+        if is_finished(batch) or (not grows and batch.num_unfinished == 0):
             return
         now = time.monotonic()
         if batch.num_jobs != num_jobs:

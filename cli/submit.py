@@ -1,13 +1,14 @@
-"""`tidemill submit`: one text, or a file or folder of them."""
+"""`tidemill submit`: one text, or files and folders of them."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options
-from cli.terminal import inert, note, out, plural, say, warn, write_json
+from cli.terminal import err, inert, note, out, plural, say, warn, write_json
 
 if TYPE_CHECKING:
     from tasks.contract import Contract
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 
 def submit(
     task: Annotated[options.TaskName, typer.Argument(metavar="TASK", help="The kind of work.")],
-    text: Annotated[
-        str | None,
+    texts: Annotated[
+        list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="One text; `-` reads it from standard input. Or a file or folder.",
+            help="One text, in quotes; `-` reads it from standard input. Or files and folders, "
+            "which make one batch.",
         ),
     ] = None,
     file: Annotated[
@@ -29,6 +31,9 @@ def submit(
             "of it; a folder of text files; `-` for JSON lines on standard input."
         ),
     ] = None,
+    as_text: Annotated[
+        bool, typer.Option("--text", help="TEXT is the text itself, even if it looks like a path.")
+    ] = False,
     run_key: Annotated[
         str | None, typer.Option(help="Makes a second submit of the same file harmless.")
     ] = None,
@@ -64,19 +69,15 @@ def submit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
     ] = False,
+    errors: options.Errors = None,
     json: options.Json = False,
 ) -> None:
-    """Enqueue one text, or a file or folder of them.
+    """Enqueue one text, or files and folders of them.
 
     A bad row is reported with its number and the rest goes through. The exit
     status is 1 if a row was bad or, with --wait, if a job did not succeed.
     """
-    from cli.sources import looks_like_source
-
-    if text is not None and file is not None:
-        raise typer.BadParameter("give a text or a --file, not both", param_hint="TEXT")
-    if text is not None and looks_like_source(text):
-        text, file = None, text
+    text, files = _text_or_files(texts or [], file, as_text)
     defaults = options.params(param or ())
     for name, value in (
         ("source_language", source_language),
@@ -93,7 +94,7 @@ def submit(
     found_by = options.pairs("--metadata", metadata or ())
     if found_by:
         defaults["metadata"] = found_by
-    if file is not None:
+    if files:
         for name in ("custom_id", "idempotency_key"):
             if name in defaults:
                 raise typer.BadParameter(
@@ -101,16 +102,71 @@ def submit(
                     param_hint=f"--{name.replace('_', '-')}",
                 )
         columns = options.pairs("--field", field or ())
-        _submit_file(task, file, defaults, columns, batch, run_key, wait, strict, json)
+        _submit_files(task, files, defaults, columns, batch, run_key, wait, strict, errors, json)
         return
     if field:
         raise typer.BadParameter("is about the columns of a --file", param_hint="--field")
+    if errors is not None:
+        raise typer.BadParameter("is about the rows of a --file", param_hint="--errors")
     if text is None:
         raise typer.BadParameter("give a text, `-`, or a --file", param_hint="TEXT")
-    if text == "-":
+    if text == "-" and not as_text:
         # Bytes that are no UTF-8 become lone surrogates, which the contract names.
         text = sys.stdin.buffer.read().decode(errors="surrogateescape")
     _submit_text(task, text, defaults, batch, run_key, wait, json)
+
+
+def _text_or_files(
+    texts: list[str], file: str | None, as_text: bool
+) -> tuple[str | None, list[str]]:
+    """The one text, or else the files and folders; raises SourceUnusable where it is unclear."""
+    from cli.named import is_source
+    from cli.sources import looks_like_source
+
+    if texts and file is not None:
+        raise typer.BadParameter("give a text or a --file, not both", param_hint="TEXT")
+    if file is not None:
+        if as_text:
+            raise typer.BadParameter("give --text or --file, not both", param_hint="--text")
+        return None, [file]
+    if len(texts) > 1 and not as_text and all(map(is_source, texts)):
+        return None, texts
+    if len(texts) > 1:
+        raise typer.BadParameter(
+            f"{len(texts)} words; put a text of several words in quotes, and see to it that "
+            "files and folders are there",
+            param_hint="TEXT",
+        )
+    if not texts:
+        return None, []
+    [text] = texts
+    if text == "-" or as_text:
+        return text, []
+    if looks_like_source(text) or _is_meant_as_source(text):
+        return None, [text]
+    return text, []
+
+
+def _is_meant_as_source(text: str) -> bool:
+    """Whether a name is one, and not a text; where that is unclear, asks or raises."""
+    from cli.errors import SourceUnusable
+    from cli.named import what_it_looks_like
+
+    looks = what_it_looks_like(text)
+    if looks is None:
+        return False
+    name = inert(text).plain
+    exists = Path(text).expanduser().exists()
+    if sys.stdin.isatty() and err.is_terminal:
+        if exists and typer.confirm(f"{name} is {looks}. Submit what is in it?", True, err=True):
+            return True
+        if typer.confirm(f"Submit {name} as the text, word for word?", False, err=True):
+            return False
+        raise typer.Exit(1)
+    instead = f"`--file {name}` submits what is in it; " if exists else ""
+    raise SourceUnusable(
+        f"{name} looks like {looks}; {instead}`--text {name}` submits it as the text, word for word"
+    )
 
 
 def _submit_text(
@@ -187,15 +243,16 @@ def _submit_as_batch(
     finish(enqueued, wait, json)
 
 
-def _submit_file(
+def _submit_files(
     task: str,
-    file: str,
+    files: list[str],
     defaults: dict[str, Any],
     columns: dict[str, str],
     batch: str | None,
     run_key: str | None,
     wait: bool,
     strict: bool,
+    errors: Path | None,
     json: bool,
 ) -> None:
     from datetime import datetime
@@ -206,23 +263,29 @@ def _submit_file(
     from cli.sources import open_source
     from tasks import settings
 
-    if file == "-" and strict:
+    if "-" in files and strict:
         raise typer.BadParameter(
             "standard input can be read only once, and --strict reads twice; save it to a file",
             param_hint="--strict",
         )
     catalog = settings.catalog()
-    part = Part(
-        source=open_source(Path(file)),
-        contract=CONTRACTS[task],
-        defaults=defaults,
-        columns=columns,
-    )
-    part.check_defaults(catalog)
+    parts = [
+        Part(
+            source=open_source(Path(file).expanduser()),
+            contract=CONTRACTS[task],
+            defaults=defaults,
+            columns=columns,
+            tag=str(number) if len(files) > 1 else "",
+        )
+        for number, file in enumerate(files, start=1)
+    ]
+    parts[0].check_defaults(catalog)
     require_ready()
-    stem = "stdin" if file == "-" else Path(file).resolve().stem
-    complaints = Complaints()
-    intake = Intake([part], catalog, run_key, complaints.report)
+    stem = "stdin" if files[0] == "-" else Path(files[0]).expanduser().resolve().stem
+    complaints = Complaints(errors)
+    intake = Intake(
+        parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
+    )
     enqueued = enqueue(
         intake,
         complaints,
@@ -232,9 +295,6 @@ def _submit_file(
         metadata=defaults.get("metadata"),
         strict=strict,
     )
-    if enqueued.batch is None and not enqueued.num_bad:
-        warn(f"{part.source.name} has no rows; nothing was enqueued")
-        raise typer.Exit(1)
     finish(enqueued, wait, json)
 
 
@@ -246,22 +306,26 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
     summary = enqueued.as_json
     if not json:
         say(enqueued.sentence)
-    all_well = enqueued.num_bad == 0
-    if enqueued.batch is not None and enqueued.num_bad and enqueued.batch.run_key:
+    warn_of_sources(enqueued.empty, enqueued.failures)
+    all_well = not (enqueued.num_bad or enqueued.empty or enqueued.failures)
+    is_open = enqueued.batch is not None and enqueued.batch.closed_at is None
+    if is_open:
+        note("the batch stays open for what is missing: the same command, run again, adds it")
+    if enqueued.batch is not None and enqueued.num_bad and enqueued.batch.run_key and not is_open:
         note(
             f"the run key {enqueued.batch.run_key} is used up; "
             "submit the rows that were left out, mended, under another"
         )
     if enqueued.num_known and not enqueued.was_complete:
         note(
-            f"{plural(enqueued.num_known, 'row')} had a key that was used before: enqueued by an "
-            "earlier start, or their custom id comes twice"
+            f"{plural(enqueued.num_known, 'row')} had a key that was used before, by an earlier "
+            "start for one, and are not enqueued again"
         )
     batch = enqueued.batch
     if wait and batch is not None:
         _say_if_nobody_works()
         try:
-            batch = watch(batch)
+            batch = watch(batch, grows=not is_open)
         except KeyboardInterrupt:
             note(f"no longer waiting; `tidemill watch {batch.name}` goes on")
             raise typer.Exit(130) from None
@@ -275,6 +339,16 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
         write_json(summary)
     if not all_well:
         raise typer.Exit(1)
+
+
+def warn_of_sources(empty: Sequence[str], failures: Sequence[str]) -> None:
+    """Say which sources did not give what they should."""
+    for failure in failures:
+        warn(failure)
+    for name in empty:
+        warn(f"{name} has no rows; nothing was enqueued from it")
+    if empty:
+        note("where a night's source may be empty, say `allow_empty = true` in its configuration")
 
 
 def _say_if_nobody_works() -> None:

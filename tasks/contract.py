@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -29,6 +30,8 @@ MAX_NAME_SHOWN = 64  # characters of a name that is told to be wrong
 
 def storable(value: Any) -> Any:
     """Refuse what no database keeps and no tokenizer reads: NUL and lone surrogates."""
+    if isinstance(value, bytes | bytearray):
+        raise PydanticCustomError("bytes", "is bytes; decode it to a text")
     if isinstance(value, str):
         if "\x00" in value:
             raise PydanticCustomError(
@@ -46,6 +49,34 @@ def storable(value: Any) -> Any:
                 {"position": error.start},
             ) from None
     return value
+
+
+def is_number(value: Any, info: ValidationInfo) -> Any:
+    """Refuse a truth value where a number belongs, and a text unless the source has only those."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "must be a number")
+    if isinstance(storable(value), str) and not _reads_texts(info):
+        raise PydanticCustomError("no_number", "must be a number, not a text")
+    return value
+
+
+def is_truth_value(value: Any, info: ValidationInfo) -> Any:
+    """Refuse what is neither true nor false, and 1 or "yes" unless the source has only those."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | str) and _reads_texts(info):
+        return value
+    raise PydanticCustomError("no_truth_value", "must be true or false")
+
+
+def not_a_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_instant", "must be a date and time")
+    return value
+
+
+def _reads_texts(info: ValidationInfo) -> bool:
+    return bool(info.context and info.context.get("reads_texts"))
 
 
 def not_blank(value: Any) -> Any:
@@ -69,6 +100,9 @@ def clash(field: str, fault: str) -> PydanticCustomError:
     return PydanticCustomError("clash", "{field} {fault}", {"field": field, "fault": fault})
 
 
+Number = BeforeValidator(is_number)
+TruthValue = Annotated[bool, BeforeValidator(is_truth_value)]
+Instant = Annotated[AwareDatetime, BeforeValidator(not_a_truth_value)]
 Storable = BeforeValidator(storable)
 # The order is inside out: the last validator looks first.
 Text = Annotated[str, BeforeValidator(not_blank), Storable, BeforeValidator(not_huge)]
@@ -86,23 +120,23 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Stora
 class Params(BaseModel):
     """How the model decodes. What is left out is the model's own choice."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    min_new_tokens: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
+    min_new_tokens: Annotated[int, Field(ge=0, le=100_000), Number] | None = None
     # As in transformers: the prompt counts for decoder-only models.
-    max_length: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    do_sample: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
-    length_penalty: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] | None = None
-    early_stopping: bool | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
-    num_return_sequences: Annotated[int, Field(ge=1, le=64)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_length: Annotated[int, Field(ge=1, le=1_000_000), Number] | None = None
+    do_sample: TruthValue | None = None
+    temperature: Annotated[float, Field(ge=0, le=100), Number] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1_000_000), Number] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1), Number] | None = None
+    num_beams: Annotated[int, Field(ge=1, le=64), Number] | None = None
+    length_penalty: Annotated[float, Field(ge=-100, le=100), Number] | None = None
+    early_stopping: TruthValue | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100), Number] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000), Number] | None = None
+    num_return_sequences: Annotated[int, Field(ge=1, le=64), Number] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), Number] | None = None
     stop: tuple[StopText, ...] | None = Field(default=None, max_length=16)
 
     @model_validator(mode="before")
@@ -155,7 +189,7 @@ class Contract(Params):
 
     model: Annotated[ShortName, Field(description="alias in tidemill.toml")] | None = None
     lane: Lane | None = None  # None: interactive for one job, bulk within a batch
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0  # higher goes first in its lane
+    priority: Annotated[int, Field(ge=-100, le=100), Number] = 0  # higher goes first in its lane
     tenant: ShortName = "default"
     custom_id: Name | None = None
     metadata: dict[
@@ -163,18 +197,25 @@ class Contract(Params):
         Annotated[str, StringConstraints(max_length=512), Storable],
     ] = Field(default_factory=dict, max_length=MAX_METADATA_PAIRS)
     idempotency_key: Name | None = None
-    deadline: AwareDatetime | None = None  # then it is worth nothing more: expired
-    time_limit_seconds: Annotated[float, Field(gt=0, le=86400)] | None = None  # of one attempt
+    deadline: Instant | None = None  # then it is worth nothing more: expired
+    time_limit_seconds: Annotated[float, Field(gt=0, le=86400), Number] | None = (
+        None  # of one attempt
+    )
 
     @classmethod
-    def parse(cls, fields: dict[str, Any]) -> Self:
-        """The contract that these fields make; raises ContractError naming each wrong one."""
+    def parse(cls, fields: dict[str, Any], *, exact_types: bool = True) -> Self:
+        """The contract that these fields make; raises ContractError naming each wrong one.
+
+        exact_types: as in JSON; else "5" is a number and "true" or 1 is true, for
+        sources that have nothing else. No truth value is ever a number.
+        """
         # pydantic cannot say such a name, and stops at it: it would hide every other fault.
         broken = [name for name in fields if _holds_half_a_character(name)]
         problems = [cls._unknown(_printable(name)) for name in broken]
         try:
             contract = cls.model_validate(
-                {name: value for name, value in fields.items() if name not in broken}
+                {name: value for name, value in fields.items() if name not in broken},
+                context={"reads_texts": not exact_types},
             )
         except ValidationError as error:
             problems += [cls._problem(detail) for detail in error.errors(include_url=False)]
@@ -223,7 +264,7 @@ class Contract(Params):
         value = detail["input"]
         # Only numbers and truth values are quoted: texts belong to users.
         if isinstance(value, int | float):
-            fault += f", not {value!r}"
+            fault += f", not {_shown(value)}"
         return Problem(field or "contract", fault)
 
     @classmethod
@@ -239,6 +280,12 @@ def _field(detail: ErrorDetails) -> str:
     if len(parts) > 2 and parts[-1] == "[key]":  # pydantic's word for: not the value, the name
         parts[-2:] = [detail["input"]]
     return ".".join(_printable(str(part)) for part in parts)
+
+
+def _shown(value: int | float) -> str:
+    # Python refuses to write a number of thousands of digits.
+    huge = isinstance(value, int) and value.bit_length() > 128
+    return "a number of that many digits" if huge else repr(value)
 
 
 def _printable(name: str) -> str:

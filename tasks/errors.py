@@ -6,6 +6,7 @@ TidemillError
     ├── ContractError        a field is wrong
     ├── UnknownModel         no model by that name, or none for that task
     ├── UnknownLanguage      no model for that pair of languages
+    ├── DuplicateId          another job of the same batch goes by that id
     └── IdempotencyConflict  the key was used for another job
 """
 
@@ -60,6 +61,17 @@ class UnknownLanguage(Refused):
     def __init__(self, source: str, target: str, known: Iterable[str]) -> None:
         pairs = ", ".join(known) or "none"
         super().__init__(f"no model translates from {source!r} to {target!r}; known: {pairs}")
+
+
+class DuplicateId(Refused):
+    """`field` is custom_id or idempotency_key; the places say which jobs have it."""
+
+    code = "duplicate_id"
+
+    def __init__(self, field: str, place: str, first_place: str) -> None:
+        self.field, self.place, self.first_place = field, place, first_place
+        self.fault = f"{field}: is that of {first_place} too; each job of a batch needs its own"
+        super().__init__(f"{place}: {self.fault}")
 
 
 class IdempotencyConflict(Refused):

@@ -29,6 +29,7 @@ from tasks import settings
 from tasks.catalog import Catalog
 from tasks.contract import Contract
 from tasks.errors import ContractError, IdempotencyConflict, Problem, Refused
+from tasks.first_seen import FirstSeen
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def submit_batch(
     tenant: str = "default",
     metadata: dict[str, str] | None = None,
     on_progress: Callable[[int], None] = lambda num_kept: None,
+    is_complete: Callable[[], bool] = lambda: True,
 ) -> SubmittedBatch:
     """Keep many jobs, streamed in chunks; the workers' dispatcher sends them out.
 
@@ -127,7 +129,10 @@ def submit_batch(
     and jobs that a broken first call left out are added. The nth contract
     without an idempotency key of its own goes by its custom id, or else by n.
     Raises Refused at the first contract that names an unknown model or
-    language; what was kept before it stays, and a second call goes on.
+    language, and DuplicateId where two contracts of the call have the same
+    custom id (or idempotency key, where they bring their own); what was kept
+    before it stays, and a second call goes on. is_complete is called after the
+    last contract: False leaves the batch open for a second call to add to.
     """
     from tasks.bell import Bell  # brings redis-py, for those who submit batches
 
@@ -152,8 +157,10 @@ def submit_batch(
             num_new += len(inserted)
             num_known += len(jobs) - len(inserted)
             on_progress(num_new + num_known)
+    complete = is_complete()
     with database.write() as session:
-        session.execute(queries.close_batch(batch.id))
+        if complete:
+            session.execute(queries.close_batch(batch.id))
         if num_new >= CHUNK:
             queries.refresh_statistics(session)
     return SubmittedBatch(batch.id, batch.name, num_new, num_known)
@@ -259,11 +266,17 @@ def _open_batch(
 def _with_keys(
     contracts: Iterable[Contract], run_key: str | None
 ) -> Iterator[tuple[Contract, str | None]]:
+    seen = FirstSeen()
     for number, contract in enumerate(contracts, start=1):
-        if contract.idempotency_key is not None or run_key is None:
-            yield contract, contract.idempotency_key
-        else:
-            yield contract, f"{run_key}/{contract.custom_id or number}"
+        key, place = contract.idempotency_key, f"contract {number}"
+        # Who brings a key tells jobs apart by it, and may use a custom id for several.
+        if key is None and contract.custom_id is not None:
+            seen.require_new("custom_id", contract.custom_id, place, contract.tenant)
+        if key is None and run_key is not None:
+            key = f"{run_key}/{contract.custom_id or f'#{number}'}"
+        if key is not None:
+            seen.require_new("idempotency_key", key, place, contract.tenant)
+        yield contract, key
 
 
 def _rows(

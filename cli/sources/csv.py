@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from cli.errors import SourceUnusable
+from cli.errors import SourceEmpty, SourceUnusable
 from cli.sources.measured import MeasuredFile
 from cli.sources.source import BadRow, CheckColumns, Row
 from cli.terminal import plural
@@ -20,6 +20,8 @@ JSON_FIELDS = frozenset({"messages", "metadata", "stop"})
 
 class CsvSource:
     """A CSV file in UTF-8, its cells separated by commas, semicolons or tabs."""
+
+    exact_types = False  # all is text
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -43,7 +45,8 @@ class CsvSource:
         ) as text:
             first_line = text.readline(MAX_CELL_CHARACTERS)
             if not first_line.strip():
-                raise SourceUnusable(
+                nothing = not any(line.strip() for line in text)
+                raise (SourceEmpty if nothing else SourceUnusable)(
                     f"{self.name} begins without a header row; its first line must name the fields"
                 )
             _require_text(self.name, first_line)

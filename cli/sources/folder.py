@@ -13,6 +13,8 @@ MAX_FILE_BYTES = 64 * 2**20  # more than any job may hold
 class FolderSource:
     """The files directly in a folder, in the order of their names; hidden ones are left out."""
 
+    exact_types = True
+
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path

@@ -8,16 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from cli.errors import SourceUnusable
 from cli.sources.measured import MeasuredFile
 from cli.sources.source import BadRow, CheckColumns, Row
 
 # More than any job may hold; a file without line breaks must not fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 BOM = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+GZIP = b"\x1f\x8b"
 
 
 class JsonlSource:
     """A file of JSON lines; `-` is standard input."""
+
+    exact_types = True
 
     def __init__(self, path: Path) -> None:
         self.name = "standard input" if str(path) == "-" else str(path)
@@ -40,6 +45,7 @@ class JsonlSource:
                     yield BadRow(number, place, fault)
                     continue
                 if number == 1:
+                    self._require_utf8(line)
                     line = line.removeprefix(BOM)
                 if not line.strip():
                     continue
@@ -48,6 +54,16 @@ class JsonlSource:
                     yield BadRow(number, place, fields)
                 else:
                     yield Row(number, place, fields)
+
+    def _require_utf8(self, line: bytes) -> None:
+        """Raise SourceUnusable where no line will be JSON, rather than refuse each."""
+        if line.startswith(UTF_16) or line[:4].count(b"\0") > 1:
+            raise SourceUnusable(f"{self.name} is UTF-16, by its look; save it as UTF-8")
+        if line.startswith(GZIP):
+            raise SourceUnusable(
+                f"{self.name} is compressed; "
+                "`gunzip -c FILE | tidemill submit TASK --file -` reads it"
+            )
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
@@ -62,7 +78,9 @@ class JsonlSource:
 def parse_line(line: bytes) -> dict[str, Any] | str:
     """The object on a line, or what is wrong with the line."""
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=_object)
+    except _NameTwice:
+        return "has a name twice in one object; which of them is meant?"
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         return f"is not UTF-8 (byte {byte:#04x} at {error.start}); save the file as UTF-8"
@@ -75,6 +93,18 @@ def parse_line(line: bytes) -> dict[str, Any] | str:
     if not isinstance(value, dict):
         return 'is not a JSON object; each line must be one, such as {"text": "..."}'
     return value
+
+
+class _NameTwice(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises _NameTwice where Python would keep the last and drop the others."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _NameTwice
+    return made
 
 
 def _skip_line(file: BinaryIO) -> None:

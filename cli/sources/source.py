@@ -42,7 +42,8 @@ class Source(Protocol):
         """Every row, from the beginning each time it is called.
 
         A source with columns calls `check_columns` before it yields. Raises
-        SourceUnusable when nothing, or nothing more, can be read.
+        SourceUnusable when nothing, or nothing more, can be read, and SourceEmpty
+        when that is because there is nothing in it.
         """
         ...
 

@@ -52,6 +52,11 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise SourceUnusable(f"there is no file or folder {path}")
     reader = READERS.get(path.suffix.lower())
+    if reader is None and path.suffix.lower() == ".gz":
+        raise SourceUnusable(
+            f"{path} is compressed; unpack it, or if it is JSON lines: "
+            f"`gunzip -c {path} | tidemill submit TASK --file -`"
+        )
     if reader is None:
         raise SourceUnusable(
             f"{path} is none of the known kinds: {', '.join(READERS)}, or a folder of text files; "

@@ -174,6 +174,44 @@ def test_the_same_custom_id_in_two_parts_is_two_jobs() -> None:
     assert keys == ["r/1/a", "r/2/a"]
 
 
+def test_a_custom_id_twice_in_a_part_is_a_bad_row_that_names_the_first() -> None:
+    same = [{"text": "x", "custom_id": "a"}, {"text": "y"}, {"text": "z", "custom_id": "a"}]
+    for run_key in (None, "r"):
+        taken, complaints = intake(part(same), run_key=run_key)
+
+        assert len(list(taken.contracts())) == 2
+        assert complaints == [
+            "given, line 3: custom_id: is that of line 1 too; each job of a batch needs its own"
+        ]
+        assert len(list(taken.contracts())) == 2, "and as often as it is read"
+
+
+def test_a_key_that_a_row_brings_stands_once_in_the_whole_night() -> None:
+    parts = [part([{"text": "x", "idempotency_key": "k"}], tag=tag) for tag in ("1", "2")]
+    taken, complaints = intake(*parts, run_key="r")
+
+    assert len(list(taken.contracts())) == 1
+    assert "idempotency_key: is that of line 1 too" in complaints[0]
+
+
+def test_a_custom_id_that_looks_like_a_position_takes_no_other_row_s_place() -> None:
+    taken, complaints = intake(part([{"text": "x", "custom_id": "#2"}, {"text": "y"}]), run_key="r")
+
+    keys = [contract.idempotency_key for contract in taken.contracts()]
+
+    assert len(set(keys)) == 2
+    assert complaints == []
+
+
+def test_the_texts_of_a_file_without_a_header_are_in_no_error() -> None:
+    text = "Once upon a time " * 20
+    with pytest.raises(ColumnsUnfit) as failed:
+        part([]).check_columns([text, "and then"])
+    assert text not in str(failed.value)
+    with pytest.raises(ColumnsUnfit, match="has the column 'text' twice"):
+        part([]).check_columns(["text", "text"])
+
+
 def test_a_key_that_would_be_too_long_is_shortened_and_still_its_own() -> None:
     given = [{"text": "x", "custom_id": "a" * 255 + last} for last in "bc"]
 

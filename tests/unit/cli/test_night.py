@@ -91,6 +91,30 @@ def test_a_query_takes_its_url_from_the_environment(
     assert part.source.name == "the query on postgresql://me:***@host/name"
 
 
+def test_a_database_is_taken_at_its_word_only_where_the_configuration_says_so(
+    tmp_path: Path,
+) -> None:
+    text = (
+        'task = "chat"\nrun_key = "r"\n'
+        '[source]\nurl = "mysql://reader@127.0.0.1:1/name"\nquery = "SELECT 1"\n'
+    )
+
+    for more, sentence in (("", "of mysql it is not known"), ("read_only_user = true", "driver")):
+        [part] = night(tmp_path, text + more).parts_of(tmp_path, DAY)
+        with pytest.raises(SourceUnusable, match=sentence):
+            list(part.source.rows(lambda columns: None))
+
+
+def test_a_query_that_is_no_select_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    text = (
+        'task = "chat"\nrun_key = "r"\n'
+        '[source]\nurl = "sqlite:///documents.db"\nquery = "DROP TABLE documents"\n'
+    )
+
+    with pytest.raises(SourceUnusable, match="begins with DROP"):
+        night(tmp_path, text).parts_of(tmp_path, DAY)
+
+
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceUnusable, match=r"2026-01-31\.jsonl"):
         night(tmp_path, SINGLE).parts_of(tmp_path, DAY)
@@ -110,6 +134,10 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             'run_key = "r"\ntask = "chat"\nsource = { path = "a", url = "b" }',
             "has a path and a url",
+        ),
+        (
+            'run_key = "r"\ntask = "chat"\nsource = { path = "a", read_only_user = true }',
+            "read_only_user beside a path",
         ),
         (SEVERAL + "[params]\nseed = 1", "parts stand beside"),
     ],
@@ -145,7 +173,7 @@ def blocks(language: str) -> list[str]:
 def test_every_configuration_on_the_page_is_one(tmp_path: Path) -> None:
     whole = 'task = "summarize"\nrun_key = "nightly-{date}"\n'
     configurations = blocks("toml")
-    assert len(configurations) == 3
+    assert len(configurations) == 4
 
     for text in configurations:
         found = night(tmp_path, text if "run_key" in text else whole + text)

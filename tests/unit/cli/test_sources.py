@@ -1,3 +1,4 @@
+import gzip
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cli.errors import SourceUnusable
+from cli.errors import SourceEmpty, SourceUnusable
 from cli.sources import BadRow, Row, Source, looks_like_source, open_source
 from cli.sources.jsonl import parse_line
 from cli.sources.sql import SqlSource
@@ -93,6 +94,35 @@ def test_a_file_knows_how_much_of_it_has_been_read(tmp_path: Path) -> None:
     assert 0 < fractions[0] < 0.5
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_json_lines_in_another_encoding_are_refused_once_and_as_that(
+    tmp_path: Path, encoding: str
+) -> None:
+    file = write(tmp_path / "a.jsonl", '{"text": "é"}\n'.encode(encoding) * 3)
+
+    with pytest.raises(SourceUnusable, match="is UTF-16, by its look; save it as UTF-8"):
+        read(open_source(file))
+
+
+def test_a_compressed_file_is_refused_with_the_way_to_read_it(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"text": "one"}\n')
+
+    with pytest.raises(SourceUnusable, match=r"is compressed; `gunzip -c"):
+        read(open_source(write(tmp_path / "a.jsonl", packed)))
+    with pytest.raises(SourceUnusable, match=r"`gunzip -c .*a\.jsonl\.gz \| tidemill submit"):
+        open_source(write(tmp_path / "a.jsonl.gz", packed))
+
+
+def test_latin_1_and_a_name_twice_cost_their_own_lines(tmp_path: Path) -> None:
+    lines = b'{"text": "caf\xe9"}\r\n\r\n{"text": "a", "text": "b"}\r\n{"text": "one"}'
+
+    latin, twice, good = read(open_source(write(tmp_path / "a.jsonl", lines)))
+
+    assert latin == BadRow(1, "line 1", "is not UTF-8 (byte 0xe9 at 13); save the file as UTF-8")
+    assert twice == BadRow(3, "line 3", "has a name twice in one object; which of them is meant?")
+    assert good == Row(4, "line 4", {"text": "one"})
 
 
 # --- CSV -------------------------------------------------------------------------------------
@@ -227,6 +257,26 @@ def test_parquet_columns_are_fields_and_null_is_left_out(tmp_path: Path) -> None
 def test_what_is_no_parquet_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceUnusable, match="is not a Parquet file"):
         read(open_source(write(tmp_path / "a.parquet", "text\n")))
+
+
+def test_a_row_that_parquet_cannot_give_is_bad_and_the_rest_is_read(tmp_path: Path) -> None:
+    invalid = pa.array([b"one", b"caf\xe9", b"three"], pa.binary()).view(pa.string())
+    twice = pa.array(
+        [[("a", "1")], [], [("a", "1"), ("a", "2")]], pa.map_(pa.string(), pa.string())
+    )
+    pq.write_table(pa.table({"text": invalid, "metadata": twice}), tmp_path / "a.parquet")
+
+    first, bad, map_twice = read(open_source(tmp_path / "a.parquet"))
+
+    assert first == Row(1, "row 1", {"text": "one", "metadata": {"a": "1"}})
+    assert bad == BadRow(2, "row 2", "holds a text that is not UTF-8")
+    assert map_twice == BadRow(3, "row 3", "holds a map with the same key twice")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_of_columns_without_a_byte_is_empty(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(SourceEmpty):
+        read(open_source(write(tmp_path / f"a.{kind}", "")))
 
 
 # --- a folder --------------------------------------------------------------------------------

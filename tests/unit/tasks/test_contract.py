@@ -1,7 +1,7 @@
 """What a producer may send, and what the refusal of the rest says."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,6 +10,7 @@ from tasks.chat import ChatContract
 from tasks.contract import MAX_TEXT_CHARACTERS, Contract
 from tasks.errors import ContractError
 from tasks.generate import GenerateContract
+from tasks.summarize import SummarizeContract
 from tests.contracts import CONTRACTS, acceptable_contracts, wild_fields
 
 TEXT = {"text": "a b c"}
@@ -143,6 +144,88 @@ def test_a_name_that_is_no_text_hides_no_other_fault() -> None:
         "num_beams",
         r"'\ud800'",
     }
+
+
+def parts_of(annotation: Any) -> set[Any]:
+    return {annotation}.union(*map(parts_of, get_args(annotation)))
+
+
+def fields_of(*kinds: type) -> set[str]:
+    fields = GenerateContract.model_fields.items()
+    return {name for name, field in fields if parts_of(field.annotation) & set(kinds)}
+
+
+NUMBERS = sorted(fields_of(int, float))
+TRUTH_VALUES = sorted(fields_of(bool))
+
+
+def test_every_number_and_truth_value_of_a_contract_is_tried_below() -> None:
+    assert {"max_new_tokens", "temperature", "seed", "priority", "time_limit_seconds"} < {*NUMBERS}
+    assert TRUTH_VALUES == ["do_sample", "early_stopping"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(True, False, "1", "NaN", b"1", [1], {}),
+        *(float("nan"), float("inf"), float("-inf")),
+        *(10**30, 10**5000, -(10**30)),
+    ],
+    ids=lambda value: str(value) if not isinstance(value, int) else f"{value.bit_length()} bits",
+)
+def test_a_number_is_a_number(name: str, value: Any) -> None:
+    for task in (SummarizeContract, GenerateContract):
+        with pytest.raises(ContractError) as raised:
+            task.parse({**TEXT, name: value})
+        assert [problem.field for problem in raised.value.problems] == [name]
+        assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("name", TRUTH_VALUES)
+@pytest.mark.parametrize("value", [1, 0, 1.0, "true", "yes", b"1", [True]], ids=repr)
+def test_a_truth_value_is_true_or_false(name: str, value: Any) -> None:
+    with pytest.raises(ContractError, match=f"{name}: must be true or false"):
+        GenerateContract.parse({**TEXT, name: value})
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """In JSON 5.0 and 5 are one number, and JavaScript knows but one kind."""
+    assert GenerateContract.parse({**TEXT, "seed": 5.0}).seed == 5
+    assert GenerateContract.parse({**TEXT, "temperature": 1}).temperature == 1.0
+    with pytest.raises(ContractError, match="seed: must be a valid integer"):
+        GenerateContract.parse({**TEXT, "seed": 5.5})
+
+
+def test_a_source_of_texts_has_numbers_and_truth_values_that_read_as_such() -> None:
+    fields = {"seed": "7", "temperature": "0.5", "do_sample": "true", "early_stopping": 0}
+    contract = GenerateContract.parse({**TEXT, **fields}, exact_types=False)
+
+    assert (contract.seed, contract.temperature) == (7, 0.5)
+    assert (contract.do_sample, contract.early_stopping) == (True, False)
+    for wrong in ({"seed": True}, {"seed": "true"}, {"top_p": "nan"}, {"do_sample": "perhaps"}):
+        with pytest.raises(ContractError):
+            GenerateContract.parse({**TEXT, **wrong}, exact_types=False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": b"a text"},
+        {**TEXT, "custom_id": b"1"},
+        {**TEXT, "tenant": b"\x00"},
+        {**TEXT, "stop": [b"."]},
+        {**TEXT, "metadata": {"a": b"b"}},
+        {**TEXT, "deadline": True},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("exact_types", [True, False])
+def test_bytes_are_no_text_and_a_truth_value_no_instant(
+    fields: dict[str, Any], exact_types: bool
+) -> None:
+    with pytest.raises(ContractError):
+        GenerateContract.parse(fields, exact_types=exact_types)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Submitting keeps a job once, and rings for it once it is kept."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,7 +15,7 @@ from db.lane import Lane
 from db.session import Database
 from tasks import generate, submit_batch, summarize, translate
 from tasks.contract import Contract
-from tasks.errors import IdempotencyConflict, Refused, UnknownLanguage, UnknownModel
+from tasks.errors import DuplicateId, IdempotencyConflict, Refused, UnknownLanguage, UnknownModel
 from tasks.generate import GenerateContract
 from tasks.submit import CHUNK, submit_message
 from tasks.summarize import SummarizeContract
@@ -183,6 +185,65 @@ def test_a_batch_stops_at_the_first_contract_that_no_model_can_do(database: Data
         submit_batch(iter([*contracts(3), wrong]), name="night", run_key="night-1")
     again = submit_batch(contracts(4), name="night", run_key="night-1")
     assert again.num_new == 4
+
+
+@pytest.mark.parametrize("run_key", [None, "night-1"])
+def test_a_custom_id_stands_once_in_a_batch(database: Database, run_key: str | None) -> None:
+    def named(*names: str | None, **more: str) -> Iterator[Contract]:
+        return (SummarizeContract.parse({"text": "x", "custom_id": n, **more}) for n in names)
+
+    with pytest.raises(DuplicateId, match=r"contract 4: custom_id: is that of contract 2 too"):
+        submit_batch(named("a", "b", None, "b"), name="night", run_key=run_key)
+    assert states(database) == {}
+    # Of another tenant, or in another call, it is no duplicate.
+    batch = submit_batch(
+        chain(named("a", "b", None, None), named("a", tenant="other")), name="m", run_key=run_key
+    )
+    again = submit_batch(named("a", "b"), name="m", run_key=run_key)
+    assert (batch.num_new, again.num_new) == (5, 2 if run_key is None else 0)
+
+
+def test_jobs_of_a_batch_that_bring_their_own_keys_are_told_apart_by_those(
+    database: Database,
+) -> None:
+    def keyed(*keys: str) -> Iterator[Contract]:
+        fields = {"text": "x", "custom_id": "a"}
+        return (SummarizeContract.parse({**fields, "idempotency_key": key}) for key in keys)
+
+    assert submit_batch(keyed("1", "2"), name="n").num_new == 2
+    with pytest.raises(DuplicateId) as raised:
+        submit_batch(keyed("3", "4", "3"), name="n")
+    assert (raised.value.code, raised.value.field) == ("duplicate_id", "idempotency_key")
+    assert (raised.value.place, raised.value.first_place) == ("contract 3", "contract 1")
+    assert states(database) == {"queued": 2}
+
+
+def test_a_custom_id_is_never_the_number_of_another_job(database: Database) -> None:
+    given = [{"text": "x", "custom_id": "2"}, {"text": "y"}]
+    batch = submit_batch(map(SummarizeContract.parse, given), name="n", run_key="n")
+    assert batch.num_new == 2
+
+
+def test_a_batch_that_is_not_complete_stays_open(database: Database) -> None:
+    first = submit_batch(contracts(3), name="n", run_key="n", is_complete=lambda: False)
+    again = submit_batch(contracts(5), name="n", run_key="n")
+    last = submit_batch(contracts(9), name="n", run_key="n")
+    assert (first.num_new, again.num_new, last.num_new) == (3, 2, 0)
+
+
+def test_the_ids_of_a_million_jobs_take_little_memory() -> None:
+    """Of its own a process takes some 100 MB; a set of these ids would take as much again."""
+    code = """
+import resource
+from tasks.first_seen import FirstSeen
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+seen = FirstSeen()
+for number in range(300_000):
+    seen.require_new("custom_id", f"document-{number * 7919 % 300_007:030d}", f"line {number}")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(ended.stdout) < 30_000
 
 
 # --- messages ------------------------------------------------------------------------------
