@@ -50,7 +50,7 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
     """Of live workers; none where there is no database yet."""
     from db import queries
     from db.schema import require_current
-    from db.session import DatabaseError
+    from db.errors import DatabaseError
     from tasks import settings
     from tasks.errors import TidemillError
 

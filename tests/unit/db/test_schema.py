@@ -8,7 +8,8 @@ from sqlalchemy import inspect, text
 
 from db import schema
 from db.models import Base
-from db.session import Database, DatabaseError
+from db.errors import DatabaseError
+from db.session import Database
 
 
 def test_migrations_lead_to_the_models(empty_database: Database) -> None:
