@@ -87,7 +87,7 @@ def _trial_write(client: "redis.Redis") -> tuple[str, ...]:
     """A key of its own, there for a second at most."""
     try:
         client.set(TRIAL_KEY, "", px=1000)
-    except redis.NoPermissionError:
+    except redis.exceptions.NoPermissionError:
         return ()  # of this key, which says nothing of the queues
     except redis.ResponseError as error:
         return (f"it refuses to write: {error}",)

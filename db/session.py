@@ -17,6 +17,8 @@ from db.errors import DatabaseError
 from db.lock_holders import is_locked, locked_sentence
 from db.masking import masked
 
+LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
+
 
 class Database:
     """A database by its URL; connects when it is first used.
@@ -71,7 +73,7 @@ def _sqlite(url: URL) -> Engine:
             raise DatabaseError(
                 f"the database's folder {str(folder)!r} does not exist; make it first"
             )
-    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": 30})
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -80,7 +82,7 @@ def _sqlite(url: URL) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
-            "busy_timeout = 30000",
+            f"busy_timeout = {1000 * LOCK_SECONDS:.0f}",
         ):
             connection.execute(f"PRAGMA {pragma}")
         # SQLite's own knows the case of 26 letters.

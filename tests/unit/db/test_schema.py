@@ -7,8 +7,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from db import schema
-from db.models import Base
 from db.errors import DatabaseError
+from db.models import Base
 from db.session import Database
 
 
