@@ -28,7 +28,7 @@ def read_database_url(text: str) -> URL:
     if not separator:
         hint = f"; a file is written {_file_url(text)}" if text.startswith(("/", ".", "~")) else ""
         raise DatabaseUrlInvalid(
-            f"the database URL {masked(text)} cannot be read: no scheme comes first; "
+            f"the database URL {masked(text)} has no scheme, so it cannot be read; "
             f"{LOOKS_LIKE}{hint}"
         )
     drivername = DRIVERS.get(scheme.lower())
