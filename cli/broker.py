@@ -1,12 +1,13 @@
 """The broker: whether Redis answers, how it is set up, and how long its queues are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 import redis
 
 from cli.errors import BrokerUnreachable
+from db.masking import masked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,17 @@ class BrokerLook:
     num_bytes: int
     messages: dict[str, int]  # by queue
     num_unacked: int  # delivered to workers, not acked yet
+    faults: tuple[str, ...]  # what it says has gone wrong, a sentence each
+    folder: str | None  # where it keeps its files, on its own machine
+
+
+# What `INFO` says went wrong, and what to do.
+_FAILED = {
+    "aof_last_write_status": "its last write to its append-only file failed",
+    "aof_last_bgrewrite_status": "its last rewrite of its append-only file failed",
+    "rdb_last_bgsave_status": "its last snapshot failed",
+}
+TRIAL_KEY = "tidemill.trial"
 
 
 def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
@@ -34,15 +46,17 @@ def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
                     pipeline.llen(name)
                 pipeline.hlen("unacked")
                 *lengths, num_unacked = pipeline.execute()
+            refusal = _trial_write(client)
+            folder = _folder(client)
     except redis.AuthenticationError as error:
         raise BrokerUnreachable(
-            f"Redis at {shown(url)} refuses the password: {error}; put the right one into "
+            f"Redis at {masked(url)} refuses the password: {error}; put the right one into "
             "TIDEMILL_REDIS_URL (redis://:password@host:6379/0)"
         ) from error
     except (redis.RedisError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise BrokerUnreachable(
-            f"Redis at {shown(url)} cannot be reached: {reason}; start it, or say with "
+            f"Redis at {masked(url)} cannot be reached: {reason}; start it, or say with "
             "TIDEMILL_REDIS_URL where it is"
         ) from error
     return BrokerLook(
@@ -52,13 +66,36 @@ def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
         num_bytes=int(info.get("used_memory", 0)),
         messages=dict(zip(names, lengths, strict=True)),
         num_unacked=int(num_unacked),
+        faults=(*_faults(info), *refusal),
+        folder=folder,
     )
 
 
-def shown(url: str) -> str:
-    """The URL with its password masked."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+def _faults(info: Mapping[str, Any]) -> Iterator[str]:
+    for field, fault in _FAILED.items():
+        if info.get(field, "ok") != "ok":
+            yield f"{fault} ({field} is {info[field]}); look at its disk and its log"
+    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if limit and used >= 0.9 * limit:
+        yield (
+            f"it uses {used / 2**20:,.1f} of its {limit / 2**20:,.1f} MiB (maxmemory), and refuses "
+            "messages when that is full; raise maxmemory"
+        )
+
+
+def _trial_write(client: "redis.Redis") -> tuple[str, ...]:
+    """A key of its own, there for a second at most."""
+    try:
+        client.set(TRIAL_KEY, "", px=1000)
+    except redis.exceptions.NoPermissionError:
+        return ()  # of this key, which says nothing of the queues
+    except redis.ResponseError as error:
+        return (f"it refuses to write: {error}",)
+    return ()
+
+
+def _folder(client: "redis.Redis") -> str | None:
+    try:
+        return str(client.config_get("dir").get("dir")) or None
+    except redis.RedisError:
+        return None  # many providers allow nobody to ask

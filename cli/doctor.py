@@ -53,7 +53,7 @@ def doctor(json: options.Json = False) -> None:
 
 def examine() -> list[Finding]:
     """Look at everything, whatever is found on the way."""
-    from db.session import DatabaseError
+    from db.errors import DatabaseError
     from tasks import settings
     from tasks.errors import SettingsError
 
@@ -69,9 +69,10 @@ def examine() -> list[Finding]:
     database = None
     try:
         database = settings.database()
-        findings.append(_look_at_database(database))
+        findings += _look_at_database(database)
     except (SettingsError, DatabaseError) as error:
         findings.append(Finding("database", False, str(error)))
+    findings += _look_at_disks(database)
     if catalog is not None:
         findings += [_look_at_checkpoint(catalog, model) for model in catalog.models.values()]
         if database is not None and findings_of(findings, "database"):
@@ -107,16 +108,18 @@ def _look_at_up() -> list[Finding]:
 
 
 def _look_at_redis() -> list[Finding]:
-    from cli.broker import look_at_broker, shown
+    from cli.broker import look_at_broker
     from cli.errors import BrokerUnreachable
+    from db.masking import masked
     from tasks import settings
+    from tasks.errors import SettingsError
 
-    url = settings.broker_url()
     try:
+        url = settings.broker_url()
         look = look_at_broker(url)
-    except BrokerUnreachable as error:
+    except (BrokerUnreachable, SettingsError) as error:
         return [Finding("redis", False, str(error))]
-    findings = [Finding("redis", True, f"{shown(url)} answers, version {look.version}")]
+    findings = [Finding("redis", True, f"{masked(url)} answers, version {look.version}")]
     if look.eviction != "noeviction":
         findings.append(
             Finding(
@@ -126,14 +129,49 @@ def _look_at_redis() -> list[Finding]:
                 "memory is short; set `maxmemory-policy noeviction`",
             )
         )
+    return findings + [Finding("redis", False, fault) for fault in look.faults]
+
+
+def _look_at_database(database: "Database") -> list[Finding]:
+    from cli.trial import write_fault
+    from db.schema import head, require_current
+
+    require_current(database)
+    findings = [Finding("database", True, f"{database.shown_url} is at revision {head()}")]
+    if (fault := write_fault(database)) is not None:
+        findings.append(Finding("database", False, f"it takes no write: {fault}"))
     return findings
 
 
-def _look_at_database(database: "Database") -> Finding:
-    from db.schema import require_current, revision
+def _look_at_disks(database: "Database | None") -> list[Finding]:
+    """One for each disk that something of ours is written to, as far as it is of this machine."""
+    from cli.trial import rooms_of
+    from db.address import data_dir
 
-    require_current(database)
-    return Finding("database", True, f"{database.shown_url} is at revision {revision(database)}")
+    folders = [data_dir(os.environ, Path.cwd())]
+    if database is not None and database.file is not None:
+        folders.append(database.file.parent)
+    folders += [Path(folder) for folder in _redis_folders()]
+    return [Finding("disk", not room.is_short, room.sentence) for room in rooms_of(folders)]
+
+
+def _redis_folders() -> list[str]:
+    """Where a Redis of this machine keeps its files; what an unreachable one does is unknown."""
+    from urllib.parse import urlsplit
+
+    from cli.broker import look_at_broker
+    from cli.errors import BrokerUnreachable
+    from tasks import settings
+    from tasks.errors import SettingsError
+
+    try:
+        url = settings.broker_url()
+        if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
+            return []
+        folder = look_at_broker(url).folder
+    except (BrokerUnreachable, SettingsError):
+        return []
+    return [folder] if folder else []
 
 
 def _look_at_checkpoint(catalog: "Catalog", model: "Model") -> Finding:

@@ -44,7 +44,7 @@ class EmbeddedValkey:
             "bind 127.0.0.1",
             f"port {port}",
             f"requirepass {password}",
-            f'dir "{self._folder.resolve()}"',
+            f"dir {quoted(os.fsencode(self._folder.resolve()))}",
             "appendonly yes",
             'save ""',
             "maxmemory-policy noeviction",
@@ -92,6 +92,11 @@ class EmbeddedValkey:
                     self._child.kill()
                     raise PartFailed(f"the embedded Valkey did not start:\n{lines}") from None
                 return
+
+
+def quoted(text: bytes) -> str:
+    """A text as Valkey's configuration reads it back, whatever characters are in it."""
+    return '"' + "".join(f"\\x{byte:02x}" for byte in text) + '"'
 
 
 def _free_port() -> int:

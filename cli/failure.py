@@ -1,6 +1,7 @@
 """Failure: any error as a sentence that a person can act on."""
 
-from db.session import DatabaseError
+from db.errors import DatabaseError
+from db.lock_holders import is_locked
 from tasks.errors import TidemillError
 
 
@@ -11,6 +12,8 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, TidemillError | DatabaseError):
         return str(error)
     if isinstance(error, DBAPIError):
+        if is_locked(error.orig):
+            return str(error.orig)  # the session has put into it who holds the lock
         reason = str(error.orig).strip().splitlines()
         return f"the database failed: {reason[0] if reason else type(error.orig).__name__}"
     if isinstance(error, SQLAlchemyError):

@@ -22,7 +22,8 @@ from cli.embedded import EmbeddedValkey
 from cli.errors import AlreadyRunning, PartFailed
 from cli.worker import celery_command
 from db import queries
-from db.address import RUN_FILE
+from db.address import DATABASE_FILE, RUN_FILE, STORES_FILE
+from db.database_url import file_url
 from db.schema import migrate
 from db.session import Database
 
@@ -49,7 +50,8 @@ class Mill:
         self._models = models
         self.redis_url = redis_url or ""
         self._valkey = None if redis_url else EmbeddedValkey(self.data_dir / "valkey")
-        self.database = Database(database_url or f"sqlite:///{self.data_dir / 'tidemill.db'}")
+        self.database = Database(database_url or file_url(self.data_dir / DATABASE_FILE))
+        self._is_embedded = not database_url
         self._lock: IO[str] | None = None
         self._worker: Child | None = None
         self._num_shown = 0
@@ -80,6 +82,7 @@ class Mill:
             self._valkey.start()
             self.redis_url = self._valkey.url
         migrate(self.database)
+        self._write(STORES_FILE)
 
     def start_worker(self) -> None:
         """Begin to load the models; `wait_for_worker` says when that is done."""
@@ -105,19 +108,25 @@ class Mill:
             time.sleep(POLL_SECONDS)
 
     def announce(self) -> None:
-        """Let commands that run in this folder find the mill."""
+        """Let commands that run in this folder know that jobs are run."""
+        self._write(RUN_FILE)
+
+    def _write(self, name: str) -> None:
+        """Write down where the parts are; see `db.address`."""
         written = {
             "redis_url": self.redis_url,
-            "database_url": self.environment["TIDEMILL_DATABASE_URL"],
             "config": str(self._config),
             "pid": str(os.getpid()),
         }
-        part = self.data_dir / f"{RUN_FILE}.part"
+        # Our own file is found by the folder, which may be moved.
+        if name == RUN_FILE or not self._is_embedded:
+            written["database_url"] = self.environment["TIDEMILL_DATABASE_URL"]
+        part = self.data_dir / f"{name}.part"
         part.unlink(missing_ok=True)
         # The addresses have passwords in them.
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as to:
             json.dump(written, to)
-        part.replace(self.data_dir / RUN_FILE)
+        part.replace(self.data_dir / name)
 
     # --- running -------------------------------------------------------------------------------
 

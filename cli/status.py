@@ -13,10 +13,11 @@ def status(json: options.Json = False) -> None:
 
     The exit status is 1 if Redis does not answer.
     """
-    from cli.broker import BrokerLook, look_at_broker, shown
+    from cli.broker import BrokerLook, look_at_broker
     from cli.errors import BrokerUnreachable
     from cli.ready import require_ready
     from db import queries
+    from db.masking import masked
     from db.schema import head
     from db.states import JobState
     from tasks import settings
@@ -39,7 +40,7 @@ def status(json: options.Json = False) -> None:
         write_json(
             {
                 "redis": {
-                    "url": shown(settings.broker_url()),
+                    "url": masked(settings.broker_url()),
                     **(
                         {"reachable": False, "error": str(look)}
                         if isinstance(look, BrokerUnreachable)
@@ -73,7 +74,7 @@ def status(json: options.Json = False) -> None:
             say(f"Redis     {look}")
         else:
             say(
-                f"Redis     {shown(settings.broker_url())}, version {look.version}, "
+                f"Redis     {masked(settings.broker_url())}, version {look.version}, "
                 f"{look.num_bytes / 2**20:,.1f} MiB, {plural(look.num_unacked, 'message')} unacked"
             )
         say(f"Database  {database.shown_url}, revision {head()}")

@@ -1,6 +1,7 @@
 """`tidemill up`: everything on this machine, in one process tree."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,8 +34,10 @@ def up(
     from cli.mill import Mill
     from db.address import data_dir as default_data_dir
     from tasks.catalog import Catalog
+    from tasks.redis_url import read_redis_url
     from tasks.settings import config_path
 
+    redis_url = os.environ.get("TIDEMILL_REDIS_URL")
     # What an earlier `up` wrote of itself must not stand in for this folder's settings.
     config = config_path({**os.environ, "TIDEMILL_DATA_DIR": os.devnull}, Path.cwd())
     Catalog.load(config).only(tuple(filter(None, (models or "").split(","))))
@@ -43,7 +46,7 @@ def up(
         folder,
         config,
         models=models,
-        redis_url=os.environ.get("TIDEMILL_REDIS_URL"),
+        redis_url=read_redis_url(redis_url) if redis_url else None,
         database_url=os.environ.get("TIDEMILL_DATABASE_URL"),
     )
     with Interrupts() as interrupts:
@@ -70,8 +73,8 @@ def up(
 
 
 def _greet(mill: "Mill", folder: Path) -> None:
-    from cli.broker import shown
-    from db.address import DATA_DIR
+    from db.address import data_dir as default_data_dir
+    from db.masking import masked
     from tasks.catalog import Catalog
 
     catalog = Catalog.load(Path(mill.environment["TIDEMILL_CONFIG"]))
@@ -81,11 +84,11 @@ def _greet(mill: "Mill", folder: Path) -> None:
     languages = (
         f" --source-language {pair[0]} --target-language {pair[1]}" if task == "translate" else ""
     )
-    say(f"Redis     {shown(mill.redis_url)}")
+    say(f"Redis     {masked(mill.redis_url)}")
     say(f"Database  {mill.database.shown_url}")
     say(f"Worker    ready, its log is {mill.log}")
-    if mill.data_dir != (Path.cwd() / os.environ.get("TIDEMILL_DATA_DIR", DATA_DIR)).resolve():
-        say(f"Commands find it with TIDEMILL_DATA_DIR={folder}")
+    if mill.data_dir != default_data_dir(os.environ, Path.cwd()).resolve():
+        say(f"Commands find it with TIDEMILL_DATA_DIR={shlex.quote(str(folder))}")
     say("\nIn another terminal, in this folder:\n")
     say(f'  tidemill submit {task} "Some text."{languages} --wait')
     say("  tidemill status")

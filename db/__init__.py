@@ -7,9 +7,10 @@ The public part is for reading:
         print(job.custom_id, job.output)
 """
 
+from db.errors import DatabaseError
 from db.lane import Lane
 from db.reading import Cursor, FoundJob, JobError, find_job, find_results
-from db.session import Database, DatabaseError, database_from_environment
+from db.session import Database, database_from_environment
 from db.states import JobState
 
 __all__ = [

@@ -10,7 +10,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from db.session import Database, DatabaseError
+from db.errors import DatabaseError, DatabaseLocked
+from db.lock_holders import is_locked
+from db.session import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -40,12 +42,20 @@ def revision(database: Database) -> str | None:
     Raises DatabaseError when it cannot be reached.
     """
     try:
-        with database.engine.connect() as connection:
+        # To look takes no lock, whoever writes meanwhile.
+        engine = database.engine.execution_options(tidemill_read_only=True)
+        with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
     except OperationalError as error:
-        raise DatabaseError(
-            f"the database {database.shown_url} cannot be reached: {_first_line(error)}; "
+        if is_locked(error.orig):
+            raise DatabaseLocked(str(error.orig)) from error
+        remedy = (
             "start it, or say with TIDEMILL_DATABASE_URL where it is"
+            if database.file is None
+            else "it must be a file that this user may read and write, in a folder as well"
+        )
+        raise DatabaseError(
+            f"the database {database.shown_url} cannot be reached: {_first_line(error)}; {remedy}"
         ) from error
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.orm import Session
 
+from db.database_url import read_database_url
+from db.errors import DatabaseError
+from db.lock_holders import is_locked, locked_sentence
+from db.masking import masked
 
-class DatabaseError(Exception):
-    """The database cannot be used as it is; the message says what to do."""
+LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
 
 
 class Database:
@@ -26,19 +28,8 @@ class Database:
     deferred transaction that upgrades fails at once, whatever the timeout.
     """
 
-    def __init__(self, url: str) -> None:
-        try:
-            self.url: URL = make_url(url)
-        except ArgumentError:
-            raise DatabaseError(
-                "the database URL cannot be read; it looks like "
-                "postgresql://user:password@host/name or sqlite:////path/to/file.db"
-            ) from None
-        if self.url.get_backend_name() not in ("postgresql", "sqlite"):
-            raise DatabaseError(
-                f"the database is {self.url.get_backend_name()!r}; "
-                "Tidemill keeps its jobs in PostgreSQL or SQLite"
-            )
+    def __init__(self, url: str | URL) -> None:
+        self.url = url if isinstance(url, URL) else read_database_url(url)
 
     @property
     def dialect(self) -> Literal["postgresql", "sqlite"]:
@@ -46,8 +37,13 @@ class Database:
 
     @property
     def shown_url(self) -> str:
-        """The URL with its password masked."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL with its secrets masked."""
+        return masked(self.url.render_as_string(hide_password=False))
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file; None on PostgreSQL."""
+        return Path(self.url.database) if self.dialect == "sqlite" and self.url.database else None
 
     @cached_property
     def engine(self) -> Engine:
@@ -71,13 +67,13 @@ class Database:
 
 
 def _sqlite(url: URL) -> Engine:
-    if url.database and url.database != ":memory:":
+    if url.database:
         folder = Path(url.database).parent
         if not folder.is_dir():
             raise DatabaseError(
                 f"the database's folder {str(folder)!r} does not exist; make it first"
             )
-    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": 30})
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -86,7 +82,7 @@ def _sqlite(url: URL) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
-            "busy_timeout = 30000",
+            f"busy_timeout = {1000 * LOCK_SECONDS:.0f}",
         ):
             connection.execute(f"PRAGMA {pragma}")
         # SQLite's own knows the case of 26 letters.
@@ -96,6 +92,11 @@ def _sqlite(url: URL) -> Engine:
     def begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get("tidemill_read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    @event.listens_for(engine, "handle_error")
+    def say_by_whom_it_is_locked(context: ExceptionContext) -> None:
+        if is_locked(context.original_exception) and url.database:
+            context.original_exception.args = (locked_sentence(url.database),)
 
     return engine
 
@@ -137,6 +138,6 @@ def _postgresql(url: URL) -> Engine:
 
 def database_from_environment() -> Database:
     """The database that `TIDEMILL_DATABASE_URL` names, or that a `tidemill up` here serves."""
-    from db.address import database_url
+    from db.address import database_address
 
-    return Database(database_url(os.environ, Path.cwd()))
+    return Database(database_address(os.environ, Path.cwd()))

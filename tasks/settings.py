@@ -1,7 +1,7 @@
 """Where things are: the environment, and `tidemill.toml`.
 
 Redis and the database come from `TIDEMILL_REDIS_URL` and
-`TIDEMILL_DATABASE_URL`, or from a `tidemill up` that runs in this folder. The
+`TIDEMILL_DATABASE_URL`, or from the `tidemill up` of this folder. The
 models come from `tidemill.toml` in this folder, or wherever `TIDEMILL_CONFIG`
 says.
 """
@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from db.address import AddressUnknown, redis_url, running_up
+from db.address import AddressUnknown, is_starting, last_up, redis_url, running_up
+from db.errors import DatabaseUrlInvalid
 from db.session import Database, database_from_environment
 from tasks.catalog import Catalog
 from tasks.errors import SettingsError
+from tasks.redis_url import read_redis_url
 
 CONFIG_FILE = "tidemill.toml"
 
 
 def config_path(environment: Mapping[str, str], folder: Path) -> Path:
     """The configuration file; raises SettingsError when there is none."""
-    named = environment.get("TIDEMILL_CONFIG") or running_up(environment, folder).get("config")
-    path = Path(named) if named else folder / CONFIG_FILE
+    path = _config_path(environment, folder)
     if not path.is_file():
         raise SettingsError(
             f"there is no {path}; a configuration names the models, for example\n\n"
@@ -32,6 +33,16 @@ def config_path(environment: Mapping[str, str], folder: Path) -> Path:
             "Put it there, or say where it is with TIDEMILL_CONFIG."
         )
     return path
+
+
+def _config_path(environment: Mapping[str, str], folder: Path) -> Path:
+    if named := environment.get("TIDEMILL_CONFIG"):
+        return folder / named
+    own = folder / CONFIG_FILE
+    last = last_up(environment, folder).get("config")
+    lives = running_up(environment, folder) or is_starting(environment, folder)
+    # Where none runs, the folder's own goes before what was used here last.
+    return Path(last) if last and (lives or not own.is_file()) else own
 
 
 @cache
@@ -45,7 +56,7 @@ def database() -> Database:
     """The database of this process, connected to when it is first used."""
     try:
         return database_from_environment()
-    except AddressUnknown as error:
+    except (AddressUnknown, DatabaseUrlInvalid) as error:
         raise SettingsError(str(error)) from error
 
 
@@ -55,8 +66,11 @@ def served_models() -> tuple[str, ...]:
 
 
 def broker_url() -> str:
-    """Where Redis is; Celery's own default where nothing says."""
+    """Where Redis is; Celery's own default where nothing says.
+
+    Raises SettingsError when what says so cannot be read.
+    """
     try:
-        return redis_url(os.environ, Path.cwd())
+        return read_redis_url(redis_url(os.environ, Path.cwd()))
     except AddressUnknown:
         return "redis://localhost:6379/0"

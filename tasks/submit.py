@@ -13,7 +13,6 @@ from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from celery.exceptions import Reject
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -234,8 +233,9 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
 
     try:
         publish([Message(model, lane, (job_id,))])
-    except (BrokerError, OSError) as error:
-        # The job is kept; the dispatcher publishes it when Redis is back.
+    except Exception as error:  # Redis away, its password refused, an address that is none
+        # The job is kept, so to fail here would only have it submitted twice; the
+        # dispatcher publishes it when Redis is back.
         log.warning("job kept, not published yet", extra={"error": type(error).__name__})
         return
     try:

@@ -23,7 +23,7 @@ from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads, prepare_accept_content
 
-from db.session import DatabaseError
+from db.errors import DatabaseError
 from tasks.errors import TidemillError
 from worker import channel
 from worker.failpoints import passing

@@ -15,7 +15,7 @@ from celery.concurrency import solo, thread
 from celery.signals import worker_init, worker_shutdown
 from click.core import ParameterSource
 
-from db.session import DatabaseError
+from db.errors import DatabaseError
 from tasks.app import app
 from tasks.errors import TidemillError
 from worker import channel

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from cli.broker import shown
 from cli.failure import sentence_of
 from cli.main import app, main
 from cli.worker import celery_command
+from db.masking import masked
 
 
 def run_python(program: str) -> str:
@@ -90,9 +90,9 @@ def test_an_error_that_nobody_foresaw_is_still_a_sentence() -> None:
 
 
 def test_a_shown_address_has_no_password() -> None:
-    assert shown("redis://:secret@host:1/0") == "redis://:***@host:1/0"
-    assert shown("redis://me:secret@host:1/0") == "redis://me:***@host:1/0"
-    assert shown("redis://host:1/0") == "redis://host:1/0"
+    assert masked("redis://:secret@host:1/0") == "redis://:***@host:1/0"
+    assert masked("redis://me:secret@host:1/0") == "redis://me:***@host:1/0"
+    assert masked("redis://host:1/0") == "redis://host:1/0"
 
 
 def test_a_worker_is_celery_s_own() -> None:

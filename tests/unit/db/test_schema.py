@@ -7,8 +7,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from db import schema
+from db.errors import DatabaseError
 from db.models import Base
-from db.session import Database, DatabaseError
+from db.session import Database
 
 
 def test_migrations_lead_to_the_models(empty_database: Database) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from db import queries
 from db.address import AddressUnknown, database_url
-from db.session import Database, DatabaseError, database_from_environment
+from db.errors import DatabaseError
+from db.session import Database, database_from_environment
 from tests.jobs import insert_job, job_row, states
 
 USERS = "a secret of the user's"
