@@ -18,6 +18,7 @@ from sqlalchemy.exc import (
 from cli.errors import SourceUnusable
 from cli.sources import read_only
 from cli.sources.source import CheckColumns, Row, typed_fields
+from db.masking import masked
 
 ROWS_AT_ONCE = 100  # each may hold a whole document
 COMMENT = r"--[^\n]*(?:\n|$)|/\*.*?\*/"
@@ -38,14 +39,14 @@ class SqlSource:
     def __init__(self, url: str, query: str, *, read_only_user: bool = False) -> None:
         try:
             self._url = make_url(url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter of a port that is no number
             raise SourceUnusable(
                 "the source's url cannot be read; it looks like "
                 "postgresql://user:password@host/name or sqlite:////path/to/file.db"
             ) from None
         self._query = query
         self._read_only_user = read_only_user
-        self.name = f"the query on {self._url.render_as_string(hide_password=True)}"
+        self.name = f"the query on {masked(url)}"
         # For a better sentence than the database's own; it is the database that refuses.
         first_word = FIRST_WORD.match(query)
         if first_word is not None and first_word[1].upper() not in READING_WORDS:

@@ -308,3 +308,10 @@ def test_a_database_that_cannot_be_held_to_reading_is_refused_by_name(backend: s
     assert "`read_only_user = true` in [source]" in sentence
     with pytest.raises(SourceUnusable, match="the driver for"):  # so it would be taken
         list(SqlSource(url, "SELECT 1", read_only_user=True).rows(lambda columns: None))
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@host:notaport/db", "redis//:secret@host"])
+def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(SourceUnusable, match="cannot be read") as refused:
+        SqlSource(url, "SELECT 1")
+    assert "secret" not in str(refused.value)
