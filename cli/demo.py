@@ -1,14 +1,16 @@
 """`tidemill demo`: the whole road once, with the toy models of a checkout."""
 
 import os
-from collections.abc import Callable, Sequence
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from cli.terminal import err, note, one_line, print_table, say, table, warn
+from cli.terminal import err, note, one_line, plural, print_table, say, table, warn
 
 if TYPE_CHECKING:
     from cli.mill import Mill
@@ -58,7 +60,8 @@ def demo() -> None:
     say("\nTry next:")
     say("  .venv/bin/tidemill up                # the same, and it stays")
     say('  .venv/bin/tidemill submit generate "Once there was" --wait    # in another terminal')
-    say(f"  TIDEMILL_DATABASE_URL=sqlite:///{DATA_DIR}/tidemill.db .venv/bin/tidemill results")
+    say(f"  TIDEMILL_DATABASE_URL=sqlite:///{DATA_DIR}/tidemill.db \\")
+    say("    .venv/bin/tidemill results")
 
 
 def _run(mill: "Mill", go_on: Callable[[], None]) -> "FoundBatch":
@@ -73,8 +76,10 @@ def _run(mill: "Mill", go_on: Callable[[], None]) -> "FoundBatch":
     today = night.today()
     run_key = night.run_key_of(today)
     known = complete_batch(run_key)
+    load_seconds: float | None = None
     if known is None or not is_finished(known):
-        mill.start_worker()  # it loads its models while the jobs are enqueued
+        load_seconds = _load_models(mill, go_on)
+    ready_at = datetime.now(UTC)
     complaints = Complaints()
     intake = Intake(
         [] if known else night.parts_of(NIGHT.resolve().parent, today),
@@ -96,13 +101,61 @@ def _run(mill: "Mill", go_on: Callable[[], None]) -> "FoundBatch":
     if is_finished(batch):
         say("every job of it is finished, so no worker was started")
     else:
-        with err.status("loading the models"):
-            mill.wait_for_worker(go_on)
         batch = watch(batch, check=go_on)
     jobs = list(find_results(batch=batch.id, state=None, database=mill.database))
     _print_examples(jobs)
-    _print_totals(jobs)
+    runs = list(_runs(jobs, ready_at))
+    _print_totals(jobs, runs)
+    _print_summary(runs, load_seconds)
     return batch
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A job that was run: since when it could have been, and when it was."""
+
+    job: "FoundJob"
+    waits_since: datetime
+    started_at: datetime
+    finished_at: datetime
+
+    @property
+    def wait_seconds(self) -> float:
+        return max((self.started_at - self.waits_since).total_seconds(), 0.0)
+
+    @property
+    def run_seconds(self) -> float:
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[Run]:
+    """ready_at: when the models were loaded, if jobs were there before: an earlier demo was
+    interrupted, and until it goes on nobody could have run them."""
+    for job in jobs:
+        if job.started_at is not None and job.finished_at is not None:
+            was_left = job.created_at < ready_at <= job.finished_at
+            yield Run(
+                job, ready_at if was_left else job.created_at, job.started_at, job.finished_at
+            )
+
+
+def _load_models(mill: "Mill", go_on: Callable[[], None]) -> float:
+    """Start the worker and wait until it takes jobs; returns how long that took.
+
+    Before a job is submitted: one would wait for the models, and not for its turn.
+    """
+    from tasks import settings
+
+    names = ", ".join(settings.catalog().models)
+    started = time.monotonic()
+    if not err.is_terminal:
+        note(f"loading {names}")
+    with err.status(f"loading {names}"):
+        mill.start_worker()
+        mill.wait_for_worker(go_on)
+    seconds = time.monotonic() - started
+    say(f"loaded {names} in {seconds:,.1f} s")
+    return seconds
 
 
 def _print_examples(jobs: Sequence["FoundJob"]) -> None:
@@ -115,40 +168,53 @@ def _print_examples(jobs: Sequence["FoundJob"]) -> None:
     print_table(made)
 
 
-def _print_totals(jobs: Sequence["FoundJob"]) -> None:
-    done = [job for job in jobs if job.started_at is not None and job.finished_at is not None]
+def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[Run]) -> None:
     made = table("task", "jobs", "failed", "tokens", "tokens/s", "wait p50/p95", "run p50/p95")
     for column in made.columns[1:]:
         column.justify = "right"
     for task in [*dict.fromkeys(job.task for job in jobs), ""]:
-        of_task = [job for job in done if job.task == task or not task]
+        of_task = [run for run in runs if run.job.task == task or not task]
         made.add_row(
             task or "all",
             f"{sum(job.task == task or not task for job in jobs):,}",
             f"{sum(job.state == 'failed' and (job.task == task or not task) for job in jobs):,}",
-            f"{sum(job.completion_tokens or 0 for job in of_task):,}",
-            _tokens_per_second(of_task),
-            _median_and_tail([_seconds(job.created_at, job.started_at) for job in of_task]),
-            _median_and_tail([_seconds(job.started_at, job.finished_at) for job in of_task]),
+            f"{_num_tokens(of_task):,}",
+            _rate(_num_tokens(of_task), _busy_seconds(of_task)),
+            _median_and_tail([run.wait_seconds for run in of_task]),
+            _median_and_tail([run.run_seconds for run in of_task]),
         )
     say("")
     print_table(made)
 
 
-def _tokens_per_second(jobs: Sequence["FoundJob"]) -> str:
-    starts = [job.started_at for job in jobs if job.started_at]
-    ends = [job.finished_at for job in jobs if job.finished_at]
-    if not starts or not ends:
-        return "-"
-    seconds = (max(ends) - min(starts)).total_seconds()
-    tokens = sum(job.completion_tokens or 0 for job in jobs)
-    return f"{tokens / seconds:,.0f}" if seconds else "-"
+def _print_summary(runs: Sequence[Run], load_seconds: float | None) -> None:
+    """Loading is told apart from the work: it is done once, however many jobs follow."""
+    seconds, num_jobs = _busy_seconds(runs), plural(len(runs), "job")
+    if load_seconds is not None:
+        say(f"\nload  {load_seconds:,.1f} s, once, before the first job was submitted")
+    else:
+        say("")
+    say(
+        f"work  {num_jobs} in {seconds:,.1f} s: {_rate(len(runs), seconds)} jobs/s, "
+        f"{_rate(_num_tokens(runs), seconds)} tokens/s"
+    )
+    say("wait  of a job, for its turn among all the others; run: beside others, in one model")
 
 
-def _seconds(start: datetime | None, end: datetime | None) -> float:
-    assert start is not None
-    assert end is not None
-    return (end - start).total_seconds()
+def _num_tokens(runs: Iterable[Run]) -> int:
+    return sum(run.job.completion_tokens or 0 for run in runs)
+
+
+def _busy_seconds(runs: Sequence[Run]) -> float:
+    """From when the first of them could be run until the last was finished."""
+    if not runs:
+        return 0.0
+    first, last = min(run.waits_since for run in runs), max(run.finished_at for run in runs)
+    return (last - first).total_seconds()
+
+
+def _rate(number: int, seconds: float) -> str:
+    return f"{number / seconds:,.0f}" if seconds > 0 else "-"
 
 
 def _median_and_tail(seconds: list[float]) -> str:

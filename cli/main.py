@@ -5,8 +5,11 @@ interrupted. Whatever goes wrong is one sentence on standard error. Commands
 import what they need when they run, so that `--help` is quick.
 """
 
+import errno
+import io
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +34,7 @@ from cli import (
     watch,
     worker,
 )
+from cli.escaping import FALLBACK
 from cli.terminal import say, warn
 
 app = typer.Typer(
@@ -41,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 START, ENQUEUE, READ, KEEP = "Start", "Enqueue", "Read", "Look after"
 for panel, name, command, example in (
     (START, "up", up.up, "tidemill up --models summarizer"),
@@ -108,6 +113,16 @@ def _warnings_in_words() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
+    _take_every_character()
+    status = _run(arguments)
+    if (fault := _fault_of_output()) is None:
+        return status
+    if fault:
+        warn(fault)
+    return status or 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         with _warnings_in_words():
             app(args=arguments, prog_name="tidemill")
@@ -116,14 +131,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has gone, `| head` for one; nothing more may be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # the last place to turn a traceback into words
         from cli.failure import sentence_of
 
         if os.environ.get("TIDEMILL_DEBUG"):
             raise
-        warn(sentence_of(error))
+        is_of_output = isinstance(error, OSError) and _is_of_output(error)
+        warn(_unwritable(error) if is_of_output else sentence_of(error))
         return 1
     return 0
+
+
+def _take_every_character() -> None:
+    """Let no character end a command, whatever the terminal's encoding."""
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=FALLBACK)
+
+
+def _fault_of_output() -> str | None:
+    """Why standard output does not take what is still to be written; "" when its reader has gone.
+
+    Nothing more is written there then, not at exit either.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "" if isinstance(error, BrokenPipeError) else _unwritable(error)
+    return None
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether a write failed that can only have been one to standard output."""
+    if error.filename is not None or error.errno not in NO_ROOM:
+        return False
+    try:
+        return not sys.stdout.isatty() and not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _unwritable(error: BaseException) -> str:
+    return f"standard output cannot be written: {getattr(error, 'strerror', error)}"

@@ -12,7 +12,18 @@ import typer
 # As in tasks.catalog, which `tidemill --help` has no time to import; a test compares them.
 TaskName = Literal["summarize", "translate", "generate", "chat"]
 LaneName = Literal["interactive", "bulk"]
+FinishReason = Literal["stop", "length"]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
+
+# As in cli.record, for the same reason.
+COLUMNS = (
+    *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
+    *("finish_reason", "prompt_tokens", "completion_tokens", "error", "error_code"),
+    *("error_message", "metadata", "tenant", "language", "attempt", "created_at", "started_at"),
+    *("finished_at", "wait_seconds", "run_seconds"),
+)
+
+MAX_SECONDS = 10**9  # as in db.reading
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Errors = Annotated[
@@ -53,6 +64,31 @@ def instant(option: str, text: str | None) -> datetime | None:
             f"{text!r} is no date; write 2026-01-31 or 2026-01-31T02:00:00+01:00",
             param_hint=option,
         ) from None
+
+
+def columns(text: str | None) -> list[str] | None:
+    """Names of columns with commas in between; a usage error names what is none."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in COLUMNS:
+            fault = f"{name!r} is no column; there are {', '.join(COLUMNS)}"
+        elif names.count(name) > 1:
+            fault = f"{name} is named twice"
+        else:
+            continue
+        raise typer.BadParameter(fault, param_hint="--columns")
+    return names
+
+
+def seconds(option: str, value: float | None) -> float | None:
+    """A usage error where it is no length of time."""
+    if value is not None and not 0 <= value <= MAX_SECONDS:
+        raise typer.BadParameter(
+            f"{value} must be seconds, from 0 to {MAX_SECONDS:,}", param_hint=option
+        )
+    return value
 
 
 def job_ids(given: Iterable[str]) -> list[UUID]:

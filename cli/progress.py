@@ -1,28 +1,31 @@
 """Progress bars: enqueuing, and a batch on its way. Plain lines where there is no terminal."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
-from cli.terminal import err, plural
+from cli.escaping import visible
+from cli.terminal import Screen, err, one_line, plural
 from db.reading import FoundBatch, find_batches
 from db.states import FINISHED, JobState
 from tasks import settings
 
 POLL_SECONDS = 0.25
 PLAIN_SECONDS = 5.0
+NARROW, WIDE = 60, 110  # columns: below the one only numbers are shown, from the other on all
 ABANDONED_SECONDS = 30.0  # an open batch that neither grows nor has anything to do
 STYLES = {
     JobState.QUEUED: "dim",
@@ -49,7 +52,7 @@ class EtaColumn(TimeRemainingColumn):
     """How long it will take; and at the end, how long it took."""
 
     def __init__(self) -> None:
-        super().__init__(elapsed_when_finished=True)
+        super().__init__(elapsed_when_finished=True, table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         return Text("took " if task.finished else "ETA ") + super().render(task)
@@ -58,19 +61,25 @@ class EtaColumn(TimeRemainingColumn):
 class EnqueueProgress:
     """A bar over the source, with how many jobs are kept and how fast."""
 
-    def __init__(self, name: str, console: Console = err) -> None:
+    def __init__(self, name: str, console: Screen = err) -> None:
         self._started = time.monotonic()
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.fields[num_jobs]:,} jobs, {task.fields[rate]:,.0f}/s")
+        ]
+        if console.width >= NARROW:
+            columns = [
+                SpinnerColumn(console.spinner),
+                TextColumn("enqueuing {task.fields[name]}", markup=False),
+                BarColumn(),
+                *columns,
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            ]
         self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("enqueuing {task.fields[name]}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[num_jobs]:,} jobs, {task.fields[rate]:,.0f}/s"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+            *columns, console=console, transient=True, disable=not _moves(console)
         )
-        self._bar = self._progress.add_task("", total=None, name=name, num_jobs=0, rate=0.0)
+        self._bar = self._progress.add_task(
+            "", total=None, name=_short(name, console), num_jobs=0, rate=0.0
+        )
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -98,7 +107,7 @@ class EnqueueProgress:
 def watch(
     batch: FoundBatch,
     *,
-    console: Console = err,
+    console: Screen = err,
     check: Callable[[], None] = lambda: None,
     grows: bool = True,
 ) -> FoundBatch:
@@ -108,38 +117,51 @@ def watch(
     grows: whether an open batch may get further jobs while it is watched
     """
     looks = _looks(batch, check, grows)
-    if console.is_terminal:
+    if _moves(console):
         return _watch_bar(batch, console, looks)
     return _watch_lines(batch, console, looks)
 
 
-def _watch_bar(batch: FoundBatch, console: Console, looks: Iterator[FoundBatch]) -> FoundBatch:
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.fields[name]}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        RateColumn(),
-        EtaColumn(),
-        TextColumn("{task.fields[states]}"),
-        console=console,
-    ) as progress:
+def _watch_bar(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
+    columns: list[ProgressColumn] = [TextColumn("{task.completed:,.0f}/{task.total:,.0f}")]
+    if console.width >= NARROW:
+        columns = [
+            SpinnerColumn(console.spinner),
+            TextColumn("{task.fields[name]}", markup=False),
+            BarColumn(),
+            *columns,
+            RateColumn(),
+            EtaColumn(),
+            TextColumn("{task.fields[states]}"),
+        ]
+    shown = list(JobState) if console.width >= WIDE else [JobState.FAILED]
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task(
             "",
-            name=batch.name,
+            name=_short(batch.name, console),
             total=batch.num_jobs,
             completed=_num_finished(batch),
-            states=_states(batch),
+            states=_states(batch, shown),
         )
         now = batch
         for now in looks:
             progress.update(
-                bar, total=now.num_jobs, completed=_num_finished(now), states=_states(now)
+                bar, total=now.num_jobs, completed=_num_finished(now), states=_states(now, shown)
             )
     return now
 
 
-def _watch_lines(batch: FoundBatch, console: Console, looks: Iterator[FoundBatch]) -> FoundBatch:
+def _moves(console: Screen) -> bool:
+    """Whether a line can be written again."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _short(name: str, console: Screen) -> str:
+    """A name that leaves room for the rest of the line."""
+    return one_line(name, max(12, console.width // 5)).plain
+
+
+def _watch_lines(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
     started, num_before = time.monotonic(), _num_finished(batch)
     spoken: float | None = None
     now = batch
@@ -153,8 +175,8 @@ def _watch_lines(batch: FoundBatch, console: Console, looks: Iterator[FoundBatch
         left = now.num_jobs - num_done
         eta = f", about {left / rate:,.0f} s to go" if rate and left else ""
         console.print(
-            f"{now.name}: {num_done:,} of {plural(now.num_jobs, 'job')} finished "
-            f"({states_in_words(now)}), {rate:,.1f} jobs/s{eta}",
+            f"{visible(now.name, one_line=True)}: {num_done:,} of {plural(now.num_jobs, 'job')} "
+            f"finished ({states_in_words(now)}), {rate:,.1f} jobs/s{eta}",
             soft_wrap=True,
         )
     return now
@@ -193,10 +215,10 @@ def _num_finished(batch: FoundBatch) -> int:
     return sum(batch.states.get(state, 0) for state in FINISHED)
 
 
-def _states(batch: FoundBatch) -> str:
+def _states(batch: FoundBatch, shown: Iterable[JobState]) -> str:
     parts = [
         f"[{STYLES[state]}]{num:,} {state}[/]"
-        for state in JobState
+        for state in shown
         if (num := batch.states.get(state, 0))
     ]
     growing = ["still being enqueued"] if batch.closed_at is None else []

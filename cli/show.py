@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli.escaping import json_text, visible
 from cli.terminal import inert, out, say, write_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def show(
     facts = _facts(details)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        say(f"{name:<{width}}  {inert(value)}")
+        say(f"{name:<{width}}  {visible(value, out.encoding, one_line=True)}")
     for name, value in details.contract.items():
         _section(name, value)
     if details.job.output is not None:
@@ -83,9 +84,7 @@ def _instant(at: datetime | None) -> str | None:
 
 
 def _section(name: str, value: Any) -> None:
-    from json import dumps
-
-    text = value if isinstance(value, str) else dumps(value, ensure_ascii=False, indent=2)
+    text = value if isinstance(value, str) else json_text(value, out.encoding, indent=2)
     if "\n" not in text and len(text) < 60:
         out.print(inert(f"{name}: {text}"), soft_wrap=True)
         return

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cli.escaping import visible
 from cli.terminal import note, out, say
 
 
@@ -27,7 +28,7 @@ def watch(
     except KeyboardInterrupt:
         note(f"the batch goes on; `tidemill watch {batch}` comes back to it")
         raise typer.Exit(130) from None
-    say(f"{ended.name}: {states_in_words(ended)}")
+    say(f"{visible(ended.name, one_line=True)}: {states_in_words(ended)}")
     if not is_finished(ended):
         note("it was never enqueued to its end; start that again under the same run key")
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ evaluated by the database, in the text format SQLAlchemy stores on SQLite.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Dialect, Float, TypeDecorator, literal
+from sqlalchemy import BigInteger, ColumnElement, DateTime, Dialect, Float, TypeDecorator, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -50,6 +50,17 @@ def now() -> seconds_from_now:
     return seconds_from_now(0)
 
 
+class microseconds_between(FunctionElement[int]):
+    """How long it is from one column of instants to another, exactly; NULL where one is."""
+
+    type = BigInteger()
+    name = "microseconds_between"
+    inherit_cache = True
+
+    def __init__(self, start: Any, end: Any) -> None:
+        super().__init__(start, end)
+
+
 @compiles(seconds_from_now, "postgresql")
 def _postgresql(element: seconds_from_now, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
@@ -61,3 +72,23 @@ def _sqlite(element: seconds_from_now, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
     # %f has three decimals; SQLAlchemy writes six, and texts are compared.
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds') || '000')"
+
+
+@compiles(microseconds_between, "postgresql")
+def _postgresql_between(element: microseconds_between, compiler: SQLCompiler, **kw: Any) -> str:
+    start, end = (compiler.process(each, **kw) for each in element.clauses)
+    return f"(EXTRACT(EPOCH FROM ({end} - {start})) * 1000000)::bigint"
+
+
+@compiles(microseconds_between, "sqlite")
+def _sqlite_between(element: microseconds_between, compiler: SQLCompiler, **kw: Any) -> str:
+    start, end = (_sqlite_microseconds(compiler.process(each, **kw)) for each in element.clauses)
+    return f"({end} - {start})"
+
+
+def _sqlite_microseconds(instant: str) -> str:
+    # Its own functions round to milliseconds. The text is `YYYY-MM-DD HH:MM:SS.ffffff`.
+    return (
+        f"(CAST(strftime('%s', substr({instant}, 1, 19)) AS INTEGER) * 1000000"
+        f" + CAST(substr({instant}, 21) AS INTEGER))"
+    )

@@ -1,21 +1,29 @@
 """The reading API: jobs with their results, page by page, without knowing the tables."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from math import ceil, floor
+from typing import Any, Final, Literal, cast
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, select
 from sqlalchemy.orm import aliased
 
 from db import queries
+from db.clock import microseconds_between
 from db.lane import Lane
 from db.models import Batch, Job, Payload, Result
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
 
 PAGE = 1000
+MAX_INPUT_CHARACTERS = 8_000_000  # held at once of what jobs were asked
+MAX_DURATION = 10**9  # seconds, some thirty years
+
+Order = Literal["oldest", "newest"]
+# Of a filter that nobody gave, where None means something else.
+_UNSAID: Final = cast(Any, object())
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,8 @@ class JobError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundJob:
-    """A job as a reader sees it; `output` is None until it has succeeded."""
+    """A job as a reader sees it; `output` is None until it has succeeded, and `input` unless
+    it was asked for."""
 
     id: UUID
     batch: str | None
@@ -47,6 +56,21 @@ class FoundJob:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    input: str | None = None
+
+    @property
+    def wait_seconds(self) -> float | None:
+        """From its submission until its last attempt was started; None while it is in line."""
+        if self.started_at is None or self.state is JobState.QUEUED:
+            return None
+        return (self.started_at - self.created_at).total_seconds()
+
+    @property
+    def run_seconds(self) -> float | None:
+        """What its last attempt took; None for a job that is not finished, or never ran."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
 
     @property
     def cursor(self) -> "Cursor":
@@ -116,7 +140,7 @@ def find_results(
     *,
     task: str | None = None,
     batch: str | UUID | None = None,
-    state: JobState | str | None = JobState.SUCCEEDED,
+    state: JobState | str | None = _UNSAID,
     language: str | None = None,
     tenant: str | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -124,22 +148,42 @@ def find_results(
     until: datetime | None = None,
     text: str | None = None,
     custom_id: str | None = None,
+    finish_reason: str | None = None,
+    error_code: str | None = None,
+    min_duration: float | None = None,
+    max_duration: float | None = None,
+    sort: Order = "oldest",
     after: Cursor | None = None,
     limit: int | None = None,
+    with_input: bool = False,
     database: Database | None = None,
 ) -> Iterator[FoundJob]:
-    """Jobs that match every given filter, oldest first, read page by page.
+    """Jobs that match every given filter, in the order of their submission, read page by page.
 
     batch:    a batch's name, run key or id
-    state:    a state, or None for all; by default the jobs that have an output
+    state:    a state, or None for all; by default the jobs that have an output, or with an
+              error_code the jobs that have it
     language: of the output, as the job named it
     metadata: pairs that the job's metadata must hold
     since, until: submitted at or after, and before; with a time zone
     text:     a part of the output, whatever its case
-    after:    the `cursor` of a job: only what follows it
+    finish_reason: stop or length
+    error_code: of the last attempt, as in `prompt_too_long`
+    min_duration, max_duration: `run_seconds`, both included; jobs without are left out
+    sort:     oldest or newest first
+    after:    the `cursor` of a job: only what follows it in that order
+    with_input: read what the jobs were asked, too: the text, or the messages of a chat
     database: by default the one that `TIDEMILL_DATABASE_URL` or a `tidemill up`
               in this folder names
     """
+    if sort not in ("oldest", "newest"):
+        raise ValueError(f"sort is {sort!r}; it can be oldest or newest")
+    if state is _UNSAID:
+        state = JobState.SUCCEEDED if error_code is None else None
+    named = (task, batch, language, tenant, text, custom_id, finish_reason, error_code)
+    pairs = dict(metadata or {})
+    if not all(map(_can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
+        return iter(())
     database = database or database_from_environment()
     statement = _found_jobs()
     if task is not None:
@@ -154,7 +198,11 @@ def find_results(
         statement = statement.where(Job.tenant == tenant)
     if custom_id is not None:
         statement = statement.where(Job.custom_id == custom_id)
-    for key, value in (metadata or {}).items():
+    if finish_reason is not None:
+        statement = statement.where(Result.finish_reason == finish_reason)
+    if error_code is not None:
+        statement = statement.where(Job.error_code == error_code)
+    for key, value in pairs.items():
         statement = statement.where(_has_pair(database, key, value))
     if since is not None:
         statement = statement.where(Job.created_at >= since)
@@ -162,7 +210,26 @@ def find_results(
         statement = statement.where(Job.created_at < until)
     if text is not None:
         statement = statement.where(Result.output.icontains(text, autoescape=True))
-    return _pages(database, statement, after, limit)
+    took = microseconds_between(Job.started_at, Job.finished_at)
+    if min_duration is not None:
+        statement = statement.where(took >= ceil(_microseconds("min_duration", min_duration)))
+    if max_duration is not None:
+        statement = statement.where(took <= floor(_microseconds("max_duration", max_duration)))
+    return _pages(database, statement, after, limit, sort, with_input)
+
+
+def _can_be_kept(name: object) -> bool:
+    """Whether any row can have it: no database keeps a NUL or half a character."""
+    if not isinstance(name, str):
+        return True
+    return "\x00" not in name and not any("\ud800" <= each <= "\udfff" for each in name)
+
+
+def _microseconds(name: str, seconds: float) -> float:
+    if not 0 <= seconds <= MAX_DURATION:
+        raise ValueError(f"{name} is {seconds}; it must be seconds, from 0 to {MAX_DURATION:,}")
+    # To the nanosecond, so that 0.1 is 100,000 and not a little more.
+    return round(seconds * 1e6, 3)
 
 
 def _has_pair(database: Database, key: str, value: str) -> ColumnElement[bool]:
@@ -177,7 +244,7 @@ def _has_pair(database: Database, key: str, value: str) -> ColumnElement[bool]:
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
     """One job, or None when there is none by that id."""
     statement = _found_jobs().where(Job.id == job_id)
-    return next(_pages(database or database_from_environment(), statement, None, 1), None)
+    return next(_pages(database or database_from_environment(), statement, limit=1), None)
 
 
 def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetails | None:
@@ -222,6 +289,8 @@ def find_batches(
 
     name: a batch's name, run key or id; None for every batch
     """
+    if not _can_be_kept(name):
+        return []
     statement = select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
     if name is not None:
         statement = statement.where(Batch.id.in_(batch_ids(name)))
@@ -276,6 +345,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Payload.metadata_.label("metadata"),
             Job.language,
             Job.tenant,
+            Job.num_characters,
             Job.attempt,
             Job.created_at,
             Job.started_at,
@@ -284,31 +354,71 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
         .join(Payload, Payload.job_id == Job.id)
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .outerjoin(batch, batch.id == Job.batch_id)
-        .order_by(Job.created_at, Job.id)
     )
 
 
 def _pages(
-    database: Database, statement: Select[*tuple[Any, ...]], after: Cursor | None, limit: int | None
+    database: Database,
+    statement: Select[*tuple[Any, ...]],
+    after: Cursor | None = None,
+    limit: int | None = None,
+    sort: Order = "oldest",
+    with_input: bool = False,
 ) -> Iterator[FoundJob]:
     left = limit
+    statement = statement.order_by(*queries.in_order(sort == "newest"))
     while left is None or left > 0:
         page = statement.limit(PAGE if left is None else min(PAGE, left))
         if after is not None:
-            page = page.where(queries.after(after.created_at, after.job_id))
+            page = page.where(queries.after(after.created_at, after.job_id, sort == "newest"))
         # A transaction per page: a reader that stops in the middle holds nothing open.
         with database.read() as session:
-            found = [_found_job(row) for row in session.execute(page)]
-        yield from found
+            rows = session.execute(page).all()
+        found = [_found_job(row) for row in rows]
+        if with_input:
+            yield from _with_inputs(database, found, [row.num_characters for row in rows])
+        else:
+            yield from found
         if len(found) < (PAGE if left is None else min(PAGE, left)):
             return
         after = found[-1].cursor
         left = None if left is None else left - len(found)
 
 
+def _with_inputs(
+    database: Database, jobs: Sequence[FoundJob], lengths: Sequence[int]
+) -> Iterator[FoundJob]:
+    """The same jobs with what they were asked, read in parts: a page of books is too much."""
+    start, num_characters = 0, 0
+    for end, length in enumerate(lengths, start=1):
+        num_characters += length
+        if num_characters < MAX_INPUT_CHARACTERS and end < len(jobs):
+            continue
+        part = jobs[start:end]
+        with database.read() as session:
+            rows = session.execute(queries.payloads_of([job.id for job in part]))
+            contracts = {job_id: contract for job_id, contract in rows}
+        for job in part:
+            yield replace(job, input=input_of(contracts.get(job.id, {})))
+        start, num_characters = end, 0
+
+
+def input_of(contract: Mapping[str, Any]) -> str | None:
+    """What a job was asked, as one text: its text, or the messages of a chat, each with its
+    role where there are several."""
+    if (text := contract.get("text")) is not None:
+        return str(text)
+    messages = contract.get("messages") or []
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    spoken = (f"{message['role']}: {message['content']}" for message in messages)
+    return "\n\n".join(spoken) or None
+
+
 def _found_job(row: Row[Any]) -> FoundJob:
     fields = row._asdict()
     code, message = fields.pop("error_code"), fields.pop("error_message")
+    del fields["num_characters"]
     return FoundJob(
         **{
             **fields,

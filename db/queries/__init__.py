@@ -22,7 +22,7 @@ from db.queries.inserts import insert_unless_there
 from db.queries.leadership import lead, resign
 from db.queries.leases import renew_leases, requeue_expired_leases, running_attempts
 from db.queries.outcomes import finish_attempts, insert_attempts, insert_results, succeed_attempts
-from db.queries.paging import after
+from db.queries.paging import after, in_order
 from db.queries.publishing import (
     mark_published,
     next_to_publish,
@@ -53,6 +53,7 @@ __all__ = [
     "forget_worker",
     "has_run_out",
     "has_unfinished",
+    "in_order",
     "insert_attempts",
     "insert_jobs",
     "insert_payloads",

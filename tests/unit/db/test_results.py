@@ -1,20 +1,25 @@
 """Reading: what `find_results` finds, and in what order."""
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy
+from sqlalchemy import update
 from uuid_utils.compat import uuid7
 
 from db import Cursor, FoundJob, find_job, find_results, queries, reading
-from db.models import Batch, Job
+from db.models import Batch, Job, Payload
 from db.outcome import Answer, Outcome
 from db.session import Database
 from db.states import JobState
-from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row
+from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row, set_columns
 from worker.committer import result_row
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def succeeded(database: Database, output: str = "an answer", **fields: Any) -> UUID:
@@ -232,3 +237,189 @@ def test_a_job_that_is_retried_shows_no_old_output(database: Database) -> None:
     assert found is not None
     assert (found.state, found.output) == (JobState.QUEUED, None)
     assert job(database, job_id).finished_at is None
+
+
+def ran(database: Database, seconds: float, **fields: Any) -> UUID:
+    """A job that waited for two seconds and ran for so long."""
+    job_id = succeeded(database, created_at=NOON, **fields)
+    started_at = NOON + timedelta(seconds=2)
+    finished_at = started_at + timedelta(seconds=seconds)
+    set_columns(database, [job_id], started_at=started_at, finished_at=finished_at)
+    return job_id
+
+
+def asked(database: Database, contract: dict[str, Any]) -> str | None:
+    job_id = insert_job(database)
+    with database.write() as session:
+        session.execute(update(Payload).where(Payload.job_id == job_id).values(contract=contract))
+    (found,) = (
+        each
+        for each in find_results(state=None, with_input=True, database=database)
+        if each.id == job_id
+    )
+    return found.input
+
+
+def test_a_finish_reason_is_found(database: Database) -> None:
+    stopped = succeeded(database)
+    cut = insert_job(database)
+    finish(database, cut, dataclasses.replace(answer("cut"), finish_reason="length"))
+    assert ids(find_results(finish_reason="length", database=database)) == [cut]
+    assert ids(find_results(finish_reason="stop", database=database)) == [stopped]
+
+
+def test_an_error_code_is_found_in_every_state_unless_one_is_named(database: Database) -> None:
+    succeeded(database)
+    failed = insert_job(database, state=JobState.FAILED, error_code="empty_prompt")
+    again = insert_job(database, state=JobState.QUEUED, error_code="empty_prompt")
+    insert_job(database, state=JobState.FAILED, error_code="engine_crash")
+
+    def found(**filters: Any) -> list[UUID]:
+        return ids(find_results(error_code="empty_prompt", **filters, database=database))
+
+    assert found() == [failed, again]
+    assert found(state="failed") == [failed]
+    assert found(state="succeeded") == []
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "names"),
+    [
+        (None, None, ["a", "b", "c", "d"]),
+        (0.5, None, ["b", "c", "d"]),
+        (0.500001, None, ["c", "d"]),
+        (None, 0.5, ["a", "b"]),
+        (None, 0.499999, ["a"]),
+        (0.1, 0.1, ["a"]),
+        (3600, 5000, ["d"]),
+        (0, 10**9, ["a", "b", "c", "d"]),
+    ],
+)
+def test_a_duration_is_that_of_the_run_to_the_microsecond(
+    database: Database, least: float | None, most: float | None, names: list[str]
+) -> None:
+    for name, seconds in (("a", 0.1), ("b", 0.5), ("c", 0.9999996), ("d", 4000.25)):
+        ran(database, seconds, custom_id=name)
+    succeeded_at_once = insert_job(database, state=JobState.CANCELLED)
+
+    found = list(find_results(state=None, min_duration=least, max_duration=most, database=database))
+
+    assert [each.custom_id for each in found if each.id != succeeded_at_once] == names
+    assert (succeeded_at_once in [each.id for each in found]) == (least is most is None)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), 1e30])
+def test_what_is_no_duration_is_refused(database: Database, wrong: float) -> None:
+    with pytest.raises(ValueError, match="min_duration"):
+        find_results(min_duration=wrong, database=database)
+    with pytest.raises(ValueError, match="max_duration"):
+        find_results(max_duration=wrong, database=database)
+    with pytest.raises(ValueError, match="oldest or newest"):
+        find_results(sort="latest", database=database)  # type: ignore[arg-type]
+
+
+def test_how_long_a_job_waited_and_ran(database: Database) -> None:
+    found = find_job(ran(database, 0.25), database=database)
+    assert found is not None
+    assert (found.wait_seconds, found.run_seconds) == (2.0, 0.25)
+
+    running = insert_job(database, created_at=NOON)
+    claim(database, [running])
+    set_columns(database, [running], started_at=NOON + timedelta(seconds=3))
+    found = find_job(running, database=database)
+    assert found is not None
+    assert (found.wait_seconds, found.run_seconds) == (3.0, None)
+
+    set_columns(database, [running], state=JobState.QUEUED)  # given back: it is in line again
+    found = find_job(running, database=database)
+    assert found is not None
+    assert (found.wait_seconds, found.run_seconds) == (None, None)
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 100])
+def test_the_newest_come_first_page_by_page_and_after_any_of_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(reading, "PAGE", page)
+    # Four share an instant, so that the id has to decide.
+    rows = [job_row(created_at=NOON + timedelta(seconds=max(0, number - 3))) for number in range(7)]
+    newest = sorted(insert_jobs(database, rows), reverse=True)
+
+    def found(**more: Any) -> list[FoundJob]:
+        return list(find_results(state=None, sort="newest", database=database, **more))
+
+    assert [each.id for each in found()] == newest
+    assert [each.id for each in found(limit=5)] == newest[:5]
+    for place, each in enumerate(found()):
+        cursor = Cursor.parse(str(each.cursor))
+        assert [more.id for more in found(after=cursor)] == newest[place + 1 :]
+        oldest = find_results(state=None, after=cursor, database=database)
+        assert ids(oldest) == newest[:place][::-1], "and the other way from there"
+
+
+def test_pages_of_the_newest_stay_where_they_are_while_jobs_are_added(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAGE", 2)
+    first = sorted(insert_jobs(database, (job_row() for _ in range(5))), reverse=True)
+    reader = find_results(state=None, sort="newest", database=database)
+    read = [next(reader).id, next(reader).id, next(reader).id]
+    insert_job(database)
+    assert [*read, *ids(reader)] == first
+
+
+@pytest.mark.parametrize("sort", ["oldest", "newest"])
+def test_a_page_is_read_from_the_index_and_not_sorted(database: Database, sort: str) -> None:
+    insert_jobs(database, (job_row() for _ in range(50)))
+    newest = sort == "newest"
+    page = (
+        reading._found_jobs()
+        .order_by(*queries.in_order(newest))
+        .where(queries.after(NOON, uuid7(), newest))
+        .limit(10)
+    )
+    how = "EXPLAIN QUERY PLAN" if database.dialect == "sqlite" else "EXPLAIN"
+    with database.write() as session:
+        if database.dialect == "postgresql":
+            # So few rows are read whole otherwise, whatever the index could do.
+            session.execute(sqlalchemy.text("SET LOCAL enable_seqscan = off"))
+            session.execute(sqlalchemy.text("SET LOCAL enable_bitmapscan = off"))
+        compiled = page.compile(database.engine, compile_kwargs={"literal_binds": True})
+        plan = "\n".join(map(str, session.execute(sqlalchemy.text(f"{how} {compiled}"))))
+    assert "ix_jobs_created_at_id" in plan
+    assert "TEMP B-TREE" not in plan
+    assert "Sort" not in plan
+
+
+def test_an_input_is_there_when_it_is_asked_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAGE", 3)
+    monkeypatch.setattr(reading, "MAX_INPUT_CHARACTERS", 20)  # two of them at once
+    rows = [job_row() for _ in range(7)]
+    for number, row in enumerate(rows):
+        insert_jobs(database, [row], text=f"text {number}")
+
+    def inputs(**more: Any) -> list[str | None]:
+        return [each.input for each in find_results(state=None, database=database, **more)]
+
+    assert inputs() == [None] * 7
+    assert inputs(with_input=True) == [f"text {number}" for number in range(7)]
+    assert inputs(with_input=True, limit=2) == ["text 0", "text 1"]
+
+
+def test_the_input_of_a_chat_is_what_was_said(database: Database) -> None:
+    question = {"role": "user", "content": "Who keeps it?"}
+    before = [{"role": "system", "content": "Be brief."}, question]
+    assert asked(database, {"messages": [question]}) == "Who keeps it?"
+    assert asked(database, {"messages": before}) == "system: Be brief.\n\nuser: Who keeps it?"
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "a\udcffb"])
+def test_what_no_database_keeps_is_not_found(database: Database, name: str) -> None:
+    succeeded(database)
+    for one in ("task", "batch", "language", "tenant", "text", "custom_id", "error_code"):
+        assert ids(find_results(**{one: name}, database=database)) == []
+    assert ids(find_results(metadata={name: "x"}, database=database)) == []
+    assert ids(find_results(metadata={"x": name}, database=database)) == []
+    assert reading.find_batches(name, database=database) == []
