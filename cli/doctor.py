@@ -76,6 +76,7 @@ def examine() -> list[Finding]:
     if catalog is not None:
         findings += [_look_at_checkpoint(catalog, model) for model in catalog.models.values()]
         if database is not None and findings_of(findings, "database"):
+            findings.append(_look_at_messages(database))
             findings += _look_at_workers(catalog, database)
     return findings
 
@@ -198,6 +199,20 @@ def _look_at_checkpoint(catalog: "Catalog", model: "Model") -> Finding:
         subject,
         True,
         f"{model.checkpoint} is no folder here, so the worker will ask the hub for it",
+    )
+
+
+def _look_at_messages(database: "Database") -> Finding:
+    from cli.messages import num_set_aside
+
+    num = num_set_aside(database)
+    if not num:
+        return Finding("messages", True, "every one was taken")
+    return Finding(
+        "messages",
+        False,
+        f"{plural(num, 'message')} could not be taken; `tidemill messages` says why, and "
+        "`tidemill messages --delete` forgets them",
     )
 
 

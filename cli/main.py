@@ -22,6 +22,7 @@ from cli import (
     cancel,
     demo,
     doctor,
+    messages,
     migrate,
     models,
     nightly,
@@ -62,6 +63,7 @@ for panel, name, command, example in (
     (READ, "results", results.results, "tidemill results --batch NAME --format jsonl | jq .output"),
     (READ, "show", show.show, "tidemill show 01a20a9c-8646-70ad-ab14-32e4e2328b4c"),
     (KEEP, "models", models.models, "tidemill models"),
+    (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")(command)

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from cli import options
+from cli.messages import num_set_aside
 from cli.terminal import plural, print_table, say, table, write_json
 
 
@@ -29,6 +30,7 @@ def status(json: options.Json = False) -> None:
         jobs: dict[str, dict[JobState, int]] = {}
         for model, state, num in session.execute(queries.states_by_model()):
             jobs.setdefault(model, {})[JobState(state)] = num
+    num_messages = num_set_aside(database)
     served = sorted({model for worker in workers for model in worker.room})
     queues = queue_names(sorted({*served, *filter(None, jobs)}))
     look: BrokerLook | BrokerUnreachable
@@ -63,6 +65,7 @@ def status(json: options.Json = False) -> None:
                     }
                     for worker in workers
                 ],
+                "num_messages_set_aside": num_messages,
                 "jobs": {
                     model: {state.value: num for state, num in states.items()}
                     for model, states in jobs.items()
@@ -82,6 +85,11 @@ def status(json: options.Json = False) -> None:
         for worker in workers:
             since = f"{worker.started_at.astimezone():%Y-%m-%d %H:%M}"
             say(f"          {worker.name}, since {since}: {', '.join(sorted(worker.room))}")
+        if num_messages:
+            say(
+                f"Messages  {num_messages:,} set aside, which could not be taken; "
+                "`tidemill messages` lists them"
+            )
         _print_jobs(jobs, served, look.messages if isinstance(look, BrokerLook) else {})
     if isinstance(look, BrokerUnreachable):
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     ForeignKey,
     Index,
@@ -210,6 +211,23 @@ class AttemptRow(Base):
     next_state: Mapped[str] = mapped_column(String(16))  # where the job went from there
     error_code: Mapped[str | None] = mapped_column(String(64))  # None: released unblamed
     error_message: Mapped[str | None] = mapped_column(Text)
+
+
+class QuarantinedMessage(Base):
+    """A message that could not be taken as what it claims to be, as it was; the oldest go."""
+
+    __tablename__ = "quarantined_messages"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)  # in order of arrival
+    arrived_at: Mapped[datetime]
+    queue: Mapped[str]
+    reason: Mapped[str] = mapped_column(String(64))
+    task: Mapped[str | None]  # this and the next: as far as they could be read
+    origin: Mapped[str | None]
+    # No foreign key: the job may be gone, and the message is kept all the same.
+    job_id: Mapped[UUID | None] = mapped_column(index=True)
+    num_bytes: Mapped[int] = mapped_column(BigInteger)  # of the message; the body may be less
+    body: Mapped[bytes]
 
 
 class WorkerRow(Base):

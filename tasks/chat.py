@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from tasks.app import app
 from tasks.contract import MAX_TEXT_CHARACTERS, Contract, Storable, clash, not_huge
-from tasks.submit import SubmittedJob, submit_contract, submit_message
+from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 
 class Message(BaseModel):
@@ -55,6 +55,6 @@ def submit(**fields: Any) -> SubmittedJob:
 
 
 @app.task(name="tasks.chat", bind=True)
-def chat(self: "Task[..., str]", **fields: Any) -> str:
+def chat(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
     """The same for producers that have only Celery and Redis; returns the job's id."""
-    return submit_message(ChatContract, fields, self.request.id)
+    return submit_request(ChatContract, args, fields, self.request)

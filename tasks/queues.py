@@ -8,6 +8,8 @@ from tasks.catalog import Model
 # Celery's own default, so that a producer need not name it.
 SUBMISSIONS = "celery"
 
+RUN_JOBS = "tasks.run_jobs"  # the task whose messages carry ids of jobs
+
 JOBS_PER_MESSAGE = 16  # of the bulk lane, unless the worker's settings say otherwise
 MIN_MESSAGES = 16
 UNSIZED_PLACES = 128  # of a model whose batch is only known once it is loaded

@@ -5,16 +5,19 @@ the dispatcher sends another.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import UUID
 
 from celery.exceptions import Reject
+from kombu.utils.json import dumps
 from sqlalchemy import select
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -29,11 +32,18 @@ from tasks.catalog import Catalog
 from tasks.contract import Contract
 from tasks.errors import ContractError, IdempotencyConflict, Problem, Refused
 from tasks.first_seen import FirstSeen
+from tasks.outage import Outage
+from tasks.quarantine import EndedJob, Reason, SetAside, job_id_of, keep, keep_ended
+from tasks.queues import SUBMISSIONS
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1000
-AWAY_SECONDS = 1.0  # before a message that could not be kept goes back
+RETRY_SECONDS = 1.0  # between two tries to keep the job of a message
+HOLD_SECONDS = 30.0  # of trying; then the message goes back, behind the others
+
+_giving_up = threading.Event()  # this process stops, and waits for no database
+_away = Outage(log, "cannot keep jobs", "jobs are kept again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +89,106 @@ def submit_contract(contract: Contract) -> SubmittedJob:
     return submitted
 
 
-def submit_message(contract: type[Contract], fields: dict[str, Any], message_id: str) -> str:
+def submit_request(
+    contract: type[Contract], args: tuple[Any, ...], fields: dict[str, Any], request: Any
+) -> str:
+    """Keep the job of a Celery task's request; returns its id.
+
+    Celery's `eta` is when the job may begin, and its `expires` the deadline.
+    """
+    if args:
+        fault = f"{len(args)} positional given; name every field, as in text=..."
+        refusal = ContractError(contract.task, [Problem("args", fault)])
+        return _persistently(
+            lambda: _keep_refusal(contract.task, job_id_of(request.id), fields, refusal)
+        )
+    return submit_message(
+        contract,
+        fields,
+        request.id,
+        not_before=_instant(request.get("not_before")),
+        not_after=_instant(request.get("not_after")),
+    )
+
+
+def submit_message(
+    contract: type[Contract],
+    fields: dict[str, Any],
+    message_id: str,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+) -> str:
     """Keep the job of a Celery message; returns its id, which is the message's own
     (or, where that is no UUID, one made from it).
 
     A delivery that comes twice finds its job there. A refused contract is kept
-    as a failed job, because nobody waits here to be told.
+    as a failed job, because nobody waits here to be told. While the database is
+    away the message waits here, unacked.
     """
+    return _persistently(
+        lambda: _submit_message(contract, fields, job_id_of(message_id), not_before, not_after)
+    )
+
+
+def give_up(**_: Any) -> None:
+    """Let no message wait for the database any longer: it goes back."""
+    _giving_up.set()
+
+
+def _submit_message(
+    contract: type[Contract],
+    fields: dict[str, Any],
+    job_id: UUID,
+    not_before: datetime | None,
+    not_after: datetime | None,
+) -> str:
     try:
-        job_id = UUID(message_id)
-    except ValueError:
-        job_id = uuid5(NAMESPACE_OID, message_id)
-    try:
-        try:
-            parsed = contract.parse(fields)
-            submitted, message = _keep(settings.database(), settings.catalog(), parsed, job_id)
-        except Refused as refusal:
-            _keep_refusal(settings.database(), contract.task, job_id, fields, refusal)
-            return str(job_id)
-    except (DataError, IntegrityError):
-        raise  # these values, and it would refuse them again
+        parsed = contract.parse(fields)
+        submitted, message = _keep(
+            settings.database(), settings.catalog(), parsed, job_id, not_before, not_after
+        )
+    except Refused as refusal:
+        return _keep_refusal(contract.task, job_id, fields, refusal)
     except SQLAlchemyError as error:
-        # Away, locked, full, or a standby that takes nothing. Nothing is kept yet, so
-        # the message goes back: it is the only promise there is.
-        log.warning("cannot keep a job", extra={"error": type(error).__name__})
-        time.sleep(AWAY_SECONDS)
-        raise Reject("the database is away", requeue=True) from error
+        if not _is_refusal(error):
+            raise
+        return _keep_unkept(contract.task, job_id, fields, error)
+    except Exception as error:  # whatever it is: it would be the same again
+        return _keep_unkept(contract.task, job_id, fields, error)
     if message is not None:
         _ring(settings.database(), *message)
     return str(submitted.id)
+
+
+def _persistently(keep: Callable[[], str]) -> str:
+    """Do it, again while the database is away, locked, full, or a standby that takes nothing.
+
+    Nothing is kept yet, so the message is the only promise there is: it goes back if this
+    takes too long, behind the others, for the fault might be its own.
+    """
+    until = time.monotonic() + HOLD_SECONDS
+    while True:
+        try:
+            kept = keep()
+        except SQLAlchemyError as error:
+            _away.began(error)
+            if time.monotonic() > until or _giving_up.wait(RETRY_SECONDS):
+                raise Reject("the database is away", requeue=True) from None
+        else:
+            _away.ended()
+            return kept
+
+
+def _is_refusal(error: SQLAlchemyError) -> bool:
+    """Whether these values are refused, by the database or by its driver, and would be again."""
+    if isinstance(error, DataError | IntegrityError) or type(error) is StatementError:
+        return True
+    # Of PostgreSQL's classes, 54 is what exceeds a limit of the server's.
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith("54")
+
+
+def _instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
 
 
 def submit_batch(
@@ -166,21 +247,41 @@ def submit_batch(
 
 
 def _keep(
-    database: Database, catalog: Catalog, contract: Contract, job_id: UUID | None = None
+    database: Database,
+    catalog: Catalog,
+    contract: Contract,
+    job_id: UUID | None = None,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
 ) -> tuple[SubmittedJob, tuple[str, Lane, UUID] | None]:
-    """Insert one job; also returns what to ring for, unless it was there."""
+    """Insert one job; also returns what to ring for, unless it was there, or is to wait.
+
+    job_id: of the message that it came by
+    """
     job = _job_row(catalog, contract, job_id or uuid7(), None, contract.idempotency_key)
+    job["not_before"] = not_before
+    if not_after is not None:
+        job["deadline"] = min(not_after, job["deadline"] or not_after)
     payload = _payload_row(contract, job["id"])
     with database.write() as session:
         if queries.insert_jobs(session, [job]):
             session.execute(queries.insert_payloads(), [payload])
-            return SubmittedJob(job["id"], True), (job["model"], Lane(job["lane"]), job["id"])
+            ring = (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
+            return SubmittedJob(job["id"], True), ring
         known = _known_job(session, job, payload)
-    return SubmittedJob(known, False), None
+        if known.id == job_id and (known.task, known.contract) != (
+            job["task"],
+            payload["contract"],
+        ):
+            # It was sent as a message, so nobody waits to be told; the job under this id is
+            # what came first.
+            keep(session, [_conflict(job, payload)])
+            log.warning("another job has this id", extra={"job_id": str(job_id)})
+    return SubmittedJob(known.id, False), None
 
 
-def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -> UUID:
-    """The id of the job that this one repeats; raises IdempotencyConflict if it differs."""
+def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -> Any:
+    """The job that this one repeats; raises IdempotencyConflict if it differs by its key."""
     key: str | None = job["idempotency_key"]
     same = Job.id == job["id"]
     if key is not None:
@@ -189,43 +290,61 @@ def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -
         select(Job.id, Job.task, Payload.contract)
         .join(Payload, Payload.job_id == Job.id)
         .where(same)
+        .order_by((Job.id == job["id"]).desc())
         .limit(1)
     ).one()
-    if key is not None and (known.task, known.contract) != (job["task"], payload["contract"]):
+    differs = (known.task, known.contract) != (job["task"], payload["contract"])
+    if key is not None and known.id != job["id"] and differs:
         raise IdempotencyConflict(key)
-    known_id: UUID = known.id
-    return known_id
+    return known
 
 
-def _keep_refusal(
-    database: Database, task: str, job_id: UUID, fields: dict[str, Any], refusal: Refused
-) -> None:
-    custom_id, tenant = _kept(fields.get("custom_id"), 256), _kept(fields.get("tenant"), 128)
-    row = {
-        **_EMPTY,
-        "id": job_id,
-        "task": task,
-        "model": "",
-        "state": JobState.FAILED,
-        "lane": Lane.INTERACTIVE,
-        "tenant": tenant or "default",
-        "custom_id": custom_id,
-        "num_characters": 0,
-        "error_code": refusal.code,
-        "error_message": _kept(str(refusal), 4000),
-    }
-    with database.write() as session:
-        if queries.insert_jobs(session, [row]):
-            payload = {"job_id": job_id, "contract": {}, "metadata": {}}
-            session.execute(queries.insert_payloads(), [payload])
+def _conflict(job: dict[str, Any], payload: dict[str, Any]) -> SetAside:
+    return _set_aside(job["task"], job["id"], payload["contract"], Reason.ID_CONFLICT)
+
+
+def _set_aside(task: str, job_id: UUID, fields: dict[str, Any], reason: Reason) -> SetAside:
+    """The message that these fields came by, as Celery's body."""
+    body = dumps([[], fields, {}]).encode()
+    return SetAside(
+        queue=SUBMISSIONS,
+        reason=reason,
+        body=body,
+        num_bytes=len(body),
+        task=f"tasks.{task}",
+        job_id=job_id,
+    )
+
+
+def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refused) -> str:
+    ended = EndedJob(
+        id=job_id,
+        task=task,
+        error_code=refusal.code,
+        error_message=str(refusal),
+        tenant=fields.get("tenant") or "default",
+        custom_id=fields.get("custom_id"),
+    )
+    with settings.database().write() as session:
+        keep_ended(session, [ended])
     log.warning("job refused", extra={"job_id": str(job_id), "task": task, "code": refusal.code})
+    return str(job_id)
 
 
-def _kept(value: Any, max_characters: int) -> str | None:
-    """As much of an unchecked value as a column takes."""
-    if not isinstance(value, str):
-        return None
-    return value.replace("\x00", "").encode(errors="replace").decode()[:max_characters]
+def _keep_unkept(task: str, job_id: UUID, fields: dict[str, Any], error: Exception) -> str:
+    """Keep as failed a job that the database, or our own code, stumbles over."""
+    what = type(error).__name__
+    ended = EndedJob(
+        id=job_id,
+        task=task,
+        error_code=Reason.UNKEPT.value,
+        error_message=f"{Reason.UNKEPT.sentence}: {what}; look for its message in the quarantine",
+    )
+    log.error("job not kept", extra={"job_id": str(job_id), "task": task, "error": what})
+    with settings.database().write() as session:
+        keep(session, [_set_aside(task, job_id, fields, Reason.UNKEPT)])
+        keep_ended(session, [ended])
+    return str(job_id)
 
 
 def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
@@ -295,6 +414,7 @@ _EMPTY: dict[str, Any] = {
     "priority": 0,
     "idempotency_key": None,
     "language": None,
+    "not_before": None,
     "deadline": None,
     "time_limit_seconds": None,
     "error_code": None,

@@ -6,7 +6,7 @@ from celery import Task
 
 from tasks.app import app
 from tasks.contract import Contract, Text
-from tasks.submit import SubmittedJob, submit_contract, submit_message
+from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 
 class SummarizeContract(Contract):
@@ -29,6 +29,6 @@ def submit(**fields: Any) -> SubmittedJob:
 
 
 @app.task(name="tasks.summarize", bind=True)
-def summarize(self: "Task[..., str]", **fields: Any) -> str:
+def summarize(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
     """The same for producers that have only Celery and Redis; returns the job's id."""
-    return submit_message(SummarizeContract, fields, self.request.id)
+    return submit_request(SummarizeContract, args, fields, self.request)

@@ -6,7 +6,7 @@ from celery import Task
 
 from tasks.app import app
 from tasks.contract import Contract, Language, Text
-from tasks.submit import SubmittedJob, submit_contract, submit_message
+from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 
 class TranslateContract(Contract):
@@ -35,6 +35,6 @@ def submit(**fields: Any) -> SubmittedJob:
 
 
 @app.task(name="tasks.translate", bind=True)
-def translate(self: "Task[..., str]", **fields: Any) -> str:
+def translate(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
     """The same for producers that have only Celery and Redis; returns the job's id."""
-    return submit_message(TranslateContract, fields, self.request.id)
+    return submit_request(TranslateContract, args, fields, self.request)

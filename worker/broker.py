@@ -31,9 +31,18 @@ class Broker:
 
         Other brokers than Redis keep what they have confirmed.
         """
-        if self._connection.transport.driver_type != "redis":
+        if not self.is_redis:
             return False
-        return bool(self._channel.client.set(MARKER, str(uuid4()), nx=True))
+        return bool(self.client.set(MARKER, str(uuid4()), nx=True))
+
+    @property
+    def is_redis(self) -> bool:
+        return bool(self._connection.transport.driver_type == "redis")
+
+    @property
+    def client(self) -> Any:
+        """redis-py's client of this connection."""
+        return self._channel.client
 
     @property
     def _channel(self) -> Any:

@@ -1,10 +1,11 @@
 """Turns deliveries into claimed jobs, many in one UPDATE."""
 
+import json
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,9 @@ from db import queries
 from db.lane import Lane
 from db.outcome import Fence
 from db.session import Database
+from tasks.outage import Outage
+from tasks.quarantine import Reason, SetAside, keep
+from tasks.queues import RUN_JOBS
 from worker.delivery import Delivery
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -56,6 +60,7 @@ class Claimer:
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
         self._stopping = threading.Event()
+        self._away = Outage(log, "cannot claim", "claiming again")
 
     def start(self) -> None:
         self._thread.start()
@@ -100,10 +105,11 @@ class Claimer:
             try:
                 claimed = self._claim(deliveries)
             except Exception as error:  # whatever it is: this thread may not die
-                log.warning("cannot claim", extra={"error": type(error).__name__})
+                self._away.began(error)
                 self._stopping.wait(pause_seconds)
                 pause_seconds = min(5.0, pause_seconds * 2)
                 continue
+            self._away.ended()
             passing("claimed")
             self._start(claimed)
             taken = {job.fence.job_id for job in claimed}
@@ -126,6 +132,9 @@ class Claimer:
             contracts: dict[UUID, dict[str, Any]] = dict(
                 session.execute(queries.payloads_of(ids)).all()
             )
+            not_taken = named.keys() - set(ids)
+            unknown = not_taken - set(session.scalars(queries.jobs_among(sorted(not_taken))))
+            keep(session, [_unknown_jobs(unknown)] if unknown else [])
         return [
             ClaimedJob(
                 Fence(row.id, row.attempt, self._owner),
@@ -139,3 +148,11 @@ class Claimer:
             )
             for row in rows
         ]
+
+
+def _unknown_jobs(job_ids: Collection[UUID]) -> SetAside:
+    """Said, because it may be that Redis is shared with workers of another database."""
+    body = json.dumps(sorted(map(str, job_ids))).encode()
+    return SetAside(
+        queue="", reason=Reason.UNKNOWN_JOBS, body=body, num_bytes=len(body), task=RUN_JOBS
+    )

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from db import queries
 from db.outcome import Outcome
 from db.session import Database
+from tasks.outage import Outage
 from worker.errors import ResultUnkept
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -108,15 +109,13 @@ class Committer:
         return flush_due(len(self._buffer), oldest_at, now, self._settings)
 
     def _run(self) -> None:
+        away = Outage(log, "cannot write outcomes", "outcomes are written again")
         pause_seconds = 0.1
         while outcomes := self._next_flush():
             try:
                 self._write(outcomes)
             except Exception as error:  # whatever it is: this thread may not die
-                log.warning(
-                    "cannot write outcomes",
-                    extra={"error": type(error).__name__, "num_outcomes": len(outcomes)},
-                )
+                away.began(error, num_outcomes=len(outcomes))
                 if self._stopping:
                     return  # their leases run out, and another worker takes the jobs up
                 with self._changed:
@@ -124,6 +123,7 @@ class Committer:
                 pause_seconds = min(5.0, pause_seconds * 2)
                 continue
             pause_seconds = 0.1
+            away.ended()
             with self._changed:
                 for _ in outcomes:
                     self._buffer.popleft()

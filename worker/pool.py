@@ -20,19 +20,22 @@ from celery.concurrency.thread import TaskPool
 from celery.exceptions import Reject, WorkerShutdown
 from celery.signals import worker_shutting_down
 from celery.worker import state
-from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.serialization import loads, prepare_accept_content
+from kombu.serialization import loads
+from kombu.utils.json import dumps
 
 from db.errors import DatabaseError
 from tasks.errors import TidemillError
-from worker import channel
+from tasks.quarantine import MAX_BODY_BYTES, Reason, SetAside
+from tasks.queues import RUN_JOBS
+from tasks.submit import give_up
+from worker import channel, quarantine
 from worker.failpoints import passing
+from worker.task_message import JSON_ONLY
 from worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
-RUN_JOBS = "tasks.run_jobs"
-JSON_ONLY = prepare_accept_content(["json"])
+MAX_IDS = 4096  # of one message: a statement of the database takes no more
 
 
 class Handle:
@@ -63,6 +66,7 @@ class EnginePool(TaskPool):
         self._stopped = threading.Event()
         self._num_signals = 0
         worker_shutting_down.connect(self._hurry_at_the_second)
+        worker_shutting_down.connect(give_up)
 
     def on_apply(
         self,
@@ -104,7 +108,9 @@ class EnginePool(TaskPool):
         handle = Handle(terminated)
         # Celery keeps only a weak reference.
         self._handles.add(handle)
-        delivery = self.worker.deliver(_job_ids(args), settled)
+        _, _, request, body, content_type, content_encoding = args
+        arguments, kwargs, _ = loads(body, content_type, content_encoding, accept=JSON_ONLY)
+        delivery = self.worker.deliver(job_ids_of(arguments, kwargs, request), settled)
         if timeout:
             timer = threading.Timer(timeout, timed_out)
             timer.daemon = True
@@ -159,18 +165,37 @@ class _Once:
             return first
 
 
-def _job_ids(args: tuple[Any, ...]) -> list[UUID]:
-    """The ids in a message, as Celery's tracer would read them; none if it is not one of ours."""
-    _, _, request, body, content_type, content_encoding = args
+def job_ids_of(args: list[Any], kwargs: dict[str, Any], request: Any) -> list[UUID]:
+    """The ids in a message; one that is not ours is set aside, and its ids that are, are taken."""
+    named = args[0] if len(args) == 1 and not kwargs else None
+    if kwargs.keys() == {"job_ids"} and not args:
+        named = kwargs["job_ids"]
+    job_ids = []
+    if isinstance(named, list) and len(named) <= MAX_IDS:
+        job_ids = [job_id for job_id in map(_uuid, named) if job_id is not None]
+        if len(job_ids) == len(named) > 0:
+            return job_ids
+    log.warning("malformed message dropped", extra={"message_id": request.get("id")})
+    body = dumps([args, kwargs, {}]).encode()
+    quarantine.set_aside(
+        None,
+        SetAside(
+            queue=(request.get("delivery_info") or {}).get("routing_key") or "",
+            reason=Reason.BAD_JOB_IDS,
+            body=body[:MAX_BODY_BYTES],
+            num_bytes=len(body),
+            task=RUN_JOBS,
+            origin=request.get("origin"),
+        ),
+    )
+    return job_ids
+
+
+def _uuid(text: Any) -> UUID | None:
     try:
-        (job_ids, *_), _, _ = loads(body, content_type, content_encoding, accept=JSON_ONLY)
-        return [UUID(job_id) for job_id in job_ids]
-    except (ContentDisallowed, DecodeError, TypeError, ValueError, AttributeError) as error:
-        log.warning(
-            "malformed message dropped",
-            extra={"message_id": request.get("id"), "error": type(error).__name__},
-        )
-        return []
+        return UUID(text)
+    except (TypeError, ValueError, AttributeError):
+        return None
 
 
 def _rejection() -> ExceptionInfo:

@@ -8,29 +8,31 @@ its own.
 import os
 import threading
 from typing import Any
-from uuid import UUID
 
 import click
+from celery import Task
 from celery.concurrency import solo, thread
-from celery.signals import worker_init, worker_shutdown
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from click.core import ParameterSource
 
 from db.errors import DatabaseError
 from tasks.app import app
 from tasks.errors import TidemillError
+from tasks.queues import RUN_JOBS
+from tasks.submit import give_up
 from worker import channel
-from worker.pool import RUN_JOBS, EnginePool
+from worker.pool import EnginePool, job_ids_of
 from worker.worker import Worker
 
 _worker: Worker | None = None
 
 
-@app.task(name=RUN_JOBS)
-def run_jobs(job_ids: list[str]) -> None:
-    """Run these jobs and return when their outcomes are committed."""
+@app.task(name=RUN_JOBS, bind=True)
+def run_jobs(self: "Task[..., None]", /, *args: Any, **kwargs: Any) -> None:
+    """Run the jobs that the only argument names; return when their outcomes are committed."""
     assert _worker is not None, "not in a worker"
     settled = threading.Event()
-    _worker.deliver([UUID(job_id) for job_id in job_ids], settled.set)
+    _worker.deliver(job_ids_of(list(args), kwargs, self.request), settled.set)
     settled.wait()
 
 
@@ -46,6 +48,7 @@ def start_under_another_pool(sender: Any, **_: Any) -> None:
     if not issubclass(pool, thread.TaskPool | solo.TaskPool):
         raise _refusal(pool.__module__)
     channel.mend()
+    worker_shutting_down.connect(give_up)
     try:
         _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
         _worker.start()

@@ -4,6 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from tasks.outage import Outage
+
 log = logging.getLogger(__name__)
 
 AFTER_ERROR_SECONDS = 2.0
@@ -53,15 +55,16 @@ class Ticker:
             self._thread.join()
 
     def _run(self) -> None:
+        failing = Outage(log, "tick failed", "ticks succeed again")
         wait_seconds = self._seconds
         while self._wait(wait_seconds):
             try:
                 wait_seconds = self._tick() or self._seconds
             except Exception as error:
-                log.warning(
-                    "tick failed", extra={"part": self._name, "error": type(error).__name__}
-                )
+                failing.began(error, part=self._name)
                 wait_seconds = AFTER_ERROR_SECONDS
+            else:
+                failing.ended(part=self._name)
 
     def _wait(self, seconds: float) -> bool:
         """Whether to tick again, when it is time to."""

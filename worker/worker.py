@@ -25,6 +25,7 @@ from db.session import Database
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
+from worker import quarantine
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
 from worker.client import EngineClient
@@ -36,6 +37,7 @@ from worker.engine.sizing import AS_CONFIGURED
 from worker.engine.spec import EngineSpec
 from worker.hearing import Hearing
 from worker.leases import Leases
+from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
 from worker.watch import Watch
@@ -94,7 +96,9 @@ class Worker:
         self._hearing = Hearing(
             queue_names(self._clients), settings.deaf_seconds, self._is_idle, on_deaf
         )
+        self._quarantine = QuarantineMover(database)
         self._parts = (
+            self._quarantine,
             self._committer,
             self._claimer,
             self._leases,
@@ -179,6 +183,7 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._quarantine.stop()
         self._leases.stop()
 
     # --- jobs ----------------------------------------------------------------------------------
@@ -215,6 +220,7 @@ class Worker:
             "num_running_jobs": num_running,
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
+            "num_messages_set_aside": quarantine.num_set_aside,
             "engines": [
                 {
                     "model": alias,

@@ -14,7 +14,7 @@ from db.queries.batches import (
     states_by_batch,
     states_by_model,
 )
-from db.queries.claims import claim, payloads_of
+from db.queries.claims import claim, jobs_among, payloads_of
 from db.queries.conditions import QUEUED, RUNNING
 from db.queries.deadlines import expire_overdue
 from db.queries.expiry import has_run_out
@@ -29,6 +29,12 @@ from db.queries.publishing import (
     outstanding_by_model,
     published_long_ago,
     unpublish_queued,
+)
+from db.queries.quarantine import (
+    delete_quarantined,
+    insert_quarantined,
+    num_quarantined,
+    quarantined,
 )
 from db.queries.submission import (
     PRIORITY_SECONDS,
@@ -48,6 +54,7 @@ __all__ = [
     "cancel_jobs",
     "claim",
     "close_batch",
+    "delete_quarantined",
     "expire_overdue",
     "finish_attempts",
     "forget_worker",
@@ -57,17 +64,21 @@ __all__ = [
     "insert_attempts",
     "insert_jobs",
     "insert_payloads",
+    "insert_quarantined",
     "insert_results",
     "insert_unless_there",
     "job_states",
+    "jobs_among",
     "jobs_by_idempotency_key",
     "lead",
     "live_workers",
     "mark_published",
     "next_to_publish",
+    "num_quarantined",
     "outstanding_by_model",
     "payloads_of",
     "published_long_ago",
+    "quarantined",
     "refresh_statistics",
     "renew_leases",
     "report_worker",

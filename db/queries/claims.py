@@ -60,6 +60,11 @@ def _claim(
     )
 
 
+def jobs_among(job_ids: Sequence[UUID]) -> Select[UUID]:
+    """Those of the ids that are jobs."""
+    return select(Job.id).where(Job.id.in_(job_ids))
+
+
 def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
     return _payloads().params(job_ids=job_ids)
 

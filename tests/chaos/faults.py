@@ -18,10 +18,12 @@ from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
 from tests.chaos.run import Run
 from tests.chaos.supervisor import Supervisor
+from tests.hostile import CANARY, ENTRIES, WITHOUT_A_JOB
 from tests.servers import ValkeyServer
 from tests.workers import WorkerProcess
 
 DELAY_SECONDS = 0.3
+QUEUES = ("celery", "tidemill.fake.interactive", "tidemill.fake.bulk")
 STALL_SECONDS = 5.0  # of the workers in the loop
 
 
@@ -190,6 +192,20 @@ def swallow_valkey(scene: Scene) -> None:
         scene.to_valkey.heal()
 
 
+def push_garbage(scene: Scene) -> None:
+    """What strangers send: into every list, and into kombu's own books."""
+    entries = [make() for make in (ENTRIES[name] for name in WITHOUT_A_JOB)]
+    with (
+        scene.history.fault("garbage"),
+        suppress(redis.RedisError),
+        scene.valkey_client() as client,
+    ):
+        for entry in entries:
+            client.lpush(scene.chance.choice(QUEUES), entry)
+        client.hset("unacked", CANARY, entries[0])
+        client.zadd("unacked_index", {CANARY: 1})
+
+
 # --- the database ----------------------------------------------------------------------------
 
 
@@ -294,6 +310,7 @@ VALKEY_FAULTS: tuple[Fault, ...] = (
     cut_off_valkey,
     delay_valkey,
     swallow_valkey,
+    push_garbage,
 )
 POSTGRES_FAULTS: tuple[Fault, ...] = (
     restart_postgres,

@@ -29,6 +29,7 @@ from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
 from tests.chaos.run import SHORT, Run
 from tests.chaos.supervisor import Supervisor
+from tests.hostile import CANARY
 from tests.producers import producing
 from tests.servers import ValkeyServer
 from tests.workers import Cluster
@@ -137,6 +138,9 @@ def test_every_job_ends_once_whatever_dies(scene: Scene) -> None:
     scene.supervisor.stop()
     assert scene.run.cluster.states().keys() <= {JobState.SUCCEEDED, JobState.CANCELLED}
     assert scene.run.complaints() == []
+    for worker in scene.run.cluster.started:
+        assert CANARY not in worker.log
+        assert "word job" not in worker.log
 
 
 def keep_busy(scene: Scene, over: threading.Event) -> None:

@@ -1,0 +1,55 @@
+"""The quarantine: messages that could not be taken, the newest of them."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Delete, Select, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from db.models import QuarantinedMessage
+from db.queries.inserts import insert_unless_there
+
+MAX_MESSAGES = 10_000
+MAX_BYTES = 64 * 2**20  # of their bodies together
+
+
+def insert_quarantined(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep these messages, once each; what is over the limits goes, the oldest first."""
+    session.execute(insert_unless_there(session, QuarantinedMessage), list(rows))
+    session.execute(_over_the_limits(MAX_MESSAGES, MAX_BYTES))
+
+
+def _over_the_limits(max_messages: int, max_bytes: int) -> Delete:
+    newest_first = QuarantinedMessage.id.desc()
+    counted = select(
+        QuarantinedMessage.id,
+        func.row_number().over(order_by=newest_first).label("place"),
+        func.sum(func.length(QuarantinedMessage.body)).over(order_by=newest_first).label("size"),
+    ).subquery()
+    over = select(counted.c.id).where(
+        or_(counted.c.place > max_messages, counted.c.size > max_bytes)
+    )
+    return (
+        delete(QuarantinedMessage)
+        .where(QuarantinedMessage.id.in_(over))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def quarantined(limit: int) -> Select[QuarantinedMessage]:
+    """The newest messages, the newest first."""
+    return select(QuarantinedMessage).order_by(QuarantinedMessage.id.desc()).limit(limit)
+
+
+def num_quarantined(condition: ColumnElement[bool] | None = None) -> Select[int]:
+    counted = select(func.count()).select_from(QuarantinedMessage)
+    return counted if condition is None else counted.where(condition)
+
+
+def delete_quarantined(message_ids: Sequence[UUID] | None) -> Delete:
+    """Forget these messages; None: all of them."""
+    forgotten = delete(QuarantinedMessage).execution_options(synchronize_session=False)
+    if message_ids is None:
+        return forgotten
+    return forgotten.where(QuarantinedMessage.id.in_(message_ids))

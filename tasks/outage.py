@@ -1,0 +1,40 @@
+"""An outage: something fails again and again, and is logged when that begins and when it ends."""
+
+import logging
+import threading
+import time
+
+
+class Outage:
+    """Told of every try by any thread; writes one line when tries begin to fail, one when they
+    succeed again, and none for the hours between. It names the error by its type: its text may
+    be a user's."""
+
+    def __init__(self, log: logging.Logger, down: str, up: str) -> None:
+        self._log = log
+        self._down = down
+        self._up = up
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._num_failures = 0
+
+    def began(self, error: Exception, **fields: object) -> None:
+        with self._lock:
+            self._num_failures += 1
+            if self._since is not None:
+                return
+            self._since = time.monotonic()
+        self._log.warning(self._down, extra={"error": type(error).__name__, **fields})
+
+    def ended(self, **fields: object) -> None:
+        if self._since is None:
+            return
+        with self._lock:
+            if self._since is None:
+                return
+            seconds, num_failures = time.monotonic() - self._since, self._num_failures
+            self._since, self._num_failures = None, 0
+        self._log.warning(
+            self._up,
+            extra={"seconds": round(seconds, 1), "num_failures": num_failures, **fields},
+        )

@@ -1,0 +1,159 @@
+"""The envelope: what stands in a queue of Redis, read from whatever somebody put there.
+
+A producer's library writes it, or a stranger's hand. Only what is checked here goes on to
+kombu and Celery, in an envelope made anew: they look into every field without asking what
+it is, and one that is missing, or of another type, would end the worker.
+"""
+
+import base64
+import binascii
+import bz2
+import lzma
+import zlib
+from typing import Any
+from uuid import UUID, uuid4
+
+from kombu.utils.json import dumps, loads
+
+from tasks.quarantine import Reason
+
+# The longest text there may be is four million characters. As JSON in base64 they are
+# 64 MiB when each is escaped, and a tenth of it as producers write them.
+MAX_BYTES = 64 * 2**20
+MAX_NAME = 1024
+
+Envelope = dict[str, Any]
+
+
+class Malformed(Exception):
+    """A message that cannot be taken, and what of it could be read all the same."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        message_id: str | None = None,
+        task: str | None = None,
+        origin: str | None = None,
+    ) -> None:
+        self.reason = reason
+        self.message_id = message_id
+        self.task = task
+        self.origin = origin
+        super().__init__(reason.value)
+
+
+def read(entry: bytes, queue: str) -> Envelope:
+    """The envelope of an entry of a queue, safe to hand on; raises Malformed."""
+    if len(entry) > MAX_BYTES:
+        raise Malformed(Reason.TOO_LARGE)
+    try:
+        found = loads(entry)
+    except Exception:  # RecursionError and MemoryError too, and what a type's decoder raises
+        raise Malformed(Reason.NOT_JSON) from None
+    return checked(found, queue)
+
+
+def checked(found: Any, queue: str) -> Envelope:
+    """The same of an entry that was read already."""
+    if not isinstance(found, dict):
+        raise Malformed(Reason.NOT_AN_ENVELOPE)
+    headers, properties = found.get("headers"), found.get("properties")
+    known = identity(headers, properties)
+    if headers is None:
+        headers = {}
+    if properties is None:
+        properties = {}
+    if not isinstance(headers, dict):
+        raise Malformed(Reason.BAD_HEADERS, *known)
+    if not isinstance(properties, dict):
+        raise Malformed(Reason.BAD_HEADERS, *known)
+    try:
+        body = _body(found.get("body"), properties.get("body_encoding"), headers)
+        dumps(headers).encode()  # it is written down until it is acked
+    except (Malformed, ValueError, TypeError, RecursionError, MemoryError) as error:
+        reason = error.reason if isinstance(error, Malformed) else Reason.BAD_BODY
+        raise Malformed(reason, *known) from None
+    return {
+        "body": body,
+        "content-type": _name(found.get("content-type")),
+        "content-encoding": _name(found.get("content-encoding")),
+        "headers": {name: value for name, value in headers.items() if name != "compression"},
+        "properties": {
+            "correlation_id": _name(properties.get("correlation_id")),
+            "reply_to": _name(properties.get("reply_to")),
+            "delivery_mode": 2,
+            # Where it goes if it is given back: to where it was. What it says of itself may
+            # be no queue of ours, and it would be gone.
+            "delivery_info": {
+                "exchange": "",
+                "routing_key": queue,
+                "redelivered": headers.get("redelivered") is True,
+            },
+            "priority": _priority(properties.get("priority")),
+            "body_encoding": "base64",
+            # Its own may be another's too, and the one would be acked with the other.
+            "delivery_tag": str(uuid4()),
+        },
+    }
+
+
+def identity(headers: Any, properties: Any) -> tuple[str | None, str | None, str | None]:
+    """The (id, task, origin) that a message names, wherever they can be read."""
+    headers = headers if isinstance(headers, dict) else {}
+    properties = properties if isinstance(properties, dict) else {}
+    message_id = _id(headers.get("id")) or _id(properties.get("correlation_id"))
+    return message_id, _name(headers.get("task")), _name(headers.get("origin"))
+
+
+def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
+    """The body in base64, not compressed."""
+    if not isinstance(body, str):
+        raise Malformed(Reason.BAD_BODY)
+    if encoding is None or (isinstance(encoding, str) and encoding.lower() in ("utf-8", "utf8")):
+        plain = body.encode()
+    elif isinstance(encoding, str) and encoding.lower() == "base64":
+        plain = base64.b64decode(body)
+    else:
+        raise Malformed(Reason.BAD_BODY)
+    compression = headers.get("compression")
+    if compression is None and encoding is not None and encoding.lower() == "base64":
+        return body
+    if compression is not None:
+        plain = _decompressed(plain, compression)
+    return base64.b64encode(plain).decode()
+
+
+def _decompressed(body: bytes, compression: Any) -> bytes:
+    """As kombu does it, but never more than a message may be: a megabyte can be a thousand."""
+    try:
+        match compression:
+            case "application/x-gzip" | "gzip" | "zlib":
+                plain = zlib.decompressobj().decompress(body, MAX_BYTES + 1)
+            case "application/x-bz2" | "bzip2" | "bzip":
+                plain = bz2.BZ2Decompressor().decompress(body, MAX_BYTES + 1)
+            case "application/x-lzma" | "lzma" | "xz":
+                plain = lzma.LZMADecompressor().decompress(body, MAX_BYTES + 1)
+            case _:
+                raise Malformed(Reason.BAD_BODY)
+    except (zlib.error, OSError, EOFError, lzma.LZMAError, binascii.Error):
+        raise Malformed(Reason.BAD_BODY) from None
+    if len(plain) > MAX_BYTES:
+        raise Malformed(Reason.TOO_LARGE)
+    return plain
+
+
+def _id(value: Any) -> str | None:
+    if isinstance(value, UUID):
+        return str(value)
+    return _name(value) or None
+
+
+def _name(value: Any) -> str | None:
+    """A short text of whole characters; None: it is none."""
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        return None
+    return value.encode(errors="replace").decode()
+
+
+def _priority(value: Any) -> int:
+    return min(9, max(0, value)) if isinstance(value, int) else 0

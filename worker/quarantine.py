@@ -1,0 +1,168 @@
+"""What of the quarantine a worker does: it sets messages aside, and moves them into the database.
+
+A message is set aside in Redis, where it was, because that is there at that moment; the
+database may not be. A thread moves it on when it is.
+"""
+
+import logging
+import time
+from collections import deque
+from typing import Any
+
+from db.session import Database
+from tasks.quarantine import MAX_BODY_BYTES, EndedJob, Reason, SetAside, job_id_of, keep
+from tasks.queues import RUN_JOBS
+from worker.broker import Broker
+from worker.envelope import Malformed
+from worker.task_message import CONTRACTS
+from worker.ticker import Ticker
+
+log = logging.getLogger(__name__)
+
+KEY = "tidemill:quarantine"
+MISPLACED = "tidemill:misplaced"
+MAX_WAITING = 10_000
+# So that what waits for the database is some 60 MB at most: of so many messages, so much each.
+BODY_LIMITS = ((200, MAX_BODY_BYTES), (2_000, 4 * 2**10), (MAX_WAITING, 512))
+MOVE_SECONDS = 0.5
+MOVED_AT_ONCE = 200
+LINES_A_MINUTE = 10
+
+# What Redis would not take: it is full, or a replica. Lost only with this process.
+_held: deque[SetAside] = deque(maxlen=MAX_WAITING)
+num_set_aside = 0  # since this process started
+
+
+def set_aside(client: Any, message: SetAside) -> None:
+    """Keep a message for the operator. Raises nothing: whoever calls it has others to see to.
+
+    client: of redis-py, or None
+    """
+    global num_set_aside
+    num_set_aside += 1
+    _say(message)
+    try:
+        if client is None:
+            raise ConnectionError
+        num_waiting = client.llen(KEY)
+        limit = next((limit for num, limit in BODY_LIMITS if num_waiting < num), 0)
+        with client.pipeline() as pipeline:
+            pipeline.lpush(KEY, message.to_json(limit))
+            pipeline.ltrim(KEY, 0, MAX_WAITING - 1)
+            pipeline.execute()
+    except Exception:  # full, away, a replica; the thread below writes it
+        _held.append(message)
+
+
+def message_of(fault: Malformed, queue: str, body: bytes) -> SetAside:
+    """The message that is set aside because of a fault, with the job that it would have been."""
+    job = None
+    if fault.message_id is not None and fault.task != RUN_JOBS:
+        task = fault.task.removeprefix("tasks.") if fault.task in CONTRACTS else "unknown"
+        job = EndedJob(
+            id=job_id_of(fault.message_id),
+            task=task,
+            error_code=fault.reason.value,
+            error_message=_sentence(fault),
+        )
+    return SetAside(
+        queue=queue,
+        reason=fault.reason,
+        body=body[:MAX_BODY_BYTES],
+        num_bytes=len(body),
+        task=fault.task,
+        origin=fault.origin,
+        job=job,
+    )
+
+
+def _sentence(fault: Malformed) -> str:
+    said = f"its message was not taken: {fault.reason.sentence}"
+    if fault.reason is Reason.UNKNOWN_TASK and fault.task is not None:
+        said += f"; known: {', '.join(sorted(CONTRACTS))}"
+    return said
+
+
+class QuarantineMover:
+    """A thread of its own, with its own connection to Redis: moves what was set aside into the
+    database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._broker = Broker()
+        self._ticker = Ticker("quarantine", MOVE_SECONDS, self._tick)
+
+    def start(self) -> None:
+        self._ticker.start()
+
+    def stop(self) -> None:
+        self._ticker.stop()
+        self._broker.close()
+
+    def _tick(self) -> None:
+        self._write_held()
+        while self._move():
+            pass
+
+    def _write_held(self) -> None:
+        held = [_held[place] for place in range(min(len(_held), MOVED_AT_ONCE))]
+        if not held:
+            return
+        with self._database.write() as session:
+            keep(session, held)
+        for _ in held:
+            _held.popleft()
+
+    def _move(self) -> bool:
+        """Move some, the oldest first; whether there may be more.
+
+        Written first and taken off then: what dies in between is written twice, under the
+        same id.
+        """
+        if self._broker.is_redis:
+            client = self._broker.client
+            entries = client.lrange(KEY, -MOVED_AT_ONCE, -1)
+            if not entries:
+                return False
+            with self._database.write() as session:
+                keep(session, [each for each in map(_read, entries) if each is not None])
+            with client.pipeline() as pipeline:
+                for entry in entries:
+                    pipeline.lrem(KEY, -1, entry)
+                pipeline.execute()
+            return len(entries) == MOVED_AT_ONCE
+        return False
+
+
+def _read(entry: bytes) -> SetAside | None:
+    """None: somebody else put it there."""
+    try:
+        return SetAside.from_json(entry)
+    except Exception:
+        return SetAside(
+            queue=KEY,
+            reason=Reason.NOT_AN_ENVELOPE,
+            body=entry[:MAX_BODY_BYTES],
+            num_bytes=len(entry),
+        )
+
+
+_said: deque[float] = deque(maxlen=LINES_A_MINUTE)
+
+
+def _say(message: SetAside) -> None:
+    """A line for each, as long as they are few: whoever sends a million writes no log with it."""
+    now = time.monotonic()
+    if len(_said) == LINES_A_MINUTE and now - _said[0] < 60:
+        return
+    _said.append(now)
+    job_id = message.job_id or (message.job and message.job.id)
+    log.warning(
+        "message set aside",
+        extra={
+            "reason": message.reason.value,
+            "num_bytes": message.num_bytes,
+            "job_id": str(job_id) if job_id else None,
+            "num_set_aside": num_set_aside,
+        },
+    )
