@@ -59,7 +59,7 @@ def demo() -> None:
         raise typer.Exit(1)
     say("\nTry next:")
     say("  .venv/bin/tidemill up                # the same, and it stays")
-    say('  .venv/bin/tidemill submit generate "Once there was" --wait    # in another terminal')
+    say('  .venv/bin/tidemill submit generate "Once upon a time" --wait    # in another terminal')
     say(f"  TIDEMILL_DATABASE_URL=sqlite:///{DATA_DIR}/tidemill.db \\")
     say("    .venv/bin/tidemill results")
 

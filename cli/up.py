@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from cli.mill import Mill
 
 LOOK_SECONDS = 0.25
+EXAMPLES = {  # which the toy models of a checkout know how to answer
+    "summarize": "The tea was already cold. On Saturday the Lucky Tern came into Eelgate. "
+    "She carried twelve sacks of oats. Captain Nora Flint means to sail again at dusk.",
+    "translate": "The miller opens the gate.",
+    "generate": "Once upon a time",
+    "chat": "Who keeps the lighthouse at Saltmere?",
+}
 
 
 def up(
@@ -90,7 +97,7 @@ def _greet(mill: "Mill", folder: Path) -> None:
     if mill.data_dir != default_data_dir(os.environ, Path.cwd()).resolve():
         say(f"Commands find it with TIDEMILL_DATA_DIR={shlex.quote(str(folder))}")
     say("\nIn another terminal, in this folder:\n")
-    say(f'  tidemill submit {task} "Some text."{languages} --wait')
+    say(f'  tidemill submit {task} "{EXAMPLES[task]}"{languages} --wait')
     say("  tidemill status")
     say("  tidemill results")
     say("\nCtrl-C stops everything.")

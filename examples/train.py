@@ -1,6 +1,6 @@
 """Train the demo models anew from the text of the small world.
 
-python examples/train.py                      all three, in about ten minutes on two cores
+python examples/train.py                      all three, in under twenty minutes on two cores
 python examples/train.py --only translator
 """
 
@@ -30,8 +30,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=MODELS, help="folder for the checkpoints (default: %(default)s)"
     )
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     transformers.utils.logging.disable_progress_bar()
     for name in [arguments.only] if arguments.only else TRAINERS:
         train(name, arguments.out / name, arguments.seed)

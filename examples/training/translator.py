@@ -8,30 +8,36 @@ from random import Random
 from typing import Any
 
 import transformers
-from world.sentences import Sentence, make_sentence
+from world.sentences import (
+    Sentence,
+    in_capitals,
+    joined,
+    make_sentence,
+    typed_in_a_hurry,
+)
 from world.split import for_training
 
 from training.fit import Example, Schedule, fit, token_ids
-from training.pieces import learn_pieces
+from training.pieces import piece_model, word_pieces
 
-SCHEDULE = Schedule(num_steps=1500, batch_size=64)
-MAX_PIECES = 700
+SCHEDULE = Schedule(num_steps=4000, batch_size=64)
+MAX_TOKENS = 256
 
 
 def train_translator(folder: Path, seed: int) -> dict[str, int]:
     """Write the checkpoint into the folder; returns how many texts of each kind it learned from."""
     sentences = list(islice(for_training(make_sentence, seed), SCHEDULE.num_examples))
-    tokenizer = _tokenizer(folder, sentences[:20_000])
+    tokenizer = _tokenizer(folder, sentences[:40_000])
     model = transformers.MarianMTModel(_config(tokenizer))
     passages = list(_passages(sentences, Random(seed)))
-    english = token_ids(tokenizer, [english for english, _ in passages])
+    english = token_ids(tokenizer, [each.english for each in passages])
     french = token_ids(
-        lambda texts: tokenizer(text_target=texts), [french for _, french in passages]
+        lambda texts: tokenizer(text_target=texts), [each.french for each in passages]
     )
     examples = [Example(*pair) for pair in zip(english, french, strict=True)]
     fit("translator", model, examples, SCHEDULE, tokenizer.pad_token_id, seed)
     model.generation_config = transformers.GenerationConfig(
-        max_new_tokens=64,
+        max_new_tokens=128,
         decoder_start_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -41,29 +47,37 @@ def train_translator(folder: Path, seed: int) -> dict[str, int]:
     return {"sentences": len(sentences)}
 
 
-def _passages(sentences: list[Sentence], draw: Random) -> Iterable[tuple[str, str]]:
-    """One passage a sentence: mostly that alone, sometimes with others after it."""
+def _passages(sentences: list[Sentence], draw: Random) -> Iterable[Sentence]:
+    """One passage a sentence: mostly that alone, sometimes with others after it, and now and then
+    as people type when nobody looks."""
     for sentence in sentences:
-        passage = [
-            sentence,
-            *draw.choices(sentences, k=draw.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2))),
-        ]
-        yield (
-            " ".join(each.english for each in passage),
-            " ".join(each.french for each in passage),
-        )
+        num_more = draw.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2))
+        passage = joined([sentence, *draw.choices(sentences, k=num_more)])
+        kind = draw.random()
+        if kind < 0.12:
+            passage = typed_in_a_hurry(passage, draw)
+        elif kind < 0.17:
+            passage = in_capitals(passage)
+        yield passage
 
 
 def _tokenizer(folder: Path, sentences: list[Sentence]) -> Any:
-    """As published ones are: one sentencepiece model a language, one vocabulary for both."""
-    source = learn_pieces([each.english for each in sentences], MAX_PIECES)
-    target = learn_pieces([each.french for each in sentences], MAX_PIECES)
-    pieces = {
-        spm.id_to_piece(at) for spm in (source, target) for at in range(3, spm.get_piece_size())
-    }
-    vocab = ["</s>", "<unk>", *sorted(pieces), "<pad>"]
-    (folder / "source.spm").write_bytes(source.serialized_model_proto())
-    (folder / "target.spm").write_bytes(target.serialized_model_proto())
+    """As published ones are: one sentencepiece model a language, one vocabulary for both. The two
+    models are the same, so that a name has the same pieces in both languages."""
+    draw = Random(0)
+    texts = []
+    for sentence in sentences:
+        for each in (sentence, typed_in_a_hurry(sentence, draw), in_capitals(sentence)):
+            texts += [_without_names(text, each.names) for text in (each.english, each.french)]
+    pieces = piece_model(word_pieces(texts))
+    vocab = [
+        "</s>",
+        "<unk>",
+        *(pieces.id_to_piece(at) for at in range(3, pieces.get_piece_size())),
+        "<pad>",
+    ]
+    for name in ("source.spm", "target.spm"):
+        (folder / name).write_bytes(pieces.serialized_model_proto())
     (folder / "vocab.json").write_text(json.dumps({piece: at for at, piece in enumerate(vocab)}))
     return transformers.MarianTokenizer(
         source_spm=str(folder / "source.spm"),
@@ -71,8 +85,15 @@ def _tokenizer(folder: Path, sentences: list[Sentence]) -> Any:
         vocab=str(folder / "vocab.json"),
         source_lang="en",
         target_lang="fr",
-        model_max_length=128,
+        model_max_length=MAX_TOKENS,
     )
+
+
+def _without_names(text: str, names: Iterable[str]) -> str:
+    """A name is to be spelled, so its parts are no words."""
+    for name in names:
+        text = text.replace(name, "")
+    return text
 
 
 def _config(tokenizer: Any) -> transformers.MarianConfig:
@@ -80,13 +101,13 @@ def _config(tokenizer: Any) -> transformers.MarianConfig:
         vocab_size=len(tokenizer),
         decoder_vocab_size=len(tokenizer),
         d_model=128,
-        encoder_layers=2,
+        encoder_layers=3,
         decoder_layers=2,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         encoder_ffn_dim=384,
         decoder_ffn_dim=384,
-        max_position_embeddings=128,
+        max_position_embeddings=MAX_TOKENS,
         dropout=0.0,
         activation_function="relu",
         scale_embedding=True,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from .split import is_held_out
 from .towns import DAYS, HOURS, NUMBERS, TOWNS
 
 PEOPLE = (
@@ -55,10 +56,16 @@ class Report:
     text: str
     summary: str
     facts: tuple[str, ...]  # the words of the summary that must not be missing
+    headline_facts: tuple[str, ...]  # those of its first sentence
+    of: str = ""  # of a digest: the summary of what it begins with
 
     @property
     def key(self) -> str:
-        return self.summary
+        return self.of or self.summary
+
+    @property
+    def headline(self) -> str:
+        return self.summary.partition(". ")[0] + "."
 
     def is_told_by(self, summary: str) -> bool:
         """Whether a summary states every key fact."""
@@ -66,12 +73,11 @@ class Report:
 
 
 def make_report(draw: Random) -> Report:
-    """Four to eight sentences on one thing that happened, and their summary."""
+    """Four to eight sentences on one thing that happened, in any order, and their summary."""
     kind = draw.choice((HARBOUR, MILL, WEATHER, TRADE))
     values = _values(draw)
-    told = [draw.choice(ways).format_map(values) for ways in kind.sentences[1:]]
-    draw.shuffle(told)
-    sentences = [draw.choice(kind.sentences[0]).format_map(values), *told]
+    sentences = [draw.choice(ways).format_map(values) for ways in kind.sentences]
+    draw.shuffle(sentences)
     for aside in draw.sample(ASIDES, draw.randint(4, 8) - len(sentences)):
         sentences.insert(draw.randint(0, len(sentences)), aside.format_map(_values(draw)))
     return Report(
@@ -79,6 +85,35 @@ def make_report(draw: Random) -> Report:
         text=" ".join(sentences),
         summary=kind.summary.format_map(values),
         facts=tuple(fact.format_map(values) for fact in kind.facts),
+        headline_facts=tuple(fact.format_map(values) for fact in kind.facts[: kind.num_first]),
+    )
+
+
+def make_digest(draw: Random) -> Report:
+    """What is said about several things that happened, as the summaries of them or as two reports
+    one after the other; its summary has one sentence for each."""
+    reports = [make_report(draw)]
+    is_short = draw.random() < 0.6
+    num_reports = draw.randint(1, 5) if is_short else 2
+    while len(reports) < num_reports:
+        report = make_report(draw)
+        if is_held_out(report) == is_held_out(reports[0]):
+            reports.append(report)
+    is_headline = draw.random() < 0.3  # each of them a digest of its own already
+    texts = [
+        (report.headline if is_headline else report.summary) if is_short else report.text
+        for report in reports
+    ]
+    is_one = len(reports) == 1 and not is_headline
+    return Report(
+        town=reports[0].town,
+        text=" ".join(texts),
+        summary=reports[0].summary if is_one else " ".join(each.headline for each in reports),
+        facts=reports[0].facts
+        if is_one
+        else tuple(fact for each in reports for fact in each.headline_facts),
+        headline_facts=(),
+        of=reports[0].summary,
     )
 
 
@@ -89,6 +124,7 @@ class Kind:
     sentences: tuple[tuple[str, ...], ...]
     summary: str
     facts: tuple[str, ...]
+    num_first: int  # so many of the facts are in the first sentence of the summary
 
 
 HARBOUR = Kind(
@@ -115,6 +151,7 @@ HARBOUR = Kind(
         "The {ship} ", " {number} {cargo} ", " to {town} ", " on {day}.", "Captain {person} ",
         " {hour}.",
     ),
+    num_first=4,
 )  # fmt: skip
 MILL = Kind(
     sentences=(
@@ -140,6 +177,7 @@ MILL = Kind(
         "Carter {person} ", " {number} sacks of {grain} ", " of {town} ", " on {day}.", " {hour} ",
         " because of {stop}.",
     ),
+    num_first=4,
 )  # fmt: skip
 WEATHER = Kind(
     sentences=(
@@ -165,6 +203,7 @@ WEATHER = Kind(
         "Lookout {person} ", " a {weather} from the {wind} ", " at {town} ", " on {day}.",
         " {hour} ", " {number} boats ",
     ),
+    num_first=4,
 )  # fmt: skip
 TRADE = Kind(
     sentences=(
@@ -195,6 +234,7 @@ TRADE = Kind(
         "Merchant {person} ", " {number} {cargo} ", " at {town} ", " on {day} ",
         " for {price} crowns.", " to {other_town}.",
     ),
+    num_first=5,
 )  # fmt: skip
 
 

@@ -4,52 +4,59 @@ Every English sentence has one French one here, with the articles, the agreement
 elision that French asks for; a translator is right when it gives that one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-VOWELS = "aeiouyâéèêhœ"  # every h of this world is mute
+from .names import make_name, make_town
+from .words import (
+    AFTER,
+    ANIMALS,
+    BEFORE,
+    BEFORE_PEOPLE,
+    COMING,
+    COPULA,
+    DESTINATIONS,
+    GIVING,
+    GO,
+    GOODS,
+    GREETINGS,
+    IL_Y_A,
+    INTRANSITIVE,
+    NATURE,
+    NUMBERS,
+    OF_NATURE,
+    OF_PEOPLE,
+    PEOPLE,
+    PLACES,
+    PRONOUNS,
+    TENSES,
+    THERE,
+    THINGS,
+    TIMES,
+    TRANSITIVE,
+    UNITS,
+    VESSELS,
+    VOWELS,
+    WEATHER,
+    WITH_NOUN,
+    Adjective,
+    Noun,
+    Verb,
+)
+
+Pair = tuple[str, str]  # the same words in English and in French
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
     english: str
     french: str
+    names: tuple[str, ...] = ()  # of people and towns, which stay as they are
 
     @property
     def key(self) -> str:
         return self.english
-
-
-@dataclass(frozen=True, slots=True)
-class Noun:
-    english: str
-    french: str
-    gender: str  # m or f
-    english_plural: str
-    french_plural: str
-
-
-@dataclass(frozen=True, slots=True)
-class Adjective:
-    english: str
-    forms: tuple[str, str, str, str]  # m, f, m plural, f plural
-    liaison: str | None = None  # m before a vowel, where that is another word
-
-    def french(self, gender: str, is_plural: bool) -> str:
-        return self.forms[(gender == "f") + 2 * is_plural]
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """The English forms and the French of the third person."""
-
-    base: str
-    present: str
-    past: str
-    french: tuple[str, str]  # present: singular, plural
-    participle: str
-    future: tuple[str, str]  # singular, plural
-    takes_etre: bool = False  # so its participle agrees with the subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,342 +69,392 @@ class Phrase:
     is_plural: bool
 
 
-def nouns(lines: str) -> tuple[Noun, ...]:
-    """From lines of: English, French, gender, and the plurals where they are not with -s."""
-    made = []
-    for line in lines.strip().splitlines():
-        english, french, gender, *plurals = (part.strip() for part in line.split(","))
-        english_plural, french_plural = plurals or ("", "")
-        made.append(
-            Noun(
-                english,
-                french,
-                gender,
-                english_plural or english + "s",
-                french_plural or french + "s",
-            )
-        )
-    return tuple(made)
-
-
-PEOPLE = nouns("""
-miller, meunier, m
-sailor, marin, m
-keeper, gardien, m
-fisherman, pêcheur, m, fishermen, pêcheurs
-baker, boulanger, m
-merchant, marchand, m
-ferryman, passeur, m, ferrymen, passeurs
-carpenter, charpentier, m
-child, enfant, m, children, enfants
-girl, fille, f
-widow, veuve, f
-sister, sœur, f
-aunt, tante, f
-woman, femme, f, women, femmes
-""")
-
-THINGS = nouns("""
-boat, bateau, m, boats, bateaux
-net, filet, m
-basket, panier, m
-sack, sac, m
-barrel, tonneau, m, barrels, tonneaux
-bridge, pont, m
-storehouse, entrepôt, m
-flag, drapeau, m, flags, drapeaux
-knife, couteau, m, knives, couteaux
-shell, coquillage, m
-wheel, roue, f
-lamp, lampe, f
-rope, corde, f
-sail, voile, f
-bell, cloche, f
-door, porte, f
-map, carte, f
-letter, lettre, f
-key, clé, f
-oyster, huître, f
-anchor, ancre, f
-boot, botte, f
-""")
-
-
-def regular(english: str, masculine: str) -> Adjective:
-    return Adjective(english, (masculine, masculine + "e", masculine + "s", masculine + "es"))
-
-
-BEFORE = (
-    Adjective("old", ("vieux", "vieille", "vieux", "vieilles"), liaison="vieil"),
-    Adjective("new", ("nouveau", "nouvelle", "nouveaux", "nouvelles"), liaison="nouvel"),
-    Adjective("beautiful", ("beau", "belle", "beaux", "belles"), liaison="bel"),
-    regular("small", "petit"),
-    regular("big", "grand"),
-)
-AFTER = (
-    regular("green", "vert"),
-    regular("black", "noir"),
-    regular("blue", "bleu"),
-    regular("heavy", "lourd"),
-    regular("broken", "cassé"),
-    regular("wet", "mouillé"),
-    Adjective("red", ("rouge", "rouge", "rouges", "rouges")),
-    Adjective("white", ("blanc", "blanche", "blancs", "blanches")),
-    Adjective("grey", ("gris", "grise", "gris", "grises")),
-    Adjective("dry", ("sec", "sèche", "secs", "sèches")),
-)
-OF_PEOPLE = (
-    regular("tired", "fatigué"),
-    regular("patient", "patient"),
-    Adjective("happy", ("heureux", "heureuse", "heureux", "heureuses")),
-    Adjective("brave", ("courageux", "courageuse", "courageux", "courageuses")),
-    regular("ready", "prêt"),
-    Adjective("ill", ("malade", "malade", "malades", "malades")),
-)
-MEN = ("Tobias", "Henri", "Silas", "Jonas", "Paul")
-WOMEN = ("Ada", "Clara", "Rose", "Nell", "Irma")
-
-TRANSITIVE = (
-    Verb("repair", "repairs", "repaired", ("répare", "réparent"), "réparé",
-         ("réparera", "répareront")),
-    Verb("sell", "sells", "sold", ("vend", "vendent"), "vendu", ("vendra", "vendront")),
-    Verb("find", "finds", "found", ("trouve", "trouvent"), "trouvé", ("trouvera", "trouveront")),
-    Verb("lose", "loses", "lost", ("perd", "perdent"), "perdu", ("perdra", "perdront")),
-    Verb("paint", "paints", "painted", ("peint", "peignent"), "peint",
-         ("peindra", "peindront")),
-    Verb("carry", "carries", "carried", ("porte", "portent"), "porté",
-         ("portera", "porteront")),
-    Verb("buy", "buys", "bought", ("achète", "achètent"), "acheté",
-         ("achètera", "achèteront")),
-    Verb("hide", "hides", "hid", ("cache", "cachent"), "caché", ("cachera", "cacheront")),
-    Verb("clean", "cleans", "cleaned", ("nettoie", "nettoient"), "nettoyé",
-         ("nettoiera", "nettoieront")),
-    Verb("count", "counts", "counted", ("compte", "comptent"), "compté",
-         ("comptera", "compteront")),
-)  # fmt: skip
-INTRANSITIVE = (
-    Verb("arrive", "arrives", "arrived", ("arrive", "arrivent"), "arrivé",
-         ("arrivera", "arriveront"), takes_etre=True),
-    Verb("stay", "stays", "stayed", ("reste", "restent"), "resté", ("restera", "resteront"),
-         takes_etre=True),
-    Verb("fall", "falls", "fell", ("tombe", "tombent"), "tombé", ("tombera", "tomberont"),
-         takes_etre=True),
-    Verb("work", "works", "worked", ("travaille", "travaillent"), "travaillé",
-         ("travaillera", "travailleront")),
-    Verb("wait", "waits", "waited", ("attend", "attendent"), "attendu",
-         ("attendra", "attendront")),
-    Verb("sing", "sings", "sang", ("chante", "chantent"), "chanté", ("chantera", "chanteront")),
-    Verb("sleep", "sleeps", "slept", ("dort", "dorment"), "dormi", ("dormira", "dormiront")),
-)  # fmt: skip
-
-PLACES = {
-    "at the harbour": "au port",
-    "at the mill": "au moulin",
-    "at the market": "au marché",
-    "on the beach": "sur la plage",
-    "on the island": "sur l'île",
-    "near the lighthouse": "près du phare",
-    "near the river": "près de la rivière",
-    "behind the church": "derrière l'église",
-    "in the village": "dans le village",
-    "under the bridge": "sous le pont",
-}
-DAYS = {
-    "on Monday": "lundi",
-    "on Tuesday": "mardi",
-    "on Thursday": "jeudi",
-    "on Saturday": "samedi",
-    "on Sunday": "dimanche",
-}
-TIMES = {
-    "present": {
-        "every morning": "chaque matin",
-        "every evening": "chaque soir",
-        "before the tide": "avant la marée",
-        "today": "aujourd'hui",
-    },
-    "past": DAYS
-    | {
-        "yesterday": "hier",
-        "at dawn": "à l'aube",
-        "after the storm": "après la tempête",
-        "before the tide": "avant la marée",
-    },
-    "future": DAYS
-    | {
-        "tomorrow": "demain",
-        "at dawn": "à l'aube",
-        "after the storm": "après la tempête",
-        "before the tide": "avant la marée",
-    },
-}
-TENSES = ("present", "past", "future")
-NUMBERS = {
-    "two": "deux",
-    "three": "trois",
-    "four": "quatre",
-    "five": "cinq",
-    "six": "six",
-    "seven": "sept",
-    "eight": "huit",
-    "nine": "neuf",
-    "ten": "dix",
-    "twelve": "douze",
-    "twenty": "vingt",
-    "forty": "quarante",
-}
-GOODS = {
-    "flour": "farine",
-    "salt": "sel",
-    "barley": "orge",
-    "oats": "avoine",
-    "honey": "miel",
-    "oil": "huile",
-    "wool": "laine",
-    "oysters": "huîtres",
-}
-UNITS = {
-    "sacks": "sacs",
-    "barrels": "tonneaux",
-    "baskets": "paniers",
-    "crates": "caisses",
-}
-COPULA = {
-    "present": (("is", "are"), ("est", "sont")),
-    "past": (("was", "were"), ("était", "étaient")),
-    "future": (("will be", "will be"), ("sera", "seront")),
-}
-
-
 def make_sentence(draw: Random) -> Sentence:
     """One sentence and its translation."""
-    kind = draw.choices((_doing, _being, _going, _refusing, _trading), (4, 2, 3, 2, 2))[0]
-    phrase = kind(draw)
-    return Sentence(_capital(phrase[0]) + ".", _capital(phrase[1]) + ".")
+    return _Speaker(draw).sentence()
 
 
-def _doing(draw: Random) -> tuple[str, str]:
-    """The old miller repaired two red boats on Monday."""
-    tense = draw.choice(TENSES)
-    subject, verb, seen = _person(draw), draw.choice(TRANSITIVE), _thing(draw)
-    english, french = _predicate(subject, verb, tense)
-    return _timed(
-        draw,
-        tense,
-        f"{subject.english} {english} {seen.english}",
-        f"{subject.french} {french} {seen.french}",
+def make_sentence_on_strangers(draw: Random) -> Sentence:
+    """One sentence whose names are in no other, so that they can only be copied."""
+    while True:
+        sentence = _Speaker(draw, has_new_names=True).sentence()
+        if sentence.names:
+            return sentence
+
+
+def joined(sentences: Sequence[Sentence]) -> Sentence:
+    """Several sentences as one text."""
+    return Sentence(
+        " ".join(each.english for each in sentences),
+        " ".join(each.french for each in sentences),
+        tuple(name for each in sentences for name in each.names),
     )
 
 
-def _being(draw: Random) -> tuple[str, str]:
-    """The new sails were wet."""
-    tense = draw.choice(TENSES)
-    if draw.random() < 0.5:
-        subject, quality = _person(draw), draw.choice(OF_PEOPLE)
-    else:
-        subject, quality = _thing(draw, is_definite=True), draw.choice(AFTER)
-    english, french = (forms[subject.is_plural] for forms in COPULA[tense])
-    return (
-        f"{subject.english} {english} {quality.english}",
-        f"{subject.french} {french} {quality.french(subject.gender, subject.is_plural)}",
+def typed_in_a_hurry(sentence: Sentence, draw: Random) -> Sentence:
+    """Without the full stop, the capital letter, or both; the French has what the English has."""
+    english, french = sentence.english, sentence.french
+    how = draw.choice(("no stop", "no capital", "neither"))
+    if how != "no capital" and english.endswith("."):
+        english, french = english[:-1], french[:-1]
+    if how != "no stop" and not english.startswith(sentence.names):
+        english, french = (text[0].lower() + text[1:] for text in (english, french))
+    return Sentence(english, french, sentence.names)
+
+
+def in_capitals(sentence: Sentence) -> Sentence:
+    """All in capital letters: read as small ones, but for names, which are copied."""
+    french = sentence.french[0].lower() + sentence.french[1:]
+    if sentence.french.startswith(sentence.names):
+        french = sentence.french
+    for name in sentence.names:
+        french = french.replace(name, name.upper())
+    return Sentence(
+        sentence.english.upper(), french, tuple(name.upper() for name in sentence.names)
     )
 
 
-def _going(draw: Random) -> tuple[str, str]:
-    """Ada arrived at the harbour at dawn."""
-    tense = draw.choice(TENSES)
-    subject, verb = _person(draw), draw.choice(INTRANSITIVE)
-    english, french = _predicate(subject, verb, tense)
-    place = draw.choice(tuple(PLACES))
-    return _timed(
-        draw,
-        tense,
-        f"{subject.english} {english} {place}",
-        f"{subject.french} {french} {PLACES[place]}",
-    )
+class _Speaker:
+    """Makes up one sentence."""
 
+    def __init__(self, draw: Random, has_new_names: bool = False) -> None:
+        self.draw = draw
+        self.has_new_names = has_new_names
+        self.names: list[str] = []
 
-def _refusing(draw: Random) -> tuple[str, str]:
-    """The sisters did not sell this boat."""
-    subject, verb = _person(draw), draw.choice(TRANSITIVE)
-    seen = _thing(draw, is_definite=True)
-    if draw.random() < 0.5:
-        english = f"{'do' if subject.is_plural else 'does'} not {verb.base}"
-        french = f"{_elide('ne', verb.french[subject.is_plural])} pas"
-    else:
-        english = f"did not {verb.base}"
-        auxiliary = "n'ont" if subject.is_plural else "n'a"
-        french = f"{auxiliary} pas {verb.participle}"
-    return (
-        f"{subject.english} {english} {seen.english}",
-        f"{subject.french} {french} {seen.french}",
-    )
+    def sentence(self) -> Sentence:
+        kinds = {
+            self.doing: 8,
+            self.being: 4,
+            self.staying: 6,
+            self.moving: 2,
+            self.refusing: 3,
+            self.trading: 3,
+            self.giving: 3,
+            self.existing: 2,
+            self.weather: 3,
+            self.greeting: 1,
+        }
+        draw = self.draw
+        if draw.random() < 0.12:
+            english, french = self.asking()
+            return self._ended(english, french, "?")
+        kind = draw.choices(tuple(kinds), tuple(kinds.values()))[0]
+        english, french = kind()
+        if draw.random() < 0.05 and kind != self.greeting:
+            more, plus = draw.choice((self.doing, self.being, self.staying))(is_first=False)
+            english, french = f"{english} and {more}", f"{french} et {plus}"
+        return self._ended(english, french, "!" if draw.random() < 0.05 else ".")
 
+    def _ended(self, english: str, french: str, mark: str) -> Sentence:
+        space = "" if mark == "." else " "  # as French has it
+        return Sentence(
+            _capital(english) + mark, _capital(french) + space + mark, tuple(self.names)
+        )
 
-def _trading(draw: Random) -> tuple[str, str]:
-    """The baker bought twelve sacks of oats at the market."""
-    tense = draw.choice(TENSES)
-    subject = _person(draw)
-    verb = draw.choice([verb for verb in TRANSITIVE if verb.base in ("buy", "sell", "carry")])
-    english, french = _predicate(subject, verb, tense)
-    number, unit, good = (draw.choice(tuple(each)) for each in (NUMBERS, UNITS, GOODS))
-    return _timed(
-        draw,
-        tense,
-        f"{subject.english} {english} {number} {unit} of {good}",
-        f"{subject.french} {french} {NUMBERS[number]} {UNITS[unit]} {_elide('de', GOODS[good])}",
-    )
+    # Kinds of sentences
 
+    def doing(self, is_first: bool = True) -> Pair:
+        """The old miller repaired two red boats on Monday."""
+        tense = self.draw.choice(TENSES)
+        subject, verb = self._person(), self.draw.choice(TRANSITIVE)
+        seen = self._thing()
+        english, french = _predicate(subject, verb, tense)
+        pair = (
+            f"{subject.english} {english} {seen.english}",
+            f"{subject.french} {french} {seen.french}",
+        )
+        if self.draw.random() < 0.25:
+            pair = _after(pair, self._place())
+        return self._timed(tense, pair) if is_first else pair
 
-def _person(draw: Random) -> Phrase:
-    """A name, two names, or people by their trade."""
-    kind = draw.random()
-    if kind < 0.2:
-        name = draw.choice(MEN + WOMEN)
-        return Phrase(name, name, "f" if name in WOMEN else "m", False)
-    if kind < 0.35:
-        one, other = draw.sample(MEN + WOMEN, 2)
-        gender = "f" if {one, other} <= set(WOMEN) else "m"
-        return Phrase(f"{one} and {other}", f"{one} et {other}", gender, True)
-    return _noun_phrase(draw, draw.choice(PEOPLE), BEFORE[:1], OF_PEOPLE[:4], is_definite=True)
+    def being(self, is_first: bool = True) -> Pair:
+        """The new sails were wet."""
+        tense = self.draw.choice(TENSES)
+        subject, quality = self._one_that_is()
+        english, french = (forms[subject.is_plural] for forms in COPULA[tense])
+        pair = _said_of(subject, english, french, quality)
+        is_long = is_first and self.draw.random() < 0.3
+        return self._timed(tense, pair) if is_long else pair
 
+    def staying(self, is_first: bool = True) -> Pair:
+        """Ada arrived at the harbour at dawn."""
+        tense = self.draw.choice(TENSES)
+        subject, verb = self._one_that_stays()
+        english, french = _predicate(subject, verb, tense)
+        pair = f"{subject.english} {english}", f"{subject.french} {french}"
+        if self.draw.random() < 0.15:
+            other = self._person(has_pronouns=False)
+            pair = _after(pair, (f"with {other.english}", f"avec {other.french}"))
+        if self.draw.random() < 0.75:
+            pair = _after(pair, self._place())
+        return self._timed(tense, pair) if is_first else pair
 
-def _thing(draw: Random, is_definite: bool = False) -> Phrase:
-    return _noun_phrase(draw, draw.choice(THINGS), BEFORE, AFTER, is_definite)
+    def moving(self) -> Pair:
+        """The girls went to the market yesterday."""
+        tense = self.draw.choice(TENSES)
+        subject = self._person()
+        english, french = _predicate(subject, GO, tense)
+        pair = f"{subject.english} {english}", f"{subject.french} {french}"
+        if self.draw.random() < 0.25:
+            town = self._town()
+            pair = _after(pair, (f"to {town}", f"à {town}"))
+        else:
+            pair = _after(pair, self.draw.choice(tuple(DESTINATIONS.items())))
+        return self._timed(tense, pair)
 
+    def refusing(self) -> Pair:
+        """The sisters did not sell this boat."""
+        subject, verb = self._person(), self.draw.choice(TRANSITIVE)
+        seen = self._thing(is_definite=True)
+        is_short = self.draw.random() < 0.3
+        kind = self.draw.random()
+        if kind < 0.4:
+            english = "do" if subject.is_plural else "does"
+            french = f"{_elide('ne', verb.french[subject.is_plural])} pas"
+        elif kind < 0.8:
+            english = "did"
+            auxiliary = "n'ont" if subject.is_plural else "n'a"
+            french = f"{auxiliary} pas {verb.participle}"
+        else:
+            english, is_short = "will", False
+            french = f"{_elide('ne', verb.future[subject.is_plural])} pas"
+        refused = english + ("n't" if is_short else " not")
+        return (
+            f"{subject.english} {refused} {verb.base} {seen.english}",
+            f"{subject.french} {french} {seen.french}",
+        )
 
-def _noun_phrase(
-    draw: Random,
-    noun: Noun,
-    before: tuple[Adjective, ...],
-    after: tuple[Adjective, ...],
-    is_definite: bool,
-) -> Phrase:
-    is_plural = draw.random() < 0.4
-    english = [noun.english_plural if is_plural else noun.english]
-    french = [noun.french_plural if is_plural else noun.french]
-    # In English all come before the noun, the kind that is before it in French first.
-    if draw.random() < 0.35:
-        quality = draw.choice(after)
-        english.insert(0, quality.english)
-        french.append(quality.french(noun.gender, is_plural))
-    if draw.random() < 0.35:
-        quality = draw.choice(before)
-        form = quality.french(noun.gender, is_plural)
-        if quality.liaison and noun.gender == "m" and not is_plural and french[0][0] in VOWELS:
-            form = quality.liaison
-        english.insert(0, quality.english)
-        french.insert(0, form)
-    article = draw.choice(("the", "the", "our", "this") if is_definite else ("the", "a", "this"))
-    if is_plural and not is_definite:
-        article = draw.choice(tuple(NUMBERS))
-    words = _with_article(article, english, french, noun.gender, is_plural)
-    return Phrase(*words, noun.gender, is_plural)
+    def trading(self) -> Pair:
+        """The baker bought twelve sacks of oats at the market."""
+        tense = self.draw.choice(TENSES)
+        subject = self._person()
+        verb = self.draw.choice(
+            [verb for verb in TRANSITIVE if verb.base in ("buy", "sell", "carry", "bring", "take")]
+        )
+        english, french = _predicate(subject, verb, tense)
+        goods, marchandise = self._goods()
+        pair = f"{subject.english} {english} {goods}", f"{subject.french} {french} {marchandise}"
+        if self.draw.random() < 0.4:
+            pair = _after(pair, self._place())
+        return self._timed(tense, pair)
+
+    def giving(self) -> Pair:
+        """Nell gave the old key to the baker."""
+        tense = self.draw.choice(TENSES)
+        subject, verb, seen = self._person(), self.draw.choice(GIVING), self._thing()
+        other = self._person(has_pronouns=False)
+        english, french = _predicate(subject, verb, tense)
+        pair = (
+            f"{subject.english} {english} {seen.english} to {other.english}",
+            f"{subject.french} {french} {seen.french} {_contract('à', other.french)}",
+        )
+        return self._timed(tense, pair)
+
+    def existing(self) -> Pair:
+        """There are three boats at the harbour."""
+        tense = self.draw.choice(TENSES)
+        if self.draw.random() < 0.3:
+            english, french = self._goods()
+            is_plural = True
+        else:
+            seen = self._thing(articles=("a",))
+            english, french, is_plural = seen.english, seen.french, seen.is_plural
+        pair = f"there {THERE[tense][is_plural]} {english}", f"{IL_Y_A[tense]} {french}"
+        return _after(pair, self._place())
+
+    def weather(self) -> Pair:
+        """It is raining at Saltmere."""
+        tense = self.draw.choice(TENSES)
+        if self.draw.random() < 0.5:
+            pair = self.draw.choice(tuple(WEATHER[tense].items()))
+            pair = _after(pair, self._place()) if self.draw.random() < 0.6 else pair
+            return self._timed(tense, pair)
+        subject = self._nature()
+        english, french = (forms[subject.is_plural] for forms in COPULA[tense])
+        return self._timed(tense, _said_of(subject, english, french, self.draw.choice(OF_NATURE)))
+
+    def greeting(self) -> Pair:
+        """Good morning, Ada."""
+        english, french = self.draw.choice(tuple(GREETINGS.items()))
+        if "{town}" in english:
+            town = self._town()
+            return english.format(town=town), french.format(town=town)
+        name = self._name().english
+        return english.format(name=name), french.format(name=name)
+
+    def asking(self) -> Pair:
+        """Did the miller sell the boat?"""
+        tense = self.draw.choice(TENSES)
+        if self.draw.random() < 0.3:
+            subject, quality = self._one_that_is()
+            is_plural = subject.is_plural
+            if tense == "future":
+                english = f"will {subject.english} be {quality.english}"
+            else:
+                english = f"{COPULA[tense][0][is_plural]} {subject.english} {quality.english}"
+            french = _said_of(subject, "", COPULA[tense][1][is_plural], quality)[1]
+        else:
+            subject = self._person()
+            is_transitive = self.draw.random() < 0.6
+            verb = self.draw.choice(TRANSITIVE if is_transitive else INTRANSITIVE)
+            does = "do" if subject.is_plural else "does"
+            auxiliary = {"present": does, "past": "did", "future": "will"}[tense]
+            english = f"{auxiliary} {subject.english} {verb.base}"
+            french = f"{subject.french} {_predicate(subject, verb, tense)[1]}"
+            if is_transitive:
+                seen = self._thing()
+                english, french = f"{english} {seen.english}", f"{french} {seen.french}"
+            if self.draw.random() < 0.3 + 0.4 * (not is_transitive):
+                english, french = _after((english, french), self._place())
+        return english, f"est-ce {_elide('que', french)}"
+
+    # Parts of sentences
+
+    def _one_that_is(self) -> tuple[Phrase, Adjective]:
+        if self.draw.random() < 0.5:
+            return self._person(), self.draw.choice(OF_PEOPLE)
+        return self._thing(is_definite=True), self.draw.choice(AFTER)
+
+    def _one_that_stays(self) -> tuple[Phrase, Verb]:
+        """Someone who does something, an animal, a boat that comes, or the tide."""
+        kind = self.draw.random()
+        if kind < 0.7:
+            return self._person(), self.draw.choice(INTRANSITIVE)
+        if kind < 0.8:
+            animal = self._noun(ANIMALS, BEFORE, AFTER, is_definite=True)
+            return animal, self.draw.choice(INTRANSITIVE)
+        waits = [verb for verb in INTRANSITIVE if verb.base == "wait"]
+        if kind < 0.92:
+            vessel = self._noun(VESSELS, BEFORE, AFTER, is_definite=True)
+            return vessel, self.draw.choice([*COMING, *waits])
+        return self._nature(), self.draw.choice(COMING)
+
+    def _person(self, has_pronouns: bool = True) -> Phrase:
+        """A name, two names, a pronoun, or people by their trade."""
+        kind = self.draw.random()
+        if kind < 0.27:
+            return self._name()
+        if kind < 0.34:
+            one, other = self._name(), self._name()
+            gender = "f" if one.gender == other.gender == "f" else "m"
+            both = f"{one.english} and {other.english}", f"{one.french} et {other.french}"
+            return Phrase(*both, gender, True)
+        if kind < 0.41 and has_pronouns:
+            return Phrase(*self.draw.choice(PRONOUNS))
+        return self._noun(PEOPLE, BEFORE_PEOPLE, OF_PEOPLE[:WITH_NOUN], is_definite=True)
+
+    def _name(self) -> Phrase:
+        name, gender = make_name(self.draw, self.has_new_names)
+        self.names.append(name)
+        return Phrase(name, name, gender, False)
+
+    def _town(self) -> str:
+        self.names.append(make_town(self.draw, self.has_new_names))
+        return self.names[-1]
+
+    def _place(self) -> Pair:
+        if self.draw.random() < 0.2:
+            town = self._town()
+            return f"{self.draw.choice(('at', 'in'))} {town}", f"à {town}"
+        return self.draw.choice(tuple(PLACES.items()))
+
+    def _goods(self) -> Pair:
+        number, unit, good = (self.draw.choice(tuple(each)) for each in (NUMBERS, UNITS, GOODS))
+        return (
+            f"{number} {unit} of {good}",
+            f"{NUMBERS[number]} {UNITS[unit]} {_elide('de', GOODS[good])}",
+        )
+
+    def _nature(self) -> Phrase:
+        noun = self.draw.choice(NATURE)
+        return Phrase(
+            f"the {noun.english}",
+            _elide("la" if noun.gender == "f" else "le", noun.french),
+            noun.gender,
+            False,
+        )
+
+    def _thing(self, is_definite: bool = False, articles: tuple[str, ...] = ()) -> Phrase:
+        if not articles and self.draw.random() < 0.08:
+            return self._belonging()
+        return self._noun(THINGS, BEFORE, AFTER, is_definite, articles)
+
+    def _belonging(self) -> Phrase:
+        """The miller's boat, Nell's key."""
+        seen = self.draw.choice(THINGS)
+        is_plural = self.draw.random() < 0.3
+        owner = self._owner()
+        english = seen.english_plural if is_plural else seen.english
+        french = seen.french_plural if is_plural else seen.french
+        article = "la" if seen.gender == "f" else "le"
+        words = f"les {french}" if is_plural else _elide(article, french)
+        return Phrase(
+            f"{owner.english}'s {english}",
+            f"{words} {_contract('de', owner.french)}",
+            seen.gender,
+            is_plural,
+        )
+
+    def _owner(self) -> Phrase:
+        if self.draw.random() < 0.5:
+            while True:  # whether one says "de Henri" or "d'Henri" is a matter of taste
+                name, gender = make_name(self.draw, self.has_new_names)
+                if name[0] not in "HYŒ":
+                    self.names.append(name)
+                    return Phrase(name, name, gender, False)
+        noun = self.draw.choice(PEOPLE)
+        article = "la" if noun.gender == "f" else "le"
+        return Phrase(f"the {noun.english}", _elide(article, noun.french), noun.gender, False)
+
+    def _noun(
+        self,
+        nouns: tuple[Noun, ...],
+        before: tuple[Adjective, ...],
+        after: tuple[Adjective, ...],
+        is_definite: bool,
+        articles: tuple[str, ...] = (),
+    ) -> Phrase:
+        draw = self.draw
+        noun = draw.choice(nouns)
+        is_plural = draw.random() < 0.4
+        english = [noun.english_plural if is_plural else noun.english]
+        french = [noun.french_plural if is_plural else noun.french]
+        # In English all come before the noun, the kind that is before it in French first.
+        if draw.random() < 0.3:
+            quality = draw.choice(after)
+            english.insert(0, quality.english)
+            french.append(quality.french(noun.gender, is_plural))
+        if draw.random() < 0.3:
+            quality = draw.choice(before)
+            form = quality.french(noun.gender, is_plural)
+            if quality.liaison and noun.gender == "m" and not is_plural and french[0][0] in VOWELS:
+                form = quality.liaison
+            english.insert(0, quality.english)
+            french.insert(0, form)
+        if is_plural and not is_definite:
+            articles = tuple(NUMBERS)
+        choices = (
+            ("the", "the", "the", "our", "this") if is_definite else ("the", "the", "a", "this")
+        )
+        article = draw.choice(articles or choices)
+        words = _with_article(article, english, french, noun.gender, is_plural)
+        return Phrase(*words, noun.gender, is_plural)
+
+    def _timed(self, tense: str, pair: Pair) -> Pair:
+        """With a time at the end, at the beginning, or without."""
+        place = self.draw.random()
+        if place < 0.45:
+            return pair
+        english, french = self.draw.choice(tuple(TIMES[tense].items()))
+        if place < 0.8:
+            return _after(pair, (english, french))
+        return f"{english}, {pair[0]}", f"{french}, {pair[1]}"
 
 
 def _with_article(
     article: str, english: list[str], french: list[str], gender: str, is_plural: bool
-) -> tuple[str, str]:
+) -> Pair:
     before_vowel = french[0][0] in VOWELS
     if article == "the":
         singular = "la" if gender == "f" else "le"
@@ -417,7 +474,7 @@ def _with_article(
     return f"{article} {' '.join(english)}", f"{determiner} {' '.join(french)}"
 
 
-def _predicate(subject: Phrase, verb: Verb, tense: str) -> tuple[str, str]:
+def _predicate(subject: Phrase, verb: Verb, tense: str) -> Pair:
     """The verb in both languages, in agreement with its subject."""
     if tense == "present":
         return (verb.base if subject.is_plural else verb.present, verb.french[subject.is_plural])
@@ -429,22 +486,32 @@ def _predicate(subject: Phrase, verb: Verb, tense: str) -> tuple[str, str]:
     return (verb.past, f"{'ont' if subject.is_plural else 'a'} {verb.participle}")
 
 
-def _timed(draw: Random, tense: str, english: str, french: str) -> tuple[str, str]:
-    """With a time at the end, at the beginning, or without."""
-    place = draw.random()
-    if place < 0.35:
-        return english, french
-    time = draw.choice(tuple(TIMES[tense]))
-    if place < 0.75:
-        return f"{english} {time}", f"{french} {TIMES[tense][time]}"
-    return f"{time}, {english}", f"{TIMES[tense][time]}, {french}"
+def _said_of(subject: Phrase, english: str, french: str, quality: Adjective) -> Pair:
+    return (
+        f"{subject.english} {english} {quality.english}",
+        f"{subject.french} {french} {quality.french(subject.gender, subject.is_plural)}",
+    )
+
+
+def _after(pair: Pair, more: Pair) -> Pair:
+    return f"{pair[0]} {more[0]}", f"{pair[1]} {more[1]}"
 
 
 def _elide(word: str, following: str) -> str:
-    """le + huître is l'huître."""
-    if following[0] in VOWELS:
+    """le + huître is l'huître; before the name of a person with H or Y nothing is elided."""
+    letter = following[0]
+    if letter in VOWELS or letter in "AEIOU":
         return f"{word[:-1]}'{following}"
     return f"{word} {following}"
+
+
+def _contract(word: str, following: str) -> str:
+    """à + le meunier is au meunier; de + les is des; de + Ada is d'Ada."""
+    article, _, rest = following.partition(" ")
+    short = {"à": {"le": "au", "les": "aux"}, "de": {"le": "du", "les": "des"}}[word]
+    if article in short and rest:
+        return f"{short[article]} {rest}"
+    return _elide(word, following) if word == "de" else f"{word} {following}"
 
 
 def _capital(text: str) -> str:

@@ -3,6 +3,7 @@
 They are loaded as anybody would load them, with plain transformers.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,9 +18,17 @@ import pytest
 import torch
 import transformers
 
+from examples.world.names import is_held_out_name
 from examples.world.questions import Question, make_question, make_small_talk
-from examples.world.reports import Report, make_report
-from examples.world.sentences import Sentence, make_sentence
+from examples.world.reports import Report, make_digest, make_report
+from examples.world.sentences import (
+    Sentence,
+    in_capitals,
+    joined,
+    make_sentence,
+    make_sentence_on_strangers,
+    typed_in_a_hurry,
+)
 from examples.world.split import Text, for_training, held_out
 from examples.world.stories import Story, is_well_told, make_story
 
@@ -27,12 +36,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = EXAMPLES / "models"
 NAMES = ("summarizer", "translator", "storyteller")
 KINDS = {
-    "summarizer": ("reports",),
+    "summarizer": ("reports", "digests"),
     "translator": ("sentences",),
     "storyteller": ("stories", "questions"),
 }
 MAKERS: dict[str, Callable[[Random], Text]] = {
     "reports": make_report,
+    "digests": make_digest,
     "sentences": make_sentence,
     "stories": make_story,
     "questions": make_question,
@@ -62,6 +72,11 @@ def reports() -> list[Report]:
 
 
 @pytest.fixture(scope="module")
+def digests() -> list[Report]:
+    return some(held_out(make_digest, SEED))
+
+
+@pytest.fixture(scope="module")
 def sentences() -> list[Sentence]:
     return some(held_out(make_sentence, SEED))
 
@@ -74,6 +89,16 @@ def questions() -> list[Question]:
 @pytest.fixture(scope="module")
 def stories() -> list[Story]:
     return some(held_out(make_story, SEED))
+
+
+@pytest.fixture(scope="module")
+def translate() -> Callable[[list[str]], list[str]]:
+    return generator("translator", transformers.AutoModelForSeq2SeqLM)
+
+
+@pytest.fixture(scope="module")
+def summarize() -> Callable[[list[str]], list[str]]:
+    return generator("summarizer", transformers.AutoModelForSeq2SeqLM)
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +175,77 @@ def test_training_saw_nothing_of_what_is_held_out(name: str, request: Any) -> No
         assert not seen & {text.key for text in held}
 
 
-def test_a_summary_states_every_key_fact(reports: list[Report]) -> None:
-    summarize = generator("summarizer", transformers.AutoModelForSeq2SeqLM)
+# The limits below are the shares that `python examples/evaluate.py` measures on 500 texts, less
+# about two standard errors of 200.
+def test_a_summary_states_every_key_fact(
+    summarize: Callable[[list[str]], list[str]], reports: list[Report]
+) -> None:
     summaries = summarize([f"summarize: {report.text}" for report in reports])
     pairs = zip(reports, summaries, strict=True)
-    assert share(report.is_told_by(summary) for report, summary in pairs) >= 0.90
+    assert share(report.is_told_by(summary) for report, summary in pairs) >= 0.95
 
 
-def test_a_translation_is_exactly_right(sentences: list[Sentence]) -> None:
-    translate = generator("translator", transformers.AutoModelForSeq2SeqLM)
-    translations = translate([sentence.english for sentence in sentences])
-    pairs = zip(sentences, translations, strict=True)
-    assert share(sentence.french == translation for sentence, translation in pairs) >= 0.95
+def test_a_summary_of_several_things_has_a_sentence_for_each(
+    summarize: Callable[[list[str]], list[str]], digests: list[Report]
+) -> None:
+    """Two things are kept apart mostly, three half of the time, more hardly ever."""
+    summaries = summarize([f"summarize: {digest.text}" for digest in digests])
+    pairs = list(zip(digests, summaries, strict=True))
+    one_or_two = [pair for pair in pairs if pair[0].summary.count(". ") < 2]
+    assert len(one_or_two) > 100
+    assert share(digest.is_told_by(summary) for digest, summary in one_or_two) >= 0.75
+    assert share(digest.is_told_by(summary) for digest, summary in pairs) >= 0.55
+
+
+def pairs_of(sentences: list[Sentence]) -> list[Sentence]:
+    return [joined(two) for two in itertools.pairwise(sentences)]
+
+
+def hurried(sentences: list[Sentence]) -> list[Sentence]:
+    draw = Random(SEED)
+    return [typed_in_a_hurry(sentence, draw) for sentence in sentences]
+
+
+def capitals(sentences: list[Sentence]) -> list[Sentence]:
+    return list(map(in_capitals, sentences))
+
+
+@pytest.mark.parametrize(
+    ("written", "least"),
+    [
+        pytest.param(list, 0.97, id="as they are"),
+        pytest.param(hurried, 0.97, id="no capital or no full stop"),
+        pytest.param(capitals, 0.90, id="all in capitals"),
+        pytest.param(pairs_of, 0.90, id="two together"),
+    ],
+)
+def test_a_translation_is_exactly_right(
+    translate: Callable[[list[str]], list[str]],
+    sentences: list[Sentence],
+    written: Callable[[list[Sentence]], list[Sentence]],
+    least: float,
+) -> None:
+    texts = written(sentences)
+    translations = translate([text.english for text in texts])
+    pairs = zip(texts, translations, strict=True)
+    assert share(text.french == translation for text, translation in pairs) >= least
+
+
+def test_a_name_that_training_never_saw_is_copied(
+    translate: Callable[[list[str]], list[str]],
+) -> None:
+    sentences = some(held_out(make_sentence_on_strangers, SEED))
+    pairs = list(zip(sentences, translate([each.english for each in sentences]), strict=True))
+    assert share(all(name in french for name in each.names) for each, french in pairs) >= 0.94
+    assert share(each.french == french for each, french in pairs) >= 0.90
+
+
+def test_training_saw_none_of_the_new_names() -> None:
+    known = {name for each in islice(for_training(make_sentence, 1), 20_000) for name in each.names}
+    strangers = islice(held_out(make_sentence_on_strangers, SEED), NUM_INPUTS)
+    new = {word for each in strangers for name in each.names for word in name.split()}
+    assert all(map(is_held_out_name, new))
+    assert not new & {word for name in known for word in name.split()}
 
 
 def test_questions_about_the_estuary_are_answered(

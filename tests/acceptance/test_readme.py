@@ -12,11 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from cli.up import EXAMPLES
+from examples.world.stories import is_well_told
 from tasks.catalog import Catalog
 from tests.workers import PATIENCE_SECONDS
 
+ANSWERS = {
+    "summarize": "The Lucky Tern brought twelve sacks of oats to Eelgate on Saturday. "
+    "Captain Nora Flint sails again at dusk.",
+    "translate": "Le meunier ouvre le portail.",
+    "chat": "Ada Finch keeps the lighthouse at Saltmere.",
+}
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+GREETING = "greeting.txt"  # what `up` printed
 
 
 def blocks(language: str) -> list[str]:
@@ -24,14 +33,22 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
-    """What the README tells people to type, but for what this test is itself a part of."""
-    lines = [line for block in blocks("console") for line in block.splitlines()]
-    assert all(line.startswith("$ ") for line in lines)
-    typed = [line.removeprefix("$ ") for line in lines]
-    assert typed[:2] == ["make demo", "make test"]
-    assert typed[2] == ".venv/bin/tidemill up"
+def commands() -> list[tuple[str, str]]:
+    """What the README tells people to type and the answer it shows, but for what this test is
+    itself a part of."""
+    typed: list[tuple[str, str]] = []
+    for block in blocks("console"):
+        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, _, answer = command.partition("\n")
+            typed.append((line, answer.strip()))
+    assert [line for line, _ in typed[:3]] == ["make demo", "make test", ".venv/bin/tidemill up"]
     return typed[3:]
+
+
+def answer_of(program: str) -> str:
+    """The comment of whole lines at the end of a program: what it prints last."""
+    lines = re.findall(r"^# (.*)$", program, flags=re.MULTILINE)
+    return " ".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +61,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     program.parent.mkdir(parents=True)
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m cli "$@"\n')
     program.chmod(0o755)
+    greeting: list[str] = []
     with subprocess.Popen(
         [program, "up"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as up:
         try:
             assert up.stdout is not None
             for line in up.stdout:  # ends when `up` does
-                if (folder / ".tidemill" / "run.json").exists():
+                greeting.append(line)
+                if "Ctrl-C stops" in line:
                     break
-                assert line is not None
+            (folder / GREETING).write_text("".join(greeting))
             assert up.poll() is None, "`tidemill up` ended"
             yield folder
         finally:
@@ -81,14 +100,60 @@ def run(folder: Path, command: str | list[str]) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_works(folder: Path, command: str) -> None:
-    assert run(folder, command).strip()
+@pytest.mark.parametrize(("command", "answer"), commands())
+def test_a_command_of_the_readme_works(folder: Path, command: str, answer: str) -> None:
+    printed = run(folder, command).strip()
+    assert printed
+    assert answer in ("", printed)
+
+
+def test_the_first_examples_have_answers() -> None:
+    answered = [line for line, answer in commands() if answer]
+    assert sum("submit translate" in line for line in answered) >= 2
+    assert all(answer for line, answer in commands() if re.search(r"submit \w+ \"", line))
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_a_program_of_the_readme_works(folder: Path, number: int) -> None:
-    assert run(folder, [sys.executable, "-c", blocks("python")[number]]).strip()
+    program = blocks("python")[number]
+    printed = run(folder, [sys.executable, "-c", program]).strip()
+    assert printed
+    assert printed.endswith(answer_of(program))
+
+
+def test_what_the_celery_program_sends_is_summed_up_right(folder: Path) -> None:
+    [program] = [block for block in blocks("python") if "send_task" in block]
+    waiting = """
+import time, uuid
+from db import find_job
+from tasks.submit import SubmittedJob
+sent_id = uuid.UUID(sent.id)
+while find_job(sent_id) is None:  # until the message is taken from the queue
+    time.sleep(0.1)
+print(SubmittedJob(sent_id, is_new=False).wait(timeout_seconds=60).output)
+"""
+    printed = run(folder, [sys.executable, "-c", program + waiting]).splitlines()
+    assert printed[1] == (
+        "Carter Nora Flint fetched twelve sacks of rye at the mill of Larkness on Monday. "
+        "The wheel stopped at dusk because of low water."
+    )
+
+
+def test_what_up_says_to_try_is_answered(folder: Path) -> None:
+    greeting = (folder / GREETING).read_text()
+    [command] = re.findall(r"^  tidemill (submit .* --wait)$", greeting, flags=re.MULTILINE)
+    assert run(folder, f".venv/bin/tidemill {command}").strip() == ANSWERS["summarize"]
+
+
+@pytest.mark.parametrize("task", sorted(EXAMPLES))
+def test_the_example_of_every_task_is_answered_right(folder: Path, task: str) -> None:
+    languages = " --source-language en --target-language fr" if task == "translate" else ""
+    command = f'.venv/bin/tidemill submit {task} "{EXAMPLES[task]}"{languages} --wait'
+    answer = run(folder, command).strip()
+    if task == "generate":
+        assert is_well_told(EXAMPLES[task] + " " + answer)
+    else:
+        assert answer == ANSWERS[task]
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
