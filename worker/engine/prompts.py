@@ -77,7 +77,9 @@ class Prompts:
         self.tokenizer = tokenizer
         self.is_encoder_decoder: bool = config.is_encoder_decoder
         self.model_type: str = config.model_type
-        self.task_params: Mapping[str, Any] = getattr(config, "task_specific_params", None) or {}
+        self.task_params: Mapping[str, Mapping[str, Any]] = (
+            getattr(config, "task_specific_params", None) or {}
+        )
         self.language_ids = language_ids(tokenizer)  # token ids by the checkpoint's own codes
         self.start_id = start_id
         self.own_source: str | None = getattr(tokenizer, "src_lang", None)
@@ -87,7 +89,7 @@ class Prompts:
         self.target_tokens = targets
         self.languages = Languages(targets or self.language_ids, spec.languages)
         # (source, target) by the name under which the checkpoint says how to ask for it.
-        self.pairs = {
+        self.pairs: dict[str, tuple[str, str]] = {
             name: (standard_tag(found[1]), standard_tag(found[2]))
             for name in self.task_params
             if (found := PAIR.fullmatch(name)) is not None

@@ -131,7 +131,7 @@ BYTE_OF = bytes_by_character()
 
 def decoder_types(tokenizer: Any) -> frozenset[str]:
     """Of a fast tokenizer: the kinds of its decoder's parts; none for another."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if getattr(backend, "decoder", None) is None:
         return frozenset()
     state = json.loads(backend.to_str())["decoder"] or {}
