@@ -34,6 +34,8 @@ class TokenTexts:
         self.tokenizer = tokenizer
         self.goes_on_from_prompt = goes_on_from_prompt
         self.decoder_types = decoder_types(tokenizer)
+        # A model may write ids that its vocabulary does not list, such as M2M100's languages.
+        self._known_ids = frozenset(tokenizer.get_vocab().values())
         self._texts: dict[int, bytes | None] = {}
 
     def says_stop(self, sequence: Sequence, new_ids: list[int]) -> bool:
@@ -94,6 +96,8 @@ class TokenTexts:
         return at, begin
 
     def _read(self, token_id: int) -> bytes | None:
+        if token_id not in self._known_ids:
+            return None
         token = self.tokenizer.convert_ids_to_tokens(token_id)
         if not isinstance(token, str):
             return None
