@@ -118,19 +118,6 @@ class Checkpoint:
                 return int(id_)
         return min(self.eos_token_ids, default=0)
 
-    def own_settings(self, task: str, pair: tuple[str, str] | None) -> Mapping[str, Any]:
-        """What the checkpoint says about decoding, without what it leaves open.
-
-        `pair` are the ISO 639-1 codes of a translation, for checkpoints that say more about
-        some (`task_specific_params`, which pipelines used to apply).
-        """
-        by_task = getattr(self.config, "task_specific_params", None) or {}
-        if task == "summarize":
-            return {**self.own, **by_task.get("summarization", {})}
-        if task == "translate" and pair is not None:
-            return {**self.own, **by_task.get("translation_{}_to_{}".format(*pair), {})}
-        return self.own
-
 
 def loaded(
     spec: EngineSpec, part: str, load: Callable[..., Any], arguments: Mapping[str, Any]

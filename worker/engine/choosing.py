@@ -20,8 +20,9 @@ from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from worker.engine.rows import says_stop, warpers
+from worker.engine.rows import warpers
 from worker.engine.sequence import Sequence
+from worker.engine.stopping import TokenTexts
 
 
 def processors(config: Any, num_before: int, device: torch.device) -> LogitsProcessorList:
@@ -63,13 +64,14 @@ class RowChoice:
         sequence: Sequence,
         config: Any,
         start_ids: tuple[int, ...],
-        tokenizer: Any,
+        token_texts: TokenTexts,
         device: torch.device,
     ) -> None:
         """config: a complete generation configuration"""
         settings = sequence.settings
         self.settings = settings
-        self.tokenizer = tokenizer
+        self.sequence = sequence
+        self.token_texts = token_texts
         self.device = device
         self.eos_ids = frozenset(config.eos_token_id or ())
         self.pad_id: int = config.pad_token_id
@@ -124,7 +126,7 @@ class RowChoice:
         return list(zip(self.rows, self.stopped_at, strict=True))
 
     def _ends(self, index: int, row: list[int], token: int) -> bool:
-        if self.settings.stop and says_stop(self.tokenizer, self.settings.stop, row):
+        if self.settings.stop and self.token_texts.says_stop(self.sequence, row):
             self.stopped_at[index] = len(row)
         return (
             token in self.eos_ids

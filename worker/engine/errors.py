@@ -61,9 +61,13 @@ class EmptyPrompt(RequestError):
 class PromptTooLong(RequestError):
     code = "prompt_too_long"
 
-    def __init__(self, num_tokens: int, max_tokens: int, remedy: str) -> None:
+    def __init__(
+        self, num_tokens: int, max_tokens: int, remedy: str, is_at_least: bool = False
+    ) -> None:
+        """is_at_least: the rest was not counted"""
+        at_least = "at least " if is_at_least else ""
         super().__init__(
-            f"the prompt has {num_tokens} tokens; this model takes {max_tokens}; {remedy}"
+            f"the prompt has {at_least}{num_tokens} tokens; this model takes {max_tokens}; {remedy}"
         )
 
 

@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import secrets
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Answer, Completion
 from worker.engine.decoding import Room, Settings, resolve
 from worker.engine.errors import EngineBroken, GenerationFailed, OutOfMemory, PromptTooLong
-from worker.engine.languages import standard_tag
 from worker.engine.logs import whereabouts
 from worker.engine.memory import free_bytes
 from worker.engine.messages import Choice, ModelCard, Output, Request
@@ -33,7 +32,7 @@ from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.sizing import AS_CONFIGURED, Machine, sized
 from worker.engine.spec import EngineSpec
-from worker.engine.stopping import cut_at_stop
+from worker.engine.stopping import TokenTexts, cut_at_stop, stop_position
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +93,17 @@ class ExactEngine:
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         start_id = checkpoint.generation_config.decoder_start_token_id
+        self.token_texts = TokenTexts(
+            checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
+        )
         # Three threads use a tokenizer: this one changes its source language as it encodes,
         # and a tokenizer must not be changed while another thread reads it.
         self.prompts = Prompts(
-            spec, checkpoint.config, copy.deepcopy(checkpoint.tokenizer), start_id
+            spec,
+            checkpoint.config,
+            copy.deepcopy(checkpoint.tokenizer),
+            start_id,
+            checkpoint.limits.max_prompt_tokens,
         )
 
     @classmethod
@@ -115,7 +121,7 @@ class ExactEngine:
         limits = self.checkpoint.limits
         if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
             raise PromptTooLong(num_tokens, limits.max_prompt_tokens, "shorten or split the text")
-        own = self.checkpoint.own_settings(request.task, language_pair(request))
+        own = self.own_settings(request)
         room = Room(
             num_before=1 if self.is_encoder_decoder else num_tokens,
             max_context_tokens=limits.max_answer_context_tokens,
@@ -136,6 +142,11 @@ class ExactEngine:
             runs_to_end=True,
         )
 
+    def own_settings(self, request: Request) -> Mapping[str, Any]:
+        """What the checkpoint says about decoding this request, without what it leaves open;
+        more of some tasks and pairs of languages (`task_specific_params`)."""
+        return {**self.checkpoint.own, **self.prompts.params_of(request)}
+
     def run(self, plan: StepPlan) -> list[Completion | None]:
         assert not plan.going_on, "a group is run to its end in the step in which it joins"
         return list(self._run_blaming(plan.joining))
@@ -145,11 +156,14 @@ class ExactEngine:
 
     def decode(self, completion: Completion) -> Output:
         sequence = completion.sequence
+        settings = sequence.settings.to_json()
+        if sequence.request.chat_template_kwargs:
+            settings["chat_template_kwargs"] = dict(sequence.request.chat_template_kwargs)
         return Output(
             request_id=sequence.id,
             choices=tuple(self._choice(sequence, each) for each in completion.answers),
             prompt_tokens=len(sequence.prompt_ids),
-            settings=sequence.settings.to_json(),
+            settings=settings,
         )
 
     def _group(self, request: Request, settings: Settings, own: Any, prompt: Prompt) -> Group:
@@ -217,7 +231,7 @@ class ExactEngine:
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = RowStops(
-            sequences, num_before, self.checkpoint.tokenizer, rows_keep_their_place=not_beams(first)
+            sequences, num_before, self.token_texts, rows_keep_their_place=not_beams(first)
         )
         processors = LogitsProcessorList()
         if draws_here:
@@ -308,7 +322,13 @@ class ExactEngine:
     def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
         decode = self.checkpoint.tokenizer.decode
         text = sound(decode(list(answer.token_ids), skip_special_tokens=True))
-        text = cut_at_stop(text, sequence.settings.stop)
+        stops = sequence.settings.stop
+        if stop_position(text, stops) is not None:
+            text = cut_at_stop(text, stops)
+        elif stops and answer.finish_reason == "stop":
+            # Of special tokens, which are not in the text, or begun in the prompt.
+            before = self.token_texts.before_stop(sequence, list(answer.token_ids))
+            text = text if before is None else sound(before)
         # A continuation begins where its prompt ended, perhaps with a space.
         text = text if sequence.request.task == "generate" else text.strip()
         return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
@@ -324,13 +344,6 @@ def length_class(num_tokens: int) -> tuple[str, int]:
 
 def not_beams(sequence: Sequence) -> bool:
     return sequence.settings.num_beams == 1
-
-
-def language_pair(request: Request) -> tuple[str, str] | None:
-    source, target = request.source_language, request.target_language
-    return (
-        None if source is None or target is None else (standard_tag(source), standard_tag(target))
-    )
 
 
 def differs(own: Any, neutral: dict[str, Any]) -> bool:

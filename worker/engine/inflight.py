@@ -168,8 +168,8 @@ class InFlight:
         start_ids, model = self.runner.start_ids(sequence), self.exact.model
         if sequence.settings.num_beams > 1:
             return BeamChoice(sequence, config, start_ids, model, model.device)
-        tokenizer = self.exact.checkpoint.tokenizer
-        return RowChoice(sequence, config, start_ids, tokenizer, model.device)
+        texts = self.exact.token_texts
+        return RowChoice(sequence, config, start_ids, texts, model.device)
 
     def _highest(self, logits: Tensor, flights: list[Flight]) -> list[int]:
         """Of every row at once, since most need no more, and one read-back is enough."""

@@ -78,6 +78,7 @@ class Request:
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
     is_interactive: bool = False  # it goes before others that wait
 
     @classmethod
@@ -90,6 +91,7 @@ class Request:
             source_language=data.get("source_language"),
             target_language=data.get("target_language"),
             params=Params.from_json(data["params"]),
+            chat_template_kwargs=data.get("chat_template_kwargs", {}),
             is_interactive=data.get("is_interactive", False),
         )
 
@@ -106,6 +108,8 @@ class Request:
             data["source_language"] = self.source_language
         if self.target_language is not None:
             data["target_language"] = self.target_language
+        if self.chat_template_kwargs:
+            data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         if self.is_interactive:
             data["is_interactive"] = True
         return data

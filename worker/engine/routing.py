@@ -19,7 +19,7 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Completion
 from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
-from worker.engine.exact import ExactEngine, language_pair
+from worker.engine.exact import ExactEngine
 from worker.engine.fusing import fuse
 from worker.engine.inflight import InFlight, Runner
 from worker.engine.keeping import Keeping, keeping_for, machine_of, refuse_too_much
@@ -109,7 +109,7 @@ class RoutingEngine:
 
     def encode(self, request: Request) -> Sequence:
         sequence = self.exact.encode(request)
-        own = self.checkpoint.own_settings(request.task, language_pair(request))
+        own = self.exact.own_settings(request)
         if self.is_proved(sequence, own):
             self.route(sequence)
         return sequence
