@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from worker.engine.decoding import Settings
+from worker.engine.detokenizing import text_of
 from worker.engine.sequence import Sequence
 from worker.engine.stopping import stop_position
 
@@ -155,5 +156,5 @@ def says_stop(tokenizer: Any, stops: tuple[str, ...], new_ids: list[int]) -> boo
         return False
     # A character is at most four tokens, and a few tokens may have no text at all.
     num_tail = 4 * max(len(each) for each in stops) + 16
-    text = tokenizer.decode(new_ids[-num_tail:], skip_special_tokens=True)
+    text = text_of(tokenizer, new_ids[-num_tail:])
     return stop_position(text, stops) is not None
