@@ -26,7 +26,7 @@ CHOSEN = (
     "eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids",
     "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-NONE = -1  # how older configurations write that there is no such token
+NONE = ("pad_token_id", -1)  # how older configurations write that there is no such token
 
 
 def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
@@ -37,7 +37,7 @@ def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
             return f"it asks for {name} = {value!r} ({what}), which this engine does not run"
     for name in (*FED, *CHOSEN):
         for id_ in numbers(own.get(name)):
-            if not 0 <= id_ < num_ids and id_ != NONE:
+            if not 0 <= id_ < num_ids and (name, id_) != NONE:
                 return f"its {name} is {id_}, and the model has the token ids 0 to {num_ids - 1}"
     return None
 

@@ -115,7 +115,7 @@ def test_tables_that_are_computed_do_no_harm(tmp_path):
         ("penalty_alpha", 0.6), ("num_beam_groups", 2), ("diversity_penalty", 0.5),
         ("force_words_ids", [[3]]), ("dola_layers", "high"), ("token_healing", True),
         ("eos_token_id", 10**6), ("forced_bos_token_id", 10**6), ("pad_token_id", 10**6),
-        ("decoder_start_token_id", 10**6), ("bad_words_ids", [[10**6]]),
+        ("decoder_start_token_id", 10**6), ("decoder_start_token_id", -1), ("bad_words_ids", [[10**6]]),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_not_run_is_refused_by_name(tmp_path, name, value):
@@ -163,15 +163,25 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("kind", WIDE)
-def test_a_model_that_reads_its_weights_says_the_same(kind, tmp_path):
-    checkpoints.gpt2(tmp_path)
-    num_ids = len(hf.AutoTokenizer.from_pretrained(tmp_path))
-    (tmp_path / "generation_config.json").unlink()
+def wide(kind: str, folder: Path) -> None:
+    checkpoints.gpt2(folder)
+    num_ids = len(hf.AutoTokenizer.from_pretrained(folder))
+    (folder / "generation_config.json").unlink()
     torch.manual_seed(0)
     config = WIDE[kind](num_ids)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
-    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def test_rounding_that_a_model_cannot_bear_is_refused(tmp_path):
+    wide("mamba", tmp_path)
+    with pytest.raises(Unloadable, match='mamba model .* use quantization = "none"'):
+        load(spec_of(tmp_path, quantization="int8"))
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_a_model_that_reads_its_weights_says_the_same(kind, tmp_path):
+    wide(kind, tmp_path)
     expected = logits(hf.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
     engine = load(spec_of(tmp_path))
     assert torch.allclose(logits(engine.checkpoint.model), expected, rtol=1e-3, atol=1e-4)
