@@ -115,7 +115,8 @@ def test_tables_that_are_computed_do_no_harm(tmp_path):
         ("penalty_alpha", 0.6), ("num_beam_groups", 2), ("diversity_penalty", 0.5),
         ("force_words_ids", [[3]]), ("dola_layers", "high"), ("token_healing", True),
         ("eos_token_id", 10**6), ("forced_bos_token_id", 10**6), ("pad_token_id", 10**6),
-        ("decoder_start_token_id", 10**6), ("decoder_start_token_id", -1), ("bad_words_ids", [[10**6]]),
+        ("decoder_start_token_id", 10**6), ("decoder_start_token_id", -1),
+        ("bad_words_ids", [[10**6]]),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_not_run_is_refused_by_name(tmp_path, name, value):
@@ -153,7 +154,9 @@ def logits(model: Any) -> torch.Tensor:
 
 
 WIDE = {
-    "mamba": lambda n: hf.MambaConfig(vocab_size=n, hidden_size=256, num_hidden_layers=2),
+    "mamba": lambda n: hf.MambaConfig(
+        vocab_size=n, hidden_size=256, num_hidden_layers=2, time_step_rank=128
+    ),
     "falcon_mamba": lambda n: hf.FalconMambaConfig(
         vocab_size=n, hidden_size=256, num_hidden_layers=2
     ),
@@ -175,7 +178,7 @@ def wide(kind: str, folder: Path) -> None:
 
 def test_rounding_that_a_model_cannot_bear_is_refused(tmp_path):
     wide("mamba", tmp_path)
-    with pytest.raises(Unloadable, match='mamba model .* use quantization = "none"'):
+    with pytest.raises(Unloadable, match=r'mamba model .* use quantization = "none"'):
         load(spec_of(tmp_path, quantization="int8"))
 
 
