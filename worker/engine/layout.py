@@ -31,7 +31,7 @@ MAX_OFF = {"none": 1e-3, "int8": 0.5, "bfloat16": 0.5}
 NUM_ROWS, NUM_PROMPT_TOKENS, NUM_STEPS = 2, 7, 3
 
 
-class Said(LogitsProcessor):  # type: ignore[misc]  # without types
+class Said(LogitsProcessor):
     """Lets every token be the same one, so that two runs read the same."""
 
     def __init__(self, token_id: int) -> None:
