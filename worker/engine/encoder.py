@@ -54,7 +54,7 @@ class Encoder(Thread):
             self.refuse(request, error)
         except Exception as error:
             log.error("encoding failed", extra={"error": whereabouts(error)})
-            self.refuse(request, GenerationFailed(error))
+            self.refuse(request, GenerationFailed(error, "encoding the prompt"))
         else:
             self.inbox.put(sequence)
 

@@ -22,7 +22,14 @@ from worker.engine.characters import sound
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Answer, Completion
 from worker.engine.decoding import Room, Settings, resolve
-from worker.engine.errors import EngineBroken, GenerationFailed, OutOfMemory, PromptTooLong
+from worker.engine.detokenizing import text_of
+from worker.engine.errors import (
+    EngineBroken,
+    GenerationFailed,
+    OutOfMemory,
+    PromptTooLong,
+    TokenOutOfRange,
+)
 from worker.engine.logs import whereabouts
 from worker.engine.memory import free_bytes
 from worker.engine.messages import Choice, ModelCard, Output, Request
@@ -118,6 +125,7 @@ class ExactEngine:
     def encode(self, request: Request) -> Sequence:
         prompt = self.prompts.encode(request)
         num_tokens = len(prompt.token_ids)
+        self._refuse_unreadable(prompt)
         limits = self.checkpoint.limits
         if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
             raise PromptTooLong(num_tokens, limits.max_prompt_tokens, "shorten or split the text")
@@ -166,6 +174,14 @@ class ExactEngine:
             settings=settings,
         )
 
+    def _refuse_unreadable(self, prompt: Prompt) -> None:
+        """On a GPU an id beyond the embedding ends the process, not the request."""
+        num_ids = self.checkpoint.num_ids
+        told = (prompt.forced_bos_token_id, prompt.decoder_start_token_id)
+        for id_ in (*prompt.token_ids, *(each for each in told if each is not None)):
+            if not 0 <= id_ < num_ids:
+                raise TokenOutOfRange(id_, num_ids)
+
     def _group(self, request: Request, settings: Settings, own: Any, prompt: Prompt) -> Group:
         shared = replace(settings, seed=None, stop=())
         alone = None
@@ -209,7 +225,7 @@ class ExactEngine:
                     failure = OutOfMemory(one.num_rows, len(one.prompt_ids))
                     return [Completion.failed(one, failure)]
                 log.error("request failed", extra={"error": whereabouts(error)})
-                return [Completion.failed(one, GenerationFailed(error))]
+                return [Completion.failed(one, GenerationFailed(error, "generating"))]
             log.warning(
                 "group failed and is run in parts",
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
@@ -320,8 +336,7 @@ class ExactEngine:
         return Answer(tuple(row[:num_tokens]), reason)  # type: ignore[arg-type]  # one of the two
 
     def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
-        decode = self.checkpoint.tokenizer.decode
-        text = sound(decode(list(answer.token_ids), skip_special_tokens=True))
+        text = sound(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
         stops = sequence.settings.stop
         if stop_position(text, stops) is not None:
             text = cut_at_stop(text, stops)

@@ -20,13 +20,11 @@ from worker.engine.completion import Completion
 from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
 from worker.engine.exact import ExactEngine
-from worker.engine.fusing import fuse
 from worker.engine.inflight import InFlight, Runner
 from worker.engine.keeping import Keeping, keeping_for, machine_of, refuse_too_much
+from worker.engine.layout import lay_out
 from worker.engine.messages import ModelCard, Output, Request
-from worker.engine.packed import MakeLinear, best, can_pack, pack
 from worker.engine.probing import decoder_shape
-from worker.engine.quantized import HalfLinear, Int8Linear
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
@@ -73,7 +71,6 @@ NEUTRAL: dict[str, Any] = {
     "top_h": 1.0,
     "typical_p": 1.0,
 }
-ROUNDED: dict[str, MakeLinear] = {"int8": Int8Linear, "bfloat16": HalfLinear}
 IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 
@@ -91,8 +88,8 @@ class RoutingEngine:
         self.checkpoint = checkpoint
         self.card: ModelCard = replace(checkpoint.card, engine="inflight")
         self.exact = ExactEngine(spec, checkpoint)
+        lay_out(checkpoint.model, spec, checkpoint.reload)
         install(checkpoint.model)
-        lay_out(checkpoint.model, spec)
         shape = decoder_shape(checkpoint.model)
         machine = machine_of(checkpoint, shape)
         self.sized = sized(spec, machine, "inflight", "proved to answer as model.generate does")
@@ -163,22 +160,8 @@ def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
         raise Unloadable(
             f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
         )
-    lay_out(checkpoint.model, spec)
+    lay_out(checkpoint.model, spec, checkpoint.reload)
     return ExactEngine(spec, checkpoint, reason or AS_CONFIGURED)
-
-
-def lay_out(model: Any, spec: EngineSpec) -> None:
-    """Lay the weights out for the products of this machine, rounded if the spec says so."""
-    if can_pack(model):
-        fuse(model)
-        pack(model, best() if spec.quantization == "none" else ROUNDED[spec.quantization])
-    elif spec.quantization == "none":
-        return
-    else:
-        raise Unloadable(
-            f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "
-            f"float32 on a CPU with oneDNN; this is {model.dtype} on {model.device}"
-        )
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:

@@ -50,7 +50,7 @@ class TokenTexts:
         at, num_bytes = begin
         if at < 0:
             return ""  # it began in the prompt
-        text: str = self.tokenizer.decode(new_ids[:at], skip_special_tokens=True)
+        text = text_of(self.tokenizer, new_ids[:at])
         if new_ids[at] not in self.tokenizer.all_special_ids:
             text += (self.of(new_ids[at]) or b"")[:num_bytes].decode("utf-8", "ignore")
         return text
