@@ -31,6 +31,7 @@ from worker.engine.logs import whereabouts
 from worker.engine.messages import ModelCard, Output, Request
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
+from worker.engine.proved import why_not_shared
 from worker.engine.spec import EngineSpec
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
     config, own = checkpoint.config, checkpoint.generation_config
     if config.model_type not in PROVED:
         return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
+    if (reason := why_not_shared(checkpoint.model)) is not None:
+        return reason
     if checkpoint.card.device != "cpu" or checkpoint.card.dtype != "float32":
         return (
             "it is proved in float32 on a CPU; "

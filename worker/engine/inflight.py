@@ -169,7 +169,7 @@ class InFlight:
         if sequence.settings.num_beams > 1:
             return BeamChoice(sequence, config, start_ids, model, model.device)
         tokenizer = self.exact.checkpoint.tokenizer
-        return RowChoice(sequence, config, start_ids, tokenizer, model.device)
+        return RowChoice(sequence, config, start_ids, tokenizer, model)
 
     def _highest(self, logits: Tensor, flights: list[Flight]) -> list[int]:
         """Of every row at once, since most need no more, and one read-back is enough."""
