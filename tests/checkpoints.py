@@ -331,7 +331,11 @@ def save_llama(folder: Path, config: Any, model: Any, **own: Any) -> None:
     write_spm(spm, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     tokenizer = hf.LlamaTokenizer.from_pretrained(folder)
-    save(folder, tokenizer, model(config(**llama_like(tokenizer), num_key_value_heads=2, **own)))
+    save(
+        folder,
+        tokenizer,
+        model(config(**{**llama_like(tokenizer), "num_key_value_heads": 2, **own})),
+    )
 
 
 def qwen2(folder: Path) -> None:
@@ -478,17 +482,23 @@ def rwkv(folder: Path) -> None:
     save(folder, tokenizer, hf.RwkvForCausalLM(config))
 
 
+def llama_longrope(folder: Path) -> None:
+    """Its rotary frequencies are others once a text is longer than 24 tokens."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "original_max_position_embeddings": 24,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0 + each for each in range(8)],
+    }
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
+
+
 def llama_dynamic(folder: Path) -> None:
-    """Its rotary frequencies grow with the longest text it has met."""
+    """Its rotary frequencies would grow beyond the positions, which the worker refuses."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    save_llama(
-        folder,
-        hf.LlamaConfig,
-        hf.LlamaForCausalLM,
-        head_dim=16,
-        rope_parameters=rope,
-        max_position_embeddings=16,
-    )
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
 
 
 def bigbird_pegasus(folder: Path) -> None:
@@ -530,6 +540,6 @@ UNPROVED: dict[str, Callable[[Path], None]] = {
     each.__name__: each
     for each in (
         bart_decoder, mbart_decoder, marian_decoder, pegasus_decoder,
-        rwkv, llama_dynamic, bigbird_pegasus, nllb_moe,
+        rwkv, llama_dynamic, llama_longrope, bigbird_pegasus, nllb_moe,
     )
 }  # fmt: skip

@@ -155,7 +155,6 @@ def test_what_is_not_proved_is_generated_while_others_go_on(bench_of, folder_of)
         ({"remove_invalid_values": True}, True),
         ({"sequence_bias": [[[7], 4.0], [[9, 11], -4.0]]}, True),
         ({"cache_implementation": "dynamic"}, True),
-        ({"guidance_scale": 1.5}, False),
         ({"max_time": 600.0}, False),
     ],
 )
