@@ -40,5 +40,5 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
         assert list(outputs[each.id].choices[0].token_ids) == expected
     assert {len(plan.sequences) for plan in bench.plans} == {1}
     assert bench.progress.num_by_generate == len(requests)
-    with pytest.raises(Unloadable, match="not among the proved|rotary positions"):
+    with pytest.raises(Unloadable, match=r"not among the proved|rotary positions"):
         load(replace(spec, engine="inflight"))

@@ -29,9 +29,9 @@ from worker.engine.exact import ExactEngine
 from worker.engine.greedy import not_attended_to, refuse_unless_greedy, with_forced_end
 from worker.engine.logs import whereabouts
 from worker.engine.messages import ModelCard, Output, Request
+from worker.engine.proved import why_not_shared
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.proved import why_not_shared
 from worker.engine.spec import EngineSpec
 
 log = logging.getLogger(__name__)
