@@ -15,7 +15,7 @@ from worker.engine.messages import Params, Request
 from worker.engine.routing import load
 from worker.engine.spec import EngineSpec
 
-GREEDY = {"max_new_tokens": 10, "do_sample": False}
+GREEDY = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
 
 
 @pytest.mark.parametrize("engine", ["auto", "exact"])
@@ -27,13 +27,16 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     assert isinstance(loaded, ExactEngine)
     assert "one by one" in loaded.card.engine_reason
     bench = Bench(loaded, spec)
-    # Long after short after long, and some of equal length.
-    texts = checkpoints.sentences(12)
+    # Long after short, some of equal length, and some far beyond BigBird's full attention.
+    long = [" ".join(checkpoints.sentences(6, seed=each)) for each in range(8)]
+    texts = [*checkpoints.sentences(12), *(long if kind == "bigbird_pegasus" else ())]
     requests = [
         Request(id=at, task="generate", text=text, params=Params(**GREEDY))
         for at, text in enumerate([*texts, texts[1], texts[0], texts[1]])
     ]
     outputs = bench.answers(requests)
+    answers = {each.choices[0].token_ids for each in outputs.values()}
+    assert len(answers) > len(texts) / 2  # a model that says one thing would agree with all
     for each in requests:
         (expected,) = Alone(kind, folder).generate(each.text, **GREEDY)
         assert outputs[each.id].failure is None
