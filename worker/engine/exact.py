@@ -30,10 +30,12 @@ from worker.engine.errors import (
     PromptTooLong,
     TokenOutOfRange,
 )
+from worker.engine.freshness import Freshness
 from worker.engine.logs import whereabouts
 from worker.engine.memory import free_bytes
 from worker.engine.messages import Choice, ModelCard, Output, Request
 from worker.engine.prompts import Prompt, Prompts
+from worker.engine.proved import why_not_shared
 from worker.engine.rows import RowSampler, RowStops, leave_as_drawn, warpers
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
@@ -42,14 +44,6 @@ from worker.engine.spec import EngineSpec
 from worker.engine.stopping import TokenTexts, cut_at_stop, stop_position
 
 log = logging.getLogger(__name__)
-
-# Where padding was proved not to change an answer. Others run with equals in length.
-PADDING_PROVED = frozenset(
-    {
-        "bart", "marian", "m2m_100", "mbart", "mt5", "pegasus", "t5",
-        "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3",
-    }
-)  # fmt: skip
 
 # Settings of a checkpoint's own that look at the prompt, so that its padding would show,
 # with the value at which they do nothing.
@@ -97,6 +91,11 @@ class ExactEngine:
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
+        self.why_alone = why_not_shared(self.model)
+        # What runs alone may also leave something on the model for the next request.
+        self.freshness = None if self.why_alone is None else Freshness(self.model)
+        why_one_by_one = None if self.why_alone is None else f"one by one: {self.why_alone}"
+        self._card: ModelCard = replace(checkpoint.card, engine_reason=why_one_by_one)
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         start_id = checkpoint.generation_config.decoder_start_token_id
@@ -120,7 +119,7 @@ class ExactEngine:
 
     @property
     def card(self) -> ModelCard:
-        return self.checkpoint.card
+        return self._card
 
     def encode(self, request: Request) -> Sequence:
         prompt = self.prompts.encode(request)
@@ -184,7 +183,7 @@ class ExactEngine:
 
     def _group(self, request: Request, settings: Settings, own: Any, prompt: Prompt) -> Group:
         shared = replace(settings, seed=None, stop=())
-        alone = None
+        alone = None if self.why_alone is None else request.id
         if settings.num_beams > 1:
             # Beams of one request draw from one stream and stop as one, which a call that
             # serves several cannot give each of them.
@@ -194,7 +193,7 @@ class ExactEngine:
             shared = replace(shared, max_new_tokens=0)  # each row stops at its own
         if differs(own, RUNS_ALONE):
             alone = request.id
-        pads = self.checkpoint.config.model_type in PADDING_PROVED
+        pads = self.why_alone is None
         if differs(own, LOOKS_AT_THE_PROMPT):
             pads = False
         if not self.is_encoder_decoder and (
@@ -258,6 +257,8 @@ class ExactEngine:
         with torch.inference_mode(), torch.random.fork_rng(self._random_devices()):
             if settings.do_sample:
                 torch.manual_seed(settings.seed)
+            if self.freshness is not None:
+                self.freshness.restore()
             rows = self.model.generate(
                 input_ids,
                 attention_mask=attention_mask,

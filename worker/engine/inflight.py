@@ -169,7 +169,7 @@ class InFlight:
         if sequence.settings.num_beams > 1:
             return BeamChoice(sequence, config, start_ids, model, model.device)
         texts = self.exact.token_texts
-        return RowChoice(sequence, config, start_ids, texts, model.device)
+        return RowChoice(sequence, config, start_ids, texts, model)
 
     def _highest(self, logits: Tensor, flights: list[Flight]) -> list[int]:
         """Of every row at once, since most need no more, and one read-back is enough."""

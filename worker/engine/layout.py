@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from worker.engine.errors import Unloadable
+from worker.engine.freshness import Freshness
 from worker.engine.fusing import fuse
 from worker.engine.logs import whereabouts
 from worker.engine.packed import MakeLinear, best, can_pack, pack
@@ -86,12 +87,16 @@ def renew(model: Any, reload: Callable[[], Any]) -> None:
 
 
 def attempt(model: Any) -> Tensor | None:
-    """What it says to the probe; None if it cannot."""
+    """What it says to the probe; None if it cannot. The model is left as it was found."""
+    fresh = Freshness(model)
     try:
         return probe(model)
     except Exception as error:
         log.warning("the probe failed", extra={"error": whereabouts(error)})
         return None
+    finally:
+        with torch.inference_mode():
+            fresh.restore()
 
 
 def probe(model: Any) -> Tensor:

@@ -183,6 +183,9 @@ class Progress:
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
+    # Requests begun, by the way that they went: in steps with others, or by `model.generate`.
+    num_in_flight: int = 0
+    num_by_generate: int = 0
     busy_seconds: float = 0.0  # in steps; the rest of the time there was nothing to do
 
     @classmethod
@@ -210,6 +213,7 @@ class ModelCard:
     dtype: str
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
+    engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

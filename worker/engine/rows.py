@@ -38,8 +38,8 @@ def warpers(settings: Settings, own: Any, device: torch.device) -> LogitsProcess
     listed = LogitsProcessorList()
     if settings.temperature != 1.0:
         listed.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if (top_h := own_value("top_h", 1.0)) != 1.0:
-        listed.append(TopHLogitsWarper(top_h=top_h))
+    if getattr(own, "top_h", None) is not None:
+        listed.append(TopHLogitsWarper(top_h=float(own.top_h)))
     if settings.top_k != 0:
         listed.append(TopKLogitsWarper(top_k=settings.top_k))
     if settings.top_p < 1.0:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from worker.engine.detokenizing import text_of
 from worker.engine.sequence import Sequence
 
 
