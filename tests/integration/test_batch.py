@@ -86,7 +86,10 @@ def test_whatever_is_accepted_can_be_run(producer: Cluster) -> None:
     )
     def draw(contract: Contract) -> None:
         # Its own identity, so that one random key or another does not make jobs one.
-        accepted.append(contract.model_copy(update={"idempotency_key": None, "deadline": None}))
+        own = {"idempotency_key": None, "deadline": None}
+        if contract.custom_id in {each.custom_id for each in accepted}:
+            own["custom_id"] = None  # in a batch an id stands once
+        accepted.append(contract.model_copy(update=own))
 
     draw()
     assert len(accepted) >= 200
