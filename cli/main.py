@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cli import (
+from cli.commands import (
     batches,
     cancel,
     demo,
@@ -31,7 +31,7 @@ from cli import (
     watch,
     worker,
 )
-from cli.terminal import say, warn
+from cli.output.terminal import say, warn
 
 app = typer.Typer(
     name="tidemill",

@@ -129,7 +129,7 @@ def submit_batch(
     Raises Refused at the first contract that names an unknown model or
     language; what was kept before it stays, and a second call goes on.
     """
-    from tasks.bell import Bell  # brings redis-py, for those who submit batches
+    from tasks.notifications import Bell  # brings redis-py, for those who submit batches
 
     database, catalog = settings.database(), settings.catalog()
     batch = _open_batch(database, name, run_key, tenant, metadata or {})
