@@ -23,7 +23,7 @@ from engine.errors import (
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request
-from engine.text.characters import sound
+from engine.text.characters import sanitize
 from engine.text.languages import Languages, closest, is_language
 
 NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
@@ -73,8 +73,8 @@ class Prompts:
     def encode(self, request: Request) -> Prompt:
         """Raises RequestError."""
         if request.task == "chat":
-            return self._chat([(each.role, sound(each.content)) for each in request.messages])
-        text = sound(request.text or "")
+            return self._chat([(each.role, sanitize(each.content)) for each in request.messages])
+        text = sanitize(request.text or "")
         if not text.strip():
             raise EmptyPrompt()
         if request.task == "generate":

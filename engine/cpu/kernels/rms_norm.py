@@ -13,7 +13,7 @@ import torch
 from numba import carray
 from torch import Tensor, nn
 
-from engine.cpu.captured_ops import on_tape
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     double_of_bits,
@@ -51,7 +51,7 @@ def normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert x.dtype == torch.float32
     x = x.contiguous()
     out = torch.empty_like(x)
-    on_tape(normalize, x, weight, eps, out)
+    captured_call(normalize, x, weight, eps, out)
     return out
 
 
