@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 WIDTH = 32
 # Where the usual seed gives a model that repeats itself or does not hear its encoder.
-SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0}
+SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0, "bigbird_pegasus": 2, "nllb_moe": 0}
 POSITIONS = 256
 
 CHATML = (
@@ -70,7 +71,7 @@ def build(kind: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))
-        KINDS[kind](folder)
+        (KINDS | UNPROVED)[kind](folder)
     return folder
 
 
@@ -330,7 +331,11 @@ def save_llama(folder: Path, config: Any, model: Any, **own: Any) -> None:
     write_spm(spm, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     tokenizer = hf.LlamaTokenizer.from_pretrained(folder)
-    save(folder, tokenizer, model(config(**llama_like(tokenizer), num_key_value_heads=2, **own)))
+    save(
+        folder,
+        tokenizer,
+        model(config(**{**llama_like(tokenizer), "num_key_value_heads": 2, **own})),
+    )
 
 
 def qwen2(folder: Path) -> None:
@@ -434,3 +439,107 @@ DECODER_ONLY: dict[str, Callable[[Path], None]] = {
     each.__name__: each for each in (gpt2, llama, mistral, qwen2, qwen3, opt, gpt_neox)
 }
 KINDS = ENCODER_DECODERS | DECODER_ONLY
+
+
+def as_decoder(folder: Path, kind: str, model_class: Any, **own: Any) -> None:
+    """The decoder of an encoder-decoder alone, as its `...ForCausalLM`."""
+    source = build(kind, folder / "source")
+    tokenizer = hf.AutoTokenizer.from_pretrained(source)
+    config = hf.AutoConfig.from_pretrained(source)
+    config.is_encoder_decoder, config.is_decoder = False, True
+    save(folder, tokenizer, model_class(config))
+    shutil.rmtree(source)
+
+
+def bart_decoder(folder: Path) -> None:
+    as_decoder(folder, "bart", hf.BartForCausalLM)
+
+
+def mbart_decoder(folder: Path) -> None:
+    as_decoder(folder, "mbart", hf.MBartForCausalLM)
+
+
+def marian_decoder(folder: Path) -> None:
+    as_decoder(folder, "marian", hf.MarianForCausalLM)
+
+
+def pegasus_decoder(folder: Path) -> None:
+    as_decoder(folder, "pegasus", hf.PegasusForCausalLM)
+
+
+def rwkv(folder: Path) -> None:
+    vocab, merges = byte_level(["<|endoftext|>"])
+    tokenizer = hf.GPT2Tokenizer(vocab=vocab, merges=merges)
+    config = hf.RwkvConfig(
+        vocab_size=len(tokenizer),
+        context_length=POSITIONS,
+        hidden_size=WIDTH,
+        attention_hidden_size=WIDTH,
+        num_hidden_layers=2,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    save(folder, tokenizer, hf.RwkvForCausalLM(config))
+
+
+def llama_longrope(folder: Path) -> None:
+    """Its rotary frequencies are others once a text is longer than 24 tokens."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "original_max_position_embeddings": 24,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0 + each for each in range(8)],
+    }
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
+
+
+def llama_dynamic(folder: Path) -> None:
+    """Its rotary frequencies would grow beyond the positions, which the worker refuses."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
+
+
+def bigbird_pegasus(folder: Path) -> None:
+    """Texts above 5 + 2 blocks and some more tokens are attended to in blocks."""
+    spm = pieces(260, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    before = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{each}>" for each in range(2, 103))]
+    vocab = [*((each, 0.0) for each in before), ("<unk>", 0.0), *scores(spm)[3:]]
+    tokenizer = hf.PegasusTokenizer(vocab=vocab)
+    own = bart_like(tokenizer, decoder_start_token_id=0)
+    config = hf.BigBirdPegasusConfig(
+        **own, attention_type="block_sparse", block_size=4, num_random_blocks=1
+    )
+    save(folder, tokenizer, hf.BigBirdPegasusForConditionalGeneration(config))
+
+
+def nllb_moe(folder: Path) -> None:
+    """Its rows compete for experts that take fewer tokens than come."""
+    source = build("m2m100", folder / "source")
+    tokenizer = hf.AutoTokenizer.from_pretrained(source)
+    own = hf.AutoConfig.from_pretrained(source).to_dict()
+    names = (
+        "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
+        "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
+        "pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id",
+    )  # fmt: skip
+    config = hf.NllbMoeConfig(
+        **{name: own[name] for name in names},
+        num_experts=4,
+        moe_eval_capacity_token_fraction=0.25,
+        encoder_sparse_step=1,
+        decoder_sparse_step=1,
+    )
+    save(folder, tokenizer, hf.NllbMoeForConditionalGeneration(config))
+    shutil.rmtree(source)
+
+
+# Families whose requests may not share a call.
+UNPROVED: dict[str, Callable[[Path], None]] = {
+    each.__name__: each
+    for each in (
+        bart_decoder, mbart_decoder, marian_decoder, pegasus_decoder,
+        rwkv, llama_dynamic, llama_longrope, bigbird_pegasus, nllb_moe,
+    )
+}  # fmt: skip

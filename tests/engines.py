@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
 
 import pytest
 
@@ -33,6 +32,7 @@ from worker.engine.messages import (
     to_bytes,
 )
 from worker.engine.outbox import Outbox
+from worker.engine.requests import Requests
 from worker.engine.scheduler import Scheduler, StepLimits, StepPlan
 from worker.engine.spec import EngineSpec
 from worker.engine.writer import Writer
@@ -67,7 +67,7 @@ class Bench:
         self.outbox = Outbox()
         self.scheduler = Scheduler(limits)
         self.loop = Loop(engine, self.scheduler, self.inbox, self.outbox, self.ledger)
-        self.encoder = Encoder(engine, limits, self.ledger, SimpleQueue(), self.inbox, self.outbox)
+        self.encoder = Encoder(engine, limits, self.ledger, Requests(), self.inbox, self.outbox)
         self.writer = Writer(None, engine, self.ledger, self.outbox)  # type: ignore[arg-type]
         self.plans: list[StepPlan] = []
         self.progress = Progress()

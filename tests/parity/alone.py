@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import transformers
 
-from tests import checkpoints
-
 
 class Alone:
     def __init__(self, kind: str, folder: Path, device: str = "cpu") -> None:
         self.kind = kind
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.is_encoder_decoder = kind in checkpoints.ENCODER_DECODERS
+        config = transformers.AutoConfig.from_pretrained(folder)
+        self.is_encoder_decoder = config.is_encoder_decoder
         auto = (
             transformers.AutoModelForSeq2SeqLM
             if self.is_encoder_decoder

@@ -50,7 +50,7 @@ class BeamChoice:
         self.settings = sequence.settings
         self.num_before = self.num_columns = len(start_ids)
         self.max_columns = self.num_before + config.max_new_tokens
-        self.processors = processors(config, self.num_before, device)
+        self.processors = processors(model, config, sequence, start_ids)
         eos_ids = config.eos_token_id
         self.eos_ids = None if eos_ids is None else torch.tensor(eos_ids, device=device)
         num_beams = self.settings.num_beams

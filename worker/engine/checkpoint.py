@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ import transformers
 
 from worker.engine.errors import Unloadable
 from worker.engine.messages import ModelCard
+from worker.engine.own_settings import why_not_run
 from worker.engine.spec import EngineSpec
+from worker.engine.weights import named, not_finite, why_not_whole
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class Limits:
     max_answer_context_tokens: int | None  # decoder-only: prompt included
 
 
-@dataclass(slots=True)
+@dataclass
 class Checkpoint:
     config: Any
     tokenizer: Any
@@ -48,6 +51,7 @@ class Checkpoint:
     own: Mapping[str, Any]  # what it sets, as a plain mapping
     limits: Limits
     card: ModelCard
+    reload: Callable[[], Any]  # the same model from its files once more
 
     @classmethod
     def load(cls, spec: EngineSpec) -> Checkpoint:
@@ -71,7 +75,8 @@ class Checkpoint:
             if config.is_encoder_decoder
             else transformers.AutoModelForCausalLM
         )
-        model = loaded(spec, "weights", auto.from_pretrained, {**source, "dtype": dtype})
+        arguments = {**source, "dtype": dtype}
+        model = whole(spec, auto.from_pretrained, arguments)
         if not model.can_generate():
             raise Unloadable(
                 f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} is a "
@@ -82,7 +87,17 @@ class Checkpoint:
         # `generate` fills every open setting from here, so that "not set" could not be said
         # of anything the checkpoint sets. What is passed to it is complete instead.
         model.generation_config = transformers.GenerationConfig()
+        own = {
+            name: value for name, value in generation_config.to_dict().items() if value is not None
+        }
+        refuse_own(spec, config, own, num_ids_of(model))
         limits = limits_of(spec, config, tokenizer)
+
+        def reload() -> Any:
+            again = whole(spec, auto.from_pretrained, arguments).to(device).eval()
+            again.generation_config = transformers.GenerationConfig()
+            return again
+
         card = ModelCard(
             alias=spec.alias,
             checkpoint=spec.checkpoint,
@@ -96,10 +111,12 @@ class Checkpoint:
             num_parameters=sum(each.numel() for each in model.parameters()),
             versions=versions(),
         )
-        own = {
-            name: value for name, value in generation_config.to_dict().items() if value is not None
-        }
-        return cls(config, tokenizer, model, generation_config, own, limits, card)
+        return cls(config, tokenizer, model, generation_config, own, limits, card, reload)
+
+    @cached_property
+    def num_ids(self) -> int:
+        """How many token ids the model can read."""
+        return num_ids_of(self.model)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -114,22 +131,45 @@ class Checkpoint:
     def pad_token_id(self) -> int:
         """Any token does: what stands there is masked on the way in and cut on the way out."""
         for id_ in (self.generation_config.pad_token_id, self.tokenizer.pad_token_id):
-            if id_ is not None:
+            # A tokenizer may have got one that the model was not widened for.
+            if id_ is not None and 0 <= id_ < self.num_ids:
                 return int(id_)
         return min(self.eos_token_ids, default=0)
 
-    def own_settings(self, task: str, pair: tuple[str, str] | None) -> Mapping[str, Any]:
-        """What the checkpoint says about decoding, without what it leaves open.
 
-        `pair` are the ISO 639-1 codes of a translation, for checkpoints that say more about
-        some (`task_specific_params`, which pipelines used to apply).
-        """
-        by_task = getattr(self.config, "task_specific_params", None) or {}
-        if task == "summarize":
-            return {**self.own, **by_task.get("summarization", {})}
-        if task == "translate" and pair is not None:
-            return {**self.own, **by_task.get("translation_{}_to_{}".format(*pair), {})}
-        return self.own
+def whole(spec: EngineSpec, load: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """A model of which every weight came from the checkpoint."""
+    # Told to go on where a shape is another, it names all of them instead of raising.
+    asked = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = loaded(spec, "weights", load, asked)
+    reason = why_not_whole(model, info)
+    if reason is None:
+        spoiled = not_finite(model)
+        if spoiled:
+            reason = (
+                f"{len(spoiled)} of the model's weights hold NaN or infinity ({named(spoiled)})"
+            )
+    if reason is not None:
+        raise Unloadable(
+            f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} is not whole: {reason}; "
+            "save it again with save_pretrained from the model that its config.json describes"
+        )
+    return model
+
+
+def num_ids_of(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def refuse_own(spec: EngineSpec, config: Any, own: Mapping[str, Any], num_ids: int) -> None:
+    by_task = getattr(config, "task_specific_params", None) or {}
+    for settings in (own, *({**own, **each} for each in by_task.values())):
+        reason = why_not_run(settings, num_ids)
+        if reason is not None:
+            raise Unloadable(
+                f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} cannot generate: "
+                f"{reason}; change that in its generation_config.json or config.json"
+            )
 
 
 def loaded(

@@ -6,51 +6,41 @@ no others. So what shares a step with it cannot matter.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
-from transformers.generation.logits_process import (
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-)
 
-from worker.engine.rows import says_stop, warpers
 from worker.engine.sequence import Sequence
+from worker.engine.stopping import TokenTexts
+
+LOOKS_AT_THE_PROMPT = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
 
 
-def processors(config: Any, num_before: int, device: torch.device) -> LogitsProcessorList:
-    """Those of `transformers` that a complete generation configuration asks for, in its order.
+def processors(
+    model: Any, config: Any, sequence: Sequence, start_ids: tuple[int, ...]
+) -> LogitsProcessorList:
+    """Those that `generate` makes of a complete generation configuration for one request,
+    in its order, the warpers of sampling included.
 
-    num_before: tokens in a row before the first new one
+    start_ids: what is in a row before the first new token
     """
-    listed = LogitsProcessorList()
+    device = model.device
     eos_ids = config.eos_token_id
-    if config.repetition_penalty != 1.0:
-        listed.append(RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty)))
-    if config.no_repeat_ngram_size > 0:
-        listed.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.bad_words_ids is not None:
-        listed.append(NoBadWordsLogitsProcessor(config.bad_words_ids, eos_ids))
-    if config.min_new_tokens > 0 and eos_ids is not None:
-        listed.append(
-            MinNewTokensLengthLogitsProcessor(
-                num_before, config.min_new_tokens, eos_ids, device=str(device)
-            )
-        )
-    if config.forced_bos_token_id is not None:
-        listed.append(ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id))
-    if config.forced_eos_token_id is not None:
-        listed.append(
-            ForcedEOSTokenLogitsProcessor(
-                num_before + config.max_new_tokens, config.forced_eos_token_id, device=str(device)
-            )
-        )
+    config = copy.copy(config)
+    config.max_length = len(start_ids) + config.max_new_tokens
+    config._eos_token_tensor = None if eos_ids is None else torch.tensor(eos_ids, device=device)
+    prompt = None
+    if any(getattr(config, name, None) is not None for name in LOOKS_AT_THE_PROMPT):
+        prompt = torch.tensor([sequence.prompt_ids], device=device)
+    listed: LogitsProcessorList = model._get_logits_processor(
+        config,
+        input_ids_seq_length=len(start_ids),
+        encoder_input_ids=prompt,
+        device=str(device),
+    )
     return listed
 
 
@@ -63,14 +53,15 @@ class RowChoice:
         sequence: Sequence,
         config: Any,
         start_ids: tuple[int, ...],
-        tokenizer: Any,
-        device: torch.device,
+        token_texts: TokenTexts,
+        model: Any,
     ) -> None:
         """config: a complete generation configuration"""
         settings = sequence.settings
         self.settings = settings
-        self.tokenizer = tokenizer
-        self.device = device
+        self.sequence = sequence
+        self.token_texts = token_texts
+        device = self.device = model.device
         self.eos_ids = frozenset(config.eos_token_id or ())
         self.pad_id: int = config.pad_token_id
         self.start_id = start_ids[-1]
@@ -78,12 +69,11 @@ class RowChoice:
         self.stopped_at: list[int | None] = [None] * sequence.num_rows  # by a stop text
         self.ended = [False] * sequence.num_rows
         self.reordered: Tensor | None = None  # rows keep their place
-        self.processors = processors(config, len(start_ids), device)
+        self.processors = processors(model, config, sequence, start_ids)
         self.generator: torch.Generator | None = None
         if settings.do_sample:
             assert settings.seed is not None
             self.generator = torch.Generator(device=device).manual_seed(settings.seed)
-            self.processors.extend(warpers(settings, config, device))
         self.ids: Any = None  # (rows, columns so far) int64, if a processor looks
         if len(self.processors):
             start = torch.tensor([start_ids], device=device)
@@ -124,7 +114,7 @@ class RowChoice:
         return list(zip(self.rows, self.stopped_at, strict=True))
 
     def _ends(self, index: int, row: list[int], token: int) -> bool:
-        if self.settings.stop and says_stop(self.tokenizer, self.settings.stop, row):
+        if self.settings.stop and self.token_texts.says_stop(self.sequence, row):
             self.stopped_at[index] = len(row)
         return (
             token in self.eos_ids

@@ -29,6 +29,7 @@ from worker.engine.exact import ExactEngine
 from worker.engine.greedy import not_attended_to, refuse_unless_greedy, with_forced_end
 from worker.engine.logs import whereabouts
 from worker.engine.messages import ModelCard, Output, Request
+from worker.engine.proved import why_not_shared
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.spec import EngineSpec
@@ -132,6 +133,8 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
     config, own = checkpoint.config, checkpoint.generation_config
     if config.model_type not in PROVED:
         return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
+    if (reason := why_not_shared(checkpoint.model)) is not None:
+        return reason
     if checkpoint.card.device != "cpu" or checkpoint.card.dtype != "float32":
         return (
             "it is proved in float32 on a CPU; "

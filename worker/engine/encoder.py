@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from queue import SimpleQueue
 from threading import Thread
 
 from worker.engine.engine import Engine
@@ -13,6 +12,7 @@ from worker.engine.ledger import Ledger
 from worker.engine.logs import whereabouts
 from worker.engine.messages import Choice, Output, Request, RequestFailure
 from worker.engine.outbox import Outbox
+from worker.engine.requests import Requests
 from worker.engine.scheduler import StepLimits
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Encoder(Thread):
         engine: Engine,
         limits: StepLimits,
         ledger: Ledger,
-        requests: SimpleQueue[Request],
+        requests: Requests,
         inbox: Inbox,
         outbox: Outbox,
     ) -> None:
@@ -54,7 +54,7 @@ class Encoder(Thread):
             self.refuse(request, error)
         except Exception as error:
             log.error("encoding failed", extra={"error": whereabouts(error)})
-            self.refuse(request, GenerationFailed(error))
+            self.refuse(request, GenerationFailed(error, "encoding the prompt"))
         else:
             self.inbox.put(sequence)
 

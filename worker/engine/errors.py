@@ -13,6 +13,7 @@ EngineError
     ├── UnsupportedParameter  unsupported_parameter
     ├── NoChatTemplate        no_chat_template
     ├── GenerationFailed      generation_failed
+    ├── TokenOutOfRange       token_out_of_range
     └── OutOfMemory           out_of_memory, retryable
 
 A message never holds the user's text.
@@ -20,7 +21,9 @@ A message never holds the user's text.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 MAX_LISTED = 12  # languages named in a message
@@ -61,9 +64,13 @@ class EmptyPrompt(RequestError):
 class PromptTooLong(RequestError):
     code = "prompt_too_long"
 
-    def __init__(self, num_tokens: int, max_tokens: int, remedy: str) -> None:
+    def __init__(
+        self, num_tokens: int, max_tokens: int, remedy: str, is_at_least: bool = False
+    ) -> None:
+        """is_at_least: the rest was not counted"""
+        at_least = "at least " if is_at_least else ""
         super().__init__(
-            f"the prompt has {num_tokens} tokens; this model takes {max_tokens}; {remedy}"
+            f"the prompt has {at_least}{num_tokens} tokens; this model takes {max_tokens}; {remedy}"
         )
 
 
@@ -109,9 +116,45 @@ class NoChatTemplate(RequestError):
 class GenerationFailed(RequestError):
     code = "generation_failed"
 
-    def __init__(self, error: BaseException) -> None:
-        # The type only: a library's message can quote the prompt.
-        super().__init__(f"the model raised {type(error).__name__} on this request")
+    def __init__(self, error: BaseException, doing: str = "answering") -> None:
+        """doing: what was being done"""
+        super().__init__(
+            f"the model raised {type(error).__name__} on this request while {doing}: "
+            f"{in_words(error)}"
+        )
+
+
+class TokenOutOfRange(RequestError):
+    code = "token_out_of_range"
+
+    def __init__(self, token_id: int, num_ids: int) -> None:
+        super().__init__(
+            f"the tokenizer gave the token id {token_id}, and the model has the ids 0 to "
+            f"{num_ids - 1}; use the tokenizer that belongs to the model, or widen its embedding"
+        )
+
+
+def in_words(error: BaseException) -> str:
+    """The cause by type and place: a library's message can quote the prompt."""
+    kinds = {
+        IndexError: "a token or position is outside a table",
+        KeyError: "a name or token is not known",
+        UnicodeError: "bytes are no text",
+        TypeError: "a value of another type, or none, came where one is needed",
+        ValueError: "a value that it does not take",
+        AttributeError: "a part that it needs is not there",
+        NotImplementedError: "it does not support this",
+        OverflowError: "a number is too large",
+        ZeroDivisionError: "a division by zero",
+        RuntimeError: "a computation could not be run",
+    }
+    words = next(
+        (each for kind, each in kinds.items() if isinstance(error, kind)), "no reason given"
+    )
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"{words} (in {frames[-1].name} of {Path(frames[-1].filename).name})" if frames else words
+    )
 
 
 class OutOfMemory(RequestError):

@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import secrets
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,28 +22,28 @@ from worker.engine.characters import sound
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Answer, Completion
 from worker.engine.decoding import Room, Settings, resolve
-from worker.engine.errors import EngineBroken, GenerationFailed, OutOfMemory, PromptTooLong
-from worker.engine.languages import standard_tag
+from worker.engine.detokenizing import text_of
+from worker.engine.errors import (
+    EngineBroken,
+    GenerationFailed,
+    OutOfMemory,
+    PromptTooLong,
+    TokenOutOfRange,
+)
+from worker.engine.freshness import Freshness
 from worker.engine.logs import whereabouts
 from worker.engine.memory import free_bytes
 from worker.engine.messages import Choice, ModelCard, Output, Request
 from worker.engine.prompts import Prompt, Prompts
+from worker.engine.proved import why_not_shared
 from worker.engine.rows import RowSampler, RowStops, leave_as_drawn, warpers
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.sizing import AS_CONFIGURED, Machine, sized
 from worker.engine.spec import EngineSpec
-from worker.engine.stopping import cut_at_stop
+from worker.engine.stopping import TokenTexts, cut_at_stop, stop_position
 
 log = logging.getLogger(__name__)
-
-# Where padding was proved not to change an answer. Others run with equals in length.
-PADDING_PROVED = frozenset(
-    {
-        "bart", "marian", "m2m_100", "mbart", "mt5", "pegasus", "t5",
-        "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3",
-    }
-)  # fmt: skip
 
 # Settings of a checkpoint's own that look at the prompt, so that its padding would show,
 # with the value at which they do nothing.
@@ -91,13 +91,25 @@ class ExactEngine:
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
+        self.why_alone = why_not_shared(self.model)
+        # What runs alone may also leave something on the model for the next request.
+        self.freshness = None if self.why_alone is None else Freshness(self.model)
+        why_one_by_one = None if self.why_alone is None else f"one by one: {self.why_alone}"
+        self._card: ModelCard = replace(checkpoint.card, engine_reason=why_one_by_one)
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         start_id = checkpoint.generation_config.decoder_start_token_id
+        self.token_texts = TokenTexts(
+            checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
+        )
         # Three threads use a tokenizer: this one changes its source language as it encodes,
         # and a tokenizer must not be changed while another thread reads it.
         self.prompts = Prompts(
-            spec, checkpoint.config, copy.deepcopy(checkpoint.tokenizer), start_id
+            spec,
+            checkpoint.config,
+            copy.deepcopy(checkpoint.tokenizer),
+            start_id,
+            checkpoint.limits.max_prompt_tokens,
         )
 
     @classmethod
@@ -107,15 +119,16 @@ class ExactEngine:
 
     @property
     def card(self) -> ModelCard:
-        return self.checkpoint.card
+        return self._card
 
     def encode(self, request: Request) -> Sequence:
         prompt = self.prompts.encode(request)
         num_tokens = len(prompt.token_ids)
+        self._refuse_unreadable(prompt)
         limits = self.checkpoint.limits
         if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
             raise PromptTooLong(num_tokens, limits.max_prompt_tokens, "shorten or split the text")
-        own = self.checkpoint.own_settings(request.task, language_pair(request))
+        own = self.own_settings(request)
         room = Room(
             num_before=1 if self.is_encoder_decoder else num_tokens,
             max_context_tokens=limits.max_answer_context_tokens,
@@ -136,6 +149,11 @@ class ExactEngine:
             runs_to_end=True,
         )
 
+    def own_settings(self, request: Request) -> Mapping[str, Any]:
+        """What the checkpoint says about decoding this request, without what it leaves open;
+        more of some tasks and pairs of languages (`task_specific_params`)."""
+        return {**self.checkpoint.own, **self.prompts.params_of(request)}
+
     def run(self, plan: StepPlan) -> list[Completion | None]:
         assert not plan.going_on, "a group is run to its end in the step in which it joins"
         return list(self._run_blaming(plan.joining))
@@ -145,16 +163,27 @@ class ExactEngine:
 
     def decode(self, completion: Completion) -> Output:
         sequence = completion.sequence
+        settings = sequence.settings.to_json()
+        if sequence.request.chat_template_kwargs:
+            settings["chat_template_kwargs"] = dict(sequence.request.chat_template_kwargs)
         return Output(
             request_id=sequence.id,
             choices=tuple(self._choice(sequence, each) for each in completion.answers),
             prompt_tokens=len(sequence.prompt_ids),
-            settings=sequence.settings.to_json(),
+            settings=settings,
         )
+
+    def _refuse_unreadable(self, prompt: Prompt) -> None:
+        """On a GPU an id beyond the embedding ends the process, not the request."""
+        num_ids = self.checkpoint.num_ids
+        told = (prompt.forced_bos_token_id, prompt.decoder_start_token_id)
+        for id_ in (*prompt.token_ids, *(each for each in told if each is not None)):
+            if not 0 <= id_ < num_ids:
+                raise TokenOutOfRange(id_, num_ids)
 
     def _group(self, request: Request, settings: Settings, own: Any, prompt: Prompt) -> Group:
         shared = replace(settings, seed=None, stop=())
-        alone = None
+        alone = None if self.why_alone is None else request.id
         if settings.num_beams > 1:
             # Beams of one request draw from one stream and stop as one, which a call that
             # serves several cannot give each of them.
@@ -164,7 +193,7 @@ class ExactEngine:
             shared = replace(shared, max_new_tokens=0)  # each row stops at its own
         if differs(own, RUNS_ALONE):
             alone = request.id
-        pads = self.checkpoint.config.model_type in PADDING_PROVED
+        pads = self.why_alone is None
         if differs(own, LOOKS_AT_THE_PROMPT):
             pads = False
         if not self.is_encoder_decoder and (
@@ -195,7 +224,7 @@ class ExactEngine:
                     failure = OutOfMemory(one.num_rows, len(one.prompt_ids))
                     return [Completion.failed(one, failure)]
                 log.error("request failed", extra={"error": whereabouts(error)})
-                return [Completion.failed(one, GenerationFailed(error))]
+                return [Completion.failed(one, GenerationFailed(error, "generating"))]
             log.warning(
                 "group failed and is run in parts",
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
@@ -217,7 +246,7 @@ class ExactEngine:
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = RowStops(
-            sequences, num_before, self.checkpoint.tokenizer, rows_keep_their_place=not_beams(first)
+            sequences, num_before, self.token_texts, rows_keep_their_place=not_beams(first)
         )
         processors = LogitsProcessorList()
         if draws_here:
@@ -228,6 +257,8 @@ class ExactEngine:
         with torch.inference_mode(), torch.random.fork_rng(self._random_devices()):
             if settings.do_sample:
                 torch.manual_seed(settings.seed)
+            if self.freshness is not None:
+                self.freshness.restore()
             rows = self.model.generate(
                 input_ids,
                 attention_mask=attention_mask,
@@ -306,9 +337,14 @@ class ExactEngine:
         return Answer(tuple(row[:num_tokens]), reason)  # type: ignore[arg-type]  # one of the two
 
     def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
-        decode = self.checkpoint.tokenizer.decode
-        text = sound(decode(list(answer.token_ids), skip_special_tokens=True))
-        text = cut_at_stop(text, sequence.settings.stop)
+        text = sound(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
+        stops = sequence.settings.stop
+        if stop_position(text, stops) is not None:
+            text = cut_at_stop(text, stops)
+        elif stops and answer.finish_reason == "stop":
+            # Of special tokens, which are not in the text, or begun in the prompt.
+            before = self.token_texts.before_stop(sequence, list(answer.token_ids))
+            text = text if before is None else sound(before)
         # A continuation begins where its prompt ended, perhaps with a space.
         text = text if sequence.request.task == "generate" else text.strip()
         return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
@@ -324,13 +360,6 @@ def length_class(num_tokens: int) -> tuple[str, int]:
 
 def not_beams(sequence: Sequence) -> bool:
     return sequence.settings.num_beams == 1
-
-
-def language_pair(request: Request) -> tuple[str, str] | None:
-    source, target = request.source_language, request.target_language
-    return (
-        None if source is None or target is None else (standard_tag(source), standard_tag(target))
-    )
 
 
 def differs(own: Any, neutral: dict[str, Any]) -> bool:

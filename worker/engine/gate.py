@@ -48,6 +48,8 @@ class GatedMLP(nn.Module):
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """Both (..., inner) float32; returns silu(gate) * up."""
     assert gate.dtype == up.dtype == torch.float32
+    if gate.shape != up.shape:
+        raise ValueError(f"{tuple(gate.shape)} cannot gate {tuple(up.shape)}")
     width = gate.shape[-1]
     gates, ups = by_rows(gate), by_rows(up)
     out = torch.empty((len(gates), width))

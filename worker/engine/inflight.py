@@ -168,8 +168,8 @@ class InFlight:
         start_ids, model = self.runner.start_ids(sequence), self.exact.model
         if sequence.settings.num_beams > 1:
             return BeamChoice(sequence, config, start_ids, model, model.device)
-        tokenizer = self.exact.checkpoint.tokenizer
-        return RowChoice(sequence, config, start_ids, tokenizer, model.device)
+        texts = self.exact.token_texts
+        return RowChoice(sequence, config, start_ids, texts, model)
 
     def _highest(self, logits: Tensor, flights: list[Flight]) -> list[int]:
         """Of every row at once, since most need no more, and one read-back is enough."""
@@ -202,7 +202,7 @@ class InFlight:
                     flight.slot.reorder(choice.reordered)
         except Exception as error:
             # Not raised: the others of this step have theirs, and must not draw again.
-            return self._failed(flight.sequence, error)
+            return self._failed(flight.sequence, error, "choosing a token")
         if not has_ended:
             return None
         sequence = flight.sequence
@@ -226,7 +226,10 @@ class InFlight:
             if is_beyond_repair(error):
                 raise EngineBroken(f"the device failed: {type(error).__name__}") from error
             if len(sequences) == 1:
-                return [self._failed(sequences[0], error)]
+                doing = (
+                    "a decoding step" if sequences[0].id in self.flights else "reading the prompt"
+                )
+                return [self._failed(sequences[0], error, doing)]
             log.warning(
                 "step failed and is run in parts",
                 extra={"error": whereabouts(error), "num_sequences": len(sequences)},
@@ -240,7 +243,7 @@ class InFlight:
             return self._blaming(sequences, run)
         return [result for each in sequences for result in self._blaming([each], run)]
 
-    def _failed(self, sequence: Sequence, error: Exception) -> Completion:
+    def _failed(self, sequence: Sequence, error: Exception, doing: str) -> Completion:
         if is_beyond_repair(error):
             raise EngineBroken(f"the device failed: {type(error).__name__}") from error
         self.drop([sequence])
@@ -250,7 +253,7 @@ class InFlight:
                 sequence, OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
             )
         log.error("request failed", extra={"error": whereabouts(error)})
-        return Completion.failed(sequence, GenerationFailed(error))
+        return Completion.failed(sequence, GenerationFailed(error, doing))
 
     def _keep_flights_only(self) -> None:
         # A reading that failed may have made slots that nobody was given.

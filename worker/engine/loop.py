@@ -45,6 +45,8 @@ class Loop:
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_completion_tokens = 0
+        self.num_in_flight = 0
+        self.num_by_generate = 0
         self.busy_seconds = 0.0
 
     def run(self) -> None:
@@ -92,6 +94,9 @@ class Loop:
     def count(self, plan: StepPlan, finished: list[Completion]) -> None:
         self.num_steps += 1
         self.num_prompt_tokens += sum(len(each.prompt_ids) for each in plan.joining)
+        num_by_generate = sum(each.runs_to_end for each in plan.joining)
+        self.num_by_generate += num_by_generate
+        self.num_in_flight += len(plan.joining) - num_by_generate
         self.num_completion_tokens += sum(each.num_tokens for each in finished)
 
     def progress(self) -> Progress:
@@ -101,5 +106,7 @@ class Loop:
             num_steps=self.num_steps,
             num_prompt_tokens=self.num_prompt_tokens,
             num_completion_tokens=self.num_completion_tokens,
+            num_in_flight=self.num_in_flight,
+            num_by_generate=self.num_by_generate,
             busy_seconds=self.busy_seconds,
         )

@@ -78,6 +78,7 @@ class Request:
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
     is_interactive: bool = False  # it goes before others that wait
 
     @classmethod
@@ -90,6 +91,7 @@ class Request:
             source_language=data.get("source_language"),
             target_language=data.get("target_language"),
             params=Params.from_json(data["params"]),
+            chat_template_kwargs=data.get("chat_template_kwargs", {}),
             is_interactive=data.get("is_interactive", False),
         )
 
@@ -106,6 +108,8 @@ class Request:
             data["source_language"] = self.source_language
         if self.target_language is not None:
             data["target_language"] = self.target_language
+        if self.chat_template_kwargs:
+            data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         if self.is_interactive:
             data["is_interactive"] = True
         return data
@@ -179,6 +183,9 @@ class Progress:
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
+    # Requests begun, by the way that they went: in steps with others, or by `model.generate`.
+    num_in_flight: int = 0
+    num_by_generate: int = 0
     busy_seconds: float = 0.0  # in steps; the rest of the time there was nothing to do
 
     @classmethod
@@ -206,6 +213,7 @@ class ModelCard:
     dtype: str
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
+    engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -43,13 +43,21 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
+        refuse_width(x, self.in_features)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]  # an op has no types
 
     def plus(self, x: Tensor, others: Tensor) -> Tensor:
         """others + forward(x), written once."""
+        refuse_width(x, self.in_features)
         return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]  # as above
             x, others, self.packed, self.bias, "add"
         )
+
+
+def refuse_width(x: Tensor, in_features: int) -> None:
+    """Compiled products read as much of a row as they were made for, whatever it holds."""
+    if x.shape[-1] != in_features:
+        raise ValueError(f"rows of {x.shape[-1]} for a product of {in_features} inputs")
 
 
 def best() -> MakeLinear:

@@ -27,6 +27,7 @@ from worker.engine.compiled import (
     threads_for,
 )
 from worker.engine.kernel import copy
+from worker.engine.packed import refuse_width
 from worker.engine.recording import on_tape
 from worker.engine.tile import TILE_ROWS, tile
 from worker.engine.words import LANES
@@ -70,8 +71,13 @@ class PanelLinear(nn.Module):
         return self._product(x, others.contiguous())
 
     def _product(self, x: Tensor, others: Tensor | None) -> Tensor:
-        assert x.dtype == torch.float32
+        refuse_width(x, self.in_features)
         out = torch.empty((*x.shape[:-1], self.out_features))
+        for each in (x,) if others is None else (x, others):
+            if each.dtype != torch.float32:
+                raise TypeError(f"rows in {each.dtype} for a product in float32")
+        if others is not None and others.shape != out.shape:
+            raise ValueError(f"{tuple(others.shape)} cannot be added to {tuple(out.shape)}")
         on_tape(self._multiply, by_rows(x), others, out)
         return out
 

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
 
 from worker.engine.encoder import Encoder
 from worker.engine.engine import Engine
@@ -21,10 +20,11 @@ from worker.engine.inbox import Inbox
 from worker.engine.ledger import Ledger
 from worker.engine.logs import log_to_stderr, whereabouts
 from worker.engine.loop import Loop
-from worker.engine.messages import Load, Ready, Request, from_bytes, to_bytes
+from worker.engine.messages import Load, Ready, from_bytes, to_bytes
 from worker.engine.messages import Unloadable as UnloadableFrame
 from worker.engine.outbox import Outbox
 from worker.engine.reader import Reader
+from worker.engine.requests import Requests
 from worker.engine.scheduler import Scheduler, StepLimits
 from worker.engine.spec import EngineSpec
 from worker.engine.writer import Writer
@@ -99,7 +99,7 @@ def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:
     """Until the parent says stop; returns the exit status."""
     limits = StepLimits.of(spec)
     ledger, inbox, outbox = Ledger(spec.max_held), Inbox(), Outbox()
-    requests: SimpleQueue[Request] = SimpleQueue()
+    requests = Requests()
     loop = Loop(engine, Scheduler(limits), inbox, outbox, ledger)
     writer = Writer(pipe, engine, ledger, outbox)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.compiling import compiled
-from worker.engine.packed import ROWS_HINT, PackedLinear
+from worker.engine.packed import ROWS_HINT, PackedLinear, refuse_width
 
 ZERO = 128  # the byte that stands for 0.0 in rounded rows
 
@@ -41,6 +41,7 @@ class Int8Linear(nn.Module):
         self.round_rows = rounding()
 
     def forward(self, x: Tensor) -> Tensor:
+        refuse_width(x, self.in_features)
         rows, row_scales = self.round_rows(x.reshape(-1, self.in_features))
         y = torch.ops.onednn.qlinear_pointwise(
             rows, 1.0, ZERO, self.packed, self.scales, self.zeros, None,
@@ -67,6 +68,7 @@ class HalfLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(half, ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
+        refuse_width(x, self.in_features)
         half = x.to(torch.bfloat16)
         y = torch.ops.mkldnn._linear_pointwise(half, self.packed, None, "none", [], "")
         y = y.to(torch.float32)

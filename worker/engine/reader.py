@@ -6,12 +6,12 @@ import logging
 import os
 import select
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
 from threading import Thread
 
 from worker.engine.inbox import Inbox
 from worker.engine.ledger import Ledger
-from worker.engine.messages import Cancel, Request, Run, Stop, from_bytes
+from worker.engine.messages import Cancel, Run, Stop, from_bytes
+from worker.engine.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,7 @@ class Reader(Thread):
     """Reads until the parent says stop or dies. In the latter case nobody is left to
     answer, so the process ends at once, whatever the model is doing."""
 
-    def __init__(
-        self, pipe: Connection, ledger: Ledger, requests: SimpleQueue[Request], inbox: Inbox
-    ) -> None:
+    def __init__(self, pipe: Connection, ledger: Ledger, requests: Requests, inbox: Inbox) -> None:
         super().__init__(name="reader", daemon=True)
         self.pipe = pipe
         self.ledger = ledger

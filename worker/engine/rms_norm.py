@@ -49,6 +49,8 @@ class RMSNorm(nn.Module):
 def normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: (..., width) float32; weight: (width,)"""
     assert x.dtype == torch.float32
+    if x.shape[-1:] != weight.shape:
+        raise ValueError(f"rows of {x.shape[-1]} for weights of {len(weight)}")
     x = x.contiguous()
     out = torch.empty_like(x)
     on_tape(normalize, x, weight, eps, out)

@@ -19,27 +19,18 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.completion import Completion
 from worker.engine.decoding import SETTINGS
 from worker.engine.errors import Unloadable
-from worker.engine.exact import ExactEngine, language_pair
-from worker.engine.fusing import fuse
+from worker.engine.exact import ExactEngine
 from worker.engine.inflight import InFlight, Runner
 from worker.engine.keeping import Keeping, keeping_for, machine_of, refuse_too_much
-from worker.engine.messages import ModelCard, Output, Request
-from worker.engine.packed import MakeLinear, best, can_pack, pack
+from worker.engine.layout import lay_out
+from worker.engine.messages import ModelCard, Output, Request, Task
 from worker.engine.probing import decoder_shape
-from worker.engine.quantized import HalfLinear, Int8Linear
+from worker.engine.proved import length_bound_rope, why_not_shared
 from worker.engine.scheduler import StepPlan
 from worker.engine.seq2seq import Seq2SeqRunner
 from worker.engine.sequence import Sequence
 from worker.engine.sizing import AS_CONFIGURED, sized
 from worker.engine.spec import EngineSpec
-
-# Families through which tests/parity goes in flight, every proved setting in each.
-PROVED = frozenset(
-    {
-        "bart", "marian", "m2m_100", "mbart", "mt5", "pegasus", "t5",
-        "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3",
-    }
-)  # fmt: skip
 
 # What a checkpoint's own generation configuration may say. The first are attended to in
 # flight, or by what both engines share; the others have no say in the tokens.
@@ -47,6 +38,11 @@ ATTENDED_TO = frozenset(SETTINGS) | {
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
     "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length", "pad_token_id",
     "prefix", "stop_strings",
+    # By the processors that `transformers` makes of them, for each request its own.
+    "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+    "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "min_p",
+    "remove_invalid_values", "renormalize_logits", "sequence_bias", "suppress_tokens", "top_h",
+    "typical_p",
 }  # fmt: skip
 INERT = frozenset(
     {
@@ -60,20 +56,13 @@ INERT = frozenset(
 # The same of others, at these values.
 NEUTRAL: dict[str, Any] = {
     "diversity_penalty": 0.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
     "guidance_scale": 1.0,
-    "min_p": 0.0,
     "num_beam_groups": 1,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
     "token_healing": False,
-    "top_h": 1.0,
-    "typical_p": 1.0,
 }
-ROUNDED: dict[str, MakeLinear] = {"int8": Int8Linear, "bfloat16": HalfLinear}
+# Where keys and values lie has no say in the tokens, unless they are rounded.
+EXACT_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid")
+TASKS: tuple[Task, ...] = ("generate", "summarize", "translate", "chat")
 IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 
@@ -89,13 +78,16 @@ class RoutingEngine:
         in_arena: keys and values in one; None: on a GPU"""
         self.spec = spec
         self.checkpoint = checkpoint
-        self.card: ModelCard = replace(checkpoint.card, engine="inflight")
         self.exact = ExactEngine(spec, checkpoint)
+        self.reason = reason_of(self.exact)
+        self.card: ModelCard = replace(
+            checkpoint.card, engine="inflight", engine_reason=self.reason
+        )
+        lay_out(checkpoint.model, spec, checkpoint.reload)
         install(checkpoint.model)
-        lay_out(checkpoint.model, spec)
         shape = decoder_shape(checkpoint.model)
         machine = machine_of(checkpoint, shape)
-        self.sized = sized(spec, machine, "inflight", "proved to answer as model.generate does")
+        self.sized = sized(spec, machine, "inflight", self.reason)
         if machine.room is not None:
             refuse_too_much(self.sized.spec, machine.room(self.sized.spec))
         keeping = keeping_for(self.sized.spec, checkpoint, shape, poisoned, in_arena)
@@ -109,7 +101,7 @@ class RoutingEngine:
 
     def encode(self, request: Request) -> Sequence:
         sequence = self.exact.encode(request)
-        own = self.checkpoint.own_settings(request.task, language_pair(request))
+        own = self.exact.own_settings(request)
         if self.is_proved(sequence, own):
             self.route(sequence)
         return sequence
@@ -130,13 +122,7 @@ class RoutingEngine:
         settings = sequence.settings
         if settings.num_beams > 1 and (settings.do_sample or settings.stop or not self.has_beams):
             return False
-        return all(
-            name in ATTENDED_TO
-            or name in INERT
-            or (name in NEUTRAL and value == NEUTRAL[name])
-            or value is None
-            for name, value in own.items()
-        )
+        return not unattended(own)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         runs_to_end = bool(plan.joining) and plan.joining[0].runs_to_end
@@ -153,6 +139,32 @@ class RoutingEngine:
         return self.exact.decode(completion)
 
 
+def unattended(own: Mapping[str, Any]) -> list[str]:
+    """The settings of a checkpoint that only `generate` attends to, by name."""
+    return sorted(name for name, value in own.items() if not is_attended_to(name, value))
+
+
+def is_attended_to(name: str, value: Any) -> bool:
+    if value is None or name in ATTENDED_TO or name in INERT:
+        return True
+    if name == "cache_implementation":
+        return value in EXACT_CACHES
+    return name in NEUTRAL and bool(value == NEUTRAL[name])
+
+
+def reason_of(exact: ExactEngine) -> str:
+    """Why in flight, and which settings of the checkpoint cost which tasks that."""
+    kept_out: dict[str, list[str]] = {}
+    for task in TASKS:
+        names = ", ".join(unattended(exact.own_settings(Request(id=0, task=task))))
+        if names:
+            kept_out.setdefault(names, []).append(task)
+    if not kept_out:
+        return "proved to answer as model.generate does"
+    said = "; ".join(f"{names} ({', '.join(tasks)})" for names, tasks in kept_out.items())
+    return f"but by model.generate, for its generation configuration sets {said}"
+
+
 def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
     """The engine that the spec means. Raises Unloadable."""
     checkpoint = Checkpoint.load(spec)
@@ -163,30 +175,17 @@ def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
         raise Unloadable(
             f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
         )
-    lay_out(checkpoint.model, spec)
+    lay_out(checkpoint.model, spec, checkpoint.reload)
     return ExactEngine(spec, checkpoint, reason or AS_CONFIGURED)
-
-
-def lay_out(model: Any, spec: EngineSpec) -> None:
-    """Lay the weights out for the products of this machine, rounded if the spec says so."""
-    if can_pack(model):
-        fuse(model)
-        pack(model, best() if spec.quantization == "none" else ROUNDED[spec.quantization])
-    elif spec.quantization == "none":
-        return
-    else:
-        raise Unloadable(
-            f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "
-            f"float32 on a CPU with oneDNN; this is {model.dtype} on {model.device}"
-        )
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
     """None if it can be run in flight."""
     model = checkpoint.model
     config = model.config
-    if config.model_type not in PROVED:
-        return f"{config.model_type} is not among the proved families"
+    reason = why_not_shared(model)
+    if reason is not None:
+        return reason
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return f"its attention is {config._attn_implementation}, not sdpa"
     odd = odd_attention(config)
@@ -194,8 +193,6 @@ def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
         return odd
     if config.is_encoder_decoder and start_id_of(checkpoint) is None:
         return "it does not say from which token its decoder starts"
-    if type(model).__module__.split(".")[0] != "transformers":
-        return "it brings code of its own"
     return None
 
 
@@ -205,10 +202,8 @@ def odd_attention(config: Any) -> str | None:
     window = getattr(config, "sliding_window", None)  # Mistral's, which names no kinds of layers
     if any(each != "full_attention" for each in layer_types) or (window and not layer_types):
         return "some of its layers look at a window only"
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        # Its frequencies follow the longest row of a step.
-        return "its rotary positions depend on the length"
+    if (rope := length_bound_rope(config)) is not None:
+        return rope
     if getattr(config, "reorder_and_upcast_attn", False):
         return "its attention is computed in a way of its own"
     return None

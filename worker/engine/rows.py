@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 
 from worker.engine.decoding import Settings
 from worker.engine.sequence import Sequence
-from worker.engine.stopping import stop_position
+from worker.engine.stopping import TokenTexts
 
 
 def warpers(settings: Settings, own: Any, device: torch.device) -> LogitsProcessorList:
@@ -38,8 +38,8 @@ def warpers(settings: Settings, own: Any, device: torch.device) -> LogitsProcess
     listed = LogitsProcessorList()
     if settings.temperature != 1.0:
         listed.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if (top_h := own_value("top_h", 1.0)) != 1.0:
-        listed.append(TopHLogitsWarper(top_h=top_h))
+    if getattr(own, "top_h", None) is not None:
+        listed.append(TopHLogitsWarper(top_h=float(own.top_h)))
     if settings.top_k != 0:
         listed.append(TopKLogitsWarper(top_k=settings.top_k))
     if settings.top_p < 1.0:
@@ -101,12 +101,12 @@ class RowStops(StoppingCriteria):
         self,
         sequences: tuple[Sequence, ...],
         num_before: int,
-        tokenizer: Any,
+        token_texts: TokenTexts,
         rows_keep_their_place: bool,
     ) -> None:
         """num_before: columns before the first new token."""
         self.num_before = num_before
-        self.tokenizer = tokenizer
+        self.token_texts = token_texts
         self.of_row = [each for each in sequences for _ in range(each.num_rows)]
         self.rows_keep_their_place = rows_keep_their_place
         self.stopped: dict[int, int] = {}  # new tokens by row, for rows that keep their place
@@ -145,15 +145,4 @@ class RowStops(StoppingCriteria):
         return row[self.num_before :].tolist()
 
     def _says_stop(self, sequence: Sequence, new_ids: list[int]) -> bool:
-        return says_stop(self.tokenizer, sequence.settings.stop, new_ids)
-
-
-def says_stop(tokenizer: Any, stops: tuple[str, ...], new_ids: list[int]) -> bool:
-    """Whether the new text has a stop text. Looks at its end only: what came before was
-    looked at when it was the end."""
-    if not stops:
-        return False
-    # A character is at most four tokens, and a few tokens may have no text at all.
-    num_tail = 4 * max(len(each) for each in stops) + 16
-    text = tokenizer.decode(new_ids[-num_tail:], skip_special_tokens=True)
-    return stop_position(text, stops) is not None
+        return bool(sequence.settings.stop) and self.token_texts.says_stop(sequence, new_ids)

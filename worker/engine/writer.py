@@ -53,7 +53,7 @@ class Writer(Thread):
             return self.engine.decode(waiting)
         except Exception as error:
             log.error("decoding failed", extra={"error": whereabouts(error)})
-            return self.failure(waiting, GenerationFailed(error))
+            return self.failure(waiting, GenerationFailed(error, "writing the answer as text"))
 
     def failure(self, completion: Completion, error: RequestError) -> Output:
         return Output(

@@ -62,3 +62,11 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
 def test_what_multiplies_follows_from_the_registers_and_from_nothing_else() -> None:
     """Panels that cannot be imported for another reason would be slow, and nobody would know."""
     assert best().__name__ == ("PanelLinear" if LANES == 16 else "PackedLinear")  # type: ignore[attr-defined]  # a class
+
+
+@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
+    linear = make(torch.randn(64, 64), None)
+    for width in (32, 63, 128):
+        with pytest.raises(ValueError, match=f"rows of {width} for a product of 64"):
+            linear(torch.randn(2, width))

@@ -302,3 +302,33 @@ def refusal_of(contract: type[Contract], fields: dict[str, Any]) -> ContractErro
     except ContractError as refusal:
         return refusal
     return None
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"tools": []}, "may not hold tools"),
+        ({"messages": []}, "may not hold messages"),
+        ({"add_generation_prompt": False}, "may not hold add_generation_prompt"),
+        ({"tokenize": True}, "may not hold tokenize"),
+        ({"a b": 1}, "has a name that is none"),
+        ({"a": float("nan")}, "NaN"),
+        ({"a": "\ud800"}, "half a character"),
+        ({"a": ["\x00"]}, "NUL byte"),
+        ({"a": "x" * 9000}, "at most 8192"),
+        ({f"a{each}": 1 for each in range(33)}, "chat_template_kwargs"),
+    ],
+)
+def test_switches_of_a_chat_template_are_bounded_and_named(switches, says):
+    with pytest.raises(ContractError, match=says):
+        ChatContract.parse(
+            {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": switches}
+        )
+
+
+def test_switches_of_a_chat_template_are_kept_for_the_recipe():
+    switches = {"enable_thinking": False, "depth": {"of": [1, None]}}
+    contract = ChatContract.parse(
+        {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": switches}
+    )
+    assert contract.work()["chat_template_kwargs"] == switches

@@ -1,0 +1,200 @@
+"""Prompts follow from their requests alone, and from what the checkpoint has."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from functools import cache
+
+import pytest
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import checkpoints
+from worker.engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
+from worker.engine.messages import Message, Request
+from worker.engine.prompts import Prompts
+from worker.engine.spec import EngineSpec
+from worker.engine.token_lengths import PrefixBound
+
+TEXT = "the keeper of the mill counted three boats at night"
+PAIRS = [("en", "fr"), ("fr", "en"), ("de", "fr"), ("en", "de")]
+
+
+def prompts_of(folder, max_tokens=None, **settings_) -> Prompts:
+    spec = EngineSpec(alias="tiny", checkpoint=str(folder), **settings_)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    start_id = getattr(config, "decoder_start_token_id", None)
+    return Prompts(spec, config, tokenizer, start_id, max_tokens)
+
+
+def requests() -> list[Request]:
+    texts = [TEXT, "die Mühle am Hafen", "x"]
+    plain = [
+        {"task": task, "text": text}
+        for task, text in itertools.product(("generate", "summarize"), texts)
+    ]
+    pairs = [
+        {"task": "translate", "text": text, "source_language": source, "target_language": target}
+        for text, (source, target) in itertools.product(texts, PAIRS)
+    ]
+    chats = [
+        {"task": "chat", "messages": (Message("user", text),), "chat_template_kwargs": switches}
+        for text, switches in itertools.product(texts, ({}, {"enable_thinking": False}))
+    ]
+    return [Request(id=at, **each) for at, each in enumerate([*plain, *pairs, *chats])]
+
+
+def encoded(prompts: Prompts, request: Request) -> object:
+    try:
+        return prompts.encode(request)
+    except RequestError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def used_of(folder_of):
+    """Prompts that every example of a kind goes on with, and what fresh ones say."""
+
+    @cache
+    def make(kind: str):
+        fresh = {each.id: encoded(prompts_of(folder_of(kind)), each) for each in requests()}
+        return prompts_of(folder_of(kind)), fresh
+
+    return make
+
+
+@pytest.mark.parametrize("kind", checkpoints.KINDS)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(order=st.lists(st.sampled_from(requests()), min_size=2, max_size=12))
+def test_a_prompt_does_not_depend_on_those_before_it(kind, used_of, order):
+    used, fresh = used_of(kind)
+    for request in order:
+        assert encoded(used, request) == fresh[request.id]
+
+
+@pytest.mark.parametrize("kind", checkpoints.KINDS)
+def test_a_plain_text_is_what_a_tokenizer_loaded_afresh_makes_of_it(kind, folder_of):
+    prompts = prompts_of(folder_of(kind))
+    for source, target in PAIRS:
+        languages = {"source_language": source, "target_language": target}
+        encoded(prompts, Request(id=0, task="translate", text=TEXT, **languages))
+        plain = prompts.encode(Request(id=1, task="generate", text=TEXT))
+        fresh = transformers.AutoTokenizer.from_pretrained(folder_of(kind))
+        assert plain.token_ids == tuple(fresh(TEXT)["input_ids"])
+        assert plain.forced_bos_token_id is None
+
+
+@pytest.fixture
+def t5_with(folder_of, tmp_path):
+    """A copy of a tiny checkpoint with more in its configuration or vocabulary."""
+
+    def make(kind="t5", tokens=(), **config):
+        folder = tmp_path / kind
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder_of(kind))
+        tokenizer.add_tokens(list(tokens))
+        tokenizer.save_pretrained(folder)
+        known = json.loads((folder_of(kind) / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**known, **config}))
+        return prompts_of(folder)
+
+    return make
+
+
+def translation(target: str, source: str = "en") -> Request:
+    return Request(
+        id=0, task="translate", text=TEXT, source_language=source, target_language=target
+    )
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_tokens_that_name_a_target_make_the_prompt_whatever_the_architecture(t5_with, kind):
+    prompts = t5_with(kind, tokens=["<2de>", "<2fr>", "<2zh_Hant>"])
+    tokenizer = prompts.tokenizer
+    for language, token in (("de", "<2de>"), ("fra", "<2fr>"), ("zh-TW", "<2zh_Hant>")):
+        ids = prompts.encode(translation(language)).token_ids
+        assert ids == tuple(tokenizer(f"{token} {TEXT}")["input_ids"])
+        assert ids[0] == tokenizer.convert_tokens_to_ids(token)
+    for language in ("ja", "zh-Hans"):
+        with pytest.raises(UnknownLanguage):
+            prompts.encode(translation(language))
+
+
+LISTED = {
+    "summarization": {"prefix": "sum {up}: "},
+    "translation_en_to_de": {"prefix": "to German: ", "max_length": 9},
+}
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5", "bart"])
+def test_listed_prefixes_are_used_whatever_the_architecture(t5_with, kind):
+    prompts = t5_with(kind, task_specific_params=LISTED)
+    tokens = prompts.tokenizer
+    summary = prompts.encode(Request(id=0, task="summarize", text=TEXT))
+    assert summary.token_ids == tuple(tokens(f"sum {{up}}: {TEXT}")["input_ids"])
+    for source, target in (("en", "de"), ("eng", "de-DE")):
+        request = translation(target, source)
+        ids = prompts.encode(request).token_ids
+        assert ids == tuple(tokens(f"to German: {TEXT}")["input_ids"])
+        assert prompts.params_of(request)["max_length"] == 9
+    for source, target in (("en", "ja"), ("de", "en")):
+        with pytest.raises(UnknownLanguage):
+            prompts.encode(translation(target, source))
+
+
+def test_switches_reach_the_template(folder_of):
+    prompts = prompts_of(folder_of("qwen2"))
+    prompts.tokenizer.chat_template = (
+        "{% if enable_thinking is defined and not enable_thinking %}no{% else %}yes{% endif %}"
+        "{{ messages[0]['content'] }}{% if strict %}{{ raise_exception(strict) }}{% endif %}"
+    )
+
+    def chat(**switches):
+        request = Request(
+            id=0, task="chat", messages=(Message("user", "mill"),), chat_template_kwargs=switches
+        )
+        return prompts.tokenizer.decode(prompts.encode(request).token_ids)
+
+    assert (chat(), chat(enable_thinking=False), chat()) == ("yesmill", "nomill", "yesmill")
+    with pytest.raises(UnsupportedParameter) as refused:
+        chat(strict="a secret")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2", "llama", "mbart", "nllb", "m2m100", "marian"])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_prefix_never_counts_more_tokens_than_the_whole_has(kind, used_of, data):
+    tokenizer = used_of(kind)[0].tokenizer
+    words = st.sampled_from(["mill", "the", "Hafen", "天气", "  ", "\n", "é", "\u200b", "e\u0301"])
+    text = " ".join(data.draw(st.lists(words, min_size=9, max_size=30))) * 400
+    whole = len(tokenizer(text)["input_ids"])
+    bound = PrefixBound(tokenizer, 100)
+    least = bound.exceeded_by(text, lambda part: len(tokenizer(part)["input_ids"]))
+    assert least is None or 100 < least <= whole
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2", "nllb", "marian"])
+def test_of_a_huge_text_only_the_beginning_is_tokenized(kind, folder_of):
+    prompts = prompts_of(folder_of(kind), max_tokens=255)
+    texts = []
+    tokenizer = prompts.tokenizer
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __call__(self, text, **how):
+            texts.append(len(text))
+            return tokenizer(text, **how)
+
+    prompts.tokenizer = Watched()
+    with pytest.raises(PromptTooLong, match=r"at least .* this model takes 255"):
+        prompts.encode(Request(id=0, task="generate", text="the mill " * 430_000))
+    assert max(texts) < 100_000
