@@ -13,6 +13,7 @@ RUN pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/si
 COPY pyproject.toml README.md LICENSE ./
 COPY cli cli
 COPY db db
+COPY engine engine
 COPY tasks tasks
 COPY worker worker
 RUN pip install ".[engine]"

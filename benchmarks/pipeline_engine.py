@@ -12,9 +12,9 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from benchmarks.pipeline_model import read_requests
-from worker.client import EngineClient
-from worker.engine.messages import Output, Params, Request
-from worker.engine.spec import EngineSpec
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Output, Params, Request
+from worker.engine_client import EngineClient
 
 
 def main(spec: str, requests: str, warm_up: str) -> None:

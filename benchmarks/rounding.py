@@ -13,17 +13,18 @@ import argparse
 from collections.abc import Callable
 from random import Random
 
+from engine.backends import router
+from engine.backends.loader import Checkpoint
+from engine.backends.router import RoutingEngine
+from engine.core.scheduler import Scheduler, StepLimits
+from engine.cpu import linear
+from engine.cpu.quantized import HalfLinear, Int8Linear
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Message, Params, Request
 from examples.world.questions import make_question
 from examples.world.reports import make_report
 from examples.world.sentences import make_sentence
 from examples.world.split import held_out
-from worker.engine import packed, routing
-from worker.engine.checkpoint import Checkpoint
-from worker.engine.messages import Message, Params, Request
-from worker.engine.quantized import HalfLinear, Int8Linear
-from worker.engine.routing import RoutingEngine
-from worker.engine.scheduler import Scheduler, StepLimits
-from worker.engine.spec import EngineSpec
 
 SEED = 900
 Answers = list[tuple[int, ...]]
@@ -103,8 +104,8 @@ def main() -> None:
     )
     parser.add_argument("--inputs", type=int, default=200)
     num = parser.parse_args().inputs
-    whole = packed.pack
-    routing.pack = lambda model, make: whole(model, make, min_weights=0)
+    whole = linear.pack
+    router.pack = lambda model, make: whole(model, make, min_weights=0)
     print("| model | weights | same answers | same tokens |\n|---|---|---|---|")
     for name, make in MODELS.items():
         asked = make(num)

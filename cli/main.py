@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from cli import (
+from cli.commands import (
     batches,
     cancel,
     demo,
@@ -35,8 +35,8 @@ from cli import (
     watch,
     worker,
 )
-from cli.escaping import FALLBACK
-from cli.terminal import say, warn
+from cli.output.escaping import FALLBACK
+from cli.output.terminal import say, warn
 
 app = typer.Typer(
     name="tidemill",

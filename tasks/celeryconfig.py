@@ -38,9 +38,9 @@ worker_prefetch_multiplier = 1  # nothing waits inside the worker
 worker_cancel_long_running_tasks_on_connection_loss = False  # a fenced duplicate costs less
 worker_hijack_root_logger = False
 worker_send_task_events = False  # 0.8 ms a message; -E turns them on for Flower
-worker_pool = "worker.pool:EnginePool"
-worker_consumer = "worker.consumer:Consumer"  # no message ends it
-include = ("worker.heap", "worker.logs", "worker.run_jobs")
+worker_pool = "worker.celery.pool:EnginePool"
+worker_consumer = "worker.celery.consumer:Consumer"  # no message ends it
+include = ("worker.celery.freeze_gc", "worker.celery.logging", "worker.celery.run_jobs")
 
 task_default_queue = SUBMISSIONS
 

@@ -214,7 +214,7 @@ def submit_batch(
     before it stays, and a second call goes on. is_complete is called after the
     last contract: False leaves the batch open for a second call to add to.
     """
-    from tasks.bell import Bell  # brings redis-py, for those who submit batches
+    from tasks.notifications import Bell  # brings redis-py, for those who submit batches
 
     database, catalog = settings.database(), settings.catalog()
     batch = _open_batch(database, name, run_key, tenant, metadata or {})

@@ -12,12 +12,17 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from worker.engine.encoder import Encoder
-from worker.engine.engine import Engine
-from worker.engine.inbox import Inbox
-from worker.engine.ledger import Ledger
-from worker.engine.loop import Loop
-from worker.engine.messages import (
+from engine.core.backend import Engine
+from engine.core.inbox import Inbox
+from engine.core.loop import Loop
+from engine.core.outbox import Outbox
+from engine.core.request_queue import Requests
+from engine.core.request_tracker import Ledger
+from engine.core.scheduler import Scheduler, StepLimits, StepPlan
+from engine.core.tokenizer import Encoder
+from engine.core.writer import Writer
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import (
     Cancel,
     Load,
     Output,
@@ -31,11 +36,6 @@ from worker.engine.messages import (
     from_bytes,
     to_bytes,
 )
-from worker.engine.outbox import Outbox
-from worker.engine.requests import Requests
-from worker.engine.scheduler import Scheduler, StepLimits, StepPlan
-from worker.engine.spec import EngineSpec
-from worker.engine.writer import Writer
 
 PATIENCE_SECONDS = 90
 
@@ -111,7 +111,7 @@ class Child:
     def __init__(self, spec: EngineSpec) -> None:
         here, there = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.engine", str(there.fileno())],
+            [sys.executable, "-m", "engine", str(there.fileno())],
             pass_fds=[there.fileno()],
             stderr=subprocess.PIPE,
         )

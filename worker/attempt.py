@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 from db.outcome import Fence, Outcome
-from worker.client import EngineClient
-from worker.engine.messages import Output, Request
+from engine.protocol.messages import Output, Request
+from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
 from worker.recipes import RECIPES, Steps, Work
-from worker.retries import delay_seconds
+from worker.retry_policy import delay_seconds
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)

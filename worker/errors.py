@@ -9,8 +9,8 @@ WorkerError
     └── ResultUnkept      the database refuses this one result
 """
 
+from engine.protocol.messages import RequestFailure
 from tasks.errors import TidemillError
-from worker.engine.messages import RequestFailure
 
 
 class WorkerError(TidemillError):

@@ -9,8 +9,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import queries
 from db.session import Database
 from worker.attempt import Attempt
+from worker.periodic_thread import Ticker
 from worker.settings import Settings
-from worker.ticker import Ticker
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 from db.session import Database
 from tasks.quarantine import MAX_BODY_BYTES, EndedJob, Reason, SetAside, job_id_of, keep
 from tasks.queues import RUN_JOBS
-from worker.broker import Broker
-from worker.envelope import Malformed
-from worker.task_message import CONTRACTS
-from worker.ticker import Ticker
+from worker.celery.envelope import Malformed
+from worker.celery.task_message import CONTRACTS
+from worker.dispatcher.broker import Broker
+from worker.periodic_thread import Ticker
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from db import queries
 from db.outcome import Fence
 from db.session import Database
 from worker.attempt import Attempt
-from worker.client import EngineClient
+from worker.engine_client import EngineClient
+from worker.periodic_thread import Ticker
 from worker.settings import Settings
-from worker.ticker import Ticker
 
 log = logging.getLogger(__name__)
 

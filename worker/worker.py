@@ -2,7 +2,7 @@
 
     deliver -> claimer -> attempt (recipe <-> engine client) -> committer -> settle
 
-It knows nothing of Celery; `worker.pool` and `worker.run_jobs` bring the two
+It knows nothing of Celery; `worker.celery.pool` and `worker.celery.run_jobs` bring the two
 together.
 """
 
@@ -22,20 +22,20 @@ from db.lane import Lane
 from db.outcome import Fence, Outcome
 from db.schema import require_current
 from db.session import Database
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.limits import AS_CONFIGURED
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
 from worker import quarantine
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
-from worker.client import EngineClient
 from worker.committer import Committer
-from worker.cores import threads_of_an_engine
+from worker.consumer_watchdog import Hearing
+from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
-from worker.dispatcher import Dispatcher
-from worker.engine.sizing import AS_CONFIGURED
-from worker.engine.spec import EngineSpec
-from worker.hearing import Hearing
+from worker.dispatcher.dispatcher import Dispatcher
+from worker.engine_client import EngineClient
 from worker.leases import Leases
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.engine.models import SHAPES
-from worker.engine.packed import PackedLinear, best, plain
+from engine.cpu.linear import PackedLinear, best, plain
 
 MIN_BYTES = 60_000_000  # of weights in a pass
 NUM_PASSES = 15

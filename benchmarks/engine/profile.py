@@ -1,4 +1,4 @@
-"""Where the time of the engine's steps goes: products, attention, choosing, and the rest.
+"""Where the time of the engine's steps goes: products, hf_plugin, choosing, and the rest.
 
     python -m benchmarks.engine.profile [--models llama-60m,t5-small] [--json FILE]
 
@@ -26,7 +26,8 @@ from typing import Any
 
 from benchmarks.engine.models import SHAPES, text
 from benchmarks.engine.workload import drawn
-from worker.engine.messages import (
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import (
     Outputs,
     Params,
     Request,
@@ -35,7 +36,6 @@ from worker.engine.messages import (
     from_bytes,
     to_bytes,
 )
-from worker.engine.spec import EngineSpec
 
 # By the first that is part of the operation's name.
 KINDS = (
@@ -77,7 +77,7 @@ def in_a_process(call: Callable[..., dict[str, float]], *arguments: Any) -> dict
 def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
-    from worker.engine.process import load_engine, serve
+    from engine.process import load_engine, serve
 
     spec = EngineSpec(
         alias="profiled",
@@ -115,9 +115,10 @@ def watch_compiled() -> None:
     own, and what is played from a tape is called by nobody else."""
     import torch
 
-    from worker.engine import attention, gate, highest, rms_norm, rotary
-    from worker.engine.compiled_row_attention import CompiledRowAttention
-    from worker.engine.compiling import compiled
+    from engine.attention import hf_plugin
+    from engine.cpu.attention_backend import CompiledRowAttention
+    from engine.cpu.kernels import activation, argmax, rms_norm, rotary_embedding
+    from engine.cpu.optional import compiled
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -130,7 +131,7 @@ def watch_compiled() -> None:
         (CompiledRowAttention, "_attend", "attention of rows"),
         (CompiledRowAttention, "_attend_turned", "attention of rows"),
     ]
-    panels, llama_chain = compiled("panels"), compiled("llama_chain")
+    panels, llama_chain = compiled("packed_gemm"), compiled("fused_step")
     if panels is not None:
         watched.append((panels.PanelLinear, "_multiply", "linear of panels"))
     if llama_chain is not None:
@@ -138,24 +139,24 @@ def watch_compiled() -> None:
             {
                 panels.run.address: "linear of panels",
                 rms_norm.run.address: "norm of rows",
-                gate.run.address: "gate of rows",
+                activation.run.address: "gate of rows",
                 llama_chain.pick.run.address: "pick of rows",
             }
         )
     for kind, name, shown in watched:
         setattr(kind, name, named(shown, getattr(kind, name)))
-    attention.attention = named("attention of a layer", attention.attention)
+    hf_plugin.attention = named("attention of a layer", hf_plugin.attention)
     rms_norm.normalize = named("norm of rows", rms_norm.normalize)
-    rotary.turn = named("turn of rows", rotary.turn)
-    gate.gate_rows = named("gate of rows", gate.gate_rows)
-    highest.highest = named("argmax of rows", highest.highest)
+    rotary_embedding.turn = named("turn of rows", rotary_embedding.turn)
+    activation.gate_rows = named("gate of rows", activation.gate_rows)
+    argmax.highest = named("argmax of rows", argmax.highest)
 
 
 def watch_chained(names: dict[int, str]) -> None:
     """Run the calls of a chain one by one. names: by function; all others are of attention"""
     import torch
 
-    from worker.engine.chain import Chain
+    from engine.cpu.call_table import Chain
 
     run = Chain.run
 

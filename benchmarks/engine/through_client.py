@@ -11,9 +11,9 @@ import psutil
 from benchmarks.engine.feed import serve
 from benchmarks.engine.job import Job, Measured, answer, peak_rss_bytes
 from benchmarks.engine.models import text
-from worker.client import EngineClient
-from worker.engine.messages import Output, Params, Request
-from worker.engine.spec import EngineSpec
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Output, Params, Request
+from worker.engine_client import EngineClient
 
 
 class Client:

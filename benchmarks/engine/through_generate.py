@@ -50,7 +50,7 @@ def load(job: Job) -> Any:
     model = auto.from_pretrained(job.folder, dtype=getattr(torch, job.dtype))
     model = model.to(job.device).eval()
     if job.packed:
-        from worker.engine.packed import PackedLinear, pack
+        from engine.cpu.linear import PackedLinear, pack
 
         pack(model, PackedLinear)
     return model

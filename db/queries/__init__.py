@@ -5,7 +5,6 @@ late, changes nothing. What a worker runs all the time is built once (`cache`):
 to SQLAlchemy building a statement is as much work as running it.
 """
 
-from db.queries.asked import cancel_jobs, retry_jobs
 from db.queries.batches import (
     batch_by_run_key,
     close_batch,
@@ -14,6 +13,7 @@ from db.queries.batches import (
     states_by_batch,
     states_by_model,
 )
+from db.queries.cancel_retry import cancel_jobs, retry_jobs
 from db.queries.claims import claim, jobs_among, payloads_of
 from db.queries.conditions import QUEUED, RUNNING
 from db.queries.deadlines import expire_overdue

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.up import EXAMPLES
+from cli.commands.up import EXAMPLES
 from examples.world.stories import is_well_told
 from tasks.catalog import Catalog
 from tests.workers import PATIENCE_SECONDS

@@ -5,7 +5,7 @@ For the canaries: `celery worker --include tests.chaos.no_recovery`.
 
 from typing import Any
 
-from worker.dispatcher import Dispatcher
+from worker.dispatcher.dispatcher import Dispatcher
 
 
 def _do_nothing(*_: Any) -> None:

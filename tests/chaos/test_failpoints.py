@@ -9,7 +9,7 @@ import redis
 from db.states import JobState
 from tests.chaos.run import SHORT, Run
 from tests.workers import on_sqlite
-from worker.broker import MARKER
+from worker.dispatcher.broker import MARKER
 from worker.failpoints import Moment
 
 NUM_JOBS = 40

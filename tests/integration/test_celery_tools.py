@@ -55,7 +55,7 @@ def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> Non
         assert {message["worker_pid"] for message in active} == {worker.pid}
         (stats,) = json.loads(busy.celery("inspect", "stats", "--json", "-d", worker.name)).values()
         assert stats["total"] == {"tasks.run_jobs": 3}
-        assert stats["pool"]["implementation"] == "worker.pool:EnginePool"
+        assert stats["pool"]["implementation"] == "worker.celery.pool:EnginePool"
         told = stats["pool"]["tidemill"]
         assert told["num_running_jobs"] == told["num_deliveries"] == 3
         (engine,) = told["engines"]

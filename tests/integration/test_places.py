@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded import EmbeddedValkey
+from cli.stack.embedded_valkey import EmbeddedValkey
 from tests.commands import CONFIG, CommandLine
 from tests.integration.test_up import wait_for
 from tests.unit.db.test_database_url import ODD_NAMES

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from engine.backends.generate import ExactEngine
+from engine.backends.loader import Checkpoint
+from engine.backends.router import RoutingEngine
+from engine.core.scheduler import StepPlan
+from engine.protocol.engine_spec import EngineSpec
+from engine.runners import captured_step
 from tests import checkpoints
 from tests.engines import Bench
-from worker.engine import taped_step
-from worker.engine.checkpoint import Checkpoint
-from worker.engine.exact import ExactEngine
-from worker.engine.routing import RoutingEngine
-from worker.engine.scheduler import StepPlan
-from worker.engine.spec import EngineSpec
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
 def _soon_on_tape() -> Iterator[None]:
     """Runs here are short: a number of rows is recorded when it is met again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taped_step, "WORTH_AFTER", 1)
+        patch.setattr(captured_step, "WORTH_AFTER", 1)
         yield
 
 

@@ -11,6 +11,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.attention.hf_plugin import install
+from engine.backends.loader import Checkpoint
+from engine.backends.router import runner_of
+from engine.errors import InvariantBroken, Unloadable
+from engine.kv_cache.base import ArenaKeeping, refuse_too_much, room_in_arena
+from engine.kv_cache.kv_shape import decoder_shape
+from engine.kv_cache.memory_planner import DeviceMemory
+from engine.protocol.engine_spec import EngineSpec
+from engine.runners.static_step import StepInputs, StepShape
 from tests.parity.alone import Alone
 from tests.parity.test_engine import alone_of, assert_varied, requests_of
 from tests.parity.test_inflight import (
@@ -21,15 +30,6 @@ from tests.parity.test_inflight import (
     prompts,
     request,
 )
-from worker.engine.attention import install
-from worker.engine.checkpoint import Checkpoint
-from worker.engine.device_memory import DeviceMemory
-from worker.engine.errors import InvariantBroken, Unloadable
-from worker.engine.keeping import ArenaKeeping, refuse_too_much, room_in_arena
-from worker.engine.probing import decoder_shape
-from worker.engine.routing import runner_of
-from worker.engine.spec import EngineSpec
-from worker.engine.static_step import StepInputs, StepShape
 
 FAMILIES = (
     "t5", "mt5", "bart", "pegasus", "marian", "m2m100", "mbart",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.errors import EngineBroken
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
-from worker.engine.errors import EngineBroken
-from worker.engine.messages import Params, Request
 
 CULPRIT = 3
 

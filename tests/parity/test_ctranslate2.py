@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 
+from engine.backends.ctranslate2 import CTranslate2Engine
+from engine.errors import Unloadable
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
-from worker.engine.ctranslate2 import CTranslate2Engine
-from worker.engine.errors import Unloadable
-from worker.engine.messages import Params, Request
-from worker.engine.spec import EngineSpec
 
 KINDS = ("t5", "marian")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
-from worker.engine.messages import Params, Request
 
 NUM_PROMPTS = 6
 

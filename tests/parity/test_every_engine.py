@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Child, Ids, child, needs_vllm
-from worker.engine.messages import Params, Request
-from worker.engine.spec import EngineSpec
 
 LONG = "water and grain " * 300
 GREEDY = {"do_sample": False}

@@ -13,18 +13,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.attention.base import TorchRowAttention
+from engine.backends import router
+from engine.backends.generate import ExactEngine
+from engine.backends.router import RoutingEngine, load
+from engine.cpu.linear import PackedLinear, best, pack
+from engine.errors import EngineBroken, InvariantBroken, Unloadable
+from engine.kv_cache.contiguous import BUCKET_TOKENS
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.parity.alone import Alone
 from tests.parity.test_engine import alone_of, assert_taped, requests_of
-from worker.engine import routing
-from worker.engine.errors import EngineBroken, InvariantBroken, Unloadable
-from worker.engine.exact import ExactEngine
-from worker.engine.messages import Params, Request
-from worker.engine.packed import PackedLinear, best, pack
-from worker.engine.routing import RoutingEngine, load
-from worker.engine.row_attention import TorchRowAttention
-from worker.engine.slots import BUCKET_TOKENS
-from worker.engine.spec import EngineSpec
 
 GREEDY = Params(max_new_tokens=12, do_sample=False)
 # One of each way to know a position and to keep keys, and one whose requests are beams.
@@ -226,7 +226,7 @@ def test_a_way_to_sample_of_the_checkpoint_is_that_of_generate(
 def test_without_the_compiled_kernel_every_answer_is_the_same(
     kind, bench_of, asked_of, monkeypatch
 ):
-    monkeypatch.setitem(sys.modules, "worker.engine.kernel", None)
+    monkeypatch.setitem(sys.modules, "engine.cpu.kernels.decode_attention", None)
     bench = bench_of(kind)
     attention = bench.loop.engine.in_flight.runner.keeping.attention
     assert isinstance(attention, TorchRowAttention)
@@ -265,7 +265,7 @@ def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeyp
     def pack_all(model, _):
         num_packed.append(pack(model, make, min_weights=0))
 
-    monkeypatch.setattr(routing, "pack", pack_all)
+    monkeypatch.setattr(router, "pack", pack_all)
     bench = bench_of(kind)
     assert num_packed[0] >= 9
     model = bench.loop.engine.checkpoint.model

@@ -11,12 +11,12 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Message, Request
+from engine.text.prompts import Prompts
+from engine.text.token_lengths import PrefixBound
 from tests import checkpoints
-from worker.engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
-from worker.engine.messages import Message, Request
-from worker.engine.prompts import Prompts
-from worker.engine.spec import EngineSpec
-from worker.engine.token_lengths import PrefixBound
 
 TEXT = "the keeper of the mill counted three boats at night"
 PAIRS = [("en", "fr"), ("fr", "en"), ("de", "fr"), ("en", "de")]

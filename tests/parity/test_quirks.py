@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 
+from engine.backends.generate import ExactEngine
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Choice, Message, Params, Request
+from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
-from worker.engine.decoding import DEFAULT_MAX_NEW_TOKENS
-from worker.engine.exact import ExactEngine
-from worker.engine.messages import Choice, Message, Params, Request
-from worker.engine.spec import EngineSpec
 
 TEXT = "the keeper of the mill counted three boats at night"
 SHORT = Params(max_new_tokens=12, do_sample=False)

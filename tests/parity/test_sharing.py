@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from engine.backends.generate import ExactEngine
+from engine.backends.router import load
+from engine.errors import Unloadable
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
-from worker.engine.errors import Unloadable
-from worker.engine.exact import ExactEngine
-from worker.engine.messages import Params, Request
-from worker.engine.routing import load
-from worker.engine.spec import EngineSpec
 
 GREEDY = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Child, child
-from worker.engine.messages import Params, Request
-from worker.engine.spec import EngineSpec
 
 NUM_REQUESTS, NUM_WARM, NUM_AT_ONCE = 10_000, 2_000, 250  # of each family
 MAX_GROWTH_BYTES = 24 * 2**20  # of a process of some hundred; the allocator breathes

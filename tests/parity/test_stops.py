@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.parity.alone import Alone
-from worker.engine.messages import Params, Request
 
 HOW = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
 

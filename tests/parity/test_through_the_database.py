@@ -16,6 +16,7 @@ from db import FoundJob, JobState, find_results
 from db.schema import migrate
 from db.session import Database
 from db.states import FINISHED
+from engine.protocol.messages import Request
 from tasks import generate, submit_batch
 from tasks.contract import Contract
 from tests import checkpoints
@@ -25,7 +26,6 @@ from tests.parity.test_engine import TASK, alone_of
 from tests.producers import producing
 from tests.servers import ValkeyServer
 from tests.workers import PATIENCE_SECONDS, Cluster
-from worker.engine.messages import Request
 
 FAMILIES = (
     *("t5", "bart", "pegasus", "marian", "m2m100", "mbart"),

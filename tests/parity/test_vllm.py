@@ -17,16 +17,16 @@ import pytest
 import torch
 import transformers
 
+from engine.backends.loader import Checkpoint
+from engine.backends.vllm import VllmEngine, only
+from engine.core.scheduler import StepPlan
+from engine.errors import EngineBroken, Unloadable
+from engine.process import load_engine
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Bench, Child, Ids, child, needs_vllm
 from tests.parity.alone import Alone
-from worker.engine.checkpoint import Checkpoint
-from worker.engine.errors import EngineBroken, Unloadable
-from worker.engine.messages import Params, Request
-from worker.engine.process import load_engine
-from worker.engine.scheduler import StepPlan
-from worker.engine.spec import EngineSpec
-from worker.engine.vllm import VllmEngine, only
 
 STORYTELLER = Path(__file__).parents[2] / "examples" / "models" / "storyteller"
 
@@ -342,7 +342,7 @@ def test_a_setting_of_its_own_that_would_be_passed_over_is_named(
 @pytest.mark.parametrize("engine", ["vllm", "ctranslate2"])
 def test_a_package_that_is_missing_is_named_with_what_brings_it(monkeypatch, engine):
     monkeypatch.setitem(sys.modules, engine, None)
-    monkeypatch.delitem(sys.modules, f"worker.engine.{engine}", raising=False)
+    monkeypatch.delitem(sys.modules, f"engine.{engine}", raising=False)
     with pytest.raises(Unloadable) as refused:
         load_engine(EngineSpec(alias="reports", checkpoint="nothing", engine=engine))
     said = str(refused.value)

@@ -87,5 +87,5 @@ def test_redis_starts_as_it_is_told_and_keeps_what_it_is_told(tmp_path: Path) ->
 def test_the_image_holds_every_package() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = set(re.findall(r"^COPY (\w+) \1$", dockerfile, flags=re.MULTILINE))
-    assert copied == {"cli", "db", "tasks", "worker"}
+    assert copied == {"cli", "db", "engine", "tasks", "worker"}
     assert 'ENTRYPOINT ["tidemill"]' in dockerfile

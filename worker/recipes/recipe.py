@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from db.outcome import Answer
-from worker.engine.messages import Message, ModelCard, Output, Params, Request
+from engine.protocol.messages import Message, ModelCard, Output, Params, Request
 
 
 @dataclass(frozen=True, slots=True)

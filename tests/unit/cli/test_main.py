@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from cli.commands.worker import celery_command
 from cli.failure import sentence_of
 from cli.main import app, main
-from cli.worker import celery_command
 from db.masking import masked
 
 
@@ -25,11 +25,14 @@ def test_help_waits_for_no_heavy_library() -> None:
 
 
 def test_no_command_loads_a_model_library_or_a_worker() -> None:
-    names = [path.stem for path in Path(__file__).parents[3].joinpath("cli").glob("*.py")]
-    imports = ", ".join(f"cli.{name}" for name in names if name not in ("__main__", "__init__"))
+    root = Path(__file__).parents[3]
+    files = [path.relative_to(root).with_suffix("") for path in root.joinpath("cli").rglob("*.py")]
+    imports = ", ".join(
+        ".".join(file.parts) for file in files if file.stem not in ("__main__", "__init__")
+    )
     modules = run_python(f"import sys, {imports}; print(*sys.modules)").split()
 
-    assert "cli.mill" in modules
+    assert "cli.stack.local_stack" in modules
     assert not {"torch", "transformers", "worker"} & set(modules)
 
 
@@ -99,7 +102,7 @@ def test_a_worker_is_celery_s_own() -> None:
     command = celery_command("here", concurrency=3)
 
     python = command.index("-A")
-    assert command[:python] == [sys.executable, "-P", "-m", "cli.launch"]
+    assert command[:python] == [sys.executable, "-P", "-m", "cli.stack.celery_main"]
     assert command[python : python + 3] == ["-A", "tasks", "worker"]
     assert command[-2:] == ["--concurrency", "3"]
     assert "here@%h" in command

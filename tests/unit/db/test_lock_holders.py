@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from cli.failure import sentence_of
-from cli.trial import write_fault
+from cli.stack.write_trial import write_fault
 from db import schema
 from db.database_url import file_url
 from db.errors import DatabaseLocked

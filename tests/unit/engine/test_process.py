@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
+from engine.backends.fake import CRASH_STATUS
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
 from tests.engines import Child, child
-from worker.engine.fake import CRASH_STATUS
-from worker.engine.messages import Params, Request
-from worker.engine.spec import EngineSpec
 
 ENDLESS = 1_000_000_000  # tokens
 

@@ -10,7 +10,9 @@ from tests.workers import ROOT
 MODEL_LIBRARIES = {"torch", "transformers", "tokenizers", "numpy"}
 
 
-@pytest.mark.parametrize("module", ["tasks", "tasks.submit", "db", "worker.pool", "worker.client"])
+@pytest.mark.parametrize(
+    "module", ["tasks", "tasks.submit", "db", "worker.celery.pool", "worker.engine_client"]
+)
 def test_no_model_library_is_loaded_outside_the_engine_process(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"],

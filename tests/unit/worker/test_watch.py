@@ -10,10 +10,10 @@ from db.models import Job
 from db.outcome import Fence, Outcome
 from db.session import Database
 from db.states import JobState
+from engine.protocol.engine_spec import EngineSpec
 from tests.jobs import claim, claimed_job, end_lease, job, set_columns
 from worker.attempt import Attempt
-from worker.client import EngineClient
-from worker.engine.spec import EngineSpec
+from worker.engine_client import EngineClient
 from worker.leases import Leases
 from worker.recipes import Work
 from worker.settings import Settings

@@ -1,0 +1,23 @@
+"""`tidemill cancel`: jobs that shall not be run."""
+
+from typing import Annotated
+
+import typer
+
+from cli import options
+
+
+def cancel(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="JOB", help="Job ids.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Every unfinished job of a batch: name, run key or id.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Cancel jobs that are not finished. What is running writes no result."""
+    from cli.job_selection import chosen_jobs
+    from db import queries
+
+    chosen = chosen_jobs(jobs or [], batch)
+    changed = chosen.change(lambda limit: queries.cancel_jobs(chosen.condition, limit))
+    chosen.report("cancelled", changed, "finished already", json)

@@ -1,0 +1,79 @@
+"""`tidemill nightly`: a night's work, enqueued once."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.output.terminal import plural, say
+
+
+def nightly(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, in TOML.")],
+    day: Annotated[
+        datetime | None,
+        typer.Option("--date", formats=["%Y-%m-%d"], help="For {date}; default today."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, enqueue nothing.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the batch is finished.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
+    ] = False,
+    errors: options.Errors = None,
+    json: options.Json = False,
+) -> None:
+    """Enqueue a batch from files, folders or queries, once for its run key.
+
+    A second start under the same run key enqueues nothing and is no error. A
+    bad row is reported with its number and the rest goes through; so it is with
+    a source that has no rows. The exit status is then 1.
+    """
+    from cli.commands.submit import finish, warn_of_sources
+    from cli.ingest.enqueue import Complaints, complete_batch, enqueue
+    from cli.ingest.nightly_config import Night
+    from cli.ingest.row_parsing import Intake
+    from cli.stack.ready import require_ready
+    from tasks import settings
+
+    night = Night.load(config)
+    today = day.date() if day is not None else night.today()
+    run_key, name = night.run_key_of(today), night.batch_of(today)
+    catalog = settings.catalog()
+    if not dry_run:
+        require_ready()
+    folder = config.resolve().parent
+    complaints = Complaints(errors or night.errors_of(folder, today))
+    # A source may be gone once its night is done; a second start is harmless all the same.
+    done = not dry_run and complete_batch(run_key) is not None
+    parts = [] if done else night.parts_of(folder, today)
+    for part in parts:
+        part.check_defaults(catalog)
+    intake = Intake(parts, catalog, run_key, complaints.report, complaints.keep)
+    if dry_run:
+        with complaints.opened(parts):
+            intake.check()
+        say(
+            f"would enqueue {plural(intake.num_good, 'job')} as batch {name} under run key "
+            f"{run_key}, and leave out {plural(intake.num_bad, 'row')}"
+        )
+        warn_of_sources(intake.empty, intake.failures)
+        if intake.num_bad or not intake.is_complete:
+            raise typer.Exit(1)
+        return
+    enqueued = enqueue(
+        intake,
+        complaints,
+        name=name,
+        run_key=run_key,
+        tenant=night.tenant,
+        metadata=night.metadata_of(today),
+        strict=strict,
+    )
+    if enqueued.batch is None and not enqueued.num_bad and intake.is_complete:
+        say("there is nothing to do: the source has no rows")
+        return
+    finish(enqueued, wait, json)

@@ -1,0 +1,38 @@
+"""`tidemill watch`: a batch on its way, until it is finished."""
+
+from typing import Annotated
+
+import typer
+
+from cli.output.escaping import visible
+from cli.output.terminal import note, out, say
+
+
+def watch(
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="A batch's name, run key or id.")],
+) -> None:
+    """Show how a batch goes: states, rate and ETA. Ends when the batch is finished.
+
+    The exit status is 1 if a job did not succeed.
+    """
+    from cli.lookup import found_batch
+    from cli.output.progress import is_finished, states_in_words
+    from cli.output.progress import watch as watch_batch
+    from cli.stack.ready import require_ready
+    from db.states import JobState
+
+    require_ready()
+    found = found_batch(batch)
+    try:
+        ended = watch_batch(found, console=out)
+    except KeyboardInterrupt:
+        note(f"the batch goes on; `tidemill watch {batch}` comes back to it")
+        raise typer.Exit(130) from None
+    say(f"{visible(ended.name, one_line=True)}: {states_in_words(ended)}")
+    if not is_finished(ended):
+        note("it was never enqueued to its end; start that again under the same run key")
+        raise typer.Exit(1)
+    if ended.states.get(JobState.FAILED):
+        note(f"`tidemill results --batch {batch} --state failed` says why")
+    if ended.states.get(JobState.SUCCEEDED, 0) < ended.num_jobs:
+        raise typer.Exit(1)

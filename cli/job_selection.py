@@ -1,0 +1,89 @@
+"""Chosen: the jobs that a person names, by their ids or by their batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import typer
+from sqlalchemy import ColumnElement
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from cli import options
+from cli.lookup import found_batch
+from cli.output.terminal import plural, say, warn, write_json
+from cli.stack.ready import require_ready
+from db.models import Job
+from db.reading import find_job
+from db.session import Database
+
+MAX_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    database: Database
+    condition: ColumnElement[bool]
+    job_ids: tuple[UUID, ...]  # empty where a batch was named
+
+    def change(
+        self,
+        change: Callable[[int], ReturningUpdate[UUID]],
+        on_changed: Callable[[], None] = lambda: None,
+    ) -> list[UUID]:
+        """Make a change to some at a time, until none is left; returns which were changed.
+
+        on_changed is called after each commit that changed any.
+
+        A night's jobs in one transaction would keep the workers from theirs.
+        """
+        changed: list[UUID] = []
+        while True:
+            with self.database.write() as session:
+                some = session.scalars(change(MAX_AT_ONCE)).all()
+            if some:
+                on_changed()
+            changed += some
+            if len(some) < MAX_AT_ONCE:
+                return changed
+
+    def report(self, done: str, changed: Sequence[UUID], otherwise: str, json: bool) -> None:
+        """Say which jobs were changed and which were not; status 1 if one does not exist."""
+        missing, untouched = [], []
+        for job_id in self.job_ids:
+            if job_id not in changed:
+                found = find_job(job_id, database=self.database)
+                if found is None:
+                    missing.append(job_id)
+                else:
+                    untouched.append(found)
+        if json:
+            write_json(
+                {
+                    "changed": [str(job_id) for job_id in changed],
+                    "unchanged": {str(job.id): job.state.value for job in untouched},
+                    "unknown": [str(job_id) for job_id in missing],
+                }
+            )
+        else:
+            say(f"{plural(len(changed), 'job')} {done}")
+            for job in untouched:
+                say(f"{job.id} is {job.state}: {otherwise}" if job.model else _refused(job.id))
+            for job_id in missing:
+                warn(f"there is no job {job_id}")
+        if missing:
+            raise typer.Exit(1)
+
+
+def chosen_jobs(names: Sequence[str], batch: str | None) -> Chosen:
+    """The jobs of a batch, or those named; a usage error where it is neither or both."""
+    if bool(names) == (batch is not None):
+        raise typer.BadParameter("give job ids, or a --batch", param_hint="JOB")
+    job_ids = options.job_ids(names)
+    database = require_ready()
+    if batch is not None:
+        return Chosen(database, Job.batch_id == found_batch(batch).id, ())
+    return Chosen(database, Job.id.in_(job_ids), tuple(job_ids))
+
+
+def _refused(job_id: UUID) -> str:
+    return f"{job_id} was refused when it was submitted; submit it again, mended"

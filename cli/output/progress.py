@@ -1,0 +1,225 @@
+"""Progress bars: enqueuing, and a batch on its way. Plain lines where there is no terminal."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from cli.output.escaping import visible
+from cli.output.terminal import Screen, err, one_line, plural
+from db.reading import FoundBatch, find_batches
+from db.states import FINISHED, JobState
+from tasks import settings
+
+POLL_SECONDS = 0.25
+PLAIN_SECONDS = 5.0
+NARROW, WIDE = 60, 110  # columns: below the one only numbers are shown, from the other on all
+ABANDONED_SECONDS = 30.0  # an open batch that neither grows nor has anything to do
+STYLES = {
+    JobState.QUEUED: "dim",
+    JobState.RUNNING: "cyan",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+    JobState.EXPIRED: "yellow",
+}
+
+
+class RateColumn(TextColumn):
+    """Jobs a second, of late."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f} jobs/s")
+
+
+class EtaColumn(TimeRemainingColumn):
+    """How long it will take; and at the end, how long it took."""
+
+    def __init__(self) -> None:
+        super().__init__(elapsed_when_finished=True, table_column=Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        return Text("took " if task.finished else "ETA ") + super().render(task)
+
+
+class EnqueueProgress:
+    """A bar over the source, with how many jobs are kept and how fast."""
+
+    def __init__(self, name: str, console: Screen = err) -> None:
+        self._started = time.monotonic()
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.fields[num_jobs]:,} jobs, {task.fields[rate]:,.0f}/s")
+        ]
+        if console.width >= NARROW:
+            columns = [
+                SpinnerColumn(console.spinner),
+                TextColumn("enqueuing {task.fields[name]}", markup=False),
+                BarColumn(),
+                *columns,
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            ]
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not _moves(console)
+        )
+        self._bar = self._progress.add_task(
+            "", total=None, name=_short(name, console), num_jobs=0, rate=0.0
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, num_jobs: int, fraction: float | None) -> None:
+        """fraction: of the source, 0 to 1; None when nobody knows."""
+        self._progress.update(
+            self._bar,
+            total=None if fraction is None else 1.0,
+            completed=fraction or 0.0,
+            num_jobs=num_jobs,
+            rate=num_jobs / max(time.monotonic() - self._started, 1e-9),
+        )
+
+
+def watch(
+    batch: FoundBatch,
+    *,
+    console: Screen = err,
+    check: Callable[[], None] = lambda: None,
+    grows: bool = True,
+) -> FoundBatch:
+    """Show a batch until its last job is finished; returns it as it then stands.
+
+    check: called at every look; raises to end the watching
+    grows: whether an open batch may get further jobs while it is watched
+    """
+    looks = _looks(batch, check, grows)
+    if _moves(console):
+        return _watch_bar(batch, console, looks)
+    return _watch_lines(batch, console, looks)
+
+
+def _watch_bar(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
+    columns: list[ProgressColumn] = [TextColumn("{task.completed:,.0f}/{task.total:,.0f}")]
+    if console.width >= NARROW:
+        columns = [
+            SpinnerColumn(console.spinner),
+            TextColumn("{task.fields[name]}", markup=False),
+            BarColumn(),
+            *columns,
+            RateColumn(),
+            EtaColumn(),
+            TextColumn("{task.fields[states]}"),
+        ]
+    shown = list(JobState) if console.width >= WIDE else [JobState.FAILED]
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(
+            "",
+            name=_short(batch.name, console),
+            total=batch.num_jobs,
+            completed=_num_finished(batch),
+            states=_states(batch, shown),
+        )
+        now = batch
+        for now in looks:
+            progress.update(
+                bar, total=now.num_jobs, completed=_num_finished(now), states=_states(now, shown)
+            )
+    return now
+
+
+def _moves(console: Screen) -> bool:
+    """Whether a line can be written again."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _short(name: str, console: Screen) -> str:
+    """A name that leaves room for the rest of the line."""
+    return one_line(name, max(12, console.width // 5)).plain
+
+
+def _watch_lines(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
+    started, num_before = time.monotonic(), _num_finished(batch)
+    spoken: float | None = None
+    now = batch
+    for now in looks:
+        at = time.monotonic()
+        if not is_finished(now) and spoken is not None and at - spoken < PLAIN_SECONDS:
+            continue
+        spoken = at
+        num_done = _num_finished(now)
+        rate = (num_done - num_before) / max(at - started, 1e-9)
+        left = now.num_jobs - num_done
+        eta = f", about {left / rate:,.0f} s to go" if rate and left else ""
+        console.print(
+            f"{visible(now.name, one_line=True)}: {num_done:,} of {plural(now.num_jobs, 'job')} "
+            f"finished ({states_in_words(now)}), {rate:,.1f} jobs/s{eta}",
+            soft_wrap=True,
+        )
+    return now
+
+
+def is_finished(batch: FoundBatch) -> bool:
+    """Whether nothing more will come of the batch: complete, and every job at its end."""
+    return batch.closed_at is not None and batch.num_unfinished == 0
+
+
+def states_in_words(batch: FoundBatch) -> str:
+    """`2 queued, 3 succeeded`, in the order of a job's life."""
+    words = [f"{num:,} {state}" for state in JobState if (num := batch.states.get(state, 0))]
+    return ", ".join(words) or "no jobs"
+
+
+def _looks(batch: FoundBatch, check: Callable[[], None], grows: bool) -> Iterator[FoundBatch]:
+    """The batch as it stands, again and again, the last time when nothing more will come."""
+    grew, num_jobs = time.monotonic(), batch.num_jobs
+    while True:
+        yield batch
+        if is_finished(batch) or (not grows and batch.num_unfinished == 0):
+            return
+        now = time.monotonic()
+        if batch.num_jobs != num_jobs:
+            grew, num_jobs = now, batch.num_jobs
+        # Whoever enqueued it may have died in the middle.
+        if batch.num_unfinished == 0 and now - grew > ABANDONED_SECONDS:
+            return
+        check()
+        time.sleep(POLL_SECONDS)
+        [batch] = find_batches(batch.id, database=settings.database())
+
+
+def _num_finished(batch: FoundBatch) -> int:
+    return sum(batch.states.get(state, 0) for state in FINISHED)
+
+
+def _states(batch: FoundBatch, shown: Iterable[JobState]) -> str:
+    parts = [
+        f"[{STYLES[state]}]{num:,} {state}[/]"
+        for state in shown
+        if (num := batch.states.get(state, 0))
+    ]
+    growing = ["still being enqueued"] if batch.closed_at is None else []
+    return " ".join([*parts, *growing])

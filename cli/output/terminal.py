@@ -1,0 +1,173 @@
+"""What a command says: answers on standard output, everything about them on standard error."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.table import Column, Table
+from rich.text import Text
+
+from cli.output.escaping import is_unicode, json_text, visible
+
+PIPE_WIDTH = 240
+MIN_COLUMN_WIDTH = 16  # a column that is narrower than this is not worth looking at
+GAP = 2  # between columns
+ON_ONE_LINE = ("input", "output")  # cut at the edge, so that a job is a line
+
+
+class Screen(Console):
+    """A console that is handed no control character, and none that its encoding lacks."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+    @property
+    def is_unicode(self) -> bool:
+        return is_unicode(self.encoding)
+
+    @property
+    def spinner(self) -> str:
+        """The name of a spinner that the encoding has."""
+        return "dots" if self.is_unicode else "line"
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text, self.encoding), **options)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        return super().status(status, **{"spinner": self.spinner, **options})
+
+
+out = Screen()
+err = Screen(stderr=True)
+
+
+def say(sentence: str) -> None:
+    """An answer for a person to read."""
+    out.print(sentence, soft_wrap=True)
+
+
+def note(sentence: str) -> None:
+    """Something beside the answer, where a pipe does not carry it off."""
+    err.print(sentence, soft_wrap=True, style="dim")
+
+
+def warn(sentence: str) -> None:
+    err.print(f"tidemill: {sentence}", soft_wrap=True)
+
+
+def write_json(value: Any) -> None:
+    """One JSON document on standard output, for a program to read."""
+    sys.stdout.write(json_text(value, out.encoding, indent=2) + "\n")
+
+
+class LinesTable(Table):
+    """A table in which a text of whoever it is stays on its line."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(
+            *(_of_one_line(cell) if isinstance(cell, str) else cell for cell in cells), **options
+        )
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    made = LinesTable(
+        title=title, title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    for column in columns:
+        on_one_line = column in ON_ONE_LINE
+        made.add_column(
+            column,
+            overflow="ellipsis" if on_one_line else "fold",
+            # An id or a date in two pieces cannot be copied.
+            no_wrap=on_one_line or column in ("id", "enqueued"),
+        )
+    return made
+
+
+def print_table(made: Table, dispensable: Sequence[str] = ()) -> None:
+    """A table as wide as the terminal; in a pipe or file, as wide as it likes to be.
+
+    dispensable: columns that are left out one by one while it does not fit. Where it
+    never does, every row becomes a paragraph.
+    """
+    to = out if out.is_terminal or "COLUMNS" in os.environ else Screen(width=PIPE_WIDTH)
+    for header in dispensable:
+        if _min_width(made) <= to.width:
+            break
+        made.columns = [column for column in made.columns if column.header != header]
+    if _min_width(made) <= to.width:
+        _cut_long_columns(made, to.width)
+        to.print(made)
+    else:
+        _print_paragraphs(made, to)
+
+
+def _min_width(made: Table) -> int:
+    """How wide the table is when every long column has been made as narrow as is useful."""
+    widths = [
+        _width(column) if _is_fixed(column) else min(_width(column), MIN_COLUMN_WIDTH)
+        for column in made.columns
+    ]
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _cut_long_columns(made: Table, width: int) -> None:
+    """Share out among the columns of long texts what the others leave; Rich would take from
+    the others first."""
+    long = [column for column in made.columns if column.header in ON_ONE_LINE]
+    left = width - GAP * len(made.columns)  # Rich counts one at the edge, too, where it is told
+    left -= sum(_width(column) for column in made.columns if column not in long)
+    for column in long:
+        column.max_width = max(left // len(long), MIN_COLUMN_WIDTH)
+        if not out.is_unicode:  # Rich has an ellipsis of one character only
+            column._cells = [one_line(str(cell), column.max_width) for cell in column.cells]
+
+
+def _is_fixed(column: Column) -> bool:
+    return column.no_wrap and column.header not in ON_ONE_LINE
+
+
+def _width(column: Column) -> int:
+    """Of the column's longest cell."""
+    return max(_cell(cell).cell_len for cell in (column.header, *column.cells))
+
+
+def _print_paragraphs(made: Table, to: Screen) -> None:
+    if made.title is not None:
+        to.print(made.title, style="bold")
+    for row in zip(*(list(column.cells) for column in made.columns), strict=True):
+        for column, cell in zip(made.columns, row, strict=True):
+            if text := _cell(cell):
+                to.print(Text.assemble(f"{column.header}: ", text))
+        to.print("")
+
+
+def _cell(cell: RenderableType) -> Text:
+    return cell if isinstance(cell, Text) else Text(str(cell))
+
+
+def inert(text: str) -> Text:
+    """A user's text for the terminal: escape sequences in it stay letters."""
+    return Text(visible(text, out.encoding))
+
+
+def one_line(text: str, max_characters: int) -> Text:
+    """The beginning of a user's text, on one line."""
+    joined = _of_one_line(text).plain
+    if len(joined) > max_characters:
+        ellipsis = "…" if out.is_unicode else "..."
+        joined = joined[: max(max_characters - len(ellipsis), 0)] + ellipsis
+    return Text(joined)
+
+
+def _of_one_line(text: str) -> Text:
+    return inert(" ".join(text.split()))
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `3 batches`."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"

@@ -1,6 +1,0 @@
-"""Where jobs come from: files, folders and queries, each read as a stream of rows."""
-
-from cli.sources.source import BadRow, Row, Source
-from cli.sources.suffixes import looks_like_source, open_source
-
-__all__ = ["BadRow", "Row", "Source", "looks_like_source", "open_source"]

@@ -1,0 +1,1 @@
+"""Processes of this machine: what `tidemill up` starts and stops."""

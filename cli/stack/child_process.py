@@ -1,0 +1,88 @@
+"""A child: a process of `tidemill up`, in a group of its own, with its output in a file."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cli.stack import die_with_parent
+
+TAIL_LINES = 15
+MAX_LOG_BYTES = 10 * 2**20
+
+
+class Child:
+    """Started once; stopped by a signal to its group, so that its own children go too."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        standard_input: str = "",
+    ) -> None:
+        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_name(log.name + ".1"))
+        self.log = log
+        with log.open("ab") as to:
+            self._log_start = to.tell()
+            self._process = subprocess.Popen(
+                # -P: nothing in the leash's own folder can stand in for a module.
+                [sys.executable, "-P", die_with_parent.__file__, str(os.getpid()), *command],
+                stdin=subprocess.PIPE,
+                stdout=to,
+                stderr=subprocess.STDOUT,
+                env={**environment},
+                # Ctrl-C in a terminal goes to everyone in the foreground group;
+                # the order of stopping is the parent's to decide.
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(standard_input.encode())
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended, and its log says why
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the process itself, which passes on what its children must know."""
+        if self.status is None:
+            self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ended within the time."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it and what is left of its group."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self._process.wait()
+
+    def new_output(self, since: int) -> bytes:
+        """What it has written since a position in this run's output."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start + since)
+            return log.read()
+
+    def last_lines(self) -> str:
+        """The end of what it has written in this run."""
+        lines = self.new_output(0).decode(errors="replace").splitlines()
+        return "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])

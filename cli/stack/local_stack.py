@@ -1,0 +1,202 @@
+"""A mill: everything that `tidemill up` starts, in order, and stops in the reverse order.
+
+    Valkey -> database -> worker
+
+Embedded where no address is given. What is started is a child of this
+process and does not outlive it.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+from cli.commands.worker import celery_command
+from cli.errors import AlreadyRunning, PartFailed
+from cli.stack.child_process import Child
+from cli.stack.embedded_valkey import EmbeddedValkey
+from db import queries
+from db.address import DATABASE_FILE, RUN_FILE, STORES_FILE
+from db.database_url import file_url
+from db.schema import migrate
+from db.session import Database
+
+LOCK_FILE = "up.lock"
+POLL_SECONDS = 0.1
+DRAIN_SECONDS = 60.0  # the worker's own limit is shorter
+QUIT_SECONDS = 10.0
+
+
+class Mill:
+    """The parts of one data folder. Always: what was started is stopped by `stop`."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        config: Path,
+        *,
+        models: str | None = None,
+        redis_url: str | None = None,
+        database_url: str | None = None,
+    ) -> None:
+        self.data_dir = data_dir.resolve()
+        self._config = config.resolve()
+        self._models = models
+        self.redis_url = redis_url or ""
+        self._valkey = None if redis_url else EmbeddedValkey(self.data_dir / "valkey")
+        self.database = Database(database_url or file_url(self.data_dir / DATABASE_FILE))
+        self._is_embedded = not database_url
+        self._lock: IO[str] | None = None
+        self._worker: Child | None = None
+        self._num_shown = 0
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process needs to find this mill."""
+        return {
+            "TIDEMILL_REDIS_URL": self.redis_url,
+            "TIDEMILL_DATABASE_URL": self.database.url.render_as_string(hide_password=False),
+            "TIDEMILL_CONFIG": str(self._config),
+        }
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir / "worker.log"
+
+    # --- starting ------------------------------------------------------------------------------
+
+    def start_stores(self) -> None:
+        """Take the folder, start Valkey, bring the database to our revision.
+
+        Raises AlreadyRunning, PartFailed or DatabaseError.
+        """
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_folder()
+        if self._valkey is not None:
+            self._valkey.start()
+            self.redis_url = self._valkey.url
+        migrate(self.database)
+        self._write(STORES_FILE)
+
+    def start_worker(self) -> None:
+        """Begin to load the models; `wait_for_worker` says when that is done."""
+        environment = {**os.environ, **self.environment}
+        if self._models is not None:
+            environment["TIDEMILL_MODELS"] = self._models
+        self._worker = Child(celery_command("tidemill-up"), self.log, environment)
+
+    def wait_for_worker(self, go_on: Callable[[], None]) -> None:
+        """Return when the worker takes jobs; raises PartFailed.
+
+        go_on: called at every look; raises to end the waiting
+        """
+        assert self._worker is not None
+        name = f"{socket.gethostname()}:{self._worker.pid}:"
+        while True:
+            go_on()
+            self.check()
+            with self.database.read() as session:
+                workers = session.scalars(queries.live_workers()).all()
+            if any(worker.name.startswith(name) for worker in workers):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def announce(self) -> None:
+        """Let commands that run in this folder know that jobs are run."""
+        self._write(RUN_FILE)
+
+    def _write(self, name: str) -> None:
+        """Write down where the parts are; see `db.address`."""
+        written = {
+            "redis_url": self.redis_url,
+            "config": str(self._config),
+            "pid": str(os.getpid()),
+        }
+        # Our own file is found by the folder, which may be moved.
+        if name == RUN_FILE or not self._is_embedded:
+            written["database_url"] = self.environment["TIDEMILL_DATABASE_URL"]
+        part = self.data_dir / f"{name}.part"
+        part.unlink(missing_ok=True)
+        # The addresses have passwords in them.
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as to:
+            json.dump(written, to)
+        part.replace(self.data_dir / name)
+
+    # --- running -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise PartFailed if a part has ended by itself."""
+        if self._worker is not None and self._worker.status is not None:
+            raise PartFailed(
+                f"the worker ended (status {self._worker.status}): "
+                f"{_reason(self._worker.last_lines())}"
+            )
+        if self._valkey is not None and self._valkey.status is not None:
+            raise PartFailed(
+                f"Valkey ended (status {self._valkey.status}):\n{self._valkey.last_lines()}"
+            )
+
+    def show_log(self) -> None:
+        """Pass on what the worker has written since the last call."""
+        if self._worker is not None:
+            written = self._worker.new_output(self._num_shown)
+            self._num_shown += len(written)
+            sys.stderr.buffer.write(written)
+            sys.stderr.flush()
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    def stop(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Stop every part: the worker when it has finished what it runs, or when hurried."""
+        if self._lock is None:
+            return  # another has the folder, or nobody
+        (self.data_dir / RUN_FILE).unlink(missing_ok=True)
+        if self._worker is not None:
+            self._stop_worker(self._worker, hurried)
+        if self._valkey is not None:
+            self._valkey.stop()
+        self.database.close()
+        self._lock.close()
+        self._lock = None
+
+    def _stop_worker(self, worker: Child, hurried: Callable[[], bool]) -> None:
+        worker.signal(signal.SIGTERM)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while not worker.wait(POLL_SECONDS):
+            if hurried() or time.monotonic() > deadline:
+                worker.signal(signal.SIGQUIT)
+                worker.wait(QUIT_SECONDS)
+                break
+        worker.kill()
+
+    def _take_folder(self) -> None:
+        """Hold the folder's lock, which the kernel lets go of when this process dies."""
+        self._lock = (self.data_dir / LOCK_FILE).open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            pid = self._lock.read().strip()
+            self._lock.close()
+            self._lock = None
+            raise AlreadyRunning(
+                f"a `tidemill up` already runs in {self.data_dir} (process {pid}); "
+                "stop it with Ctrl-C there, or give this one another --data-dir"
+            ) from None
+        # One that is there now is of an `up` that was killed.
+        (self.data_dir / RUN_FILE).unlink(missing_ok=True)
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+
+def _reason(last_lines: str) -> str:
+    """Why a worker ended: what it called critical, or else all that it said in the end."""
+    critical = [line.partition(" CRITICAL ")[2] for line in last_lines.splitlines()]
+    return "\n".join(filter(None, critical)) or f"\n{last_lines}"

@@ -1,0 +1,31 @@
+"""Ready: what a command needs of the database before it begins."""
+
+import os
+from pathlib import Path
+
+from cli.output.terminal import note
+from db.address import data_dir, is_named, is_starting, running_up
+from db.schema import require_current
+from db.session import Database
+from tasks import settings
+
+
+def require_ready() -> Database:
+    """The database, reachable and at our revision; raises DatabaseError or SettingsError.
+
+    Says so where it is that of a `tidemill up` that runs no jobs now: reading and
+    keeping need no worker.
+    """
+    database = settings.database()
+    require_current(database)
+    here = os.environ, Path.cwd()
+    if not is_named(os.environ) and not running_up(*here):
+        folder = data_dir(*here)
+        if is_starting(*here):
+            note(f"the `tidemill up` of {folder} runs no jobs yet (or no longer); they are kept")
+        else:
+            note(
+                f"no `tidemill up` runs in {folder.parent}; this is what is kept in {folder}, "
+                "and no job is run until you start it again"
+            )
+    return database

@@ -1,0 +1,1 @@
+"""Attention to cached keys and values, plugged into the models of transformers."""

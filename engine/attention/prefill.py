@@ -1,0 +1,59 @@
+"""Reading: prompts of any length in one row, one after the other, so that nothing is padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.attention.base import Spans
+from engine.core.sequence import Sequence
+from engine.cpu.linear import is_of_onednn
+
+# What is read at once: enough to keep the products busy, and little enough to stay in the
+# processor's caches. A GPU needs more to be busy; beyond it T5's bias grows large, which has
+# the square of it.
+CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
+# oneDNN compiles a product for every number of rows and keeps it: a millisecond and 600 KiB
+# each, up to a thousand of them. So there are few numbers where it multiplies.
+MULTIPLE = 8
+ENCODER_MULTIPLE = 16  # a decoder's products come beside an encoder's
+
+
+def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
+    """Together as many tokens as are read at once, or one longer prompt."""
+    chunked: list[list[Sequence]] = []
+    num_tokens = 0
+    for sequence in sequences:
+        num_tokens += len(sequence.prompt_ids)
+        if not chunked or num_tokens > CHUNK_TOKENS[device.type]:
+            chunked.append([])
+            num_tokens = len(sequence.prompt_ids)
+        chunked[-1].append(sequence)
+    return chunked
+
+
+def multiple_for(model: Any, of_onednn: int) -> int:
+    """Of which the tokens of a step are to be a multiple."""
+    return of_onednn if any(map(is_of_onednn, model.modules())) else 1
+
+
+def filled_up(
+    prompts: list[tuple[int, ...]], multiple: int, num_before: int = 0
+) -> list[tuple[int, ...]]:
+    """With one more, of which nothing is kept, where the tokens are of an odd number.
+
+    num_before: tokens that come before the prompts
+    """
+    num_more = -(num_before + sum(map(len, prompts))) % multiple
+    return [*prompts, (0,) * num_more] if num_more else prompts
+
+
+def in_one_row(prompts: list[tuple[int, ...]]) -> tuple[list[int], Spans]:
+    """Returns all tokens, and where each prompt is among them."""
+    ids: list[int] = []
+    spans = []
+    for prompt in prompts:
+        spans.append((len(ids), len(ids) + len(prompt)))
+        ids.extend(prompt)
+    return ids, tuple(spans)

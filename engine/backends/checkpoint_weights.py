@@ -1,0 +1,70 @@
+"""Weights: what a checkpoint's files gave to a model, held against what the model has.
+
+`transformers` draws at random what a file lacks and drops what it has too much, and says so
+in a log only. Such a model answers with noise; so it is refused here by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from engine.cpu.file_pages import forget_tensor
+
+MAX_NAMED = 3  # of each kind
+# Tables that older versions wrote beside the weights, and that a model computes by itself.
+COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|position_ids|inv_freq)$")
+
+
+def why_not_whole(model: Any, info: Mapping[str, Any]) -> str | None:
+    """None if every weight of the model came from the files, and they hold no other.
+
+    info: what `from_pretrained` returns for `output_loading_info`, without what the
+    architecture ties or lets be absent
+    """
+    # A table of sines, say: nothing that was learned.
+    computed = {name for name, _ in model.named_buffers()}
+    computed |= {name.removeprefix(f"{model.base_model_prefix}.") for name in computed}
+    extra = {
+        name for name in info["unexpected_keys"] if name not in computed and not is_computed(name)
+    }
+    kinds = {
+        "lack": info["missing_keys"],
+        "hold beyond the configuration": extra,
+        "hold in another shape": {shaped(each) for each in info["mismatched_keys"]},
+    }
+    found = [f"{verb} {len(names)} ({named(names)})" for verb, names in kinds.items() if len(names)]
+    if not found and info["error_msgs"]:
+        found = [f"could not be read ({' '.join(str(info['error_msgs'][0]).split())[:240]})"]
+    return f"of the model's weights its files {' and '.join(found)}" if found else None
+
+
+def is_computed(name: str) -> bool:
+    return COMPUTED.search(name) is not None
+
+
+def shaped(mismatch: Any) -> str:
+    name, of_file, of_model = mismatch
+    return f"{name}: {list(of_file)} for {list(of_model)}"
+
+
+def named(names: Collection[str]) -> str:
+    listed = sorted(names)
+    more = [f"{len(listed) - MAX_NAMED} more"] if len(listed) > MAX_NAMED else []
+    return ", ".join(listed[:MAX_NAMED] + more)
+
+
+@torch.no_grad()
+def not_finite(model: Any) -> list[str]:
+    """Names of the parameters that hold NaN or infinity."""
+    found = []
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and parameter.is_floating_point():
+            ends = torch.stack(torch.aminmax(parameter.detach()))
+            if not bool(torch.isfinite(ends).all()):
+                found.append(name)
+            forget_tensor(parameter)  # it was only looked at
+    return found

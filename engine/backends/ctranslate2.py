@@ -1,0 +1,230 @@
+"""CTranslate2Engine: greedy answers of T5 and Marian by CTranslate2, in float32 or int8.
+
+An extra, for who wants its int8 on an old CPU. It decodes by the batch: a group runs to its
+end in the step in which it joins, and rows that are finished leave the batch. What is not
+known to be exact there is refused by name: at loading if the checkpoint decides it, else in
+the request.
+
+Token ids go in and come out: the model is converted with a vocabulary of `t0`, `t1`, ..., so
+that its tokenizers and ours need not agree on anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ctranslate2
+import torch
+from ctranslate2.converters import transformers as converters
+
+from engine.backends.generate import ExactEngine
+from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
+from engine.backends.loader import Checkpoint
+from engine.backends.proved_families import why_not_shared
+from engine.core.completion import Completion
+from engine.core.scheduler import StepPlan
+from engine.core.sequence import Sequence
+from engine.errors import GenerationFailed, Unloadable
+from engine.logging import whereabouts
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import ModelCard, Output, Request
+from engine.sampling.resolve_params import SETTINGS
+
+log = logging.getLogger(__name__)
+
+PROVED = ("marian", "t5")
+COMPUTE_TYPES = {"none": "float32", "int8": "int8"}
+# What a checkpoint's own generation configuration may say beside what is inert or neutral.
+ATTENDED_TO = frozenset(SETTINGS) | {
+    "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
+    "forced_eos_token_id", "max_length", "min_length", "pad_token_id", "prefix",
+}  # fmt: skip
+
+
+class CTranslate2Engine:
+    def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
+        """Takes the checkpoint's model away. Raises Unloadable."""
+        reason = why_not(spec, checkpoint)
+        if reason is not None:
+            raise Unloadable(
+                f'model {spec.alias!r} cannot run by CTranslate2: {reason}; use engine = "auto"'
+            )
+        # Encodes and decodes as the exact engine does, so that both agree.
+        self.exact = ExactEngine(spec, checkpoint)
+        self.sized = replace(
+            self.exact.sized, spec=replace(self.exact.sized.spec, engine="ctranslate2")
+        )
+        self.max_rows: int | None = None
+        self.translator = translator_of(checkpoint, self.sized.spec)
+        self.end_ids = sorted(checkpoint.eos_token_ids)
+        # What it holds is a copy, and one is enough.
+        checkpoint.model = self.exact.model = None
+        self.card: ModelCard = replace(
+            checkpoint.card,
+            engine="ctranslate2",
+            versions={**checkpoint.card.versions, "ctranslate2": ctranslate2.__version__},
+        )
+
+    @classmethod
+    def load(cls, spec: EngineSpec) -> CTranslate2Engine:
+        """Raises Unloadable."""
+        return cls(spec, Checkpoint.load(spec))
+
+    def encode(self, request: Request) -> Sequence:
+        sequence = self.exact.encode(request)
+        refuse_unless_greedy(sequence.settings, "CTranslate2")
+        # Rows of one call may differ in all but this.
+        sequence.group = ("ctranslate2", sequence.settings.min_new_tokens)
+        return sequence
+
+    def run(self, plan: StepPlan) -> list[Completion | None]:
+        assert not plan.going_on, "a group is run to its end in the step in which it joins"
+        return list(self._run_blaming(plan.joining))
+
+    def drop(self, sequences: Iterable[Sequence]) -> None:
+        """Nothing is kept between steps."""
+
+    def decode(self, completion: Completion) -> Output:
+        return self.exact.decode(completion)
+
+    def _run_blaming(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
+        """Run a group; if it fails, each by itself, so that only the culprit is blamed."""
+        try:
+            return self._translate(sequences)
+        except Exception as error:
+            if len(sequences) == 1:
+                log.error("request failed", extra={"error": whereabouts(error)})
+                return [Completion.failed(sequences[0], GenerationFailed(error))]
+            log.warning(
+                "group failed and is run in parts",
+                extra={"error": whereabouts(error), "num_sequences": len(sequences)},
+            )
+        return [completion for each in sequences for completion in self._run_blaming((each,))]
+
+    def _translate(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
+        limits = [each.settings.max_new_tokens for each in sequences]
+        results = self.translator.translate_batch(
+            [[word(id_) for id_ in each.prompt_ids] for each in sequences],
+            beam_size=1,
+            max_input_length=0,  # ours are within limits already
+            max_decoding_length=max(limits),
+            min_decoding_length=sequences[0].settings.min_new_tokens,
+            end_token=self.end_ids,
+            return_end_token=True,
+            # It knows one limit for all; a row leaves the batch at its own.
+            callback=lambda step: step.step + 1 >= limits[step.batch_id],
+        )
+        forced = self.exact.checkpoint.generation_config.forced_eos_token_id
+        completions = []
+        for sequence, result in zip(sequences, results, strict=True):
+            row = [int(each[1:]) for each in result.hypotheses[0]]
+            row = with_forced_end(row, sequence.settings.max_new_tokens, forced)
+            answer = self.exact.answer(sequence, row, None)
+            completions.append(Completion(sequence, (answer,)))
+        return completions
+
+
+def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
+    """None if its greedy answers are known to be exact."""
+    config, own = checkpoint.config, checkpoint.generation_config
+    if config.model_type not in PROVED:
+        return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
+    if (reason := why_not_shared(checkpoint.model)) is not None:
+        return reason
+    if checkpoint.card.device != "cpu" or checkpoint.card.dtype != "float32":
+        return (
+            "it is proved in float32 on a CPU; "
+            f"this is {checkpoint.card.dtype} on {checkpoint.card.device}"
+        )
+    if spec.quantization not in COMPUTE_TYPES:
+        return f"quantization = {spec.quantization!r} is not among {', '.join(COMPUTE_TYPES)}"
+    if not checkpoint.eos_token_ids:
+        return "it has no end token"
+    ignored = not_attended_to(own.to_dict(), ATTENDED_TO)
+    if ignored is not None:
+        return f"its own {ignored} is not attended to there"
+    pad_id = config.pad_token_id
+    if own.bad_words_ids and own.bad_words_ids != [[pad_id]]:
+        return "it has bad words other than its padding"
+    if config.model_type == "t5":
+        return "it has bad words" if own.bad_words_ids else None
+    if own.decoder_start_token_id != pad_id or pad_id != config.vocab_size - 1:
+        return "its decoder does not start from the padding, or that is not the last token"
+    if checkpoint.model.get_decoder().get_input_embeddings().weight[pad_id].any():
+        return "its decoder does not start from zeros"
+    return None
+
+
+def translator_of(checkpoint: Checkpoint, spec: EngineSpec) -> Any:
+    """What `checkpoint.model` is, converted and loaded."""
+    compute_type = COMPUTE_TYPES[spec.quantization]
+    with tempfile.TemporaryDirectory(prefix="tidemill-") as folder:
+        Converter(checkpoint).convert(
+            folder, quantization=None if compute_type == "float32" else compute_type, force=True
+        )
+        return ctranslate2.Translator(
+            folder,
+            device="cpu",
+            compute_type=compute_type,
+            intra_threads=spec.threads or torch.get_num_threads(),
+            inter_threads=1,
+        )
+
+
+def word(token_id: int) -> str:
+    return f"t{token_id}"
+
+
+class Converter(converters.TransformersConverter):
+    """Of a model that is loaded already."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.card.checkpoint)
+        self.checkpoint = checkpoint
+
+    def _load(self) -> Any:
+        # The road by a path would load model and tokenizer again, and trust the latter.
+        loader = converters._MODEL_LOADERS[type(self.checkpoint.config).__name__]
+        with torch.no_grad():
+            return loader(self.checkpoint.model, Words.of(self.checkpoint))
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A tokenizer, as far as a converter looks at it."""
+
+    num_words: int
+    pad_token: str
+    eos_token: str
+    bos_token: str
+    unk_token: str
+    drops_padding: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Words:
+        config = checkpoint.config
+        unknown = getattr(checkpoint.tokenizer, "unk_token_id", None)
+        return cls(
+            num_words=config.vocab_size,
+            pad_token=word(config.pad_token_id),
+            eos_token=word(min(checkpoint.eos_token_ids)),
+            bos_token=word(config.pad_token_id),
+            unk_token=word(0 if unknown is None else unknown),
+            drops_padding=config.model_type == "marian",
+        )
+
+    def get_vocab(self) -> dict[str, int]:
+        words = {word(each): each for each in range(self.num_words)}
+        if self.drops_padding:
+            # The converter takes the last word away if it is called so: nothing comes of it,
+            # and the decoder starts from zeros.
+            del words[self.pad_token]
+            words["<pad>"] = self.num_words - 1
+        return words
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return word(token_id)

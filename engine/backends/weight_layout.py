@@ -1,0 +1,135 @@
+"""Layout: the weights of a model laid out for the products of this machine, and tried.
+
+Some models do more with a linear module than call it: they read its `weight`, or change it.
+So what a model says to a few tokens is compared before and after, and a model that says
+something else is loaded anew and left as its checkpoint has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from engine.backends.model_state import Freshness
+from engine.cpu.fusion import fuse
+from engine.cpu.linear import MakeLinear, best, can_pack, pack
+from engine.cpu.quantized import HalfLinear, Int8Linear
+from engine.errors import Unloadable
+from engine.logging import whereabouts
+from engine.protocol.engine_spec import EngineSpec
+
+log = logging.getLogger(__name__)
+
+ROUNDED: dict[str, MakeLinear] = {"int8": Int8Linear, "bfloat16": HalfLinear}
+# How far the logits may be from those before, relative to these: sums in another order, or
+# rounded weights. Something else altogether is off by about 1.
+MAX_OFF = {"none": 1e-3, "int8": 0.5, "bfloat16": 0.5}
+NUM_ROWS, NUM_PROMPT_TOKENS, NUM_STEPS = 2, 7, 3
+
+
+class Said(LogitsProcessor):
+    """Lets every token be the same one, so that two runs read the same."""
+
+    def __init__(self, token_id: int) -> None:
+        self.token_id = token_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        said = torch.full_like(scores, -torch.inf)
+        said[:, self.token_id] = 0.0
+        return said
+
+
+def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
+    """Lay the weights out, rounded if the spec says so. Raises Unloadable.
+
+    reload: makes the model as it was; what is laid out is not in memory twice for its sake
+    """
+    if not can_pack(model):
+        if spec.quantization == "none":
+            return
+        raise Unloadable(
+            f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "
+            f"float32 on a CPU with oneDNN; this is {model.dtype} on {model.device}"
+        )
+    make = best() if spec.quantization == "none" else ROUNDED[spec.quantization]
+    before = attempt(model)
+    if before is not None:
+        try:
+            fuse(model)
+            pack(model, make)
+        except Exception as error:
+            log.warning("laying out failed", extra={"error": whereabouts(error)})
+            after = None
+        else:
+            after = attempt(model)
+        if after is not None and off(before, after) <= MAX_OFF[spec.quantization]:
+            return
+    if spec.quantization != "none":
+        raise Unloadable(
+            f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, and a "
+            f"{model.config.model_type} model does not answer with weights laid out so; "
+            'use quantization = "none"'
+        )
+    log.warning("not laid out: it answers otherwise", extra={"model_type": model.config.model_type})
+    if before is not None:
+        renew(model, reload)
+
+
+def renew(model: Any, reload: Callable[[], Any]) -> None:
+    """Make it what a fresh one is, as the same object: others may hold it."""
+    vars(model).clear()  # first, or both would be in memory
+    vars(model).update(vars(reload()))
+
+
+def attempt(model: Any) -> Tensor | None:
+    """What it says to the probe; None if it cannot. The model is left as it was found."""
+    fresh = Freshness(model)
+    try:
+        return probe(model)
+    except Exception as error:
+        log.warning("the probe failed", extra={"error": whereabouts(error)})
+        return None
+    finally:
+        with torch.inference_mode():
+            fresh.restore()
+
+
+def probe(model: Any) -> Tensor:
+    """(steps, rows, vocab): logits of a prompt and of single tokens after it.
+
+    By `generate`, which knows what each architecture keeps between its steps.
+    """
+    num_ids = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, NUM_ROWS * NUM_PROMPT_TOKENS + 1) * 37 % num_ids
+    ids = ids.view(NUM_ROWS, NUM_PROMPT_TOKENS).to(model.device)
+    token_id = 11 % num_ids
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=NUM_STEPS,
+                do_sample=False,
+                pad_token_id=0,
+                decoder_start_token_id=token_id if model.config.is_encoder_decoder else None,
+                return_dict_in_generate=True,
+                output_logits=True,
+            ),
+            logits_processor=LogitsProcessorList([Said(token_id)]),
+        )
+    return torch.stack(output.logits).float()
+
+
+def off(before: Tensor, after: Tensor) -> float:
+    """The distance relative to what was said before; infinite if it is of another kind."""
+    finite = torch.isfinite(before)
+    if before.shape != after.shape or not torch.equal(finite, torch.isfinite(after)):
+        return float("inf")
+    expected, found = before[finite], after[finite]
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-6))

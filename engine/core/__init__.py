@@ -1,0 +1,1 @@
+"""The engine loop, its scheduler and the threads that feed it. No torch."""

@@ -1,0 +1,39 @@
+"""Completion: how one sequence ended, still in token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from engine.core.sequence import Sequence
+from engine.errors import RequestError
+from engine.protocol.messages import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The new tokens of one returned sequence, the end token included."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """`num_return_sequences` answers, or one cancelled answer, or an error and none."""
+
+    sequence: Sequence
+    answers: tuple[Answer, ...] = ()
+    error: RequestError | None = None
+
+    @classmethod
+    def cancelled(cls, sequence: Sequence) -> Self:
+        return cls(sequence, (Answer((), "cancelled"),))
+
+    @classmethod
+    def failed(cls, sequence: Sequence, error: RequestError) -> Self:
+        return cls(sequence, error=error)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(each.token_ids) for each in self.answers)

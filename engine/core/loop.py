@@ -1,0 +1,112 @@
+"""Loop: admit, cancel, schedule, step, collect. Read this first.
+
+Four threads share one engine process. The reader takes frames off the pipe, the encoder
+turns requests into sequences, the loop (the main thread) owns the scheduler and the
+model, the writer turns completions into text and sends them. This is the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from engine.core.backend import Engine
+from engine.core.completion import Completion
+from engine.core.inbox import Inbox
+from engine.core.outbox import Outbox
+from engine.core.request_tracker import Ledger
+from engine.core.scheduler import Scheduler, StepPlan
+from engine.errors import EngineBroken, GenerationFailed
+from engine.logging import whereabouts
+from engine.protocol.messages import Progress
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """Every sequence of the inbox ends as exactly one completion in the outbox."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        inbox: Inbox,
+        outbox: Outbox,
+        ledger: Ledger,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.engine = engine
+        self.scheduler = scheduler
+        self.inbox = inbox
+        self.outbox = outbox
+        self.ledger = ledger
+        self.clock = clock
+        self.num_steps = 0
+        self.num_prompt_tokens = 0
+        self.num_completion_tokens = 0
+        self.num_in_flight = 0
+        self.num_by_generate = 0
+        self.busy_seconds = 0.0
+
+    def run(self) -> None:
+        """Advance until the inbox is closed; what is unfinished then stays so."""
+        while not self.inbox.closed:
+            if self.advance() is None:
+                self.scheduler.check()
+                self.inbox.wait()
+
+    def advance(self) -> StepPlan | None:
+        """Run one step for every sequence that fits; None when there is nothing to do."""
+        self.scheduler.add(self.inbox.take())
+        self.cancel()
+        plan = self.scheduler.next_step(self.engine.max_rows)
+        if plan is None:
+            return None
+        results = self.step(plan)
+        finished = self.scheduler.apply(plan, results)
+        self.count(plan, finished)
+        self.outbox.put(finished, self.progress())
+        return plan
+
+    def cancel(self) -> None:
+        """Take out what is wanted no more, and answer it."""
+        sequences = self.scheduler.cancel(self.ledger.cancelled)
+        if sequences:
+            self.engine.drop(sequences)
+            self.outbox.put([Completion.cancelled(each) for each in sequences], self.progress())
+
+    def step(self, plan: StepPlan) -> list[Completion | None]:
+        started_at = self.clock()
+        try:
+            return self.engine.run(plan)
+        except EngineBroken:
+            raise
+        except Exception as error:
+            # An engine blames single requests by itself. What it did not foresee is
+            # answered to all that shared the step, so that nobody waits for ever.
+            log.error("step failed", extra={"error": whereabouts(error)})
+            self.engine.drop(plan.sequences)
+            return [Completion.failed(each, GenerationFailed(error)) for each in plan.sequences]
+        finally:
+            self.busy_seconds += self.clock() - started_at
+
+    def count(self, plan: StepPlan, finished: list[Completion]) -> None:
+        self.num_steps += 1
+        self.num_prompt_tokens += sum(len(each.prompt_ids) for each in plan.joining)
+        num_by_generate = sum(each.runs_to_end for each in plan.joining)
+        self.num_by_generate += num_by_generate
+        self.num_in_flight += len(plan.joining) - num_by_generate
+        self.num_completion_tokens += sum(each.num_tokens for each in finished)
+
+    def progress(self) -> Progress:
+        return Progress(
+            num_waiting=len(self.scheduler.waiting),
+            num_running=len(self.scheduler.running),
+            num_steps=self.num_steps,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens,
+            num_in_flight=self.num_in_flight,
+            num_by_generate=self.num_by_generate,
+            busy_seconds=self.busy_seconds,
+        )

@@ -1,0 +1,69 @@
+"""Reader: frames off the pipe, into the ledger and on to the encoder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from multiprocessing.connection import Connection
+from threading import Thread
+
+from engine.core.inbox import Inbox
+from engine.core.request_queue import Requests
+from engine.core.request_tracker import Ledger
+from engine.protocol.messages import Cancel, Run, Stop, from_bytes
+
+log = logging.getLogger(__name__)
+
+HANGUP_CHECK_SECONDS = 1.0  # how late a parent's death may be noticed while the ledger is full
+
+
+class Reader(Thread):
+    """Reads until the parent says stop or dies. In the latter case nobody is left to
+    answer, so the process ends at once, whatever the model is doing."""
+
+    def __init__(self, pipe: Connection, ledger: Ledger, requests: Requests, inbox: Inbox) -> None:
+        super().__init__(name="reader", daemon=True)
+        self.pipe = pipe
+        self.ledger = ledger
+        self.requests = requests
+        self.inbox = inbox
+
+    def run(self) -> None:
+        try:
+            while not self.inbox.closed:
+                self.read()
+        except (EOFError, OSError):
+            os._exit(0)
+        except BaseException as error:
+            # A frame that does not parse is a mistake of ours. Ending is what the parent
+            # can act on; a process that no longer reads is not.
+            log.critical("pipe unreadable", extra={"error": type(error).__name__})
+            os._exit(70)
+
+    def read(self) -> None:
+        match from_bytes(self.pipe.recv_bytes()):
+            case Run(requests):
+                self.ledger.open(each.id for each in requests)
+                for request in requests:
+                    self.requests.put(request)
+                self.wait_for_room()
+            case Cancel(ids):
+                self.ledger.cancel(ids)
+            case Stop():
+                self.inbox.close()
+            case frame:
+                raise AssertionError(f"the parent sent {type(frame).__name__}")
+
+    def wait_for_room(self) -> None:
+        """Back-pressure: while too much is held here, what comes next stays in the pipe."""
+        while not self.ledger.wait_for_room(HANGUP_CHECK_SECONDS):
+            if hung_up(self.pipe):
+                raise EOFError
+
+
+def hung_up(pipe: Connection) -> bool:
+    """Whether the other end is closed, without reading what it sent before."""
+    poll = select.poll()
+    poll.register(pipe.fileno(), 0)  # a hang-up is always reported
+    return bool(poll.poll(0))

@@ -1,0 +1,32 @@
+"""Requests: what was read and is not encoded yet, interactive ones first."""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Condition
+
+from engine.protocol.messages import Request
+
+
+class Requests:
+    """Filled by the reader, emptied by the encoder. What it holds is bounded by the ledger.
+
+    A bulk request waits while interactive ones do, as in the scheduler; within a lane the
+    order is that of arrival.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._interactive: deque[Request] = deque()
+        self._bulk: deque[Request] = deque()
+
+    def put(self, request: Request) -> None:
+        with self._changed:
+            (self._interactive if request.is_interactive else self._bulk).append(request)
+            self._changed.notify()
+
+    def get(self) -> Request:
+        """The next one; waits for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._interactive or self._bulk)
+            return (self._interactive or self._bulk).popleft()

@@ -1,0 +1,64 @@
+"""Writer: completions to text, and on to the parent."""
+
+from __future__ import annotations
+
+import logging
+import os
+from multiprocessing.connection import Connection
+from threading import Thread
+
+from engine.core.backend import Engine
+from engine.core.completion import Completion
+from engine.core.outbox import Outbox
+from engine.core.request_tracker import Ledger
+from engine.errors import GenerationFailed, RequestError
+from engine.logging import whereabouts
+from engine.protocol.messages import Output, Outputs, RequestFailure, to_bytes
+
+log = logging.getLogger(__name__)
+
+
+class Writer(Thread):
+    """Sends at most one frame a step; if the pipe is slow, several steps in one. A frame
+    without outputs says that the loop goes on."""
+
+    def __init__(self, pipe: Connection, engine: Engine, ledger: Ledger, outbox: Outbox) -> None:
+        super().__init__(name="writer", daemon=True)
+        self.pipe = pipe
+        self.engine = engine
+        self.ledger = ledger
+        self.outbox = outbox
+
+    def run(self) -> None:
+        while True:
+            taken = self.outbox.take()
+            if taken is None:
+                return
+            waiting, progress = taken
+            outputs = tuple(self.output(each) for each in waiting)
+            # Closed before they are sent: once the parent has an output it may count on
+            # the room that it left.
+            self.ledger.close(each.request_id for each in outputs)
+            try:
+                self.pipe.send_bytes(to_bytes(Outputs(outputs, progress)))
+            except OSError:
+                os._exit(0)  # the parent died
+
+    def output(self, waiting: Completion | Output) -> Output:
+        if isinstance(waiting, Output):
+            return waiting
+        if waiting.error is not None:
+            return self.failure(waiting, waiting.error)
+        try:
+            return self.engine.decode(waiting)
+        except Exception as error:
+            log.error("decoding failed", extra={"error": whereabouts(error)})
+            return self.failure(waiting, GenerationFailed(error, "writing the answer as text"))
+
+    def failure(self, completion: Completion, error: RequestError) -> Output:
+        return Output(
+            request_id=completion.sequence.id,
+            prompt_tokens=len(completion.sequence.prompt_ids),
+            settings=completion.sequence.settings.to_json(),
+            failure=RequestFailure.of(error),
+        )

@@ -1,0 +1,1 @@
+"""What is compiled for a CPU; everything here has a plain torch counterpart. See README.md."""

@@ -1,0 +1,90 @@
+"""GatedMLP: the feed-forward part of LLaMA, whose gate takes one pass, compiled.
+
+down(silu(gate(x)) * up(x)), with silu(x) = x / (1 + exp(-x)); Shazeer, 2020
+(arXiv:2002.05202). Importing this fails where `compiled` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numba import carray
+from torch import Tensor, nn
+
+from engine.cpu.captured_ops import on_tape
+from engine.cpu.kernels.decode_attention import exp
+from engine.cpu.thread_pool import (
+    FLOAT_BYTES,
+    by_rows,
+    fast,
+    floats_at,
+    in_pool,
+    own_share,
+    threads_for,
+)
+
+GATE, UP, OUT, NUM_ROWS, WIDTH, GATE_STRIDE, UP_STRIDE = range(7)
+NUM_ARGUMENTS = 7
+MIN_VALUES_A_THREAD = 8192  # below it waking a thread costs more
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    @classmethod
+    def like(cls, module: Any) -> Self:
+        """In place of one of `transformers`."""
+        return cls(module.gate_proj, module.up_proj, module.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., width) float32"""
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]  # a module
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """Both (..., inner) float32; returns silu(gate) * up."""
+    assert gate.dtype == up.dtype == torch.float32
+    if gate.shape != up.shape:
+        raise ValueError(f"{tuple(gate.shape)} cannot gate {tuple(up.shape)}")
+    width = gate.shape[-1]
+    gates, ups = by_rows(gate), by_rows(up)
+    out = torch.empty((len(gates), width))
+    on_tape(gate_rows, gates, ups, out)
+    return out.view(gate.shape)
+
+
+def gate_rows(gates: Tensor, ups: Tensor, out: Tensor) -> None:
+    num_rows, width = out.shape
+    run(
+        threads_for(num_rows * width, MIN_VALUES_A_THREAD), gates.data_ptr(), ups.data_ptr(),
+        out.data_ptr(), num_rows, width, gates.stride(0), ups.stride(0),
+    )  # fmt: skip
+
+
+@fast
+def gate_row(gate: Any, up: Any, out: Any, width: Any) -> None:
+    for each in range(width):
+        x = gate[each]
+        small = exp(-abs(x))
+        above = np.float32(1) if x >= 0 else small
+        out[each] = x * above / (np.float32(1) + small) * up[each]
+
+
+def body(arguments: Any) -> None:
+    a = carray(arguments, (NUM_ARGUMENTS,))
+    width = a[WIDTH]
+    begin, end = own_share(a[NUM_ROWS])
+    for row in range(begin, end):
+        gate_row(
+            carray(floats_at(a[GATE] + row * a[GATE_STRIDE] * FLOAT_BYTES), (width,)),
+            carray(floats_at(a[UP] + row * a[UP_STRIDE] * FLOAT_BYTES), (width,)),
+            carray(floats_at(a[OUT] + row * width * FLOAT_BYTES), (width,)),
+            width,
+        )
+
+
+run = in_pool(body, "7q")

@@ -1,0 +1,79 @@
+"""Tile: a product of some rows with as many columns as registers hold, in LLVM's words.
+
+What numba makes of such loops keeps its sums in memory, or adds up across a register for each
+number: a third of the speed. Importing this fails where `compiled` does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from engine.cpu.kernels.llvm_ir import (
+    FLOAT,
+    LANES,
+    ZEROS,
+    by_case,
+    load,
+    loop,
+    number,
+    plus_product,
+    pointer,
+    spread,
+    store,
+)
+
+TILE_ROWS = 8
+
+
+def tile(num_vectors: int) -> Any:
+    """Of `num_vectors` times LANES columns. The function that is returned is called with the
+    number of rows, at most TILE_ROWS; the address of the left rows and the floats from one to
+    the next; the same of the right; how many products are added up for a number; and where the
+    sums go, likewise.
+    """
+
+    @intrinsic
+    def product(
+        typing_context: Any, num_rows: Any, left: Any, left_stride: Any, right: Any,
+        right_stride: Any, depth: Any, out: Any, out_stride: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cases = {
+                rows: partial(write_product, builder, rows, num_vectors, *args[1:])
+                for rows in range(1, TILE_ROWS + 1)
+            }
+            by_case(builder, args[0], cases)
+            return context.get_dummy_value()
+
+        return types.none(*[types.int64] * 8), generate
+
+    return product
+
+
+def write_product(
+    builder: Any, num_rows: int, num_vectors: int, left: Any, left_stride: Any, right: Any,
+    right_stride: Any, depth: Any, out: Any, out_stride: Any,
+) -> None:  # fmt: skip
+    def place(row: Any, stride: Any, column: Any) -> Any:
+        return builder.add(builder.mul(row, stride), column)
+
+    columns = [number(each * LANES) for each in range(num_vectors)]
+
+    def add_products(at: Any, sums: list[Any]) -> list[Any]:
+        rights = [load(builder, right, place(at, right_stride, each)) for each in columns]
+        totals: list[Any] = []
+        for row in range(num_rows):
+            one = builder.load(pointer(builder, left, place(number(row), left_stride, at), FLOAT))
+            in_all = spread(builder, one)
+            for each in rights:
+                totals.append(plus_product(builder, sums[len(totals)], in_all, each))
+        return totals
+
+    begun = [ZEROS] * (num_rows * num_vectors)
+    for index, total in enumerate(loop(builder, number(0), depth, 1, add_products, begun)):
+        row, vector = divmod(index, num_vectors)
+        store(builder, total, out, place(number(row), out_stride, columns[vector]))

@@ -1,0 +1,71 @@
+"""Rounding: float32 rows to bytes, compiled; see `quantized`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray
+from torch import Tensor
+
+from engine.cpu.captured_ops import on_tape
+from engine.cpu.thread_pool import (
+    FLOAT_BYTES,
+    bytes_at,
+    fast,
+    floats_at,
+    in_pool,
+    own_share,
+    threads_for,
+)
+
+ROWS, BYTES, SCALES, NUM_ROWS, WIDTH = range(5)
+NUM_ARGUMENTS = 5
+MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
+
+
+@fast
+def round_row(row: Any, rounded: Any, width: Any) -> Any:
+    """To 1..255, of which 128 is zero; returns the scale."""
+    most = np.float32(0)
+    for each in range(width):
+        most = max(most, abs(row[each]))
+    scale = max(most, np.float32(1e-30)) / np.float32(127)
+    inverse = np.float32(1) / scale
+    for each in range(width):
+        # Half is added to what is above 0, and the rest is cut off.
+        rounded[each] = np.uint8(np.int32(row[each] * inverse + np.float32(128.5)))
+    return scale
+
+
+def body(arguments: Any) -> None:
+    a = carray(arguments, (NUM_ARGUMENTS,))
+    width = a[WIDTH]
+    scales = carray(floats_at(a[SCALES]), (a[NUM_ROWS],))
+    begin, end = own_share(a[NUM_ROWS])
+    for row in range(begin, end):
+        values = carray(floats_at(a[ROWS] + row * width * FLOAT_BYTES), (width,))
+        rounded = carray(bytes_at(a[BYTES] + row * width), (width,))
+        scales[row] = round_row(values, rounded, width)
+
+
+_run = in_pool(body, "5q")
+
+
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows: (rows, width) float32; returns the same in uint8, and (rows, 1) float32 scales."""
+    rows = rows.contiguous()
+    num_rows, width = rows.shape
+    rounded = torch.empty((num_rows, width), dtype=torch.uint8)
+    scales = torch.empty((num_rows, 1))
+    on_tape(_round_rows, rows, rounded, scales)
+    return rounded, scales
+
+
+def _round_rows(rows: Tensor, rounded: Tensor, scales: Tensor) -> None:
+    num_rows, width = rows.shape
+    _run(
+        threads_for(num_rows * width, MIN_VALUES_A_THREAD), rows.data_ptr(), rounded.data_ptr(),
+        scales.data_ptr(), num_rows, width,
+    )  # fmt: skip

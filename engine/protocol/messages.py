@@ -1,0 +1,324 @@
+"""What crosses between the parent and the engine process.
+
+parent -> engine: Load once, then Run, Cancel, Stop
+engine -> parent: Ready or Unloadable once, then Outputs
+
+A frame is one `send_bytes` of JSON. Every request of a Run is answered by exactly
+one Output. Nothing here loads a model library, and both sides are one version of
+the code, so a frame that does not parse is our own mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
+
+from engine.errors import RequestError
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.limits import Sized
+
+Task = Literal["summarize", "translate", "generate", "chat"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """How to decode, under the names that the field uses; None is the model's own value."""
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    max_length: int | None = None  # decoder-only: prompt included; encoder-decoder: decoder tokens
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    num_return_sequences: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        stop = tuple(data.get("stop", ()))
+        return cls(**{**data, "stop": stop})
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what is set."""
+        data = {name: value for name in PARAMS if (value := getattr(self, name)) is not None}
+        if self.stop:
+            data["stop"] = list(self.stop)
+        return data
+
+
+PARAMS = tuple(each.name for each in fields(Params) if each.name != "stop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt for the model. `id` is the parent's and is never used twice."""
+
+    id: int
+    task: Task
+    text: str | None = None  # None for chat
+    messages: tuple[Message, ...] = ()  # chat only
+    source_language: str | None = None
+    target_language: str | None = None
+    params: Params = field(default_factory=Params)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
+    is_interactive: bool = False  # it goes before others that wait
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            id=data["id"],
+            task=data["task"],
+            text=data.get("text"),
+            messages=tuple(Message(*each) for each in data.get("messages", ())),
+            source_language=data.get("source_language"),
+            target_language=data.get("target_language"),
+            params=Params.from_json(data["params"]),
+            chat_template_kwargs=data.get("chat_template_kwargs", {}),
+            is_interactive=data.get("is_interactive", False),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "id": self.id,
+            "task": self.task,
+            "text": self.text,
+            "params": self.params.to_json(),
+        }
+        if self.messages:
+            data["messages"] = [[each.role, each.content] for each in self.messages]
+        if self.source_language is not None:
+            data["source_language"] = self.source_language
+        if self.target_language is not None:
+            data["target_language"] = self.target_language
+        if self.chat_template_kwargs:
+            data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
+        if self.is_interactive:
+            data["is_interactive"] = True
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer. `token_ids` are the new tokens, the end token included."""
+
+    text: str
+    finish_reason: FinishReason
+    completion_tokens: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """Why a request has no answer. `code` is one of those listed in errors.py."""
+
+    code: str
+    message: str
+    retryable: bool
+
+    @classmethod
+    def of(cls, error: RequestError) -> Self:
+        return cls(error.code, str(error), error.retryable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What came of one request: choices, or a failure and no choices."""
+
+    request_id: int
+    choices: tuple[Choice, ...] = ()
+    prompt_tokens: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)  # as used, seed included
+    failure: RequestFailure | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        failure = data.get("failure")
+        return cls(
+            request_id=data["request_id"],
+            choices=tuple(
+                Choice(text, reason, len(token_ids), tuple(token_ids))
+                for text, reason, token_ids in data["choices"]
+            ),
+            prompt_tokens=data["prompt_tokens"],
+            settings=data["settings"],
+            failure=None if failure is None else RequestFailure(*failure),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "request_id": self.request_id,
+            "choices": [[each.text, each.finish_reason, each.token_ids] for each in self.choices],
+            "prompt_tokens": self.prompt_tokens,
+            "settings": dict(self.settings),
+        }
+        if (failure := self.failure) is not None:
+            data["failure"] = [failure.code, failure.message, failure.retryable]
+        return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What the engine holds, and its totals since the start."""
+
+    num_waiting: int = 0  # requests
+    num_running: int = 0  # requests
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    # Requests begun, by the way that they went: in steps with others, or by `model.generate`.
+    num_in_flight: int = 0
+    num_by_generate: int = 0
+    busy_seconds: float = 0.0  # in steps; the rest of the time there was nothing to do
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in PROGRESS}
+
+
+PROGRESS = tuple(each.name for each in fields(Progress))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What was loaded; goes with every result as its provenance."""
+
+    alias: str
+    checkpoint: str
+    revision: str | None  # a commit, or a short hash over configuration and weight headers
+    family: Literal["seq2seq", "causal", "fake"]
+    engine: str  # inflight, exact, ctranslate2, vllm or fake
+    model_type: str
+    device: str
+    dtype: str
+    max_context_tokens: int | None  # None: the checkpoint names no limit
+    num_parameters: int
+    engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        data["versions"] = dict(self.versions)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The first frame: what to load."""
+
+    spec: EngineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Ids whose output is wanted no more; those already answered are passed over."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End after the present step; what is unfinished is the parent's business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    card: ModelCard
+    sized: Sized
+
+
+@dataclass(frozen=True, slots=True)
+class Unloadable:
+    """The engine ends with status 1; `message` is one sentence with the remedy."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """At most one a step."""
+
+    outputs: tuple[Output, ...]
+    progress: Progress
+
+
+Frame = Load | Run | Cancel | Stop | Ready | Unloadable | Outputs
+
+
+def to_bytes(frame: Frame) -> bytes:
+    """The frame as JSON."""
+    data: dict[str, Any]
+    match frame:
+        case Run(requests):
+            data = {"type": "run", "requests": [each.to_json() for each in requests]}
+        case Outputs(outputs, progress):
+            data = {
+                "type": "outputs",
+                "outputs": [each.to_json() for each in outputs],
+                "progress": progress.to_json(),
+            }
+        case Cancel(ids):
+            data = {"type": "cancel", "ids": list(ids)}
+        case Load(spec):
+            data = {"type": "load", "spec": spec.to_json()}
+        case Ready(card, sized):
+            data = {"type": "ready", "card": card.to_json(), "sized": sized.to_json()}
+        case Unloadable(message):
+            data = {"type": "unloadable", "message": message}
+        case Stop():
+            data = {"type": "stop"}
+    # Escaped to ASCII, so that a lone surrogate in a user's text can cross and be
+    # answered instead of breaking the pipe for its whole company.
+    return json.dumps(data).encode("ascii")
+
+
+def from_bytes(data: bytes) -> Frame:
+    """The frame that `to_bytes` made."""
+    value = json.loads(data)
+    match value["type"]:
+        case "run":
+            return Run(tuple(Request.from_json(each) for each in value["requests"]))
+        case "outputs":
+            outputs = tuple(Output.from_json(each) for each in value["outputs"])
+            return Outputs(outputs, Progress.from_json(value["progress"]))
+        case "cancel":
+            return Cancel(tuple(value["ids"]))
+        case "load":
+            return Load(EngineSpec.from_json(value["spec"]))
+        case "ready":
+            return Ready(ModelCard.from_json(value["card"]), Sized.from_json(value["sized"]))
+        case "unloadable":
+            return Unloadable(value["message"])
+        case "stop":
+            return Stop()
+        case unknown:
+            raise ValueError(f"a frame of the unknown type {unknown!r}")

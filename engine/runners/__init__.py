@@ -1,0 +1,1 @@
+"""Forward passes: decoder-only, encoder-decoder, and how a step is executed."""

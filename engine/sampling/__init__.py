@@ -1,0 +1,1 @@
+"""Logits to tokens: parameters, logits processors, sampler, beam search."""

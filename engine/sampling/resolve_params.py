@@ -1,0 +1,197 @@
+"""Settings: how one request is decoded, with nothing left open.
+
+The job's parameters come first, then the spec's length, then the checkpoint's own
+generation configuration, then what `transformers` holds to be neutral. Its silent
+`max_length` of 20 is not among them: a request without any length gets
+DEFAULT_MAX_NEW_TOKENS, or what the context leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
+from engine.protocol.messages import Params
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Resolved; equal settings decode alike. Neutral values are those of `transformers`."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False  # or "never"
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    num_return_sequences: int = 1
+    seed: int | None = None  # None only when nothing is drawn
+    stop: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return max(self.num_beams, self.num_return_sequences)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was in effect; a setting that could not matter is left out."""
+        idle: set[str] = set()
+        if not self.do_sample:
+            idle |= {"temperature", "top_k", "top_p", "seed"}
+        if self.num_beams == 1:
+            idle |= {"length_penalty", "early_stopping"}
+        if not self.stop:
+            idle |= {"stop"}
+        data = {name: getattr(self, name) for name in SETTINGS if name not in idle}
+        if self.stop:
+            data["stop"] = list(self.stop)
+        return data
+
+
+SETTINGS = tuple(each.name for each in fields(Settings))
+# Those that a job may set and a checkpoint may have an opinion on, taken as they are.
+INHERITED = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_return_sequences",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many tokens an answer may have.
+
+    `num_before` are the tokens that `max_length` and the context count before the first
+    new one: the whole prompt of a decoder-only model, the start token of an encoder-decoder.
+    """
+
+    num_before: int
+    max_context_tokens: int | None  # of the decoder; None: the checkpoint names no limit
+    max_new_tokens: int | None = None  # the spec's
+
+    @property
+    def left(self) -> int | None:
+        if self.max_context_tokens is None:
+            return None
+        return max(self.max_context_tokens - self.num_before, 0)
+
+
+def resolve(params: Params, own: Mapping[str, Any], room: Room, fresh_seed: int) -> Settings:
+    """The settings of one request.
+
+    own:        the checkpoint's generation configuration, without what it leaves open
+    fresh_seed: used when the request samples and names no seed
+    Raises OutputTooLong, PromptTooLong or UnsupportedParameter.
+    """
+    values: dict[str, Any] = {}
+    for name in INHERITED:
+        value = getattr(params, name)
+        if value is None:
+            value = own.get(name)
+        if value is not None:
+            values[name] = value
+    do_sample = _do_sample(params, own)
+    if not do_sample and values.get("temperature") == 0:
+        del values["temperature"]  # greedy, said another way
+    settings = Settings(
+        max_new_tokens=_max_new_tokens(params, own, room),
+        min_new_tokens=_min_new_tokens(params, own, room),
+        do_sample=do_sample,
+        seed=None if not do_sample else fresh_seed if params.seed is None else params.seed,
+        stop=params.stop or _own_stop(own),
+        **values,
+    )
+    _refuse_contradictions(params, settings)
+    return settings
+
+
+def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
+    """A job that names a way to sample wants to sample, unless it says otherwise."""
+    asked = {
+        name: value
+        for name in ("temperature", "top_k", "top_p")
+        if (value := getattr(params, name)) is not None
+    }
+    if params.do_sample is None:
+        if "temperature" in asked:
+            return bool(asked["temperature"] > 0)
+        return True if asked else bool(own.get("do_sample", False))
+    if not params.do_sample and any(asked[name] != 0 for name in asked):
+        raise UnsupportedParameter(next(iter(asked)), "it has no effect with do_sample=false")
+    if params.do_sample and asked.get("temperature") == 0:
+        raise UnsupportedParameter("temperature", "0 cannot be sampled; use do_sample=false")
+    return params.do_sample
+
+
+def _max_new_tokens(params: Params, own: Mapping[str, Any], room: Room) -> int:
+    if params.max_new_tokens is not None and params.max_length is not None:
+        raise UnsupportedParameter("max_length", "use it or max_new_tokens, not both")
+    left = room.left
+    if params.max_new_tokens is not None:
+        return _within(left, "max_new_tokens", params.max_new_tokens, 0)
+    if params.max_length is not None:
+        if params.max_length <= room.num_before:
+            remedy = "max_length counts the prompt; raise it or use max_new_tokens"
+            raise PromptTooLong(room.num_before, params.max_length - 1, remedy)
+        return _within(left, "max_length", params.max_length, room.num_before)
+    wanted = room.max_new_tokens or own.get("max_new_tokens")
+    if wanted is None and own.get("max_length") is not None:
+        # A checkpoint's total that the prompt alone uses up says nothing about this request.
+        wanted = max(own["max_length"] - room.num_before, 0)
+    wanted = wanted or DEFAULT_MAX_NEW_TOKENS
+    return int(wanted) if left is None else min(int(wanted), left)
+
+
+def _within(left: int | None, name: str, num_tokens: int, num_before: int) -> int:
+    if left is not None and num_tokens - num_before > left:
+        reason = "after this prompt" if num_before > 1 else "within the model's context"
+        raise OutputTooLong(name, num_tokens, left + num_before, reason)
+    return num_tokens - num_before
+
+
+def _min_new_tokens(params: Params, own: Mapping[str, Any], room: Room) -> int:
+    if params.min_new_tokens is not None:
+        return params.min_new_tokens
+    if own.get("min_new_tokens") is not None:
+        return int(own["min_new_tokens"])
+    return max(int(own.get("min_length") or 0) - room.num_before, 0)
+
+
+def _own_stop(own: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = own.get("stop_strings") or ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _refuse_contradictions(params: Params, settings: Settings) -> None:
+    num_returned, num_beams = settings.num_return_sequences, settings.num_beams
+    if num_beams > 1 and num_returned > num_beams:
+        raise UnsupportedParameter(
+            "num_return_sequences",
+            f"{num_returned} cannot be returned from num_beams={num_beams}; raise num_beams",
+        )
+    if num_beams == 1 and num_returned > 1 and not settings.do_sample:
+        raise UnsupportedParameter(
+            "num_return_sequences",
+            f"greedy decoding gives one answer, not {num_returned}; "
+            "use num_beams or sample (temperature, top_k, top_p)",
+        )
+    if (params.min_new_tokens or 0) > settings.max_new_tokens:
+        raise UnsupportedParameter(
+            "min_new_tokens",
+            f"{params.min_new_tokens} is above the {settings.max_new_tokens} tokens "
+            "this request may have; raise max_new_tokens",
+        )

@@ -1,0 +1,309 @@
+"""Prompts: the text of a task in token ids, as each family of models wants it.
+
+A template of the spec comes first; it may name {text} and, by their English names,
+{source_language} and {target_language}. Otherwise:
+
+encoder-decoder  in the words that the checkpoint lists for a task; languages in the tokens
+                 that its vocabulary has for them (`>>fra<<`, `<2fr>`, `fra_Latn`, `__fr__`);
+                 a T5 that has neither is told in T5's words; the others get the text
+decoder-only     through the chat template if there is one; else as a text to go on from
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import (
+    EmptyPrompt,
+    NoChatTemplate,
+    PromptTooLong,
+    UnknownLanguage,
+    UnsupportedParameter,
+)
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Request
+from engine.text.characters import sound
+from engine.text.languages import Languages, closest, is_language, standard_tag
+from engine.text.token_lengths import PrefixBound
+
+NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+# A token before the text that names the target: Marian's `>>fra<<`, MADLAD-400's `<2fr>`.
+TARGET_TOKEN = re.compile(r">>([\w-]+)<<|<2([A-Za-z]{2,}[\w-]*)>")
+PAIR = re.compile(r"translation_(\w+?)_to_(\w+)")
+
+CONTINUATIONS = {
+    "summarize": "{text}\n\nTL;DR:",
+    "translate": (
+        "Translate from {source_language} to {target_language}.\n\n"
+        "{source_language}: {text}\n{target_language}:"
+    ),
+}
+INSTRUCTIONS = {
+    "summarize": "Summarize the following text in a few sentences.\n\n{text}",
+    "translate": (
+        "Translate the following text from {source_language} to {target_language}. "
+        "Answer with the translation only.\n\n{text}"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and what a translator must be told beside them."""
+
+    token_ids: tuple[int, ...]
+    forced_bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+
+
+class Prompts:
+    """Encodes requests for one checkpoint. One thread: a tokenizer holds a source language,
+    which is set before each text, so that a prompt follows from its request alone."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        config: Any,
+        tokenizer: Any,
+        start_id: int | None,
+        max_tokens: int | None = None,
+    ) -> None:
+        """max_tokens: of a prompt; longer ones may be refused before all is tokenized"""
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.is_encoder_decoder: bool = config.is_encoder_decoder
+        self.model_type: str = config.model_type
+        self.task_params: Mapping[str, Mapping[str, Any]] = (
+            getattr(config, "task_specific_params", None) or {}
+        )
+        self.language_ids = language_ids(tokenizer)  # token ids by the checkpoint's own codes
+        self.start_id = start_id
+        self.own_source: str | None = getattr(tokenizer, "src_lang", None)
+        self.prefix_bound = PrefixBound(tokenizer, max_tokens)
+        targets = target_tokens(tokenizer) if self.is_encoder_decoder else {}
+        self.is_multi_target = bool(targets)
+        self.target_tokens = targets
+        self.languages = Languages(targets or self.language_ids, spec.languages)
+        # (source, target) by the name under which the checkpoint says how to ask for it.
+        self.pairs: dict[str, tuple[str, str]] = {
+            name: (standard_tag(found[1]), standard_tag(found[2]))
+            for name in self.task_params
+            if (found := PAIR.fullmatch(name)) is not None
+        }
+        # An older place for the words before every text.
+        self.own_prefix = str(getattr(config, "prefix", None) or "")
+        # What becomes of no text, by the source language that the tokenizer holds.
+        self.of_no_text: dict[str | None, tuple[int, ...]] = {}
+
+    def encode(self, request: Request) -> Prompt:
+        """Raises RequestError."""
+        if request.task == "chat":
+            return self._chat(
+                [(each.role, sound(each.content)) for each in request.messages],
+                request.chat_template_kwargs,
+            )
+        text = sound(request.text or "")
+        if not text.strip():
+            raise EmptyPrompt()
+        if request.task == "generate":
+            return self._tokens(text)
+        template = self.spec.prompt.get(request.task)
+        if self.is_encoder_decoder:
+            return self._seq2seq(request, text, template)
+        return self._causal(request, text, template)
+
+    def params_of(self, request: Request) -> Mapping[str, Any]:
+        """What the checkpoint lists for the request's task: settings, and perhaps a prefix."""
+        if request.task == "summarize":
+            return self.task_params.get("summarization") or {}
+        name = self._pair_name(request) if request.task == "translate" else None
+        return {} if name is None else self.task_params[name] or {}
+
+    def _pair_name(self, request: Request) -> str | None:
+        """The listed pair of these languages; None if there is none."""
+        source, target = request.source_language, request.target_language
+        if source is None or target is None:
+            return None
+        for name, (from_, to) in self.pairs.items():
+            if closest(source, (from_,)) is not None and closest(target, (to,)) is not None:
+                return name
+        return None
+
+    def _seq2seq(self, request: Request, text: str, template: str | None) -> Prompt:
+        is_told_in_tokens = self.is_multi_target or bool(self.language_ids)
+        if template is None:
+            if request.task == "translate" and not is_told_in_tokens:
+                self._check_listed(request)
+            template = self._own_template(request, is_told_in_tokens)
+        prompt = text if template is None else self._filled(template, request, text)
+        if request.task != "translate":
+            return self._tokens(prompt)
+        if self.is_multi_target:
+            code = self.languages.own_code("target_language", request.target_language)
+            self._check_pair_end("source_language", request.source_language)
+            return self._tokens(f"{self.target_tokens[code]} {prompt}")
+        if self.language_ids:
+            return self._between_languages(request, prompt)
+        for name in ("source_language", "target_language"):
+            self._check_pair_end(name, getattr(request, name))
+        return self._tokens(prompt)
+
+    def _check_listed(self, request: Request) -> None:
+        """A checkpoint that lists pairs was made for those; another would come out wrong."""
+        if not any("prefix" in (self.task_params[name] or {}) for name in self.pairs):
+            return
+        if self._pair_name(request) is not None:
+            return
+        sources = {source for source, _ in self.pairs.values()}
+        if request.source_language is None or not any(
+            closest(request.source_language, (each,)) for each in sources
+        ):
+            raise UnknownLanguage("source_language", request.source_language, sources)
+        targets = {
+            target
+            for source, target in self.pairs.values()
+            if closest(request.source_language, (source,)) is not None
+        }
+        raise UnknownLanguage("target_language", request.target_language, targets)
+
+    def _causal(self, request: Request, text: str, template: str | None) -> Prompt:
+        has_chat = bool(getattr(self.tokenizer, "chat_template", None))
+        default = (INSTRUCTIONS if has_chat else CONTINUATIONS)[request.task]
+        filled = self._filled(template or default, request, text)
+        return self._chat([("user", filled)], {}) if has_chat else self._tokens(filled)
+
+    def _own_template(self, request: Request, is_told_in_tokens: bool) -> str | None:
+        """`summarize: {text}`, in the checkpoint's own words if it has some."""
+        prefix = self.params_of(request).get("prefix")
+        if prefix is None:
+            prefix = self.own_prefix or None
+        if prefix is not None:
+            return literal(str(prefix)) + "{text}"
+        if self.model_type != "t5" or is_told_in_tokens:
+            return None
+        if request.task == "summarize":
+            return "summarize: {text}"
+        return "translate {source_language} to {target_language}: {text}"
+
+    def _filled(self, template: str, request: Request, text: str) -> str:
+        values = {"text": text}
+        for name in ("source_language", "target_language"):
+            if f"{{{name}" in template:
+                values[name] = self.languages.english_name(name, getattr(request, name))
+        return template.format_map(values)
+
+    def _between_languages(self, request: Request, prompt: str) -> Prompt:
+        """M2M100, NLLB, mBART: the source goes into the prompt, the target starts the answer."""
+        source = self.languages.own_code("source_language", request.source_language)
+        target = self.languages.own_code("target_language", request.target_language)
+        token_ids = self._tokens(prompt, source).token_ids
+        target_id = self.language_ids[target]
+        # The first mBART starts its decoder with the language; the others force it as the
+        # first token after another start.
+        if self.start_id in self.language_ids.values():
+            return Prompt(token_ids, decoder_start_token_id=target_id)
+        return Prompt(token_ids, forced_bos_token_id=target_id)
+
+    def _check_pair_end(self, name: str, language: str | None) -> None:
+        """A language that a model for one pair cannot have meant. What the checkpoint does
+        not say (or says as a group, as in `gmw`) is taken on trust."""
+        if language is None:
+            return
+        allowed = self.spec.languages
+        if allowed and closest(language, tuple(allowed)) is None:
+            raise UnknownLanguage(name, language, allowed)
+        own = getattr(self.tokenizer, name.removesuffix("uage"), None)  # Marian's `source_lang`
+        if own and is_language(own) and closest(language, (own,)) is None:
+            raise UnknownLanguage(name, language, (own,))
+
+    def _chat(self, messages: list[tuple[str, str]], template_kwargs: Mapping[str, Any]) -> Prompt:
+        if self.is_encoder_decoder or not getattr(self.tokenizer, "chat_template", None):
+            raise NoChatTemplate(self.spec.alias)
+        if not any(content.strip() for _, content in messages):
+            raise EmptyPrompt("every message is empty")
+        turns = [{"role": role, "content": content} for role, content in messages]
+        try:
+            # A copy, for a template may change what it is given.
+            rendered = self.tokenizer.apply_chat_template(
+                turns,
+                add_generation_prompt=True,
+                tokenize=False,
+                **copy.deepcopy(dict(template_kwargs)),
+            )
+        except Exception as error:
+            # Templates are programs of the checkpoint and refuse by raising what they like,
+            # the user's own words among it, so what they say is not repeated.
+            reason = "the chat template of the model refuses these roles in this order"
+            if template_kwargs:
+                reason += ", or its chat_template_kwargs"
+            raise UnsupportedParameter("messages", reason) from error
+
+        def tokens(text: str) -> Any:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        rendered = sound(rendered)
+        self._refuse_too_long(rendered, tokens)
+        return Prompt(tuple(tokens(rendered)))
+
+    def _tokens(self, text: str, source: str | None = None) -> Prompt:
+        """source: the checkpoint's own code; None for what a tokenizer has that was loaded
+        afresh"""
+        source = source or self.own_source
+        if source is not None and self.tokenizer.src_lang != source:
+            self.tokenizer.src_lang = source
+
+        def tokens(text: str) -> Any:
+            return self.tokenizer(text)["input_ids"]
+
+        self._refuse_too_long(text, tokens)
+        token_ids = tuple(tokens(text))
+        if source not in self.of_no_text:
+            self.of_no_text[source] = tuple(tokens(""))
+        if not token_ids or token_ids == self.of_no_text[source]:
+            raise EmptyPrompt("the text holds nothing that the tokenizer keeps")
+        return Prompt(token_ids)
+
+    def _refuse_too_long(self, text: str, tokens: Callable[[str], Any]) -> None:
+        num_tokens = self.prefix_bound.exceeded_by(text, lambda part: len(tokens(part)))
+        if num_tokens is not None:
+            max_tokens = self.prefix_bound.max_tokens
+            assert max_tokens is not None
+            raise PromptTooLong(
+                num_tokens, max_tokens, "shorten or split the text", is_at_least=True
+            )
+
+
+def literal(text: str) -> str:
+    """As a part of a template that stands for itself."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def target_tokens(tokenizer: Any) -> dict[str, str]:
+    """Tokens that name a target language before the text, by the code that users may write.
+
+    Marian's are their own codes, MADLAD-400's stand in `<2` and `>`. One such token may be
+    any text; two are a scheme.
+    """
+    own = getattr(tokenizer, "supported_language_codes", None)
+    if own:
+        return {token: token for token in own}
+    found = {
+        token: match for token in tokenizer.get_vocab() if (match := TARGET_TOKEN.fullmatch(token))
+    }
+    tokens = {match[2] or token: token for token, match in found.items()}
+    languages = [code for code in tokens if is_language(code)]
+    return tokens if len(languages) >= 2 else {}
+
+
+def language_ids(tokenizer: Any) -> dict[str, int]:
+    """Token ids by language code, for tokenizers that mark a text with its language."""
+    unknown = tokenizer.unk_token_id
+    by_code = getattr(tokenizer, "lang_code_to_id", None)
+    if by_code is None and hasattr(tokenizer, "src_lang"):
+        codes = [each for each in tokenizer.all_special_tokens if NLLB_CODE.fullmatch(each)]
+        by_code = {each: tokenizer.convert_tokens_to_ids(each) for each in codes}
+    return {code: id_ for code, id_ in (by_code or {}).items() if id_ != unknown}

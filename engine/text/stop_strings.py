@@ -1,0 +1,144 @@
+"""TokenTexts: where an answer ends because of a text that the job named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from engine.core.sequence import Sequence
+from engine.text.detokenizer import text_of
+
+
+def stop_position(text: str, stops: Iterable[str]) -> int | None:
+    """Where the first stop text in `text` begins; None if there is none."""
+    positions = [position for stop in stops if (position := text.find(stop)) >= 0]
+    return min(positions, default=None)
+
+
+def cut_at_stop(text: str, stops: Iterable[str]) -> str:
+    """`text` up to its first stop text."""
+    position = stop_position(text, stops)
+    return text if position is None else text[:position]
+
+
+class TokenTexts:
+    """The text that each token adds, special tokens included, as `generate` takes it for stop
+    texts: in bytes where tokens may be parts of characters.
+
+    Kept by token once asked for; a vocabulary is large and answers use little of it.
+    """
+
+    def __init__(self, tokenizer: Any, goes_on_from_prompt: bool) -> None:
+        """goes_on_from_prompt: a stop text may begin in the prompt of a decoder-only model"""
+        self.tokenizer = tokenizer
+        self.goes_on_from_prompt = goes_on_from_prompt
+        self.decoder_types = decoder_types(tokenizer)
+        # A model may write ids that its vocabulary does not list, such as M2M100's languages.
+        self._known_ids = frozenset(tokenizer.get_vocab().values())
+        self._texts: dict[int, bytes | None] = {}
+
+    def says_stop(self, sequence: Sequence, new_ids: list[int]) -> bool:
+        """Whether the last token ends a stop text."""
+        return bool(new_ids) and self._begin(sequence, new_ids) is not None
+
+    def before_stop(self, sequence: Sequence, new_ids: list[int]) -> str | None:
+        """The text of `new_ids` before the stop text that they end with; None without one."""
+        begin = self._begin(sequence, new_ids) if new_ids else None
+        if begin is None:
+            return None
+        at, num_bytes = begin
+        if at < 0:
+            return ""  # it began in the prompt
+        text = text_of(self.tokenizer, new_ids[:at])
+        if new_ids[at] not in self.tokenizer.all_special_ids:
+            text += (self.of(new_ids[at]) or b"")[:num_bytes].decode("utf-8", "ignore")
+        return text
+
+    def of(self, token_id: int) -> bytes | None:
+        """None for what is no token."""
+        if token_id not in self._texts:
+            self._texts[token_id] = self._read(token_id)
+        return self._texts[token_id]
+
+    def _begin(self, sequence: Sequence, new_ids: list[int]) -> tuple[int, int] | None:
+        """Where the earliest stop text begins that the last token ends: the index of a new
+        token (negative in the prompt) and bytes of it before."""
+        stops = [each.encode("utf-8", "replace") for each in sequence.settings.stop]
+        # A token is taken for at least one byte, as `generate` does.
+        num_tokens = max(map(len, stops), default=0)
+        num_prompt = max(num_tokens - len(new_ids), 0) if self.goes_on_from_prompt else 0
+        prompt = sequence.prompt_ids[-num_prompt:] if num_prompt else ()
+        ids = [*prompt, *new_ids[-num_tokens:]] if num_tokens else []
+        texts: list[bytes] = []
+        for each in reversed(ids):
+            text = self.of(each)
+            if text is None:
+                break
+            texts.insert(0, text)
+        if not texts:
+            return None
+        whole = b"".join(texts)
+        before_last = len(whole) - len(texts[-1])
+        begins = [
+            begin
+            for stop in stops
+            if (begin := whole.find(stop, max(before_last - len(stop) + 1, 0))) >= 0
+        ]
+        if not begins:
+            return None
+        begin, at = min(begins), len(new_ids) - len(texts)
+        for text in texts:
+            if begin < len(text):
+                break
+            begin -= len(text)
+            at += 1
+        return at, begin
+
+    def _read(self, token_id: int) -> bytes | None:
+        if token_id not in self._known_ids:
+            return None
+        token = self.tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(token, str):
+            return None
+        if "ByteFallback" in self.decoder_types:
+            if BYTE_TOKEN.fullmatch(token):
+                return bytes([int(token[3:5], 16)])
+        elif "ByteLevel" in self.decoder_types and all(each in BYTE_OF for each in token):
+            return bytes(BYTE_OF[each] for each in token)
+        # What a token adds behind others; alone, its space may be taken for the text's first.
+        before = self.tokenizer.convert_ids_to_tokens(
+            self.tokenizer(ANY_TEXT, add_special_tokens=False)["input_ids"]
+        )
+        text: str = self.tokenizer.convert_tokens_to_string([*before, token])
+        _, found, added = text.partition(ANY_TEXT)
+        if not found:  # a vocabulary without these letters
+            added = self.tokenizer.decode([token_id])
+        return added.encode("utf-8", "replace")
+
+
+ANY_TEXT = "abcdef"
+BYTE_TOKEN = re.compile(r"<0x[0-9a-fA-F]{2}>")
+
+
+def bytes_by_character() -> dict[str, int]:
+    """How byte-level BPE writes bytes: printable ones as themselves, others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [each for each in range(256) if each not in printable]
+    return {chr(each): each for each in printable} | {
+        chr(256 + at): each for at, each in enumerate(others)
+    }
+
+
+BYTE_OF = bytes_by_character()
+
+
+def decoder_types(tokenizer: Any) -> frozenset[str]:
+    """Of a fast tokenizer: the kinds of its decoder's parts; none for another."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if getattr(backend, "decoder", None) is None:
+        return frozenset()
+    state = json.loads(backend.to_str())["decoder"] or {}
+    parts = state.get("decoders", []) if state.get("type") == "Sequence" else [state]
+    return frozenset(each["type"] for each in parts)

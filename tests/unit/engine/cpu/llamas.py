@@ -1,0 +1,74 @@
+"""Small models like LLaMA, laid out as an engine does, and steps of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers as hf
+
+from engine.attention.hf_plugin import install as install_attention
+from engine.cpu.fusion import fuse
+from engine.cpu.linear import MakeLinear, best, pack
+from engine.kv_cache.base import OwnKeeping
+from engine.kv_cache.kv_shape import decoder_shape
+from engine.runners.causal import CausalRunner
+
+HEAD_SIZE = 16
+CONFIGS = {
+    "llama": hf.LlamaConfig,
+    "mistral": hf.MistralConfig,
+    "qwen2": hf.Qwen2Config,  # has biases
+    "qwen3": hf.Qwen3Config,  # normalizes queries and keys
+}
+
+
+def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
+    torch.manual_seed(7)
+    config = CONFIGS[kind](
+        vocab_size=97,
+        hidden_size=4 * head_size,
+        intermediate_size=88,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=key_heads,
+        head_dim=head_size,
+        sliding_window=None,
+    )
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if name.endswith("bias"):
+                each.normal_()
+    return model
+
+
+def laid_out(model: Any, make: MakeLinear | None = None, min_weights: int = 0) -> Any:
+    install_attention(model)
+    fuse(model)
+    pack(model, make or best(), min_weights)
+    return model
+
+
+def keeping_of(model: Any) -> OwnKeeping:
+    return OwnKeeping(decoder_shape(model), poisoned=True)
+
+
+def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Tensor:
+    """Of the last token of each: the first is read, two join it, and all take a step."""
+    first, *others = [sequence(each) for each in prompts]
+    slots, _ = runner.read([first])
+    others_slots, mixed = runner.read_and_step(others, slots, [11] * first.num_rows)
+    slots[0].length += 1
+    slots += others_slots
+    rows = [token for slot in slots for token in [13] * slot.num_rows]
+    return torch.cat([mixed.clone(), runner.step(slots, rows)])
+
+
+def sequence(prompt: list[int], num_rows: int | None = None) -> Any:
+    """num_rows: None: one or two, by the prompt"""
+    settings = SimpleNamespace(max_new_tokens=8)
+    return SimpleNamespace(
+        prompt_ids=tuple(prompt), num_rows=num_rows or len(prompt) % 2 + 1, settings=settings
+    )

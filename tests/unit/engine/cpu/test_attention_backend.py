@@ -1,0 +1,131 @@
+"""Both ways to attend by row give the same, whatever the rows are."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.attention.base import OwnRowAttention, TorchRowAttention
+from engine.cpu import quantized
+from engine.cpu.attention_backend import CompiledRowAttention
+from engine.kv_cache.base import row_attention
+from engine.kv_cache.contiguous import KVShape, OwnSlot
+
+LAYERS, HEADS = 2, 2
+# Those that are whole registers have code of their own.
+SIZES = st.sampled_from([12, 16, 32, 48, 64, 128])
+
+SLOTS = st.lists(
+    st.tuples(st.integers(0, 150), st.integers(1, 4)),  # columns, rows
+    min_size=1,
+    max_size=6,
+)
+
+
+def shape_of(size: int) -> KVShape:
+    return KVShape(LAYERS, HEADS, size, torch.float32, torch.device("cpu"))
+
+
+def slots_of(
+    sizes: list[tuple[int, int]], attention: OwnRowAttention, draw: torch.Generator
+) -> list[OwnSlot]:
+    slots, size = [], attention.shape.head_size
+    for num_columns, num_rows in sizes:
+        slot = attention.new_slot(num_rows)
+        slot.make_room(num_columns + 1)
+        for layer in range(LAYERS):
+            keys, values = torch.randn(2, HEADS, num_columns, size, generator=draw)
+            slot.fill(layer, keys, values)
+        slot.filled(num_columns)
+        crossed = torch.randn(LAYERS, 2, HEADS, num_columns + 1, size, generator=draw)
+        slot.crossed = crossed
+        slots.append(slot)
+    return slots
+
+
+@given(
+    sizes=SLOTS, size=SIZES, group=st.sampled_from([1, 3]), has_bias=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_kernel_computes_what_torch_does(
+    sizes: list[tuple[int, int]], size: int, group: int, has_bias: bool, seed: int
+) -> None:
+    shape = shape_of(size)
+    compiled = row_attention(shape, is_cross=False, poisoned=True)
+    assert isinstance(compiled, CompiledRowAttention)
+    by_torch = TorchRowAttention(shape, is_cross=False, poisoned=True)
+    drawn = [
+        slots_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
+    ]
+    draw = torch.Generator().manual_seed(seed + 1)
+    num_rows = sum(rows for _, rows in sizes)
+    if has_bias and group == 1:
+        compiled.bias = by_torch.bias = torch.randn(HEADS, 200, generator=draw)
+    # Several steps, between which rows of a slot change places, as beams do.
+    for _ in range(3):
+        places = [torch.randint(0, rows, (rows,), generator=draw) for _, rows in sizes]
+        asked = torch.randn(LAYERS, num_rows, HEADS * group, 1, size, generator=draw)
+        new = torch.randn(LAYERS, 2, num_rows, HEADS, 1, size, generator=draw)
+        seen = []
+        for attention, slots in zip((compiled, by_torch), drawn, strict=True):
+            for slot in slots:
+                slot.make_room()
+            attention.hold(slots)
+            seen.append(
+                [attention.attend(each, asked[each], *new[each], 0.3) for each in range(LAYERS)]
+            )
+            for slot, rows in zip(slots, places, strict=True):
+                slot.length += 1
+                slot.reorder(rows)
+        for one, other in zip(*seen, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@given(sizes=SLOTS, size=SIZES, seed=st.integers(0, 99))
+def test_rows_of_a_request_read_the_same_prompt(
+    sizes: list[tuple[int, int]], size: int, seed: int
+) -> None:
+    shape = shape_of(size)
+    compiled = row_attention(shape, is_cross=True, poisoned=True)
+    assert isinstance(compiled, CompiledRowAttention)
+    slots = slots_of(sizes, compiled, torch.Generator().manual_seed(seed))
+    asked = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size)
+    seen = []
+    for attention in (compiled, TorchRowAttention(shape, is_cross=True, poisoned=True)):
+        attention.hold(slots)
+        seen.append(attention.attend(1, asked, None, None, 1.0))
+    torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
+
+
+def test_the_exponential_is_that_of_the_library_within_rounding() -> None:
+    from engine.cpu.kernels.decode_attention import exp
+
+    x = -np.geomspace(1e-7, 80, 20_000, dtype=np.float32)
+    got = np.array([exp(each) for each in x], np.float64)
+    assert np.max(np.abs(got / np.exp(x.astype(np.float64)) - 1)) < 3e-7
+    assert exp(np.float32(0)) == 1
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.floats(-1e4, 1e4, width=32), min_size=7, max_size=7), min_size=1, max_size=5
+    )
+)
+def test_rounding_is_within_half_a_step_of_each_row_by_itself(rows: list[list[float]]) -> None:
+    given_ = torch.tensor(rows)
+    for round_rows in (quantized.rounding(), quantized.round_rows):
+        rounded, scales = round_rows(given_)
+        back = (rounded.float() - quantized.ZERO) * scales
+        assert torch.all((back - given_).abs() <= 0.502 * scales)
+        alone = round_rows(given_[:1])
+        assert torch.equal(alone[0], rounded[:1])
+        assert torch.equal(alone[1], scales[:1])
+
+
+@pytest.mark.parametrize(
+    "module", ["engine.cpu.kernels.decode_attention", "engine.cpu.kernels.quantize_rows"]
+)
+def test_what_is_compiled_is_used_here(module: str) -> None:
+    """Everything answers without it too, only slower; so that would be noticed nowhere else."""
+    __import__(module)

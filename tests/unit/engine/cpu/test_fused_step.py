@@ -1,0 +1,120 @@
+"""A step in one chain gives what the model's own code gives, and the same bits in any company."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cpu import llama_layer
+from engine.cpu.kernels.llvm_ir import LANES
+from engine.runners.causal import CausalRunner
+from tests.unit.engine.cpu.llamas import keeping_of, laid_out, model_of, sequence
+
+# By what the processor has, not by whether it could be imported: that may not fail unseen.
+pytestmark = pytest.mark.skipif(LANES < 16, reason="registers have fewer than 16 floats")
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def runner_of(model: Any, is_chained: bool = True) -> CausalRunner:
+    runner = CausalRunner(laid_out(model), keeping_of(model))
+    assert (runner.chain is not None) == is_chained
+    return runner
+
+
+def prompt_of(num_tokens: int) -> list[int]:
+    draw = torch.Generator().manual_seed(num_tokens)
+    return torch.randint(0, 97, (num_tokens,), generator=draw).tolist()
+
+
+def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) -> list[Any]:
+    """After the prompt, and after each of what follows."""
+    (slot,), read = runner.read([sequence(prompt, num_rows=1)])
+    seen = [read[0]]
+    for token in following:
+        seen.append(runner.step([slot], [token])[0].clone())
+        slot.length += 1
+    return seen
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: int) -> None:
+    runner = runner_of(model_of(kind))
+    first, second = prompt_of(70), prompt_of(9)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        of_first, of_second = (logits_alone(runner, each, [3, 4]) for each in (first, second))
+        (one,), read = runner.read([sequence(first, num_rows=1)])
+        assert torch.equal(read[0], of_first[0])
+        (other,), mixed = runner.read_and_step([sequence(second, num_rows=1)], [one], [3])
+        assert torch.equal(mixed, torch.stack([of_first[1], of_second[0]]))
+        one.length += 1
+        together = runner.step([one, other], [4, 3])
+        assert torch.equal(together, torch.stack([of_first[2], of_second[1]]))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_there_is_room_for_longer_prompts_and_later_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = runner_of(model_of("llama"))
+    model = model_of("llama")
+    with monkeypatch.context() as patch:
+        patch.setattr(llama_layer, "install", lambda model, attention: 0)
+        own = runner_of(model, is_chained=False)
+    for num_tokens in (3, 63, 64, 65, 700, 5):
+        found, expected = (
+            logits_alone(each, prompt_of(num_tokens), list(range(1, 5))) for each in (ours, own)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_that_are_read_in_several_chunks_keep_their_logits() -> None:
+    runner = runner_of(model_of("llama"))
+    prompts = [prompt_of(size) for size in (300, 290, 280)]
+    _, read = runner.read([sequence(each, num_rows=1) for each in prompts])
+    for each, prompt in zip(read, prompts, strict=True):
+        assert torch.equal(each, logits_alone(runner, prompt, [])[0])
+
+
+@pytest.mark.parametrize("token", [-1, 97])
+def test_a_token_that_there_is_no_embedding_of_is_refused(token: int) -> None:
+    runner = runner_of(model_of("llama"))
+    with pytest.raises(IndexError):
+        runner.read([sequence([5, token, 6], num_rows=1)])
+    expected = logits_alone(runner_of(model_of("llama")), [5, 6], [7])
+    torch.testing.assert_close(logits_alone(runner, [5, 6], [7]), expected, rtol=0, atol=0)
+
+
+def test_angles_that_depend_on_the_longest_text_are_left_to_the_model() -> None:
+    model = model_of("llama")
+    model.model.rotary_emb.rope_type = "dynamic"
+    runner_of(model, is_chained=False)
+
+
+def test_what_is_done_beside_the_layers_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of("llama")
+    model.model.embed_tokens.register_forward_hook(lambda module, args, output: 2 * output)
+    with caplog.at_level(logging.WARNING):
+        runner_of(model, is_chained=False)
+    assert "not chained: it does something else" in [each.message for each in caplog.records]
+
+
+def test_beams_of_one_request_are_rows() -> None:
+    runner = runner_of(model_of("llama"))
+    (slot,), read = runner.read([sequence(prompt_of(20), num_rows=3)])
+    assert read.shape == (1, 97)
+    stepped = runner.step([slot], [1, 2, 3]).clone()
+    for row, token in enumerate((1, 2, 3)):
+        assert torch.equal(stepped[row], logits_alone(runner, prompt_of(20), [token])[1])

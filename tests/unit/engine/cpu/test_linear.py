@@ -1,0 +1,72 @@
+"""Laying weights out anew leaves nothing of what they were read from in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.cpu.kernels.llvm_ir import LANES
+from engine.cpu.linear import MakeLinear, PackedLinear, best, pack
+from engine.cpu.quantized import HalfLinear, Int8Linear
+
+
+def storages(module: nn.Module) -> set[int]:
+    """Of all tensors that a module reaches, its parameters or not."""
+    return {each.untyped_storage().data_ptr() for each in tensors(module)} - {0}
+
+
+def file_of(sizes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Tensors that are views of one storage, as those of a checkpoint are."""
+    numbers = torch.randn(sum(map(math.prod, sizes)))
+    ends = list(accumulate(map(math.prod, sizes)))
+    return [
+        numbers[end - math.prod(size) : end].view(size)
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def tensors(module: nn.Module) -> Iterator[Tensor]:
+    for each in module.modules():
+        yield from each.parameters(recurse=False)
+        yield from each.buffers(recurse=False)
+        yield from (
+            value
+            for value in vars(each).values()
+            if isinstance(value, Tensor) and value.layout is torch.strided
+        )
+
+
+@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
+    """As `from_pretrained` gives them: all are views of one file, which stays as long as one."""
+    model: Any = nn.Sequential(nn.Embedding(5, 64), nn.LayerNorm(64), nn.Linear(64, 64))
+    *of_parameters, of_buffer = file_of([*(each.shape for each in model.parameters()), (3,)])
+    for parameter, read in zip(model.parameters(), of_parameters, strict=True):
+        parameter.data = read
+    model.register_buffer("table", of_buffer[None])
+    x = torch.tensor([[1, 4]])
+    before, expected = storages(model), model(x)
+    assert len(before) == 1
+    assert pack(model, make, min_weights=0) == 1
+    assert not storages(model) & before
+    assert model.table._base is None, "a view holds what it is a view of"
+    assert (model(x) - expected).norm() < 0.02 * expected.norm()  # int8 is off by about 0.01
+
+
+def test_what_multiplies_follows_from_the_registers_and_from_nothing_else() -> None:
+    """Panels that cannot be imported for another reason would be slow, and nobody would know."""
+    assert best().__name__ == ("PanelLinear" if LANES == 16 else "PackedLinear")  # type: ignore[attr-defined]  # a class
+
+
+@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
+    linear = make(torch.randn(64, 64), None)
+    for width in (32, 63, 128):
+        with pytest.raises(ValueError, match=f"rows of {width} for a product of 64"):
+            linear(torch.randn(2, width))

@@ -1,0 +1,179 @@
+"""What is compiled gives what torch gives, however its tensors lie."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+from engine.cpu.fusion import fuse
+from engine.cpu.kernels.activation import GatedMLP, gated
+from engine.cpu.kernels.argmax import can_find, highest
+from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
+from engine.cpu.kernels.llvm_ir import LANES
+from engine.cpu.kernels.prefill_attention import multiply
+from engine.cpu.kernels.rotary_embedding import Rotary
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def own() -> Any:
+    """The function of `transformers`, whoever has been in its place."""
+    found = modeling_llama.apply_rotary_pos_emb
+    return found.own if isinstance(found, Rotary) else found
+
+
+def heads_of(rows: int, tokens: int, heads: int, size: int) -> Tensor:
+    """As a model cuts them out of a product with more in it: (rows, heads, tokens, size)"""
+    product = torch.randn(rows, tokens, heads * size + 24)
+    return product[..., 8 : 8 + heads * size].view(rows, tokens, heads, size).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (16, 1), (1, 300)])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(4, 4, 8), (6, 2, 50), (8, 1, 64)])
+def test_positions_turn_queries_and_keys(own, rows, tokens, heads, key_heads, size):
+    q, k = heads_of(rows, tokens, heads, size), heads_of(rows, tokens, key_heads, size)
+    cos, sin = torch.randn(rows, tokens, size), torch.randn(rows, tokens, size)
+    expected, found = own(q, k, cos, sin), Rotary(own)(q, k, cos, sin)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+        assert one.stride(1) == size  # the heads of a token lie one after the other
+
+
+def test_what_is_called_otherwise_goes_to_the_models_own(own):
+    calls = []
+
+    def watched(*args, **kwargs):
+        calls.append(len(args))
+        return own(*args, **kwargs)
+
+    rotary = Rotary(watched)
+    q, cos = heads_of(3, 5, 4, 8), torch.randn(3, 5, 8)
+    for one, other in zip(rotary(q, q, cos, cos), own(q, q, cos, cos), strict=True):
+        assert torch.equal(one, other)  # several rows of several tokens
+    q, cos = q[:1].double(), cos[:1].double()
+    assert torch.equal(rotary(q, q, cos, cos)[0], own(q, q, cos, cos)[0])
+    assert len(calls) == 2
+
+
+def test_another_way_to_turn_is_not_taken_for_it(own):
+    assert Rotary(own).does_the_same()
+    assert not Rotary(lambda q, k, cos, sin: own(q, k, cos, -sin)).does_the_same()
+    assert not Rotary(lambda q, k, cos: (q, k)).does_the_same()
+    # GPT-NeoX turns a part of a head, and does so itself.
+    theirs = modeling_gpt_neox.apply_rotary_pos_emb
+    q, cos = heads_of(2, 1, 4, 16), torch.randn(2, 1, 4)
+    expected = getattr(theirs, "own", theirs)(q, q, cos, cos)
+    assert torch.equal(Rotary(getattr(theirs, "own", theirs))(q, q, cos, cos)[0], expected[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (16, 1, 1000), (1, 300, 72)])
+def test_a_gate_in_one_pass_is_the_gate(shape):
+    both = 20 * torch.randn(*shape[:-1], 2 * shape[-1])
+    gate, up = both.chunk(2, dim=-1)
+    torch.testing.assert_close(gated(gate, up), nn.functional.silu(gate) * up)
+    assert gated(gate, up).shape == shape
+    far = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4]])
+    torch.testing.assert_close(gated(far, torch.ones(1, 5)), nn.functional.silu(far))
+
+
+def test_the_feed_forward_part_of_llama_is_replaced_if_its_gate_is_silu():
+    sizes = {"hidden_size": 16, "intermediate_size": 40, "num_attention_heads": 2}
+    x = torch.randn(5, 16)
+    mlp = LlamaMLP(LlamaConfig(**sizes))
+    model: Any = nn.Sequential(mlp)
+    assert fuse(model) == 1
+    assert type(model[0]) is GatedMLP
+    torch.testing.assert_close(model(x), mlp(x))
+    model = nn.Sequential(LlamaMLP(LlamaConfig(**sizes, hidden_act="gelu")))
+    assert fuse(model) == 0
+
+
+def test_the_highest_is_the_first_of_them():
+    logits = torch.randn(7, 5003).round(decimals=1)  # with many equals
+    logits[3] = -torch.inf
+    logits[4, [1600, 5001]] = 50.0
+    logits[5, 5002] = 50.0
+    wide = torch.cat([logits, torch.full((7, 3), 100.0)], dim=1)[:, :-3]
+    for each in (logits, wide):
+        assert can_find(each)
+        assert highest(each) == [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert highest(torch.full((1, 600), torch.nan))[0] in range(600)  # no number is the highest
+    assert not can_find(logits.double())
+    assert not can_find(logits.t())
+
+
+@pytest.mark.parametrize("num_columns", [LANES, 2 * LANES, 5 * LANES])
+@pytest.mark.parametrize("depth", [1, 2, 37])
+@pytest.mark.parametrize("num_rows", range(1, TILE_ROWS + 1))
+def test_tiles_are_the_product_and_write_no_further(
+    num_rows: int, depth: int, num_columns: int
+) -> None:
+    left, right = torch.randn(num_rows, depth + 3), torch.randn(depth, num_columns + 5)
+    out = torch.full((num_rows + 1, num_columns + 1), torch.nan)
+    multiply(
+        num_rows, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), depth,
+        out.data_ptr(), out.stride(0), num_columns,
+    )  # fmt: skip
+    expected = left[:, :depth] @ right[:, :num_columns]
+    torch.testing.assert_close(out[:num_rows, :num_columns], expected)
+    assert out[num_rows].isnan().all()
+    assert out[:, num_columns].isnan().all()
+
+
+SILU_OF_MINUS_ONE = """
+import torch
+from engine.cpu.kernels.activation import gated
+print(float(gated(-torch.ones(1, 1), torch.ones(1, 1))))
+"""
+
+
+def test_what_is_compiled_follows_the_files_that_it_calls(tmp_path: Path) -> None:
+    root = Path(__file__).parents[4]
+    copied = shutil.copytree(
+        root / "engine", tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__")
+    )
+
+    def said() -> float:
+        command = [sys.executable, "-c", SILU_OF_MINUS_ONE]
+        return float(subprocess.check_output(command, cwd=tmp_path, text=True))
+
+    assert said() == pytest.approx(-1 / (1 + math.e), abs=1e-6)
+    kernel = copied / "cpu" / "kernels" / "decode_attention.py"  # whose exponential the gate calls
+    text = kernel.read_text()
+    kernel.write_text(text.replace("    x = max(x, np.float32(-87.0))", "    x = np.float32(0)"))
+    assert said() == pytest.approx(-1 / 2, abs=1e-6)
+
+
+def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
+    told = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DEBUG_CACHE": "1"}
+    starting = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import engine.cpu.kernels.activation"],
+            env={**os.environ, **told}, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    printed = [each.communicate()[0] for each in starting]
+    assert [each.returncode for each in starting] == [0, 0, 0]
+    # Each says of itself what it kept on disk and what it found there. Who compiles first may
+    # find what another compiled next.
+    kept = [line for each in printed for line in each.splitlines() if "data saved to" in line]
+    assert len(kept) == len(set(kept)) > 0

@@ -1,0 +1,72 @@
+"""An envelope is read from anything, or refused; what is read is safe to hand on."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.quarantine import EndedJob, Reason, SetAside, job_id_of
+from tests.hostile import CANARY, ENTRIES, envelope
+from worker.celery import envelope as envelopes
+from worker.celery.envelope import MAX_BYTES, Malformed
+from worker.quarantine import BODY_LIMITS
+
+
+@pytest.mark.parametrize("make", ENTRIES.values(), ids=[ascii(name) for name in ENTRIES])
+def test_what_is_read_is_of_the_right_types(make: Any) -> None:
+    try:
+        read = envelopes.read(make(), "celery")
+    except Malformed:
+        return
+    base64.b64decode(read["body"])
+    assert isinstance(read["headers"], dict)
+    assert read["properties"]["delivery_info"] == {
+        "exchange": "",
+        "routing_key": "celery",
+        "redelivered": read["headers"].get("redelivered") is True,
+    }
+    assert 0 <= read["properties"]["priority"] <= 9
+    assert isinstance(read["properties"]["delivery_tag"], str)
+
+
+@given(
+    st.binary()
+    | st.recursive(st.none() | st.text(), st.lists).map(lambda it: json.dumps(it).encode())
+)
+def test_anything_else_is_refused(entry: bytes) -> None:
+    with pytest.raises(Malformed):
+        envelopes.read(entry, "celery")
+
+
+def test_two_messages_of_one_tag_are_two() -> None:
+    entry = json.dumps(envelope()).encode()
+    tags = {envelopes.read(entry, "celery")["properties"]["delivery_tag"] for _ in range(2)}
+    assert len(tags) == 2
+
+
+def test_what_is_larger_than_a_message_may_be_is_not_even_parsed() -> None:
+    with pytest.raises(Malformed) as raised:
+        envelopes.read(b"[" * (MAX_BYTES + 1), "celery")
+    assert raised.value.reason is Reason.TOO_LARGE
+
+
+def test_what_is_set_aside_is_read_again_as_it_was() -> None:
+    message = SetAside(
+        queue="celery",
+        reason=Reason.NOT_JSON,
+        body=b"\xff" + CANARY.encode(),
+        num_bytes=11,
+        job=EndedJob(id=job_id_of("a"), task="chat", error_code="x", error_message=None),
+    )
+    assert SetAside.from_json(message.to_json()) == message
+
+
+def test_what_waits_in_redis_is_bounded() -> None:
+    at_most = previous = 0
+    for num_messages, num_bytes in BODY_LIMITS:
+        at_most += (num_messages - previous) * num_bytes
+        previous = num_messages
+    assert at_most < 64 * 2**20

@@ -1,0 +1,218 @@
+"""The worker's log: events with fields, and no text of a message in it.
+
+Celery, kombu and the others log what they stumble over, and that is often a user's text: an
+argument, a header, a name, an error's words, a whole message. So of what libraries log only
+the words that stand in their own code are shown, with numbers; texts only where it is known
+that they are a node's, an address's or a connection's. It is done where a record is made, so
+that it holds for every handler and level. Of an error the type and the place are shown,
+whoever logs it.
+"""
+
+import logging
+import sys
+import threading
+import time
+from copy import copy
+from types import TracebackType
+from typing import Any
+
+from celery.signals import after_setup_logger, after_setup_task_logger
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from engine.logging import EventFormatter, whereabouts
+
+OURS = ("tasks", "worker", "db", "cli", "tests")
+# Such a line is written so often a minute at most: what waits may wait for days.
+MAX_LINES = 3
+WINDOW_SECONDS = 60.0
+
+# What other libraries say at INFO of their own doings.
+QUIET = ("alembic", "celery.app.trace", "celery.worker.strategy")
+
+# Templates whose texts are names of nodes, addresses without passwords, and times.
+KNOWN = (
+    "%s ready.",
+    "Connected to %s",
+    "consumer: Cannot connect to",
+    "%s (%r)",  # the consumer's, of a connection that was lost
+    "Task %(name)s[%(id)s] ",  # the names and ids of tasks are checked before Celery has them
+    "Discarding revoked task: %s[%s]",
+    "Terminating %s (%s)",
+    "mingle: ",
+    "pidbox: Connected to %s.",
+    "Events of group {%s} ",
+    "worker: %s shutdown",
+)
+# Whole lines without arguments, by their beginnings.
+CONSTANT = (
+    "mingle: ",
+    "worker: ",
+    "Restoring ",
+    "Temporarily reducing the prefetch count",
+    "Resuming normal operations",
+    "hub: ",
+    "beat: ",
+    "Global QoS",
+)
+CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, ConnectionError, TimeoutError)
+SHOWN_FIELDS = ("name", "id", "runtime", "description")  # of Celery's Task %(name)s[%(id)s] lines
+
+
+class Discreet:
+    """A factory of log records that hold nothing of a message."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._written: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def __call__(
+        self,
+        name: str | None,
+        level: int,
+        path: str,
+        line: int,
+        message: Any,
+        args: Any,
+        exc_info: Any,
+        *more: Any,
+        **fields: Any,
+    ) -> logging.LogRecord:
+        error = exc_info[1] if isinstance(exc_info, tuple) else None
+        if name is None or is_ours(name):  # None: an empty one, of `makeLogRecord`
+            record = self._make(name, level, path, line, message, args, None, *more, **fields)
+        else:
+            said = discreet(message, args) or f"{name}: a line is withheld"
+            record = self._make(name, level, path, line, said, (), None, *more, **fields)
+            record.is_foreign = True
+            record.is_repeated = level < logging.CRITICAL and not self._is_due((name, line))
+        # Not that of a cause: that is where the words are.
+        record.where = whereabouts(error) if error is not None else None
+        return record  # type: ignore[no-any-return]
+
+    def _is_due(self, source: tuple[str, int]) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            since, num = self._written.get(source, (now, 0))
+            if now - since >= WINDOW_SECONDS:
+                since, num = now, 0
+            self._written[source] = since, num + 1
+        return num < MAX_LINES
+
+
+class Formatter(EventFormatter):
+    """Events of our own with their fields; of libraries the line, and where its error arose."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        where = getattr(record, "where", None)
+        shown = copy(record)
+        for name in ("where", "is_foreign", "is_repeated"):
+            vars(shown).pop(name, None)
+        if getattr(record, "is_foreign", False):
+            for name in [name for name in vars(shown) if name not in _PLAIN]:
+                del vars(shown)[name]
+        if where is not None:
+            shown.raised = where
+        return super().format(shown)
+
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({})))
+
+
+def is_ours(name: str) -> bool:
+    return name.partition(".")[0] in OURS
+
+
+def discreet(message: Any, args: Any) -> str:
+    """A line of a library's, without what may be of a message; empty if nothing is known of it."""
+    if not isinstance(message, str):
+        return ""
+    if not args:
+        return message if message.startswith(CONSTANT) else ""
+    known = message.startswith(KNOWN)
+    if not isinstance(args, dict) and len(args) == 1 and isinstance(args[0], dict):
+        args = args[0]  # as logging itself does it
+    try:
+        if isinstance(args, dict):
+            return message.split("\n")[0] % {
+                name: value if known and name in SHOWN_FIELDS else _shown(value)
+                for name, value in args.items()
+            }
+        return message % tuple(_shown(value, known) for value in args)
+    except (TypeError, ValueError, KeyError):
+        return message.split("\n")[0]
+
+
+def _shown(value: Any, is_known: bool = False) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, BaseException):
+        if isinstance(value, CONNECTION_ERRORS):
+            return _Word(
+                f"{type(value).__name__}: {str(value).splitlines()[0] if str(value) else ''}"
+            )
+        return _Word(type(value).__name__)
+    if is_known and isinstance(value, str):
+        return value
+    return _Word(f"({type(value).__name__})")
+
+
+class _Word(str):
+    """Without quotes, whether a template says %s or %r."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def is_no_repetition(record: logging.LogRecord) -> bool:
+    return not getattr(record, "is_repeated", False)
+
+
+def is_no_rejection(record: logging.LogRecord) -> bool:
+    """A message that waits for the database is given back again and again; that is logged once,
+    by those who wait."""
+    args = getattr(record, "data", None)
+    vars(record).pop("data", None)  # of Celery's own: the arguments
+    return not (isinstance(args, dict) and args.get("description") == "rejected")
+
+
+@after_setup_logger.connect
+@after_setup_task_logger.connect
+def show_fields(logger: logging.Logger, **_: Any) -> None:
+    if not isinstance(logging.getLogRecordFactory(), Discreet):
+        # Else a handler that fails prints the record, and where it was.
+        logging.raiseExceptions = False
+        logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
+        _log_what_nobody_catches()
+    for handler in logger.handlers:
+        handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.addFilter(is_no_repetition)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("celery.app.trace", "celery.worker.strategy"):
+        logging.getLogger(name).addFilter(is_no_rejection)
+
+
+def _log_what_nobody_catches() -> None:
+    """Python would print it, words and all."""
+    log = logging.getLogger(__name__)
+
+    def in_a_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            name = args.thread.name if args.thread is not None else None
+            log.error("thread ended", exc_info=args.exc_value, extra={"thread_name": name})
+
+    def anywhere(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, at)
+        else:
+            log.critical("process ended", exc_info=(kind, error, at))
+
+    def in_vain(args: Any) -> None:
+        if args.exc_value is not None:
+            log.error("error ignored", exc_info=args.exc_value)
+
+    threading.excepthook = in_a_thread
+    sys.excepthook = anywhere
+    sys.unraisablehook = in_vain

@@ -1,0 +1,206 @@
+"""EnginePool: the Celery pool that hands messages to a Worker. The only file that knows
+Celery's consumer.
+
+Celery's threads pool lacks time limits, terminate and a cold stop; this one
+has them, and no thread waits for a job. Celery's own callbacks, called after
+the commit, do the acking on Celery's thread.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.thread import TaskPool
+from celery.exceptions import Reject, WorkerShutdown
+from celery.signals import worker_shutting_down
+from celery.worker import state
+from kombu.serialization import loads
+from kombu.utils.json import dumps
+
+from db.errors import DatabaseError
+from tasks.errors import TidemillError
+from tasks.quarantine import MAX_BODY_BYTES, Reason, SetAside
+from tasks.queues import RUN_JOBS
+from tasks.submit import give_up
+from worker import quarantine
+from worker.celery import redis_channel
+from worker.celery.task_message import JSON_ONLY
+from worker.failpoints import passing
+from worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+MAX_IDS = 4096  # of one message: a statement of the database takes no more
+
+
+class Handle:
+    """Stands in for the pool's result; Celery's `terminate` and `cancel` end here."""
+
+    def __init__(self, terminate: Callable[[], None]) -> None:
+        self._terminate = terminate
+
+    def terminate(self, signal: int | None = None) -> None:
+        self._terminate()
+
+
+class EnginePool(TaskPool):
+    """Runs `tasks.run_jobs` on the engines, and every other task in a thread."""
+
+    worker: Worker
+
+    def on_start(self) -> None:
+        """Load the models, before anything is consumed."""
+        redis_channel.mend()
+        try:
+            self.worker = Worker.from_configuration(on_deaf=self._end_deaf)
+            self.worker.start()
+        except (TidemillError, DatabaseError) as error:
+            log.critical("%s", error)
+            raise WorkerShutdown(1) from error
+        self._handles: set[Handle] = set()
+        self._stopped = threading.Event()
+        self._num_signals = 0
+        worker_shutting_down.connect(self._hurry_at_the_second)
+        worker_shutting_down.connect(give_up)
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[..., Any] = lambda result: None,
+        accept_callback: Callable[..., Any] = lambda pid, at: None,
+        timeout_callback: Callable[..., Any] = lambda soft, limit: None,
+        error_callback: Callable[..., Any] = lambda einfo: None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
+        if args[0] != RUN_JOBS:
+            return super().on_apply(target, args, kwargs, callback, accept_callback)
+        passing("delivered")
+        started_at = monotonic()
+        accept_callback(os.getpid(), started_at)
+        once = _Once()
+
+        def settled() -> None:
+            if once():
+                self._handles.discard(handle)
+                callback((0, None, monotonic() - started_at))
+
+        def terminated() -> None:
+            """Give the jobs back; the message too, for nothing was promised yet."""
+            self.worker.release(delivery)
+            if once():
+                self._handles.discard(handle)
+                error_callback(_rejection())
+
+        def timed_out() -> None:
+            self.worker.release(delivery)
+            if once():
+                self._handles.discard(handle)
+                timeout_callback(False, timeout)
+
+        handle = Handle(terminated)
+        # Celery keeps only a weak reference.
+        self._handles.add(handle)
+        _, _, request, body, content_type, content_encoding = args
+        arguments, kwargs, _ = loads(body, content_type, content_encoding, accept=JSON_ONLY)
+        delivery = self.worker.deliver(job_ids_of(arguments, kwargs, request), settled)
+        if timeout:
+            timer = threading.Timer(timeout, timed_out)
+            timer.daemon = True
+            timer.start()
+        return handle
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Nothing to do here: Celery also calls the handle, which knows its jobs."""
+
+    def on_stop(self) -> None:
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        if state.should_terminate:
+            self.worker.hurry()
+        # Celery may be in a handler of its own now, and would take no further signal.
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+            signal.signal(number, lambda *_: self.worker.hurry())
+        self.worker.drain(self.worker.settings.drain_seconds)
+        self.worker.stop()
+        super().on_stop()
+
+    def _hurry_at_the_second(self, **_: Any) -> None:
+        """In Celery's signal handler. A second signal, of whatever kind, means: now."""
+        self._num_signals += 1
+        if self._num_signals > 1:
+            self.worker.hurry()
+
+    def on_terminate(self) -> None:
+        self.on_stop()
+
+    def _end_deaf(self) -> None:
+        # Nothing runs, so there is nothing to drain; Celery's own shutdown may
+        # hang on the very connection that has gone deaf.
+        self.worker.stop()
+        os._exit(1)
+
+    def _get_info(self) -> dict[str, Any]:
+        return {**super()._get_info(), "tidemill": self.worker.info()}
+
+
+class _Once:
+    """True the first time it is called, whichever thread calls."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._called = False
+
+    def __call__(self) -> bool:
+        with self._lock:
+            first, self._called = not self._called, True
+            return first
+
+
+def job_ids_of(args: list[Any], kwargs: dict[str, Any], request: Any) -> list[UUID]:
+    """The ids in a message; one that is not ours is set aside, and its ids that are, are taken."""
+    named = args[0] if len(args) == 1 and not kwargs else None
+    if kwargs.keys() == {"job_ids"} and not args:
+        named = kwargs["job_ids"]
+    job_ids = []
+    if isinstance(named, list) and len(named) <= MAX_IDS:
+        job_ids = [job_id for job_id in map(_uuid, named) if job_id is not None]
+        if len(job_ids) == len(named) > 0:
+            return job_ids
+    log.warning("malformed message dropped", extra={"message_id": request.get("id")})
+    body = dumps([args, kwargs, {}]).encode()
+    quarantine.set_aside(
+        None,
+        SetAside(
+            queue=(request.get("delivery_info") or {}).get("routing_key") or "",
+            reason=Reason.BAD_JOB_IDS,
+            body=body[:MAX_BODY_BYTES],
+            num_bytes=len(body),
+            task=RUN_JOBS,
+            origin=request.get("origin"),
+        ),
+    )
+    return job_ids
+
+
+def _uuid(text: Any) -> UUID | None:
+    try:
+        return UUID(text)
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _rejection() -> ExceptionInfo:
+    try:
+        raise Reject("released", requeue=True)
+    except Reject:
+        return ExceptionInfo()

@@ -1,0 +1,249 @@
+"""kombu's Redis channel, mended in one place. Each of these is kombu 5.7; `test_channel.py`
+says so, and fails when another version has other code there.
+
+- When Redis goes away, kombu closes the channel and then tries to give its unacked messages
+  back over a connection that is gone already. What comes of it is an AttributeError, which
+  Celery takes for a fault of the worker and ends it. As the connection error that it is,
+  Celery logs it and connects again. The messages are not missed: the database says what is due.
+- An entry of a queue that is no envelope raises whatever Python raises there, and ends the
+  worker. It is read by `worker.celery.envelope` instead, and set aside if it cannot be.
+- An unacked message that cannot be read stops the giving back of all that come after it, and
+  one that cannot be given back is logged, with its text, and gone. Both are set aside.
+- A key of another type where a queue, or kombu's own books, should be is answered with an
+  error by Redis, for ever. It is renamed, and set aside.
+- What is broadcast (remote control, events) reaches nobody if it cannot be read, and ends nobody.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from queue import Empty
+from typing import Any
+
+from kombu.transport.redis import Channel, QoS
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tasks.quarantine import Reason, SetAside
+from worker import quarantine
+from worker.celery import envelope
+from worker.celery.envelope import Malformed
+
+log = logging.getLogger(__name__)
+
+# The connection's fault, not the message's. kombu's own list has KeyError in it.
+CONNECTION_ERRORS = (OSError, RedisConnectionError, RedisTimeoutError)
+
+_connparams: Callable[..., Any] = Channel._connparams
+_initialize: Callable[..., None] = Channel.__init__
+_queue_bind: Callable[..., None] = Channel._queue_bind
+_receive_one: Callable[..., Any] = Channel._receive_one
+
+
+def mend() -> None:
+    """Mend every channel of this process."""
+    Channel._connparams = _connparams_of_an_open_connection
+    Channel.__init__ = _initialize_among_right_types
+    Channel._brpop_read = _read_and_deliver
+    Channel._queue_bind = _bind_among_right_types
+    Channel._receive_one = _receive_one_that_can_be_read
+    Channel.get_table = _table_of_bindings
+    QoS.restore_by_tag = _restore_or_set_aside
+
+
+def _connparams_of_an_open_connection(channel: Channel, asynchronous: bool = False) -> Any:
+    if channel.connection is None or channel.connection.client is None:
+        raise RedisConnectionError("the channel's connection is closed")
+    return _connparams(channel, asynchronous)
+
+
+# --- queues ------------------------------------------------------------------------------------
+
+
+def _read_and_deliver(channel: Channel, **options: Any) -> bool:
+    """`Channel._brpop_read`; raises Empty when nothing came."""
+    try:
+        try:
+            popped = channel.client.parse_response(channel.client.connection, "BRPOP", **options)
+        except channel.connection_errors:
+            channel.client.connection.disconnect()
+            raise
+        except ResponseError as error:
+            if not _is_wrong_type(error):
+                raise
+            set_misplaced_aside(channel)
+            raise Empty from None
+        if not popped:
+            raise Empty
+        key, entry = popped
+        queue = bytes_to_str(key).rsplit(channel.sep, 1)[0]
+        channel._queue_cycle.rotate(queue)
+        _deliver(channel, queue, entry)
+        return True
+    finally:
+        channel._in_poll = None
+        channel._flush_brpop_reauth()
+
+
+def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
+    """Hand an entry of a queue on, or set it aside."""
+    client = channel._create_client()
+    try:
+        message = envelope.read(entry, queue)
+    except Malformed as fault:
+        quarantine.set_aside(client, quarantine.message_of(fault, queue, entry))
+        return
+    try:
+        try:
+            channel.connection._deliver(message, queue)
+        except ResponseError as error:
+            # Most likely it could not be written down as unacked. It is off its queue already.
+            if not _is_wrong_type(error):
+                raise
+            set_misplaced_aside(channel)
+            channel.connection._deliver(message, queue)
+    except (*CONNECTION_ERRORS, RedisError):
+        raise
+    except Exception as error:
+        log.error("message not taken", extra={"error": type(error).__name__})
+        known = envelope.identity(message["headers"], message["properties"])
+        unexpected = Malformed(Reason.UNEXPECTED, *known)
+        quarantine.set_aside(client, quarantine.message_of(unexpected, queue, entry))
+        channel.qos.ack(message["properties"]["delivery_tag"])
+
+
+# --- keys of another type ------------------------------------------------------------------------
+
+
+def _initialize_among_right_types(channel: Channel, *args: Any, **kwargs: Any) -> None:
+    _initialize(channel, *args, **kwargs)
+    set_misplaced_aside(channel)
+
+
+def _bind_among_right_types(channel: Channel, exchange: str, *binding: Any) -> None:
+    try:
+        _queue_bind(channel, exchange, *binding)
+    except ResponseError as error:
+        if not _is_wrong_type(error):
+            raise
+        names = (channel.keyprefix_queue, channel.keyprefix_binding_permanent)
+        _set_aside_unless(channel, {name % (exchange,): "set" for name in names})
+        _queue_bind(channel, exchange, *binding)
+
+
+def set_misplaced_aside(channel: Channel) -> None:
+    """Rename what stands where a queue, or kombu's books, should be and is of another type."""
+    from tasks.app import app
+
+    queues = {*app.amqp.queues, *channel.active_queues}
+    expected = {
+        channel._q_for_pri(queue, priority): "list"
+        for queue in queues
+        for priority in channel.priority_steps
+    }
+    expected |= {
+        channel.unacked_key: "hash",
+        channel.unacked_index_key: "zset",
+        quarantine.KEY: "list",
+    }
+    _set_aside_unless(channel, expected)
+
+
+def _set_aside_unless(channel: Channel, expected: Mapping[str, str]) -> None:
+    client = channel._create_client()
+    with client.pipeline(transaction=False) as pipeline:
+        for key in expected:
+            pipeline.type(key)
+        pipeline.ttl(channel.unacked_mutex_key)
+        # An access list may refuse either, and the queues be well.
+        *found, mutex_seconds = pipeline.execute(raise_on_error=False)
+    if mutex_seconds == -1:
+        # A lock without an end is none of kombu's, and would keep all messages from going back.
+        client.delete(channel.unacked_mutex_key)
+    for (key, wanted), answer in zip(expected.items(), found, strict=True):
+        kind = bytes_to_str(answer) if isinstance(answer, bytes) else wanted
+        if kind in (wanted, "none"):
+            continue
+        # Whole, and at once, however large it is. Of each key there is one, the last.
+        kept_at = f"{quarantine.MISPLACED}:{key}"
+        try:
+            client.rename(key, kept_at)
+        except ResponseError:
+            continue  # another worker was first
+        body = f"a {kind} stood at {key}; it is now at {kept_at}".encode()
+        message = SetAside(
+            queue=key, reason=Reason.WRONG_TYPE, body=body, num_bytes=len(body), origin=kept_at
+        )
+        quarantine.set_aside(client, message)
+
+
+def _is_wrong_type(error: ResponseError) -> bool:
+    return "WRONGTYPE" in str(error)  # within a pipeline behind the number of the command
+
+
+# --- what was delivered and not acked ------------------------------------------------------------
+
+
+def _restore_or_set_aside(
+    qos: QoS, tag: bytes | str, client: Any = None, leftmost: bool = False
+) -> None:
+    """`QoS.restore_by_tag`: give an unacked message back to its queue, or set it aside."""
+
+    def restore(pipe: Any) -> None:
+        kept = pipe.hget(qos.unacked_key, tag)
+        pipe.multi()
+        qos._remove_from_indices(tag, pipe)
+        unreadable.clear()
+        if not kept:
+            return
+        try:
+            found, exchange, routing_key = loads(kept)
+            queues = [queue for queue in qos.channel._lookup(exchange, routing_key) if queue]
+            message = envelope.checked(found, queues[0])
+            message["headers"]["redelivered"] = True
+            pushed = [
+                (qos.channel._q_for_pri(queue, message["properties"]["priority"]), dumps(message))
+                for queue in queues
+            ]
+        except CONNECTION_ERRORS:
+            raise
+        except Exception as error:
+            fault = error if isinstance(error, Malformed) else Malformed(Reason.NOT_AN_ENVELOPE)
+            unreadable.append(quarantine.message_of(fault, qos.unacked_key, kept))
+            return
+        for key, entry in pushed:
+            (pipe.lpush if leftmost else pipe.rpush)(key, entry)
+
+    unreadable: list[SetAside] = []
+    with qos.channel.conn_or_acquire(client) as client:
+        client.transaction(restore, qos.unacked_key)
+        for message in unreadable:
+            quarantine.set_aside(client, message)
+
+
+# --- what is broadcast -----------------------------------------------------------------------
+
+
+def _receive_one_that_can_be_read(channel: Channel, client: Any) -> Any:
+    try:
+        return _receive_one(channel, client)
+    except (*CONNECTION_ERRORS, ResponseError, Empty):
+        raise
+    except Exception as error:
+        # Nobody waits for it, and whoever sent it sends it to all.
+        log.warning("broadcast not taken", extra={"error": type(error).__name__})
+        return None
+
+
+def _table_of_bindings(channel: Channel, exchange: str) -> list[Any]:
+    """`Channel.get_table`, but for members that are none: one would hide all the others."""
+    with channel.conn_or_acquire() as client:
+        members = client.smembers(channel.keyprefix_queue % exchange)
+    table = []
+    for member in members or ():
+        parts = tuple(member.decode(errors="replace").split(channel.sep))
+        if len(parts) == 3:
+            table.append(parts)
+    return table

@@ -1,0 +1,1 @@
+"""Publishes what the database says is due; one dispatcher among the workers leads."""
