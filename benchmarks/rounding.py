@@ -15,7 +15,7 @@ from random import Random
 
 from engine.backends import router
 from engine.backends.loader import Checkpoint
-from engine.backends.router import RoutingEngine
+from engine.backends.router import RouterBackend
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
 from engine.cpu.quantized import HalfLinear, Int8Linear
@@ -76,7 +76,7 @@ def answered(name: str, quantization: str, asked: list[Request]) -> Answers:
         alias=name, checkpoint=f"examples/models/{name}", device="cpu", quantization=quantization
     )
     checkpoint = Checkpoint.load(spec)
-    engine = RoutingEngine(spec, checkpoint)
+    engine = RouterBackend(spec, checkpoint)
     if quantization != "none":
         rounded = sum(
             isinstance(each, Int8Linear | HalfLinear) for each in checkpoint.model.modules()

@@ -30,7 +30,7 @@ def log_to_stderr() -> None:
     logging.captureWarnings(True)
 
 
-def whereabouts(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """An error's type and place. Not its message, which may quote a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -19,12 +19,12 @@ from engine.core.loop import Loop
 from engine.core.outbox import Outbox
 from engine.core.reader import Reader
 from engine.core.request_queue import Requests
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepLimits
-from engine.core.tokenizer import Encoder
+from engine.core.tokenizer import TokenizerThread
 from engine.core.writer import Writer
 from engine.errors import EngineError, Unloadable
-from engine.logging import log_to_stderr, whereabouts
+from engine.logging import error_location, log_to_stderr
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Load, Ready, from_bytes, to_bytes
 from engine.protocol.messages import Unloadable as UnloadableFrame
@@ -68,49 +68,49 @@ def run(pipe: Connection) -> int:
 def load_engine(spec: EngineSpec) -> Engine:
     """Raises Unloadable."""
     if spec.engine == "fake":
-        from engine.backends.fake import FakeEngine
+        from engine.backends.fake import FakeBackend
 
-        return FakeEngine(spec)
+        return FakeBackend(spec)
     try:
         if spec.engine == "vllm":
-            from engine.backends.vllm import VllmEngine
+            from engine.backends.vllm import VllmBackend
 
-            return VllmEngine.load(spec)
+            return VllmBackend.load(spec)
         if spec.engine == "ctranslate2":
-            from engine.backends.ctranslate2 import CTranslate2Engine
+            from engine.backends.ctranslate2 import CTranslate2Backend
 
-            return CTranslate2Engine.load(spec)
+            return CTranslate2Backend.load(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
         from engine.backends.router import load
-        from engine.cpu.file_pages import forget_libraries
-        from engine.kv_cache.free_memory import settle_heap
+        from engine.cpu.file_pages import release_library_pages
+        from engine.kv_cache.free_memory import trim_heap
     except ImportError as error:
         raise Unloadable(
             f"model {spec.alias!r} needs {error.name}, which is not installed; "
             f"install it with: {INSTALL.get(spec.engine, INSTALL_ENGINE)}"
         ) from error
     engine = load(spec)
-    forget_libraries()
-    settle_heap()
+    release_library_pages()
+    trim_heap()
     return engine
 
 
 def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:
     """Until the parent says stop; returns the exit status."""
     limits = StepLimits.of(spec)
-    ledger, inbox, outbox = Ledger(spec.max_held), Inbox(), Outbox()
+    tracker, inbox, outbox = RequestTracker(spec.max_held), Inbox(), Outbox()
     requests = Requests()
-    loop = Loop(engine, Scheduler(limits), inbox, outbox, ledger)
-    writer = Writer(pipe, engine, ledger, outbox)
+    loop = Loop(engine, Scheduler(limits), inbox, outbox, tracker)
+    writer = Writer(pipe, engine, tracker, outbox)
 
-    Reader(pipe, ledger, requests, inbox).start()
-    Encoder(engine, limits, ledger, requests, inbox, outbox).start()
+    Reader(pipe, tracker, requests, inbox).start()
+    TokenizerThread(engine, limits, tracker, requests, inbox, outbox).start()
     writer.start()
     log.info("engine ready", extra={"alias": spec.alias, "engine": engine.card.engine})
     try:
         loop.run()
     except Exception as error:
-        log.critical("engine broken", extra={"alias": spec.alias, "error": whereabouts(error)})
+        log.critical("engine broken", extra={"alias": spec.alias, "error": error_location(error)})
         return BROKEN_STATUS
     outbox.close()
     writer.join()

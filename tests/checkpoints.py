@@ -143,7 +143,7 @@ def t5_tokenizer() -> Any:
     )
 
 
-# Encoder-decoders
+# TokenizerThread-decoders
 
 
 def t5(folder: Path) -> None:

@@ -17,9 +17,9 @@ from engine.core.inbox import Inbox
 from engine.core.loop import Loop
 from engine.core.outbox import Outbox
 from engine.core.request_queue import Requests
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepLimits, StepPlan
-from engine.core.tokenizer import Encoder
+from engine.core.tokenizer import TokenizerThread
 from engine.core.writer import Writer
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import (
@@ -62,25 +62,27 @@ class Bench:
 
     def __init__(self, engine: Engine, spec: EngineSpec) -> None:
         limits = StepLimits.of(engine.sized.spec)
-        self.ledger = Ledger(spec.max_held)
+        self.tracker = RequestTracker(spec.max_held)
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.scheduler = Scheduler(limits)
-        self.loop = Loop(engine, self.scheduler, self.inbox, self.outbox, self.ledger)
-        self.encoder = Encoder(engine, limits, self.ledger, Requests(), self.inbox, self.outbox)
-        self.writer = Writer(None, engine, self.ledger, self.outbox)  # type: ignore[arg-type]
+        self.loop = Loop(engine, self.scheduler, self.inbox, self.outbox, self.tracker)
+        self.encoder = TokenizerThread(
+            engine, limits, self.tracker, Requests(), self.inbox, self.outbox
+        )
+        self.writer = Writer(None, engine, self.tracker, self.outbox)  # type: ignore[arg-type]
         self.plans: list[StepPlan] = []
         self.progress = Progress()
 
     def submit(self, *requests: Request) -> None:
-        self.ledger.open(each.id for each in requests)
+        self.tracker.open(each.id for each in requests)
         for request in requests:
             self.encoder.encode(request)
 
     def advance(self) -> StepPlan | None:
         plan = self.loop.advance()
         self.scheduler.check()
-        self.ledger.check()
+        self.tracker.check()
         if plan is not None:
             self.plans.append(plan)
         return plan
@@ -90,7 +92,7 @@ class Bench:
         self.outbox.close()
         waiting, self.progress = self.outbox.take() or ([], self.progress)
         outputs = [self.writer.output(each) for each in waiting]
-        self.ledger.close(each.request_id for each in outputs)
+        self.tracker.close(each.request_id for each in outputs)
         return outputs
 
     def finish(self) -> list[Output]:

@@ -116,7 +116,7 @@ def watch_compiled() -> None:
     import torch
 
     from engine.attention import hf_plugin
-    from engine.cpu.attention_backend import CompiledRowAttention
+    from engine.cpu.attention_backend import CpuAttentionBackend
     from engine.cpu.kernels import activation, argmax, rms_norm, rotary_embedding
     from engine.cpu.optional import compiled
 
@@ -128,19 +128,19 @@ def watch_compiled() -> None:
         return call
 
     watched = [
-        (CompiledRowAttention, "_attend", "attention of rows"),
-        (CompiledRowAttention, "_attend_turned", "attention of rows"),
+        (CpuAttentionBackend, "_attend", "attention of rows"),
+        (CpuAttentionBackend, "_attend_turned", "attention of rows"),
     ]
-    panels, llama_chain = compiled("packed_gemm"), compiled("fused_step")
+    panels, fused_step = compiled("packed_gemm"), compiled("fused_step")
     if panels is not None:
-        watched.append((panels.PanelLinear, "_multiply", "linear of panels"))
-    if llama_chain is not None:
+        watched.append((panels.PackedGemmLinear, "_multiply", "linear of panels"))
+    if fused_step is not None:
         watch_chained(
             {
                 panels.run.address: "linear of panels",
                 rms_norm.run.address: "norm of rows",
                 activation.run.address: "gate of rows",
-                llama_chain.pick.run.address: "pick of rows",
+                fused_step.pick.run.address: "pick of rows",
             }
         )
     for kind, name, shown in watched:
@@ -149,7 +149,7 @@ def watch_compiled() -> None:
     rms_norm.normalize = named("norm of rows", rms_norm.normalize)
     rotary_embedding.turn = named("turn of rows", rotary_embedding.turn)
     activation.gate_rows = named("gate of rows", activation.gate_rows)
-    argmax.highest = named("argmax of rows", argmax.highest)
+    argmax.argmax = named("argmax of rows", argmax.argmax)
 
 
 def watch_chained(names: dict[int, str]) -> None:

@@ -141,7 +141,7 @@ def agreeing(record: Record) -> str:
 
 
 def share_of_limit(own: list[Record], records: list[Record]) -> str:
-    """Of the highest limit that was seen: in other rounds somebody was in the way."""
+    """Of the argmax limit that was seen: in other rounds somebody was in the way."""
     limits = [each.limit for each in records if each.limit and each.rows in (own[0].rows, NO_ROWS)]
     if not limits:
         return "-"

@@ -1,4 +1,4 @@
-"""RowAttention: one token of each row of a step attends to the keys of its own slot.
+"""AttentionBackend: one token of each row of a step attends to the keys of its own slot.
 
 Slots of their own have any length, so there is no padding and no mask. Two ways to the same
 result: torch, slot by slot, is here; a compiled kernel for float32 on a CPU is in
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.kv_cache.contiguous import KVShape, Leavings, OwnSlot, Slot
+from engine.kv_cache.contiguous import BufferPool, ContiguousSequenceCache, KVShape, SequenceCache
 
 Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
 
@@ -21,14 +21,14 @@ Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of s
 MAX_LEFT_BYTES = 48 * 2**20  # of slots that ended, for those that come
 
 
-class RowAttention(Protocol):
+class AttentionBackend(Protocol):
     """Makes slots of its kind, and is given no others."""
 
     bias: Tensor | None
     """(query heads, width), added to the scores; the last column is that of the row's newest
     token, and there is one for every column of every slot."""
 
-    def new_slot(self, num_rows: int, num_expected: int) -> Slot:
+    def new_slot(self, num_rows: int, num_expected: int) -> SequenceCache:
         """num_expected: columns that it may come to have"""
 
     def hold_prompts(self, slots: list[Any], spans: Spans) -> None:
@@ -50,7 +50,7 @@ class RowAttention(Protocol):
         """
 
 
-class OwnRowAttention(RowAttention):
+class ContiguousAttentionBackend(AttentionBackend):
     """What both do with slots that have memory of their own."""
 
     by_ancestors: bool
@@ -63,15 +63,15 @@ class OwnRowAttention(RowAttention):
         self.is_cross = is_cross
         self.poisoned = poisoned
         self.bias: Tensor | None = None
-        self.prompts: list[tuple[OwnSlot, tuple[int, int]]] = []
-        self.leavings = Leavings(MAX_LEFT_BYTES)
+        self.prompts: list[tuple[ContiguousSequenceCache, tuple[int, int]]] = []
+        self.buffer_pool = BufferPool(MAX_LEFT_BYTES)
 
-    def new_slot(self, num_rows: int, num_expected: int = 0) -> OwnSlot:
-        return OwnSlot(
-            self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected, self.leavings
+    def new_slot(self, num_rows: int, num_expected: int = 0) -> ContiguousSequenceCache:
+        return ContiguousSequenceCache(
+            self.shape, num_rows, self.by_ancestors, self.poisoned, num_expected, self.buffer_pool
         )
 
-    def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
+    def hold_prompts(self, slots: list[ContiguousSequenceCache], spans: Spans) -> None:
         self.prompts = list(zip(slots, spans, strict=True))
         for slot, (begin, end) in self.prompts:
             slot.make_room(end - begin + 1)
@@ -81,15 +81,15 @@ class OwnRowAttention(RowAttention):
             slot.fill(layer, keys[0, :, begin:end], values[0, :, begin:end])
 
 
-class TorchRowAttention(OwnRowAttention):
+class TorchAttentionBackend(ContiguousAttentionBackend):
     by_ancestors = False
     is_repeatable = False
 
     def __init__(self, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
         super().__init__(shape, is_cross, poisoned)
-        self.slots: list[OwnSlot] = []
+        self.slots: list[ContiguousSequenceCache] = []
 
-    def hold(self, slots: list[OwnSlot]) -> None:
+    def hold(self, slots: list[ContiguousSequenceCache]) -> None:
         self.slots = slots
 
     def attend(
@@ -108,7 +108,9 @@ class TorchRowAttention(OwnRowAttention):
             at += slot.num_rows
         return attended
 
-    def _seen(self, slot: OwnSlot, layer: int, query: Tensor, scale: float) -> Tensor:
+    def _seen(
+        self, slot: ContiguousSequenceCache, layer: int, query: Tensor, scale: float
+    ) -> Tensor:
         if self.is_cross:
             assert slot.crossed is not None
             keys, values = slot.crossed[layer]

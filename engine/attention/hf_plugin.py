@@ -16,8 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.attention.base import Spans, usual_scale
-from engine.attention.padded_prefill import SideBySide
-from engine.kv_cache.hf_cache import MixedView, View
+from engine.attention.padded_prefill import PaddedPrefill
+from engine.kv_cache.hf_cache import CacheView, MixedCacheView
 
 NAME = "tidemill"
 
@@ -37,19 +37,19 @@ def install(model: Any) -> None:
 def attention(
     module: torch.nn.Module,
     query: Tensor,
-    key: Tensor | View | MixedView,
-    value: Tensor | View | MixedView,
+    key: Tensor | CacheView | MixedCacheView,
+    value: Tensor | CacheView | MixedCacheView,
     attention_mask: Tensor | None,
-    spans: Spans | SideBySide | None = None,
+    spans: Spans | PaddedPrefill | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query: (rows, heads, tokens, head size); returns (rows, tokens, heads, head size)."""
-    if isinstance(key, MixedView):
-        assert isinstance(value, MixedView)
+    if isinstance(key, MixedCacheView):
+        assert isinstance(value, MixedCacheView)
         assert isinstance(spans, tuple)
         return attend_mixed(spans, query, key, value, **kwargs)
-    if isinstance(key, View):
-        assert isinstance(value, View)
+    if isinstance(key, CacheView):
+        assert isinstance(value, CacheView)
         scale = kwargs.get("scaling")
         scale = usual_scale(query.shape[-1]) if scale is None else scale
         return key.attention.attend(key.layer, query, key.new, value.new, scale), None
@@ -57,7 +57,7 @@ def attention(
     if spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     is_causal = getattr(module, "is_causal", True)
-    if isinstance(spans, SideBySide):
+    if isinstance(spans, PaddedPrefill):
         scale, bias = kwargs.get("scaling"), kwargs.get("position_bias")
         return spans.attend(query, key, value, is_causal, scale, bias), None
     return attend_within(spans, query, key, value, is_causal, **kwargs)
@@ -66,8 +66,8 @@ def attention(
 def attend_mixed(
     spans: Spans,
     query: Tensor,
-    key: MixedView,
-    value: MixedView,
+    key: MixedCacheView,
+    value: MixedCacheView,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:

@@ -1,4 +1,4 @@
-"""SideBySide: prompts that lie one after the other in a row, attended to in one call.
+"""PaddedPrefill: prompts that lie one after the other in a row, attended to in one call.
 
 A GPU had rather attend to some padding than be called for each prompt. Everything else in a
 layer is done to the row as it is.
@@ -18,13 +18,13 @@ MAX_FILLED_UP = 4  # times as many places as tokens; beyond it a call for each c
 
 
 @dataclass(frozen=True, slots=True)
-class SideBySide:
+class PaddedPrefill:
     tokens: Tensor  # (prompts, longest): where in the row each token is; any where there is none
     is_hidden: Tensor  # (prompts, longest): where there is none
     places: Tensor  # (tokens,): where in the first, counted through, each token of the row is
 
     @classmethod
-    def of(cls, spans: Spans, device: torch.device) -> SideBySide | None:
+    def of(cls, spans: Spans, device: torch.device) -> PaddedPrefill | None:
         """None if too much would have to be filled up."""
         lengths = [end - begin for begin, end in spans]
         longest = max(lengths)

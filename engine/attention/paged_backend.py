@@ -1,4 +1,4 @@
-"""ArenaRowAttention: all rows of a step attend in one call, by the tables of an arena."""
+"""PagedAttentionBackend: all rows of a step attend in one call, by the tables of a page pool."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.kv_cache.paged import BLANK, Arena, ArenaSlot
+from engine.kv_cache.paged import BLANK, PagedSequenceCache, PagePool
 from engine.runners.static_step import CROSSED, LENGTH, StepInputs
 
 
-class ArenaRowAttention:
-    def __init__(self, arena: Arena, is_cross: bool) -> None:
-        self.arena = arena
+class PagedAttentionBackend:
+    def __init__(self, page_pool: PagePool, is_cross: bool) -> None:
+        self.page_pool = page_pool
         self.is_cross = is_cross
         self.bias: Tensor | None = None
         # Of a step, for all its layers:
@@ -22,10 +22,12 @@ class ArenaRowAttention:
         # Of prompts:
         self.placed: Tensor | None = None  # (tokens,)
 
-    def new_slot(self, num_rows: int, num_expected: int) -> ArenaSlot:
-        return self.arena.slot(num_rows)
+    def new_slot(self, num_rows: int, num_expected: int) -> PagedSequenceCache:
+        return self.page_pool.slot(num_rows)
 
-    def hold_prompts(self, slots: list[ArenaSlot], spans: tuple[tuple[int, int], ...]) -> None:
+    def hold_prompts(
+        self, slots: list[PagedSequenceCache], spans: tuple[tuple[int, int], ...]
+    ) -> None:
         placed = [
             slot.place_prompt(end - begin) for slot, (begin, end) in zip(slots, spans, strict=True)
         ]
@@ -33,12 +35,12 @@ class ArenaRowAttention:
 
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """keys, values: (1, heads, tokens, head size)"""
-        pool = self.arena.pool[layer]
+        pool = self.page_pool.pool[layer]
         assert self.placed is not None
         pool[:, 0].index_copy_(0, self.placed, keys[0].transpose(0, 1))
         pool[:, 1].index_copy_(0, self.placed, values[0].transpose(0, 1))
 
-    def hold(self, slots: list[ArenaSlot]) -> None:
+    def hold(self, slots: list[PagedSequenceCache]) -> None:
         """Nothing: what a step reads and writes is told with its inputs."""
 
     def hold_inputs(self, inputs: StepInputs) -> None:
@@ -62,7 +64,7 @@ class ArenaRowAttention:
         self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
     ) -> Tensor:
         num_rows, num_heads, _, head_size = query.shape
-        pool = self.arena.pool[layer]  # (columns, 2, heads, head size)
+        pool = self.page_pool.pool[layer]  # (columns, 2, heads, head size)
         assert self.read is not None
         assert self.written is not None
         if keys is not None and values is not None:

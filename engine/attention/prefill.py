@@ -21,7 +21,7 @@ ENCODER_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
 def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
-    """Together as many tokens as are read at once, or one longer prompt."""
+    """MergedLinear as many tokens as are read at once, or one longer prompt."""
     chunked: list[list[Sequence]] = []
     num_tokens = 0
     for sequence in sequences:

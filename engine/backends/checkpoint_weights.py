@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.cpu.file_pages import forget_tensor
+from engine.cpu.file_pages import release_tensor_pages
 
 MAX_NAMED = 3  # of each kind
 # Tables that older versions wrote beside the weights, and that a model computes by itself.
@@ -66,5 +66,5 @@ def not_finite(model: Any) -> list[str]:
             ends = torch.stack(torch.aminmax(parameter.detach()))
             if not bool(torch.isfinite(ends).all()):
                 found.append(name)
-            forget_tensor(parameter)  # it was only looked at
+            release_tensor_pages(parameter)  # it was only looked at
     return found

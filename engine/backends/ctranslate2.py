@@ -1,4 +1,4 @@
-"""CTranslate2Engine: greedy answers of T5 and Marian by CTranslate2, in float32 or int8.
+"""CTranslate2Backend: greedy answers of T5 and Marian by CTranslate2, in float32 or int8.
 
 An extra, for who wants its int8 on an old CPU. It decodes by the batch: a group runs to its
 end in the step in which it joins, and rows that are finished leave the batch. What is not
@@ -21,7 +21,7 @@ import ctranslate2
 import torch
 from ctranslate2.converters import transformers as converters
 
-from engine.backends.generate import ExactEngine
+from engine.backends.generate import GenerateBackend
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint
 from engine.backends.proved_families import why_not_shared
@@ -29,7 +29,7 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import GenerationFailed, Unloadable
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
@@ -45,7 +45,7 @@ ATTENDED_TO = frozenset(SETTINGS) | {
 }  # fmt: skip
 
 
-class CTranslate2Engine:
+class CTranslate2Backend:
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
         """Takes the checkpoint's model away. Raises Unloadable."""
         reason = why_not(spec, checkpoint)
@@ -54,7 +54,7 @@ class CTranslate2Engine:
                 f'model {spec.alias!r} cannot run by CTranslate2: {reason}; use engine = "auto"'
             )
         # Encodes and decodes as the exact engine does, so that both agree.
-        self.exact = ExactEngine(spec, checkpoint)
+        self.exact = GenerateBackend(spec, checkpoint)
         self.sized = replace(
             self.exact.sized, spec=replace(self.exact.sized.spec, engine="ctranslate2")
         )
@@ -70,7 +70,7 @@ class CTranslate2Engine:
         )
 
     @classmethod
-    def load(cls, spec: EngineSpec) -> CTranslate2Engine:
+    def load(cls, spec: EngineSpec) -> CTranslate2Backend:
         """Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
@@ -82,8 +82,8 @@ class CTranslate2Engine:
         return sequence
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        assert not plan.going_on, "a group is run to its end in the step in which it joins"
-        return list(self._run_blaming(plan.joining))
+        assert not plan.running, "a group is run to its end in the step in which it joins"
+        return list(self._run_blaming(plan.admitted))
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         """Nothing is kept between steps."""
@@ -97,11 +97,11 @@ class CTranslate2Engine:
             return self._translate(sequences)
         except Exception as error:
             if len(sequences) == 1:
-                log.error("request failed", extra={"error": whereabouts(error)})
+                log.error("request failed", extra={"error": error_location(error)})
                 return [Completion.failed(sequences[0], GenerationFailed(error))]
             log.warning(
                 "group failed and is run in parts",
-                extra={"error": whereabouts(error), "num_sequences": len(sequences)},
+                extra={"error": error_location(error), "num_sequences": len(sequences)},
             )
         return [completion for each in sequences for completion in self._run_blaming((each,))]
 

@@ -1,4 +1,4 @@
-"""FakeEngine: deterministic and torch-free, for tests and demonstrations of the queue.
+"""FakeBackend: deterministic and torch-free, for tests and demonstrations of the queue.
 
 Its tokens are the words of the prompt. An answer is words of the prompt, drawn by a
 stable hash of the task, the text and the parameters that would change a real answer. It
@@ -33,7 +33,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Choice, FinishReason, ModelCard, Output, Request
 from engine.sampling.resolve_params import Room, Settings, resolve
-from engine.text.characters import sound
+from engine.text.characters import sanitize
 from engine.text.stop_strings import cut_at_stop, stop_position
 
 MAX_CONTEXT_TOKENS = 1_000_000
@@ -45,7 +45,7 @@ class FakeFailure(Exception):
     """What a prompt with `fake_fail_on` comes to."""
 
 
-class FakeEngine:
+class FakeBackend:
     def __init__(self, spec: EngineSpec) -> None:
         self.sized = sized(spec, Machine(device="cpu", free_bytes=0), "fake", AS_CONFIGURED)
         self.spec = spec
@@ -90,8 +90,8 @@ class FakeEngine:
     def run(self, plan: StepPlan) -> list[Completion | None]:
         if self.spec.fake_step_seconds:
             time.sleep(self.spec.fake_step_seconds)
-        return [self._go_on(each) for each in plan.going_on] + [
-            self._join(each) for each in plan.joining
+        return [self._go_on(each) for each in plan.running] + [
+            self._join(each) for each in plan.admitted
         ]
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
@@ -143,8 +143,8 @@ class FakeEngine:
 def prompt_words(request: Request) -> list[str]:
     """The tokens of a fake prompt."""
     if request.task == "chat":
-        return [word for each in request.messages for word in sound(each.content).split()]
-    return sound(request.text or "").split()
+        return [word for each in request.messages for word in sanitize(each.content).split()]
+    return sanitize(request.text or "").split()
 
 
 def spoken(token_ids: Iterable[int], words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""ExactEngine: `model.generate` over requests of like length and equal settings.
+"""GenerateBackend: `model.generate` over requests of like length and equal settings.
 
 In float32 every answer is, token for token, what `model.generate` gives for that request
 alone. What decides that is the group of a sequence: only those that cannot disturb each
@@ -32,13 +32,18 @@ from engine.errors import (
     TokenOutOfRange,
 )
 from engine.kv_cache.free_memory import free_bytes
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Choice, ModelCard, Output, Request
-from engine.sampling.batched_generate import RowSampler, RowStops, leave_as_drawn, warpers
+from engine.sampling.batched_generate import (
+    PerRequestSampler,
+    PerRequestStops,
+    keep_sampled_order,
+    warpers,
+)
 from engine.sampling.resolve_params import Room, Settings, resolve
-from engine.text.characters import sound
+from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.prompts import Prompt, Prompts
 from engine.text.stop_strings import TokenTexts, cut_at_stop, stop_position
@@ -80,7 +85,7 @@ class Group:
     alone: int | None  # the id of a request that shares with nobody
 
 
-class ExactEngine:
+class GenerateBackend:
     def __init__(
         self, spec: EngineSpec, checkpoint: Checkpoint, reason: str = AS_CONFIGURED
     ) -> None:
@@ -113,7 +118,7 @@ class ExactEngine:
         )
 
     @classmethod
-    def load(cls, spec: EngineSpec) -> ExactEngine:
+    def load(cls, spec: EngineSpec) -> GenerateBackend:
         """Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
@@ -155,8 +160,8 @@ class ExactEngine:
         return {**self.checkpoint.own, **self.prompts.params_of(request)}
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        assert not plan.going_on, "a group is run to its end in the step in which it joins"
-        return list(self._run_blaming(plan.joining))
+        assert not plan.running, "a group is run to its end in the step in which it joins"
+        return list(self._run_blaming(plan.admitted))
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         """Nothing is kept between steps."""
@@ -223,11 +228,11 @@ class ExactEngine:
                 if out_of_memory:
                     failure = OutOfMemory(one.num_rows, len(one.prompt_ids))
                     return [Completion.failed(one, failure)]
-                log.error("request failed", extra={"error": whereabouts(error)})
+                log.error("request failed", extra={"error": error_location(error)})
                 return [Completion.failed(one, GenerationFailed(error, "generating"))]
             log.warning(
                 "group failed and is run in parts",
-                extra={"error": whereabouts(error), "num_sequences": len(sequences)},
+                extra={"error": error_location(error), "num_sequences": len(sequences)},
             )
         # Out of the except clause, which would keep the failed call's tensors alive.
         if out_of_memory:
@@ -245,15 +250,15 @@ class ExactEngine:
         config = self.generation_config(sequences)
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
-        stops = RowStops(
+        stops = PerRequestStops(
             sequences, num_before, self.token_texts, rows_keep_their_place=not_beams(first)
         )
         processors = LogitsProcessorList()
         if draws_here:
             processors = warpers(settings, config, self.model.device)
-            processors.append(RowSampler(sequences, self.model.device))
+            processors.append(PerRequestSampler(sequences, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
-            leave_as_drawn(config)
+            keep_sampled_order(config)
         with torch.inference_mode(), torch.random.fork_rng(self._random_devices()):
             if settings.do_sample:
                 torch.manual_seed(settings.seed)
@@ -337,14 +342,14 @@ class ExactEngine:
         return Answer(tuple(row[:num_tokens]), reason)  # type: ignore[arg-type]  # one of the two
 
     def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
-        text = sound(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
+        text = sanitize(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
         stops = sequence.settings.stop
         if stop_position(text, stops) is not None:
             text = cut_at_stop(text, stops)
         elif stops and answer.finish_reason == "stop":
             # Of special tokens, which are not in the text, or begun in the prompt.
             before = self.token_texts.before_stop(sequence, list(answer.token_ids))
-            text = text if before is None else sound(before)
+            text = text if before is None else sanitize(before)
         # A continuation begins where its prompt ended, perhaps with a space.
         text = text if sequence.request.task == "generate" else text.strip()
         return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)

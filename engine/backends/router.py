@@ -1,4 +1,4 @@
-"""RoutingEngine: in flight what is proved to be exact there, by `model.generate` the rest.
+"""RouterBackend: in flight what is proved to be exact there, by `model.generate` the rest.
 
 Both run on one loaded model. A request that must go to `generate` is run to its end in the
 step in which it joins, with its like; the sequences in flight wait that long and go on.
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from engine.attention.hf_plugin import install
-from engine.backends.generate import ExactEngine
-from engine.backends.inflight import InFlight, Runner
+from engine.backends.generate import GenerateBackend
+from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
 from engine.backends.proved_families import length_bound_rope, why_not_shared
 from engine.backends.weight_layout import lay_out
@@ -22,14 +22,14 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import Unloadable
-from engine.kv_cache.base import Keeping, keeping_for, machine_of, refuse_too_much
-from engine.kv_cache.kv_shape import decoder_shape
+from engine.kv_cache.base import KVCacheManager, kv_cache_for, machine_for, refuse_beyond_memory
+from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import ModelCard, Output, Request, Task
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
-from engine.sampling.beam_search import has_beam_steps
+from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import SETTINGS
 
 # What a checkpoint's own generation configuration may say. The first are attended to in
@@ -66,33 +66,33 @@ TASKS: tuple[Task, ...] = ("generate", "summarize", "translate", "chat")
 IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 
-class RoutingEngine:
+class RouterBackend:
     def __init__(
         self,
         spec: EngineSpec,
         checkpoint: Checkpoint,
         poisoned: bool = False,
-        in_arena: bool | None = None,
+        is_paged: bool | None = None,
     ) -> None:
         """poisoned: memory that must not be read is NaN; for tests
-        in_arena: keys and values in one; None: on a GPU"""
+        is_paged: keys and values in one; None: on a GPU"""
         self.spec = spec
         self.checkpoint = checkpoint
-        self.exact = ExactEngine(spec, checkpoint)
+        self.exact = GenerateBackend(spec, checkpoint)
         self.reason = reason_of(self.exact)
         self.card: ModelCard = replace(
             checkpoint.card, engine="inflight", engine_reason=self.reason
         )
         lay_out(checkpoint.model, spec, checkpoint.reload)
         install(checkpoint.model)
-        shape = decoder_shape(checkpoint.model)
-        machine = machine_of(checkpoint, shape)
+        shape = probe_kv_shape(checkpoint.model)
+        machine = machine_for(checkpoint, shape)
         self.sized = sized(spec, machine, "inflight", self.reason)
         if machine.room is not None:
-            refuse_too_much(self.sized.spec, machine.room(self.sized.spec))
-        keeping = keeping_for(self.sized.spec, checkpoint, shape, poisoned, in_arena)
-        self.in_flight = InFlight(self.exact, runner_of(checkpoint, keeping))
-        self.has_beams = has_beam_steps(checkpoint.model)
+            refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
+        kv_cache = kv_cache_for(self.sized.spec, checkpoint, shape, poisoned, is_paged)
+        self.in_flight = InflightBackend(self.exact, runner_of(checkpoint, kv_cache))
+        self.has_beams = supports_beam_search(checkpoint.model)
 
     @property
     def max_rows(self) -> int | None:
@@ -125,11 +125,11 @@ class RoutingEngine:
         return not unattended(own)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        runs_to_end = bool(plan.joining) and plan.joining[0].runs_to_end
+        runs_to_end = bool(plan.admitted) and plan.admitted[0].runs_to_end
         with torch.inference_mode():
-            results = self.in_flight.run(plan.going_on, () if runs_to_end else plan.joining)
+            results = self.in_flight.run(plan.running, () if runs_to_end else plan.admitted)
         if runs_to_end:
-            results += self.exact.run(StepPlan((), plan.joining))
+            results += self.exact.run(StepPlan((), plan.admitted))
         return results
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
@@ -152,7 +152,7 @@ def is_attended_to(name: str, value: Any) -> bool:
     return name in NEUTRAL and bool(value == NEUTRAL[name])
 
 
-def reason_of(exact: ExactEngine) -> str:
+def reason_of(exact: GenerateBackend) -> str:
     """Why in flight, and which settings of the checkpoint cost which tasks that."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
@@ -165,18 +165,18 @@ def reason_of(exact: ExactEngine) -> str:
     return f"but by model.generate, for its generation configuration sets {said}"
 
 
-def load(spec: EngineSpec) -> RoutingEngine | ExactEngine:
+def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
     """The engine that the spec means. Raises Unloadable."""
     checkpoint = Checkpoint.load(spec)
     reason = why_not_in_flight(checkpoint)
     if spec.engine != "exact" and reason is None:
-        return RoutingEngine(spec, checkpoint)
+        return RouterBackend(spec, checkpoint)
     if spec.engine == "inflight":
         raise Unloadable(
             f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
         )
     lay_out(checkpoint.model, spec, checkpoint.reload)
-    return ExactEngine(spec, checkpoint, reason or AS_CONFIGURED)
+    return GenerateBackend(spec, checkpoint, reason or AS_CONFIGURED)
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
@@ -217,9 +217,9 @@ def start_id_of(checkpoint: Checkpoint) -> int | None:
     return start_id if isinstance(start_id, int) else None
 
 
-def runner_of(checkpoint: Checkpoint, keeping: Keeping) -> Runner:
+def runner_of(checkpoint: Checkpoint, kv_cache: KVCacheManager) -> Runner:
     if not checkpoint.config.is_encoder_decoder:
-        return CausalRunner(checkpoint.model, keeping)
+        return CausalRunner(checkpoint.model, kv_cache)
     start_id = start_id_of(checkpoint)
     assert start_id is not None
-    return Seq2SeqRunner(checkpoint.model, start_id, keeping)
+    return Seq2SeqRunner(checkpoint.model, start_id, kv_cache)

@@ -1,4 +1,4 @@
-"""VllmEngine: greedy answers of decoder-only models by vLLM, whose sequences join and leave at
+"""VllmBackend: greedy answers of decoder-only models by vLLM, whose sequences join and leave at
 every step.
 
 An extra, for who has vLLM in use already. It reads the checkpoint itself and keeps the keys and
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from engine.backends.generate import ExactEngine, release_memory
+from engine.backends.generate import GenerateBackend, release_memory
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint, choose_device, first_sentence, place
 from engine.backends.router import odd_attention
@@ -27,10 +27,10 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, Unloadable
-from engine.kv_cache.base import machine_of, refuse_too_much
-from engine.kv_cache.kv_shape import decoder_shape
+from engine.kv_cache.base import machine_for, refuse_beyond_memory
+from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.paged import PAGE_TOKENS, num_pages
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
 from engine.protocol.messages import ModelCard, Output, Request
@@ -50,7 +50,7 @@ ATTENDED_TO = frozenset(SETTINGS) | {
 IN_FLIGHT = "vllm"  # the one group of all that share steps
 
 
-class VllmEngine:
+class VllmBackend:
     """Always: vLLM holds the sequences of `running`, and no others."""
 
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
@@ -61,12 +61,12 @@ class VllmEngine:
                 f'model {spec.alias!r} cannot run by vLLM: {reason}; use engine = "auto"'
             )
         # Encodes and decodes as the exact engine does, so that both agree.
-        self.exact = ExactEngine(spec, checkpoint)
-        shape = decoder_shape(checkpoint.model)
-        machine = machine_of(checkpoint, shape)
+        self.exact = GenerateBackend(spec, checkpoint)
+        shape = probe_kv_shape(checkpoint.model)
+        machine = machine_for(checkpoint, shape)
         self.sized = no_more_than_used(sized(spec, machine, "vllm", AS_CONFIGURED), checkpoint)
         if machine.room is not None:
-            refuse_too_much(self.sized.spec, machine.room(self.sized.spec))
+            refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What was looked at is read again by vLLM, and once is enough.
         device = checkpoint.model.device
@@ -87,7 +87,7 @@ class VllmEngine:
         )
 
     @classmethod
-    def load(cls, spec: EngineSpec) -> VllmEngine:
+    def load(cls, spec: EngineSpec) -> VllmBackend:
         """Raises Unloadable, or ImportError before anything is loaded."""
         imported()
         device = choose_device(spec, torch.cuda.device_count())
@@ -112,11 +112,11 @@ class VllmEngine:
         """One step of vLLM, which may read a prompt in parts or let it wait: then its sequence
         goes on without a token."""
         ended: dict[int, Completion] = {}
-        for sequence in plan.joining:
+        for sequence in plan.admitted:
             try:
                 self._add(sequence)
             except Exception as error:
-                log.error("request failed", extra={"error": whereabouts(error)})
+                log.error("request failed", extra={"error": error_location(error)})
                 ended[sequence.id] = Completion.failed(sequence, GenerationFailed(error))
         for output in self._step():
             sequence = self.running.pop(int(output.request_id))
@@ -162,7 +162,7 @@ class VllmEngine:
         except Exception as error:
             # What it holds is in no known state. The parent starts the process again and finds
             # out whose fault it was.
-            log.error("step failed", extra={"error": whereabouts(error)})
+            log.error("step failed", extra={"error": error_location(error)})
             raise EngineBroken(f"a step of vLLM failed: {type(error).__name__}") from error
 
     def _completion(self, sequence: Sequence, output: Any) -> Completion:

@@ -20,7 +20,7 @@ from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, best, can_pack, pack
 from engine.cpu.quantized import HalfLinear, Int8Linear
 from engine.errors import Unloadable
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
             fuse(model)
             pack(model, make)
         except Exception as error:
-            log.warning("laying out failed", extra={"error": whereabouts(error)})
+            log.warning("laying out failed", extra={"error": error_location(error)})
             after = None
         else:
             after = attempt(model)
@@ -92,7 +92,7 @@ def attempt(model: Any) -> Tensor | None:
     try:
         return probe(model)
     except Exception as error:
-        log.warning("the probe failed", extra={"error": whereabouts(error)})
+        log.warning("the probe failed", extra={"error": error_location(error)})
         return None
     finally:
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from engine.core.sequence import Sequence
 
 
 class Inbox:
-    """Filled by the encoder, emptied by the loop. What it holds is bounded by the ledger."""
+    """Filled by the encoder, emptied by the loop. What it holds is bounded by the tracker."""
 
     def __init__(self) -> None:
         self._changed = Condition()

@@ -15,10 +15,10 @@ from engine.core.backend import Engine
 from engine.core.completion import Completion
 from engine.core.inbox import Inbox
 from engine.core.outbox import Outbox
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepPlan
 from engine.errors import EngineBroken, GenerationFailed
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.messages import Progress
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ class Loop:
         scheduler: Scheduler,
         inbox: Inbox,
         outbox: Outbox,
-        ledger: Ledger,
+        tracker: RequestTracker,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.engine = engine
         self.scheduler = scheduler
         self.inbox = inbox
         self.outbox = outbox
-        self.ledger = ledger
+        self.tracker = tracker
         self.clock = clock
         self.num_steps = 0
         self.num_prompt_tokens = 0
@@ -71,7 +71,7 @@ class Loop:
 
     def cancel(self) -> None:
         """Take out what is wanted no more, and answer it."""
-        sequences = self.scheduler.cancel(self.ledger.cancelled)
+        sequences = self.scheduler.cancel(self.tracker.cancelled)
         if sequences:
             self.engine.drop(sequences)
             self.outbox.put([Completion.cancelled(each) for each in sequences], self.progress())
@@ -85,7 +85,7 @@ class Loop:
         except Exception as error:
             # An engine blames single requests by itself. What it did not foresee is
             # answered to all that shared the step, so that nobody waits for ever.
-            log.error("step failed", extra={"error": whereabouts(error)})
+            log.error("step failed", extra={"error": error_location(error)})
             self.engine.drop(plan.sequences)
             return [Completion.failed(each, GenerationFailed(error)) for each in plan.sequences]
         finally:
@@ -93,10 +93,10 @@ class Loop:
 
     def count(self, plan: StepPlan, finished: list[Completion]) -> None:
         self.num_steps += 1
-        self.num_prompt_tokens += sum(len(each.prompt_ids) for each in plan.joining)
-        num_by_generate = sum(each.runs_to_end for each in plan.joining)
+        self.num_prompt_tokens += sum(len(each.prompt_ids) for each in plan.admitted)
+        num_by_generate = sum(each.runs_to_end for each in plan.admitted)
         self.num_by_generate += num_by_generate
-        self.num_in_flight += len(plan.joining) - num_by_generate
+        self.num_in_flight += len(plan.admitted) - num_by_generate
         self.num_completion_tokens += sum(each.num_tokens for each in finished)
 
     def progress(self) -> Progress:

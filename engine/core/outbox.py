@@ -14,7 +14,7 @@ PROGRESS_SECONDS = 2.0
 
 class Outbox:
     """Filled by the loop and the encoder, emptied by the writer, who may lag several steps
-    behind and then sends them as one. What it holds is bounded by the ledger."""
+    behind and then sends them as one. What it holds is bounded by the tracker."""
 
     def __init__(self) -> None:
         self._changed = Condition()

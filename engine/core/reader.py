@@ -1,4 +1,4 @@
-"""Reader: frames off the pipe, into the ledger and on to the encoder."""
+"""Reader: frames off the pipe, into the tracker and on to the encoder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from threading import Thread
 
 from engine.core.inbox import Inbox
 from engine.core.request_queue import Requests
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.protocol.messages import Cancel, Run, Stop, from_bytes
 
 log = logging.getLogger(__name__)
 
-HANGUP_CHECK_SECONDS = 1.0  # how late a parent's death may be noticed while the ledger is full
+HANGUP_CHECK_SECONDS = 1.0  # how late a parent's death may be noticed while the tracker is full
 
 
 class Reader(Thread):
     """Reads until the parent says stop or dies. In the latter case nobody is left to
     answer, so the process ends at once, whatever the model is doing."""
 
-    def __init__(self, pipe: Connection, ledger: Ledger, requests: Requests, inbox: Inbox) -> None:
+    def __init__(
+        self, pipe: Connection, tracker: RequestTracker, requests: Requests, inbox: Inbox
+    ) -> None:
         super().__init__(name="reader", daemon=True)
         self.pipe = pipe
-        self.ledger = ledger
+        self.tracker = tracker
         self.requests = requests
         self.inbox = inbox
 
@@ -44,12 +46,12 @@ class Reader(Thread):
     def read(self) -> None:
         match from_bytes(self.pipe.recv_bytes()):
             case Run(requests):
-                self.ledger.open(each.id for each in requests)
+                self.tracker.open(each.id for each in requests)
                 for request in requests:
                     self.requests.put(request)
                 self.wait_for_room()
             case Cancel(ids):
-                self.ledger.cancel(ids)
+                self.tracker.cancel(ids)
             case Stop():
                 self.inbox.close()
             case frame:
@@ -57,7 +59,7 @@ class Reader(Thread):
 
     def wait_for_room(self) -> None:
         """Back-pressure: while too much is held here, what comes next stays in the pipe."""
-        while not self.ledger.wait_for_room(HANGUP_CHECK_SECONDS):
+        while not self.tracker.wait_for_room(HANGUP_CHECK_SECONDS):
             if hung_up(self.pipe):
                 raise EOFError
 

@@ -9,7 +9,7 @@ from engine.protocol.messages import Request
 
 
 class Requests:
-    """Filled by the reader, emptied by the encoder. What it holds is bounded by the ledger.
+    """Filled by the reader, emptied by the encoder. What it holds is bounded by the tracker.
 
     A bulk request waits while interactive ones do, as in the scheduler; within a lane the
     order is that of arrival.

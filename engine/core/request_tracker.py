@@ -1,4 +1,4 @@
-"""Ledger: the requests to which this process owes an output."""
+"""RequestTracker: the requests to which this process owes an output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from threading import Condition
 from engine.errors import InvariantBroken
 
 
-class Ledger:
+class RequestTracker:
     """Which requests came in and were not answered, and which of those were cancelled.
 
     Always: cancelled is within held. A request is opened by the reader, closed when its

@@ -19,9 +19,9 @@ from engine.protocol.engine_spec import EngineSpec
 
 # A step of so many is short enough for those that wait for their next token, and long
 # enough to keep the products busy.
-JOINING_TOKENS = 512
+MAX_ADMITTED_TOKENS = 512
 # Interactive sequences that may join while one waits that came before them.
-MAX_PASSING = 64
+MAX_OVERTAKING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class StepLimits:
     max_step_tokens: int  # prompt tokens of those that join, and one for each other row
     # Of those that join while others may be waiting for their next token. A longer prompt
     # joins alone; those that run to their end are computed together as they are.
-    max_joining_tokens: int | None = None
+    max_admitted_tokens: int | None = None
     max_cache_tokens: int | None = None  # kept between steps, as long as they may get
 
     @classmethod
@@ -44,7 +44,7 @@ class StepLimits:
             spec.max_sequences,
             spec.max_step_tokens,
             max_cache_tokens=spec.max_cache_tokens,
-            max_joining_tokens=JOINING_TOKENS,
+            max_admitted_tokens=MAX_ADMITTED_TOKENS,
         )
 
     def refuse_misfit(self, sequence: Sequence) -> None:
@@ -80,12 +80,12 @@ class StepLimits:
 class StepPlan:
     """What one step computes: a token for each row that goes on, the prompt of those that join."""
 
-    going_on: tuple[Sequence, ...]
-    joining: tuple[Sequence, ...]
+    running: tuple[Sequence, ...]
+    admitted: tuple[Sequence, ...]
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
-        return self.going_on + self.joining
+        return self.running + self.admitted
 
     @property
     def num_rows(self) -> int:
@@ -93,8 +93,8 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        prefill = sum(each.num_prefill_tokens for each in self.joining)
-        return prefill + sum(each.num_rows for each in self.going_on)
+        prefill = sum(each.num_prefill_tokens for each in self.admitted)
+        return prefill + sum(each.num_rows for each in self.running)
 
 
 class Scheduler:
@@ -105,7 +105,7 @@ class Scheduler:
         self.limits = limits
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by id, in order of arrival
         self.interactive: OrderedDict[int, Sequence] = OrderedDict()  # of those waiting
-        self.num_passing = 0  # that have joined before the oldest that waits
+        self.num_overtaking = 0  # that have joined before the oldest that waits
         self.running: dict[int, Sequence] = {}
         self.num_rows = 0  # of those running
         self.num_cache_tokens = 0  # of those running
@@ -125,28 +125,28 @@ class Scheduler:
         max_rows: if there is not memory for as many as the limits allow; those that run
         already, and a single sequence, may be more
         """
-        going_on = tuple(self.running.values())
+        running = tuple(self.running.values())
         max_sequences = self.limits.max_sequences
         if max_rows is not None:
             max_sequences = min(max_rows, max_sequences)
-        joining = self._joining(going_on[0].group if going_on else None, max_sequences)
-        if not going_on and not joining:
+        admitted = self._admit(running[0].group if running else None, max_sequences)
+        if not running and not admitted:
             return None
-        if joining:
-            is_turn = next(iter(self.waiting.values())) in joining
-            num_passing = sum(each.request.is_interactive for each in joining)
-            self.num_passing = 0 if is_turn else self.num_passing + num_passing
-        for sequence in joining:
+        if admitted:
+            is_turn = next(iter(self.waiting.values())) in admitted
+            num_overtaking = sum(each.request.is_interactive for each in admitted)
+            self.num_overtaking = 0 if is_turn else self.num_overtaking + num_overtaking
+        for sequence in admitted:
             self._leave(sequence)
             sequence.move(SequenceState.RUNNING)
             self.running[sequence.id] = sequence
             self.num_rows += sequence.num_rows
             self.num_cache_tokens += sequence.num_cache_tokens
-        return StepPlan(going_on, tuple(joining))
+        return StepPlan(running, tuple(admitted))
 
     def apply(self, plan: StepPlan, results: list[Completion | None]) -> list[Completion]:
         """Take out what finished in the step; `results` go with `plan.sequences`."""
-        assert len(results) == len(plan.going_on) + len(plan.joining)
+        assert len(results) == len(plan.running) + len(plan.admitted)
         finished = [each for each in results if each is not None]
         for completion in finished:
             self._finish(completion.sequence)
@@ -191,7 +191,7 @@ class Scheduler:
 
     def _in_order(self) -> Iterator[Sequence]:
         """Those that wait, as they are to join."""
-        if self.num_passing >= MAX_PASSING or not self.interactive:
+        if self.num_overtaking >= MAX_OVERTAKING or not self.interactive:
             return iter(self.waiting.values())
         others = (each for each in self.waiting.values() if not each.request.is_interactive)
         return chain(self.interactive.values(), others)
@@ -201,7 +201,7 @@ class Scheduler:
         del self.waiting[sequence.id]
         self.interactive.pop(sequence.id, None)
 
-    def _joining(self, group: Hashable | None, max_sequences: int) -> list[Sequence]:
+    def _admit(self, group: Hashable | None, max_sequences: int) -> list[Sequence]:
         """Who joins those of `group`, in order; the first that does not fit ends the row, so
         that small requests cannot keep a large one waiting for ever."""
         if not self.waiting:
@@ -213,7 +213,7 @@ class Scheduler:
         num_cache_tokens = self.num_cache_tokens
         num_tokens = self.num_rows  # one for each row that goes on
         num_joining_tokens = 0
-        joining: list[Sequence] = []
+        admitted: list[Sequence] = []
         for sequence in self._in_order():
             if sequence.group != leader.group:
                 continue
@@ -221,19 +221,19 @@ class Scheduler:
             num_tokens += sequence.num_prefill_tokens
             num_joining_tokens += sequence.num_prefill_tokens
             num_cache_tokens += sequence.num_cache_tokens
-            is_first = not joining and not self.running
+            is_first = not admitted and not self.running
             if (
                 (num_rows > max_sequences and not is_first)
-                or (joining and self._is_long(sequence, num_joining_tokens))
+                or (admitted and self._is_long(sequence, num_joining_tokens))
                 or num_tokens > self.limits.max_step_tokens
                 or not self.limits.can_cache(num_cache_tokens)
             ):
                 break
-            joining.append(sequence)
-        return joining
+            admitted.append(sequence)
+        return admitted
 
     def _is_long(self, sequence: Sequence, num_joining_tokens: int) -> bool:
-        most = self.limits.max_joining_tokens
+        most = self.limits.max_admitted_tokens
         return most is not None and not sequence.runs_to_end and num_joining_tokens > most
 
     def _finish(self, sequence: Sequence) -> None:

@@ -1,4 +1,4 @@
-"""Encoder: requests to sequences, off the loop."""
+"""TokenizerThread: requests to sequences, off the loop."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from engine.core.backend import Engine
 from engine.core.inbox import Inbox
 from engine.core.outbox import Outbox
 from engine.core.request_queue import Requests
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import StepLimits
 from engine.errors import GenerationFailed, RequestError
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.messages import Choice, Output, Request, RequestFailure
 
 log = logging.getLogger(__name__)
 
 
-class Encoder(Thread):
+class TokenizerThread(Thread):
     """A request becomes a sequence in the inbox, or is answered here with its failure."""
 
     def __init__(
         self,
         engine: Engine,
         limits: StepLimits,
-        ledger: Ledger,
+        tracker: RequestTracker,
         requests: Requests,
         inbox: Inbox,
         outbox: Outbox,
@@ -33,7 +33,7 @@ class Encoder(Thread):
         super().__init__(name="encoder", daemon=True)
         self.engine = engine
         self.limits = limits
-        self.ledger = ledger
+        self.tracker = tracker
         self.requests = requests
         self.inbox = inbox
         self.outbox = outbox
@@ -43,7 +43,7 @@ class Encoder(Thread):
             self.encode(self.requests.get())
 
     def encode(self, request: Request) -> None:
-        if self.ledger.is_cancelled(request.id):
+        if self.tracker.is_cancelled(request.id):
             choice = Choice("", "cancelled", 0, ())
             self.outbox.refuse(Output(request_id=request.id, choices=(choice,)))
             return
@@ -53,7 +53,7 @@ class Encoder(Thread):
         except RequestError as error:
             self.refuse(request, error)
         except Exception as error:
-            log.error("encoding failed", extra={"error": whereabouts(error)})
+            log.error("encoding failed", extra={"error": error_location(error)})
             self.refuse(request, GenerationFailed(error, "encoding the prompt"))
         else:
             self.inbox.put(sequence)

@@ -10,9 +10,9 @@ from threading import Thread
 from engine.core.backend import Engine
 from engine.core.completion import Completion
 from engine.core.outbox import Outbox
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.errors import GenerationFailed, RequestError
-from engine.logging import whereabouts
+from engine.logging import error_location
 from engine.protocol.messages import Output, Outputs, RequestFailure, to_bytes
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,13 @@ class Writer(Thread):
     """Sends at most one frame a step; if the pipe is slow, several steps in one. A frame
     without outputs says that the loop goes on."""
 
-    def __init__(self, pipe: Connection, engine: Engine, ledger: Ledger, outbox: Outbox) -> None:
+    def __init__(
+        self, pipe: Connection, engine: Engine, tracker: RequestTracker, outbox: Outbox
+    ) -> None:
         super().__init__(name="writer", daemon=True)
         self.pipe = pipe
         self.engine = engine
-        self.ledger = ledger
+        self.tracker = tracker
         self.outbox = outbox
 
     def run(self) -> None:
@@ -38,7 +40,7 @@ class Writer(Thread):
             outputs = tuple(self.output(each) for each in waiting)
             # Closed before they are sent: once the parent has an output it may count on
             # the room that it left.
-            self.ledger.close(each.request_id for each in outputs)
+            self.tracker.close(each.request_id for each in outputs)
             try:
                 self.pipe.send_bytes(to_bytes(Outputs(outputs, progress)))
             except OSError:
@@ -52,7 +54,7 @@ class Writer(Thread):
         try:
             return self.engine.decode(waiting)
         except Exception as error:
-            log.error("decoding failed", extra={"error": whereabouts(error)})
+            log.error("decoding failed", extra={"error": error_location(error)})
             return self.failure(waiting, GenerationFailed(error, "writing the answer as text"))
 
     def failure(self, completion: Completion, error: RequestError) -> Output:

@@ -1,4 +1,4 @@
-"""CompiledRowAttention: what `kernel` and `prompt_kernel` compute, for slots of their own."""
+"""CpuAttentionBackend: what `kernel` and `prompt_kernel` compute, for slots of their own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.base import OwnRowAttention, Spans, by_rows
-from engine.cpu.captured_ops import on_tape
+from engine.attention.base import ContiguousAttentionBackend, Spans, by_rows
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.optional import compiled
-from engine.kv_cache.contiguous import KVShape, OwnSlot
+from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
 
 
-class CompiledRowAttention(OwnRowAttention):
+class CpuAttentionBackend(ContiguousAttentionBackend):
     by_ancestors = True
     is_repeatable = True
 
@@ -26,14 +26,14 @@ class CompiledRowAttention(OwnRowAttention):
         self.of_prompts = compiled("kernels.prefill_attention")
         self.num_rows = 0
         self.num_tokens = 0  # of rows and prompts
-        self.nothing = SlotTable(kernel, shape.num_layers, [])
+        self.nothing = KernelTable(kernel, shape.num_layers, [])
         self.rows_table = self.prompts_table = self.nothing
         # Keys and values of the last step's slots, and how many columns they had.
         self.held: list[tuple[ref[Tensor], int]] = []
         self.scratch = np.empty((0, 0), np.float32)
         self.unchanging: tuple[int, ...] = ()  # what a kernel is told first
 
-    def hold(self, slots: list[OwnSlot]) -> None:
+    def hold(self, slots: list[ContiguousSequenceCache]) -> None:
         self.prompts_table = self.nothing
         if slots and not self.is_cross and self._are_a_column_longer(slots):
             # Those of the last step, as most of the time.
@@ -43,13 +43,13 @@ class CompiledRowAttention(OwnRowAttention):
             self._tell(slots)
         self.held = [(ref(slot.kept), slot.length) for slot in slots]
 
-    def _are_a_column_longer(self, slots: list[OwnSlot]) -> bool:
+    def _are_a_column_longer(self, slots: list[ContiguousSequenceCache]) -> bool:
         return len(slots) == len(self.held) and all(
             slot.kept is kept() and slot.length == length + 1
             for slot, (kept, length) in zip(slots, self.held, strict=True)
         )
 
-    def _tell(self, slots: list[OwnSlot]) -> None:
+    def _tell(self, slots: list[ContiguousSequenceCache]) -> None:
         self.num_rows = self.num_tokens = sum(slot.num_rows for slot in slots)
         first_row = 0
         rows: list[tuple[int, ...]] = []
@@ -65,14 +65,14 @@ class CompiledRowAttention(OwnRowAttention):
                 if slot.ancestors is not None:
                     ancestors = slot.ancestors.ctypes.data
             rows.append(
-                (*whereabouts(kept), capacity, row_stride, slot.num_rows, num_columns, first_row,
+                (*error_location(kept), capacity, row_stride, slot.num_rows, num_columns, first_row,
                  ancestors)
             )  # fmt: skip
             first_row += slot.num_rows
             self.make_scratch_for(num_columns)
-        self.rows_table = SlotTable(self.kernel, self.shape.num_layers, rows)
+        self.rows_table = KernelTable(self.kernel, self.shape.num_layers, rows)
 
-    def hold_prompts(self, slots: list[OwnSlot], spans: Spans) -> None:
+    def hold_prompts(self, slots: list[ContiguousSequenceCache], spans: Spans) -> None:
         super().hold_prompts(slots, spans)
         if self.of_prompts is None:
             return
@@ -80,12 +80,12 @@ class CompiledRowAttention(OwnRowAttention):
         rows: list[tuple[int, ...]] = []
         for slot, (begin, end) in self.prompts:
             rows.append(
-                (*whereabouts(slot.kept), slot.capacity, slot.kept.stride(2),
+                (*error_location(slot.kept), slot.capacity, slot.kept.stride(2),
                  slot.num_written_rows, end - begin, self.num_rows + begin, 0)
             )  # fmt: skip
             self.num_tokens += end - begin
             self.make_scratch(self.of_prompts.scratch_width(end - begin, self.shape.head_size))
-        self.prompts_table = SlotTable(self.kernel, self.shape.num_layers, rows)
+        self.prompts_table = KernelTable(self.kernel, self.shape.num_layers, rows)
 
     def make_scratch_for(self, num_columns: int) -> None:
         self.make_scratch(self.kernel.scratch_width(num_columns, self.shape.head_size))
@@ -108,7 +108,7 @@ class CompiledRowAttention(OwnRowAttention):
         attended = torch.empty((num_rows, 1, num_heads, head_size))
         if keys is not None and values is not None:
             keys, values = by_rows(keys), by_rows(values)
-        on_tape(self._attend, layer, by_rows(query), keys, values, scale, attended)
+        captured_call(self._attend, layer, by_rows(query), keys, values, scale, attended)
         return attended
 
     def _attend(
@@ -149,7 +149,7 @@ class CompiledRowAttention(OwnRowAttention):
         cos, sin = cos.contiguous(), sin.contiguous()
         width = joined.shape[1] - 2 * self.shape.num_heads * self.shape.head_size
         attended = torch.empty((len(joined), width))
-        on_tape(self._attend_turned, layer, joined, cos, sin, scale, attended)
+        captured_call(self._attend_turned, layer, joined, cos, sin, scale, attended)
         return attended
 
     def _attend_turned(
@@ -182,7 +182,7 @@ class CompiledRowAttention(OwnRowAttention):
         )  # fmt: skip
 
 
-class SlotTable:
+class KernelTable:
     """What a kernel is told of slots."""
 
     def __init__(self, kernel: Any, num_layers: int, rows: list[tuple[int, ...]]) -> None:
@@ -206,7 +206,7 @@ class SlotTable:
         return self.address + np.arange(len(self.fields)) * self.layer_bytes
 
 
-def whereabouts(kept: Tensor) -> tuple[int, int, int]:
+def error_location(kept: Tensor) -> tuple[int, int, int]:
     """kept: (layers, keys and values, ...) float32; the address, and the bytes from layer to
     layer and from keys to values"""
     return kept.data_ptr(), 4 * kept.stride(0), 4 * kept.stride(1)

@@ -1,4 +1,4 @@
-"""Recording: what torch does in a step, written down once, to be done again from a tape.
+"""CapturedOps: what torch does in a step, written down once, to be done again from a tape.
 
 A model's own code spends as much time in Python as a small model does in its products, and
 between two steps of as many rows nothing differs but numbers. So the operations that reach
@@ -6,7 +6,7 @@ torch are written down, and from then on called one after the other: what is a v
 once, and what is computed is written where it was before. They are the same operations on
 the same shapes, and so give the same bits.
 
-What torch does not see must be called with `on_tape`.
+What torch does not see must be called with `captured_call`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.cpu.op_buffers import Call, Making, Memory, Pool, Tape, address_of, tensors_in
+from engine.cpu.op_buffers import Call, CapturedGraph, Making, Memory, Pool, address_of, tensors_in
 
 try:
     from torch.overrides import TorchFunctionMode
@@ -29,7 +29,7 @@ except ImportError:  # the second is torch's own; without it steps are run as wr
 
     class TorchDispatchMode:  # type: ignore[no-redef]  # its stand-in
         def __init__(self) -> None:
-            raise Unrepeatable("this torch shows nobody its operations")
+            raise NotCapturable("this torch shows nobody its operations")
 
     TorchFunctionMode = TorchDispatchMode  # type: ignore[misc, assignment]  # never made
 
@@ -49,16 +49,16 @@ INDEX = frozenset({"aten::index", "aten::_unsafe_index"})
 _here = threading.local()
 
 
-class Unrepeatable(Exception):
+class NotCapturable(Exception):
     """A step that is another one each time."""
 
 
-def on_tape(call: Callable[..., None], *arguments: Any) -> None:
+def captured_call(call: Callable[..., None], *arguments: Any) -> None:
     """Call it, and have it called whenever the tape is played that is being recorded.
 
     It writes to tensors among its arguments; the numbers among them stay as they are.
     """
-    recording: Recording | None = getattr(_here, "recording", None)
+    recording: CapturedOps | None = getattr(_here, "recording", None)
     if recording is None:
         call(*arguments)
         return
@@ -71,7 +71,7 @@ def on_tape(call: Callable[..., None], *arguments: Any) -> None:
     recording.calls.append(Call(call, arguments))
 
 
-class TapeRecorder:
+class OpCapturer:
     """Its tapes share memory: no two are played at once, and what a step leaves is used up
     before the next."""
 
@@ -79,28 +79,28 @@ class TapeRecorder:
         self.pool = Pool()
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
-        """What the step returns, and what does it again. Raises Unrepeatable."""
-        _here.recording = recording = Recording()
+        """What the step returns, and what does it again. Raises NotCapturable."""
+        _here.recording = recording = CapturedOps()
         try:
-            with recording, NumbersUntold():
+            with recording, RefuseValueReads():
                 result = step()
         finally:
             _here.recording = None
         memory = Memory(recording.calls, recording.born, result, self.pool)
-        tape = Tape(recording.calls, result, memory)
+        tape = CapturedGraph(recording.calls, result, memory)
         results, expected = recording.results(), result.clone()
         del recording, result
         if are_left(results):
             # The next step would find there what was in this one.
-            raise Unrepeatable("it keeps what it computes")
+            raise NotCapturable("it keeps what it computes")
         self.pool.poison()
         repeated = tape()
         if not torch.equal(expected, repeated):
-            raise Unrepeatable("something in it is unseen")
+            raise NotCapturable("something in it is unseen")
         return repeated, tape
 
 
-class Recording(TorchDispatchMode):
+class CapturedOps(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
@@ -128,7 +128,7 @@ class Recording(TorchDispatchMode):
         refuse_unrepeatable(function, args)
         for each in written_by(function, args, named):
             if address_of(each) not in self.born and each.numel() > 0:
-                raise Unrepeatable(f"{function} changes what is there from step to step")
+                raise NotCapturable(f"{function} changes what is there from step to step")
         known = {address_of(each) for each in tensors_in((args, named))}
         result = function(*args, **named)
         made = tuple(tensors_in(result))
@@ -136,16 +136,16 @@ class Recording(TorchDispatchMode):
         if function._schema.is_mutable:
             # Neither does it make anything else, nor are there others in their place.
             if known != known.union(map(address_of, tensors_in((args, named, result)))):
-                raise Unrepeatable(f"{function} makes more room, or something else")
+                raise NotCapturable(f"{function} makes more room, or something else")
             self.calls.append(Call(function, args, named))
             return result
         if any(each.is_mkldnn for each in made):
-            raise Unrepeatable(f"{function} makes what has no storage")
+            raise NotCapturable(f"{function} makes what has no storage")
         fresh = [each for each in made if each.numel() and address_of(each) not in known]
         if not fresh:
             return result  # a view, or nothing
         if len(fresh) != sum(each.numel() > 0 for each in made):
-            raise Unrepeatable(f"{function} makes a part of what it returns")
+            raise NotCapturable(f"{function} makes a part of what it returns")
         for each in fresh:
             self.born.setdefault(address_of(each), len(self.calls))
         if function._schema.name not in EMPTY:
@@ -157,7 +157,7 @@ class Recording(TorchDispatchMode):
         return [weakref.ref(each) for each in self.kept if address_of(each) in self.born]
 
 
-class NumbersUntold(TorchFunctionMode):
+class RefuseValueReads(TorchFunctionMode):
     """What a step does by the numbers of its inputs would be done by those of the first."""
 
     def __torch_function__(
@@ -165,7 +165,7 @@ class NumbersUntold(TorchFunctionMode):
     ) -> Any:
         name = getattr(function, "__name__", "")
         if name in TELLS_NUMBERS and getattr(_here, "recording", None) is not None:
-            raise Unrepeatable(f"{name} tells numbers")
+            raise NotCapturable(f"{name} tells numbers")
         return function(*args, **(kwargs or {}))
 
 
@@ -179,16 +179,16 @@ def are_left(results: list[weakref.ref[Tensor]]) -> bool:
 
 def refuse_unrepeatable(function: Any, args: Any) -> None:
     if torch.Tag.data_dependent_output in function.tags:
-        raise Unrepeatable(f"{function} asks for a number")
+        raise NotCapturable(f"{function} asks for a number")
     if function._schema.name in INDEX:
         if any(each.dtype in (torch.bool, torch.uint8) for each in tensors_in(args[1])):
-            raise Unrepeatable(f"{function} returns as much as a mask has")
+            raise NotCapturable(f"{function} returns as much as a mask has")
     elif torch.Tag.dynamic_output_shape in function.tags:
-        raise Unrepeatable(f"{function} returns more or less by the numbers")
+        raise NotCapturable(f"{function} returns more or less by the numbers")
     if torch.Tag.inplace_view in function.tags:
-        raise Unrepeatable(f"{function} changes a tensor's shape")
+        raise NotCapturable(f"{function} changes a tensor's shape")
     if torch.Tag.nondeterministic_seeded in function.tags:
-        raise Unrepeatable(f"{function} draws")
+        raise NotCapturable(f"{function} draws")
 
 
 def written_by(function: Any, args: Any, named: dict[str, Any]) -> Iterator[Tensor]:

@@ -22,14 +22,14 @@ ENTRY_BYTES = 8  # of the page map, for each page; its bits are in the kernel's 
 IS_PRESENT, IS_SWAPPED, IS_OF_FILE = 1 << 63, 1 << 62, 1 << 61
 
 
-def forget_tensor(tensor: Tensor) -> None:
+def release_tensor_pages(tensor: Tensor) -> None:
     """If it is a view of a mapped file, as the tensors of a checkpoint are."""
     if tensor.device.type == "cpu":
         begin = tensor.data_ptr()
         forget(begin, begin + tensor.numel() * tensor.element_size())
 
 
-def forget_libraries() -> None:
+def release_library_pages() -> None:
     """What loading needed of them, LLVM's most of all, is more than what a step does."""
     try:
         lines = MAPS.read_text().splitlines()

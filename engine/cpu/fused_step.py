@@ -1,4 +1,4 @@
-"""LlamaChain: a step of a model like LLaMA's as one chain of compiled calls.
+"""FusedStep: a step of a model like LLaMA's as one chain of compiled calls.
 
 What `llama_layer` does layer by layer, and all that is before and behind it, where every
 product has panels: nobody waits for Python between two calls, and the memory that they pass
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.attention.base import Spans
 from engine.cpu import packed_gemm
-from engine.cpu.attention_backend import CompiledRowAttention
+from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.call_table import Call, Chain
 from engine.cpu.kernels import (
     activation,
@@ -30,7 +30,7 @@ from engine.cpu.kernels import (
 from engine.cpu.llama_layer import LlamaLayer
 from engine.cpu.thread_pool import FLOAT_BYTES
 from engine.kv_cache.contiguous import rounded_up
-from engine.kv_cache.hf_cache import SlotCache
+from engine.kv_cache.hf_cache import InflightSelfCache
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class Room:
         )
 
 
-class LlamaChain:
-    def __init__(self, model: Any, attention: CompiledRowAttention) -> None:
+class FusedStep:
+    def __init__(self, model: Any, attention: CpuAttentionBackend) -> None:
         """model: all of whose layers are LlamaLayers, and whose products have panels"""
         decoder = model.get_decoder()
         self.attention = attention
@@ -212,18 +212,18 @@ class LlamaChain:
         self.functions[:, PICKING] = 0
 
 
-def chain_for(model: Any, attention: Any) -> LlamaChain | None:
+def fused_step_for(model: Any, attention: Any) -> FusedStep | None:
     """One, if the model has what it is made of, and gives the same so."""
-    if not can_be_chained(model):
+    if not can_be_fused(model):
         return None
-    chain = LlamaChain(model, attention)
+    chain = FusedStep(model, attention)
     if does_the_same(chain, model):
         return chain
     log.warning("not chained: it does something else", extra={"kind": type(model).__name__})
     return None
 
 
-def can_be_chained(model: Any) -> bool:
+def can_be_fused(model: Any) -> bool:
     decoder = model.get_decoder()
     layers, head = getattr(decoder, "layers", ()), getattr(model, "lm_head", None)
     if not len(layers) or not all(isinstance(each, LlamaLayer) for each in layers):
@@ -236,17 +236,17 @@ def can_be_chained(model: Any) -> bool:
         and type(decoder.norm).__name__ == "RMSNorm"
         and getattr(decoder.rotary_emb, "rope_type", None) in ROPE_TYPES
         and all(
-            isinstance(product, packed_gemm.PanelLinear)
+            isinstance(product, packed_gemm.PackedGemmLinear)
             for product in (head, *(each for layer in layers for each in layer.products))
         )
     )
 
 
 @torch.inference_mode()
-def does_the_same(chain: LlamaChain, model: Any) -> bool:
+def does_the_same(chain: FusedStep, model: Any) -> bool:
     """For a prompt, and for one more token with another prompt beside it."""
     attention = chain.attention
-    cache = SlotCache(attention.shape, attention)
+    cache = InflightSelfCache(attention.shape, attention)
     draw = torch.Generator().manual_seed(0)
     half, vocab_size = NUM_TRIED // 2, len(chain.embedding)
     tokens = torch.randint(0, vocab_size, (NUM_TRIED,), generator=draw).tolist()

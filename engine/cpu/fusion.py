@@ -53,7 +53,7 @@ def make_for(module: Any) -> Make | None:
         make = getattr(compiled("kernels.rms_norm"), "RMSNorm", None)
     elif type(module).__name__ in GATED and type(module.act_fn).__name__ in SILU:
         width = module.gate_proj.in_features
-        make = getattr(compiled("kernels.activation"), "GatedMLP", None)
+        make = getattr(compiled("kernels.activation"), "SiluAndMulMLP", None)
     if make is None:
         return None
     make = getattr(make, "like", make)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from engine.cpu.file_pages import forget_tensor
-from engine.cpu.merged_linear import Part, Together, groups_of, joined
+from engine.cpu.file_pages import release_tensor_pages
+from engine.cpu.merged_linear import MergedLinear, Part, groups_of, joined
 from engine.cpu.optional import compiled
 
 ROWS_HINT = 16  # for which number of rows oneDNN chooses its layout
@@ -63,7 +63,7 @@ def refuse_width(x: Tensor, in_features: int) -> None:
 def best() -> MakeLinear:
     """What multiplies quickest here."""
     panels = compiled("packed_gemm")
-    return PackedLinear if panels is None else panels.PanelLinear
+    return PackedLinear if panels is None else panels.PackedGemmLinear
 
 
 def is_of_onednn(module: nn.Module) -> bool:
@@ -113,7 +113,9 @@ def pack(model: Any, make: MakeLinear, min_weights: int | None = None) -> int:
                     continue
                 bias = None if child.bias is None else child.bias.detach().clone()
                 setattr(module, name, make(weight.detach(), bias))
-                forget_tensor(weight)  # or the model would be in memory twice before the last
+                release_tensor_pages(
+                    weight
+                )  # or the model would be in memory twice before the last
                 num_packed += 1
     leave_file(model)
     return num_packed
@@ -126,11 +128,11 @@ def pack_together(
 ) -> None:
     """Pack several linear children as one."""
     linears = [getattr(module, each) for each in names]
-    product = Together(make(*joined(linears)), len(names))
+    product = MergedLinear(make(*joined(linears)), len(names))
     first = 0
     for name, linear in zip(names, linears, strict=True):
         setattr(module, name, Part(product, first, linear.weight.detach()))
-        forget_tensor(linear.weight)
+        release_tensor_pages(linear.weight)
         first += linear.out_features
 
 
@@ -150,7 +152,7 @@ def moved(read: Tensor) -> Tensor:
     copied = torch.empty_like(read, memory_format=torch.contiguous_format)
     for piece, place in zip(read.split(PIECE_ROWS), copied.split(PIECE_ROWS), strict=True):
         place.copy_(piece)
-        forget_tensor(piece)
+        release_tensor_pages(piece)
     return copied
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention.base import RowAttention
-from engine.cpu.attention_backend import CompiledRowAttention
+from engine.attention.base import AttentionBackend
+from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.merged_linear import Part
 from engine.cpu.optional import compiled
-from engine.kv_cache.hf_cache import SlotCache
+from engine.kv_cache.hf_cache import InflightSelfCache
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ NUM_TRIED = 12  # tokens
 
 
 class LlamaLayer(nn.Module):
-    def __init__(self, own: Any, attention: CompiledRowAttention, is_last: bool = False) -> None:
+    def __init__(self, own: Any, attention: CpuAttentionBackend, is_last: bool = False) -> None:
         """own: one of `transformers`, with its weights laid out and its parts fused
         is_last: of its model, where nobody looks at what is made of most of a prompt"""
         super().__init__()
@@ -48,7 +48,7 @@ class LlamaLayer(nn.Module):
             (after.weight, after.variance_epsilon),
         )
         self.normalized = compiled("kernels.rms_norm").normalized
-        self.gated = compiled("kernels.activation").gated
+        self.silu_and_mul = compiled("kernels.activation").silu_and_mul
 
     def forward(
         self,
@@ -61,7 +61,10 @@ class LlamaLayer(nn.Module):
         """hidden_states: (rows, tokens, width); returns the same shape, but the last layer only
         the tokens that the cache says are asked for."""
         attention, layer, scale = self.attention
-        if not isinstance(past_key_values, SlotCache) or past_key_values.attention is not attention:
+        if (
+            not isinstance(past_key_values, InflightSelfCache)
+            or past_key_values.attention is not attention
+        ):
             return self.own(  # type: ignore[no-any-return]  # a module
                 hidden_states,
                 *args,
@@ -79,13 +82,13 @@ class LlamaLayer(nn.Module):
             rows, attended = rows[past_key_values.asked], attended[past_key_values.asked]
         rows = added(to_width, attended, rows)
         gate, up = to_gates(self.normalized(rows, *after)).chunk(2, dim=-1)
-        rows = added(down, self.gated(gate, up), rows)
+        rows = added(down, self.silu_and_mul(gate, up), rows)
         return rows.view(len(hidden_states), -1, rows.shape[1])
 
 
-def install(model: Any, attention: RowAttention) -> int:
+def install(model: Any, attention: AttentionBackend) -> int:
     """Replace the layers of a model, if one gives the same so; returns how many."""
-    if not isinstance(attention, CompiledRowAttention) or not attention.can_attend_turned():
+    if not isinstance(attention, CpuAttentionBackend) or not attention.can_attend_turned():
         return 0
     layers: Any = getattr(model.get_decoder(), "layers", ())
     if not all(map(can_be_replaced, layers)) or not len(layers):
@@ -102,7 +105,7 @@ def can_be_replaced(own: Any) -> bool:
     """Whether all that is looked for is there."""
     return (
         type(own).__name__ in KINDS
-        and type(own.mlp).__name__ == "GatedMLP"
+        and type(own.mlp).__name__ == "SiluAndMulMLP"
         and all(
             type(each).__name__ == "RMSNorm"
             for each in (own.input_layernorm, own.post_attention_layernorm)
@@ -112,8 +115,8 @@ def can_be_replaced(own: Any) -> bool:
 
 
 @torch.inference_mode()
-def does_the_same(own: Any, attention: CompiledRowAttention) -> bool:
-    cache, width = SlotCache(attention.shape, attention), len(own.input_layernorm.weight)
+def does_the_same(own: Any, attention: CpuAttentionBackend) -> bool:
+    cache, width = InflightSelfCache(attention.shape, attention), len(own.input_layernorm.weight)
     try:
         found, expected = (
             list(tried(forward, cache, attention, width))
@@ -128,7 +131,10 @@ def does_the_same(own: Any, attention: CompiledRowAttention) -> bool:
 
 
 def tried(
-    forward: Callable[..., Tensor], cache: SlotCache, attention: CompiledRowAttention, width: int
+    forward: Callable[..., Tensor],
+    cache: InflightSelfCache,
+    attention: CpuAttentionBackend,
+    width: int,
 ) -> Iterator[Tensor]:
     """What it makes of a prompt, and of one more token with another prompt beside it."""
     draw = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Together: products of the same rows with several matrices, computed as one.
+"""MergedLinear: products of the same rows with several matrices, computed as one.
 
 A model's own code asks for queries, keys and values one by one. One large product reads its
 weights faster than three small ones, and wakes the threads once.
@@ -22,7 +22,7 @@ GROUPS = (
 CROSSING = ("encoder_attn", "EncDecAttention", "cross_attn", "crossattention")
 
 
-class Together:
+class MergedLinear:
     """Holds a product until each part of it was fetched."""
 
     def __init__(self, linear: nn.Module, num_parts: int) -> None:
@@ -45,7 +45,7 @@ class Together:
 class Part(nn.Module):
     """Stands in for one of the linear modules."""
 
-    def __init__(self, together: Together, first: int, weight: Tensor) -> None:
+    def __init__(self, together: MergedLinear, first: int, weight: Tensor) -> None:
         """first: of its outputs, among those of all; weight: (out, in), which it does not keep"""
         super().__init__()
         self.together = together

@@ -1,4 +1,4 @@
-"""Tape: calls that are made again and again, in memory of their own.
+"""CapturedGraph: calls that are made again and again, in memory of their own.
 
 What is a view is made once, and what is computed is written where it was before. Tensors
 that are not needed at once share memory.
@@ -66,7 +66,7 @@ class Made:
             tensor.set_()  # type: ignore[call-overload]  # the stubs lack it
 
 
-class Tape:
+class CapturedGraph:
     """Calls, with the tensors that they read and write."""
 
     def __init__(self, calls: list[Call], result: Tensor, memory: Memory) -> None:
@@ -142,9 +142,9 @@ class Pool:
 
     def __init__(self) -> None:
         self.buffers: dict[int, list[Tensor]] = defaultdict(list)  # by size in bytes
-        self.playing: Tape | None = None  # it holds what it made until another is played
+        self.playing: CapturedGraph | None = None  # it holds what it made until another is played
 
-    def play(self, tape: Tape) -> None:
+    def play(self, tape: CapturedGraph) -> None:
         if self.playing is not None and self.playing is not tape:
             self.playing.let_go()
         self.playing = tape

@@ -16,7 +16,7 @@ import torch
 from numba import carray
 from torch import Tensor, nn
 
-from engine.cpu.captured_ops import on_tape
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.kernels.decode_attention import copy
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, tile
 from engine.cpu.kernels.llvm_ir import LANES
@@ -49,7 +49,7 @@ MIN_PRODUCTS_A_THREAD = 2**18  # below it waking a thread costs more
 multiply = tile(2)
 
 
-class PanelLinear(nn.Module):
+class PackedGemmLinear(nn.Module):
     MIN_WEIGHTS: ClassVar[int] = 1024
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -59,7 +59,7 @@ class PanelLinear(nn.Module):
         self.bias = bias
         # Some models look at the type of their weights. The numbers are in `panels` only.
         self.weight = weight.new_empty(0)
-        self.panels = in_panels(weight)
+        self.panels = pack_panels(weight)
         self.scratch = new_scratch(0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class PanelLinear(nn.Module):
                 raise TypeError(f"rows in {each.dtype} for a product in float32")
         if others is not None and others.shape != out.shape:
             raise ValueError(f"{tuple(others.shape)} cannot be added to {tuple(out.shape)}")
-        on_tape(self._multiply, by_rows(x), others, out)
+        captured_call(self._multiply, by_rows(x), others, out)
         return out
 
     def _multiply(self, rows: Tensor, others: Tensor | None, out: Tensor) -> None:
@@ -111,7 +111,7 @@ def new_scratch(num_threads: int) -> np.ndarray:
     return np.empty((num_threads, TILE_ROWS, PANEL_WIDTH), np.float32)
 
 
-def in_panels(weight: Tensor) -> Tensor:
+def pack_panels(weight: Tensor) -> Tensor:
     """weight: (out, in); returns (panels, in, PANEL_WIDTH), filled up with zeros"""
     num_outputs, depth = weight.shape
     num_whole, num_left = divmod(num_outputs, PANEL_WIDTH)

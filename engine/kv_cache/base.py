@@ -1,6 +1,6 @@
-"""Keeping: where a runner has the keys and values of its sequences.
+"""KVCacheManager: where a runner has the keys and values of its sequences.
 
-In slots of their own, each read by itself, or in an arena, all read at once. The first is
+In slots of their own, each read by itself, or in a page pool, all read at once. The first is
 for a CPU, which computes nothing that it need not; the second for a GPU, which had rather
 compute too much than wait to be told. Both give the same tokens.
 """
@@ -15,21 +15,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engine.attention.base import OwnRowAttention, RowAttention, TorchRowAttention
-from engine.attention.paged_backend import ArenaRowAttention
+from engine.attention.base import (
+    AttentionBackend,
+    ContiguousAttentionBackend,
+    TorchAttentionBackend,
+)
+from engine.attention.paged_backend import PagedAttentionBackend
 from engine.backends.generate import is_out_of_memory
 from engine.backends.loader import Checkpoint
-from engine.cpu.attention_backend import CompiledRowAttention
+from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.optional import compiled
 from engine.errors import Unloadable
-from engine.kv_cache.contiguous import KVShape, Slot
+from engine.kv_cache.contiguous import KVShape, SequenceCache
 from engine.kv_cache.free_memory import free_bytes
 from engine.kv_cache.memory_planner import DeviceMemory, StepMemory
-from engine.kv_cache.paged import PAGE_TOKENS, Arena, ArenaSlot, num_pages
+from engine.kv_cache.paged import PAGE_TOKENS, PagedSequenceCache, PagePool, num_pages
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Machine
-from engine.runners.captured_step import TapedStep
-from engine.runners.cuda_graphs import Graphs, recorder_for
+from engine.runners.captured_step import CapturedStep
+from engine.runners.cuda_graphs import GraphCache, recorder_for
 from engine.runners.static_step import (
     MAX_PLACES,
     StaticStep,
@@ -42,65 +46,67 @@ from engine.runners.static_step import (
 log = logging.getLogger(__name__)
 
 
-class Keeping(Protocol):
+class KVCacheManager(Protocol):
     shape: KVShape
 
     @property
-    def attention(self) -> RowAttention:
+    def attention(self) -> AttentionBackend:
         """To a row's own tokens."""
 
     @property
-    def cross(self) -> RowAttention:
+    def cross(self) -> AttentionBackend:
         """To what the encoder left."""
 
-    def new_slot(self, num_rows: int, num_expected: int) -> Slot:
+    def new_slot(self, num_rows: int, num_expected: int) -> SequenceCache:
         """num_expected: columns that it may come to have"""
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep | None:
         """What runs the steps; None if slots have memory of their own."""
 
-    def taped_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> TapedStep | None:
+    def captured_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> CapturedStep | None:
         """What runs them then."""
 
     def hold_inputs(self, inputs: StepInputs) -> None:
         """Of the next step, if that is a static one."""
 
-    def keep_only(self, slots: Iterable[Slot]) -> None:
+    def free_all_but(self, slots: Iterable[SequenceCache]) -> None:
         """Whatever else was made is given back: the rest of a step that failed."""
 
-    def check(self, slots: Iterable[Slot]) -> None:
+    def check(self, slots: Iterable[SequenceCache]) -> None:
         """Raise InvariantBroken if others hold something."""
 
 
-class OwnKeeping:
+class ContiguousKVCache:
     def __init__(self, shape: KVShape, poisoned: bool = False) -> None:
         """poisoned: memory that must not be read is NaN; for tests"""
         self.shape = shape
-        self.attention = row_attention(shape, is_cross=False, poisoned=poisoned)
-        self.cross = row_attention(shape, is_cross=True, poisoned=poisoned)
+        self.attention = attention_backend_for(shape, is_cross=False, poisoned=poisoned)
+        self.cross = attention_backend_for(shape, is_cross=True, poisoned=poisoned)
 
-    def new_slot(self, num_rows: int, num_expected: int) -> Slot:
+    def new_slot(self, num_rows: int, num_expected: int) -> SequenceCache:
         return self.attention.new_slot(num_rows, num_expected)
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> None:
         return None
 
-    def taped_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> TapedStep:
-        return TapedStep(forward, self.shape.device, self.attention.is_repeatable)
+    def captured_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> CapturedStep:
+        return CapturedStep(forward, self.shape.device, self.attention.is_repeatable)
 
     def hold_inputs(self, inputs: StepInputs) -> None:
         raise AssertionError("slots of their own are told by themselves")
 
-    def keep_only(self, slots: Iterable[Slot]) -> None:
+    def free_all_but(self, slots: Iterable[SequenceCache]) -> None:
         """Memory of one's own goes with its slot; here goes what was left to the next."""
-        self.attention.leavings.clear()
-        self.cross.leavings.clear()
+        self.attention.buffer_pool.clear()
+        self.cross.buffer_pool.clear()
 
-    def check(self, slots: Iterable[Slot]) -> None:
+    def check(self, slots: Iterable[SequenceCache]) -> None:
         """Nothing is shared."""
 
 
-def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> OwnRowAttention:
+def attention_backend_for(
+    shape: KVShape, is_cross: bool, poisoned: bool
+) -> ContiguousAttentionBackend:
     """The quickest there is for such keys in slots of their own.
 
     is_cross: rows attend to the prompt's
@@ -109,29 +115,29 @@ def row_attention(shape: KVShape, is_cross: bool, poisoned: bool) -> OwnRowAtten
     if shape.device.type == "cpu" and shape.dtype == torch.float32:
         kernel = compiled("kernels.decode_attention")
         if kernel is not None:
-            return CompiledRowAttention(kernel, shape, is_cross, poisoned)
+            return CpuAttentionBackend(kernel, shape, is_cross, poisoned)
         log.warning("nothing is compiled here, attention is slow")
-    return TorchRowAttention(shape, is_cross, poisoned)
+    return TorchAttentionBackend(shape, is_cross, poisoned)
 
 
-class ArenaKeeping:
+class PagedKVCache:
     def __init__(
         self, shape: KVShape, max_rows: int, max_tokens: int, poisoned: bool = False
     ) -> None:
         """poisoned: as above"""
         self.shape = shape
-        self.arena = Arena(shape, max_rows, max_tokens, poisoned)
-        self.attention = ArenaRowAttention(self.arena, is_cross=False)
-        self.cross = ArenaRowAttention(self.arena, is_cross=True)
+        self.page_pool = PagePool(shape, max_rows, max_tokens, poisoned)
+        self.attention = PagedAttentionBackend(self.page_pool, is_cross=False)
+        self.cross = PagedAttentionBackend(self.page_pool, is_cross=True)
 
-    def new_slot(self, num_rows: int, num_expected: int) -> ArenaSlot:
-        return self.arena.slot(num_rows)
+    def new_slot(self, num_rows: int, num_expected: int) -> PagedSequenceCache:
+        return self.page_pool.slot(num_rows)
 
     def static_step(self, forward: Callable[[StepInputs], Tensor]) -> StaticStep:
-        graphs: Graphs[StepShape, None] = Graphs(recorder_for(self.shape.device))
-        return StaticStep(self.arena, forward, graphs)
+        graphs: GraphCache[StepShape, None] = GraphCache(recorder_for(self.shape.device))
+        return StaticStep(self.page_pool, forward, graphs)
 
-    def taped_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def captured_step(self, forward: Callable[[Tensor, Tensor], Tensor]) -> None:
         return None
 
     def hold_inputs(self, inputs: StepInputs) -> None:
@@ -139,29 +145,29 @@ class ArenaKeeping:
         if inputs.has_encoder:
             self.cross.hold_inputs(inputs)
 
-    def keep_only(self, slots: Iterable[Any]) -> None:
-        self.arena.keep_only(slots)
+    def free_all_but(self, slots: Iterable[Any]) -> None:
+        self.page_pool.free_all_but(slots)
 
     def check(self, slots: Iterable[Any]) -> None:
-        self.arena.check(slots)
+        self.page_pool.check(slots)
 
 
-def keeping_for(
+def kv_cache_for(
     spec: EngineSpec,
     checkpoint: Checkpoint,
     shape: KVShape,
     poisoned: bool = False,
-    in_arena: bool | None = None,
-) -> Keeping:
-    """spec: nothing is left open; in_arena: None: on a GPU. Raises Unloadable."""
-    if in_arena is None:
-        in_arena = shape.device.type == "cuda"
-    if not in_arena:
-        return OwnKeeping(shape, poisoned)
+    is_paged: bool | None = None,
+) -> KVCacheManager:
+    """spec: nothing is left open; is_paged: None: on a GPU. Raises Unloadable."""
+    if is_paged is None:
+        is_paged = shape.device.type == "cuda"
+    if not is_paged:
+        return ContiguousKVCache(shape, poisoned)
     assert spec.max_sequences is not None
     assert spec.max_cache_tokens is not None
     try:
-        return ArenaKeeping(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+        return PagedKVCache(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -173,14 +179,14 @@ def keeping_for(
         ) from error
 
 
-def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
+def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
     """What there is for a loaded model that keeps so much of a token."""
     device = checkpoint.model.device
     room = None
     if device.type == "cuda":
         # Looked at once: it changes by what others do, and what was chosen must be what fits.
         memory = DeviceMemory(*torch.cuda.mem_get_info(device))
-        room = partial(room_in_arena, checkpoint=checkpoint, shape=shape, memory=memory)
+        room = partial(max_paged_tokens, checkpoint=checkpoint, shape=shape, memory=memory)
     return Machine(
         device.type,
         free_bytes(device),
@@ -190,7 +196,7 @@ def machine_of(checkpoint: Checkpoint, shape: KVShape) -> Machine:
     )
 
 
-def room_in_arena(
+def max_paged_tokens(
     spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
 ) -> int:
     """How large `max_cache_tokens` may be. memory: with the weights loaded"""
@@ -214,7 +220,7 @@ def room_in_arena(
     return max(0, room - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
 
 
-def refuse_too_much(spec: EngineSpec, room: int) -> None:
+def refuse_beyond_memory(spec: EngineSpec, room: int) -> None:
     """Raises Unloadable. spec: nothing is left open"""
     assert spec.max_cache_tokens is not None
     if spec.max_cache_tokens > room:

@@ -1,7 +1,7 @@
-"""Slot: the keys and values of one sequence, kept from step to step.
+"""SequenceCache: the keys and values of one sequence, kept from step to step.
 
 One of its own grows with its sequence, in buckets, so that a model with a long context
-costs what its sequences need and not what they might. One in an arena is in `arena.py`.
+costs what its sequences need and not what they might. One in a page pool is in `paged.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class KVShape:
         return 2 * self.num_layers * self.num_heads * self.head_size * self.dtype.itemsize
 
 
-class Slot(Protocol):
+class SequenceCache(Protocol):
     """What is kept of a sequence, wherever that is."""
 
     num_rows: int
@@ -64,7 +64,7 @@ class Slot(Protocol):
         """Give the memory back."""
 
 
-class Leavings:
+class BufferPool:
     """Memory of slots that ended, for those that come: the system fills its pages with zeros
     first, which is a twentieth of a small model's step. At most `max_bytes` of it, for a large
     model has other things to wait for, and of MAX_LEFT slots: few end in one step."""
@@ -93,7 +93,7 @@ class Leavings:
         self.left.clear()
 
 
-class OwnSlot:
+class ContiguousSequenceCache:
     """Its rows share one length. Always: columns before `length` are written, later ones
     are never read."""
 
@@ -104,17 +104,17 @@ class OwnSlot:
         by_ancestors: bool,
         poisoned: bool = False,
         num_expected: int = 0,
-        leavings: Leavings | None = None,
+        buffer_pool: BufferPool | None = None,
     ) -> None:
         """by_ancestors: rows that change places move no columns but say where theirs are
         poisoned: columns that nobody wrote are NaN, so that a test sees them read
         num_expected: columns, at most
-        leavings: where its memory comes from, if there is enough, and goes to"""
+        buffer_pool: where its memory comes from, if there is enough, and goes to"""
         self.shape = shape
         self.num_rows = num_rows
         self.poisoned = poisoned
         self.num_expected = num_expected
-        self.leavings = leavings or Leavings()
+        self.buffer_pool = buffer_pool or BufferPool()
         self.length = 0
         self.kept = self._empty(0)  # (layers, 2, rows, heads, capacity, head size)
         self.crossed: Tensor | None = None  # (layers, 2, heads, prompt, head size)
@@ -139,7 +139,7 @@ class OwnSlot:
         capacity = self._capacity_for(self.length + num_columns)
         before, self.kept = self.kept, self._empty(capacity)
         self.kept[..., : self.length, :] = before[..., : self.length, :]
-        self.leavings.leave(before)
+        self.buffer_pool.leave(before)
         if self.ancestors is not None:
             # A column that is yet to come is written by its own row.
             own = np.arange(self.num_rows, dtype=np.int32)[:, None]
@@ -178,7 +178,7 @@ class OwnSlot:
             self.kept.fill_(torch.nan)
             if self.crossed is not None:
                 self.crossed.fill_(torch.nan)
-        self.leavings.leave(self.kept)
+        self.buffer_pool.leave(self.kept)
         self.kept, self.crossed = self._empty(0), None
         self.length = 0
 
@@ -194,7 +194,7 @@ class OwnSlot:
         shape = self.shape
         sizes = (shape.num_layers, 2, self.num_rows, shape.num_heads, capacity, shape.head_size)
         num_bytes = math.prod(sizes) * shape.dtype.itemsize
-        left = self.leavings.take(num_bytes)
+        left = self.buffer_pool.take(num_bytes)
         if left is not None:
             empty = left.view(shape.dtype).view(sizes)
         elif self._is_large(capacity):

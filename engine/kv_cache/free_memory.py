@@ -44,7 +44,7 @@ def within_cgroup(cgroup: Path) -> int:
     return 2**62 if limit == "max" else max(int(limit) - used, 0)
 
 
-def settle_heap() -> None:
+def trim_heap() -> None:
     """Give back what loading a model left in it, a hundred megabytes, and keep from now on what a
     step takes and frees: new pages are filled with zeros first. Other libraries than glibc have
     no such calls.

@@ -1,6 +1,6 @@
-"""SlotCache, CrossCache: what the model's own code takes for its cache, by slots.
+"""InflightSelfCache, InflightCrossCache: what the model's own code takes for its cache, by slots.
 
-What it carries from there to the attention function is a View: whose columns, and which
+What it carries from there to the attention function is a CacheView: whose columns, and which
 layer of them.
 """
 
@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
-from engine.attention.base import RowAttention, Spans
-from engine.kv_cache.contiguous import KVShape, Slot
+from engine.attention.base import AttentionBackend, Spans
+from engine.kv_cache.contiguous import KVShape, SequenceCache
 
 
-class View:
+class CacheView:
     """Stands for the keys or the values of all rows of a step.
 
     The models hand it on untouched; T5 asks for its shape.
@@ -24,7 +24,7 @@ class View:
     __slots__ = ("attention", "layer", "new", "shape")
 
     def __init__(
-        self, attention: RowAttention, layer: int, new: Tensor | None, shape: tuple[int, ...]
+        self, attention: AttentionBackend, layer: int, new: Tensor | None, shape: tuple[int, ...]
     ) -> None:
         """new: (rows, heads, 1, head size), what the step adds"""
         self.attention = attention
@@ -33,13 +33,13 @@ class View:
         self.shape = shape
 
 
-class MixedView:
+class MixedCacheView:
     """Stands for the keys or the values of tokens of a step and of prompts after them."""
 
     __slots__ = ("attention", "layer", "num_stepping", "shape", "tokens")
 
     def __init__(
-        self, attention: RowAttention, layer: int, tokens: Tensor, num_stepping: int
+        self, attention: AttentionBackend, layer: int, tokens: Tensor, num_stepping: int
     ) -> None:
         """tokens: (1, heads, tokens, head size)"""
         self.attention = attention
@@ -49,10 +49,10 @@ class MixedView:
         self.shape = tuple(tokens.shape)
 
 
-class SlotCache(Cache):
+class InflightSelfCache(Cache):
     """Reads whole prompts into slots, or adds a column to each row of a step, or both."""
 
-    def __init__(self, shape: KVShape, attention: RowAttention) -> None:
+    def __init__(self, shape: KVShape, attention: AttentionBackend) -> None:
         layers: Any = [SlotLayer() for _ in range(shape.num_layers)]
         super().__init__(layers=layers)
         self.attention = attention
@@ -60,7 +60,7 @@ class SlotCache(Cache):
         self.num_stepping = 0  # tokens before the prompts that are read
         self.asked: Tensor | None = None  # the tokens of which logits are asked for; None: all
 
-    def hold(self, slots: list[Slot]) -> None:
+    def hold(self, slots: list[SequenceCache]) -> None:
         """Those of the next step."""
         for slot in slots:
             slot.make_room()
@@ -68,7 +68,7 @@ class SlotCache(Cache):
         self.asked = None
         self.attention.hold(slots)
 
-    def hold_prompts(self, slots: list[Slot], spans: Spans, num_stepping: int = 0) -> None:
+    def hold_prompts(self, slots: list[SequenceCache], spans: Spans, num_stepping: int = 0) -> None:
         """Empty ones, for prompts that are read one after the other in a single row; behind
         so many tokens of those that are held."""
         self.is_reading = True
@@ -85,8 +85,8 @@ class SlotCache(Cache):
         if not self.is_reading:
             shape = tuple(key_states.shape)
             return (
-                View(self.attention, layer_idx, key_states, shape),
-                View(self.attention, layer_idx, value_states, shape),
+                CacheView(self.attention, layer_idx, key_states, shape),
+                CacheView(self.attention, layer_idx, value_states, shape),
             )
         num_stepping = self.num_stepping
         if not num_stepping:
@@ -96,8 +96,8 @@ class SlotCache(Cache):
             layer_idx, key_states[:, :, num_stepping:], value_states[:, :, num_stepping:]
         )
         return (
-            MixedView(self.attention, layer_idx, key_states, num_stepping),
-            MixedView(self.attention, layer_idx, value_states, num_stepping),
+            MixedCacheView(self.attention, layer_idx, key_states, num_stepping),
+            MixedCacheView(self.attention, layer_idx, value_states, num_stepping),
         )
 
     # The models ask for one length of all rows. There is none; what they would do with it
@@ -117,16 +117,16 @@ class SlotCache(Cache):
         return False
 
 
-class CrossCache(Cache):
+class InflightCrossCache(Cache):
     """What the encoder left for the rows of one step."""
 
-    def __init__(self, shape: KVShape, attention: RowAttention) -> None:
+    def __init__(self, shape: KVShape, attention: AttentionBackend) -> None:
         layers: Any = [CrossLayer(self, each) for each in range(shape.num_layers)]
         super().__init__(layers=layers)
         self.attention = attention
         self.view_shape: tuple[int, ...] = (0, shape.num_heads, 1, shape.head_size)
 
-    def hold(self, slots: list[Slot]) -> None:
+    def hold(self, slots: list[SequenceCache]) -> None:
         self.attention.hold(slots)
 
     def shape_rows(self, num_rows: int) -> None:
@@ -148,14 +148,14 @@ class SlotLayer:
 
 
 class CrossLayer(SlotLayer):
-    def __init__(self, cache: CrossCache, index: int) -> None:
+    def __init__(self, cache: InflightCrossCache, index: int) -> None:
         self.cache = cache
         self.index = index
 
     @property
-    def keys(self) -> View:
-        return View(self.cache.attention, self.index, None, self.cache.view_shape)
+    def keys(self) -> CacheView:
+        return CacheView(self.cache.attention, self.index, None, self.cache.view_shape)
 
     @property
-    def values(self) -> View:
+    def values(self) -> CacheView:
         return self.keys

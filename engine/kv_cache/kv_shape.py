@@ -14,7 +14,7 @@ from engine.kv_cache.contiguous import KVShape
 
 
 @torch.inference_mode()
-def decoder_shape(model: Any) -> KVShape:
+def probe_kv_shape(model: Any) -> KVShape:
     """Of the decoder's own tokens; of the encoder's it keeps as much."""
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past: Any

@@ -44,7 +44,7 @@ class StepMemory:
 
     @property
     def num_bytes(self) -> int:
-        # A layer's keys and values of all rows, as they are gathered from the arena.
+        # A layer's keys and values of all rows, as they are gathered from the page_pool.
         gathered = self.num_places * self.bytes_per_token // self.num_layers
         # Those of the model, and in float32 what processors and searches make of them.
         logits = self.num_rows * self.vocab_size * (2 * self.item_bytes + 4 * 4)

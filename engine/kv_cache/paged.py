@@ -1,4 +1,4 @@
-"""Arena: the keys and values of all sequences in one tensor, for a GPU.
+"""PagePool: the keys and values of all sequences in one tensor, for a GPU.
 
 A GPU wants one call for all rows, at addresses that stay where they are. So one pool of
 columns is made once, handed out in pages, and a table says of each row in which column of
@@ -23,7 +23,7 @@ BLANK = 0  # zeros, read wherever a row has no token: a mask makes nothing of 0,
 SCRATCH = 1  # written and read by the rows that fill up a step
 
 
-class Arena:
+class PagePool:
     """Always: each page but the first is free or held by one slot, and so is each row; the
     blank column is zero; a column is written once between two owners."""
 
@@ -48,12 +48,12 @@ class Arena:
         # The last are handed out first, and those that were given back last.
         self.free_pages = list(range(1, self.num_pages))
         self.free_rows = list(range(max_rows))
-        self.held: dict[int, ArenaSlot] = {}  # by its first row
-        self.own = ColumnTable(max_rows, shape.device)
-        self.crossed = ColumnTable(max_rows, shape.device)
+        self.held: dict[int, PagedSequenceCache] = {}  # by its first row
+        self.own = PageTable(max_rows, shape.device)
+        self.crossed = PageTable(max_rows, shape.device)
 
-    def slot(self, num_rows: int) -> ArenaSlot:
-        slot = ArenaSlot(self, self._take(self.free_rows, num_rows))
+    def slot(self, num_rows: int) -> PagedSequenceCache:
+        slot = PagedSequenceCache(self, self._take(self.free_rows, num_rows))
         self.held[slot.rows[0]] = slot
         return slot
 
@@ -73,14 +73,14 @@ class Arena:
         self.free_rows += rows
         self.free_pages += pages
 
-    def keep_only(self, slots: Iterable[ArenaSlot]) -> None:
+    def free_all_but(self, slots: Iterable[PagedSequenceCache]) -> None:
         """Give back what others hold."""
         kept = {slot.rows[0] for slot in slots}
         for row, slot in list(self.held.items()):
             if row not in kept:
                 slot.clear()
 
-    def check(self, slots: Iterable[ArenaSlot]) -> None:
+    def check(self, slots: Iterable[PagedSequenceCache]) -> None:
         """Raise InvariantBroken if others than these hold something, or two the same."""
         held = list(slots)
         for name, free, taken, all_ in (
@@ -100,13 +100,15 @@ class Arena:
     def _take(free: list[int], number: int) -> list[int]:
         if number > len(free):
             # The scheduler lets nobody join for whom there is no room.
-            raise InvariantBroken(f"{number} are wanted of an arena in which {len(free)} are free")
+            raise InvariantBroken(
+                f"{number} are wanted of a page pool in which {len(free)} are free"
+            )
         taken = free[len(free) - number :]
         del free[len(free) - number :]
         return taken
 
 
-class ColumnTable:
+class PageTable:
     """Of each row, and of one more that is none's: the column of the pool of each token."""
 
     def __init__(self, max_rows: int, device: torch.device) -> None:
@@ -139,11 +141,11 @@ class ColumnTable:
         self.columns[row] = BLANK
 
 
-class ArenaSlot:
-    """What one sequence holds of an arena. Its rows share one length."""
+class PagedSequenceCache:
+    """What one sequence holds of a page pool. Its rows share one length."""
 
-    def __init__(self, arena: Arena, rows: list[int]) -> None:
-        self.arena = arena
+    def __init__(self, page_pool: PagePool, rows: list[int]) -> None:
+        self.page_pool = page_pool
         self.rows = rows
         self.num_rows = len(rows)
         self.pages: list[int] = []
@@ -152,7 +154,7 @@ class ArenaSlot:
         self.room = [0] * len(rows)  # of each row: tokens for which it has columns
         self.row_numbers: Tensor | None = None
         if len(rows) > 1:
-            self.row_numbers = torch.tensor(rows, device=arena.shape.device)
+            self.row_numbers = torch.tensor(rows, device=page_pool.shape.device)
 
     @property
     def capacity(self) -> int:
@@ -166,10 +168,10 @@ class ArenaSlot:
     def place_prompt(self, num_tokens: int) -> Tensor:
         """Make room for a prompt, once for all rows; returns its columns: (tokens,) int64."""
         self._extend(0, num_tokens)
-        self.arena.own.share(self.rows, num_tokens)
+        self.page_pool.own.share(self.rows, num_tokens)
         # A token that is yet to come goes into a column of its own row.
         self.room[1:] = [num_tokens] * (len(self.rows) - 1)
-        return self.arena.own.columns[self.rows[0], :num_tokens]
+        return self.page_pool.own.columns[self.rows[0], :num_tokens]
 
     def filled(self, num_columns: int) -> None:
         self.length = num_columns
@@ -177,25 +179,25 @@ class ArenaSlot:
     def keep_crossed(self, crossed: Tensor) -> None:
         """crossed: (layers, 2, heads, tokens, head size)"""
         num_tokens = crossed.shape[3]
-        table, pages = self.arena.crossed, self.arena.take_pages(num_tokens)
+        table, pages = self.page_pool.crossed, self.page_pool.take_pages(num_tokens)
         self.pages += pages
         table.put(self.rows[0], 0, pages)
         table.share(self.rows, num_tokens)
         columns = table.columns[self.rows[0], :num_tokens]
-        self.arena.pool.index_copy_(1, columns, crossed.permute(0, 3, 1, 2, 4))
+        self.page_pool.pool.index_copy_(1, columns, crossed.permute(0, 3, 1, 2, 4))
         self.num_crossed = num_tokens
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was. rows: (rows,) int64"""
         assert self.row_numbers is not None
-        used = self.arena.own.columns[:, : self.length]
+        used = self.page_pool.own.columns[:, : self.length]
         used.index_copy_(0, self.row_numbers, used.index_select(0, self.row_numbers[rows]))
 
     @torch.inference_mode()
     def clear(self) -> None:
         """Give everything back; once more does nothing."""
         if self.rows:
-            self.arena.give_back(self.rows, self.pages)
+            self.page_pool.give_back(self.rows, self.pages)
         self.rows, self.pages, self.room = [], [], []
         self.length = self.num_crossed = 0
 
@@ -203,9 +205,9 @@ class ArenaSlot:
         missing = num_tokens - self.room[at]
         if missing <= 0:
             return
-        pages = self.arena.take_pages(missing)
+        pages = self.page_pool.take_pages(missing)
         self.pages += pages
-        self.arena.own.put(self.rows[at], self.room[at], pages)
+        self.page_pool.own.put(self.rows[at], self.room[at], pages)
         self.room[at] += len(pages) * PAGE_TOKENS
 
 

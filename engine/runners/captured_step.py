@@ -1,4 +1,4 @@
-"""TapedStep: a step of slots of their own, recorded once for each number of rows.
+"""CapturedStep: a step of slots of their own, recorded once for each number of rows.
 
 How far back a row looks is told to the attention by itself, and is on no tape.
 """
@@ -10,15 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.cpu.captured_ops import TapeRecorder
-from engine.runners.cuda_graphs import Graphs
+from engine.cpu.captured_ops import OpCapturer
+from engine.runners.cuda_graphs import GraphCache
 
-# Recording costs what playing gains in a dozen steps or two. While a queue runs empty, each
+# CapturedOps costs what playing gains in a dozen steps or two. While a queue runs empty, each
 # number of rows is there for a few.
 WORTH_AFTER = 8
 
 
-class TapedStep:
+class CapturedStep:
     def __init__(
         self,
         forward: Callable[[Tensor, Tensor], Tensor],
@@ -30,8 +30,8 @@ class TapedStep:
         """
         self.forward = forward
         self.device = device
-        self.graphs: Graphs[int, Tensor] = Graphs(
-            TapeRecorder() if is_repeatable else None, worth_after=WORTH_AFTER
+        self.graphs: GraphCache[int, Tensor] = GraphCache(
+            OpCapturer() if is_repeatable else None, worth_after=WORTH_AFTER
         )
         self.inputs: dict[int, Tensor] = {}  # by rows
 

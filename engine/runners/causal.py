@@ -9,37 +9,37 @@ import torch
 from torch import Tensor
 
 from engine.attention.base import Spans
-from engine.attention.padded_prefill import SideBySide
+from engine.attention.padded_prefill import PaddedPrefill
 from engine.attention.prefill import MULTIPLE, chunks, filled_up, in_one_row, multiple_for
 from engine.core.sequence import Sequence
 from engine.cpu import llama_layer
 from engine.cpu.optional import compiled
-from engine.kv_cache.base import Keeping
-from engine.kv_cache.contiguous import Slot
-from engine.kv_cache.hf_cache import SlotCache
+from engine.kv_cache.base import KVCacheManager
+from engine.kv_cache.contiguous import SequenceCache
+from engine.kv_cache.hf_cache import InflightSelfCache
 from engine.runners.static_step import LENGTH, TOKEN, StepInputs
 
 Ints = list[int] | tuple[int, ...]
 
 
 class CausalRunner:
-    def __init__(self, model: Any, keeping: Keeping) -> None:
+    def __init__(self, model: Any, kv_cache: KVCacheManager) -> None:
         self.model = model
-        self.keeping = keeping
-        self.cache = SlotCache(keeping.shape, keeping.attention)
-        self.has_own_layers = llama_layer.install(model, keeping.attention) > 0
-        llama_chain = compiled("fused_step")
-        self.chain = llama_chain and llama_chain.chain_for(model, keeping.attention)
+        self.kv_cache = kv_cache
+        self.cache = InflightSelfCache(kv_cache.shape, kv_cache.attention)
+        self.has_own_layers = llama_layer.install(model, kv_cache.attention) > 0
+        fused_step = compiled("fused_step")
+        self.chain = fused_step and fused_step.fused_step_for(model, kv_cache.attention)
         self.multiple = multiple_for(model, MULTIPLE)
-        self.static_step = keeping.static_step(self._step_by_inputs)
-        self.taped_step = keeping.taped_step(self._step)
+        self.static_step = kv_cache.static_step(self._step_by_inputs)
+        self.captured_step = kv_cache.captured_step(self._step)
 
     @staticmethod
     def start_ids(sequence: Sequence) -> tuple[int, ...]:
         """What a row holds before its first new token."""
         return sequence.prompt_ids
 
-    def read(self, sequences: list[Sequence]) -> tuple[list[Slot], Tensor]:
+    def read(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor]:
         """Read prompts. Returns their slots, and the logits of the first new tokens:
         (sequences, vocab)."""
         read = [
@@ -53,8 +53,8 @@ class CausalRunner:
         return self.static_step is None and len(chunks(sequences, self.model.device)) == 1
 
     def read_and_step(
-        self, sequences: list[Sequence], slots: list[Slot], tokens: list[int]
-    ) -> tuple[list[Slot], Tensor]:
+        self, sequences: list[Sequence], slots: list[SequenceCache], tokens: list[int]
+    ) -> tuple[list[SequenceCache], Tensor]:
         """Both at once, so that the weights are read once. Returns the slots of the prompts, and
         logits: (rows + sequences, vocab)."""
         self.cache.hold(slots)
@@ -63,7 +63,7 @@ class CausalRunner:
 
     def _read(
         self, sequences: list[Sequence], tokens: Ints = (), lengths: Ints = ()
-    ) -> tuple[list[Slot], Tensor]:
+    ) -> tuple[list[SequenceCache], Tensor]:
         """tokens, lengths: of rows that go on, if any; they come before the prompts"""
         prompts = [each.prompt_ids for each in sequences]
         if self.static_step is None:
@@ -73,7 +73,7 @@ class CausalRunner:
         ids = [*tokens, *ids]
         positions = [*lengths, *(position for each in prompts for position in range(len(each)))]
         slots = [
-            self.keeping.new_slot(
+            self.kv_cache.new_slot(
                 each.num_rows, len(each.prompt_ids) + each.settings.max_new_tokens
             )
             for each in sequences
@@ -92,9 +92,9 @@ class CausalRunner:
         """(asked, vocab), of tokens that go on and of prompts after them."""
         device = self.model.device
         # A GPU attends to all of them in one call.
-        together: Spans | SideBySide = spans
+        together: Spans | PaddedPrefill = spans
         if self.static_step is not None:
-            together = SideBySide.of(spans, device) or spans
+            together = PaddedPrefill.of(spans, device) or spans
         self.cache.asked = torch.tensor(asked, device=device)
         return self.model(  # type: ignore[no-any-return]  # a tensor
             torch.tensor([ids], device=device),
@@ -107,7 +107,7 @@ class CausalRunner:
             spans=together,
         ).logits[0]
 
-    def step(self, slots: list[Slot], tokens: list[int]) -> Tensor:
+    def step(self, slots: list[SequenceCache], tokens: list[int]) -> Tensor:
         """Read one token in each row into the column after its last, which the caller then
         counts; returns (rows, vocab) logits, good until the next step."""
         self.cache.hold(slots)
@@ -116,11 +116,11 @@ class CausalRunner:
         lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
         if self.chain is not None:
             return self.chain(tokens, lengths)  # type: ignore[no-any-return]  # a module
-        assert self.taped_step is not None
-        return self.taped_step.run(tokens, lengths)
+        assert self.captured_step is not None
+        return self.captured_step.run(tokens, lengths)
 
     def _step_by_inputs(self, inputs: StepInputs) -> Tensor:
-        self.keeping.hold_inputs(inputs)
+        self.kv_cache.hold_inputs(inputs)
         return self._step(inputs.told[TOKEN], inputs.told[LENGTH])
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Graphs: what a device does in a step, recorded once for each shape and done again as a whole.
+"""GraphCache: what a device does in a step, recorded once for each shape and done again as a whole.
 
 On a GPU a recording is a graph of CUDA's, on a CPU a tape.
 """
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 
 from engine.backends.generate import is_beyond_repair, is_out_of_memory
-from engine.logging import whereabouts
+from engine.logging import error_location
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ MAX_GRAPHS = 64  # each keeps some megabytes
 NUM_WARM_UPS = 2  # what libraries set up at their first call cannot be recorded
 
 
-class Graphs(Generic[Shape, Result]):
+class GraphCache(Generic[Shape, Result]):
     """Those used last, at most `max_graphs`."""
 
     def __init__(
@@ -62,7 +62,9 @@ class Graphs(Generic[Shape, Result]):
             if is_beyond_repair(error) or is_out_of_memory(error):
                 raise
             written = step()  # what fails here too is no fault of the recording
-            log.warning("no graphs, steps are run as written", extra={"error": whereabouts(error)})
+            log.warning(
+                "no graphs, steps are run as written", extra={"error": error_location(error)}
+            )
             self.record = None
             return written
         self.recorded[shape] = again

@@ -1,4 +1,4 @@
-"""RowPositions: a position embedding, looked up for each token at its own position.
+"""PerTokenPositionEmbedding: a position embedding, looked up for each token at its own position.
 
 BART and its relatives derive the positions of all rows from one length of the cache.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class RowPositions(nn.Module):
+class PerTokenPositionEmbedding(nn.Module):
     """Stands in for `embed_positions`; without positions it is what it stands for."""
 
     def __init__(self, inner: Any) -> None:

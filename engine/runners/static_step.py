@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kv_cache.paged import PAGE_TOKENS, Arena, ArenaSlot
-from engine.runners.cuda_graphs import Graphs
+from engine.kv_cache.paged import PAGE_TOKENS, PagedSequenceCache, PagePool
+from engine.runners.cuda_graphs import GraphCache
 
 # The lines of `told`, of each row:
-ROW, LENGTH, CROSSED, TOKEN = range(4)  # in the arena; tokens before this one; of the prompt
+ROW, LENGTH, CROSSED, TOKEN = range(4)  # in the page_pool; tokens before this one; of the prompt
 
 
 # Rows times tokens, filled up, that a step looks back on in each layer. A long row among many
@@ -36,7 +36,7 @@ class StepShape:
     num_crossed: int  # tokens of a prompt at most; 0 without an encoder
 
     @classmethod
-    def of(cls, slots: list[ArenaSlot]) -> StepShape:
+    def of(cls, slots: list[PagedSequenceCache]) -> StepShape:
         """The smallest that holds them."""
         return cls(
             power_of_two(sum(each.num_rows for each in slots)),
@@ -53,9 +53,9 @@ class StepShape:
 class StepInputs:
     """All that differs between steps of one shape."""
 
-    def __init__(self, shape: StepShape, arena: Arena) -> None:
-        device = arena.shape.device
-        self.arena = arena
+    def __init__(self, shape: StepShape, page_pool: PagePool) -> None:
+        device = page_pool.shape.device
+        self.page_pool = page_pool
         self.told = torch.zeros((4, shape.num_rows), dtype=torch.int64, device=device)
         self.columns = self.told.new_zeros((shape.num_rows, shape.num_columns))
         self.crossed_columns = self.told.new_zeros((shape.num_rows, shape.num_crossed))
@@ -68,14 +68,14 @@ class StepInputs:
     def has_encoder(self) -> bool:
         return self.crossed_columns.shape[1] > 0
 
-    def tell(self, slots: list[ArenaSlot], tokens: list[int]) -> None:
+    def tell(self, slots: list[PagedSequenceCache], tokens: list[int]) -> None:
         """tokens: the newest of each row, which is read"""
         if self.was_copied is not None:
             # Long ago, but for a step that failed before anything was read back.
             self.was_copied.synchronize()
         told = self.staged.numpy()
         # Rows that nobody has look at the scratch column, and are written there.
-        told[:] = [[self.arena.max_rows], [0], [1], [0]]
+        told[:] = [[self.page_pool.max_rows], [0], [1], [0]]
         told[TOKEN, : len(tokens)] = tokens
         at = 0
         for slot in slots:
@@ -88,8 +88,8 @@ class StepInputs:
         if self.was_copied is not None:
             self.was_copied.record()
         for table, mine_of in (
-            (self.arena.own, self.columns),
-            (self.arena.crossed, self.crossed_columns),
+            (self.page_pool.own, self.columns),
+            (self.page_pool.crossed, self.crossed_columns),
         ):
             width = mine_of.shape[1]
             table.make_width(width)
@@ -99,13 +99,13 @@ class StepInputs:
 class StaticStep:
     def __init__(
         self,
-        arena: Arena,
+        page_pool: PagePool,
         forward: Callable[[StepInputs], Tensor],
-        graphs: Graphs[StepShape, None],
+        graphs: GraphCache[StepShape, None],
         max_places: int = MAX_PLACES,
     ) -> None:
         """forward: returns (rows, vocab) logits, and asks for no number of its inputs"""
-        self.arena = arena
+        self.page_pool = page_pool
         self.forward = forward
         self.graphs = graphs
         self.max_places = max_places
@@ -113,7 +113,7 @@ class StaticStep:
         self.logits: Tensor | None = None  # (most rows, vocab), for all shapes
 
     def run(self, slots: list[Any], tokens: list[int]) -> Tensor:
-        """slots: of the arena; returns (rows, vocab) logits, good until the next step."""
+        """slots: of the page_pool; returns (rows, vocab) logits, good until the next step."""
         parts = parts_within(slots, self.max_places)
         if len(parts) == 1:
             return self._run_part(slots, tokens)
@@ -128,15 +128,15 @@ class StaticStep:
         assert logits is not None
         return logits
 
-    def _run_part(self, slots: list[ArenaSlot], tokens: list[int]) -> Tensor:
+    def _run_part(self, slots: list[PagedSequenceCache], tokens: list[int]) -> Tensor:
         shape = StepShape.of(slots)
         if shape not in self.inputs:
-            self.inputs[shape] = StepInputs(shape, self.arena)
+            self.inputs[shape] = StepInputs(shape, self.page_pool)
         inputs = self.inputs[shape]
         inputs.tell(slots, tokens)
         if self.logits is None:
             logits = self.forward(inputs)
-            self.logits = logits.new_empty(power_of_two(self.arena.max_rows), logits.shape[1])
+            self.logits = logits.new_empty(power_of_two(self.page_pool.max_rows), logits.shape[1])
         # It may be run twice: what it writes is the same each time.
         self.graphs.run(shape, lambda: self._compute(inputs))
         return self.logits[: len(tokens)]
@@ -147,7 +147,7 @@ class StaticStep:
         self.logits[: len(logits)] = logits
 
 
-def parts_within(slots: list[ArenaSlot], max_places: int) -> list[list[int]]:
+def parts_within(slots: list[PagedSequenceCache], max_places: int) -> list[list[int]]:
     """The numbers of slots that share a step: all of them, or those of like length."""
     everyone = list(range(len(slots)))
     if StepShape.of(slots).num_places <= max_places:

@@ -57,7 +57,7 @@ def warpers(settings: Settings, own: Any, device: torch.device) -> LogitsProcess
     return listed
 
 
-def leave_as_drawn(config: Any) -> None:
+def keep_sampled_order(config: Any) -> None:
     """Take the warpers out of a generation configuration, for `warpers` come before them."""
     config.temperature = config.top_p = config.typical_p = 1.0
     config.top_k = 0
@@ -66,7 +66,7 @@ def leave_as_drawn(config: Any) -> None:
     config.renormalize_logits = False
 
 
-class RowSampler(LogitsProcessor):
+class PerRequestSampler(LogitsProcessor):
     """Draws the next token of every row and leaves only that one possible.
 
     Each request has a generator of its own, seeded with its seed, and its rows draw
@@ -94,7 +94,7 @@ class RowSampler(LogitsProcessor):
         return chosen.scatter_(1, torch.cat(drawn), 0.0)
 
 
-class RowStops(StoppingCriteria):
+class PerRequestStops(StoppingCriteria):
     """Ends each row at its request's own length, or at one of its stop texts."""
 
     def __init__(
@@ -145,4 +145,4 @@ class RowStops(StoppingCriteria):
         return row[self.num_before :].tolist()
 
     def _says_stop(self, sequence: Sequence, new_ids: list[int]) -> bool:
-        return bool(sequence.settings.stop) and self.token_texts.says_stop(sequence, new_ids)
+        return bool(sequence.settings.stop) and self.token_texts.has_stop_string(sequence, new_ids)

@@ -1,4 +1,4 @@
-"""BeamChoice: beam search of one request, a step at a time.
+"""BeamSearch: beam search of one request, a step at a time.
 
 The search itself is that of `transformers`: what `generate` does between two forward passes
 of one request, by the same functions. Its beams are rows of one slot.
@@ -25,17 +25,17 @@ STEPS = (
 NEVER = -1.0e9
 
 
-def has_beam_steps(model: Any) -> bool:
+def supports_beam_search(model: Any) -> bool:
     return all(hasattr(model, each) for each in STEPS)
 
 
-class BeamChoice:
+class BeamSearch:
     """Shapes are those of `generate` with one request: (1, beams, ...)."""
 
     is_plain = False
 
     def take(self, tokens: list[int]) -> bool:
-        raise AssertionError("a search is not led by the highest logit")
+        raise AssertionError("a search is not led by the argmax logit")
 
     def __init__(
         self,

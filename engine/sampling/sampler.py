@@ -1,4 +1,4 @@
-"""RowChoice: the next token of each row of one request, greedy or drawn, as `generate` does.
+"""Sampler: the next token of each row of one request, greedy or drawn, as `generate` does.
 
 Each request has processors, a generator and stop texts of its own, which see its rows and
 no others. So what shares a step with it cannot matter.
@@ -44,7 +44,7 @@ def processors(
     return listed
 
 
-class RowChoice:
+class Sampler:
     """Rows of one request live and die together: one that has ended is fed padding until
     the last has, so that the draws of the others are those of `generate`."""
 
@@ -81,7 +81,7 @@ class RowChoice:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the token with the highest logit is the choice."""
+        """Whether the token with the argmax logit is the choice."""
         return self.generator is None and not len(self.processors)
 
     @property
@@ -114,7 +114,7 @@ class RowChoice:
         return list(zip(self.rows, self.stopped_at, strict=True))
 
     def _ends(self, index: int, row: list[int], token: int) -> bool:
-        if self.settings.stop and self.token_texts.says_stop(self.sequence, row):
+        if self.settings.stop and self.token_texts.has_stop_string(self.sequence, row):
             self.stopped_at[index] = len(row)
         return (
             token in self.eos_ids

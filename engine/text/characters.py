@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def sound(text: str) -> str:
+def sanitize(text: str) -> str:
     """The text without NUL, and with U+FFFD for each lone surrogate."""
     text = text.replace("\0", "")
     try:

@@ -26,7 +26,7 @@ from engine.errors import (
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request
-from engine.text.characters import sound
+from engine.text.characters import sanitize
 from engine.text.languages import Languages, closest, is_language, standard_tag
 from engine.text.token_lengths import PrefixBound
 
@@ -103,10 +103,10 @@ class Prompts:
         """Raises RequestError."""
         if request.task == "chat":
             return self._chat(
-                [(each.role, sound(each.content)) for each in request.messages],
+                [(each.role, sanitize(each.content)) for each in request.messages],
                 request.chat_template_kwargs,
             )
-        text = sound(request.text or "")
+        text = sanitize(request.text or "")
         if not text.strip():
             raise EmptyPrompt()
         if request.task == "generate":
@@ -245,7 +245,7 @@ class Prompts:
         def tokens(text: str) -> Any:
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-        rendered = sound(rendered)
+        rendered = sanitize(rendered)
         self._refuse_too_long(rendered, tokens)
         return Prompt(tuple(tokens(rendered)))
 

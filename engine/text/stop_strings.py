@@ -39,7 +39,7 @@ class TokenTexts:
         self._known_ids = frozenset(tokenizer.get_vocab().values())
         self._texts: dict[int, bytes | None] = {}
 
-    def says_stop(self, sequence: Sequence, new_ids: list[int]) -> bool:
+    def has_stop_string(self, sequence: Sequence, new_ids: list[int]) -> bool:
         """Whether the last token ends a stop text."""
         return bool(new_ids) and self._begin(sequence, new_ids) is not None
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.backends.generate import ExactEngine
+from engine.backends.generate import GenerateBackend
 from engine.backends.loader import Checkpoint
-from engine.backends.router import RoutingEngine
+from engine.backends.router import RouterBackend
 from engine.core.scheduler import StepPlan
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
@@ -55,13 +55,13 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             "engine": "exact" if engine_name == "exact" else "inflight",
             **settings,
         }
-        if engine_name == "arena":
+        if engine_name == "page_pool":
             settings.setdefault("max_cache_tokens", 16_384)  # it is made at once
         spec = EngineSpec(**settings)
         if engine_name == "exact":
-            return Bench(ExactEngine.load(spec), spec)
-        in_arena = engine_name == "arena"
-        engine = RoutingEngine(spec, Checkpoint.load(spec), poisoned=True, in_arena=in_arena)
+            return Bench(GenerateBackend.load(spec), spec)
+        is_paged = engine_name == "page_pool"
+        engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=is_paged)
         return FlightBench(engine, spec)
 
     return make

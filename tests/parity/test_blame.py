@@ -102,7 +102,7 @@ def test_a_cancelled_request_of_a_later_group_never_runs(bench):
         Request(id=1, task="generate", text=long, params=params),
     )
     bench.advance()
-    bench.ledger.cancel([1])
+    bench.tracker.cancel([1])
     outputs = {each.request_id: each for each in bench.finish()}
     assert len(bench.plans) == 1
     assert outputs[0].choices[0].completion_tokens > 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from engine.backends.ctranslate2 import CTranslate2Engine
+from engine.backends.ctranslate2 import CTranslate2Backend
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
@@ -53,7 +53,7 @@ def request(id_: int, text: str, **params: Any) -> Request:
 
 
 def bench_of(folder: Path, **settings: Any) -> Bench:
-    engine = CTranslate2Engine.load(spec_of(folder, **settings))
+    engine = CTranslate2Backend.load(spec_of(folder, **settings))
     return Bench(engine, engine.sized.spec)
 
 
@@ -68,7 +68,7 @@ def test_in_company_each_answer_is_that_of_generate_alone(as_published, kind):
 
     outputs = bench.answers(requests)
 
-    assert max(len(each.joining) for each in bench.plans) > 1
+    assert max(len(each.admitted) for each in bench.plans) > 1
     found = [list(outputs[each.id].choices[0].token_ids) for each in requests]
     assert found == [
         alone.generate(
@@ -127,4 +127,4 @@ def test_int8_answers_in_words_of_the_same_vocabulary(as_published):
 )
 def test_a_checkpoint_that_it_cannot_answer_for_is_not_loaded(folder_of, kind, settings, said):
     with pytest.raises(Unloadable, match=said):
-        CTranslate2Engine.load(spec_of(folder_of(kind), **settings))
+        CTranslate2Backend.load(spec_of(folder_of(kind), **settings))

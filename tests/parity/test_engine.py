@@ -144,7 +144,7 @@ def assert_taped(bench: Bench) -> None:
     runner = bench.loop.engine.in_flight.runner
     if getattr(runner, "chain", None) is not None:
         return
-    graphs = runner.taped_step.graphs
+    graphs = runner.captured_step.graphs
     assert graphs.record is not None
     assert graphs.recorded
 

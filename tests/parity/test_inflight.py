@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.attention.base import TorchRowAttention
+from engine.attention.base import TorchAttentionBackend
 from engine.backends import router
-from engine.backends.generate import ExactEngine
-from engine.backends.router import RoutingEngine, load
+from engine.backends.generate import GenerateBackend
+from engine.backends.router import RouterBackend, load
 from engine.cpu.linear import PackedLinear, best, pack
 from engine.errors import EngineBroken, InvariantBroken, Unloadable
 from engine.kv_cache.contiguous import BUCKET_TOKENS
@@ -94,7 +94,7 @@ def let_come_and_go(bench, asked, arrivals) -> None:
         due = [each for at, each in waiting if at <= step]
         waiting = [(at, each) for at, each in waiting if at > step]
         bench.submit(*due)
-        bench.ledger.cancel([id_ for id_, at in cancelled_at.items() if at == step])
+        bench.tracker.cancel([id_ for id_, at in cancelled_at.items() if at == step])
         step += 1
         if bench.advance() is None and not waiting:
             break
@@ -118,10 +118,10 @@ def test_they_come_and_go_while_others_go_on(bench_of):
         request(at, text, params=replace(GREEDY, max_new_tokens=4 + 9 * (at % 3)))
         for at, text in enumerate(checkpoints.sentences(12))
     )
-    shared = [plan for plan in bench.plans if plan.going_on and plan.joining]
+    shared = [plan for plan in bench.plans if plan.running and plan.admitted]
     assert len(shared) > 3
     assert max(plan.num_rows for plan in bench.plans) == 4
-    assert bench.loop.engine.in_flight.flights == {}
+    assert bench.loop.engine.in_flight.running_sequences == {}
 
 
 def test_what_is_not_proved_is_generated_while_others_go_on(bench_of, folder_of):
@@ -132,8 +132,8 @@ def test_what_is_not_proved_is_generated_while_others_go_on(bench_of, folder_of)
     how = {"max_new_tokens": 8, "do_sample": True, "seed": 7, "num_beams": 2}
     bench.submit(request(1, other, params=Params(**how)))
     plan = bench.advance()
-    assert [each.id for each in plan.going_on] == [0]
-    assert [(each.id, each.runs_to_end) for each in plan.joining] == [(1, True)]
+    assert [each.id for each in plan.running] == [0]
+    assert [(each.id, each.runs_to_end) for each in plan.admitted] == [(1, True)]
     outputs = {each.request_id: each for each in bench.finish()}
     assert [list(each.token_ids) for each in outputs[1].choices] == alone.generate(other, **how)
     (expected,) = alone.generate(text, max_new_tokens=30, do_sample=False)
@@ -228,10 +228,10 @@ def test_without_the_compiled_kernel_every_answer_is_the_same(
 ):
     monkeypatch.setitem(sys.modules, "engine.cpu.kernels.decode_attention", None)
     bench = bench_of(kind)
-    attention = bench.loop.engine.in_flight.runner.keeping.attention
-    assert isinstance(attention, TorchRowAttention)
+    attention = bench.loop.engine.in_flight.runner.kv_cache.attention
+    assert isinstance(attention, TorchAttentionBackend)
     outputs = bench.answers(one for one, _ in asked_of(kind))
-    assert bench.loop.engine.in_flight.runner.taped_step.graphs.recorded == {}
+    assert bench.loop.engine.in_flight.runner.captured_step.graphs.recorded == {}
     for one, expected in asked_of(kind):
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
 
@@ -279,16 +279,16 @@ def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeyp
 def test_a_slot_grows_with_its_sequence_and_is_given_back(bench_of):
     bench = bench_of("gpt2")
     bench.submit(request(0, "the mill", params=replace(GREEDY, max_new_tokens=200)))
-    flights = bench.loop.engine.in_flight.flights
+    running_sequences = bench.loop.engine.in_flight.running_sequences
     capacities = []
     while bench.advance() is not None:
-        capacities += [flight.slot.capacity for flight in flights.values()]
+        capacities += [flight.slot.capacity for flight in running_sequences.values()]
     assert capacities == sorted(capacities)
     assert capacities[0] == BUCKET_TOKENS
     (output,) = bench.collect()
     num_columns = output.prompt_tokens + output.choices[0].completion_tokens
     assert capacities[-1] < num_columns + BUCKET_TOKENS
-    assert flights == {}
+    assert running_sequences == {}
 
 
 def test_what_the_cache_can_never_hold_is_refused_with_numbers(bench_of):
@@ -312,7 +312,7 @@ def test_slots_of_others_than_those_that_run_are_noticed(bench_of):
     in_flight = bench.loop.engine.in_flight
     with pytest.raises(InvariantBroken, match=r"slots of \[0\], but \[\] run"):
         in_flight.check([])
-    in_flight.flights[0].slot.length = 0
+    in_flight.running_sequences[0].slot.length = 0
     with pytest.raises(InvariantBroken, match="0 columns"):
         in_flight.check(bench.scheduler.running.values())
 
@@ -332,8 +332,8 @@ def break_when(bench, name: str, fails) -> None:
     whole = getattr(runner, name)
 
     def run(first, *rest):
-        flights = bench.loop.engine.in_flight.flights
-        ids = {each.sequence.id for each in flights.values() if each.slot in first}
+        running_sequences = bench.loop.engine.in_flight.running_sequences
+        ids = {each.sequence.id for each in running_sequences.values() if each.slot in first}
         ids |= {each.id for each in first if hasattr(each, "prompt_ids")}
         result = whole(first, *rest)
         if (error := fails(ids)) is not None:
@@ -362,7 +362,7 @@ def test_a_choice_that_fails_fails_alone(bench_of):
     expected = bench.answers(prompts())
     bench.submit(*(replace(each, id=each.id + 100) for each in prompts()))
     bench.advance()
-    flight = bench.loop.engine.in_flight.flights[CULPRIT + 100]
+    flight = bench.loop.engine.in_flight.running_sequences[CULPRIT + 100]
     flight.choice.take = lambda tokens: [][0]
     outputs = {each.request_id - 100: each for each in bench.finish()}
     assert outputs.pop(CULPRIT).failure.code == "generation_failed"
@@ -418,9 +418,9 @@ def test_in_flight_is_what_is_meant_unless_another_is_named(folder_of):
         folder = str(folder_of("llama"))
         return load(EngineSpec(alias="a", checkpoint=folder, device="cpu", engine=name))
 
-    assert isinstance(engine("inflight"), RoutingEngine)
-    assert isinstance(engine("auto"), RoutingEngine)
-    assert isinstance(engine("exact"), ExactEngine)
+    assert isinstance(engine("inflight"), RouterBackend)
+    assert isinstance(engine("auto"), RouterBackend)
+    assert isinstance(engine("exact"), GenerateBackend)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_what_is_not_proved_is_exact_or_refused(kind, own, said, folder_of, tmp_
     config.pop("layer_types", None)
     path.write_text(json.dumps(config))
     spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu")
-    assert isinstance(load(spec), ExactEngine)
+    assert isinstance(load(spec), GenerateBackend)
     with pytest.raises(Unloadable, match=said):
         load(replace(spec, engine="inflight"))
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from engine.backends.generate import ExactEngine
+from engine.backends.generate import GenerateBackend
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Message, Params, Request
 from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS
@@ -259,7 +259,7 @@ def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, tmp_path):
     }
     (folder / "config.json").write_text(json.dumps(config))
     spec = EngineSpec(alias="t5", checkpoint=str(folder), device="cpu")
-    bench, alone = Bench(ExactEngine.load(spec), spec), Alone("t5", folder_of("t5"))
+    bench, alone = Bench(GenerateBackend.load(spec), spec), Alone("t5", folder_of("t5"))
     own = {"num_beams": 3, "min_length": 6, "max_length": 15, "max_new_tokens": None}
     assert answer(bench, "summarize", params=Params()).token_ids == told(
         alone, f"sum up: {TEXT}", **own

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.backends.generate import ExactEngine
+from engine.backends.generate import GenerateBackend
 from engine.backends.router import load
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
@@ -24,7 +24,7 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     folder = folder_of(kind)
     spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu", engine=engine)
     loaded = load(spec)
-    assert isinstance(loaded, ExactEngine)
+    assert isinstance(loaded, GenerateBackend)
     assert "one by one" in loaded.card.engine_reason
     bench = Bench(loaded, spec)
     # Long after short, some of equal length, and some far beyond BigBird's full attention.

@@ -67,6 +67,6 @@ def test_a_special_token_ends_an_answer_and_is_not_in_it(bench_of, folder_of):
         class settings:  # stands where the sequence has a value
             stop = ("<|im_start|>",)
 
-    assert texts.says_stop(Asked, [*words, special])
-    assert not texts.says_stop(Asked, [*words, special, *words])
+    assert texts.has_stop_string(Asked, [*words, special])
+    assert not texts.has_stop_string(Asked, [*words, special, *words])
     assert texts.before_stop(Asked, [*words, special]) == tokenizer.decode(words)

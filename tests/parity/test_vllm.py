@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from engine.backends.loader import Checkpoint
-from engine.backends.vllm import VllmEngine, only
+from engine.backends.vllm import VllmBackend, only
 from engine.core.scheduler import StepPlan
 from engine.errors import EngineBroken, Unloadable
 from engine.process import load_engine
@@ -247,7 +247,7 @@ class VllmBench(Bench):
 @pytest.mark.filterwarnings("ignore")
 def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monkeypatch):
     """One test, for vLLM can be loaded once in a process."""
-    engine = VllmEngine.load(spec_of(model_of("llama"), threads=1))
+    engine = VllmBackend.load(spec_of(model_of("llama"), threads=1))
     assert torch.get_num_threads() == 1
     bench = VllmBench(engine, engine.sized.spec)
 
@@ -256,7 +256,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     bench.submit(*sent)
     bench.advance()
     bench.advance()
-    bench.ledger.cancel(each.id for each in sent[6:10])
+    bench.tracker.cancel(each.id for each in sent[6:10])
     outputs = {each.request_id: each for each in bench.finish()}
     assert max(len(plan.sequences) for plan in bench.plans) == 8
     reasons = [outputs[each.id].choices[0].finish_reason for each in sent]
@@ -311,7 +311,7 @@ def test_a_checkpoint_that_it_cannot_answer_for_is_not_loaded(
         checkpoints.with_heads_of_32(folder, **own)
     spec = spec_of(folder, **settings)
     with pytest.raises(Unloadable, match=f'cannot run by vLLM: .*{said}.*use engine = "auto"'):
-        VllmEngine(spec, Checkpoint.load(spec))
+        VllmBackend(spec, Checkpoint.load(spec))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_checkpoint_that_it_cannot_answer_for_is_not_loaded(
 def test_a_family_that_it_cannot_answer_for_is_not_loaded(folder_of, kind, said):
     spec = spec_of(folder_of(kind))
     with pytest.raises(Unloadable, match=said):
-        VllmEngine(spec, Checkpoint.load(spec))
+        VllmBackend(spec, Checkpoint.load(spec))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_setting_of_its_own_that_would_be_passed_over_is_named(
     own.save_pretrained(folder)
     spec = spec_of(folder)
     with pytest.raises(Unloadable, match=f"its own {setting} is not attended to"):
-        VllmEngine(spec, Checkpoint.load(spec))
+        VllmBackend(spec, Checkpoint.load(spec))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "ctranslate2"])

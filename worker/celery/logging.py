@@ -20,7 +20,7 @@ from celery.signals import after_setup_logger, after_setup_task_logger
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from engine.logging import EventFormatter, whereabouts
+from engine.logging import EventFormatter, error_location
 
 OURS = ("tasks", "worker", "db", "cli", "tests")
 # Such a line is written so often a minute at most: what waits may wait for days.
@@ -88,7 +88,7 @@ class Discreet:
             record.is_foreign = True
             record.is_repeated = level < logging.CRITICAL and not self._is_due((name, line))
         # Not that of a cause: that is where the words are.
-        record.where = whereabouts(error) if error is not None else None
+        record.where = error_location(error) if error is not None else None
         return record  # type: ignore[no-any-return]
 
     def _is_due(self, source: tuple[str, int]) -> bool:

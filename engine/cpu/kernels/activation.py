@@ -1,4 +1,4 @@
-"""GatedMLP: the feed-forward part of LLaMA, whose gate takes one pass, compiled.
+"""SiluAndMulMLP: the feed-forward part of LLaMA, whose gate takes one pass, compiled.
 
 down(silu(gate(x)) * up(x)), with silu(x) = x / (1 + exp(-x)); Shazeer, 2020
 (arXiv:2002.05202). Importing this fails where `compiled` does.
@@ -13,7 +13,7 @@ import torch
 from numba import carray
 from torch import Tensor, nn
 
-from engine.cpu.captured_ops import on_tape
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.kernels.decode_attention import exp
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
@@ -30,7 +30,7 @@ NUM_ARGUMENTS = 7
 MIN_VALUES_A_THREAD = 8192  # below it waking a thread costs more
 
 
-class GatedMLP(nn.Module):
+class SiluAndMulMLP(nn.Module):
     def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
@@ -42,10 +42,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., width) float32"""
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]  # a module
+        return self.down_proj(silu_and_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]  # a module
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Both (..., inner) float32; returns silu(gate) * up."""
     assert gate.dtype == up.dtype == torch.float32
     if gate.shape != up.shape:
@@ -53,7 +53,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     width = gate.shape[-1]
     gates, ups = by_rows(gate), by_rows(up)
     out = torch.empty((len(gates), width))
-    on_tape(gate_rows, gates, ups, out)
+    captured_call(gate_rows, gates, ups, out)
     return out.view(gate.shape)
 
 

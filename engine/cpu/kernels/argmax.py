@@ -29,10 +29,10 @@ from engine.cpu.thread_pool import (
 LOGITS, OUT, NUM_ROWS, WIDTH, STRIDE = range(5)
 NUM_ARGUMENTS = 5
 AT_ONCE = 4  # vectors; to compare takes as long as it takes to begin as many
-BLOCK = 512  # numbers, of which only those with the highest one are looked at twice
+BLOCK = 512  # numbers, of which only those with the argmax one are looked at twice
 
 
-def can_find(logits: Tensor) -> bool:
+def can_argmax(logits: Tensor) -> bool:
     return (
         logits.dtype == torch.float32
         and logits.device.type == "cpu"
@@ -41,8 +41,8 @@ def can_find(logits: Tensor) -> bool:
     )
 
 
-def highest(logits: Tensor) -> list[int]:
-    """logits: (rows, vocab) that `can_find` lets pass; of equals the first, as torch's argmax."""
+def argmax(logits: Tensor) -> list[int]:
+    """logits: (rows, vocab) that `can_argmax` lets pass; of equals the first, as torch's argmax."""
     num_rows, width = logits.shape
     found = np.empty(num_rows, np.int64)
     _run(
@@ -53,8 +53,8 @@ def highest(logits: Tensor) -> list[int]:
 
 
 @intrinsic
-def highest_among(typing_context: Any, numbers: Any, length: Any) -> Any:
-    """The highest of floats at an address; what numba makes of it goes number by number."""
+def argmax_among(typing_context: Any, numbers: Any, length: Any) -> Any:
+    """The argmax of floats at an address; what numba makes of it goes number by number."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at, length = args
@@ -69,8 +69,8 @@ def highest_among(typing_context: Any, numbers: Any, length: Any) -> Any:
                 for each, vector in enumerate(vectors)
             ]
 
-        def look_at_one(at_float: Any, highest: list[Any]) -> list[Any]:
-            return [higher(builder.load(pointer(builder, at, at_float, FLOAT)), highest[0])]
+        def look_at_one(at_float: Any, argmax: list[Any]) -> list[Any]:
+            return [higher(builder.load(pointer(builder, at, at_float, FLOAT)), argmax[0])]
 
         lowest = ir.Constant(FLOAT, -math.inf)
         begun = [spread(builder, lowest)] * AT_ONCE
@@ -83,11 +83,11 @@ def highest_among(typing_context: Any, numbers: Any, length: Any) -> Any:
 
 
 @fast
-def highest_of_row(row: Any, width: Any) -> Any:
+def argmax_of_row(row: Any, width: Any) -> Any:
     """row: an address"""
     most, its_block = np.float32(-np.inf), 0
     for begin in range(0, width, BLOCK):
-        most_here = highest_among(row + begin * FLOAT_BYTES, min(BLOCK, width - begin))
+        most_here = argmax_among(row + begin * FLOAT_BYTES, min(BLOCK, width - begin))
         if most_here > most:
             most, its_block = most_here, begin
     numbers = carray(floats_at(row), (width,))
@@ -102,7 +102,7 @@ def body(arguments: Any) -> None:
     out = carray(longs_at(a[OUT]), (a[NUM_ROWS],))
     begin, end = own_share(a[NUM_ROWS])
     for row in range(begin, end):
-        out[row] = highest_of_row(a[LOGITS] + row * a[STRIDE] * FLOAT_BYTES, a[WIDTH])
+        out[row] = argmax_of_row(a[LOGITS] + row * a[STRIDE] * FLOAT_BYTES, a[WIDTH])
 
 
 _run = in_pool(body, "5q")

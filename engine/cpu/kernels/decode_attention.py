@@ -15,7 +15,7 @@ import numpy as np
 from numba import carray
 
 from engine.cpu.kernels import dot_products
-from engine.cpu.kernels.argmax import highest_among
+from engine.cpu.kernels.argmax import argmax_among
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.rotary_embedding import turn_head
 from engine.cpu.thread_pool import (
@@ -91,10 +91,10 @@ def exp(x: Any) -> Any:
 @fast
 def softmax(at: Any, length: Any) -> None:
     """Of so many floats at an address."""
-    scores, highest = carray(floats_at(at), (length,)), highest_among(at, length)
+    scores, argmax = carray(floats_at(at), (length,)), argmax_among(at, length)
     total = np.float32(0)
     for column in range(length):
-        scores[column] = exp(scores[column] - highest)
+        scores[column] = exp(scores[column] - argmax)
         total += scores[column]
     share = np.float32(1) / total
     for column in range(length):

@@ -9,7 +9,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from engine.cpu.captured_ops import on_tape
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     bytes_at,
@@ -59,7 +59,7 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     num_rows, width = rows.shape
     rounded = torch.empty((num_rows, width), dtype=torch.uint8)
     scales = torch.empty((num_rows, 1))
-    on_tape(_round_rows, rows, rounded, scales)
+    captured_call(_round_rows, rows, rounded, scales)
     return rounded, scales
 
 

@@ -13,7 +13,7 @@ import torch
 from numba import carray
 from torch import Tensor, nn
 
-from engine.cpu.captured_ops import on_tape
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     double_of_bits,
@@ -53,7 +53,7 @@ def normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         raise ValueError(f"rows of {x.shape[-1]} for weights of {len(weight)}")
     x = x.contiguous()
     out = torch.empty_like(x)
-    on_tape(normalize, x, weight, eps, out)
+    captured_call(normalize, x, weight, eps, out)
     return out
 
 

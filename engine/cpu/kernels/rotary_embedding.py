@@ -15,7 +15,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from engine.cpu.captured_ops import on_tape
+from engine.cpu.captured_ops import captured_call
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     fast,
@@ -101,7 +101,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     with the heads of a token one after the other"""
     rows, heads, tokens, head_size = x.shape
     out = torch.empty((rows, tokens, heads, head_size))
-    on_tape(turn, x, cos, sin, out)
+    captured_call(turn, x, cos, sin, out)
     return out.transpose(1, 2)
 
 

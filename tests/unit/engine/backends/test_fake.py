@@ -1,4 +1,4 @@
-from engine.backends.fake import FakeEngine
+from engine.backends.fake import FakeBackend
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Message, Output, Params, Request
 from tests.engines import Bench
@@ -9,7 +9,7 @@ TEXT = "the keeper of the mill counted three boats and seven sacks of grain"
 def answer(request: Request | None = None, spec: dict | None = None, **params) -> Output:
     made = EngineSpec(alias="demo", checkpoint="fake", engine="fake", **(spec or {}))
     request = request or Request(id=0, task="summarize", text=TEXT, params=Params(**params))
-    (output,) = Bench(FakeEngine(made), made).answers([request]).values()
+    (output,) = Bench(FakeBackend(made), made).answers([request]).values()
     return output
 
 

@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from engine.backends.generate import ExactEngine
+from engine.backends.generate import GenerateBackend
 from engine.backends.loader import Checkpoint
 from engine.backends.router import load
 from engine.errors import TokenOutOfRange, Unloadable
@@ -133,7 +133,7 @@ def test_a_token_beyond_the_embedding_fails_its_request_with_the_range(tmp_path)
     num_ids = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(tmp_path)
-    engine = ExactEngine.load(spec_of(tmp_path))
+    engine = GenerateBackend.load(spec_of(tmp_path))
     assert engine.checkpoint.pad_token_id < engine.checkpoint.num_ids
     asked = Request(id=0, task="generate", text="a mill [PAD]", params=Params(max_new_tokens=2))
     with pytest.raises(TokenOutOfRange, match=f"ids 0 to {num_ids - 1}"):
@@ -195,4 +195,4 @@ def test_a_wide_model_is_laid_out(tmp_path):
     checkpoints.with_heads_of_32(tmp_path)
     model = load(spec_of(tmp_path)).checkpoint.model
     kinds = {type(each).__name__ for each in model.modules()}
-    assert kinds & {"PanelLinear", "PackedLinear"}
+    assert kinds & {"PackedGemmLinear", "PackedLinear"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.backends.fake import FakeEngine
+from engine.backends.fake import FakeBackend
 from engine.errors import EngineBroken
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
@@ -15,7 +15,7 @@ from tests.engines import Bench
 
 def bench(**settings) -> Bench:
     spec = EngineSpec(alias="demo", checkpoint="fake", engine="fake", **settings)
-    return Bench(FakeEngine(spec), spec)
+    return Bench(FakeBackend(spec), spec)
 
 
 def request(id_: int, num_tokens: int = 3, text: str = "the tide turns the mill") -> Request:
@@ -52,7 +52,7 @@ def test_a_cancelled_request_leaves_at_the_next_step_wherever_it_was():
     it = bench(max_sequences=1)
     it.submit(request(0, 9), request(1, 9), request(2, 1))
     it.advance()
-    it.ledger.cancel([0, 1])
+    it.tracker.cancel([0, 1])
     assert ids(it.advance().sequences) == [2]
     outputs = {each.request_id: each for each in it.finish()}
     assert [outputs[each].choices[0].finish_reason for each in (0, 1, 2)] == [
@@ -65,8 +65,8 @@ def test_a_cancelled_request_leaves_at_the_next_step_wherever_it_was():
 
 def test_a_request_cancelled_before_it_was_encoded_is_answered_and_never_runs():
     it = bench()
-    it.ledger.open([5])
-    it.ledger.cancel([5])
+    it.tracker.open([5])
+    it.tracker.cancel([5])
     it.encoder.encode(request(5))
     assert it.advance() is None
     (output,) = it.collect()
@@ -161,7 +161,7 @@ def test_every_request_gets_exactly_one_output_and_company_changes_no_answer(arr
         if cancelled_after is not None:
             for _ in range(cancelled_after):
                 it.advance()
-            it.ledger.cancel([id_])
+            it.tracker.cancel([id_])
         outputs += it.collect()
     outputs += it.finish()
     assert sorted(ids(outputs)) == list(range(len(arrivals)))

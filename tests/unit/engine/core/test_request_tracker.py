@@ -2,38 +2,38 @@ from threading import Thread
 
 import pytest
 
-from engine.core.request_tracker import Ledger
+from engine.core.request_tracker import RequestTracker
 from engine.errors import InvariantBroken
 
 
 def test_what_was_answered_cannot_be_cancelled():
-    ledger = Ledger(max_held=9)
-    ledger.open([1, 2])
-    ledger.close([1])
-    ledger.cancel([1, 2, 3])
-    assert ledger.cancelled == {2}
-    assert ledger.is_cancelled(2)
-    ledger.close([2])
-    assert ledger.cancelled == frozenset()
-    ledger.check()
+    tracker = RequestTracker(max_held=9)
+    tracker.open([1, 2])
+    tracker.close([1])
+    tracker.cancel([1, 2, 3])
+    assert tracker.cancelled == {2}
+    assert tracker.is_cancelled(2)
+    tracker.close([2])
+    assert tracker.cancelled == frozenset()
+    tracker.check()
 
 
 def test_room_is_what_is_not_held():
-    ledger = Ledger(max_held=2)
-    ledger.open([1])
-    assert ledger.wait_for_room(0)
-    ledger.open([2])
-    assert not ledger.wait_for_room(0)
+    tracker = RequestTracker(max_held=2)
+    tracker.open([1])
+    assert tracker.wait_for_room(0)
+    tracker.open([2])
+    assert not tracker.wait_for_room(0)
     found = []
-    waiting = Thread(target=lambda: found.append(ledger.wait_for_room(60)))
+    waiting = Thread(target=lambda: found.append(tracker.wait_for_room(60)))
     waiting.start()
-    ledger.close([1])
+    tracker.close([1])
     waiting.join(60)
     assert found == [True]
 
 
 def test_books_that_do_not_agree_are_noticed():
-    ledger = Ledger(max_held=2)
-    ledger._cancelled.add(5)
+    tracker = RequestTracker(max_held=2)
+    tracker._cancelled.add(5)
     with pytest.raises(InvariantBroken, match="5"):
-        ledger.check()
+        tracker.check()

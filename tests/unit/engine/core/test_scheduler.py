@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.core.completion import Completion
-from engine.core.scheduler import MAX_PASSING, Scheduler, StepLimits, StepPlan
+from engine.core.scheduler import MAX_OVERTAKING, Scheduler, StepLimits, StepPlan
 from engine.core.sequence import Sequence, SequenceState
 from engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
 from engine.protocol.messages import Request
@@ -55,98 +55,98 @@ def run(scheduler: Scheduler, *finished: int) -> StepPlan | None:
 
 def test_sequences_join_while_rows_are_free_and_go_on_until_they_finish():
     it = scheduler(*(sequence(each) for each in range(6)))
-    assert ids(run(it, 1).joining) == [0, 1, 2, 3]
+    assert ids(run(it, 1).admitted) == [0, 1, 2, 3]
     second = run(it, 0, 2, 3, 4)
-    assert (ids(second.going_on), ids(second.joining)) == ([0, 2, 3], [4])
-    assert ids(run(it, 5).joining) == [5]
+    assert (ids(second.running), ids(second.admitted)) == ([0, 2, 3], [4])
+    assert ids(run(it, 5).admitted) == [5]
     assert run(it) is None
 
 
 def test_a_step_stays_within_its_tokens():
     it = scheduler(sequence(0, 12), sequence(1, 8), sequence(2, 1))
     plan = run(it)
-    assert (ids(plan.joining), plan.num_tokens) == ([0, 1], 20)
+    assert (ids(plan.admitted), plan.num_tokens) == ([0, 1], 20)
     plan = run(it)  # the two that go on compute a token each
-    assert (ids(plan.joining), plan.num_tokens) == ([2], 3)
+    assert (ids(plan.admitted), plan.num_tokens) == ([2], 3)
 
 
 def test_rows_of_a_sequence_join_together_or_not_at_all():
     it = scheduler(sequence(0, num_rows=2), sequence(1, num_rows=3), sequence(2))
-    assert ids(run(it, 0).joining) == [0]
-    assert ids(run(it).joining) == [1, 2]
+    assert ids(run(it, 0).admitted) == [0]
+    assert ids(run(it).admitted) == [1, 2]
 
 
 def test_a_small_sequence_does_not_overtake_a_large_one_for_ever():
     it = scheduler(sequence(0, num_rows=4), sequence(1))
     run(it, 0)
     it.add([sequence(2, num_rows=4), sequence(3)])
-    assert ids(run(it).joining) == [1]
+    assert ids(run(it).admitted) == [1]
     for _ in range(3):
-        assert ids(run(it).joining) == []
+        assert ids(run(it).admitted) == []
     run(it, 1)
-    assert ids(run(it).joining) == [2]
+    assert ids(run(it).admitted) == [2]
 
 
 def test_who_is_waited_for_goes_first_and_the_others_keep_their_order():
     it = scheduler(*(sequence(each) for each in range(6)))
-    assert ids(run(it, 0, 1).joining) == [0, 1, 2, 3]
+    assert ids(run(it, 0, 1).admitted) == [0, 1, 2, 3]
     it.add([sequence(6, is_interactive=True), sequence(7), sequence(8, is_interactive=True)])
-    assert ids(run(it, 2, 3, 6).joining) == [6, 8]
+    assert ids(run(it, 2, 3, 6).admitted) == [6, 8]
     it.cancel([8])
-    assert ids(run(it).joining) == [4, 5, 7]
+    assert ids(run(it).admitted) == [4, 5, 7]
 
 
 def test_the_oldest_is_passed_only_so_often():
     it = scheduler(*(sequence(each, num_rows=4) for each in (0, 1, 2)))
     run(it, 0)
     order = []
-    for id_ in range(3, 2 * MAX_PASSING + 13):
+    for id_ in range(3, 2 * MAX_OVERTAKING + 13):
         it.add([sequence(id_, num_rows=4, is_interactive=True)])
-        order += ids(run(it, *range(1, id_ + 1)).joining)
-    assert [order.index(each) for each in (1, 2)] == [MAX_PASSING, 2 * MAX_PASSING + 1]
+        order += ids(run(it, *range(1, id_ + 1)).admitted)
+    assert [order.index(each) for each in (1, 2)] == [MAX_OVERTAKING, 2 * MAX_OVERTAKING + 1]
     assert order[:3] == [3, 4, 5]
 
 
 def test_only_one_group_runs_and_the_oldest_waiting_leads_the_next():
     it = scheduler(sequence(0, group="a"), sequence(1, group="b"), sequence(2, group="a"))
-    assert ids(run(it).joining) == [0, 2]
+    assert ids(run(it).admitted) == [0, 2]
     it.add([sequence(3, group="a")])
-    assert ids(run(it, 0, 2).joining) == []  # b has waited longer
-    assert ids(run(it, 1).joining) == [1]
-    assert ids(run(it, 3).joining) == [3]
+    assert ids(run(it, 0, 2).admitted) == []  # b has waited longer
+    assert ids(run(it, 1).admitted) == [1]
+    assert ids(run(it, 3).admitted) == [3]
 
 
 def test_who_runs_to_its_end_in_one_step_may_share_it_with_another_group():
     it = scheduler(sequence(0, group="a"), sequence(1, group="b"), sequence(2, group="a"))
     it.waiting[1].runs_to_end = True
-    assert ids(run(it).joining) == [0, 2]
+    assert ids(run(it).admitted) == [0, 2]
     plan = run(it, 1)
-    assert (ids(plan.going_on), ids(plan.joining)) == ([0, 2], [1])
+    assert (ids(plan.running), ids(plan.admitted)) == ([0, 2], [1])
     it.add([sequence(3, group="a")])
     assert ids(run(it, 0, 2, 3).sequences) == [0, 2, 3]
 
 
 def test_few_prompt_tokens_join_at_once_but_a_long_prompt_joins_alone():
-    it = Scheduler(StepLimits(max_sequences=4, max_step_tokens=20, max_joining_tokens=6))
+    it = Scheduler(StepLimits(max_sequences=4, max_step_tokens=20, max_admitted_tokens=6))
     it.add([sequence(0, 4), sequence(1, 2), sequence(2, 1), sequence(3, 9)])
-    assert ids(run(it).joining) == [0, 1]
-    assert ids(run(it, 2).joining) == [2]
-    assert ids(run(it, 0, 1, 3).joining) == [3]
+    assert ids(run(it).admitted) == [0, 1]
+    assert ids(run(it, 2).admitted) == [2]
+    assert ids(run(it, 0, 1, 3).admitted) == [3]
     together = [sequence(4, 4, group="b"), sequence(5, 4, group="b")]
     for each in together:
         each.runs_to_end = True
     it.add(together)
-    assert ids(run(it).joining) == [4, 5]
+    assert ids(run(it).admitted) == [4, 5]
 
 
 def test_what_there_is_no_memory_for_does_not_join_but_one_alone_may():
     it = scheduler(sequence(0, num_rows=2), sequence(1), sequence(2, num_rows=3))
-    assert ids(it.next_step(max_rows=2).joining) == [0]
-    assert ids(it.next_step(max_rows=2).joining) == []
+    assert ids(it.next_step(max_rows=2).admitted) == [0]
+    assert ids(it.next_step(max_rows=2).admitted) == []
     it.cancel([0])
-    assert ids(it.next_step(max_rows=2).joining) == [1]
+    assert ids(it.next_step(max_rows=2).admitted) == [1]
     it.cancel([1])
-    assert ids(it.next_step(max_rows=2).joining) == [2]
+    assert ids(it.next_step(max_rows=2).admitted) == [2]
     it.check()
 
 
@@ -156,8 +156,8 @@ def test_the_cache_holds_what_it_can_hold():
     large, small, next_ = (sequence(each) for each in range(3))
     large.num_cache_tokens, small.num_cache_tokens, next_.num_cache_tokens = 70, 30, 1
     it.add([large, small, next_])
-    assert ids(run(it, 1).joining) == [0, 1]
-    assert ids(run(it).joining) == [2]
+    assert ids(run(it, 1).admitted) == [0, 1]
+    assert ids(run(it).admitted) == [2]
     it.num_cache_tokens = 3
     with pytest.raises(InvariantBroken, match="71 places of the cache are taken, 3 are counted"):
         it.check()
@@ -236,7 +236,7 @@ def test_whatever_arrives_everything_ends_once_and_in_time(arrivals):
             assert plan.num_rows <= LIMITS.max_sequences
             assert plan.num_tokens <= LIMITS.max_step_tokens
             assert len({each.group for each in plan.sequences}) == 1
-            for each in plan.joining:
+            for each in plan.admitted:
                 assert step - arrives_at[each.id] <= longest * each.id
             results = []
             for each in plan.sequences:

@@ -11,8 +11,8 @@ import transformers as hf
 from engine.attention.hf_plugin import install as install_attention
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, best, pack
-from engine.kv_cache.base import OwnKeeping
-from engine.kv_cache.kv_shape import decoder_shape
+from engine.kv_cache.base import ContiguousKVCache
+from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 
 HEAD_SIZE = 16
@@ -51,8 +51,8 @@ def laid_out(model: Any, make: MakeLinear | None = None, min_weights: int = 0) -
     return model
 
 
-def keeping_of(model: Any) -> OwnKeeping:
-    return OwnKeeping(decoder_shape(model), poisoned=True)
+def keeping_of(model: Any) -> ContiguousKVCache:
+    return ContiguousKVCache(probe_kv_shape(model), poisoned=True)
 
 
 def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Tensor:

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.attention.base import OwnRowAttention, TorchRowAttention
+from engine.attention.base import ContiguousAttentionBackend, TorchAttentionBackend
 from engine.cpu import quantized
-from engine.cpu.attention_backend import CompiledRowAttention
-from engine.kv_cache.base import row_attention
-from engine.kv_cache.contiguous import KVShape, OwnSlot
+from engine.cpu.attention_backend import CpuAttentionBackend
+from engine.kv_cache.base import attention_backend_for
+from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
 
 LAYERS, HEADS = 2, 2
 # Those that are whole registers have code of their own.
@@ -28,8 +28,8 @@ def shape_of(size: int) -> KVShape:
 
 
 def slots_of(
-    sizes: list[tuple[int, int]], attention: OwnRowAttention, draw: torch.Generator
-) -> list[OwnSlot]:
+    sizes: list[tuple[int, int]], attention: ContiguousAttentionBackend, draw: torch.Generator
+) -> list[ContiguousSequenceCache]:
     slots, size = [], attention.shape.head_size
     for num_columns, num_rows in sizes:
         slot = attention.new_slot(num_rows)
@@ -52,9 +52,9 @@ def test_the_kernel_computes_what_torch_does(
     sizes: list[tuple[int, int]], size: int, group: int, has_bias: bool, seed: int
 ) -> None:
     shape = shape_of(size)
-    compiled = row_attention(shape, is_cross=False, poisoned=True)
-    assert isinstance(compiled, CompiledRowAttention)
-    by_torch = TorchRowAttention(shape, is_cross=False, poisoned=True)
+    compiled = attention_backend_for(shape, is_cross=False, poisoned=True)
+    assert isinstance(compiled, CpuAttentionBackend)
+    by_torch = TorchAttentionBackend(shape, is_cross=False, poisoned=True)
     drawn = [
         slots_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
     ]
@@ -87,12 +87,12 @@ def test_rows_of_a_request_read_the_same_prompt(
     sizes: list[tuple[int, int]], size: int, seed: int
 ) -> None:
     shape = shape_of(size)
-    compiled = row_attention(shape, is_cross=True, poisoned=True)
-    assert isinstance(compiled, CompiledRowAttention)
+    compiled = attention_backend_for(shape, is_cross=True, poisoned=True)
+    assert isinstance(compiled, CpuAttentionBackend)
     slots = slots_of(sizes, compiled, torch.Generator().manual_seed(seed))
     asked = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size)
     seen = []
-    for attention in (compiled, TorchRowAttention(shape, is_cross=True, poisoned=True)):
+    for attention in (compiled, TorchAttentionBackend(shape, is_cross=True, poisoned=True)):
         attention.hold(slots)
         seen.append(attention.attend(1, asked, None, None, 1.0))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)

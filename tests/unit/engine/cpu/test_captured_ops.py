@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.utils import _python_dispatch
 
 from engine.cpu import captured_ops
-from engine.cpu.captured_ops import TapeRecorder, Unrepeatable, on_tape, variant_with_out
+from engine.cpu.captured_ops import NotCapturable, OpCapturer, captured_call, variant_with_out
 from engine.cpu.linear import PackedLinear
-from engine.cpu.op_buffers import MIN_BUFFER_BYTES, Pool, Tape
-from engine.runners.cuda_graphs import Graphs
+from engine.cpu.op_buffers import MIN_BUFFER_BYTES, CapturedGraph, Pool
+from engine.runners.cuda_graphs import GraphCache
 
 WIDTH = 24
 
@@ -39,9 +39,9 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_played(step: Callable[..., Tensor], *inputs: Tensor) -> Tape:
+def assert_played(step: Callable[..., Tensor], *inputs: Tensor) -> CapturedGraph:
     """Recorded with some numbers, it gives for others what it gives as it is written."""
-    recorded, again = TapeRecorder()(lambda: step(*inputs))
+    recorded, again = OpCapturer()(lambda: step(*inputs))
     assert torch.equal(recorded, step(*inputs))
     for seed in range(1, 4):
         for each in inputs:
@@ -57,7 +57,7 @@ def assert_played(step: Callable[..., Tensor], *inputs: Tensor) -> Tape:
     return again
 
 
-def functions_of(again: Tape) -> list[object]:
+def functions_of(again: CapturedGraph) -> list[object]:
     """Also of calls that cannot be told where their results go."""
     return [each.args[0].func if each.func == again.make else each.func for each in again.calls]
 
@@ -95,10 +95,10 @@ def factories(x: Tensor) -> Tensor:
 
 
 def several_results(x: Tensor) -> Tensor:
-    highest, places = torch.topk(x, 3)
+    argmax, places = torch.topk(x, 3)
     spread, mean = torch.var_mean(x, dim=1)
     order = torch.sort(x, dim=1, stable=True).indices
-    return highest + places + order[:, :3] + (spread / mean)[:, None]
+    return argmax + places + order[:, :3] + (spread / mean)[:, None]
 
 
 def halves_of_floats(x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def test_tokens_are_looked_up_anew():
 
 def test_a_result_may_be_a_view_of_an_input_and_is_what_is_there_now():
     x = numbers(4, WIDTH)
-    _, again = TapeRecorder()(lambda: x[:, -1])
+    _, again = OpCapturer()(lambda: x[:, -1])
     x.fill_(5.0)
     assert torch.equal(again(), torch.full((4,), 5.0))
 
@@ -182,7 +182,7 @@ def doubled(x: Tensor, y: Tensor) -> None:
 def test_a_call_behind_torchs_back_is_played_if_it_is_on_tape():
     def step(x):
         y = torch.empty_like(x)
-        on_tape(doubled, x + 1, y)
+        captured_call(doubled, x + 1, y)
         return y * 3
 
     assert_played(step, numbers(4, WIDTH))
@@ -198,7 +198,7 @@ def test_what_a_call_on_tape_asks_of_torch_is_done_once():
 
     def step(x):
         y = x + 1
-        on_tape(added, x, y)
+        captured_call(added, x, y)
         return y.clone()
 
     again = assert_played(step, numbers(4, WIDTH))
@@ -209,7 +209,7 @@ def test_what_a_call_on_tape_asks_of_torch_is_done_once():
 
 def test_a_call_outside_a_recording_is_just_called():
     x, y = numbers(2, 3), torch.empty(2, 3)
-    on_tape(doubled, x, y)
+    captured_call(doubled, x, y)
     assert torch.equal(y, 2 * x)
 
 
@@ -303,8 +303,8 @@ def reshapes_itself(x: Tensor) -> Tensor:
 def test_a_step_that_is_another_each_time_is_not_recorded(step, said):
     x, state = numbers(4, WIDTH), torch.get_rng_state()
     given_ = x.clone()
-    with pytest.raises(Unrepeatable, match=said):
-        TapeRecorder()(lambda: step(x))
+    with pytest.raises(NotCapturable, match=said):
+        OpCapturer()(lambda: step(x))
     # It was refused before anything was done that would be done again by the step as written.
     assert torch.equal(x, given_)
     assert torch.equal(counter, torch.zeros(4))
@@ -321,7 +321,7 @@ def test_what_a_model_made_once_and_looks_up_is_no_reason():
             return x + self.table
 
     lazy = Lazy()
-    graphs, x = Graphs(TapeRecorder()), numbers(4, WIDTH)
+    graphs, x = GraphCache(OpCapturer()), numbers(4, WIDTH)
     for seed in range(4):
         x.copy_(numbers(4, WIDTH, seed=seed))
         assert torch.equal(graphs.run(4, lambda: lazy.step(x)), x + torch.arange(float(WIDTH)))
@@ -338,22 +338,22 @@ def test_tensors_that_hold_each_other_are_not_taken_to_be_kept():
 
 
 def test_a_step_that_fails_while_it_is_recorded_leaves_nothing_behind():
-    recorder, x = TapeRecorder(), numbers(4, WIDTH)
+    recorder, x = OpCapturer(), numbers(4, WIDTH)
 
     def fails(y):
         raise ValueError("in a call")
 
     for broken in (
         lambda: (x + 1).view(7),
-        lambda: on_tape(fails, x + 1),
+        lambda: captured_call(fails, x + 1),
         lambda: x[0, 0].item(),
     ):
-        with pytest.raises((RuntimeError, ValueError, Unrepeatable)):
+        with pytest.raises((RuntimeError, ValueError, NotCapturable)):
             recorder(broken)
         assert _python_dispatch._get_current_dispatch_mode() is None
         assert x[0].tolist() == x.numpy()[0].tolist()
         assert len(torch.rand(1)) == 1
-        on_tape(doubled, x, torch.empty_like(x))
+        captured_call(doubled, x, torch.empty_like(x))
     _, again = recorder(lambda: x * 2)
     x.fill_(3.0)
     assert torch.equal(again(), torch.full_like(x, 6.0))
@@ -366,7 +366,7 @@ def test_what_another_thread_does_meanwhile_is_on_no_tape():
     def other() -> None:
         in_step.wait(30)
         y = torch.rand(3, 3)
-        on_tape(doubled, y, y)
+        captured_call(doubled, y, y)
         drawn.append(y.tolist())
         other_done.set()
 
@@ -379,7 +379,7 @@ def test_what_another_thread_does_meanwhile_is_on_no_tape():
         assert other_done.wait(30)
         return x + 1
 
-    _, again = TapeRecorder()(step)
+    _, again = OpCapturer()(step)
     thread.join()
     assert len(drawn) == 1
     assert functions_of(again) == [torch.ops.aten.add.out]
@@ -389,7 +389,7 @@ def test_what_another_thread_does_meanwhile_is_on_no_tape():
 
 
 def test_tapes_of_other_shapes_take_turns_in_one_pool():
-    recorder, packed = TapeRecorder(), PackedLinear(numbers_kept, None)
+    recorder, packed = OpCapturer(), PackedLinear(numbers_kept, None)
 
     def step(x):
         return composites(packed(x) + 1)
@@ -402,7 +402,7 @@ def test_tapes_of_other_shapes_take_turns_in_one_pool():
             inputs[rows].copy_(numbers(rows, WIDTH, seed=turn))
             assert torch.equal(again(), step(inputs[rows]))
             assert again.result.untyped_storage().data_ptr() in memory
-    alone = TapeRecorder()
+    alone = OpCapturer()
     alone(lambda: step(inputs[9]))
     # What the others need is less, and in it.
     sizes = [sum(map(len, each.pool.buffers.values())) for each in (recorder, alone)]
@@ -450,7 +450,7 @@ def test_without_torchs_part_of_it_steps_are_run_as_written(monkeypatch, caplog)
     monkeypatch.setitem(sys.modules, "recording_elsewhere", elsewhere)
     spec.loader.exec_module(elsewhere)
     x = numbers(4, WIDTH)
-    graphs = Graphs(elsewhere.TapeRecorder())
+    graphs = GraphCache(elsewhere.OpCapturer())
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert torch.equal(graphs.run(4, lambda: composites(x)), composites(x))
@@ -465,7 +465,7 @@ def test_where_operations_tell_less_steps_are_run_as_written(name, monkeypatch):
 
     monkeypatch.setattr(torch._ops.OpOverload, name, property(missing))
     x = numbers(4, WIDTH)
-    graphs = Graphs(TapeRecorder())
+    graphs = GraphCache(OpCapturer())
     for _ in range(3):
         assert torch.equal(graphs.run(4, lambda: composites(x)), composites(x))
     assert (graphs.record, graphs.recorded) == (None, {})

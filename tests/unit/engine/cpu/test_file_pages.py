@@ -77,27 +77,27 @@ def of_file(tmp_path: Path) -> torch.Tensor:
 
 
 def test_what_was_read_of_a_file_is_forgotten_and_read_again(of_file: torch.Tensor) -> None:
-    file_pages.forget_tensor(of_file)
+    file_pages.release_tensor_pages(of_file)
     assert num_present(of_file) == 0
     assert torch.equal(of_file, torch.arange(len(of_file), dtype=torch.float32))
 
 
 def test_only_whole_pages_are_forgotten(of_file: torch.Tensor) -> None:
-    file_pages.forget_tensor(of_file[1 : 3 * PAGE_FLOATS - 1])
+    file_pages.release_tensor_pages(of_file[1 : 3 * PAGE_FLOATS - 1])
     assert num_present(of_file) == NUM_PAGES - 1
 
 
 def test_what_was_written_is_kept(of_file: torch.Tensor) -> None:
     """It is in this process only: the file has something else there."""
     of_file[5 * PAGE_FLOATS] = -1
-    file_pages.forget_tensor(of_file)
+    file_pages.release_tensor_pages(of_file)
     assert num_present(of_file) == NUM_PAGES
     assert of_file[5 * PAGE_FLOATS] == -1
 
 
 def test_memory_of_no_file_is_kept() -> None:
     tensor = torch.ones(NUM_PAGES * PAGE_FLOATS)
-    file_pages.forget_tensor(tensor)
+    file_pages.release_tensor_pages(tensor)
     assert tensor.sum() == len(tensor)
 
 
@@ -106,8 +106,8 @@ def test_where_the_system_does_not_say_everything_is_kept(
 ) -> None:
     for name in ("MAPS", "PAGEMAP"):
         monkeypatch.setattr(file_pages, name, tmp_path / "nothing")
-    file_pages.forget_tensor(of_file)
-    file_pages.forget_libraries()
+    file_pages.release_tensor_pages(of_file)
+    file_pages.release_library_pages()
     monkeypatch.undo()
     assert num_present(of_file) == NUM_PAGES
 

@@ -61,7 +61,7 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
 
 def test_what_multiplies_follows_from_the_registers_and_from_nothing_else() -> None:
     """Panels that cannot be imported for another reason would be slow, and nobody would know."""
-    assert best().__name__ == ("PanelLinear" if LANES == 16 else "PackedLinear")  # type: ignore[attr-defined]  # a class
+    assert best().__name__ == ("PackedGemmLinear" if LANES == 16 else "PackedLinear")  # type: ignore[attr-defined]  # a class
 
 
 @pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])

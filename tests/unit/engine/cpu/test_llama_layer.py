@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from engine.cpu import llama_layer
-from engine.cpu.attention_backend import CompiledRowAttention
+from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.linear import MakeLinear, PackedLinear
 from engine.cpu.llama_layer import LlamaLayer, install
-from engine.kv_cache.base import OwnKeeping
-from engine.kv_cache.hf_cache import SlotCache
+from engine.kv_cache.base import ContiguousKVCache
+from engine.kv_cache.hf_cache import InflightSelfCache
 from engine.runners.causal import CausalRunner
 from tests.unit.engine.cpu.llamas import (
     HEAD_SIZE,
@@ -62,14 +62,14 @@ def test_a_step_is_that_of_the_models_own_layers(
 
 def test_another_cache_than_that_of_the_engine_goes_to_the_models_own() -> None:
     own, replaced = laid_out(model_of("llama")), laid_out(model_of("llama"))
-    keeping = keeping_of(replaced)
-    install(replaced, keeping.attention)
+    kv_cache = keeping_of(replaced)
+    install(replaced, kv_cache.attention)
     ids = torch.tensor([[5, 6, 7, 8]])
     expected, found = (
         each.generate(ids, max_new_tokens=6, do_sample=False) for each in (own, replaced)
     )
     assert torch.equal(expected, found)
-    other = SlotCache(keeping.shape, keeping_of(replaced).attention)
+    other = InflightSelfCache(kv_cache.shape, keeping_of(replaced).attention)
     slot = other.attention.new_slot(1, 8)
     other.hold_prompts([slot], ((0, 4),))
     mask = torch.ones((1, 1, 1, 1), dtype=torch.bool)
@@ -106,8 +106,8 @@ def test_what_only_has_the_name_is_left_alone(
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 63, 64, 65, 300])
 def test_a_prompt_is_kept_and_attended_to_as_torch_does(num_tokens: int) -> None:
     shape = keeping_of(model_of("llama")).shape
-    attention = OwnKeeping(shape, poisoned=True).attention
-    assert isinstance(attention, CompiledRowAttention)
+    attention = ContiguousKVCache(shape, poisoned=True).attention
+    assert isinstance(attention, CpuAttentionBackend)
     draw = torch.Generator().manual_seed(num_tokens)
     heads, key_heads = 4, shape.num_heads
     joined = torch.randn(num_tokens + 2, (heads + 2 * key_heads) * HEAD_SIZE, generator=draw)

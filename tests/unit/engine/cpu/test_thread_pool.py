@@ -19,8 +19,8 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
 from engine.cpu.fusion import fuse
-from engine.cpu.kernels.activation import GatedMLP, gated
-from engine.cpu.kernels.argmax import can_find, highest
+from engine.cpu.kernels.activation import SiluAndMulMLP, silu_and_mul
+from engine.cpu.kernels.argmax import argmax, can_argmax
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.prefill_attention import multiply
@@ -88,10 +88,10 @@ def test_another_way_to_turn_is_not_taken_for_it(own):
 def test_a_gate_in_one_pass_is_the_gate(shape):
     both = 20 * torch.randn(*shape[:-1], 2 * shape[-1])
     gate, up = both.chunk(2, dim=-1)
-    torch.testing.assert_close(gated(gate, up), nn.functional.silu(gate) * up)
-    assert gated(gate, up).shape == shape
+    torch.testing.assert_close(silu_and_mul(gate, up), nn.functional.silu(gate) * up)
+    assert silu_and_mul(gate, up).shape == shape
     far = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4]])
-    torch.testing.assert_close(gated(far, torch.ones(1, 5)), nn.functional.silu(far))
+    torch.testing.assert_close(silu_and_mul(far, torch.ones(1, 5)), nn.functional.silu(far))
 
 
 def test_the_feed_forward_part_of_llama_is_replaced_if_its_gate_is_silu():
@@ -100,7 +100,7 @@ def test_the_feed_forward_part_of_llama_is_replaced_if_its_gate_is_silu():
     mlp = LlamaMLP(LlamaConfig(**sizes))
     model: Any = nn.Sequential(mlp)
     assert fuse(model) == 1
-    assert type(model[0]) is GatedMLP
+    assert type(model[0]) is SiluAndMulMLP
     torch.testing.assert_close(model(x), mlp(x))
     model = nn.Sequential(LlamaMLP(LlamaConfig(**sizes, hidden_act="gelu")))
     assert fuse(model) == 0
@@ -113,11 +113,11 @@ def test_the_highest_is_the_first_of_them():
     logits[5, 5002] = 50.0
     wide = torch.cat([logits, torch.full((7, 3), 100.0)], dim=1)[:, :-3]
     for each in (logits, wide):
-        assert can_find(each)
-        assert highest(each) == [int((row == row.max()).nonzero()[0]) for row in logits]
-    assert highest(torch.full((1, 600), torch.nan))[0] in range(600)  # no number is the highest
-    assert not can_find(logits.double())
-    assert not can_find(logits.t())
+        assert can_argmax(each)
+        assert argmax(each) == [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert argmax(torch.full((1, 600), torch.nan))[0] in range(600)  # no number is the argmax
+    assert not can_argmax(logits.double())
+    assert not can_argmax(logits.t())
 
 
 @pytest.mark.parametrize("num_columns", [LANES, 2 * LANES, 5 * LANES])
@@ -140,8 +140,8 @@ def test_tiles_are_the_product_and_write_no_further(
 
 SILU_OF_MINUS_ONE = """
 import torch
-from engine.cpu.kernels.activation import gated
-print(float(gated(-torch.ones(1, 1), torch.ones(1, 1))))
+from engine.cpu.kernels.activation import silu_and_mul
+print(float(silu_and_mul(-torch.ones(1, 1), torch.ones(1, 1))))
 """
 
 

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from engine.backends.generate import is_out_of_memory
-from engine.kv_cache.contiguous import BUCKET_TOKENS, MAX_LEFT, KVShape, Leavings, OwnSlot
-from engine.kv_cache.free_memory import settle_heap
+from engine.kv_cache.contiguous import (
+    BUCKET_TOKENS,
+    MAX_LEFT,
+    BufferPool,
+    ContiguousSequenceCache,
+    KVShape,
+)
+from engine.kv_cache.free_memory import trim_heap
 
 MEGABYTE = 2**20
 
@@ -19,10 +25,10 @@ def rss_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def slot(num_layers: int = 8, num_rows: int = 1, **told: Any) -> OwnSlot:
+def slot(num_layers: int = 8, num_rows: int = 1, **told: Any) -> ContiguousSequenceCache:
     """A column of each row is 8 KiB a layer."""
     shape = KVShape(num_layers, 8, 128, torch.float32, torch.device("cpu"))
-    return OwnSlot(shape, num_rows, by_ancestors=True, **told)
+    return ContiguousSequenceCache(shape, num_rows, by_ancestors=True, **told)
 
 
 @pytest.mark.parametrize("num_layers", [2, 64])
@@ -66,14 +72,14 @@ def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
 
 
 def test_a_slot_has_the_memory_of_one_that_ended() -> None:
-    leavings = Leavings(9 * MEGABYTE)
-    first, second, third = (slot(num_layers=2, leavings=leavings) for _ in range(3))
+    buffer_pool = BufferPool(9 * MEGABYTE)
+    first, second, third = (slot(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
     for each, num_columns in ((first, 300), (second, 100), (third, 100)):
         each.make_room(num_columns)
     large, small = first.kept.data_ptr(), second.kept.data_ptr()
     first.clear()
     second.clear()
-    again, larger, none_left = (slot(num_layers=2, leavings=leavings) for _ in range(3))
+    again, larger, none_left = (slot(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
     again.make_room(70)  # the smallest in which it has room
     larger.make_room(70)
     none_left.make_room(70)
@@ -83,30 +89,34 @@ def test_a_slot_has_the_memory_of_one_that_ended() -> None:
     for each in (third, larger, none_left, again):
         each.clear()
     # The first that were left went back: there is room for one of 5 MiB and two of 2.
-    assert [each.nbytes() for each in leavings.left] == [5 * MEGABYTE, 2 * MEGABYTE, 2 * MEGABYTE]
-    leavings.clear()
-    assert not leavings.left
+    assert [each.nbytes() for each in buffer_pool.left] == [
+        5 * MEGABYTE,
+        2 * MEGABYTE,
+        2 * MEGABYTE,
+    ]
+    buffer_pool.clear()
+    assert not buffer_pool.left
 
 
 def test_no_more_than_a_few_slots_leave_their_memory() -> None:
-    leavings = Leavings(1024 * MEGABYTE)
-    slots = [slot(num_layers=2, leavings=leavings) for _ in range(MAX_LEFT + 2)]
+    buffer_pool = BufferPool(1024 * MEGABYTE)
+    slots = [slot(num_layers=2, buffer_pool=buffer_pool) for _ in range(MAX_LEFT + 2)]
     for each in slots:
         each.make_room(10)
     places = [each.kept.data_ptr() for each in slots]
     for each in slots:
         each.clear()
-    assert [each.data_ptr() for each in leavings.left] == places[2:]
+    assert [each.data_ptr() for each in buffer_pool.left] == places[2:]
 
 
 def test_what_a_slot_left_is_poisoned_for_the_next() -> None:
-    leavings = Leavings(MEGABYTE)
-    before = slot(num_layers=2, leavings=leavings, poisoned=True)
+    buffer_pool = BufferPool(MEGABYTE)
+    before = slot(num_layers=2, buffer_pool=buffer_pool, poisoned=True)
     before.make_room(10)
     before.kept.fill_(1.0)
     place = before.kept.data_ptr()
     before.clear()
-    after = slot(num_layers=2, leavings=leavings, poisoned=True)
+    after = slot(num_layers=2, buffer_pool=buffer_pool, poisoned=True)
     after.make_room(10)
     assert after.kept.data_ptr() == place
     assert after.kept.isnan().all()
@@ -126,7 +136,7 @@ def test_what_was_freed_goes_back_to_the_system():
     held = rss_bytes()
     del freed
     try:
-        settle_heap()
+        trim_heap()
         assert rss_bytes() < held - 32 * MEGABYTE
         assert len(kept) == 32
         # What stays is gone through no more.

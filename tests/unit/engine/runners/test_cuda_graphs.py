@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from engine.runners.cuda_graphs import Graphs
+from engine.runners.cuda_graphs import GraphCache
 
 
 class Recorder:
@@ -36,7 +36,7 @@ def run_each(graphs, *shapes):
 
 def test_a_shape_is_recorded_when_it_comes_again_and_then_never_more():
     recorder = Recorder()
-    graphs = Graphs(recorder)
+    graphs = GraphCache(recorder)
     run_each(graphs, 1, 2)
     assert (recorder.num_recorded, graphs.recorded) == (0, {})
     run_each(graphs, 1)
@@ -46,14 +46,14 @@ def test_a_shape_is_recorded_when_it_comes_again_and_then_never_more():
 
 
 def test_whichever_way_a_step_is_run_its_result_is_returned():
-    results, runs = run_each(Graphs(Recorder()), 1, 1, 1, 2, 1)
+    results, runs = run_each(GraphCache(Recorder()), 1, 1, 1, 2, 1)
     assert results == ["of 1", "of 1", "of 1", "of 2", "of 1"]
     assert runs[-2:] == [2, 1]
 
 
 def test_those_used_last_are_kept():
     recorder = Recorder()
-    graphs = Graphs(recorder, max_graphs=2)
+    graphs = GraphCache(recorder, max_graphs=2)
     run_each(graphs, 1, 1, 2, 2, 1, 3, 3)
     assert list(graphs.recorded) == [1, 3]
     run_each(graphs, 1)
@@ -63,7 +63,7 @@ def test_those_used_last_are_kept():
 
 
 def test_where_recording_fails_steps_are_run_as_written_and_it_is_said_once(caplog):
-    graphs = Graphs(Recorder(RuntimeError("operation not permitted")))
+    graphs = GraphCache(Recorder(RuntimeError("operation not permitted")))
     with caplog.at_level(logging.WARNING):
         results, runs = run_each(graphs, 1, 2, 1, 2, 1)
     assert runs == [1, 2, 1, 2, 1]
@@ -74,7 +74,7 @@ def test_where_recording_fails_steps_are_run_as_written_and_it_is_said_once(capl
 
 def test_a_step_that_fails_by_itself_is_no_reason_to_record_no_more(caplog):
     recorder = Recorder()
-    graphs = Graphs(recorder)
+    graphs = GraphCache(recorder)
 
     def fails():
         raise ValueError("of a request")
@@ -91,7 +91,7 @@ def test_a_step_that_fails_by_itself_is_no_reason_to_record_no_more(caplog):
     "error", [torch.OutOfMemoryError(), torch.AcceleratorError("an illegal memory access")]
 )
 def test_what_is_no_fault_of_recording_is_not_taken_for_one(error):
-    graphs = Graphs(Recorder(error))
+    graphs = GraphCache(Recorder(error))
     run_each(graphs, 1)
     with pytest.raises(type(error)):
         run_each(graphs, 1)
@@ -99,7 +99,7 @@ def test_what_is_no_fault_of_recording_is_not_taken_for_one(error):
 
 
 def test_without_a_recorder_nothing_is_recorded():
-    graphs = Graphs(None)
+    graphs = GraphCache(None)
     results, runs = run_each(graphs, 1, 1)
     assert runs == [1, 1]
     assert results == ["of 1", "of 1"]

@@ -1,4 +1,4 @@
-"""Keys and values in an arena, as on a GPU: every answer is the one that `generate` gives
+"""Keys and values in a page pool, as on a GPU: every answer is the one that `generate` gives
 alone. What a GPU would record is run as written, in the same shapes."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from engine.attention.hf_plugin import install
 from engine.backends.loader import Checkpoint
 from engine.backends.router import runner_of
 from engine.errors import InvariantBroken, Unloadable
-from engine.kv_cache.base import ArenaKeeping, refuse_too_much, room_in_arena
-from engine.kv_cache.kv_shape import decoder_shape
+from engine.kv_cache.base import PagedKVCache, max_paged_tokens, refuse_beyond_memory
+from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import DeviceMemory
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners.static_step import StepInputs, StepShape
@@ -39,11 +39,11 @@ FAMILIES = (
 
 @pytest.fixture(scope="module")
 def engine_name() -> str:
-    return "arena"
+    return "page_pool"
 
 
 def arena_of(bench):
-    return bench.loop.engine.in_flight.runner.keeping.arena
+    return bench.loop.engine.in_flight.runner.kv_cache.page_pool
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -94,7 +94,7 @@ def test_a_step_that_fails_leaves_nothing_in_the_arena(kind, name, bench_of):
     expected = bench_of(kind).answers(prompts())
     bench = bench_of(kind)
     break_when(bench, name, lambda ids: ValueError() if CULPRIT in ids else None)
-    outputs = bench.answers(prompts())  # the arena is checked after every step
+    outputs = bench.answers(prompts())  # the page_pool is checked after every step
     assert outputs.pop(CULPRIT).failure.code == "generation_failed"
     expected.pop(CULPRIT)
     assert outputs == expected
@@ -114,13 +114,13 @@ def test_what_others_hold_in_an_arena_is_noticed(bench_of):
     bench = bench_of("gpt2")
     bench.submit(request(0, "the mill"))
     bench.advance()
-    arena = arena_of(bench)
-    stray = arena.slot(2)
+    page_pool = arena_of(bench)
+    stray = page_pool.slot(2)
     with pytest.raises(InvariantBroken, match="rows are free"):
         bench.advance()
     stray.clear()
     bench.advance()
-    arena.pool[0, 0, 0, 0, 0] = 1.0
+    page_pool.pool[0, 0, 0, 0, 0] = 1.0
     with pytest.raises(InvariantBroken, match="blank"):
         bench.advance()
 
@@ -178,12 +178,12 @@ def test_a_static_step_asks_for_no_number_and_brings_none(kind, folder_of):
     spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
     checkpoint = Checkpoint.load(spec)
     install(checkpoint.model)
-    shape = replace(decoder_shape(checkpoint.model), device=torch.device("meta"))
+    shape = replace(probe_kv_shape(checkpoint.model), device=torch.device("meta"))
     checkpoint.model.to("meta")
-    keeping = ArenaKeeping(shape, max_rows=8, max_tokens=1000)
-    runner = runner_of(checkpoint, keeping)
+    kv_cache = PagedKVCache(shape, max_rows=8, max_tokens=1000)
+    runner = runner_of(checkpoint, kv_cache)
     num_crossed = 64 if checkpoint.config.is_encoder_decoder else 0
-    inputs = StepInputs(StepShape(4, 128, num_crossed), keeping.arena)
+    inputs = StepInputs(StepShape(4, 128, num_crossed), kv_cache.page_pool)
     with torch.inference_mode(), OnlyOn("meta") as watched:
         logits = runner.static_step.forward(inputs)
     assert logits.shape[0] == 4
@@ -199,13 +199,13 @@ def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folde
         max_step_tokens=8192,
     )
     checkpoint = Checkpoint.load(spec)
-    shape = decoder_shape(checkpoint.model)
+    shape = probe_kv_shape(checkpoint.model)
     memory = DeviceMemory(free_bytes=2**30, total_bytes=2**30)
-    room = room_in_arena(spec, checkpoint, shape, memory)
+    room = max_paged_tokens(spec, checkpoint, shape, memory)
     assert 0 < room * shape.bytes_per_token < 2**30
-    refuse_too_much(replace(spec, max_cache_tokens=room), room)
+    refuse_beyond_memory(replace(spec, max_cache_tokens=room), room)
     with pytest.raises(Unloadable, match=f"'mill' is to hold {room + 1} .* room for {room} "):
-        refuse_too_much(replace(spec, max_cache_tokens=room + 1), room)
+        refuse_beyond_memory(replace(spec, max_cache_tokens=room + 1), room)
 
 
 def test_an_arena_for_which_memory_is_not_found_is_refused_in_words(bench_of):
