@@ -24,7 +24,7 @@ class Outage:
             if self._since is not None:
                 return
             self._since = time.monotonic()
-        self._log.warning(self._down, extra={"error": type(error).__name__, **fields})
+        self._log.warning(self._down, extra={**fields, "error": type(error).__name__})
 
     def ended(self, **fields: object) -> None:
         if self._since is None:
@@ -36,5 +36,5 @@ class Outage:
             self._since, self._num_failures = None, 0
         self._log.warning(
             self._up,
-            extra={"seconds": round(seconds, 1), "num_failures": num_failures, **fields},
+            extra={**fields, "seconds": round(seconds, 1), "num_failures": num_failures},
         )

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
 from db.models import Job
 from db.session import Database
@@ -61,6 +63,23 @@ class WorkerProcess:
         """Ready is when it consumes; the models are loaded before."""
         until(lambda: " ready." in self.log or self.process.poll() is not None, "a ready worker")
         assert self.process.poll() is None, self.log
+
+    def pause(self, sqlite_url: str) -> None:
+        """Stop the process until SIGCONT, at a moment when it holds no lock of the database."""
+        path = make_url(sqlite_url).database
+        assert path is not None
+
+        def paused() -> bool:
+            self.process.send_signal(signal.SIGSTOP)
+            with closing(sqlite3.connect(path, timeout=0)) as connection:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    self.process.send_signal(signal.SIGCONT)
+                    return False
+            return True
+
+        until(paused, "a moment between two transactions")
 
     def wait(self) -> int:
         """The exit status."""

@@ -12,7 +12,6 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ class Checkpoint:
     model: Any
     generation_config: Any  # the checkpoint's own, taken off the model: see `load`
     own: Mapping[str, Any]  # what it sets, as a plain mapping
+    num_ids: int  # how many token ids the model can read
     limits: Limits
     card: ModelCard
     reload: Callable[[], Any]  # the same model from its files once more
@@ -90,7 +90,8 @@ class Checkpoint:
         own = {
             name: value for name, value in generation_config.to_dict().items() if value is not None
         }
-        refuse_own(spec, config, own, num_ids_of(model))
+        num_ids = int(model.get_input_embeddings().weight.shape[0])
+        refuse_own(spec, config, own, num_ids)
         limits = limits_of(spec, config, tokenizer)
 
         def reload() -> Any:
@@ -111,12 +112,7 @@ class Checkpoint:
             num_parameters=sum(each.numel() for each in model.parameters()),
             versions=versions(),
         )
-        return cls(config, tokenizer, model, generation_config, own, limits, card, reload)
-
-    @cached_property
-    def num_ids(self) -> int:
-        """How many token ids the model can read."""
-        return num_ids_of(self.model)
+        return cls(config, tokenizer, model, generation_config, own, num_ids, limits, card, reload)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -155,10 +151,6 @@ def whole(spec: EngineSpec, load: Callable[..., Any], arguments: Mapping[str, An
             "save it again with save_pretrained from the model that its config.json describes"
         )
     return model
-
-
-def num_ids_of(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def refuse_own(spec: EngineSpec, config: Any, own: Mapping[str, Any], num_ids: int) -> None:

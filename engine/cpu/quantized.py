@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.cpu.linear import ROWS_HINT, PackedLinear, refuse_width
 from engine.cpu.optional import compiled
 
+AMX_ROWS = 32
 ZERO = 128  # the byte that stands for 0.0 in rounded rows
 
 
@@ -34,7 +35,8 @@ class Int8Linear(nn.Module):
         self.bias = bias
         self.weight = weight.new_empty(0)  # some models look at the type of their weights
         scales = weight.abs().amax(dim=1).clamp_(min=1e-30) / 127
-        rounded = torch.round(weight / scales[:, None]).to(torch.int8)
+        # oneDNN reads it row by row, whatever its strides say; GPT-2's are transposed.
+        rounded = torch.round(weight / scales[:, None]).to(torch.int8).contiguous()
         self.scales = scales
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, [ROWS_HINT, self.in_features])
@@ -69,10 +71,23 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_width(x, self.in_features)
-        half = x.to(torch.bfloat16)
-        y = torch.ops.mkldnn._linear_pointwise(half, self.packed, None, "none", [], "")
-        y = y.to(torch.float32)
-        return y if self.bias is None else y.add_(self.bias)  # type: ignore[no-any-return]  # a tensor
+        half = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        if torch.cpu._is_amx_tile_supported():
+            y = torch.cat([self._product_of_few(rows) for rows in half.split(AMX_ROWS)])
+        else:
+            y = torch.ops.mkldnn._linear_pointwise(half, self.packed, None, "none", [], "")
+        y = y.to(torch.float32).view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def _product_of_few(self, rows: Tensor) -> Tensor:
+        """rows: (at most AMX_ROWS, in) bfloat16; returns (rows, out) in bfloat16.
+
+        With AMX, oneDNN adds the same row up in another order where more rows are beside it, or
+        an odd number of them. So it always gets the same number.
+        """
+        padded = nn.functional.pad(rows, (0, 0, 0, AMX_ROWS - len(rows)))
+        y = torch.ops.mkldnn._linear_pointwise(padded, self.packed, None, "none", [], "")
+        return y[: len(rows)]  # type: ignore[no-any-return]  # a tensor
 
 
 def rounding() -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -33,7 +33,7 @@ def test_when_redis_loses_everything_every_job_is_run(producer: Cluster) -> None
     with producer.worker() as worker, redis.Redis.from_url(producer.redis_url) as client:
         submit_batch(iter(contracts), name="night")
         producer.wait_for(JobState.SUCCEEDED, 4)
-        worker.process.send_signal(signal.SIGSTOP)
+        worker.pause(producer.database_url)
         for _ in range(20):
             generate.submit(text="a b", max_new_tokens=2)
         assert client.llen("tidemill.fake.interactive") > 0, "messages that nobody has taken"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.attention.base import TorchAttentionBackend
-from engine.backends import router
+from engine.backends import weight_layout
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend, load
 from engine.cpu.linear import PackedLinear, best, pack
@@ -265,7 +265,7 @@ def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeyp
     def pack_all(model, _):
         num_packed.append(pack(model, make, min_weights=0))
 
-    monkeypatch.setattr(router, "pack", pack_all)
+    monkeypatch.setattr(weight_layout, "pack", pack_all)
     bench = bench_of(kind)
     assert num_packed[0] >= 9
     model = bench.loop.engine.checkpoint.model

@@ -70,3 +70,22 @@ def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
     for width in (32, 63, 128):
         with pytest.raises(ValueError, match=f"rows of {width} for a product of 64"):
             linear(torch.randn(2, width))
+
+
+@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+def test_a_transposed_weight_gives_the_same_products(make: MakeLinear) -> None:
+    """GPT-2 keeps its weights transposed."""
+    weight, x = torch.randn(64, 96).t(), torch.randn(5, 64)
+    expected = x @ weight.t()
+    assert (make(weight, None)(x) - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize(("out_features", "in_features"), [(192, 32), (512, 512), (64, 200)])
+def test_a_row_has_the_same_product_alone_and_among_many(
+    make: MakeLinear, out_features: int, in_features: int
+) -> None:
+    linear, x = make(torch.randn(out_features, in_features), None), torch.randn(130, in_features)
+    alone = torch.cat([linear(row[None]) for row in x])
+    for num_rows in (2, 16, 33, 37, 64, 121, 130):
+        assert torch.equal(linear(x[:num_rows]), alone[:num_rows]), num_rows
