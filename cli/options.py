@@ -15,7 +15,7 @@ LaneName = Literal["interactive", "bulk"]
 FinishReason = Literal["stop", "length"]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
 
-# As in cli.record, for the same reason.
+# As in `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
     *("finish_reason", "prompt_tokens", "completion_tokens", "error", "error_code"),

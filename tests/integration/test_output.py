@@ -48,7 +48,13 @@ def stocked(tidemill: CommandLine) -> CommandLine:
 
 
 def in_encoding(tidemill: CommandLine, encoding: str, *arguments: str) -> tuple[int, bytes, bytes]:
-    poor = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    poor = {
+        "LANG": "C",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "COLUMNS": "200",
+    }
     ended = subprocess.run(
         [sys.executable, "-P", "-m", "cli", *map(os.fsencode, arguments)],
         cwd=tidemill.folder,

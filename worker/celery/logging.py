@@ -86,7 +86,7 @@ class Discreet:
             said = discreet(message, args) or f"{name}: a line is withheld"
             record = self._make(name, level, path, line, said, (), None, *more, **fields)
             record.is_foreign = True
-            record.is_repeated = level < logging.CRITICAL and not self._is_due((name, line))
+            record.is_repeated = not self._is_due((name, line))
         # Not that of a cause: that is where the words are.
         record.where = error_location(error) if error is not None else None
         return record  # type: ignore[no-any-return]

@@ -111,7 +111,7 @@ def test_a_database_that_cannot_grow_is_found_by_the_trial(database: Database) -
     assert database.file is not None
     program = (
         "import resource, signal, sys\n"
-        "from cli.trial import write_fault\n"
+        "from cli.stack.write_trial import write_fault\n"
         "from db.session import Database\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, 2**19))\n"

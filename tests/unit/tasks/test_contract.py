@@ -312,7 +312,7 @@ def refusal_of(contract: type[Contract], fields: dict[str, Any]) -> ContractErro
         ({"add_generation_prompt": False}, "may not hold add_generation_prompt"),
         ({"tokenize": True}, "may not hold tokenize"),
         ({"a b": 1}, "has a name that is none"),
-        ({"a": float("nan")}, "NaN"),
+        ({"a": float("nan")}, "finite number"),
         ({"a": "\ud800"}, "half a character"),
         ({"a": ["\x00"]}, "NUL byte"),
         ({"a": "x" * 9000}, "at most 8192"),
