@@ -82,8 +82,13 @@ class WorkerProcess:
         until(paused, "a moment between two transactions")
 
     def wait(self) -> int:
-        """The exit status."""
-        return self.process.wait(PATIENCE_SECONDS)
+        """The exit status; where it does not end, its log says where its threads stand."""
+        try:
+            return self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)
+            until(lambda: "Current thread" in self.log, "the stacks")
+            pytest.fail(f"{self.name} does not end:\n{self.log}")
 
     def stop(self) -> None:
         """A planned stop: it ends well, and leaves nothing behind."""

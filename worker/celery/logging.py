@@ -8,7 +8,9 @@ that it holds for every handler and level. Of an error the type and the place ar
 whoever logs it.
 """
 
+import faulthandler
 import logging
+import signal
 import sys
 import threading
 import time
@@ -16,7 +18,7 @@ from copy import copy
 from types import TracebackType
 from typing import Any
 
-from celery.signals import after_setup_logger, after_setup_task_logger
+from celery.signals import after_setup_logger, after_setup_task_logger, worker_ready
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -192,6 +194,14 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).addFilter(is_no_rejection)
+
+
+@worker_ready.connect
+def show_stacks_without_locals(**_: Any) -> None:
+    """Let SIGUSR1 write where each thread stands; Celery's own handler writes variables too,
+    and those hold users' texts."""
+    # By its number, for Celery puts a log in the place of `sys.stderr`.
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
 
 
 def _log_what_nobody_catches() -> None:
