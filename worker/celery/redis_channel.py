@@ -12,6 +12,9 @@ says so, and fails when another version has other code there.
 - A key of another type where a queue, or kombu's own books, should be is answered with an
   error by Redis, for ever. It is renamed, and set aside.
 - What is broadcast (remote control, events) reaches nobody if it cannot be read, and ends nobody.
+- kombu reads a broadcast when its socket has something to read. If that is the end of the
+  connection, redis-py connects again and then waits without a limit for a broadcast: the worker
+  takes no message any more and does not stop. It waits `BROADCAST_SECONDS` here.
 """
 
 import logging
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # The connection's fault, not the message's. kombu's own list has KeyError in it.
 CONNECTION_ERRORS = (OSError, RedisConnectionError, RedisTimeoutError)
+
+BROADCAST_SECONDS = 1.0
 
 _connparams: Callable[..., Any] = Channel._connparams
 _initialize: Callable[..., None] = Channel.__init__
@@ -226,9 +231,23 @@ def _restore_or_set_aside(
 # --- what is broadcast -----------------------------------------------------------------------
 
 
+class _Patient:
+    """A client of broadcasts whose reads end."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def parse_response(self) -> Any:
+        """Return the next broadcast; None if none comes."""
+        return self._client.parse_response(block=False, timeout=BROADCAST_SECONDS)
+
+    def handle_message(self, response: Any) -> Any:
+        return self._client.handle_message(response)
+
+
 def _receive_one_that_can_be_read(channel: Channel, client: Any) -> Any:
     try:
-        return _receive_one(channel, client)
+        return _receive_one(channel, _Patient(client))
     except (*CONNECTION_ERRORS, ResponseError, Empty):
         raise
     except Exception as error:
