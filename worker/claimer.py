@@ -24,6 +24,7 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_IDS = 512  # of one UPDATE
+FULL_SECONDS = 0.1  # between two looks at whether it must still wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Claimer:
     """A thread of its own: takes deliveries in, hands claimed jobs to `start`.
 
     Ids that the claim does not return are finished, cancelled or someone
-    else's: they are settled at once. While the database is away, deliveries
-    wait here unacked.
+    else's: they are settled at once. While the database is away, or more is unwritten
+    than memory should hold, deliveries wait here unacked.
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class Claimer:
         owner: str,
         settings: Settings,
         start: Callable[[list[ClaimedJob]], None],
+        must_wait: Callable[[], bool] = lambda: False,
     ) -> None:
+        """must_wait: whether nothing may be claimed now"""
         self._database = database
         self._owner = owner
         self._settings = settings
         self._start = start
+        self._must_wait = must_wait
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
         self._stopping = threading.Event()
@@ -78,6 +82,8 @@ class Claimer:
     def _run(self) -> None:
         while not self._stopping.is_set():
             deliveries = self._gather()
+            while self._must_wait() and not self._stopping.wait(FULL_SECONDS):
+                pass
             if deliveries:
                 self._claim_until_done(deliveries)
 

@@ -68,16 +68,14 @@ class Committer:
         self._thread.start()
 
     def put(self, outcome: Outcome, is_urgent: bool = False) -> None:
-        """Hand an outcome over; an answer waits while too many are unwritten.
+        """Hand an outcome over; returns at once, also while the database is away.
 
         is_urgent: it does not wait for company, and takes along what does
 
-        The others are small and no more than the jobs that run. A drain hands them
-        over, and so does the watch; those two must go on while the database is away.
+        The callers are the reader of an engine, the heartbeat and a drain, none of which may
+        stand still. What bounds the buffer is that nothing is claimed while it is full.
         """
         with self._changed:
-            if outcome.answer is not None:
-                self._changed.wait_for(self._has_room)
             self._buffer.append((time.monotonic(), outcome))
             self._is_urgent |= is_urgent
             # Not for each: waking a thread that only waits on is time of the engine's.
@@ -97,8 +95,10 @@ class Committer:
         with self._changed:
             return len(self._buffer)
 
-    def _has_room(self) -> bool:
-        return self._stopping or len(self._buffer) < self._settings.max_unwritten_outcomes
+    @property
+    def is_full(self) -> bool:
+        """Whether so many outcomes are unwritten that no further job should be claimed."""
+        return self.num_unwritten >= self._settings.max_unwritten_outcomes
 
     def _is_due(self, now: float) -> bool:
         if not self._buffer:

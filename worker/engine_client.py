@@ -81,7 +81,9 @@ class EngineClient:
         self._alone: int | None = None  # the request that stood alone when the process last ended
         self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
         self._told: set[int] = set()  # of those, what this process was told
-        self._heard_at = time.monotonic()  # an output, or of an engine with nothing to do
+        # Since when the reader has waited for a frame; None: it hands one out, and what the
+        # process says meanwhile is not heard, however well it is.
+        self._silent_since: float | None = None
         self._ready = False
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -161,11 +163,13 @@ class EngineClient:
     def kill_if_stalled(self, now: float, stall_seconds: float) -> None:
         """End a process that has answered nothing for so long; what it held goes to trial."""
         with self._lock:
+            if self._silent_since is None:
+                return
             if not self._sent or not self._ready:
-                self._heard_at = now
-            stalled = now - self._heard_at > stall_seconds
+                self._silent_since = now
+            stalled = now - self._silent_since > stall_seconds
             if stalled:
-                self._heard_at = now
+                self._silent_since = now
         if stalled and self._process is not None:
             log.error("engine stalled", extra={"model": self.spec.alias, "pid": self.pid})
             self._process.kill()
@@ -219,6 +223,8 @@ class EngineClient:
         """The reader thread: hands out outputs; when the process ends, starts another."""
         assert self._connection is not None
         while True:
+            with self._lock:
+                self._silent_since = time.monotonic()
             try:
                 frame = from_bytes(self._connection.recv_bytes())
             except (EOFError, OSError):
@@ -226,6 +232,8 @@ class EngineClient:
                     return
                 continue
             assert isinstance(frame, Outputs), frame
+            with self._lock:
+                self._silent_since = None
             self.progress = frame.progress
             if frame.progress.num_running or frame.progress.num_waiting:
                 passing("stepped")
@@ -234,7 +242,6 @@ class EngineClient:
     def _hand_out(self, outputs: Iterable[Output]) -> None:
         answered = []
         with self._lock:
-            self._heard_at = time.monotonic()
             for output in outputs:
                 held = self._held.pop(output.request_id, None)
                 if held is not None:

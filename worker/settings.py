@@ -18,7 +18,7 @@ class Settings:
     drain_seconds: float = 30.0  # a planned stop waits this long for what runs
     flush_outcomes: int = 64  # written in one transaction
     flush_seconds: float = 0.25  # longest one of the bulk lane waits for company
-    max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is taken
+    max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is claimed
     claim_seconds: float = 0.005  # longest a delivery waits for company
     dispatch_seconds: float = 0.5  # between two looks at what is due that no batch rang for
     lead_seconds: float = 10.0  # how long the leader's word holds after its death

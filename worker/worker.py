@@ -87,7 +87,9 @@ class Worker:
             self._settle,
             lambda num_buffered: num_buffered >= len(self._running),
         )
-        self._claimer = Claimer(database, self.owner, settings, self._start_jobs)
+        self._claimer = Claimer(
+            database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
+        )
         self._leases = Leases(
             database, self.owner, self.room, self.engines, settings, self._attempts
         )
