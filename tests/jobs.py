@@ -155,3 +155,19 @@ def refusing_commits(database: Database) -> Iterator[threading.Event]:
         yield noticed
     finally:
         event.remove(database.engine, "commit", refuse)
+
+
+@contextmanager
+def counting_statements(database: Database) -> Iterator[list[str]]:
+    """The verb of each statement that is run within."""
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith("BEGIN"):
+            statements.append(statement.split(maxsplit=1)[0])
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        event.remove(database.engine, "before_cursor_execute", count)

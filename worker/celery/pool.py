@@ -86,7 +86,7 @@ class EnginePool(TaskPool):
         """Load the models, before anything is consumed."""
         redis_channel.mend()
         try:
-            self.worker = Worker.from_configuration(on_deaf=self._end_deaf)
+            self.worker = Worker.from_configuration(on_consumer_stalled=self._end_stalled)
             self.worker.start()
         except (TidemillError, DatabaseError) as error:
             log.critical("%s", error)
@@ -167,9 +167,9 @@ class EnginePool(TaskPool):
     def on_terminate(self) -> None:
         self.on_stop()
 
-    def _end_deaf(self) -> None:
+    def _end_stalled(self) -> None:
         # Nothing runs, so there is nothing to drain; Celery's own shutdown may
-        # hang on the very connection that has gone deaf.
+        # hang on the very connection that has stalled.
         self.worker.stop()
         os._exit(1)
 

@@ -50,7 +50,7 @@ def start_under_another_pool(sender: Any, **_: Any) -> None:
     redis_channel.mend()
     worker_shutting_down.connect(give_up)
     try:
-        _worker = Worker.from_configuration(on_deaf=lambda: os._exit(1))
+        _worker = Worker.from_configuration(on_consumer_stalled=lambda: os._exit(1))
         _worker.start()
     except (TidemillError, DatabaseError) as error:
         raise SystemExit(str(error)) from error

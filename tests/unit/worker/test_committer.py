@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from db.models import AttemptRow, Result
 from db.outcome import Answer, Fence, Outcome
@@ -20,6 +20,7 @@ from tests.jobs import (
     answer,
     claim,
     claimed_job,
+    counting_statements,
     end_lease,
     insert_jobs,
     job,
@@ -68,21 +69,6 @@ def committing(database: Database, **settings: float) -> Iterator[tuple[Committe
 
 def claimed(database: Database, number: int) -> list[Fence]:
     return claim(database, insert_jobs(database, (job_row() for _ in range(number))))
-
-
-@contextmanager
-def counting_statements(database: Database) -> Iterator[list[str]]:
-    statements: list[str] = []
-
-    def count(_connection, _cursor, statement, *_: object) -> None:
-        if not statement.startswith("BEGIN"):
-            statements.append(statement.split(maxsplit=1)[0])
-
-    event.listen(database.engine, "before_cursor_execute", count)
-    try:
-        yield statements
-    finally:
-        event.remove(database.engine, "before_cursor_execute", count)
 
 
 SETTINGS = Settings(flush_outcomes=3, flush_seconds=1.0)
