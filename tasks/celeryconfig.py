@@ -40,7 +40,7 @@ worker_hijack_root_logger = False
 worker_send_task_events = False  # 0.8 ms a message; -E turns them on for Flower
 worker_pool = "worker.celery.pool:EnginePool"
 worker_consumer = "worker.celery.consumer:Consumer"  # no message ends it
-include = ("worker.celery.freeze_gc", "worker.celery.logging", "worker.celery.run_jobs")
+include = ("worker.celery.logging", "worker.celery.run_jobs")
 
 task_default_queue = SUBMISSIONS
 

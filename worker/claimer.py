@@ -17,12 +17,16 @@ from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
+from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
 from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# Between two tries while the database is away.
+FIRST_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 5.0
 MAX_IDS = 512  # of one UPDATE
 FULL_SECONDS = 0.1  # between two looks at whether it must still wait
 
@@ -106,14 +110,16 @@ class Claimer:
         return gathered
 
     def _claim_until_done(self, deliveries: list[Delivery]) -> None:
-        pause_seconds = 0.1
+        num_failures = 0
         while not self._stopping.is_set():
             try:
                 claimed = self._claim(deliveries)
             except Exception as error:  # whatever it is: this thread may not die
                 self._away.began(error)
-                self._stopping.wait(pause_seconds)
-                pause_seconds = min(5.0, pause_seconds * 2)
+                num_failures += 1
+                self._stopping.wait(
+                    backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+                )
                 continue
             self._away.ended()
             passing("claimed")

@@ -15,11 +15,16 @@ from db import queries
 from db.outcome import Outcome
 from db.session import Database
 from tasks.outage import Outage
+from worker.backoff import backoff_seconds
 from worker.errors import ResultUnkept
 from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# Between two tries while the database is away.
+FIRST_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 5.0
 
 Written = Callable[[Sequence[Outcome]], None]
 
@@ -110,7 +115,7 @@ class Committer:
 
     def _run(self) -> None:
         away = Outage(log, "cannot write outcomes", "outcomes are written again")
-        pause_seconds = 0.1
+        num_failures = 0
         while outcomes := self._next_flush():
             try:
                 self._write(outcomes)
@@ -118,11 +123,14 @@ class Committer:
                 away.began(error, num_outcomes=len(outcomes))
                 if self._stopping:
                     return  # their leases run out, and another worker takes the jobs up
+                num_failures += 1
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, pause_seconds)
-                pause_seconds = min(5.0, pause_seconds * 2)
+                    self._changed.wait_for(
+                        lambda: self._stopping,
+                        backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS),
+                    )
                 continue
-            pause_seconds = 0.1
+            num_failures = 0
             away.ended()
             with self._changed:
                 for _ in outcomes:

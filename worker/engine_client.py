@@ -38,11 +38,13 @@ from engine.protocol.messages import (
     from_bytes,
     to_bytes,
 )
+from worker.backoff import backoff_seconds
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
 
 log = logging.getLogger(__name__)
 
+FIRST_RESTART_SECONDS = 0.1
 MAX_RESTART_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
@@ -294,7 +296,7 @@ class EngineClient:
             return None
 
     def _restart(self) -> bool:
-        pause_seconds = 0.1
+        num_tries = 0
         while True:
             with self._lock:
                 if self._stopping:
@@ -309,9 +311,10 @@ class EngineClient:
                     "engine process did not start again",
                     extra={"model": self.spec.alias, "reason": str(error)},
                 )
+            num_tries += 1
+            pause_seconds = backoff_seconds(num_tries, FIRST_RESTART_SECONDS, MAX_RESTART_SECONDS)
             with self._lock:
                 self._wake.wait_for(lambda: self._stopping, pause_seconds)
-            pause_seconds = min(MAX_RESTART_SECONDS, pause_seconds * 2)
 
     # --- the sender thread -------------------------------------------------------------------
 
