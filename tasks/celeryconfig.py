@@ -1,5 +1,6 @@
 """Celery's settings, each with its reason where it is not Celery's default."""
 
+import click
 from kombu import Queue
 
 from tasks.catalog import Model
@@ -8,7 +9,20 @@ from tasks.queues import MIN_MESSAGES, SUBMISSIONS, messages_in_flight, queue_na
 from tasks.settings import broker_url as find_broker_url
 from tasks.settings import catalog, served_models
 
-broker_url = find_broker_url()
+
+def _broker_url() -> str:
+    try:
+        return find_broker_url()
+    except SettingsError as error:
+        # Celery's commands read this while they parse their options, and show a traceback
+        # of whatever is none of click's. Everybody else gets the error itself.
+        context = click.get_current_context(silent=True)
+        if context is None or context.find_root().command.name != "celery":
+            raise
+        raise click.ClickException(str(error)) from None
+
+
+broker_url = _broker_url()
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # Celery would give up after some fifty minutes, and end
 broker_channel_error_retry = True  # a full Redis refuses; by itself, Celery would end
@@ -40,7 +54,7 @@ worker_hijack_root_logger = False
 worker_send_task_events = False  # 0.8 ms a message; -E turns them on for Flower
 worker_pool = "worker.celery.pool:EnginePool"
 worker_consumer = "worker.celery.consumer:Consumer"  # no message ends it
-include = ("worker.celery.freeze_gc", "worker.celery.logging", "worker.celery.run_jobs")
+include = ("worker.celery.logging", "worker.celery.run_jobs")
 
 task_default_queue = SUBMISSIONS
 

@@ -1,7 +1,7 @@
-"""The bell: tells the dispatcher that jobs were kept which it is to send out.
+"""Notifications: a producer tells the dispatcher that jobs wait to be published.
 
-Nothing goes over the channel but an empty message. Whoever hears it looks at the
-database, and would have looked by itself a little later, so a ring may be lost.
+A notification is an empty message on one channel of Redis. The dispatcher that receives it
+polls the database, which it would have done by itself a little later, so that one may be lost.
 """
 
 import logging
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 
 # Behind the number of the database, for channels know none. It is where Celery's own
 # channels are, so that who may use those by an access list may use this one.
-CHANNEL = "/{number}.tidemill.bell"
-PATIENCE_SECONDS = 0.5  # of whoever rings, with a Redis that does not answer
+CHANNEL = "/{number}.tidemill.notifications"
+PATIENCE_SECONDS = 0.5  # of a producer, with a Redis that does not answer
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A client of Redis, which connects when it is first used, and the bell's channel."""
+class NotificationChannel:
+    """The channel's name, and a client of Redis, which connects when it is first used."""
 
     client: Redis
-    channel: str
+    name: str
 
 
-def line(connection: Connection) -> Line | None:
-    """A line of one's own to where a connection leads; None: that is not Redis.
+def notification_channel(connection: Connection) -> NotificationChannel | None:
+    """The channel at the broker of a connection; None: that is not Redis.
 
-    It tries everything once. kombu's and redis-py's own ways take seconds to learn that
-    nobody answers.
+    Its client is its own and tries everything once. kombu's and redis-py's own ways take
+    seconds to learn that a server does not answer.
     """
     if connection.transport_cls not in ("redis", "rediss") or "://" in connection.hostname:
         return None
@@ -56,29 +56,29 @@ def line(connection: Connection) -> Line | None:
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    return Line(client, CHANNEL.format(number=number))
+    return NotificationChannel(client, CHANNEL.format(number=number))
 
 
-class Bell:
-    """Rings as long as that costs nothing: after a failure it stays silent."""
+class Notifier:
+    """Notifies as long as that costs nothing: after a failure it is silent."""
 
     def __init__(self) -> None:
-        self._line: Line | None = None
-        self._is_mute = False
+        self._channel: NotificationChannel | None = None
+        self._is_silent = False
 
-    def ring(self) -> None:
-        """Never raises: what was kept is kept, and is sent out without a ring too."""
-        if self._is_mute:
+    def notify(self) -> None:
+        """Never raises: the jobs are in the database, and are published without it too."""
+        if self._is_silent:
             return
         try:
-            self._line = self._line or line(app.connection_for_write())
-            if self._line is None:
-                self._is_mute = True
+            self._channel = self._channel or notification_channel(app.connection_for_write())
+            if self._channel is None:
+                self._is_silent = True
             else:
-                self._line.client.publish(self._line.channel, b"")
+                self._channel.client.publish(self._channel.name, b"")
         except Exception as error:  # Redis away, an access list, an address that is none
-            self._is_mute = True
-            log.info("not rung", extra={"error": type(error).__name__})
+            self._is_silent = True
+            log.info("not notified", extra={"error": type(error).__name__})
 
     def __enter__(self) -> Self:
         return self
@@ -89,5 +89,5 @@ class Bell:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._line is not None:
-            self._line.client.close()
+        if self._channel is not None:
+            self._channel.client.close()

@@ -1,4 +1,4 @@
-"""Submitting: validate, insert, commit, and then ring for the workers.
+"""Submitting: validate, insert, commit, and then notify the workers.
 
 Once the commit has returned, the job is kept: whatever happens to the message,
 the dispatcher sends another.
@@ -82,7 +82,7 @@ class SubmittedBatch:
 
 
 def submit_contract(contract: Contract) -> SubmittedJob:
-    """Keep one job and ring for a worker; raises Refused when it is not taken."""
+    """Keep one job and publish it; raises Refused when it is not taken."""
     submitted, message = _keep(settings.database(), settings.catalog(), contract)
     if message is not None:
         _ring(settings.database(), *message)
@@ -203,7 +203,7 @@ def submit_batch(
 ) -> SubmittedBatch:
     """Keep many jobs, streamed in chunks; the workers' dispatcher sends them out.
 
-    It is rung for after each chunk; without Redis it finds them a little later.
+    It is notified after each chunk; without Redis it finds them a little later.
 
     run_key makes a second call harmless: jobs that are there stay as they are,
     and jobs that a broken first call left out are added. The nth contract
@@ -214,7 +214,7 @@ def submit_batch(
     before it stays, and a second call goes on. is_complete is called after the
     last contract: False leaves the batch open for a second call to add to.
     """
-    from tasks.notifications import Bell  # brings redis-py, for those who submit batches
+    from tasks.notifications import Notifier  # brings redis-py, for those who submit batches
 
     database, catalog = settings.database(), settings.catalog()
     batch = _open_batch(database, name, run_key, tenant, metadata or {})
@@ -224,7 +224,7 @@ def submit_batch(
         return SubmittedBatch(batch.id, batch.name, 0, sum(states.values()))
     num_new = num_known = 0
     keyed = _with_keys(contracts, run_key)
-    with Bell() as bell:
+    with Notifier() as notifier:
         for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
             jobs, payloads = _rows(catalog, chunk, batch.id)
             with database.write() as session:
@@ -233,7 +233,7 @@ def submit_batch(
                 if new_payloads:
                     session.execute(queries.insert_payloads(), new_payloads)
             if inserted:
-                bell.ring()
+                notifier.notify()
             num_new += len(inserted)
             num_known += len(jobs) - len(inserted)
             on_progress(num_new + num_known)
@@ -254,7 +254,7 @@ def _keep(
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> tuple[SubmittedJob, tuple[str, Lane, UUID] | None]:
-    """Insert one job; also returns what to ring for, unless it was there, or is to wait.
+    """Insert one job; also returns what to publish, unless it was there, or is to wait.
 
     job_id: of the message that it came by
     """
@@ -266,8 +266,10 @@ def _keep(
     with database.write() as session:
         if queries.insert_jobs(session, [job]):
             session.execute(queries.insert_payloads(), [payload])
-            ring = (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
-            return SubmittedJob(job["id"], True), ring
+            publication = (
+                (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
+            )
+            return SubmittedJob(job["id"], True), publication
         known = _known_job(session, job, payload)
         if known.id == job_id and (known.task, known.contract) != (
             job["task"],
@@ -361,7 +363,7 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
         with database.write() as session:
             queries.mark_published(session, [job_id])
     except SQLAlchemyError as error:
-        # Kept and rung for. The dispatcher, which does not know, will ring once more.
+        # Kept and published. The dispatcher, which does not know, will publish it once more.
         log.warning("job published, not marked", extra={"error": type(error).__name__})
 
 

@@ -1,10 +1,13 @@
 """Jobs for tests: rows made without a producer, and what the database says of them."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
+from sqlalchemy.exc import OperationalError
 from uuid_utils.compat import uuid7
 
 from db import queries
@@ -136,3 +139,35 @@ def answer(output: str = "an answer") -> Answer:
         completion_tokens=2,
         provenance={"model_type": "fake"},
     )
+
+
+@contextmanager
+def refusing_commits(database: Database) -> Iterator[threading.Event]:
+    """The database is away; the event says that somebody has noticed."""
+    noticed = threading.Event()
+
+    def refuse(*_: object) -> None:
+        noticed.set()
+        raise OperationalError("COMMIT", {}, Exception("the database is away"))
+
+    event.listen(database.engine, "commit", refuse)
+    try:
+        yield noticed
+    finally:
+        event.remove(database.engine, "commit", refuse)
+
+
+@contextmanager
+def counting_statements(database: Database) -> Iterator[list[str]]:
+    """The verb of each statement that is run within."""
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith("BEGIN"):
+            statements.append(statement.split(maxsplit=1)[0])
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        event.remove(database.engine, "before_cursor_execute", count)

@@ -8,14 +8,16 @@ from collections.abc import Callable
 
 from db.outcome import Fence, Outcome
 from engine.protocol.messages import Output, Request
+from worker.backoff import backoff_seconds
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
 from worker.recipes import RECIPES, Steps, Work
-from worker.retry_policy import delay_seconds
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+
+MAX_RETRY_SECONDS = 600.0
 
 
 class Attempt:
@@ -102,7 +104,9 @@ class Attempt:
     def _fail(self, error: JobError) -> None:
         num_failures = self._num_failures + 1
         if error.retryable and num_failures < self._settings.max_failures:
-            delay = delay_seconds(num_failures, self._settings.retry_seconds, random.random())
+            delay = backoff_seconds(
+                num_failures, self._settings.retry_seconds, MAX_RETRY_SECONDS, random.random()
+            )
             self._end(Outcome.retried(self.fence, error.code, str(error), delay))
         else:
             self._end(Outcome.failed(self.fence, error.code, str(error)))

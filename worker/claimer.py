@@ -17,13 +17,18 @@ from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
+from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
 from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# Between two tries while the database is away.
+FIRST_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 5.0
 MAX_IDS = 512  # of one UPDATE
+FULL_SECONDS = 0.1  # between two looks at whether it must still wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ class Claimer:
     """A thread of its own: takes deliveries in, hands claimed jobs to `start`.
 
     Ids that the claim does not return are finished, cancelled or someone
-    else's: they are settled at once. While the database is away, deliveries
-    wait here unacked.
+    else's: they are settled at once. While the database is away, or more is unwritten
+    than memory should hold, deliveries wait here unacked.
     """
 
     def __init__(
@@ -52,11 +57,14 @@ class Claimer:
         owner: str,
         settings: Settings,
         start: Callable[[list[ClaimedJob]], None],
+        must_wait: Callable[[], bool] = lambda: False,
     ) -> None:
+        """must_wait: whether nothing may be claimed now"""
         self._database = database
         self._owner = owner
         self._settings = settings
         self._start = start
+        self._must_wait = must_wait
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
         self._stopping = threading.Event()
@@ -78,6 +86,8 @@ class Claimer:
     def _run(self) -> None:
         while not self._stopping.is_set():
             deliveries = self._gather()
+            while self._must_wait() and not self._stopping.wait(FULL_SECONDS):
+                pass
             if deliveries:
                 self._claim_until_done(deliveries)
 
@@ -100,14 +110,16 @@ class Claimer:
         return gathered
 
     def _claim_until_done(self, deliveries: list[Delivery]) -> None:
-        pause_seconds = 0.1
+        num_failures = 0
         while not self._stopping.is_set():
             try:
                 claimed = self._claim(deliveries)
             except Exception as error:  # whatever it is: this thread may not die
                 self._away.began(error)
-                self._stopping.wait(pause_seconds)
-                pause_seconds = min(5.0, pause_seconds * 2)
+                num_failures += 1
+                self._stopping.wait(
+                    backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+                )
                 continue
             self._away.ended()
             passing("claimed")

@@ -15,11 +15,16 @@ from db import queries
 from db.outcome import Outcome
 from db.session import Database
 from tasks.outage import Outage
+from worker.backoff import backoff_seconds
 from worker.errors import ResultUnkept
 from worker.failpoints import passing
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# Between two tries while the database is away.
+FIRST_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 5.0
 
 Written = Callable[[Sequence[Outcome]], None]
 
@@ -68,16 +73,14 @@ class Committer:
         self._thread.start()
 
     def put(self, outcome: Outcome, is_urgent: bool = False) -> None:
-        """Hand an outcome over; an answer waits while too many are unwritten.
+        """Hand an outcome over; returns at once, also while the database is away.
 
         is_urgent: it does not wait for company, and takes along what does
 
-        The others are small and no more than the jobs that run. A drain hands them
-        over, and so does the watch; those two must go on while the database is away.
+        The callers are the reader of an engine, the heartbeat and a drain, none of which may
+        stand still. What bounds the buffer is that nothing is claimed while it is full.
         """
         with self._changed:
-            if outcome.answer is not None:
-                self._changed.wait_for(self._has_room)
             self._buffer.append((time.monotonic(), outcome))
             self._is_urgent |= is_urgent
             # Not for each: waking a thread that only waits on is time of the engine's.
@@ -97,8 +100,10 @@ class Committer:
         with self._changed:
             return len(self._buffer)
 
-    def _has_room(self) -> bool:
-        return self._stopping or len(self._buffer) < self._settings.max_unwritten_outcomes
+    @property
+    def is_full(self) -> bool:
+        """Whether so many outcomes are unwritten that no further job should be claimed."""
+        return self.num_unwritten >= self._settings.max_unwritten_outcomes
 
     def _is_due(self, now: float) -> bool:
         if not self._buffer:
@@ -110,7 +115,7 @@ class Committer:
 
     def _run(self) -> None:
         away = Outage(log, "cannot write outcomes", "outcomes are written again")
-        pause_seconds = 0.1
+        num_failures = 0
         while outcomes := self._next_flush():
             try:
                 self._write(outcomes)
@@ -118,11 +123,14 @@ class Committer:
                 away.began(error, num_outcomes=len(outcomes))
                 if self._stopping:
                     return  # their leases run out, and another worker takes the jobs up
+                num_failures += 1
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, pause_seconds)
-                pause_seconds = min(5.0, pause_seconds * 2)
+                    self._changed.wait_for(
+                        lambda: self._stopping,
+                        backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS),
+                    )
                 continue
-            pause_seconds = 0.1
+            num_failures = 0
             away.ended()
             with self._changed:
                 for _ in outcomes:

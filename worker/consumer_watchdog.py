@@ -1,4 +1,4 @@
-"""Notices a worker that has gone deaf: its queues hold messages, and none reaches it.
+"""Notices a consumer that has stalled: its queues hold messages, and none reaches the worker.
 
 Every known way for that to happen is mended elsewhere; this is for the unknown
 ones. The worker says so and ends, for its supervisor to start it again.
@@ -9,54 +9,58 @@ import time
 from collections.abc import Callable
 
 from worker.dispatcher.broker import Broker
-from worker.periodic_thread import Ticker
+from worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5.0
 
 
-class Hearing:
+class ConsumerWatchdog:
     """A thread of its own, with its own connection to the broker."""
 
     def __init__(
         self,
         queues: list[str],
-        deaf_seconds: float,
+        stall_seconds: float,
         is_idle: Callable[[], bool],
-        on_deaf: Callable[[], None],
+        on_stalled: Callable[[], None],
     ) -> None:
+        """is_idle: whether the worker could take a message now"""
         self._queues = queues
-        self._deaf_seconds = deaf_seconds
+        self._stall_seconds = stall_seconds
         self._is_idle = is_idle
-        self._on_deaf = on_deaf
+        self._on_stalled = on_stalled
         self._broker = Broker()
-        self._unheard_since: float | None = None
-        self._ticker = Ticker("hearing", min(CHECK_SECONDS, deaf_seconds / 2), self._tick)
+        self._waiting_since: float | None = None
+        self._thread = PeriodicThread(
+            "consumer-watchdog", min(CHECK_SECONDS, stall_seconds / 2), self._check
+        )
 
     def start(self) -> None:
-        self._ticker.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        self._ticker.stop()
+        self._thread.stop()
         self._broker.close()
 
-    def _tick(self) -> None:
+    def _check(self) -> None:
         try:
-            deaf = self.is_deaf(time.monotonic())
+            is_stalled = self.is_stalled(time.monotonic())
         except Exception:
-            self._unheard_since = None  # nobody hears anything now
+            self._waiting_since = None  # no consumer gets a message while the broker is away
             raise
-        if deaf:
-            log.critical("deaf: messages wait and none arrives", extra={"queues": self._queues})
-            self._on_deaf()
+        if is_stalled:
+            log.critical(
+                "consumer stalled: messages wait and none arrives", extra={"queues": self._queues}
+            )
+            self._on_stalled()
 
-    def is_deaf(self, now: float) -> bool:
+    def is_stalled(self, now: float) -> bool:
         """Whether messages have waited for so long while this worker had nothing to do."""
-        waiting = self._is_idle() and any(map(self._broker.num_messages, self._queues))
-        if not waiting:
-            self._unheard_since = None
+        if not (self._is_idle() and any(map(self._broker.num_messages, self._queues))):
+            self._waiting_since = None
             return False
-        if self._unheard_since is None:
-            self._unheard_since = now
-        return now - self._unheard_since >= self._deaf_seconds
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return now - self._waiting_since >= self._stall_seconds

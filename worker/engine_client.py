@@ -38,11 +38,13 @@ from engine.protocol.messages import (
     from_bytes,
     to_bytes,
 )
+from worker.backoff import backoff_seconds
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
 
 log = logging.getLogger(__name__)
 
+FIRST_RESTART_SECONDS = 0.1
 MAX_RESTART_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
@@ -81,7 +83,9 @@ class EngineClient:
         self._alone: int | None = None  # the request that stood alone when the process last ended
         self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
         self._told: set[int] = set()  # of those, what this process was told
-        self._heard_at = time.monotonic()  # an output, or of an engine with nothing to do
+        # Since when the reader has waited for a frame; None: it hands one out, and what the
+        # process says meanwhile is not heard, however well it is.
+        self._silent_since: float | None = None
         self._ready = False
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -161,11 +165,13 @@ class EngineClient:
     def kill_if_stalled(self, now: float, stall_seconds: float) -> None:
         """End a process that has answered nothing for so long; what it held goes to trial."""
         with self._lock:
+            if self._silent_since is None:
+                return
             if not self._sent or not self._ready:
-                self._heard_at = now
-            stalled = now - self._heard_at > stall_seconds
+                self._silent_since = now
+            stalled = now - self._silent_since > stall_seconds
             if stalled:
-                self._heard_at = now
+                self._silent_since = now
         if stalled and self._process is not None:
             log.error("engine stalled", extra={"model": self.spec.alias, "pid": self.pid})
             self._process.kill()
@@ -219,6 +225,8 @@ class EngineClient:
         """The reader thread: hands out outputs; when the process ends, starts another."""
         assert self._connection is not None
         while True:
+            with self._lock:
+                self._silent_since = time.monotonic()
             try:
                 frame = from_bytes(self._connection.recv_bytes())
             except (EOFError, OSError):
@@ -226,6 +234,8 @@ class EngineClient:
                     return
                 continue
             assert isinstance(frame, Outputs), frame
+            with self._lock:
+                self._silent_since = None
             self.progress = frame.progress
             if frame.progress.num_running or frame.progress.num_waiting:
                 passing("stepped")
@@ -234,7 +244,6 @@ class EngineClient:
     def _hand_out(self, outputs: Iterable[Output]) -> None:
         answered = []
         with self._lock:
-            self._heard_at = time.monotonic()
             for output in outputs:
                 held = self._held.pop(output.request_id, None)
                 if held is not None:
@@ -287,7 +296,7 @@ class EngineClient:
             return None
 
     def _restart(self) -> bool:
-        pause_seconds = 0.1
+        num_tries = 0
         while True:
             with self._lock:
                 if self._stopping:
@@ -302,9 +311,10 @@ class EngineClient:
                     "engine process did not start again",
                     extra={"model": self.spec.alias, "reason": str(error)},
                 )
+            num_tries += 1
+            pause_seconds = backoff_seconds(num_tries, FIRST_RESTART_SECONDS, MAX_RESTART_SECONDS)
             with self._lock:
                 self._wake.wait_for(lambda: self._stopping, pause_seconds)
-            pause_seconds = min(MAX_RESTART_SECONDS, pause_seconds * 2)
 
     # --- the sender thread -------------------------------------------------------------------
 

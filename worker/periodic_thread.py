@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 AFTER_ERROR_SECONDS = 2.0
 
 
-class Ticker:
+class PeriodicThread:
     """Calls `tick`, waits for as long as it returns (or `seconds`), and again, until stopped.
 
     `wake` ends a wait early, but for its first `rest_seconds`: however many call, and

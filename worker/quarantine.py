@@ -15,7 +15,7 @@ from tasks.queues import RUN_JOBS
 from worker.celery.envelope import Malformed
 from worker.celery.task_message import CONTRACTS
 from worker.dispatcher.broker import Broker
-from worker.periodic_thread import Ticker
+from worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,13 @@ class QuarantineMover:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._broker = Broker()
-        self._ticker = Ticker("quarantine", MOVE_SECONDS, self._tick)
+        self._thread = PeriodicThread("quarantine", MOVE_SECONDS, self._tick)
 
     def start(self) -> None:
-        self._ticker.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        self._ticker.stop()
+        self._thread.stop()
         self._broker.close()
 
     def _tick(self) -> None:

@@ -12,16 +12,16 @@ from tasks.queues import JOBS_PER_MESSAGE
 class Settings:
     lease_seconds: float = 60.0  # how long an attempt may write without renewing
     renew_seconds: float = 15.0  # between two renewals
-    watch_seconds: float = 1.0  # between two looks for cancelled jobs and limits
+    watch_seconds: float = 1.0  # between two polls for cancelled jobs and limits
     stall_seconds: float = 600.0  # an engine that answers nothing for so long is ended
-    deaf_seconds: float = 60.0  # messages wait and none arrives: the worker ends
+    consumer_stall_seconds: float = 60.0  # messages wait and none arrives: the worker ends
     drain_seconds: float = 30.0  # a planned stop waits this long for what runs
     flush_outcomes: int = 64  # written in one transaction
     flush_seconds: float = 0.25  # longest one of the bulk lane waits for company
-    max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is taken
+    max_unwritten_outcomes: int = 4096  # held while the database is away; then nothing is claimed
     claim_seconds: float = 0.005  # longest a delivery waits for company
-    dispatch_seconds: float = 0.5  # between two looks at what is due that no batch rang for
-    lead_seconds: float = 10.0  # how long the leader's word holds after its death
+    dispatch_seconds: float = 0.5  # between two polls for what is due
+    lead_seconds: float = 10.0  # a leader's term: another leads so long after its death
     lost_seconds: float = 30.0  # published this long ago, yet the queue is empty: sent again
     jobs_per_message: int = JOBS_PER_MESSAGE  # of the bulk lane
     max_failures: int = 3  # then a job has failed
@@ -39,7 +39,7 @@ class Settings:
         if self.dispatch_seconds * 2 > self.lead_seconds:
             raise SettingsError(
                 f"worker.dispatch_seconds is {self.dispatch_seconds:g} and worker.lead_seconds "
-                f"{self.lead_seconds:g}: a leadership must outlast two looks at what is due"
+                f"{self.lead_seconds:g}: a leadership must outlast two polls for what is due"
             )
 
     @classmethod

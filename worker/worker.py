@@ -31,16 +31,15 @@ from worker import quarantine
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
 from worker.committer import Committer
-from worker.consumer_watchdog import Hearing
+from worker.consumer_watchdog import ConsumerWatchdog
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.engine_client import EngineClient
-from worker.leases import Leases
+from worker.heartbeat import Heartbeat
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
-from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Worker:
         database: Database,
         models: Sequence[Model],
         settings: Settings,
-        on_deaf: Callable[[], None],
+        on_consumer_stalled: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -87,38 +86,47 @@ class Worker:
             self._settle,
             lambda num_buffered: num_buffered >= len(self._running),
         )
-        self._claimer = Claimer(database, self.owner, settings, self._start_jobs)
-        self._leases = Leases(
-            database, self.owner, self.room, self.engines, settings, self._attempts
+        self._claimer = Claimer(
+            database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
         )
-        self._watch = Watch(database, self.owner, settings, self._attempts, self._engines)
+        self._heartbeat = Heartbeat(
+            database,
+            self.owner,
+            settings,
+            running=self._attempts,
+            clients=self._engines,
+            capacity=self.capacity,
+            engines=self.engines,
+        )
         self._dispatcher = Dispatcher(database, self.owner, settings)
-        self._hearing = Hearing(
-            queue_names(self._clients), settings.deaf_seconds, self._is_idle, on_deaf
+        self._watchdog = ConsumerWatchdog(
+            queue_names(self._clients),
+            settings.consumer_stall_seconds,
+            self._is_idle,
+            on_consumer_stalled,
         )
         self._quarantine = QuarantineMover(database)
         self._parts = (
             self._quarantine,
             self._committer,
             self._claimer,
-            self._leases,
-            self._watch,
+            self._heartbeat,
             self._dispatcher,
-            self._hearing,
+            self._watchdog,
         )
 
     @classmethod
-    def from_configuration(cls, on_deaf: Callable[[], None]) -> "Worker":
+    def from_configuration(cls, on_consumer_stalled: Callable[[], None]) -> "Worker":
         """The worker that the environment and `tidemill.toml` describe.
 
-        on_deaf is called when messages wait and none is delivered.
+        on_consumer_stalled is called when messages wait and none is delivered.
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
-        return cls(places.database(), models, Settings.of(catalog.worker), on_deaf)
+        return cls(places.database(), models, Settings.of(catalog.worker), on_consumer_stalled)
 
-    def room(self) -> dict[str, int]:
-        """How many jobs of each model this worker wants at hand: what runs, and as many waiting."""
+    def capacity(self) -> dict[str, int]:
+        """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
         return {
             alias: sum(2 * (client.sized.spec.max_sequences or 0) for client in replicas)
             for alias, replicas in self._clients.items()
@@ -177,14 +185,13 @@ class Worker:
 
     def stop(self) -> None:
         """End every thread and process of this worker; drain first to lose no work."""
-        self._hearing.stop()
+        self._watchdog.stop()
         self._dispatcher.stop()
-        self._watch.stop()
         self.drain(0)
         for client in self._engines:
             client.stop()
         self._quarantine.stop()
-        self._leases.stop()
+        self._heartbeat.stop()
 
     # --- jobs ----------------------------------------------------------------------------------
 

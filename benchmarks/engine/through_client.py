@@ -10,9 +10,9 @@ import psutil
 
 from benchmarks.engine.feed import serve
 from benchmarks.engine.job import Job, Measured, answer, peak_rss_bytes
-from benchmarks.engine.models import text
+from benchmarks.engine.models import PAD, text
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.messages import Choice, Output, Params, Request
 from worker.engine_client import EngineClient
 
 
@@ -46,9 +46,7 @@ class Client:
             outputs.append(self.outputs.get())
         for output in outputs:
             assert output.failure is None, output.failure
-        return [
-            (self.numbers.pop(each.request_id), list(each.choices[0].token_ids)) for each in outputs
-        ]
+        return [(self.numbers.pop(each.request_id), token_ids(each.choices[0])) for each in outputs]
 
     def cpu_seconds(self) -> float:
         times = self.process.cpu_times()
@@ -59,6 +57,12 @@ class Client:
             return 0, 0  # a step is a whole batch, and says nothing about its rows
         progress = self.client.progress
         return progress.num_steps, progress.num_completion_tokens * self.job.beams
+
+
+def token_ids(choice: Choice) -> list[int]:
+    """The tokens of an answer, which is a word for each; no text has the padding token."""
+    ids = [int(word.removeprefix("t")) for word in choice.text.split()]
+    return ids + [PAD] * (choice.completion_tokens - len(ids))
 
 
 def spec_of(job: Job) -> EngineSpec:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli.errors import BrokerUnreachable
 from cli.output.terminal import inert, note, plural, print_table, say, table, write_json
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # Of these the contents are kept, not what stood in the queue.
 NO_ENTRIES = ("bad_job_ids", "unknown_jobs", "id_conflict", "unkept", "revoked", "wrong_type")
+# Kombu's books and our own: what stood there was in no queue.
+NO_QUEUES = ("unacked", "tidemill:quarantine")
 
 
 def messages(
@@ -63,7 +66,7 @@ def messages(
         sys.stdout.buffer.flush()
         return
     if requeue:
-        _requeue(found)
+        _requeue(database, found)
         note(f"{plural(len(found), 'message')} put back")
     if requeue or delete:
         with database.write() as session:
@@ -107,18 +110,37 @@ def _print(found: "list[QuarantinedMessage]") -> None:
         note(f"{code}: {_sentence(code)}")
 
 
-def _requeue(found: "list[QuarantinedMessage]") -> None:
+def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
+    """Put messages back into their queues, and make room for the jobs that they are to be."""
     import redis
 
+    from db import queries
+    from db.masking import masked
     from tasks import settings
 
     for message in found:
-        if message.reason in NO_ENTRIES or len(message.body) < message.num_bytes:
+        if (
+            message.reason in NO_ENTRIES
+            or message.queue in NO_QUEUES
+            or len(message.body) < message.num_bytes
+        ):
             note(f"{message.id} is not kept as it stood in its queue, so it cannot be put back")
             raise typer.Exit(1)
-    with redis.Redis.from_url(settings.broker_url()) as client:
+    url = settings.broker_url()
+    # While one of its id is there, a message is that job's and changes nothing.
+    with database.write() as session:
         for message in found:
-            client.lpush(message.queue, message.body)
+            if message.job_id is not None:
+                session.execute(queries.delete_never_begun(message.job_id, message.reason))
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
+            for message in found:
+                client.lpush(message.queue, message.body)
+    except (redis.RedisError, OSError) as error:
+        raise BrokerUnreachable(
+            f"Redis at {masked(url)} did not take all of them ({type(error).__name__}); "
+            "they are still kept, and one that comes twice is one job"
+        ) from error
 
 
 def _as_json(message: "QuarantinedMessage") -> dict[str, Any]:

@@ -29,7 +29,7 @@ def retry(
     from db.clock import now
     from db.models import Job
     from db.states import RETRIABLE, JobState
-    from tasks.notifications import Bell
+    from tasks.notifications import Notifier
 
     for name in state or ():
         if name not in RETRIABLE:
@@ -45,8 +45,8 @@ def retry(
         asked_at = session.execute(select(now())).scalar_one()
     # Of those that failed before this was asked: some may run and fail again meanwhile.
     condition = chosen.condition & can_run & (Job.finished_at <= asked_at)
-    with Bell() as bell:
+    with Notifier() as notifier:
         changed = chosen.change(
-            lambda limit: queries.retry_jobs(condition, states, limit), on_changed=bell.ring
+            lambda limit: queries.retry_jobs(condition, states, limit), on_changed=notifier.notify
         )
     chosen.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)

@@ -48,6 +48,7 @@ class EmbeddedValkey:
             "appendonly yes",
             'save ""',
             "maxmemory-policy noeviction",
+            "proto-max-bulk-len 64mb",  # what is larger is no message, and is not even read
             "daemonize no",
         ]
         # By standard input: in a command line or a file the password could be read by others.

@@ -31,6 +31,7 @@ from db.queries.publishing import (
     unpublish_queued,
 )
 from db.queries.quarantine import (
+    delete_never_begun,
     delete_quarantined,
     insert_quarantined,
     num_quarantined,
@@ -54,6 +55,7 @@ __all__ = [
     "cancel_jobs",
     "claim",
     "close_batch",
+    "delete_never_begun",
     "delete_quarantined",
     "expire_overdue",
     "finish_attempts",

@@ -7,8 +7,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Delete, Select, delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from db.models import QuarantinedMessage
+from db.models import Job, QuarantinedMessage
 from db.queries.inserts import insert_unless_there
+from db.states import JobState
 
 MAX_MESSAGES = 10_000
 MAX_BYTES = 64 * 2**20  # of their bodies together
@@ -53,3 +54,21 @@ def delete_quarantined(message_ids: Sequence[UUID] | None) -> Delete:
     if message_ids is None:
         return forgotten
     return forgotten.where(QuarantinedMessage.id.in_(message_ids))
+
+
+def delete_never_begun(job_id: UUID, reason: str) -> Delete:
+    """Delete the failed job that was kept for a message that was set aside for this reason.
+
+    A job that ever had a model, an attempt or another error is left as it is.
+    """
+    return (
+        delete(Job)
+        .where(
+            Job.id == job_id,
+            Job.error_code == reason,
+            Job.model == "",
+            Job.attempt == 0,
+            Job.state == JobState.FAILED,
+        )
+        .execution_options(synchronize_session=False)
+    )

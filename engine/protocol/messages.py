@@ -117,12 +117,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer. `token_ids` are the new tokens, the end token included."""
+    """One answer.
+
+    token_ids: the new tokens, the end token included. They stay within the engine: no parent
+    reads them, and they are half of a long answer's frame.
+    """
 
     text: str
     finish_reason: FinishReason
     completion_tokens: int
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +157,7 @@ class Output:
         failure = data.get("failure")
         return cls(
             request_id=data["request_id"],
-            choices=tuple(
-                Choice(text, reason, len(token_ids), tuple(token_ids))
-                for text, reason, token_ids in data["choices"]
-            ),
+            choices=tuple(Choice(*each) for each in data["choices"]),
             prompt_tokens=data["prompt_tokens"],
             settings=data["settings"],
             failure=None if failure is None else RequestFailure(*failure),
@@ -165,7 +166,9 @@ class Output:
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {
             "request_id": self.request_id,
-            "choices": [[each.text, each.finish_reason, each.token_ids] for each in self.choices],
+            "choices": [
+                [each.text, each.finish_reason, each.completion_tokens] for each in self.choices
+            ],
             "prompt_tokens": self.prompt_tokens,
             "settings": dict(self.settings),
         }

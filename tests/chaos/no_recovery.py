@@ -5,11 +5,11 @@ For the canaries: `celery worker --include tests.chaos.no_recovery`.
 
 from typing import Any
 
-from worker.dispatcher.dispatcher import Dispatcher
+from worker.dispatcher.rescuer import Rescuer
 
 
 def _do_nothing(*_: Any) -> None:
     pass
 
 
-Dispatcher._recover = _do_nothing  # type: ignore[method-assign,assignment]
+Rescuer.rescue = _do_nothing  # type: ignore[method-assign,assignment]

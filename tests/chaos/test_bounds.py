@@ -109,16 +109,16 @@ def test_told_to_stop_at_once_a_worker_gives_everything_back_within_two_seconds(
 
 
 @on_sqlite
-def test_a_worker_that_is_deaf_says_so_and_ends_for_its_supervisor_to_start_another(
+def test_a_worker_whose_consumer_has_stalled_says_so_and_ends_for_its_supervisor(
     run: Run,
 ) -> None:
-    run.cluster.configure(worker={**SHORT, "deaf_seconds": 1})
-    with run.cluster.worker() as deaf:
-        children = deaf.children
+    run.cluster.configure(worker={**SHORT, "consumer_stall_seconds": 1})
+    with run.cluster.worker() as stalled:
+        children = stalled.children
         run.cluster.celery("control", "cancel_consumer", "tidemill.fake.bulk")
         run.submit(40)
-        assert run.bury(deaf) == 1
-        assert "deaf: messages wait and none arrives" in deaf.log
+        assert run.bury(stalled) == 1
+        assert "consumer stalled: messages wait and none arrives" in stalled.log
         assert_gone(children)
     with run.cluster.worker():
         run.wait_until_finished()

@@ -89,7 +89,7 @@ def scene(
         worker = {
             **SHORT,
             "drain_seconds": 2.0,
-            "deaf_seconds": 10.0,
+            "consumer_stall_seconds": 10.0,
             "stall_seconds": STALL_SECONDS,
         }
         path = cluster.configure(worker=worker, fake_step_seconds=0.02, max_sequences=16)

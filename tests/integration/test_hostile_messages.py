@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,8 +16,11 @@ from sqlalchemy import func, select
 from db import JobState
 from db.models import Job, QuarantinedMessage
 from tasks import generate
+from tasks.quarantine import Reason, keep
 from tests.hostile import CANARY, ENTRIES, PATHS, dumped, envelope
 from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_sqlite, until
+from worker.celery.envelope import Malformed
+from worker.quarantine import message_of
 
 TIDEMILL = (sys.executable, "-m", "cli")
 QUEUES = ("celery", "tidemill.fake.interactive", "tidemill.fake.bulk")
@@ -170,6 +174,59 @@ def test_an_eta_waits_in_the_database_and_what_is_late_or_revoked_is_kept_as_tha
         assert row.not_before.year == 2999
         until(lambda: not client.exists("unacked"), "no message waits in the worker")
         serves(worker)
+
+
+def set_aside(cluster: Cluster, entry: bytes, queue: str = "celery") -> str:
+    """A message in the quarantine as a worker sets it aside that could not take it; its id."""
+    headers = json.loads(entry)["headers"]
+    fault = Malformed(Reason.UNEXPECTED, headers["id"], headers["task"], headers["origin"])
+    message = message_of(fault, queue, entry)
+    with cluster.database.write() as session:
+        keep(session, [message])
+    return str(message.id)
+
+
+def test_a_message_that_is_put_back_becomes_its_job_and_begins_at_its_eta(
+    producer: Cluster,
+) -> None:
+    """Though a failed job stands under its id, which says that it was set aside."""
+    now_id, later_id = str(uuid4()), str(uuid4())
+    eta = "2999-01-01T00:00:00+02:00"
+    entries = [
+        dumped(envelope(message_id=now_id)),
+        dumped(envelope(message_id=later_id, headers={"eta": eta})),
+    ]
+    ids = [set_aside(producer, entry) for entry in entries]
+    assert producer.states() == {JobState.FAILED: 2}
+    for id_, entry in zip(ids, entries, strict=True):
+        assert producer.run(*TIDEMILL, "messages", "--raw", id_).stdout.encode() == entry
+    done = producer.run(*TIDEMILL, "messages", "--requeue", *ids)
+    assert "2 messages put back" in done.stdout + done.stderr
+    with client_of(producer) as client:
+        assert client.lrange("celery", 0, -1) == entries[::-1]
+        with producer.worker():
+            producer.wait_for(JobState.SUCCEEDED, 1)
+            until(lambda: producer.states().get(JobState.QUEUED) == 1, "the other waits")
+    assert producer.job(UUID(now_id)).state == JobState.SUCCEEDED
+    later = producer.job(UUID(later_id))
+    assert later.not_before == datetime(2998, 12, 31, 22, tzinfo=UTC)
+    assert quarantined(producer) == []
+
+
+@on_sqlite
+def test_what_cannot_be_put_back_stays_in_the_quarantine(producer: Cluster) -> None:
+    begun = str(uuid4())
+    producer.redis_url = "redis://127.0.0.1:1/0"
+    unacked = set_aside(producer, dumped(envelope()), queue="unacked")
+    done = producer.run(*TIDEMILL, "messages", "--requeue", unacked)
+    assert done.returncode == 1
+    assert "it cannot be put back" in done.stdout + done.stderr
+    kept = set_aside(producer, dumped(envelope(message_id=begun)))
+    done = producer.run(*TIDEMILL, "messages", "--requeue", kept)
+    assert done.returncode != 0
+    assert "they are still kept" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert {str(each.id) for each in quarantined(producer)} == {unacked, kept}
 
 
 @on_sqlite

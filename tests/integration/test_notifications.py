@@ -1,4 +1,4 @@
-"""A batch is looked at when it is rung for, and without a ring when it is time to look."""
+"""A batch is published when it notifies, and without a notification at the next poll."""
 
 import itertools
 import sys
@@ -18,9 +18,9 @@ from tests.producers import producing
 from tests.servers import ValkeyServer
 from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_sqlite, until
 
-# Nobody waits so long here: what runs was rung for.
+# No test waits so long: what runs was published because of a notification.
 SELDOM = {"dispatch_seconds": 10 * PATIENCE_SECONDS, "lead_seconds": 20 * PATIENCE_SECONDS}
-REFUSAL = "no rings are heard"
+REFUSAL = "notifications are refused"
 
 numbers = itertools.count()
 
@@ -30,7 +30,7 @@ def submit(num_jobs: int) -> None:
     submit_batch(itertools.repeat(contract, num_jobs), name=f"batch {next(numbers)}")
 
 
-def wait_until_heard(cluster: Cluster, num_workers: int = 1) -> None:
+def wait_until_listening(cluster: Cluster, num_workers: int = 1) -> None:
     """Until a worker leads, and all listen."""
 
     def leads() -> bool:
@@ -38,15 +38,15 @@ def wait_until_heard(cluster: Cluster, num_workers: int = 1) -> None:
             return session.query(Leadership).count() == 1
 
     until(leads, "a leader")
-    channel = f"/{cluster.redis_url.rpartition('/')[2]}.tidemill.bell"
+    channel = f"/{cluster.redis_url.rpartition('/')[2]}.tidemill.notifications"
     with redis.Redis.from_url(cluster.redis_url) as client:
         until(lambda: client.pubsub_numsub(channel)[0][1] == num_workers, "listening workers")
 
 
-def test_a_batch_is_sent_out_long_before_the_next_look(producer: Cluster) -> None:
+def test_a_batch_is_published_long_before_the_next_poll(producer: Cluster) -> None:
     producer.configure(worker=SELDOM)
     with producer.worker():
-        wait_until_heard(producer)
+        wait_until_listening(producer)
         for number in range(1, 4):
             submit(20)
             producer.wait_until_finished(20 * number)
@@ -54,10 +54,10 @@ def test_a_batch_is_sent_out_long_before_the_next_look(producer: Cluster) -> Non
 
 
 @on_sqlite
-def test_what_is_retried_is_sent_out_long_before_the_next_look(producer: Cluster) -> None:
+def test_retried_jobs_are_published_long_before_the_next_poll(producer: Cluster) -> None:
     producer.configure(worker=SELDOM)
     with producer.worker():
-        wait_until_heard(producer)
+        wait_until_listening(producer)
         rows = [
             job_row(model="fake", task="generate", lane=lane, state=JobState.FAILED)
             for lane in Lane
@@ -73,16 +73,16 @@ def test_what_is_retried_is_sent_out_long_before_the_next_look(producer: Cluster
 
 
 @on_sqlite
-def test_the_worker_that_leads_hears_it_whichever_it_is(producer: Cluster) -> None:
+def test_the_leader_is_notified_whichever_worker_it_is(producer: Cluster) -> None:
     producer.configure(worker=SELDOM)
     with producer.worker(), producer.worker():
-        wait_until_heard(producer, 2)
+        wait_until_listening(producer, 2)
         submit(20)
         producer.wait_until_finished(20)
 
 
 @on_sqlite
-def test_what_waited_for_a_worker_does_not_wait_for_its_second_look(producer: Cluster) -> None:
+def test_jobs_submitted_before_a_worker_do_not_wait_for_its_second_poll(producer: Cluster) -> None:
     producer.configure(worker=SELDOM)
     submit(20)
     with producer.worker():
@@ -90,7 +90,7 @@ def test_what_waited_for_a_worker_does_not_wait_for_its_second_look(producer: Cl
 
 
 @on_sqlite
-def test_after_a_restart_of_redis_it_is_rung_as_before(
+def test_after_a_restart_of_redis_notifications_arrive_as_before(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with ValkeyServer.started(tmp_path_factory.mktemp("own")) as server:
@@ -98,14 +98,14 @@ def test_after_a_restart_of_redis_it_is_rung_as_before(
         cluster.configure(worker=SELDOM)
         config = cluster.folder / "tidemill.toml"
         with producing(cluster.database_url, cluster.redis_url, config), cluster.worker():
-            wait_until_heard(cluster)
+            wait_until_listening(cluster)
             submit(5)
             cluster.wait_until_finished(5)
             server.stop()
-            submit(5)  # nobody hears it, but whoever listens again looks once
+            submit(5)  # no worker is notified, but whoever listens again polls once
             server.start()
             cluster.wait_until_finished(10)
-            wait_until_heard(cluster)
+            wait_until_listening(cluster)
             submit(5)
             cluster.wait_until_finished(15)
 
@@ -120,7 +120,7 @@ def worker_without_the_channel(cluster: Cluster) -> WorkerProcess:
 
 
 @on_sqlite
-def test_without_the_channel_the_next_look_finds_a_batch(
+def test_without_the_channel_the_next_poll_finds_a_batch(
     cluster: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with ValkeyServer.started(tmp_path_factory.mktemp("own")) as server:

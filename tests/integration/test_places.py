@@ -7,12 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import redis
 
 from cli.stack.embedded_valkey import EmbeddedValkey
 from tests.commands import CONFIG, CommandLine
 from tests.integration.test_up import wait_for
 from tests.unit.db.test_database_url import ODD_NAMES
 from tests.workers import PATIENCE_SECONDS
+from worker.celery.envelope import MAX_BYTES
 
 HANDFUL = ("a b?c=d#e", '100%41 "it\'s"', "-back\\x41slash:@ ünï", "x" * 120)
 
@@ -31,6 +33,18 @@ def test_valkey_keeps_its_files_in_its_folder_whatever_that_is_called(
     server.start()
     try:
         assert (folder / "appendonlydir").is_dir()
+    finally:
+        server.stop()
+
+
+def test_the_embedded_valkey_takes_no_entry_larger_than_a_message(tmp_path: Path) -> None:
+    server = EmbeddedValkey(tmp_path / "valkey")
+    server.start()
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
+                client.lpush("celery", bytes(MAX_BYTES + 1))
+            assert client.llen("celery") == 0
     finally:
         server.stop()
 

@@ -19,7 +19,7 @@ def test_under_threads_a_job_is_run(producer: Cluster) -> None:
 
 
 def test_under_threads_a_batch_is_run(producer: Cluster) -> None:
-    """Nobody rings for a batch but the worker's own dispatcher."""
+    """A batch is published by the worker's own dispatcher."""
     with producer.worker("-P", "threads", "-c", "8"):
         contracts = (GenerateContract.parse({"text": "a b"}) for _ in range(50))
         submit_batch(contracts, name="night")

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from db import JobState
 from db.schema import migrate
 from tasks import generate
-from tests.workers import Cluster
+from tests.workers import BIN, Cluster
 
 
 def a_newer_database(cluster: Cluster) -> dict[str, str]:
@@ -54,6 +54,14 @@ def an_absent_database(cluster: Cluster) -> dict[str, str]:
     return {"TIDEMILL_DATABASE_URL": "postgresql://someone:hidden@127.0.0.1:1/none"}
 
 
+def a_malformed_redis_url(cluster: Cluster) -> dict[str, str]:
+    return {"TIDEMILL_REDIS_URL": "redis://:hidden@127.0.0.1:port/0"}
+
+
+def an_ambiguous_redis_url(cluster: Cluster) -> dict[str, str]:
+    return {"TIDEMILL_REDIS_URL": "redis://:hidden/den@127.0.0.1:6379/0"}
+
+
 SENTENCES: dict[Callable[[Cluster], dict[str, str]], str] = {
     a_newer_database: "is at revision 9999, which this Tidemill does not know",
     an_empty_database: "has no Tidemill tables; run `tidemill migrate`",
@@ -64,7 +72,23 @@ SENTENCES: dict[Callable[[Cluster], dict[str, str]], str] = {
     no_configuration: "a configuration names the models",
     a_missing_folder: "nowhere' does not exist; make it first",
     an_absent_database: "postgresql://someone:***@127.0.0.1:1/none cannot be reached",
+    a_malformed_redis_url: "has no usable port: it is a number from 1 to 65535",
+    an_ambiguous_redis_url: "is ambiguous; write / ? # @ : and % of a password as",
 }
+
+
+@pytest.mark.parametrize("command", [("status",), ("inspect", "stats"), ("purge", "-f")])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_celerys_commands_refuse_a_malformed_redis_url_with_a_sentence(
+    cluster: Cluster, command: tuple[str, ...]
+) -> None:
+    cluster.configure()
+    cluster.redis_url = "redis://:hidden@127.0.0.1:port/0"
+    done = cluster.run(str(BIN / "celery"), "-A", "tasks", *command)
+    assert done.returncode != 0
+    assert "has no usable port" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "hidden" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

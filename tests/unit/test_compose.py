@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from cli.main import app
 from tests.servers import free_port, valkey_binary, wait_for_redis
+from worker.celery.envelope import MAX_BYTES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -78,6 +79,9 @@ def test_redis_starts_as_it_is_told_and_keeps_what_it_is_told(tmp_path: Path) ->
             with redis.Redis(port=port, password="secret") as client:
                 assert client.config_get("appendonly") == {"appendonly": "yes"}
                 assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+                with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
+                    client.lpush("celery", bytes(MAX_BYTES + 1))
+                assert client.llen("celery") == 0
             with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
                 stranger.ping()
         finally:

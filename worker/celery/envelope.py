@@ -20,6 +20,10 @@ from tasks.quarantine import Reason
 # The longest text there may be is four million characters. As JSON in base64 they are
 # 64 MiB when each is escaped, and a tenth of it as producers write them.
 MAX_BYTES = 64 * 2**20
+# Of an envelope as it is written down until it is acked. It may be a third longer than the
+# entry, or a thousand times when that is compressed, and Redis may take no value beyond 64 MiB:
+# it would hang up, and the message, which is off its list by then, be gone.
+MAX_KEPT_BYTES = MAX_BYTES - 64 * 2**10
 MAX_NAME = 1024
 
 Envelope = dict[str, Any]
@@ -69,10 +73,12 @@ def checked(found: Any, queue: str) -> Envelope:
         raise Malformed(Reason.BAD_HEADERS, *known)
     try:
         body = _body(found.get("body"), properties.get("body_encoding"), headers)
-        dumps(headers).encode()  # it is written down until it is acked
+        num_bytes = len(body) + len(dumps(headers).encode())  # written down until it is acked
     except (Malformed, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = error.reason if isinstance(error, Malformed) else Reason.BAD_BODY
         raise Malformed(reason, *known) from None
+    if num_bytes > MAX_KEPT_BYTES:
+        raise Malformed(Reason.TOO_LARGE, *known)
     return {
         "body": body,
         "content-type": _name(found.get("content-type")),

@@ -40,13 +40,36 @@ MAX_IDS = 4096  # of one message: a statement of the database takes no more
 
 
 class Handle:
-    """Stands in for the pool's result; Celery's `terminate` and `cancel` end here."""
+    """A message on its way, which ends once: settled, terminated by Celery, or past its limit.
+
+    It stands in for the pool's result; Celery's `terminate` and `cancel` end here.
+    """
 
     def __init__(self, terminate: Callable[[], None]) -> None:
         self._terminate = terminate
+        self._lock = threading.Lock()
+        self._has_ended = False
+        self._timer: threading.Timer | None = None
 
     def terminate(self, signal: int | None = None) -> None:
         self._terminate()
+
+    def limit(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        """Call `on_timeout` after so long, unless the message has ended by then."""
+        timer = threading.Timer(seconds, on_timeout)
+        timer.daemon = True
+        with self._lock:
+            if not self._has_ended:
+                self._timer = timer
+                timer.start()
+
+    def end(self) -> bool:
+        """Whether this call is the first, whichever thread calls; ends the timer's thread."""
+        with self._lock:
+            is_first, self._has_ended = not self._has_ended, True
+            if self._timer is not None:
+                self._timer.cancel()
+        return is_first
 
 
 class EnginePool(TaskPool):
@@ -54,16 +77,20 @@ class EnginePool(TaskPool):
 
     worker: Worker
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Celery keeps only a weak reference.
+        self._handles: set[Handle] = set()
+
     def on_start(self) -> None:
         """Load the models, before anything is consumed."""
         redis_channel.mend()
         try:
-            self.worker = Worker.from_configuration(on_deaf=self._end_deaf)
+            self.worker = Worker.from_configuration(on_consumer_stalled=self._end_stalled)
             self.worker.start()
         except (TidemillError, DatabaseError) as error:
             log.critical("%s", error)
             raise WorkerShutdown(1) from error
-        self._handles: set[Handle] = set()
         self._stopped = threading.Event()
         self._num_signals = 0
         worker_shutting_down.connect(self._hurry_at_the_second)
@@ -86,36 +113,33 @@ class EnginePool(TaskPool):
         passing("delivered")
         started_at = monotonic()
         accept_callback(os.getpid(), started_at)
-        once = _Once()
+
+        def ends() -> bool:
+            self._handles.discard(handle)
+            return handle.end()
 
         def settled() -> None:
-            if once():
-                self._handles.discard(handle)
+            if ends():
                 callback((0, None, monotonic() - started_at))
 
         def terminated() -> None:
             """Give the jobs back; the message too, for nothing was promised yet."""
             self.worker.release(delivery)
-            if once():
-                self._handles.discard(handle)
+            if ends():
                 error_callback(_rejection())
 
         def timed_out() -> None:
             self.worker.release(delivery)
-            if once():
-                self._handles.discard(handle)
+            if ends():
                 timeout_callback(False, timeout)
 
         handle = Handle(terminated)
-        # Celery keeps only a weak reference.
         self._handles.add(handle)
         _, _, request, body, content_type, content_encoding = args
         arguments, kwargs, _ = loads(body, content_type, content_encoding, accept=JSON_ONLY)
         delivery = self.worker.deliver(job_ids_of(arguments, kwargs, request), settled)
         if timeout:
-            timer = threading.Timer(timeout, timed_out)
-            timer.daemon = True
-            timer.start()
+            handle.limit(timeout, timed_out)
         return handle
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
@@ -143,27 +167,14 @@ class EnginePool(TaskPool):
     def on_terminate(self) -> None:
         self.on_stop()
 
-    def _end_deaf(self) -> None:
+    def _end_stalled(self) -> None:
         # Nothing runs, so there is nothing to drain; Celery's own shutdown may
-        # hang on the very connection that has gone deaf.
+        # hang on the very connection that has stalled.
         self.worker.stop()
         os._exit(1)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "tidemill": self.worker.info()}
-
-
-class _Once:
-    """True the first time it is called, whichever thread calls."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._called = False
-
-    def __call__(self) -> bool:
-        with self._lock:
-            first, self._called = not self._called, True
-            return first
 
 
 def job_ids_of(args: list[Any], kwargs: dict[str, Any], request: Any) -> list[UUID]:

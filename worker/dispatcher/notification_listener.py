@@ -1,4 +1,4 @@
-"""Hears the bell of those who keep many jobs, so that the dispatcher need not wait for its time."""
+"""Listens for notifications of submitted batches, so that the dispatcher polls before its time."""
 
 import logging
 import threading
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from redis.exceptions import ResponseError
 
 from tasks.app import app
-from tasks.notifications import Line, line
-from worker.periodic_thread import Ticker
+from tasks.notifications import NotificationChannel, notification_channel
+from worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
 
@@ -17,29 +17,29 @@ REFUSED_SECONDS = 300.0
 STOP_SECONDS = 0.5  # how late it notices that it should end
 
 
-class Listener:
-    """A thread of its own, with its own connection to Redis. Other brokers have no bell.
+class NotificationListener:
+    """A thread of its own, with its own connection to Redis. Other brokers have no channel.
 
-    Calls `on_ring` for each ring, and once whenever it has begun to listen, because it
-    may have missed some. What it misses the dispatcher finds at its next look.
+    Calls `on_notification` for each notification, and once whenever it has begun to listen,
+    because it may have missed some. What it misses the dispatcher finds at its next poll.
     """
 
-    def __init__(self, on_ring: Callable[[], None]) -> None:
-        self._on_ring = on_ring
+    def __init__(self, on_notification: Callable[[], None]) -> None:
+        self._on_notification = on_notification
         self._stopping = threading.Event()
-        self._line: Line | None = line(app.connection_for_read())
-        self._ticker = Ticker("listener", RECONNECT_SECONDS, self._tick)
+        self._channel: NotificationChannel | None = notification_channel(app.connection_for_read())
+        self._thread = PeriodicThread("notification-listener", RECONNECT_SECONDS, self._tick)
 
     def start(self) -> None:
-        if self._line is not None:
-            self._ticker.start()
-            self._ticker.wake()
+        if self._channel is not None:
+            self._thread.start()
+            self._thread.wake()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._ticker.stop()
-        if self._line is not None:
-            self._line.client.close()
+        self._thread.stop()
+        if self._channel is not None:
+            self._channel.client.close()
 
     def _tick(self) -> float | None:
         """Listen until told to stop; raises when the connection is lost."""
@@ -47,15 +47,15 @@ class Listener:
             self._listen()
         except ResponseError as error:
             # An access list, most likely. It costs half a second a batch, and no job.
-            log.warning("no rings are heard", extra={"error": type(error).__name__})
+            log.warning("notifications are refused", extra={"error": type(error).__name__})
             return REFUSED_SECONDS
         return None
 
     def _listen(self) -> None:
-        assert self._line is not None
-        with self._line.client.pubsub() as heard:  # type: ignore[no-untyped-call]  # redis's own
-            heard.subscribe(self._line.channel)
+        assert self._channel is not None
+        with self._channel.client.pubsub() as pubsub:  # type: ignore[no-untyped-call]  # redis's own
+            pubsub.subscribe(self._channel.name)
             while not self._stopping.is_set():
                 # The answer to the subscription is a message too.
-                if heard.get_message(timeout=STOP_SECONDS) is not None:
-                    self._on_ring()
+                if pubsub.get_message(timeout=STOP_SECONDS) is not None:
+                    self._on_notification()

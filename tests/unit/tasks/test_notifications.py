@@ -1,4 +1,4 @@
-"""A batch rings, with an empty message, and costs nothing where nobody answers."""
+"""A batch notifies with an empty message, which costs nothing where no server answers."""
 
 import socket
 import threading
@@ -13,7 +13,7 @@ from db.session import Database
 from tasks import submit_batch
 from tasks.app import app
 from tasks.generate import GenerateContract
-from tasks.notifications import line
+from tasks.notifications import notification_channel
 from tasks.submit import CHUNK
 from tests.jobs import states
 from tests.producers import FAKE, producing, write_config
@@ -33,7 +33,7 @@ def submit(num_jobs: int, run_key: str | None = None) -> None:
     submit_batch(contracts, name="night", run_key=run_key)
 
 
-class Deaf:
+class SilentServer:
     """Takes connections, and never says a word."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Deaf:
 
 
 @on_sqlite
-def test_each_chunk_that_is_new_rings_once_and_says_nothing(
+def test_each_new_chunk_of_a_batch_notifies_once_with_an_empty_message(
     database: Database, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     url = valkey.new_database()
@@ -80,8 +80,8 @@ def test_each_chunk_that_is_new_rings_once_and_says_nothing(
         while (message := heard.get_message(timeout=60)) and message["channel"] != b"end":
             messages.append((message["channel"], message["data"]))
         heard.close()
-    ours = [each for each in messages if each[0].endswith(b"tidemill.bell")]
-    assert ours == [(f"/{number}.tidemill.bell".encode(), b"")] * 2
+    ours = [each for each in messages if each[0].endswith(b"tidemill.notifications")]
+    assert ours == [(f"/{number}.tidemill.notifications".encode(), b"")] * 2
 
 
 @on_sqlite
@@ -95,12 +95,12 @@ def test_without_redis_a_batch_is_kept(database: Database, tmp_path: Path) -> No
 def test_a_redis_that_does_not_answer_is_asked_once_a_batch(
     database: Database, tmp_path: Path
 ) -> None:
-    deaf = Deaf()
-    with producer(database, deaf.url, tmp_path):
+    silent = SilentServer()
+    with producer(database, silent.url, tmp_path):
         submit(3 * CHUNK)
-    deaf.close()
+    silent.close()
     assert states(database) == {"queued": 3 * CHUNK}
-    assert deaf.num_taken == 1
+    assert silent.num_taken == 1
 
 
 @on_sqlite
@@ -115,13 +115,13 @@ def test_an_address_that_is_none_is_no_reason_to_refuse_a_batch(
 @pytest.mark.parametrize(
     ("url", "channel"),
     [
-        ("redis://user:p%40ss@host/3", "/3.tidemill.bell"),
-        ("rediss://:secret@host:7000", "/0.tidemill.bell"),
+        ("redis://user:p%40ss@host/3", "/3.tidemill.notifications"),
+        ("rediss://:secret@host:7000", "/0.tidemill.notifications"),
         ("redis+socket:///run/redis.sock", None),
         ("memory://", None),
         ("amqp://host//", None),
     ],
 )
-def test_only_redis_has_a_bell(url: str, channel: str | None) -> None:
-    found = line(app.connection_for_write(url))
-    assert (found.channel if found else None) == channel
+def test_only_redis_has_a_notification_channel(url: str, channel: str | None) -> None:
+    found = notification_channel(app.connection_for_write(url))
+    assert (found.name if found else None) == channel

@@ -1,4 +1,4 @@
-"""Submitting keeps a job once, and rings for it once it is kept."""
+"""Submitting keeps a job once, and publishes it once it is kept."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def _producing(database: Database, tmp_path: Path) -> Iterator[None]:
         yield
 
 
-def rung() -> dict[str, int]:
+def published() -> dict[str, int]:
     """How many messages lie in each queue."""
     return {name: queue.qsize() for name, queue in memory.Channel.queues.items() if queue.qsize()}
 
@@ -60,13 +60,13 @@ def test_a_submitted_job_is_kept_and_rung_for(database: Database) -> None:
     assert row.published_at is not None
     kept = payload(database, submitted.id)
     assert (kept.contract, kept.metadata_) == ({"text": "a b c", "top_k": 5}, {"day": "monday"})
-    assert rung() == {"tidemill.fake.interactive": 1}
+    assert published() == {"tidemill.fake.interactive": 1}
 
 
 def test_a_job_can_ask_for_the_other_lane(database: Database) -> None:
     submitted = generate.submit(text="a", lane="bulk")
     assert job(database, submitted.id).lane == Lane.BULK
-    assert rung() == {"tidemill.fake.bulk": 1}
+    assert published() == {"tidemill.fake.bulk": 1}
 
 
 def test_the_same_key_is_the_same_job(database: Database) -> None:
@@ -74,7 +74,7 @@ def test_the_same_key_is_the_same_job(database: Database) -> None:
     again = generate.submit(text="a b c", idempotency_key="k")
     assert (again.id, again.is_new) == (first.id, False)
     assert states(database) == {"queued": 1}
-    assert rung() == {"tidemill.fake.interactive": 1}
+    assert published() == {"tidemill.fake.interactive": 1}
 
 
 @pytest.mark.parametrize("other", [{"text": "other"}, {"text": "a b c", "max_new_tokens": 4}])
@@ -102,7 +102,7 @@ def test_who_is_refused_leaves_nothing(database: Database) -> None:
     with pytest.raises(Refused):
         generate.submit(text="")
     assert states(database) == {}
-    assert rung() == {}
+    assert published() == {}
 
 
 def test_without_redis_a_job_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_batch_is_kept_and_left_to_the_dispatcher(database: Database) -> None:
     )
     assert (batch.num_new, batch.num_known) == (CHUNK + 5, 0)
     assert told == [CHUNK, CHUNK + 5]
-    assert rung() == {}
+    assert published() == {}
     found = list(find_results(batch="night", state=None, database=database))
     assert len(found) == CHUNK + 5
     assert {job(database, each.id).lane for each in found[:3]} == {Lane.BULK}

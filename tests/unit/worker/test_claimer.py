@@ -111,6 +111,33 @@ def test_while_the_database_is_away_deliveries_wait(database: Database) -> None:
     assert not settled.is_set()
 
 
+def test_nothing_is_claimed_while_it_must_wait_and_a_stop_ends_the_wait(
+    database: Database,
+) -> None:
+    first, second = insert_job(database), insert_job(database)
+    is_full, looked = threading.Event(), threading.Event()
+    is_full.set()
+
+    def must_wait() -> bool:
+        looked.set()
+        return is_full.is_set()
+
+    started = Started()
+    claimer = Claimer(database, "one", Settings(), started.add, must_wait)
+    claimer.start()
+    claimer.put(Delivery([first], lambda: None))
+    assert looked.wait(PATIENCE_SECONDS)
+    assert job(database, first).state == JobState.QUEUED
+    is_full.clear()
+    assert started.wait_for(1) == [first]
+    is_full.set()
+    looked.clear()
+    claimer.put(Delivery([second], lambda: None))
+    assert looked.wait(PATIENCE_SECONDS)
+    claimer.stop()
+    assert job(database, second).state == JobState.QUEUED
+
+
 def test_after_a_stop_nothing_is_claimed_or_settled(database: Database) -> None:
     job_id = insert_job(database)
     settled = threading.Event()

@@ -10,8 +10,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import select
 
 from db.models import AttemptRow, Result
 from db.outcome import Answer, Fence, Outcome
@@ -21,14 +20,16 @@ from tests.jobs import (
     answer,
     claim,
     claimed_job,
+    counting_statements,
     end_lease,
     insert_jobs,
     job,
     job_row,
+    refusing_commits,
     results_per_job,
     states,
 )
-from tests.workers import PATIENCE_SECONDS, until
+from tests.workers import PATIENCE_SECONDS
 from worker.committer import Committer, flush_due
 from worker.settings import Settings
 
@@ -68,37 +69,6 @@ def committing(database: Database, **settings: float) -> Iterator[tuple[Committe
 
 def claimed(database: Database, number: int) -> list[Fence]:
     return claim(database, insert_jobs(database, (job_row() for _ in range(number))))
-
-
-@contextmanager
-def refusing_commits(database: Database) -> Iterator[threading.Event]:
-    """The database is away; the event says that somebody has noticed."""
-    noticed = threading.Event()
-
-    def refuse(*_: object) -> None:
-        noticed.set()
-        raise OperationalError("COMMIT", {}, Exception("the database is away"))
-
-    event.listen(database.engine, "commit", refuse)
-    try:
-        yield noticed
-    finally:
-        event.remove(database.engine, "commit", refuse)
-
-
-@contextmanager
-def counting_statements(database: Database) -> Iterator[list[str]]:
-    statements: list[str] = []
-
-    def count(_connection, _cursor, statement, *_: object) -> None:
-        if not statement.startswith("BEGIN"):
-            statements.append(statement.split(maxsplit=1)[0])
-
-    event.listen(database.engine, "before_cursor_execute", count)
-    try:
-        yield statements
-    finally:
-        event.remove(database.engine, "before_cursor_execute", count)
 
 
 SETTINGS = Settings(flush_outcomes=3, flush_seconds=1.0)
@@ -229,43 +199,24 @@ def test_while_the_database_refuses_commits_nothing_may_be_acked_and_afterwards_
     assert set(results_per_job(database).values()) == {1}
 
 
-def test_while_too_much_is_unwritten_nothing_more_is_taken(database: Database) -> None:
-    fences = claimed(database, 4)
-    taken: list[Fence] = []
+def test_however_much_is_unwritten_nobody_waits_to_hand_over_more(database: Database) -> None:
+    """Who hands over reads what an engine says, or sees to cancellations and limits."""
+    fences = claimed(database, 6)
     with committing(database, flush_seconds=0.001, max_unwritten_outcomes=2) as (
         committer,
         written,
     ):
-
-        def put_all() -> None:
-            for fence in fences:
+        with refusing_commits(database) as noticed:
+            for fence in fences[:3]:
                 committer.put(Outcome.succeeded(fence, answer()))
-                taken.append(fence)
-
-        with refusing_commits(database):
-            thread = threading.Thread(target=put_all)
-            thread.start()
-            until(lambda: committer.num_unwritten == 2, "a full buffer")
-            assert len(taken) <= 2
-            assert thread.is_alive()
-        thread.join()
-        written.wait_for(4)
-    assert states(database) == {"succeeded": 4}
-
-
-def test_what_a_drain_gives_back_waits_for_no_room(database: Database) -> None:
-    first, *others = claimed(database, 4)
-    with committing(database, flush_seconds=0.001, max_unwritten_outcomes=1) as (
-        committer,
-        written,
-    ):
-        with refusing_commits(database):
-            committer.put(Outcome.succeeded(first, answer()))
-            for fence in others:
+            for fence in fences[3:]:
                 committer.put(Outcome.released(fence))
-            assert committer.num_unwritten == 4
-        written.wait_for(4)
-    assert states(database) == {"succeeded": 1, "queued": 3}
+            assert noticed.wait(PATIENCE_SECONDS)
+            assert committer.num_unwritten == 6
+            assert committer.is_full
+        written.wait_for(6)
+        assert not committer.is_full
+    assert states(database) == {"succeeded": 3, "queued": 3}
 
 
 def test_a_stop_writes_what_is_buffered(database: Database) -> None:

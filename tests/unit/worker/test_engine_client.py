@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
+from db.outcome import Outcome
+from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Params, Request
+from tests.jobs import answer, claim, insert_jobs, job_row, refusing_commits, states
 from tests.workers import PATIENCE_SECONDS, assert_gone, until
+from worker.committer import Committer
 from worker.engine_client import EngineClient
 from worker.errors import EngineUnusable
+from worker.settings import Settings
 
 
 @dataclass
@@ -178,6 +183,55 @@ def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again(
         outputs = answers.wait_for(2)
         client.check()
     assert all(output.failure is None for output in outputs.values())
+
+
+def test_an_engine_is_not_blamed_for_the_time_that_its_outputs_take_here() -> None:
+    """However long whoever gets an output keeps the reader, the process is well."""
+    answers, is_kept, go_on = Answers(), threading.Event(), threading.Event()
+
+    def keep_reader(output: Output) -> None:
+        is_kept.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        answers.add(output)
+
+    with engine(fake_step_seconds=0.01) as client:
+        client.submit([request(1, max_new_tokens=1)], keep_reader)
+        client.submit([request(2, max_new_tokens=50)], answers.add)
+        assert is_kept.wait(PATIENCE_SECONDS)
+        pid = client.pid
+        for later in range(1, 4):
+            client.kill_if_stalled(time.monotonic() + 601 * later, stall_seconds=600)
+        go_on.set()
+        outputs = answers.wait_for(2)
+        assert (client.num_restarts, client.pid) == (0, pid)
+    assert all(output.failure is None for output in outputs.values())
+
+
+def test_an_engine_is_read_while_the_database_is_away_and_more_is_unwritten_than_may_be(
+    database: Database,
+) -> None:
+    fences = claim(database, insert_jobs(database, (job_row() for _ in range(6))))
+    written = threading.Event()
+    committer = Committer(
+        database,
+        Settings(max_unwritten_outcomes=1, flush_seconds=0.001),
+        lambda _: written.set(),
+    )
+    committer.start()
+    with engine(fake_step_seconds=0.01) as client, refusing_commits(database):
+        for number, fence in enumerate(fences):
+            client.submit(
+                [request(number, max_new_tokens=1 + number)],
+                lambda _, fence=fence: committer.put(  # type: ignore[misc]
+                    Outcome.succeeded(fence, answer())
+                ),
+            )
+        until(lambda: committer.num_unwritten == len(fences), "every answer")
+        client.kill_if_stalled(time.monotonic() + 601, stall_seconds=600)
+        assert client.num_restarts == 0
+    assert written.wait(PATIENCE_SECONDS)
+    committer.stop()
+    assert states(database) == {"succeeded": len(fences)}
 
 
 def test_an_engine_at_a_long_answer_is_heard_of_before_it_is_there() -> None:

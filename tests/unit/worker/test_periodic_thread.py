@@ -1,15 +1,15 @@
-"""A ticker goes on whatever its ticks come to."""
+"""A periodic thread goes on whatever its ticks come to."""
 
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from worker.periodic_thread import AFTER_ERROR_SECONDS, Ticker
+from worker.periodic_thread import AFTER_ERROR_SECONDS, PeriodicThread
 
 
 class Waits:
-    """Stands in for a ticker's waiting: takes no time, and stops after so many."""
+    """Stands in for a periodic thread's waiting: takes no time, and stops after so many."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -31,14 +31,14 @@ def test_a_tick_that_failed_is_tried_again_soon_however_seldom_it_is_done(second
         return outcome
 
     waits = Waits(4)
-    ticker = Ticker("leases", seconds, tick)
-    ticker._wait = waits  # type: ignore[method-assign]
-    ticker._run()
+    thread = PeriodicThread("heartbeat", seconds, tick)
+    thread._wait = waits  # type: ignore[method-assign]
+    thread._run()
     assert waits.seconds == [seconds, seconds, AFTER_ERROR_SECONDS, AFTER_ERROR_SECONDS, 0.05]
 
 
 class Changes:
-    """Stands in for the condition of a ticker: no time passes, what it waits for is asked once."""
+    """Stands in for a periodic thread's condition: no time passes, a predicate is read once."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -55,19 +55,19 @@ class Changes:
         return it
 
 
-def test_who_wakes_a_ticker_ends_its_wait_but_not_its_rest() -> None:
-    ticker = Ticker("dispatcher", 60.0, lambda: None, rest_seconds=0.25)
-    ticker._changed = changes = Changes()  # type: ignore[assignment]
-    assert ticker._wait(60.0)
+def test_waking_ends_a_wait_early_but_not_its_rest() -> None:
+    thread = PeriodicThread("dispatcher", 60.0, lambda: None, rest_seconds=0.25)
+    thread._changed = changes = Changes()  # type: ignore[assignment]
+    assert thread._wait(60.0)
     assert changes.seconds == [0.25, 59.75]
     for _ in range(10):
-        ticker.wake()
-    assert ticker._wait(60.0)
-    assert ticker._wait(60.0)
+        thread.wake()
+    assert thread._wait(60.0)
+    assert thread._wait(60.0)
     assert changes.seconds[2:] == [0.25, 0.25, 59.75], "ten calls are one"
 
 
-def test_however_many_wake_a_ticker_that_ticks_it_ticks_once_more() -> None:
+def test_any_number_of_wakes_during_a_tick_cause_one_more_tick() -> None:
     began: list[threading.Event] = [threading.Event() for _ in range(3)]
     go_on = threading.Event()
     num_ticks = 0
@@ -78,13 +78,13 @@ def test_however_many_wake_a_ticker_that_ticks_it_ticks_once_more() -> None:
         began[num_ticks - 1].set()
         go_on.wait(60)
 
-    ticker = Ticker("dispatcher", 3600.0, tick)
-    ticker.start()
-    ticker.wake()
+    thread = PeriodicThread("dispatcher", 3600.0, tick)
+    thread.start()
+    thread.wake()
     assert began[0].wait(60)
     for _ in range(100):
-        ticker.wake()
+        thread.wake()
     go_on.set()
     assert began[1].wait(60)
-    ticker.stop()
+    thread.stop()
     assert num_ticks == 2

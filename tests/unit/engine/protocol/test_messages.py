@@ -56,8 +56,15 @@ def test_requests_cross_unchanged(requests):
     assert from_bytes(to_bytes(Run(requests))) == Run(requests)
 
 
+def test_token_ids_stay_within_the_engine():
+    sent = Choice("two words", "length", 2, (7, 9))
+    frame = Outputs((Output(request_id=1, choices=(sent,)),), Progress())
+    (output,) = from_bytes(to_bytes(frame)).outputs
+    assert output.choices == (Choice("two words", "length", 2),)
+
+
 def test_outputs_cross_unchanged():
-    choice = Choice("two words\ud800", "length", 2, (7, 9))
+    choice = Choice("two words\ud800", "length", 2)
     failure = RequestFailure.of(PromptTooLong(9, 4, "shorten it"))
     frame = Outputs(
         (

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -51,6 +52,23 @@ def test_what_is_larger_than_a_message_may_be_is_not_even_parsed() -> None:
     with pytest.raises(Malformed) as raised:
         envelopes.read(b"[" * (MAX_BYTES + 1), "celery")
     assert raised.value.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_message_that_grows_beyond_what_redis_takes_is_too_large(compression: str | None) -> None:
+    """Or it would be gone: it is off its list when it is written down as unacked."""
+    plain = b"x" * (50 * 2**20)  # a third more as base64
+    message = envelope(message_id="order 7")
+    if compression is None:
+        message["body"], message["properties"]["body_encoding"] = plain.decode(), "utf-8"
+    else:
+        message["body"] = base64.b64encode(zlib.compress(plain, 1)).decode()
+        message["headers"]["compression"] = "application/x-gzip"
+    entry = json.dumps(message).encode()
+    assert len(entry) < MAX_BYTES
+    with pytest.raises(Malformed) as raised:
+        envelopes.read(entry, "celery")
+    assert (raised.value.reason, raised.value.message_id) == (Reason.TOO_LARGE, "order 7")
 
 
 def test_what_is_set_aside_is_read_again_as_it_was() -> None:

@@ -1,7 +1,9 @@
-"""What is due is published: by one, in order, and no more than the workers have room for."""
+"""What is due is published: by one, in order, and no more than the workers want."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -30,8 +32,9 @@ from tests.jobs import (
     set_columns,
 )
 from tests.producers import FAKE, producing, write_config
-from worker.dispatcher.dispatcher import BUSY_SECONDS, Dispatcher, in_messages
-from worker.periodic_thread import Ticker
+from worker.dispatcher.backlog import in_messages
+from worker.dispatcher.dispatcher import BUSY_SECONDS, Dispatcher
+from worker.periodic_thread import PeriodicThread
 from worker.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -67,16 +70,23 @@ def broker(database: Database, tmp_path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """The dispatcher's own, which stands still until a test lets time pass."""
-    it = Mock(**{"monotonic.return_value": 1000.0})
-    monkeypatch.setattr("worker.dispatcher.dispatcher.time", it)
-    return it
+@dataclass
+class Clock:
+    """Stands still until a test lets time pass."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def dispatcher(database: Database, owner: str = "one", **settings: float) -> Dispatcher:
-    return Dispatcher(database, owner, Settings(**settings))  # type: ignore[arg-type]
+def dispatcher(
+    database: Database,
+    owner: str = "one",
+    clock: Callable[[], float] = time.monotonic,
+    **settings: float,
+) -> Dispatcher:
+    return Dispatcher(database, owner, Settings(**settings), clock)  # type: ignore[arg-type]
 
 
 def live(database: Database, **room: int) -> None:
@@ -102,7 +112,7 @@ def test_due_jobs_are_published_once(database: Database) -> None:
     live(database, reports=64)
     ids = insert_jobs(database, (job_row() for _ in range(20)))
     it = dispatcher(database, jobs_per_message=8)
-    assert (it.dispatch(), it.dispatch()) == (20, 0)
+    assert (it.poll(), it.poll()) == (20, 0)
     messages = published()
     assert [len(message) for message in messages] == [8, 8, 4]
     assert sorted(job_id for message in messages for job_id in message) == sorted(ids)
@@ -111,30 +121,30 @@ def test_due_jobs_are_published_once(database: Database) -> None:
 
 
 @pytest.mark.usefixtures("broker")
-def test_no_more_is_published_than_the_live_workers_have_room_for(database: Database) -> None:
+def test_no_more_is_published_than_the_target_of_the_live_workers(database: Database) -> None:
     live(database, reports=5)
     insert_jobs(database, (job_row() for _ in range(30)))
     it = dispatcher(database)
-    assert it.dispatch() == 10
-    assert it.dispatch() == 0
+    assert it.poll() == 10
+    assert it.poll() == 0
     it.stop()
 
 
 @pytest.mark.usefixtures("broker")
-def test_a_little_room_waits_until_there_is_enough_for_a_whole_message(
+def test_bulk_jobs_wait_until_a_whole_message_is_missing(
     database: Database,
 ) -> None:
     live(database, reports=16)  # twice as many may be out
     insert_jobs(database, (job_row() for _ in range(40)))
     it = dispatcher(database, jobs_per_message=8)
-    assert it.dispatch() == 32
+    assert it.poll() == 32
     fences = claim(database, [job_id for message in published() for job_id in message])
     for num_finished, num_published in ((7, 0), (1, 8)):
         ended, fences = fences[:num_finished], fences[num_finished:]
         with database.write() as session:
             outcomes = [Outcome.failed(fence, "empty_prompt", "") for fence in ended]
             session.execute(queries.finish_attempts(outcomes)).all()
-        assert it.dispatch() == num_published
+        assert it.poll() == num_published
     assert [len(message) for message in published()] == [8]
     it.stop()
 
@@ -146,17 +156,17 @@ def test_without_a_live_worker_for_its_model_a_job_waits_in_the_database(
     live(database, another=64)
     insert_job(database)
     it = dispatcher(database)
-    assert it.dispatch() == 0
+    assert it.poll() == 0
     it.stop()
 
 
 @pytest.mark.usefixtures("broker")
-def test_an_interactive_job_goes_alone_and_needs_no_room(database: Database) -> None:
+def test_an_interactive_job_goes_alone_whatever_the_target(database: Database) -> None:
     live(database, reports=0)
     job_id = insert_job(database, lane=Lane.INTERACTIVE)
     set_columns(database, [job_id], created_at=seconds_from_now(-60))
     it = dispatcher(database)
-    assert it.dispatch() == 1
+    assert it.poll() == 1
     assert published("tidemill.reports.interactive") == [[job_id]]
     it.stop()
 
@@ -167,7 +177,7 @@ def test_what_a_dead_worker_left_is_published_again(database: Database) -> None:
     fence = claimed_job(database)
     end_lease(database, [fence.job_id])
     it = dispatcher(database)
-    assert it.dispatch() == 1
+    assert it.poll() == 1
     assert published() == [[fence.job_id]]
     it.stop()
 
@@ -177,29 +187,29 @@ def test_one_of_two_dispatchers_publishes(database: Database) -> None:
     live(database, reports=64)
     one, two = dispatcher(database, "one"), dispatcher(database, "two")
     insert_job(database)
-    assert (one.dispatch(), two.dispatch()) == (1, 0)
+    assert (one.poll(), two.poll()) == (1, 0)
     insert_job(database)
-    assert two.dispatch() == 0
+    assert two.poll() == 0
     one.stop()
-    assert two.dispatch() == 1, "a leader that ends resigns"
+    assert two.poll() == 1, "a leader that ends resigns"
     two.stop()
 
 
 @pytest.mark.usefixtures("broker")
-def test_of_those_who_hear_a_ring_only_the_leader_looks(
+def test_of_the_workers_that_are_notified_only_the_leader_polls(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[str] = []
-    monkeypatch.setattr(Ticker, "wake", lambda ticker: woken.append(ticker._name))
+    monkeypatch.setattr(PeriodicThread, "wake", lambda thread: woken.append(thread._name))
     one, two = dispatcher(database, "one"), dispatcher(database, "two")
-    one.dispatch()
-    two.dispatch()
-    two._on_ring()
+    one.poll()
+    two.poll()
+    two._on_notification()
     assert woken == []
-    one._on_ring()
+    one._on_notification()
     assert woken == ["dispatcher"]
     one.stop()
-    one._on_ring()
+    one._on_notification()
     assert woken == ["dispatcher"], "who has resigned leaves it to others"
     two.stop()
 
@@ -219,39 +229,40 @@ def noted(database: Database) -> Iterator[list[str]]:
 
 
 @pytest.mark.usefixtures("broker")
-def test_between_two_looks_at_everything_the_leader_only_hands_out(database: Database) -> None:
+def test_between_two_polls_the_leader_only_publishes(database: Database) -> None:
     live(database, reports=64)
     it = dispatcher(database, dispatch_seconds=3600, lead_seconds=7200)
-    assert it._tick() == 3600, "nothing to do: the next look is when it is time"
+    assert it.tick() == 3600, "nothing to do: the next poll is when it is time"
     fence = claimed_job(database)
     end_lease(database, [fence.job_id])
     due = insert_job(database)
     with noted(database) as statements:
-        assert it._tick() == BUSY_SECONDS, "the workers had nothing: they may be quick"
-    assert published() == [[due]], "what a dead worker left waits for a look at everything"
+        assert it.tick() == BUSY_SECONDS, "the workers had nothing: they may be quick"
+    assert published() == [[due]], "what a dead worker left waits for a poll"
     assert statements
     assert not any("leaderships" in each for each in statements)
-    it._looked_at -= 3600
-    assert it._tick() == BUSY_SECONDS
+    it._polled_at -= 3600
+    assert it.tick() == BUSY_SECONDS
     assert published() == [[fence.job_id]]
     it.stop()
 
 
 @pytest.mark.usefixtures("broker")
-def test_the_next_look_is_when_half_of_the_line_is_gone(database: Database, clock: Mock) -> None:
+def test_the_next_tick_is_when_half_of_the_queue_is_gone(database: Database) -> None:
+    clock = Clock()
     live(database, reports=64)
     insert_jobs(database, (job_row() for _ in range(400)))
-    it = dispatcher(database, dispatch_seconds=3, lead_seconds=10)
-    assert it._tick() == BUSY_SECONDS
+    it = dispatcher(database, clock=clock, dispatch_seconds=3, lead_seconds=10)
+    assert it.tick() == BUSY_SECONDS
     fences = claim(database, [job_id for message in published() for job_id in message])
     waits = []
     for later_seconds, num_finished in ((0.1, 8), (1, 32), (1, 64), (1, 70), (1, 16)):
-        clock.monotonic.return_value += later_seconds
+        clock.now += later_seconds
         ended, fences = fences[:num_finished], fences[num_finished:]
         with database.write() as session:
             outcomes = [Outcome.failed(fence, "empty_prompt", "") for fence in ended]
             session.execute(queries.finish_attempts(outcomes)).all()
-        waits.append(round(it._tick(), 3))
+        waits.append(round(it.tick(), 3))
         fences += claim(database, [job_id for message in published() for job_id in message])
     assert waits == [
         0.2,  # too few for a message: twice as long as it took to go
@@ -264,39 +275,40 @@ def test_the_next_look_is_when_half_of_the_line_is_gone(database: Database, cloc
 
 
 @pytest.mark.usefixtures("broker")
-def test_a_look_that_finds_nothing_to_do_writes_nothing(database: Database, clock: Mock) -> None:
+def test_a_poll_that_finds_nothing_to_do_writes_nothing(database: Database) -> None:
+    clock = Clock()
     live(database, reports=64)
-    it = dispatcher(database, dispatch_seconds=1, lead_seconds=10)
+    it = dispatcher(database, clock=clock, dispatch_seconds=1, lead_seconds=10)
     with noted(database) as statements:
-        it._tick()
+        it.tick()
     assert any("leaderships" in each for each in statements), "the first says who leads"
     for _ in range(2):
-        clock.monotonic.return_value += 1
+        clock.now += 1
         with noted(database) as statements:
-            it._tick()
+            it.tick()
         assert len(statements) == 6  # what has run out, what is lost, two of room, two lanes
         assert all(each.startswith("SELECT") for each in statements)
-    clock.monotonic.return_value += 1
+    clock.now += 1
     with noted(database) as statements:
-        it._tick()
+        it.tick()
     assert any("leaderships" in each for each in statements), "long before its time is up"
     it.stop()
 
 
 @pytest.mark.usefixtures("broker")
-def test_after_a_look_that_failed_the_next_is_at_everything(
+def test_after_a_tick_that_failed_the_next_is_a_poll(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live(database, reports=64)
     it = dispatcher(database, dispatch_seconds=3600, lead_seconds=7200)
     with monkeypatch.context() as patch:
-        patch.setattr(it, "_recover", Mock(side_effect=OSError))
+        patch.setattr(it._rescuer, "rescue", Mock(side_effect=OSError))
         with pytest.raises(OSError):
-            it._tick()
+            it.tick()
     another = dispatcher(database, "another")
-    another.dispatch()
+    another.poll()
     insert_job(database)
-    assert it._tick() == 3600, "another leads now"
+    assert it.tick() == 3600, "another leads now"
     assert published() == []
     it.stop()
     another.stop()

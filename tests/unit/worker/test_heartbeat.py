@@ -11,13 +11,19 @@ from db.outcome import Fence, Outcome
 from db.session import Database
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from tests.jobs import claim, claimed_job, end_lease, job, set_columns
+from tests.jobs import (
+    claim,
+    claimed_job,
+    counting_statements,
+    end_lease,
+    job,
+    set_columns,
+)
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
-from worker.leases import Leases
+from worker.heartbeat import Heartbeat
 from worker.recipes import Work
 from worker.settings import Settings
-from worker.watch import Watch
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +65,23 @@ def running(client: EngineClient) -> Iterator[Running]:
         attempt.abandon()
 
 
-def leases(database: Database, running: Running) -> Leases:
-    engines = [{"model": "reports"}]
-    return Leases(
+def heartbeat(database: Database, running: Running, **settings: float) -> Heartbeat:
+    return Heartbeat(
         database,
         "one",
-        lambda: {"reports": 64},
-        lambda: engines,
-        Settings(),
-        lambda: running.attempts,
+        Settings(**settings),  # type: ignore[arg-type]
+        running=lambda: running.attempts,
+        clients=[],
+        capacity=lambda: {"reports": 64},
+        engines=lambda: [{"model": "reports"}],
     )
-
-
-def watch(database: Database, running: Running) -> Watch:
-    return Watch(database, "one", Settings(), lambda: running.attempts, [])
 
 
 def test_what_runs_keeps_its_lease(database: Database, running: Running) -> None:
     fence, forgotten = claimed_job(database), claimed_job(database)
     running.start(fence)
     set_columns(database, [fence.job_id, forgotten.job_id], lease_until=seconds_from_now(1))
-    leases(database, running).renew()
+    heartbeat(database, running).beat(0.0)
     renewed, left = (job(database, each.job_id).lease_until for each in (fence, forgotten))
     assert renewed is not None
     assert left is not None
@@ -87,7 +89,7 @@ def test_what_runs_keeps_its_lease(database: Database, running: Running) -> None
 
 
 def test_a_worker_is_known_from_its_start_to_its_stop(database: Database, running: Running) -> None:
-    it = leases(database, running)
+    it = heartbeat(database, running)
     running.start(claimed_job(database))
     it.start()
     with database.read() as session:
@@ -127,13 +129,13 @@ def test_an_attempt_that_lost_its_right_stops_and_no_other_does(
     fence, other = claimed_job(database), claimed_job(database)
     running.start(fence)
     running.start(other)
-    it = watch(database, running)
-    it.look(0.0)
+    it = heartbeat(database, running)
+    it.end_lost()
     assert running.outcomes == []
 
     lost(database, fence)
-    it.look(0.0)
-    it.look(0.0)
+    it.end_lost()
+    it.end_lost()
 
     assert running.outcomes == [Outcome.released(fence)], "once, and unblamed"
     before = job(database, fence.job_id).state
@@ -148,10 +150,52 @@ def test_an_attempt_that_runs_longer_than_its_job_allows_fails(
     short, long = claimed_job(database), claimed_job(database)
     attempt = running.start(short, time_limit_seconds=5)
     running.start(long)
-    it = watch(database, running)
-    it.look(attempt._started_at + 5)
+    it = heartbeat(database, running)
+    it.end_overdue(attempt._started_at + 5)
     assert running.outcomes == []
-    it.look(attempt._started_at + 5.1)
+    it.end_overdue(attempt._started_at + 5.1)
     (outcome,) = running.outcomes
     assert (outcome.fence, outcome.state) == (short, JobState.FAILED)
     assert outcome.error_code == "time_limit"
+
+
+def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
+    database: Database, running: Running
+) -> None:
+    """Renewals keep their time, however the beats in between fall."""
+    it = heartbeat(database, running, watch_seconds=1, renew_seconds=2.5, lease_seconds=60)
+    running.start(claimed_job(database))
+    it.report()
+    verbs, waits = [], []
+    now = 1000.0
+    for _ in range(5):
+        with counting_statements(database) as statements:
+            waits.append(it.beat(now))
+        verbs.append(statements)
+        now += waits[-1]
+    assert waits == [1, 1, 0.5, 1, 1]
+    look = ["SELECT"]
+    renewal = ["SELECT", "UPDATE", "UPDATE"]  # every lease in one, and the worker's own row
+    assert verbs == [renewal, look, look, renewal, look]
+
+
+def test_leases_are_renewed_though_rights_cannot_be_read(
+    database: Database, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = heartbeat(database, running)
+    fence = claimed_job(database)
+    running.start(fence)
+    before = job(database, fence.job_id).lease_until
+    set_columns(database, [fence.job_id], lease_until=seconds_from_now(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(queries, "running_attempts", refuse)
+        with pytest.raises(OSError):
+            it.beat(1000.0)
+    after = job(database, fence.job_id).lease_until
+    assert before is not None
+    assert after is not None
+    assert after >= before
+
+
+def refuse(*_: object) -> None:
+    raise OSError

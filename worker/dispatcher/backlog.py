@@ -1,0 +1,99 @@
+"""The backlog: queued jobs in the database, published as the workers' queues run down."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from db import queries
+from db.lane import Lane
+from db.session import Database
+from tasks.publisher import Message, publish
+from worker.dispatcher.queue_target import QueueTarget, seconds_until_needed
+from worker.failpoints import passing
+
+SUBMITTER_SECONDS = 2.0  # the submitter of an interactive job publishes it itself
+MAX_PUBLISHED_AT_ONCE = 4096
+
+
+class Backlog:
+    """Publishes jobs that are due, up to each queue's target."""
+
+    def __init__(
+        self, database: Database, jobs_per_message: int, clock: Callable[[], float]
+    ) -> None:
+        """clock: monotonic seconds"""
+        self._database = database
+        self._jobs_per_message = jobs_per_message
+        self._clock = clock
+        self._filled_at = -math.inf  # the last time that something was published
+        self.until_needed_seconds = math.inf  # until more should be, as of the last `publish`
+
+    def publish(self) -> int:
+        """Publish every interactive job that is due, and bulk ones up to the targets.
+
+        Returns the number of jobs; raises what the transport raises when Redis is away.
+        """
+        filled_seconds = self._clock() - self._filled_at
+        with self._database.read() as session:
+            targets = target_by_model(session)
+            messages = list(self._due(session, targets))
+        self.until_needed_seconds = seconds_until_needed(
+            targets, num_bulk_jobs(messages), filled_seconds
+        )
+        if not messages:
+            return 0
+        # Published first and marked then: what dies in between is published
+        # twice, and the second finds it claimed.
+        publish(messages)
+        passing("published")
+        job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
+        with self._database.write() as session:
+            queries.mark_published(session, job_ids)
+        self._filled_at = self._clock()
+        return len(job_ids)
+
+    def _due(self, session: Session, targets: Mapping[str, QueueTarget]) -> Iterator[Message]:
+        for model, target in targets.items():
+            for job_id, _ in session.execute(
+                queries.next_to_publish(
+                    model, Lane.INTERACTIVE, MAX_PUBLISHED_AT_ONCE, SUBMITTER_SECONDS
+                )
+            ):
+                yield Message(model, Lane.INTERACTIVE, (job_id,))
+            num_missing = min(target.num_missing, MAX_PUBLISHED_AT_ONCE)
+            # Whole messages: while the workers have enough at hand, a few jobs that
+            # are missing can wait for more.
+            if num_missing >= max(1, min(self._jobs_per_message, target.num_wanted)):
+                jobs = session.execute(queries.next_to_publish(model, Lane.BULK, num_missing))
+                for job_ids in in_messages(jobs, self._jobs_per_message):
+                    yield Message(model, Lane.BULK, job_ids)
+
+
+def target_by_model(session: Session) -> dict[str, QueueTarget]:
+    """The targets of the live workers' models, taken together."""
+    num_wanted: Counter[str] = Counter()
+    for of_one in session.scalars(queries.room_of_live_workers()):
+        num_wanted.update(of_one)
+    num_out = dict(session.execute(queries.outstanding_by_model()).all())
+    return {model: QueueTarget(num, num_out.get(model, 0)) for model, num in num_wanted.items()}
+
+
+def num_bulk_jobs(messages: Iterable[Message]) -> Counter[str]:
+    """The number of bulk jobs in some messages, by model."""
+    num_jobs: Counter[str] = Counter()
+    for message in messages:
+        if message.lane is Lane.BULK:
+            num_jobs[message.model] += len(message.job_ids)
+    return num_jobs
+
+
+def in_messages(
+    jobs: Iterable[tuple[UUID, int]], jobs_per_message: int
+) -> Iterator[tuple[UUID, ...]]:
+    """Group (id, number of characters) so that jobs of like length travel together."""
+    by_length = [job_id for job_id, _ in sorted(jobs, key=lambda job: job[1])]
+    for start in range(0, len(by_length), jobs_per_message):
+        yield tuple(by_length[start : start + jobs_per_message])

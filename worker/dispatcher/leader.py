@@ -1,0 +1,47 @@
+"""Which of the workers' dispatchers acts: a row with a term, kept for less than it holds."""
+
+import logging
+import math
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import queries
+from db.session import Database
+
+log = logging.getLogger(__name__)
+
+LEADERSHIP = "dispatcher"
+
+
+class Leader:
+    """This worker's candidacy. See the package for terms and the trust window."""
+
+    def __init__(
+        self, database: Database, owner: str, lead_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        """clock: monotonic seconds"""
+        self._database = database
+        self._owner = owner
+        self._lead_seconds = lead_seconds
+        self._clock = clock
+        self._led_at = -math.inf
+        self.leads = False  # as of the last `keep`
+
+    def keep(self) -> bool:
+        """Take the leadership or go on leading; whether this worker leads."""
+        now = self._clock()
+        if not self.leads or now >= self._led_at + self._lead_seconds / 4:
+            with self._database.write() as session:
+                self.leads = queries.lead(session, LEADERSHIP, self._owner, self._lead_seconds)
+            self._led_at = now
+        return self.leads
+
+    def resign(self) -> None:
+        """Leave the leadership to whoever ticks next; never raises for a database that is away."""
+        self.leads = False
+        try:
+            with self._database.write() as session:
+                session.execute(queries.resign(LEADERSHIP, self._owner))
+        except SQLAlchemyError as error:
+            log.warning("cannot resign", extra={"error": type(error).__name__})

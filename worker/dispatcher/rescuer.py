@@ -1,0 +1,77 @@
+"""Puts back in line what died or was lost, and ends what is past its deadline."""
+
+import logging
+
+from sqlalchemy.orm import Session
+
+from db import queries
+from db.clock import seconds_from_now
+from db.lane import Lane
+from db.session import Database
+from db.states import JobState
+from tasks.queues import queue_name
+from worker.dispatcher.broker import Broker
+
+log = logging.getLogger(__name__)
+
+MAX_RESCUED_AT_ONCE = 4096  # of one statement
+
+
+class Rescuer:
+    """Publishes nothing itself: what it unpublishes or requeues is due again."""
+
+    def __init__(self, database: Database, broker: Broker, lost_seconds: float) -> None:
+        """lost_seconds: published so long ago, while the queue is empty, is lost"""
+        self._database = database
+        self._broker = broker
+        self._lost_seconds = lost_seconds
+
+    def rescue(self) -> None:
+        """Look for all of it. Reading comes first, for there is hardly ever anything to write."""
+        with self._database.read() as session:
+            has_run_out = session.scalar(queries.has_run_out())
+            waiting = session.execute(queries.published_long_ago(self._lost_seconds)).all()
+        if has_run_out:
+            with self._database.write() as session:
+                _requeue_expired_leases(session)
+                _expire_overdue(session)
+        if self._broker.lost_its_data():
+            log.warning("the broker has no marker: publishing all queued jobs again")
+            self._unpublish(None, 0)
+            return
+        for model, lane in waiting:
+            if self._broker.num_messages(queue_name(model, Lane(lane))) == 0:
+                log.warning("messages lost", extra={"model": model, "lane": lane})
+                self._unpublish((model, Lane(lane)), self._lost_seconds)
+
+    def _unpublish(self, queue: tuple[str, Lane] | None, age_seconds: float) -> None:
+        with self._database.write() as session:
+            session.execute(queries.unpublish_queued(queue, seconds_from_now(-age_seconds)))
+
+
+def _requeue_expired_leases(session: Session) -> None:
+    left = session.execute(queries.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
+    if not left:
+        return
+    log.warning("leases expired", extra={"num_jobs": len(left)})
+    session.execute(
+        queries.insert_attempts(session),
+        [
+            {
+                "job_id": job_id,
+                "attempt": attempt,
+                "owner": None,
+                "started_at": started_at,
+                "next_state": JobState.QUEUED,
+                "error_code": "lease_expired",
+                "error_message": "the worker stopped renewing its lease",
+            }
+            for job_id, attempt, started_at in left
+        ],
+    )
+
+
+def _expire_overdue(session: Session) -> None:
+    overdue = session.scalars(queries.expire_overdue(MAX_RESCUED_AT_ONCE)).all()
+    if overdue:
+        log.info("deadlines passed", extra={"num_jobs": len(overdue)})

@@ -1,0 +1,140 @@
+"""The heartbeat: what a worker must see to at all times, on one thread.
+
+Every second it ends attempts that ran out of time or lost their right, and engines that
+hang; every fifteen it renews the leases of what runs, and reports that the worker lives.
+
+A running job is cancelled, expired or taken over in the database, by anybody. That nobody
+needs to tell this worker is what makes those three safe: here it finds out.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import queries
+from db.outcome import Fence
+from db.session import Database
+from worker.attempt import Attempt
+from worker.engine_client import EngineClient
+from worker.periodic_thread import PeriodicThread
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread of its own, so that no drain or long step keeps a lease from being renewed.
+
+    What needs no database comes first in a beat, so that an outage hides no engine that hangs;
+    leases are renewed even when what comes before that fails.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        settings: Settings,
+        *,
+        running: Callable[[], Collection[Attempt]],
+        clients: Iterable[EngineClient],
+        capacity: Callable[[], Mapping[str, int]],
+        engines: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        """capacity, engines: what is reported of this worker"""
+        self._database = database
+        self._owner = owner
+        self._settings = settings
+        self._running = running
+        self._clients = tuple(clients)
+        self._capacity = capacity
+        self._engines = engines
+        self._renewed_at = -math.inf
+        self._thread = PeriodicThread("heartbeat", settings.watch_seconds, self._beat)
+
+    def start(self) -> None:
+        """Report this worker once, so that the database is known to take it, and go on."""
+        self.report()
+        self._renewed_at = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and take this worker off the list of those that live."""
+        self._thread.stop()
+        try:
+            with self._database.write() as session:
+                session.execute(queries.forget_worker(self._owner))
+        except SQLAlchemyError as error:
+            log.warning("cannot sign off", extra={"error": type(error).__name__})
+
+    def _beat(self) -> float:
+        return self.beat(time.monotonic())
+
+    def beat(self, now: float) -> float:
+        """Do what is due at a monotonic time; returns the seconds until the next beat."""
+        self.end_overdue(now)
+        try:
+            self.end_lost()
+        finally:
+            if now >= self._renewed_at + self._settings.renew_seconds:
+                self.renew()
+                self.report()
+                self._renewed_at = now
+        until_renewal_seconds = self._renewed_at + self._settings.renew_seconds - now
+        return min(self._settings.watch_seconds, until_renewal_seconds)
+
+    def end_overdue(self, now: float) -> None:
+        """Fail attempts past their time limit, and end engines that say nothing for too long."""
+        for attempt in self._unfinished():
+            attempt.fail_if_overdue(now)
+        for client in self._clients:
+            client.kill_if_stalled(now, self._settings.stall_seconds)
+
+    def end_lost(self) -> None:
+        """Abandon attempts that may no longer write: cancelled, expired or taken over."""
+        running = self._unfinished()
+        if not running:
+            return
+        with self._database.read() as session:
+            rights: dict[UUID, int] = dict(
+                session.execute(queries.running_attempts(self._owner)).all()
+            )
+        # Over by now: committed while the database was asked.
+        lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]
+        for attempt in lost:
+            attempt.abandon()
+        if lost:
+            log.info("attempts abandoned", extra={"num_jobs": len(lost)})
+
+    def report(self) -> None:
+        """Write down that this worker lives, and what it runs and could run."""
+        with self._database.write() as session:
+            queries.report_worker(
+                session,
+                self._owner,
+                self._capacity(),
+                len(self._running()),
+                self._settings.lease_seconds,
+                self._engines(),
+            )
+
+    def renew(self) -> None:
+        """Renew the lease of every running attempt in one statement."""
+        job_ids = sorted(attempt.fence.job_id for attempt in self._running())
+        if job_ids:
+            with self._database.write() as session:
+                session.execute(
+                    queries.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
+                )
+
+    def _unfinished(self) -> list[Attempt]:
+        return [attempt for attempt in self._running() if not attempt.is_over]
+
+
+def holds(rights: Mapping[UUID, int], fence: Fence) -> bool:
+    """Whether the database still knows an attempt as its job's running one."""
+    return rights.get(fence.job_id) == fence.attempt
