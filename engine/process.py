@@ -82,7 +82,6 @@ def load_engine(spec: EngineSpec) -> Engine:
             return CTranslate2Backend.load(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
         from engine.backends.router import load
-        from engine.cpu.file_pages import release_library_pages
         from engine.kv_cache.free_memory import trim_heap
     except ImportError as error:
         raise Unloadable(
@@ -90,7 +89,6 @@ def load_engine(spec: EngineSpec) -> Engine:
             f"install it with: {INSTALL.get(spec.engine, INSTALL_ENGINE)}"
         ) from error
     engine = load(spec)
-    release_library_pages()
     trim_heap()
     return engine
 

@@ -29,6 +29,7 @@ class Model(BaseModel):
     engine: Literal["auto", "inflight", "exact", "ctranslate2", "vllm", "fake"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "bfloat16"] = "none"  # of the weights, on a CPU
+    cpu_kernels: bool = True  # on a CPU, what is compiled here; false: plain torch
     device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a model on a GPU

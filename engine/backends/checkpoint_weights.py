@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from engine.cpu.file_pages import release_tensor_pages
-
 MAX_NAMED = 3  # of each kind
 # Tables that older versions wrote beside the weights, and that a model computes by itself.
 COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|position_ids|inv_freq)$")
@@ -66,5 +64,4 @@ def not_finite(model: Any) -> list[str]:
             ends = torch.stack(torch.aminmax(parameter.detach()))
             if not bool(torch.isfinite(ends).all()):
                 found.append(name)
-            release_tensor_pages(parameter)  # it was only looked at
     return found

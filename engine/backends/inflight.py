@@ -23,7 +23,6 @@ from engine.backends.generate import (
 )
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
-from engine.cpu.optional import compiled
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.contiguous import SequenceCache
@@ -70,7 +69,6 @@ class InflightBackend:
         self.runner = runner
         self.running_sequences: dict[int, RunningSequence] = {}
         self.max_rows: int | None = None  # of one step, once memory was too small for more
-        self.compiled = compiled("kernels.argmax")
 
     def run(
         self, running: tuple[Sequence, ...], admitted: tuple[Sequence, ...]
@@ -184,8 +182,6 @@ class InflightBackend:
         """Of every row at once, since most need no more, and one read-back is enough."""
         if not any(each.choice.is_plain for each in running_sequences):
             return [0] * len(logits)  # nobody looks
-        if self.compiled is not None and self.compiled.can_argmax(logits):
-            return self.compiled.argmax(logits)  # type: ignore[no-any-return]  # a module
         return torch.argmax(logits, dim=-1).tolist()
 
     def _choose(

@@ -1,4 +1,4 @@
-"""Layout: the weights of a model laid out for the products of this machine, and tried.
+"""The weights of a model are laid out for the products of this machine, and the model is tried.
 
 Some models do more with a linear module than call it: they read its `weight`, or change it.
 So what a model says to a few tokens is compared before and after, and a model that says
@@ -17,8 +17,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from engine.backends.model_state import Freshness
 from engine.cpu.fusion import fuse
-from engine.cpu.linear import MakeLinear, best, can_pack, pack
-from engine.cpu.quantized import HalfLinear, Int8Linear
+from engine.cpu.linear import MakeLinear, can_pack, fastest_linear, pack
+from engine.cpu.quantized import HalfLinear, Int8Linear, PlainInt8Linear
+from engine.cpu.self_test import kernels_enabled
 from engine.errors import Unloadable
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
@@ -26,6 +27,7 @@ from engine.protocol.engine_spec import EngineSpec
 log = logging.getLogger(__name__)
 
 ROUNDED: dict[str, MakeLinear] = {"int8": Int8Linear, "bfloat16": HalfLinear}
+PLAIN_ROUNDED: dict[str, MakeLinear] = {"int8": PlainInt8Linear, "bfloat16": HalfLinear}
 # How far the logits may be from those before, relative to these: sums in another order, or
 # rounded weights. Something else altogether is off by about 1.
 MAX_OFF = {"none": 1e-3, "int8": 0.5, "bfloat16": 0.5}
@@ -56,11 +58,14 @@ def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
             f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "
             f"float32 on a CPU with oneDNN; this is {model.dtype} on {model.device}"
         )
-    make = best() if spec.quantization == "none" else ROUNDED[spec.quantization]
+    make = linear_layers_for(spec)
+    if make is None:
+        return
     before = attempt(model)
     if before is not None:
         try:
-            fuse(model)
+            if kernels_enabled(spec.cpu_kernels):
+                fuse(model)
             pack(model, make)
         except Exception as error:
             log.warning("laying out failed", extra={"error": error_location(error)})
@@ -78,6 +83,14 @@ def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
     log.warning("not laid out: it answers otherwise", extra={"model_type": model.config.model_type})
     if before is not None:
         renew(model, reload)
+
+
+def linear_layers_for(spec: EngineSpec) -> MakeLinear | None:
+    """Return the class of the model's linear layers; None for torch's own."""
+    compiled = kernels_enabled(spec.cpu_kernels)
+    if spec.quantization != "none":
+        return (ROUNDED if compiled else PLAIN_ROUNDED)[spec.quantization]
+    return fastest_linear() if compiled else None
 
 
 def renew(model: Any, reload: Callable[[], Any]) -> None:

@@ -1,6 +1,6 @@
-"""Chain: calls of compiled functions one after the other, for which the pool is woken once.
+"""CallTable: compiled functions run one after the other while the thread pool is woken once.
 
-Each ends on all threads before the next begins. Importing this fails where `compiled` does.
+All threads finish a call before the next begins.
 """
 
 from __future__ import annotations
@@ -13,33 +13,40 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from engine.cpu.thread_pool import LONG_BYTES, InPool, in_pool, longs_at, wait_for_all
+from engine.cpu.thread_pool import (
+    LONG_BYTES,
+    ParallelFunction,
+    compile_parallel,
+    longs_at,
+    wait_for_all,
+)
 
-Call = tuple[InPool, tuple[float, ...]]  # and what it is told
+Call = tuple[ParallelFunction, tuple[float, ...]]  # a function and its arguments
 
 CALLS, NUM_CALLS, CALL_BYTES = range(3)
 NUM_ARGUMENTS = 3
 
 
-class Chain:
-    """A table of calls, which may be changed between two runs."""
+class CallTable:
+    """Calls with their arguments, which may be changed between two runs."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        packed = [np.frombuffer(function.pack(*told), np.int64) for function, told in calls]
-        # (calls, 1 + what is told): the address of a function, 0 if there is no such call
+        packed = [np.frombuffer(run.pack(*arguments), np.int64) for run, arguments in calls]
+        # (calls, 1 + arguments) int64: a function's address, or 0 to leave the call out, and
+        # then its arguments.
         self.calls = np.zeros((len(calls), 1 + max(map(len, packed))), np.int64)
-        for row, (function, _), told in zip(self.calls, calls, packed, strict=True):
-            row[0], row[1 : 1 + len(told)] = function.address, told
+        for row, (run, _), arguments in zip(self.calls, calls, packed, strict=True):
+            row[0], row[1 : 1 + len(arguments)] = run.address, arguments
 
     def run(self, num_threads: int, only: int | None = None) -> None:
-        """only: the number of one call; None: all"""
+        """Run all calls, or only the call with the index `only`."""
         calls = self.calls if only is None else self.calls[only : only + 1]
         _run(num_threads, calls.ctypes.data, len(calls), calls.strides[0])
 
 
 @intrinsic
-def call(typing_context: Any, address: Any, told: Any) -> Any:
-    """A function that `in_pool` compiled. told: the address of what it is told"""
+def call(typing_context: Any, function: Any, arguments: Any) -> Any:
+    """Call a function that `compile_parallel` made. function, arguments: addresses"""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = ir.IntType(64).as_pointer()
@@ -53,11 +60,11 @@ def call(typing_context: Any, address: Any, told: Any) -> Any:
 def body(arguments: Any) -> None:
     a = carray(arguments, (NUM_ARGUMENTS,))
     for each in range(a[NUM_CALLS]):
-        at = a[CALLS] + each * a[CALL_BYTES]
-        function = carray(longs_at(at), (1,))[0]
+        address = a[CALLS] + each * a[CALL_BYTES]
+        function = carray(longs_at(address), (1,))[0]
         if function != 0:
-            call(function, at + LONG_BYTES)
+            call(function, address + LONG_BYTES)
             wait_for_all()
 
 
-_run = in_pool(body, "3q")
+_run = compile_parallel(body, "3q")

@@ -1,14 +1,13 @@
-"""FusedStep: a step of a model like LLaMA's as one chain of compiled calls.
+"""FusedStep: a whole step of a model like LLaMA's as one table of compiled calls.
 
-What `llama_layer` does layer by layer, and all that is before and behind it, where every
-product has panels: nobody waits for Python between two calls, and the memory that they pass
-on is made once. Importing this fails where `panels` does.
+It takes the place of the model's own code where every linear layer is a packed gemm of ours:
+nothing waits for Python between two calls, and the memory that they pass on is allocated once.
+The same table serves prompts, rows that decode, and both in one step.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from engine.attention.base import Spans
 from engine.cpu import packed_gemm
 from engine.cpu.attention_backend import CpuAttentionBackend
-from engine.cpu.call_table import Call, Chain
+from engine.cpu.call_table import Call, CallTable
 from engine.cpu.kernels import (
     activation,
     decode_attention,
@@ -27,44 +26,46 @@ from engine.cpu.kernels import (
     prefill_attention,
     rms_norm,
 )
-from engine.cpu.llama_layer import LlamaLayer
+from engine.cpu.merged_linear import LinearSlice
+from engine.cpu.self_test import agrees
 from engine.cpu.thread_pool import FLOAT_BYTES
 from engine.kv_cache.contiguous import rounded_up
 from engine.kv_cache.hf_cache import InflightSelfCache
 
-log = logging.getLogger(__name__)
-
-EMBED, COS, SIN, NUM_FIRST = range(4)  # before the layers
-# The calls of a layer, in their order. From PICK on, the last layer goes on with only the
-# tokens whose logits are asked for.
+EMBED, COS, SIN, NUM_FIRST = range(4)  # the calls before the layers
+# The calls of a layer, in their order. From GATHER_HIDDEN on, the last layer goes on with only
+# the tokens whose logits are requested.
 (
-    BEFORE, JOIN, ATTEND_ROWS, KEEP_PROMPTS, ATTEND_PROMPTS, PICK, PICK_ATTENDED, TO_WIDTH,
-    AFTER, TO_GATES, GATE, DOWN,
+    INPUT_NORM, QKV, DECODE, WRITE_PROMPTS, PREFILL, GATHER_HIDDEN, GATHER_ATTENDED, OUTPUT,
+    POST_NORM, GATE_UP, ACTIVATION, DOWN,
     NUM_CALLS,
 ) = range(13)  # fmt: skip
-NORM, HEAD, NUM_LAST = range(3)  # behind the layers
-# Where a call is told how many rows there are.
-ROWS_TOLD = ((BEFORE, rms_norm.NUM_ROWS), (JOIN, packed_gemm.NUM_ROWS))
-PICKED_ROWS_TOLD = (
-    (TO_WIDTH, packed_gemm.NUM_ROWS), (AFTER, rms_norm.NUM_ROWS), (TO_GATES, packed_gemm.NUM_ROWS),
-    (GATE, activation.NUM_ROWS), (DOWN, packed_gemm.NUM_ROWS),
+NORM, HEAD, NUM_LAST = range(3)  # the calls after the layers
+# Calls, and the argument of each that is the number of its rows.
+ROW_COUNTS = ((INPUT_NORM, rms_norm.NUM_ROWS), (QKV, packed_gemm.NUM_ROWS))
+GATHERED_ROW_COUNTS = (
+    (OUTPUT, packed_gemm.NUM_ROWS), (POST_NORM, rms_norm.NUM_ROWS),
+    (GATE_UP, packed_gemm.NUM_ROWS), (ACTIVATION, activation.NUM_ROWS),
+    (DOWN, packed_gemm.NUM_ROWS),
 )  # fmt: skip
-ATTENDING, PICKING = slice(ATTEND_ROWS, ATTEND_PROMPTS + 1), slice(PICK, PICK_ATTENDED + 1)
+ATTENTION = slice(DECODE, PREFILL + 1)
+GATHER = slice(GATHER_HIDDEN, GATHER_ATTENDED + 1)
 
-ROOM = 64  # for a multiple of so many tokens and positions
-# Others turn by angles that depend on the longest text of a step.
+LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
+# Other kinds of rotary embedding depend on the longest text of a step.
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
-NUM_TRIED = 12  # tokens
+CAPACITY_MULTIPLE = 64  # of tokens and positions
+NUM_TEST_TOKENS = 12
 
 Ints = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """For so many of each at most, and for just so many threads."""
+class Capacity:
+    """The largest step that the buffers hold, and the number of threads they are made for."""
 
     tokens: int = 0
-    asked: int = 0
+    logits: int = 0
     positions: int = 0
     threads: int = 0
 
@@ -72,208 +73,268 @@ class Room:
         return self == self.grown(other)
 
     def grown(self, other: Self) -> Self:
+        """Return the capacity that also holds `other`."""
         return type(self)(
-            max(self.tokens, rounded_up(other.tokens, ROOM)),
-            max(self.asked, other.asked),
-            max(self.positions, rounded_up(other.positions, ROOM)),
+            max(self.tokens, rounded_up(other.tokens, CAPACITY_MULTIPLE)),
+            max(self.logits, other.logits),
+            max(self.positions, rounded_up(other.positions, CAPACITY_MULTIPLE)),
             other.threads,
         )
 
 
+class Layer:
+    """The parts of a decoder layer of `transformers` that the table calls."""
+
+    def __init__(self, own: Any) -> None:
+        """own: a layer that `is_fusible`"""
+        self.qkv: Any = own.self_attn.q_proj.merged.linear
+        self.output: Any = own.self_attn.o_proj
+        self.gate_up: Any = own.mlp.gate_proj.merged.linear
+        self.down: Any = own.mlp.down_proj
+        self.input_norm, self.post_norm = own.input_layernorm, own.post_attention_layernorm
+
+    @property
+    def linears(self) -> tuple[Any, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
+
+
 class FusedStep:
+    """Runs steps for a decoder whose layers are `is_fusible`.
+
+    It holds on to every tensor whose address is in the table.
+    """
+
     def __init__(self, model: Any, attention: CpuAttentionBackend) -> None:
-        """model: all of whose layers are LlamaLayers, and whose products have panels"""
         decoder = model.get_decoder()
         self.attention = attention
-        self.embedding: Tensor = decoder.embed_tokens.weight
+        self.embedding: Tensor = decoder.embed_tokens.weight  # (vocab, width)
         self.rotary = decoder.rotary_emb
-        self.layers: list[LlamaLayer] = list(decoder.layers)
-        self.scale = self.layers[0].attention[2]
+        self.layers = [Layer(each) for each in decoder.layers]
+        self.scale = float(decoder.layers[0].self_attn.scaling)
         self.norm, self.head = decoder.norm, model.lm_head
-        self.room = Room()
+        self.capacity = Capacity()
 
-    def __call__(self, tokens: Ints, positions: Ints, asked: Ints | None = None) -> Tensor:
-        """tokens, positions: of the rows that the attention holds, and of the prompts after them
-        asked:   those whose logits are asked for; None: all
-        returns: (asked, vocab), good until the next step
+    def __call__(self, tokens: Ints, positions: Ints, logits_indices: Ints | None = None) -> Tensor:
+        """Run a step for the rows that the attention holds, and for the prompts after them.
+
+        tokens, positions: of the rows and then of the prompts' tokens
+        logits_indices:    the tokens whose logits are requested, in order; None: all
+        returns: (requested, vocab) float32, overwritten by the next step
+        raises:  IndexError for a token without an embedding
         """
         ids, places = np.array(tokens), np.array(positions)
-        picked = None if asked is None else np.array(asked)
-        num_asked = len(ids if picked is None else picked)
+        indices = None if logits_indices is None else np.array(logits_indices)
+        num_logits = len(ids if indices is None else indices)
         if not 0 <= ids.min() <= ids.max() < len(self.embedding):
             raise IndexError("a token that the model has no embedding of")
-        self._make_room(Room(len(ids), num_asked, int(places.max()) + 1, torch.get_num_threads()))
+        self._reserve(
+            Capacity(len(ids), num_logits, int(places.max()) + 1, torch.get_num_threads())
+        )
         self.first[EMBED, gather_rows.INDEX] = ids.ctypes.data
         self.first[[COS, SIN], gather_rows.INDEX] = places.ctypes.data
         self.first[:, gather_rows.NUM_ROWS] = len(ids)
-        for call, place in ROWS_TOLD:
-            self.told[:, call, place] = len(ids)
-        for call, place in PICKED_ROWS_TOLD:
-            self.told[:-1, call, place], self.told[-1, call, place] = len(ids), num_asked
-        self.last[NORM, rms_norm.NUM_ROWS] = self.last[HEAD, packed_gemm.NUM_ROWS] = num_asked
-        self._tell_attention()
-        self._tell_picked(picked)
-        self.chain.run(self.room.threads)
-        return self.logits[:num_asked]
+        for call, argument in ROW_COUNTS:
+            self.arguments[:, call, argument] = len(ids)
+        for call, argument in GATHERED_ROW_COUNTS:
+            self.arguments[:-1, call, argument] = len(ids)
+            self.arguments[-1, call, argument] = num_logits
+        self.last[NORM, rms_norm.NUM_ROWS] = self.last[HEAD, packed_gemm.NUM_ROWS] = num_logits
+        self._prepare_attention()
+        self._prepare_gather(indices)
+        self.table.run(self.capacity.threads)
+        return self.logits[:num_logits]
 
-    def _tell_attention(self) -> None:
+    def _prepare_attention(self) -> None:
         attention = self.attention
-        self.told[:, ATTENDING, : len(attention.unchanging)] = attention.unchanging
-        for call, function, table in (
-            (ATTEND_ROWS, attention.run, attention.rows_table),
-            (KEEP_PROMPTS, prefill_attention.keep_prompts, attention.prompts_table),
-            (ATTEND_PROMPTS, prefill_attention.attend_prompts, attention.prompts_table),
+        self.arguments[:, ATTENTION, : len(attention.first_arguments)] = attention.first_arguments
+        for call, function, slots in (
+            (DECODE, decode_attention.run, attention.rows_table),
+            (WRITE_PROMPTS, prefill_attention.write_prompts, attention.prompts_table),
+            (PREFILL, prefill_attention.attend_prompts, attention.prompts_table),
         ):
-            self.functions[:, call] = function.address if table.num_slots else 0
-            self.told[:, call, decode_attention.NUM_SLOTS] = table.num_slots
-            self.told[:, call, decode_attention.SLOTS] = table.of_layers()
+            self.functions[:, call] = function.address if slots.num_slots else 0
+            self.arguments[:, call, decode_attention.NUM_SLOTS] = slots.num_slots
+            self.arguments[:, call, decode_attention.SLOTS] = slots.of_layers()
 
-    def _tell_picked(self, picked: np.ndarray | None) -> None:
-        of_last = self.told[-1]
-        self.functions[-1, PICKING] = 0 if picked is None else gather_rows.run.address
-        if picked is not None:
-            of_last[PICKING, gather_rows.INDEX] = picked.ctypes.data
-            of_last[PICKING, gather_rows.NUM_ROWS] = len(picked)
-        taken_from = gather_rows.SOURCE if picked is None else gather_rows.OUT
-        of_last[TO_WIDTH, packed_gemm.ROWS] = of_last[PICK_ATTENDED, taken_from]
-        of_last[TO_WIDTH, packed_gemm.OTHERS] = of_last[PICK, taken_from]
+    def _prepare_gather(self, indices: np.ndarray | None) -> None:
+        """Let the last layer go on with the rows at the indices only; None: with all."""
+        of_last = self.arguments[-1]
+        self.functions[-1, GATHER] = 0 if indices is None else gather_rows.run.address
+        if indices is not None:
+            of_last[GATHER, gather_rows.INDEX] = indices.ctypes.data
+            of_last[GATHER, gather_rows.NUM_ROWS] = len(indices)
+        source = gather_rows.SOURCE if indices is None else gather_rows.OUT
+        of_last[OUTPUT, packed_gemm.ROWS] = of_last[GATHER_ATTENDED, source]
+        of_last[OUTPUT, packed_gemm.RESIDUAL] = of_last[GATHER_HIDDEN, source]
 
-    def _make_room(self, needed: Room) -> None:
-        """Memory, and calls that know where it is."""
-        if self.room.holds(needed):
+    def _reserve(self, needed: Capacity) -> None:
+        """Allocate larger buffers, and a table that has their addresses, if they are needed."""
+        if self.capacity.holds(needed):
             return
-        self.room = room = self.room.grown(needed)
-        self.buffers: list[Tensor] = []  # the old ones go before there are others
-        products: Any = self.layers[0].products
-        join, to_width, to_gates, down = products
+        self.capacity = capacity = self.capacity.grown(needed)
+        self.buffers: list[Tensor] = []  # the old ones are freed before there are others
+        layer = self.layers[0]
         width, head_size = self.embedding.shape[1], self.attention.shape.head_size
         self.buffers = [
-            torch.empty(room.tokens * size)
+            torch.empty(capacity.tokens * size)
             for size in (
                 width, width, width,
-                max(join.out_features, to_gates.out_features),
-                max(to_width.in_features, down.in_features),
+                max(layer.qkv.out_features, layer.gate_up.out_features),
+                max(layer.output.in_features, layer.down.in_features),
                 head_size, head_size,
             )
         ]  # fmt: skip
-        self.logits = torch.empty((room.asked, self.head.out_features))
-        self.scratch = packed_gemm.new_scratch(room.threads)
-        turns = self.rotary(self.embedding, position_ids=torch.arange(room.positions)[None])
-        self.turns = [each.contiguous() for each in turns]
-        self._make_chain(*(each.data_ptr() for each in self.buffers))
+        self.logits = torch.empty((capacity.logits, self.head.out_features))
+        self.scratch = packed_gemm.new_scratch(capacity.threads)
+        rotations = self.rotary(self.embedding, position_ids=torch.arange(capacity.positions)[None])
+        self.rotations = [each.contiguous() for each in rotations]
+        self._make_table(*(each.data_ptr() for each in self.buffers))
 
-    def _make_chain(
+    def _make_table(
         self, hidden: int, middle: int, normed: int, wide: int, narrow: int, cos: int, sin: int
     ) -> None:
-        """What stays from step to step; zeros are told in each. All are addresses."""
+        """Fill in what stays from step to step; what changes is 0. All are addresses."""
         width, scratch = self.embedding.shape[1], self.scratch.ctypes.data
-        all_cos, all_sin = (each.data_ptr() for each in self.turns)
+        all_cos, all_sin = (each.data_ptr() for each in self.rotations)
         head_size = self.attention.shape.head_size
 
-        def norm(rows: int, weight: Tensor, eps: float) -> Call:
-            return rms_norm.run, (rows, weight.data_ptr(), normed, 0, width, eps)
+        def norm(rows: int, module: Any) -> Call:
+            weight, eps = module.weight.data_ptr(), module.variance_epsilon
+            return rms_norm.run, (rows, weight, normed, 0, width, eps)
 
-        def product(linear: Any, rows: int, others: int, out: int) -> Call:
-            return packed_gemm.run, linear.told(rows, linear.in_features, 0, others, out, scratch)
+        def gemm(linear: Any, rows: int, residual: int, out: int) -> Call:
+            return packed_gemm.run, linear.arguments(
+                rows, linear.in_features, 0, residual, out, scratch
+            )
 
-        def layer(products: tuple[Any, ...], norms: tuple[Any, ...]) -> list[Call]:
-            (join, to_width, to_gates, down), (before, after) = products, norms
-            attended, inner = to_width.in_features, down.in_features
-            turned = self.attention.told_turned(wide, attended, cos, sin, self.scale, narrow)
+        def calls_of(layer: Layer) -> list[Call]:
+            attended, inner = layer.output.in_features, layer.down.in_features
+            attention = self.attention.merged_arguments(
+                wide, attended, cos, sin, self.scale, narrow
+            )
             up, stride = wide + inner * FLOAT_BYTES, 2 * inner
             return [
-                norm(hidden, *before),
-                product(join, normed, 0, wide),
-                *[(self.attention.run, (0, 0, 0, 0, 0, 0, *turned))] * 3,
+                norm(hidden, layer.input_norm),
+                gemm(layer.qkv, normed, 0, wide),
+                *[(decode_attention.run, (0, 0, 0, 0, 0, 0, *attention))] * 3,
                 (gather_rows.run, (hidden, 0, normed, 0, width)),
                 (gather_rows.run, (narrow, 0, wide, 0, attended)),
-                product(to_width, narrow, hidden, middle),
-                norm(middle, *after),
-                product(to_gates, normed, 0, wide),
+                gemm(layer.output, narrow, hidden, middle),
+                norm(middle, layer.post_norm),
+                gemm(layer.gate_up, normed, 0, wide),
                 (activation.run, (wide, up, narrow, 0, inner, stride, stride)),
-                product(down, narrow, middle, hidden),
+                gemm(layer.down, narrow, middle, hidden),
             ]
 
-        self.chain = Chain(
+        self.table = CallTable(
             [
                 (gather_rows.run, (self.embedding.data_ptr(), 0, hidden, 0, width)),
                 (gather_rows.run, (all_cos, 0, cos, 0, head_size)),
                 (gather_rows.run, (all_sin, 0, sin, 0, head_size)),
-                *(call for each in self.layers for call in layer(each.products, each.norms)),
-                norm(hidden, self.norm.weight, self.norm.variance_epsilon),
-                product(self.head, normed, 0, self.logits.data_ptr()),
+                *(call for each in self.layers for call in calls_of(each)),
+                norm(hidden, self.norm),
+                gemm(self.head, normed, 0, self.logits.data_ptr()),
             ]
         )
-        calls, num_layers = self.chain.calls, len(self.layers)
+        calls, num_layers = self.table.calls, len(self.layers)
         self.first, self.last = calls[:NUM_FIRST, 1:], calls[-NUM_LAST:, 1:]
         of_layers = calls[NUM_FIRST:-NUM_LAST].reshape(num_layers, NUM_CALLS, -1)
-        # (layers, calls), (layers, calls, numbers)
-        self.functions, self.told = of_layers[:, :, 0], of_layers[:, :, 1:]
-        self.functions[:, PICKING] = 0
+        # (layers, calls) and (layers, calls, arguments)
+        self.functions, self.arguments = of_layers[:, :, 0], of_layers[:, :, 1:]
+        self.functions[:, GATHER] = 0
 
 
 def fused_step_for(model: Any, attention: Any) -> FusedStep | None:
-    """One, if the model has what it is made of, and gives the same so."""
+    """Return the fused step of a model; None where it does not fit or disagrees with the model.
+
+    model: packed and fused; attention: its backend for a row's own tokens
+    """
+    if not isinstance(attention, CpuAttentionBackend) or not attention.has_prefill():
+        return None
     if not can_be_fused(model):
         return None
-    chain = FusedStep(model, attention)
-    if does_the_same(chain, model):
-        return chain
-    log.warning("not chained: it does something else", extra={"kind": type(model).__name__})
-    return None
+    step = FusedStep(model, attention)
+
+    def fused() -> Iterator[Tensor]:
+        return trial_logits(
+            attention, lambda trial: step(trial.ids, trial.positions, trial.indices)
+        )
+
+    def plain() -> Iterator[Tensor]:
+        return trial_logits(attention, lambda trial: trial.logits_of(model))
+
+    return step if agrees("fused step", fused, plain) else None
 
 
 def can_be_fused(model: Any) -> bool:
+    """Return whether the model consists of the parts that the table calls."""
     decoder = model.get_decoder()
     layers, head = getattr(decoder, "layers", ()), getattr(model, "lm_head", None)
-    if not len(layers) or not all(isinstance(each, LlamaLayer) for each in layers):
-        return False
     embedding = getattr(decoder, "embed_tokens", None)
     return (
-        type(embedding) is nn.Embedding
+        len(layers) > 0
+        and all(map(is_fusible, layers))
+        and type(embedding) is nn.Embedding
         and embedding.weight.dtype == torch.float32
         and embedding.weight.is_contiguous()
-        and type(decoder.norm).__name__ == "RMSNorm"
+        and isinstance(decoder.norm, rms_norm.RMSNorm)
         and getattr(decoder.rotary_emb, "rope_type", None) in ROPE_TYPES
-        and all(
-            isinstance(product, packed_gemm.PackedGemmLinear)
-            for product in (head, *(each for layer in layers for each in layer.products))
-        )
+        and isinstance(head, packed_gemm.PackedGemmLinear)
     )
 
 
-@torch.inference_mode()
-def does_the_same(chain: FusedStep, model: Any) -> bool:
-    """For a prompt, and for one more token with another prompt beside it."""
-    attention = chain.attention
-    cache = InflightSelfCache(attention.shape, attention)
-    draw = torch.Generator().manual_seed(0)
-    half, vocab_size = NUM_TRIED // 2, len(chain.embedding)
-    tokens = torch.randint(0, vocab_size, (NUM_TRIED,), generator=draw).tolist()
-    first, second = attention.new_slot(1), attention.new_slot(2)
+def is_fusible(layer: Any) -> bool:
+    """Return whether a decoder layer is of a known kind, with every part packed and fused."""
+    return (
+        type(layer).__name__ in LAYERS
+        and isinstance(layer.mlp, activation.SiluAndMulMLP)
+        and isinstance(layer.input_layernorm, rms_norm.RMSNorm)
+        and isinstance(layer.post_attention_layernorm, rms_norm.RMSNorm)
+        and isinstance(layer.self_attn.q_proj, LinearSlice)
+        and isinstance(layer.mlp.gate_proj, LinearSlice)
+        and all(isinstance(each, packed_gemm.PackedGemmLinear) for each in Layer(layer).linears)
+    )
 
-    def is_same(spans: Spans, positions: list[int], asked: list[int] | None = None) -> bool:
-        ids = tokens[: len(positions)]
-        expected = model(
-            torch.tensor([ids]),
-            position_ids=torch.tensor([positions]),
-            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool),  # looked at by nobody
-            past_key_values=cache,
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A step of the self-test; the attention holds its slots."""
+
+    cache: InflightSelfCache
+    spans: Spans
+    ids: list[int]
+    positions: list[int]
+    indices: list[int]
+
+    def logits_of(self, model: Any) -> Tensor:
+        """Return (indices, vocab), by the model's own code or by its fused step."""
+        if isinstance(model, FusedStep):
+            return model(self.ids, self.positions, self.indices)
+        logits: Tensor = model(
+            torch.tensor([self.ids]),
+            position_ids=torch.tensor([self.positions]),
+            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool),  # not used by our attention
+            past_key_values=self.cache,
             use_cache=True,
-            spans=spans,
+            spans=self.spans,
         ).logits[0]
-        found = chain(ids, positions, asked)
-        return torch.allclose(found, expected[asked or slice(None)], rtol=1e-4, atol=1e-4)
+        return logits[self.indices]
 
-    try:
-        spans = ((0, half),)
-        cache.hold_prompts([first], spans)
-        if not is_same(spans, list(range(half))):
-            return False
-        first.filled(half)
-        cache.hold([first])
-        spans = ((0, NUM_TRIED - 1),)
-        cache.hold_prompts([second], spans, num_stepping=1)
-        return is_same(spans, [half, *range(NUM_TRIED - 1)], [0, NUM_TRIED - 1])
-    except Exception:  # it wants or returns something else
-        return False
+
+def trial_logits(
+    attention: CpuAttentionBackend, logits_of: Callable[[Trial], Tensor]
+) -> Iterator[Tensor]:
+    """Yield the logits of a prompt, and of one more token with another prompt beside it."""
+    cache = InflightSelfCache(attention.shape, attention)
+    ids = [3 * each % 7 for each in range(NUM_TEST_TOKENS)]
+    first, second = attention.new_slot(1), attention.new_slot(2)
+    half = NUM_TEST_TOKENS // 2
+    spans: Spans = ((0, half),)
+    cache.hold_prompts([first], spans)
+    yield logits_of(Trial(cache, spans, ids[:half], list(range(half)), list(range(half)))).clone()
+    first.filled(half)
+    cache.hold([first])
+    spans = ((0, NUM_TEST_TOKENS - 1),)
+    cache.hold_prompts([second], spans, num_stepping=1)
+    positions = [half, *range(NUM_TEST_TOKENS - 1)]
+    yield logits_of(Trial(cache, spans, ids, positions, [0, NUM_TEST_TOKENS - 1])).clone()

@@ -1,7 +1,7 @@
-"""MergedLinear: products of the same rows with several matrices, computed as one.
+"""MergedLinear: one product in the place of several that read the same rows.
 
-A model's own code asks for queries, keys and values one by one. One large product reads its
-weights faster than three small ones, and wakes the threads once.
+A model's own code calls its projections to queries, keys and values one by one. One large
+product reads its weights faster than three small ones, and wakes the threads once.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ GROUPS = (
     ("gate_proj", "up_proj"),
     ("wi_0", "wi_1"),
 )
-# In these the queries are of others than the keys.
-CROSSING = ("encoder_attn", "EncDecAttention", "cross_attn", "crossattention")
+# Modules whose queries are made of other rows than their keys and values.
+CROSS_ATTENTION = ("encoder_attn", "EncDecAttention", "cross_attn", "crossattention")
 
 
 class MergedLinear:
-    """Holds a product until each part of it was fetched."""
+    """Computes the product at the first slice's call, and holds it until the last one's."""
 
-    def __init__(self, linear: nn.Module, num_parts: int) -> None:
+    def __init__(self, linear: nn.Module, num_slices: int) -> None:
         self.linear = linear
-        self.num_parts = num_parts
+        self.num_slices = num_slices
         self.rows: Tensor | None = None
         self.product: Tensor | None = None
         self.num_left = 0
 
-    def fetch(self, rows: Tensor) -> Tensor:
+    def product_of(self, rows: Tensor) -> Tensor:
+        """Return the product of all slices. rows: (..., in); returns (..., sum of all out)"""
         if self.rows is not rows or self.product is None:
-            self.rows, self.product, self.num_left = rows, self.linear(rows), self.num_parts
+            self.rows, self.product, self.num_left = rows, self.linear(rows), self.num_slices
         product = self.product
         self.num_left -= 1
         if self.num_left == 0:
@@ -42,25 +43,26 @@ class MergedLinear:
         return product
 
 
-class Part(nn.Module):
-    """Stands in for one of the linear modules."""
+class LinearSlice(nn.Module):
+    """Stands in for one of the linear modules: some outputs of the merged one."""
 
-    def __init__(self, together: MergedLinear, first: int, weight: Tensor) -> None:
-        """first: of its outputs, among those of all; weight: (out, in), which it does not keep"""
+    def __init__(self, merged: MergedLinear, first_output: int, weight: Tensor) -> None:
+        """weight: (out, in) of the module that is replaced, for its sizes and its type only"""
         super().__init__()
-        self.together = together
+        self.merged = merged
         self.out_features, self.in_features = weight.shape
-        self.first = first
+        self.first_output = first_output
         self.weight = weight.new_empty(0)  # some models look at the type of their weights
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.together.fetch(x).narrow(-1, self.first, self.out_features)
+        """x: (..., in); returns (..., out), a view of the merged product"""
+        return self.merged.product_of(x).narrow(-1, self.first_output, self.out_features)
 
 
-def groups_of(module: nn.Module, name: str) -> Iterator[tuple[str, ...]]:
-    """Names of those children that can be computed together. name: of the module"""
+def mergeable_children(module: nn.Module, path: str) -> Iterator[tuple[str, ...]]:
+    """Yield the names of children that can be merged. path: the module's name in its model"""
     for group in GROUPS:
-        names = group[1:] if name.endswith(CROSSING) else group
+        names = group[1:] if path.endswith(CROSS_ATTENTION) else group
         children = [getattr(module, each, None) for each in names]
         linears = [each for each in children if type(each) is nn.Linear]
         # In a cross-attention by another name they may not even be of the same width.
@@ -68,8 +70,8 @@ def groups_of(module: nn.Module, name: str) -> Iterator[tuple[str, ...]]:
             yield names
 
 
-def joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias of all."""
+def concatenate(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Return the weight (sum of all out, in) and the bias (sum of all out,) of a merged module."""
     weight = torch.cat([each.weight.detach() for each in linears])
     if all(each.bias is None for each in linears):
         return weight, None

@@ -1,10 +1,9 @@
-"""Panels: weights laid out for products of any number of rows, in float32, compiled.
+"""PackedGemmLinear: a float32 linear layer whose product is compiled here.
 
-A panel has the weights of as many outputs as two registers hold, input by input, so that they
-are read once and in order; a tile of eight rows is multiplied with it in registers (Goto and
-van de Geijn, 2008, doi:10.1145/1356052.1356053). An output is added up in the same order
-whatever rows come with it: the same bits alone and in company. Importing this fails where
-`compiled` does, and where there are too few registers for such a tile.
+The weights of as many outputs as two registers hold lie input by input in a panel, so that they
+are read once and in order; a tile of eight rows is multiplied with a panel in registers (Goto and
+van de Geijn, 2008, doi:10.1145/1356052.1356053). An output is summed in the same order whatever
+rows come with it: a row's product has the same bits alone and in company.
 """
 
 from __future__ import annotations
@@ -18,38 +17,38 @@ from torch import Tensor, nn
 
 from engine.cpu.captured_ops import captured_call
 from engine.cpu.kernels.decode_attention import copy
-from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, tile
+from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, microkernel
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.linear import refuse_width
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
-    by_rows,
+    as_rows,
+    compile_parallel,
     fast,
     floats_at,
-    in_pool,
     own_share,
     thread_number,
     threads_for,
 )
 
-if LANES < 16:
-    raise ImportError("a tile of eight rows needs registers of 16 floats")
-
+HAS_WIDE_REGISTERS = LANES >= 16  # with fewer a tile spills, and oneDNN's product is faster
 PANEL_WIDTH = 2 * LANES
 MIN_PRODUCTS_A_THREAD = 2**18  # below it waking a thread costs more
 
 (
     ROWS, ROW_STRIDE, NUM_ROWS, DEPTH,
-    PANELS, WIDTH, BIAS,
-    OTHERS,  # what is added; 0: nothing
+    WEIGHTS, WIDTH, BIAS,
+    RESIDUAL,  # added to the product; 0: nothing
     OUT, SCRATCH,
     NUM_ARGUMENTS,
 ) = range(11)  # fmt: skip
 
-multiply = tile(2)
+multiply = microkernel(2)
 
 
 class PackedGemmLinear(nn.Module):
+    """A linear layer whose weights lie in panels."""
+
     MIN_WEIGHTS: ClassVar[int] = 1024
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -57,62 +56,51 @@ class PackedGemmLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        # Some models look at the type of their weights. The numbers are in `panels` only.
+        # Some models look at the type of their weights. The numbers are in `packed_weight` only.
         self.weight = weight.new_empty(0)
-        self.panels = pack_panels(weight)
+        self.packed_weight = pack_weight(weight)
         self.scratch = new_scratch(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in) float32"""
-        return self._product(x, None)
-
-    def plus(self, x: Tensor, others: Tensor) -> Tensor:
-        """others + forward(x), written once."""
-        return self._product(x, others.contiguous())
-
-    def _product(self, x: Tensor, others: Tensor | None) -> Tensor:
+        """x: (..., in) float32; returns (..., out)"""
         refuse_width(x, self.in_features)
+        if x.dtype != torch.float32:
+            raise TypeError(f"rows in {x.dtype} for a product in float32")
         out = torch.empty((*x.shape[:-1], self.out_features))
-        for each in (x,) if others is None else (x, others):
-            if each.dtype != torch.float32:
-                raise TypeError(f"rows in {each.dtype} for a product in float32")
-        if others is not None and others.shape != out.shape:
-            raise ValueError(f"{tuple(others.shape)} cannot be added to {tuple(out.shape)}")
-        captured_call(self._multiply, by_rows(x), others, out)
+        captured_call(self._multiply, as_rows(x), out)
         return out
 
-    def _multiply(self, rows: Tensor, others: Tensor | None, out: Tensor) -> None:
+    def _multiply(self, rows: Tensor, out: Tensor) -> None:
+        """rows: (rows, in), which may be a part of wider rows; out: (..., out)"""
         num_rows, depth = rows.shape
         num_threads = threads_for(num_rows * depth * self.out_features, MIN_PRODUCTS_A_THREAD)
         if len(self.scratch) < num_threads:
             self.scratch = new_scratch(num_threads)
+        scratch = self.scratch.ctypes.data
         run(
             num_threads,
-            *self.told(
-                rows.data_ptr(), rows.stride(0), num_rows,
-                0 if others is None else others.data_ptr(), out.data_ptr(),
-                self.scratch.ctypes.data,
-            ),
-        )  # fmt: skip
+            *self.arguments(rows.data_ptr(), rows.stride(0), num_rows, 0, out.data_ptr(), scratch),
+        )
 
-    def told(
-        self, rows: int, row_stride: int, num_rows: int, others: int, out: int, scratch: int
+    def arguments(
+        self, rows: int, row_stride: int, num_rows: int, residual: int, out: int, scratch: int
     ) -> tuple[int, ...]:
-        """What `run` is told. rows, others, out, scratch: addresses"""
+        """Return what `run` takes. rows, residual, out, scratch: addresses; residual may be 0"""
         return (
-            rows, row_stride, num_rows, self.in_features, self.panels.data_ptr(),
-            self.out_features, 0 if self.bias is None else self.bias.data_ptr(), others, out,
+            rows, row_stride, num_rows, self.in_features, self.packed_weight.data_ptr(),
+            self.out_features, 0 if self.bias is None else self.bias.data_ptr(), residual, out,
             scratch,
         )  # fmt: skip
 
 
 def new_scratch(num_threads: int) -> np.ndarray:
-    """A tile for each, for the panel that is wider than what is left of the outputs."""
+    """Return (threads, TILE_ROWS, PANEL_WIDTH): room for a tile of the last panel, which may be
+    wider than the outputs that are left."""
     return np.empty((num_threads, TILE_ROWS, PANEL_WIDTH), np.float32)
 
 
-def pack_panels(weight: Tensor) -> Tensor:
-    """weight: (out, in); returns (panels, in, PANEL_WIDTH), filled up with zeros"""
+def pack_weight(weight: Tensor) -> Tensor:
+    """Lay out a weight. weight: (out, in); returns (panels, in, PANEL_WIDTH), zero-padded"""
     num_outputs, depth = weight.shape
     num_whole, num_left = divmod(num_outputs, PANEL_WIDTH)
     panels = torch.empty((num_whole + (num_left > 0), depth, PANEL_WIDTH))
@@ -125,7 +113,7 @@ def pack_panels(weight: Tensor) -> Tensor:
 
 @fast
 def add(source: Any, target: Any, size: Any) -> None:
-    """source, target: addresses"""
+    """Add `size` floats at the address `source` to those at `target`."""
     added, total = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
     for each in range(size):
         total[each] += added[each]
@@ -133,12 +121,15 @@ def add(source: Any, target: Any, size: Any) -> None:
 
 @fast
 def multiply_tile(a: Any, panel: Any, first: Any, num_rows: Any, scratch: Any) -> None:
-    """Up to TILE_ROWS rows from the `first` on, with one panel. scratch: the thread's"""
+    """Multiply up to TILE_ROWS rows, from row `first` on, by one panel.
+
+    a: the arguments; scratch: the address of the thread's own tile
+    """
     depth, width, left_stride = a[DEPTH], a[WIDTH], a[ROW_STRIDE]
     begin = panel * PANEL_WIDTH
     num_columns = min(PANEL_WIDTH, width - begin)
     left = a[ROWS] + first * left_stride * FLOAT_BYTES
-    right = a[PANELS] + begin * depth * FLOAT_BYTES
+    right = a[WEIGHTS] + begin * depth * FLOAT_BYTES
     result = a[OUT] + (first * width + begin) * FLOAT_BYTES
     out, stride = (result, width) if num_columns == PANEL_WIDTH else (scratch, PANEL_WIDTH)
     multiply(num_rows, left, left_stride, right, PANEL_WIDTH, depth, out, stride)
@@ -146,14 +137,14 @@ def multiply_tile(a: Any, panel: Any, first: Any, num_rows: Any, scratch: Any) -
         target = out + row * stride * FLOAT_BYTES
         if a[BIAS] != 0:
             add(a[BIAS] + begin * FLOAT_BYTES, target, num_columns)
-        if a[OTHERS] != 0:
-            add(a[OTHERS] + ((first + row) * width + begin) * FLOAT_BYTES, target, num_columns)
+        if a[RESIDUAL] != 0:
+            add(a[RESIDUAL] + ((first + row) * width + begin) * FLOAT_BYTES, target, num_columns)
         if num_columns < PANEL_WIDTH:
             copy(target, result + row * width * FLOAT_BYTES, num_columns)
 
 
 def body(arguments: Any) -> None:
-    """What each thread runs: its share of the tiles, panel after panel."""
+    """Compute the calling thread's share of the tiles, panel after panel."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     scratch = a[SCRATCH] + np.int64(thread_number()) * TILE_ROWS * PANEL_WIDTH * FLOAT_BYTES
     num_panels = (a[WIDTH] + PANEL_WIDTH - 1) // PANEL_WIDTH
@@ -167,4 +158,4 @@ def body(arguments: Any) -> None:
         multiply_tile(a, panel, first, behind - first, scratch)
 
 
-run = in_pool(body, "10q")
+run = compile_parallel(body, "10q")

@@ -1,48 +1,56 @@
-"""Weights in int8 or bfloat16, for a CPU: less to read in a step, and quicker products.
+"""Linear layers with rounded weights, int8 or bfloat16: less to read, and faster products.
 
-What is not a product stays in float32. An answer may differ from that in float32; how
+Everything but the products stays in float32. An answer may differ from that in float32; how
 often is in docs/performance.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from engine.cpu.linear import ROWS_HINT, PackedLinear, refuse_width
-from engine.cpu.optional import compiled
+from engine.cpu.self_test import agrees, kernel_module
 
 AMX_ROWS = 32
 ZERO = 128  # the byte that stands for 0.0 in rounded rows
+RoundRows = Callable[[Tensor], tuple[Tensor, Tensor]]  # as `round_rows`
 
 
 class Int8Linear(nn.Module):
-    """Weights in int8 with a scale for each output, rows rounded with a scale for each row.
+    """A linear layer of int8 weights with a scale for each output, and a scale for each row.
 
-    The products are of integers and so exact, and no row's scale looks at another row: an
+    The products are of integers and so exact, and a row's scale depends on no other row: an
     answer is the same, bit by bit, whatever shares its step.
     """
 
     MIN_WEIGHTS: ClassVar[int] = PackedLinear.MIN_WEIGHTS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: (out, in) float32"""
+        """weight: (out, in) float32; bias: (out,)"""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.weight = weight.new_empty(0)  # some models look at the type of their weights
         scales = weight.abs().amax(dim=1).clamp_(min=1e-30) / 127
-        # oneDNN reads it row by row, whatever its strides say; GPT-2's are transposed.
+        # oneDNN's prepack ignores strides, and GPT-2's weights are transposed.
         rounded = torch.round(weight / scales[:, None]).to(torch.int8).contiguous()
         self.scales = scales
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, [ROWS_HINT, self.in_features])
-        self.round_rows = rounding()
+        self.round_rows = self.rounding()
+
+    @staticmethod
+    def rounding() -> RoundRows:
+        """Return what rounds the rows."""
+        return compiled_rounding()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in) float32; returns (..., out)"""
         refuse_width(x, self.in_features)
         rows, row_scales = self.round_rows(x.reshape(-1, self.in_features))
         y = torch.ops.onednn.qlinear_pointwise(
@@ -55,13 +63,21 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)  # type: ignore[no-any-return]  # a tensor
 
 
+class PlainInt8Linear(Int8Linear):
+    """The same layer, with nothing of ours compiled."""
+
+    @staticmethod
+    def rounding() -> RoundRows:
+        return round_rows
+
+
 class HalfLinear(nn.Module):
-    """Weights and what they are multiplied with in bfloat16, sums in float32."""
+    """A linear layer of bfloat16 weights and rows, whose sums are in float32."""
 
     MIN_WEIGHTS: ClassVar[int] = PackedLinear.MIN_WEIGHTS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: (out, in) float32"""
+        """weight: (out, in) float32; bias: (out,)"""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
@@ -70,6 +86,7 @@ class HalfLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(half, ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in) float32; returns (..., out) float32"""
         refuse_width(x, self.in_features)
         half = x.reshape(-1, self.in_features).to(torch.bfloat16)
         if torch.cpu._is_amx_tile_supported():
@@ -82,21 +99,38 @@ class HalfLinear(nn.Module):
     def _product_of_few(self, rows: Tensor) -> Tensor:
         """rows: (at most AMX_ROWS, in) bfloat16; returns (rows, out) in bfloat16.
 
-        With AMX, oneDNN adds the same row up in another order where more rows are beside it, or
-        an odd number of them. So it always gets the same number.
+        With AMX, oneDNN sums the same row in another order where more rows are beside it, or an
+        odd number of them. So it always gets the same number.
         """
         padded = nn.functional.pad(rows, (0, 0, 0, AMX_ROWS - len(rows)))
         y = torch.ops.mkldnn._linear_pointwise(padded, self.packed, None, "none", [], "")
         return y[: len(rows)]  # type: ignore[no-any-return]  # a tensor
 
 
-def rounding() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The compiled one, or the same by torch."""
-    module = compiled("kernels.quantize_rows")
-    return round_rows if module is None else module.round_rows
+@cache
+def compiled_rounding() -> RoundRows:
+    """Return the compiled `round_rows`, or torch's where there is none that agrees with it."""
+    module = kernel_module("kernels.quantize_rows")
+    if module is None:
+        return round_rows
+    rows = torch.randn((3, 70), generator=torch.Generator().manual_seed(0))
+
+    def restored(rounding: RoundRows) -> list[Tensor]:
+        rounded, scales = rounding(rows)
+        return [(rounded.float() - ZERO) * scales]
+
+    # A number half-way between two bytes may be rounded to either.
+    step = float(rows.abs().max()) / 127
+    agreed = agrees(
+        "row rounding", lambda: restored(module.round_rows), lambda: restored(round_rows), step
+    )
+    return module.round_rows if agreed else round_rows
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows: (rows, width) float32; returns the same in uint8, and (rows, 1) float32 scales."""
+    """Round each row by a scale of its own.
+
+    rows: (rows, width) float32; returns the same in uint8, and (rows, 1) float32 scales
+    """
     scales = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30) / 127
     return torch.floor(rows * (1 / scales) + (ZERO + 0.5)).to(torch.uint8), scales

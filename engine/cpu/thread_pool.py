@@ -1,7 +1,7 @@
-"""Compiled: functions of ours that numba compiles, run by torch's own pool of threads.
+"""Functions that numba compiles, run by torch's own pool of threads.
 
-A pool of their own would spin against torch's OpenMP threads. Importing this fails where
-numba or that pool is missing.
+A second pool would spin against torch's OpenMP threads. Importing this raises ImportError,
+AttributeError or OSError where numba or that pool is missing.
 """
 
 from __future__ import annotations
@@ -57,28 +57,31 @@ SOURCES = sources_digest()
 
 @fast
 def own_share(num_items: Any) -> Any:
-    """[begin, end): what of them is the calling thread's."""
+    """Return [begin, end): the items that the calling thread is to do."""
     thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
     return thread * num_items // num_threads, (thread + 1) * num_items // num_threads
 
 
 def threads_for(num_values: int, min_values: int) -> int:
-    """min_values: of one thread; below it waking one costs more than it does"""
+    """Return how many threads to wake.
+
+    min_values: for one thread; with fewer, waking it costs more than it saves
+    """
     return min(torch.get_num_threads(), num_values // min_values + 1)
 
 
-def by_rows(x: Tensor) -> Tensor:
-    """(rows, width), which may be a part of wider rows"""
+def as_rows(x: Tensor) -> Tensor:
+    """Return x: (..., width) as (rows, width), whose rows are contiguous in themselves."""
     rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 @contextmanager
 def one_process_at_a_time() -> Iterator[None]:
-    """So that engines that start together find on disk what the first of them compiled."""
+    """Let the first of several engines that start together compile, and the others load that."""
     path = Path(tempfile.gettempdir(), f"tidemill-{os.getuid()}-{SOURCES}.lock")
     file = None
-    with suppress(OSError):  # then each compiles for itself
+    with suppress(OSError):  # without a lock each compiles for itself
         file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
     try:
@@ -88,35 +91,35 @@ def one_process_at_a_time() -> Iterator[None]:
             os.close(file)
 
 
-class InPool:
+class ParallelFunction:
     """A compiled function, which all threads of the pool run at once."""
 
     def __init__(self, address: int, layout: str) -> None:
         self.address = address
         self.pack = Struct(layout).pack
 
-    def __call__(self, num_threads: int, *told: float) -> None:
-        _in_parallel(self.address, self.pack(*told), num_threads, 0)
+    def __call__(self, num_threads: int, *arguments: float) -> None:
+        _in_parallel(self.address, self.pack(*arguments), num_threads, 0)
 
 
-def in_pool(body: Callable[[Any], None], layout: str) -> InPool:
-    """`body`, compiled.
+def compile_parallel(body: Callable[[Any], None], layout: str) -> ParallelFunction:
+    """Compile `body`, which takes the address of its arguments.
 
-    layout: of what it is told, each of it an int64, as of a `struct`; a float64 (d) is told by
-            its bits
+    layout: of the arguments, as `struct` names it: int64 (q), or float64 (d), which `body` reads
+            by its bits
     """
     signature = types.void(types.CPointer(types.int64))
-    body.__qualname__ = f"{body.__name__}_{SOURCES}"  # by which it is kept on disk
+    body.__qualname__ = f"{body.__name__}_{SOURCES}"  # the name in numba's cache on disk
     try:
         with one_process_at_a_time():
             address = cfunc(signature, cache=True)(body).address
-    except RuntimeError:  # there is no folder that it could be kept in
+    except RuntimeError:  # there is no folder for the cache
         address = cfunc(signature)(body).address
-    return InPool(address, layout)
+    return ParallelFunction(address, layout)
 
 
 def cast(to: Any, source: Any, how: str) -> Any:
-    """A conversion of one LLVM instruction."""
+    """Return a function that converts a value by one LLVM instruction, named `how`."""
 
     @intrinsic
     def converted(typing_context: Any, value: Any) -> Any:

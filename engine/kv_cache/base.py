@@ -7,7 +7,6 @@ compute too much than wait to be told. Both give the same tokens.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
@@ -23,8 +22,8 @@ from engine.attention.base import (
 from engine.attention.paged_backend import PagedAttentionBackend
 from engine.backends.generate import is_out_of_memory
 from engine.backends.loader import Checkpoint
-from engine.cpu.attention_backend import CpuAttentionBackend
-from engine.cpu.optional import compiled
+from engine.cpu.attention_backend import cpu_attention_for
+from engine.cpu.self_test import kernels_enabled
 from engine.errors import Unloadable
 from engine.kv_cache.contiguous import KVShape, SequenceCache
 from engine.kv_cache.free_memory import free_bytes
@@ -42,8 +41,6 @@ from engine.runners.static_step import (
     in_pages,
     power_of_two,
 )
-
-log = logging.getLogger(__name__)
 
 
 class KVCacheManager(Protocol):
@@ -77,11 +74,15 @@ class KVCacheManager(Protocol):
 
 
 class ContiguousKVCache:
-    def __init__(self, shape: KVShape, poisoned: bool = False) -> None:
-        """poisoned: memory that must not be read is NaN; for tests"""
+    def __init__(self, shape: KVShape, poisoned: bool = False, cpu_kernels: bool = True) -> None:
+        """poisoned:    memory that must not be read is NaN; for tests
+        cpu_kernels: whether compiled attention may serve
+        """
         self.shape = shape
-        self.attention = attention_backend_for(shape, is_cross=False, poisoned=poisoned)
-        self.cross = attention_backend_for(shape, is_cross=True, poisoned=poisoned)
+        self.attention, self.cross = (
+            attention_backend_for(shape, is_cross, poisoned, cpu_kernels)
+            for is_cross in (False, True)
+        )
 
     def new_slot(self, num_rows: int, num_expected: int) -> SequenceCache:
         return self.attention.new_slot(num_rows, num_expected)
@@ -105,18 +106,18 @@ class ContiguousKVCache:
 
 
 def attention_backend_for(
-    shape: KVShape, is_cross: bool, poisoned: bool
+    shape: KVShape, is_cross: bool, poisoned: bool, cpu_kernels: bool = True
 ) -> ContiguousAttentionBackend:
-    """The quickest there is for such keys in slots of their own.
+    """Return the fastest backend for such keys in contiguous slots.
 
-    is_cross: rows attend to the prompt's
-    poisoned: memory that must not be read is NaN; for tests
+    is_cross:    rows attend to the keys of the prompt
+    poisoned:    memory that must not be read is NaN; for tests
+    cpu_kernels: whether compiled attention may serve
     """
-    if shape.device.type == "cpu" and shape.dtype == torch.float32:
-        kernel = compiled("kernels.decode_attention")
-        if kernel is not None:
-            return CpuAttentionBackend(kernel, shape, is_cross, poisoned)
-        log.warning("nothing is compiled here, attention is slow")
+    if cpu_kernels and shape.device.type == "cpu" and shape.dtype == torch.float32:
+        compiled = cpu_attention_for(shape, is_cross, poisoned)
+        if compiled is not None:
+            return compiled
     return TorchAttentionBackend(shape, is_cross, poisoned)
 
 
@@ -163,7 +164,7 @@ def kv_cache_for(
     if is_paged is None:
         is_paged = shape.device.type == "cuda"
     if not is_paged:
-        return ContiguousKVCache(shape, poisoned)
+        return ContiguousKVCache(shape, poisoned, kernels_enabled(spec.cpu_kernels))
     assert spec.max_sequences is not None
     assert spec.max_cache_tokens is not None
     try:

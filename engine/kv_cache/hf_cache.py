@@ -58,14 +58,12 @@ class InflightSelfCache(Cache):
         self.attention = attention
         self.is_reading = False
         self.num_stepping = 0  # tokens before the prompts that are read
-        self.asked: Tensor | None = None  # the tokens of which logits are asked for; None: all
 
     def hold(self, slots: list[SequenceCache]) -> None:
         """Those of the next step."""
         for slot in slots:
             slot.make_room()
         self.is_reading = False
-        self.asked = None
         self.attention.hold(slots)
 
     def hold_prompts(self, slots: list[SequenceCache], spans: Spans, num_stepping: int = 0) -> None:

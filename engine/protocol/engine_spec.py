@@ -24,6 +24,7 @@ class EngineSpec:
     engine: str = "auto"  # in flight what is proved to be exact there, else exact
     dtype: str = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
     quantization: str = "none"  # of the weights, on a CPU; the rest stays in float32
+    cpu_kernels: bool = True  # on a CPU, what is compiled here; False: plain torch
     device: str = "auto"  # a GPU if there is one
     replica: int = 0  # which of its model's processes it is
     gpu_memory_utilization: float = 0.9  # the share of a GPU that a model may fill

@@ -12,8 +12,8 @@ from engine.attention.base import Spans
 from engine.attention.padded_prefill import PaddedPrefill
 from engine.attention.prefill import MULTIPLE, chunks, filled_up, in_one_row, multiple_for
 from engine.core.sequence import Sequence
-from engine.cpu import llama_layer
-from engine.cpu.optional import compiled
+from engine.cpu.attention_backend import CpuAttentionBackend
+from engine.cpu.self_test import kernel_module
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.contiguous import SequenceCache
 from engine.kv_cache.hf_cache import InflightSelfCache
@@ -27,12 +27,17 @@ class CausalRunner:
         self.model = model
         self.kv_cache = kv_cache
         self.cache = InflightSelfCache(kv_cache.shape, kv_cache.attention)
-        self.has_own_layers = llama_layer.install(model, kv_cache.attention) > 0
-        fused_step = compiled("fused_step")
-        self.chain = fused_step and fused_step.fused_step_for(model, kv_cache.attention)
+        self.fused_step = self._fused_step()
         self.multiple = multiple_for(model, MULTIPLE)
         self.static_step = kv_cache.static_step(self._step_by_inputs)
         self.captured_step = kv_cache.captured_step(self._step)
+
+    def _fused_step(self) -> Any:
+        """Return the compiled step of the whole model, or None where it does not serve."""
+        if not isinstance(self.kv_cache.attention, CpuAttentionBackend):
+            return None
+        module = kernel_module("fused_step")
+        return module and module.fused_step_for(self.model, self.kv_cache.attention)
 
     @staticmethod
     def start_ids(sequence: Sequence) -> tuple[int, ...]:
@@ -80,8 +85,8 @@ class CausalRunner:
         ]
         self.cache.hold_prompts(slots, spans, len(tokens))
         asked = [*range(len(tokens)), *(len(tokens) + end - 1 for _, end in spans)]
-        if self.chain is not None:
-            logits = self.chain(ids, positions, asked)
+        if self.fused_step is not None:
+            logits = self.fused_step(ids, positions, asked)
         else:
             logits = self._logits(ids, positions, asked, spans)
         for slot, (begin, end) in zip(slots, spans, strict=True):
@@ -95,15 +100,13 @@ class CausalRunner:
         together: Spans | PaddedPrefill = spans
         if self.static_step is not None:
             together = PaddedPrefill.of(spans, device) or spans
-        self.cache.asked = torch.tensor(asked, device=device)
         return self.model(  # type: ignore[no-any-return]  # a tensor
             torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             attention_mask=unseen_mask(1, device),
             past_key_values=self.cache,
             use_cache=True,
-            # Layers of our own drop the others themselves.
-            logits_to_keep=0 if self.has_own_layers else self.cache.asked,
+            logits_to_keep=torch.tensor(asked, device=device),
             spans=together,
         ).logits[0]
 
@@ -114,8 +117,8 @@ class CausalRunner:
         if self.static_step is not None:
             return self.static_step.run(slots, tokens)
         lengths = [slot.length for slot in slots for _ in range(slot.num_rows)]
-        if self.chain is not None:
-            return self.chain(tokens, lengths)  # type: ignore[no-any-return]  # a module
+        if self.fused_step is not None:
+            return self.fused_step(tokens, lengths)  # type: ignore[no-any-return]  # a module
         assert self.captured_step is not None
         return self.captured_step.run(tokens, lengths)
 

@@ -135,14 +135,14 @@ def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, ben
     assert len(greedy) > NUM_PROMPTS / 2  # a model that does not hear its prompt proves little
     assert_varied(said)
     if engine_name == "inflight":
-        assert_taped(company)
+        assert_captured_or_fused(company)
 
 
-def assert_taped(bench: Bench) -> None:
-    """Its steps were recorded and played, not given up and run as written; or they are chained,
-    which needs no recording."""
+def assert_captured_or_fused(bench: Bench) -> None:
+    """Its steps were captured and replayed, and not given up; or they are fused, which needs no
+    capture."""
     runner = bench.loop.engine.in_flight.runner
-    if getattr(runner, "chain", None) is not None:
+    if getattr(runner, "fused_step", None) is not None:
         return
     graphs = runner.captured_step.graphs
     assert graphs.record is not None

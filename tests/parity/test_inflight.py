@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
@@ -17,14 +19,14 @@ from engine.attention.base import TorchAttentionBackend
 from engine.backends import weight_layout
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend, load
-from engine.cpu.linear import PackedLinear, best, pack
+from engine.cpu.linear import PackedLinear, fastest_linear, pack
 from engine.errors import EngineBroken, InvariantBroken, Unloadable
 from engine.kv_cache.contiguous import BUCKET_TOKENS
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.parity.alone import Alone
-from tests.parity.test_engine import alone_of, assert_taped, requests_of
+from tests.parity.test_engine import alone_of, assert_captured_or_fused, requests_of
 
 GREEDY = Params(max_new_tokens=12, do_sample=False)
 # One of each way to know a position and to keep keys, and one whose requests are beams.
@@ -223,17 +225,58 @@ def test_a_way_to_sample_of_the_checkpoint_is_that_of_generate(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_the_compiled_kernel_every_answer_is_the_same(
-    kind, bench_of, asked_of, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "engine.cpu.kernels.decode_attention", None)
-    bench = bench_of(kind)
-    attention = bench.loop.engine.in_flight.runner.kv_cache.attention
-    assert isinstance(attention, TorchAttentionBackend)
+def test_by_plain_torch_every_answer_is_the_same(kind, bench_of, asked_of):
+    bench = bench_of(kind, cpu_kernels=False)
+    assert_plain(bench)
     outputs = bench.answers(one for one, _ in asked_of(kind))
-    assert bench.loop.engine.in_flight.runner.captured_step.graphs.recorded == {}
     for one, expected in asked_of(kind):
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
+    assert bench.loop.engine.in_flight.runner.captured_step.graphs.recorded == {}
+
+
+def assert_plain(bench) -> None:
+    """Every part that a step runs is torch's or the model's own."""
+    runner = bench.loop.engine.in_flight.runner
+    assert isinstance(runner.kv_cache.attention, TorchAttentionBackend)
+    assert isinstance(runner.kv_cache.cross, TorchAttentionBackend)
+    ours = [
+        type(each).__name__
+        for each in runner.model.modules()
+        if type(each).__module__.startswith("engine.cpu")
+    ]
+    assert ours == []
+
+
+def test_the_environment_variable_switches_every_kernel_off(folder_of):
+    """In a process of its own, where nothing is compiled or even imported that compiles."""
+    script = """
+import sys
+from engine.process import load_engine
+from engine.protocol.engine_spec import EngineSpec
+
+load_engine(EngineSpec(alias="a", checkpoint=sys.argv[1], device="cpu"))
+print(*(name for name in sys.modules if name == "numba" or name.startswith("engine.cpu.kernels.")))
+"""
+
+    def imported(environment: dict[str, str]) -> list[str]:
+        command = [sys.executable, "-c", script, str(folder_of("llama"))]
+        done = subprocess.run(
+            command, env=os.environ | environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    assert imported({"TIDEMILL_CPU_KERNELS": "0"}) == []
+    assert "numba" in imported({"TIDEMILL_CPU_KERNELS": "1"})
+
+
+@pytest.mark.parametrize("quantization", ["int8", "bfloat16"])
+def test_rounded_weights_are_multiplied_by_plain_torch_too(quantization, bench_of, asked_of):
+    """And a row's answer is the same alone and in company."""
+    asked = [one for one, _ in asked_of("gpt2")][:12]
+    company = bench_of("gpt2", quantization=quantization, cpu_kernels=False).answers(asked)
+    alone = bench_of("gpt2", quantization=quantization, cpu_kernels=False)
+    for one in asked[::4]:
+        assert alone.answers([one])[one.id].choices == company[one.id].choices
 
 
 @pytest.mark.parametrize("quantization", ["int8", "bfloat16"])
@@ -246,7 +289,7 @@ def test_rounded_weights_answer_alone_as_in_company(
     asked = [one for one, _ in asked_of(kind)]
     together = bench_of(kind, quantization=quantization)
     company = together.answers(asked)
-    assert_taped(together)
+    assert_captured_or_fused(together)
     alone = bench_of(kind, quantization=quantization)
     for one in asked[::3]:
         assert alone.answers([one])[one.id].choices == company[one.id].choices
@@ -257,7 +300,7 @@ def test_rounded_weights_answer_alone_as_in_company(
     assert same < len(asked), "nothing was rounded"
 
 
-@pytest.mark.parametrize("make", [best(), PackedLinear])
+@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear])
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
 def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeypatch):
     num_packed = []
@@ -271,7 +314,7 @@ def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeyp
     model = bench.loop.engine.checkpoint.model
     assert any(isinstance(each, make) for each in model.modules())
     outputs = bench.answers(one for one, _ in asked_of(kind))
-    assert_taped(bench)
+    assert_captured_or_fused(bench)
     for one, expected in asked_of(kind):
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
 

@@ -1,8 +1,7 @@
-"""Dots: one query with many keys, and values weighed by the scores, in LLVM's words.
+"""One query times many keys, and many values summed by their scores, in LLVM IR.
 
-Heads are a few registers wide. What numba makes of loops over them adds up across a register
-for each key, and keeps the sum of the values in memory. Importing this fails where `compiled`
-does.
+Heads are a few registers wide. What numba makes of loops over them sums across a register for
+each key, and keeps the sum of the values in memory.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from engine.cpu.kernels.llvm_ir import (
 from engine.cpu.thread_pool import FLOAT_BYTES, INT_BYTES, fast
 
 MAX_REGISTERS = 8  # of a head
-MAX_AT_ONCE = 4  # columns; an addition takes as long as it takes to begin four
-# Beyond which a processor no more sees in what order columns are read, and reads none ahead.
+MAX_AT_ONCE = 4  # columns; an addition takes as long as starting four
+# With more, a processor no longer sees the order of the reads, and reads nothing ahead.
 MAX_REGISTERS_AT_ONCE = 8
 AHEAD = 16  # columns
 
@@ -47,16 +46,19 @@ def write_scores(
     builder: Any, num_registers: int, query: Any, keys: Any, ancestors: Any, stride: Any,
     length: Any, out: Any, following: Any,
 ) -> None:  # fmt: skip
-    """query . key of each column, and up to MAX_AT_ONCE - 1 numbers more. query, out: addresses"""
-    asked = [load(builder, query, number(each * LANES)) for each in range(num_registers)]
+    """Write query . key of each column, and up to MAX_AT_ONCE - 1 numbers more.
+
+    query, keys, out: addresses; see `by_head_size` for the others
+    """
+    query_parts = [load(builder, query, number(each * LANES)) for each in range(num_registers)]
     at_once, last = columns_at_once(num_registers), builder.sub(length, number(1))
 
     def write_block(at: Any, _sums: list[Any], address_of: AddressOf) -> list[Any]:
-        bring_ahead(builder, num_registers, keys, at, at_once, length, following)
+        prefetch_ahead(builder, num_registers, keys, at, at_once, length, following)
         sums = []
         for each in range(at_once):
             key, total = address_of(builder.add(at, number(each))), ZEROS
-            for register, part in enumerate(asked):
+            for register, part in enumerate(query_parts):
                 total = plus_product(
                     builder, total, part, load(builder, key, number(register * LANES))
                 )
@@ -82,14 +84,17 @@ def write_weighed(
     builder: Any, num_registers: int, shares: Any, values: Any, ancestors: Any, stride: Any,
     length: Any, out: Any, following: Any,
 ) -> None:  # fmt: skip
-    """The sum of the values of all columns, each times its share. shares, out: addresses"""
+    """Write the sum of the values of all columns, each times its share.
+
+    shares, values, out: addresses; see `by_head_size` for the others
+    """
     at_once = columns_at_once(num_registers)
 
     def write(address_of: AddressOf) -> None:
         def add_columns(at: Any, sums: list[Any]) -> list[Any]:
             totals: list[Any] = []
             num_columns = len(sums) // num_registers
-            bring_ahead(builder, num_registers, values, at, num_columns, length, following)
+            prefetch_ahead(builder, num_registers, values, at, num_columns, length, following)
             for each in range(num_columns):
                 column = builder.add(at, number(each))
                 share = builder.load(pointer(builder, shares, column, FLOAT))
@@ -115,10 +120,13 @@ def write_weighed(
 
 
 def by_head_size(write: Callable[..., None]) -> Any:
-    """A function of the size of a head, which `fits`, and of what `write` is told, which is
-    called once for each number of registers. The columns are an address in both; `ancestors`
-    is that of the row in which each column is, int32, or 0 if all are in the first; `stride`
-    the floats from row to row; and `following` the address of what is read after them."""
+    """Return a function that runs the code that `write` emits for the size of the heads.
+
+    It takes the head size, which `fits`, and the arguments of `write`: two addresses; `ancestors`,
+    the address of the row that holds each column, int32, or 0 if the first row holds all;
+    `stride`, the floats from row to row; the number of columns; the address of the result; and
+    `following`, the address that is read after the columns.
+    """
 
     @intrinsic
     def function(
@@ -143,11 +151,12 @@ scores, weighed = by_head_size(write_scores), by_head_size(write_weighed)
 
 @fast
 def fits(head_size: Any) -> Any:
+    """Return whether heads of this size are whole registers, and few enough."""
     return head_size % LANES == 0 and head_size <= MAX_REGISTERS * LANES
 
 
 def columns_at_once(num_registers: int) -> int:
-    """A power of two."""
+    """Return how many columns are computed at once, a power of two."""
     at_once = MAX_AT_ONCE
     while at_once > 1 and at_once * num_registers > MAX_REGISTERS_AT_ONCE:
         at_once //= 2
@@ -158,7 +167,7 @@ def for_columns(
     builder: Any, write: Callable[[AddressOf], None], num_registers: int, columns: Any,
     ancestors: Any, stride: Any,
 ) -> None:  # fmt: skip
-    """`write` what is done where all are in the first row, and where they are in any."""
+    """Emit what `write` does twice: for columns all in the first row, and for columns in any."""
 
     def of_first_row(column: Any) -> Any:
         floats = builder.mul(column, number(num_registers * LANES))
@@ -176,12 +185,14 @@ def for_columns(
             write(of_first_row)
 
 
-def bring_ahead(
+def prefetch_ahead(
     builder: Any, num_registers: int, columns: Any, at: Any, num_columns: int, length: Any,
     following: Any,
 ) -> None:  # fmt: skip
-    """Into the second cache, what is read AHEAD columns after those at `at`. What a processor
-    guesses stops with every head."""
+    """Prefetch into the second cache what is read AHEAD columns after those at `at`.
+
+    The processor's own prefetch stops at the end of every head.
+    """
     ahead = builder.add(at, number(AHEAD))
     beyond = builder.sub(ahead, length)
     is_beyond = builder.icmp_signed(">=", beyond, number(0))

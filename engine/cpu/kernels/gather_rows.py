@@ -1,4 +1,4 @@
-"""Pick: rows by their numbers, compiled. Importing this fails where `compiled` does."""
+"""Rows of a table are copied by their indices, as for an embedding."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from numba import carray
 
 from engine.cpu.kernels.decode_attention import copy
-from engine.cpu.thread_pool import FLOAT_BYTES, in_pool, longs_at, own_share
+from engine.cpu.thread_pool import FLOAT_BYTES, compile_parallel, longs_at, own_share
 
-SOURCE, INDEX, OUT, NUM_ROWS, WIDTH = range(5)  # the numbers of rows of SOURCE are at INDEX
+SOURCE, INDEX, OUT, NUM_ROWS, WIDTH = range(5)  # INDEX: (rows,) int64, into SOURCE
 NUM_ARGUMENTS = 5
 
 
 def body(arguments: Any) -> None:
-    """What each thread runs: its share of the rows."""
+    """Copy the calling thread's share of the rows."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     numbers = carray(longs_at(a[INDEX]), (a[NUM_ROWS],))
     row_bytes = a[WIDTH] * FLOAT_BYTES
@@ -23,4 +23,4 @@ def body(arguments: Any) -> None:
         copy(a[SOURCE] + numbers[row] * row_bytes, a[OUT] + row * row_bytes, a[WIDTH])
 
 
-run = in_pool(body, "5q")
+run = compile_parallel(body, "5q")

@@ -1,7 +1,7 @@
-"""Tile: a product of some rows with as many columns as registers hold, in LLVM's words.
+"""The gemm microkernel: a few rows times as many columns as registers hold, in LLVM IR.
 
-What numba makes of such loops keeps its sums in memory, or adds up across a register for each
-number: a third of the speed. Importing this fails where `compiled` does.
+What numba makes of such loops keeps its sums in memory, or sums across a register for each
+number: a third of the speed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from engine.cpu.kernels.llvm_ir import (
 TILE_ROWS = 8
 
 
-def tile(num_vectors: int) -> Any:
-    """Of `num_vectors` times LANES columns. The function that is returned is called with the
-    number of rows, at most TILE_ROWS; the address of the left rows and the floats from one to
-    the next; the same of the right; how many products are added up for a number; and where the
-    sums go, likewise.
+def microkernel(num_vectors: int) -> Any:
+    """Return a function that multiplies by `num_vectors` times LANES columns.
+
+    It takes the number of rows, at most TILE_ROWS; the address of the left rows and their stride
+    in floats; the same of the right rows; the depth, which is the number of products in a sum;
+    and the address and the stride of the sums.
     """
 
     @intrinsic

@@ -1,8 +1,7 @@
-"""Words: what our functions in LLVM's own language have in common.
+"""Helpers for functions that are written in LLVM IR, instruction by instruction.
 
-numba makes good loops of most that is written in Python. Where it keeps in memory what belongs
-into registers, or goes number by number, LLVM is told in its own words, by a `builder`.
-Importing this fails where `compiled` does.
+numba makes good loops of most Python. Where it keeps in memory what belongs into registers, or
+goes number by number, a `builder` emits the instructions instead.
 """
 
 from __future__ import annotations
@@ -24,46 +23,46 @@ UNDEFINED, ZEROS = ir.Constant(VECTOR, ir.Undefined), ir.Constant(VECTOR, None)
 
 
 def number(value: int) -> Any:
-    """As an int64."""
+    """Return an int64 constant."""
     return ir.Constant(LONG, value)
 
 
 def pointer(builder: Any, base: Any, at: Any, kind: Any, size: int = FLOAT_BYTES) -> Any:
-    """To what lies `at` times `size` bytes after the address `base`."""
+    """Return a pointer to what lies `at` times `size` bytes after the address `base`."""
     address = builder.add(base, builder.mul(at, number(size)))
     return builder.inttoptr(address, kind.as_pointer())
 
 
 def load(builder: Any, base: Any, at: Any) -> Any:
-    """The vector that begins with float `at`."""
+    """Load the vector that begins at float `at`. base: an address"""
     return builder.load(pointer(builder, base, at, VECTOR), align=FLOAT_BYTES)
 
 
 def store(builder: Any, vector: Any, base: Any, at: Any) -> None:
-    """Likewise, of any width."""
+    """Store a vector of any width at float `at`. base: an address"""
     builder.store(vector, pointer(builder, base, at, vector.type), align=FLOAT_BYTES)
 
 
 def spread(builder: Any, number: Any) -> Any:
-    """A vector that has it in all lanes."""
+    """Return a vector that has the number in all lanes."""
     vector = builder.insert_element(UNDEFINED, number, FIRST_LANE)
     return builder.shuffle_vector(vector, UNDEFINED, IN_ALL_LANES)
 
 
 def plus_product(builder: Any, total: Any, one: Any, other: Any) -> Any:
-    """total + one * other, rounded once."""
+    """Return total + one * other, rounded once."""
     product = builder.fmul(one, other, flags=("contract",))
     return builder.fadd(product, total, flags=("contract",))
 
 
 def shuffled(builder: Any, one: Any, other: Any, lanes: list[int]) -> Any:
-    """lanes: of `one`, or behind its last of `other`; as many as the result has"""
+    """Return the lanes of the result in order. lanes: of `one`, or LANES and up of `other`"""
     mask = ir.Constant(ir.VectorType(INT, len(lanes)), lanes)
     return builder.shuffle_vector(one, other, mask)
 
 
 def across(builder: Any, vectors: list[Any]) -> Any:
-    """The sum of each of the vectors, of which there are a power of two, in a vector."""
+    """Return a vector with the sum of each of the vectors, whose number is a power of two."""
     width = num_sums = len(vectors)
     while width > 1:
         # In groups of `width` lanes each vector has sums of num_sums / width of them, in parts.
@@ -90,7 +89,7 @@ def across(builder: Any, vectors: list[Any]) -> Any:
 
 
 def by_case(builder: Any, chosen: Any, cases: Mapping[int, Callable[[], None]]) -> None:
-    """What is written for the case that `chosen` is, an int64; for others nothing is done."""
+    """Emit a switch over `chosen`, an int64: each case emits its own code, others do nothing."""
     after = builder.append_basic_block("after")
     switch = builder.switch(chosen, after)
     for case, write in cases.items():
@@ -106,8 +105,11 @@ def loop(
     builder: Any, begin: Any, end: Any, step: int,
     write: Callable[[Any, list[Any]], list[Any]], carried: list[Any] | None = None,
 ) -> list[Any]:  # fmt: skip
-    """What is written for each place from `begin` on, before `end`; it takes what the one before
-    it returned, the first one what is carried. Returns the last."""
+    """Emit a loop from `begin` to before `end`; returns the values after its last round.
+
+    write:   emits one round, of the index and the values of the round before; returns its values
+    carried: the values before the first round
+    """
     before = builder.block
     head, inside, after = (builder.append_basic_block(each) for each in ("head", "in", "after"))
     builder.branch(head)
@@ -128,7 +130,7 @@ def loop(
 
 
 def prefetch(builder: Any, address: Any) -> None:
-    """Into the second cache, to be read; no address is wrong."""
+    """Prefetch into the second cache for reading; any address may be given."""
     name = "llvm.prefetch.p0i8"
     kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)

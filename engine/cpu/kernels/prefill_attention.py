@@ -1,11 +1,10 @@
-"""Prompt kernel: attention of the tokens of prompts to themselves, for layers like LLaMA's.
+"""Prefill attention: the tokens of prompts attend to themselves, in layers like LLaMA's.
 
-Each prompt is read into its slot at once: its keys are turned by their positions and kept
-with its values, and then every token attends to those up to its own. That is half of what an
-attention without a mask computes, and for prompts of some hundred tokens torch's computes all
-of it. Importing this fails where `compiled` does.
+Each prompt goes into its slot at once: its keys are rotated by their positions and written with
+its values, and then every token attends to those up to its own. That is half of what an attention
+without a mask computes, and for prompts of some hundred tokens torch's computes all of it.
 
-It is told what `kernel` is told, with the prompts in the place of the slots.
+The arguments are those of `decode_attention`, with the prompts in the place of the slots.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ from engine.cpu.kernels.decode_attention import (
     VALUES,
     VALUES_STRIDE,
     copy,
-    softmax,
-    turn,
+    rotate,
 )
-from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, tile
+from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, microkernel
 from engine.cpu.kernels.llvm_ir import LANES
+from engine.cpu.kernels.softmax import softmax
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
+    compile_parallel,
     double_of_bits,
     fast,
     floats_at,
-    in_pool,
     longs_at,
     own_share,
     thread_number,
@@ -60,15 +59,16 @@ from engine.cpu.thread_pool import (
 
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
-narrow, wide = tile(1), tile(2)
+narrow, wide = microkernel(1), microkernel(2)
 
 
 def can_attend(head_size: int) -> bool:
+    """Return whether heads of this size are whole registers."""
     return head_size % LANES == 0
 
 
 def scratch_width(num_tokens: int, head_size: int) -> int:
-    """Floats that a thread needs for a prompt of so many tokens."""
+    """Return how many floats of scratch a thread needs for a prompt of so many tokens."""
     width = padded(num_tokens)
     return int(TILE_ROWS * (width + 2 * head_size) + head_size * width)
 
@@ -83,7 +83,11 @@ def multiply(
     num_rows: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, depth: Any,
     out: Any, out_stride: Any, num_columns: Any,
 ) -> None:  # fmt: skip
-    """As many columns as are asked for, and up to LANES - 1 more."""
+    """Multiply up to TILE_ROWS rows by `num_columns` columns; writes up to LANES - 1 more.
+
+    left, right, out: addresses of (num_rows, depth), (depth, columns), (num_rows, columns), each
+    with the stride of its rows in floats
+    """
     for at in range(0, num_columns, 2 * LANES):
         columns, target = right + at * FLOAT_BYTES, out + at * FLOAT_BYTES
         if at + LANES < num_columns:
@@ -94,7 +98,7 @@ def multiply(
 
 @fast
 def transpose(rows: Any, num_rows: Any, size: Any, columns: Any, stride: Any) -> None:
-    """rows, columns: addresses"""
+    """Transpose rows: (num_rows, size) into columns: (size, stride). Both are addresses."""
     read = carray(floats_at(rows), (num_rows * size,))
     written = carray(floats_at(columns), (size * stride,))
     for each in range(size):
@@ -104,26 +108,25 @@ def transpose(rows: Any, num_rows: Any, size: Any, columns: Any, stride: Any) ->
 
 @fast
 def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: Any) -> None:
-    """The queries of a prompt's tokens from `begin` to `end`, of all heads that share one of
-    the keys."""
+    """Attend with the prompt's tokens in [begin, end), for the query heads of one key head."""
     size, group = a[HEAD_SIZE], a[GROUP]
     scale = np.float32(double_of_bits(a[SCALE_BITS]))
     width = padded(end)
-    asked = scratch + TILE_ROWS * width * FLOAT_BYTES
-    out = asked + TILE_ROWS * size * FLOAT_BYTES
-    turned_keys = out + TILE_ROWS * size * FLOAT_BYTES
+    queries = scratch + TILE_ROWS * width * FLOAT_BYTES
+    out = queries + TILE_ROWS * size * FLOAT_BYTES
+    transposed_keys = out + TILE_ROWS * size * FLOAT_BYTES
     of_head = head * prompt[CAPACITY] * size * FLOAT_BYTES
-    transpose(prompt[KEYS] + of_head, end, size, turned_keys, width)
+    transpose(prompt[KEYS] + of_head, end, size, transposed_keys, width)
     for each in range(group):
-        asking = head * group + each
+        query_head = head * group + each
         for first in range(begin, end, TILE_ROWS):
             length = min(first + TILE_ROWS, end)
             num_rows = length - first
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row
-                query = a[QUERY] + (token * a[QUERY_STRIDE] + asking * size) * FLOAT_BYTES
-                turn(a, token, query, asked + row * size * FLOAT_BYTES)
-            multiply(num_rows, asked, size, turned_keys, width, size, scratch, width, length)
+                query = a[QUERY] + (token * a[QUERY_STRIDE] + query_head * size) * FLOAT_BYTES
+                rotate(a, token, query, queries + row * size * FLOAT_BYTES)
+            multiply(num_rows, queries, size, transposed_keys, width, size, scratch, width, length)
             for row in range(num_rows):
                 at = scratch + row * width * FLOAT_BYTES
                 scores = carray(floats_at(at), (length,))
@@ -138,19 +141,19 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
             )
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row
-                at = (token * a[NUM_HEADS] * group + asking) * size * FLOAT_BYTES
+                at = (token * a[NUM_HEADS] * group + query_head) * size * FLOAT_BYTES
                 copy(out + row * size * FLOAT_BYTES, a[OUT] + at, size)
 
 
 @fast
-def keep_token(a: Any, prompt: Any, column: Any) -> None:
-    """Its keys and values, in every row of the slot."""
+def write_token(a: Any, prompt: Any, column: Any) -> None:
+    """Write a token's rotated keys, and its values, into every row of the slot."""
     size, token = a[HEAD_SIZE], prompt[FIRST_ROW] + column
     for head in range(a[NUM_HEADS]):
         key = a[NEW_KEYS] + (token * a[KEYS_STRIDE] + head * size) * FLOAT_BYTES
         value = a[NEW_VALUES] + (token * a[VALUES_STRIDE] + head * size) * FLOAT_BYTES
         of_first = (head * prompt[CAPACITY] + column) * size * FLOAT_BYTES
-        turn(a, token, key, prompt[KEYS] + of_first)
+        rotate(a, token, key, prompt[KEYS] + of_first)
         copy(value, prompt[VALUES] + of_first, size)
         for row in range(1, prompt[NUM_ROWS]):
             at = of_first + row * prompt[ROW_STRIDE] * FLOAT_BYTES
@@ -158,8 +161,8 @@ def keep_token(a: Any, prompt: Any, column: Any) -> None:
             copy(value, prompt[VALUES] + at, size)
 
 
-def keep_body(arguments: Any) -> None:
-    """What each thread runs: its share of the tokens."""
+def write_body(arguments: Any) -> None:
+    """Write the calling thread's share of the tokens."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     prompts = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
     total = np.int64(0)
@@ -170,12 +173,12 @@ def keep_body(arguments: Any) -> None:
     for index in range(a[NUM_SLOTS]):
         num_tokens = prompts[index, NUM_COLUMNS]
         for column in range(max(begin - passed, 0), min(end - passed, num_tokens)):
-            keep_token(a, prompts[index], column)
+            write_token(a, prompts[index], column)
         passed += num_tokens
 
 
 def attend_body(arguments: Any) -> None:
-    """What each thread runs: the blocks that begin in its share of the work."""
+    """Do the blocks that begin in the calling thread's share of the work."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     prompts = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
@@ -198,9 +201,10 @@ def attend_body(arguments: Any) -> None:
 
 @fast
 def cost_of(first: Any, num_tokens: Any) -> Any:
-    """Of a block, in pairs of a query and a key; a key to transpose is as much as one."""
+    """Return the cost of a block, in pairs of a query and a key; transposing a key costs one."""
     last = min(first + BLOCK_TOKENS, num_tokens)
     return (last - first) * (first + last) // 2 + last
 
 
-keep_prompts, attend_prompts = in_pool(keep_body, LAYOUT), in_pool(attend_body, LAYOUT)
+write_prompts = compile_parallel(write_body, LAYOUT)
+attend_prompts = compile_parallel(attend_body, LAYOUT)

@@ -1,4 +1,4 @@
-"""Rounding: float32 rows to bytes, compiled; see `quantized`."""
+"""float32 rows are rounded to bytes, each by a scale of its own; `quantized` multiplies them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.cpu.captured_ops import captured_call
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     bytes_at,
+    compile_parallel,
     fast,
     floats_at,
-    in_pool,
     own_share,
     threads_for,
 )
@@ -27,14 +27,14 @@ MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 @fast
 def round_row(row: Any, rounded: Any, width: Any) -> Any:
-    """To 1..255, of which 128 is zero; returns the scale."""
+    """Round a row to 1..255, where 128 stands for zero; returns its scale."""
     most = np.float32(0)
     for each in range(width):
         most = max(most, abs(row[each]))
     scale = max(most, np.float32(1e-30)) / np.float32(127)
     inverse = np.float32(1) / scale
     for each in range(width):
-        # Half is added to what is above 0, and the rest is cut off.
+        # Adding a half and cutting off the fraction rounds what is above 0.
         rounded[each] = np.uint8(np.int32(row[each] * inverse + np.float32(128.5)))
     return scale
 
@@ -50,7 +50,7 @@ def body(arguments: Any) -> None:
         scales[row] = round_row(values, rounded, width)
 
 
-_run = in_pool(body, "5q")
+_run = compile_parallel(body, "5q")
 
 
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

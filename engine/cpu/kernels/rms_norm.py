@@ -1,7 +1,7 @@
-"""RMSNorm: what LLaMA and T5 divide a row by, in one pass over it, compiled.
+"""RMSNorm: the norm of LLaMA and T5, in one pass over a row.
 
-x / sqrt(mean(x^2) + eps) * weight; Zhang and Sennrich, 2019 (arXiv:1910.07467). With torch
-it takes six passes, each of which wakes the threads. Importing this fails where `compiled` does.
+x / sqrt(mean(x^2) + eps) * weight; Zhang and Sennrich, 2019 (arXiv:1910.07467). torch takes six
+passes, each of which wakes the threads.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from engine.cpu.captured_ops import captured_call
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
+    compile_parallel,
     double_of_bits,
     fast,
     floats_at,
-    in_pool,
     own_share,
     threads_for,
 )
@@ -30,6 +30,8 @@ MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 
 class RMSNorm(nn.Module):
+    """Takes the place of a norm of `transformers`, with its own weight."""
+
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         """weight: (width,) float32"""
         super().__init__()
@@ -38,26 +40,27 @@ class RMSNorm(nn.Module):
 
     @classmethod
     def like(cls, module: Any) -> Self:
-        """In place of one of `transformers`."""
+        """Return one with the weight of a module of `transformers`."""
         return cls(module.weight, module.variance_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., width) float32"""
-        return normalized(x, self.weight, self.variance_epsilon)
+        """x: (..., width) float32; returns the same shape"""
+        return rms_norm(x, self.weight, self.variance_epsilon)
 
 
-def normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: (..., width) float32; weight: (width,)"""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: (..., width) float32; weight: (width,); returns the normalized rows."""
     assert x.dtype == torch.float32
     if x.shape[-1:] != weight.shape:
         raise ValueError(f"rows of {x.shape[-1]} for weights of {len(weight)}")
     x = x.contiguous()
     out = torch.empty_like(x)
-    captured_call(normalize, x, weight, eps, out)
+    captured_call(rms_norm_rows, x, weight, eps, out)
     return out
 
 
-def normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+def rms_norm_rows(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """Write the normalized rows into `out`. x, out: (..., width) float32, contiguous"""
     width, num_values = x.shape[-1], x.numel()
     run(
         threads_for(num_values, MIN_VALUES_A_THREAD), x.data_ptr(), weight.data_ptr(),
@@ -66,7 +69,7 @@ def normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
 
 
 @fast
-def normalize_row(row: Any, weight: Any, out: Any, width: Any, eps: Any) -> None:
+def rms_norm_row(row: Any, weight: Any, out: Any, width: Any, eps: Any) -> None:
     total = np.float32(0)
     for each in range(width):
         total += row[each] * row[each]
@@ -83,10 +86,10 @@ def body(arguments: Any) -> None:
     begin, end = own_share(a[NUM_ROWS])
     for row in range(begin, end):
         at = row * width * FLOAT_BYTES
-        normalize_row(
+        rms_norm_row(
             carray(floats_at(a[ROWS] + at), (width,)), weight,
             carray(floats_at(a[OUT] + at), (width,)), width, eps,
         )  # fmt: skip
 
 
-run = in_pool(body, "5qd")
+run = compile_parallel(body, "5qd")

@@ -1,8 +1,7 @@
-"""Rotary: queries and keys turned by their positions, in one pass, compiled.
+"""Rotary embedding: queries and keys are rotated by their positions, in one pass.
 
-Su et al., 2021 (arXiv:2104.09864), as LLaMA pairs the numbers of a head: each of the first
-half with that of the second. With torch it takes ten passes and makes five tensors. Importing
-this fails where `compiled` does.
+Su et al., 2021 (arXiv:2104.09864), as LLaMA pairs the numbers of a head: each of the first half
+with one of the second. torch takes ten passes and makes five tensors.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from numba import carray
 from torch import Tensor
 
 from engine.cpu.captured_ops import captured_call
+from engine.cpu.self_test import agrees
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
+    compile_parallel,
     fast,
     floats_at,
-    in_pool,
     own_share,
     threads_for,
 )
@@ -30,26 +30,29 @@ IN, OUT, COS, SIN, NUM_TOKENS, NUM_HEADS, HEAD_SIZE, TOKEN_STRIDE, HEAD_STRIDE =
 NUM_ARGUMENTS = 9
 MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
-Turn = Callable[..., tuple[Tensor, Tensor]]
+Rotate = Callable[..., tuple[Tensor, Tensor]]
 
 
 def install(model: Any) -> bool:
-    """Let the code of a model turn them so, if it turns them as LLaMA does; returns whether."""
+    """Replace the function of the model's own code, if it rotates as LLaMA does.
+
+    Returns whether it is replaced. It serves every model of that code in this process.
+    """
     module = sys.modules[type(model).__module__]
-    own: Turn | None = getattr(module, NAME, None)
-    if own is None or isinstance(own, Rotary):
+    own: Rotate | None = getattr(module, NAME, None)
+    if own is None or isinstance(own, RotaryEmbedding):
         return own is not None
-    rotary = Rotary(own)
-    if not rotary.does_the_same():
+    rotary = RotaryEmbedding(own)
+    if not rotary.agrees():
         return False
     setattr(module, NAME, rotary)
     return True
 
 
-class Rotary:
-    """In the place of the function of `transformers`, for all that it is called with."""
+class RotaryEmbedding:
+    """Takes the place of the function of `transformers`, which serves calls that do not fit."""
 
-    def __init__(self, own: Turn) -> None:
+    def __init__(self, own: Rotate) -> None:
         self.own = own
 
     def __call__(
@@ -59,24 +62,20 @@ class Rotary:
         if args or kwargs or not all(map(is_plain, (q, k, cos, sin))) or not fit(q, k, cos, sin):
             return self.own(q, k, cos, sin, *args, **kwargs)
         cos, sin = cos.contiguous(), sin.contiguous()
-        return turned(q, cos, sin), turned(k, cos, sin)
+        return rotated(q, cos, sin), rotated(k, cos, sin)
 
-    def does_the_same(self) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        q, k, cos, sin = (
-            torch.randn(size, generator=generator)
+    def agrees(self) -> bool:
+        """Return whether it gives what the function gives that it replaces."""
+        draw = torch.Generator().manual_seed(0)
+        inputs = [
+            torch.randn(size, generator=draw)
             for size in ((1, 4, 3, 16), (1, 1, 3, 16), (1, 3, 16), (1, 3, 16))
-        )
-        with torch.inference_mode():
-            try:
-                expected = self.own(q, k, cos, sin)
-            except Exception:  # it wants something else
-                return False
-            found = self(q, k, cos, sin)
-            return all(map(torch.allclose, found, expected))
+        ]
+        return agrees("rotary embedding", lambda: self(*inputs), lambda: self.own(*inputs), 1e-5)
 
 
 def is_plain(tensor: Tensor) -> bool:
+    """Return whether the kernel can read the tensor."""
     return (
         tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
@@ -86,26 +85,28 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def fit(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Return whether the shapes are those that the kernel takes."""
     rows, _, tokens, head_size = q.shape
     return (
         cos.shape == sin.shape == (rows, tokens, head_size)
         and (k.shape[0], k.shape[2], k.shape[3]) == (rows, tokens, head_size)
         and head_size % 2 == 0
-        # The tokens of all rows can be counted through.
+        # The tokens of all rows lie at one stride.
         and all(each.shape[0] == 1 or each.shape[2] == 1 for each in (q, k))
     )
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: (rows, heads, tokens, head size), of one row or of one token each; returns the same,
-    with the heads of a token one after the other"""
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: (rows, heads, tokens, head size), of one row, or of one token each; returns the same
+    shape, where the heads of a token lie one after the other"""
     rows, heads, tokens, head_size = x.shape
     out = torch.empty((rows, tokens, heads, head_size))
-    captured_call(turn, x, cos, sin, out)
+    captured_call(rotate_rows, x, cos, sin, out)
     return out.transpose(1, 2)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+def rotate_rows(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Write the rotated heads into `out`: (rows, tokens, heads, head size)."""
     rows, heads, tokens, head_size = x.shape
     token_stride = x.stride(2) if rows == 1 else x.stride(0)
     _run(
@@ -115,7 +116,8 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
 
 
 @fast
-def turn_head(x: Any, cos: Any, sin: Any, out: Any, half: Any) -> None:
+def rotate_head(x: Any, cos: Any, sin: Any, out: Any, half: Any) -> None:
+    """Rotate a head of 2 * `half` numbers. x, cos, sin, out: arrays of that size"""
     for each in range(half):
         first, second = x[each], x[half + each]
         out[each] = first * cos[each] - second * sin[each]
@@ -132,10 +134,10 @@ def body(arguments: Any) -> None:
         for head in range(heads):
             at = (token * a[TOKEN_STRIDE] + head * a[HEAD_STRIDE]) * FLOAT_BYTES
             to = (token * heads + head) * size * FLOAT_BYTES
-            turn_head(
+            rotate_head(
                 carray(floats_at(a[IN] + at), (size,)), cos, sin,
                 carray(floats_at(a[OUT] + to), (size,)), size // 2,
             )  # fmt: skip
 
 
-_run = in_pool(body, "9q")
+_run = compile_parallel(body, "9q")

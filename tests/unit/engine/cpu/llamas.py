@@ -1,4 +1,4 @@
-"""Small models like LLaMA, laid out as an engine does, and steps of them."""
+"""Small models like LLaMA, packed and fused as an engine does, and steps of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import transformers as hf
 
 from engine.attention.hf_plugin import install as install_attention
 from engine.cpu.fusion import fuse
-from engine.cpu.linear import MakeLinear, best, pack
+from engine.cpu.linear import MakeLinear, pack
+from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.kv_cache.base import ContiguousKVCache
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
@@ -47,11 +48,11 @@ def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
 def laid_out(model: Any, make: MakeLinear | None = None, min_weights: int = 0) -> Any:
     install_attention(model)
     fuse(model)
-    pack(model, make or best(), min_weights)
+    pack(model, make or PackedGemmLinear, min_weights)
     return model
 
 
-def keeping_of(model: Any) -> ContiguousKVCache:
+def kv_cache_of(model: Any) -> ContiguousKVCache:
     return ContiguousKVCache(probe_kv_shape(model), poisoned=True)
 
 

@@ -1,4 +1,6 @@
-"""Both ways to attend by row give the same, whatever the rows are."""
+"""Compiled attention gives what torch's gives, whatever the slots are."""
+
+import logging
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from engine.attention.base import ContiguousAttentionBackend, TorchAttentionBackend
 from engine.cpu import quantized
 from engine.cpu.attention_backend import CpuAttentionBackend
+from engine.cpu.self_test import kernel_module
 from engine.kv_cache.base import attention_backend_for
 from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
 
@@ -99,7 +102,7 @@ def test_rows_of_a_request_read_the_same_prompt(
 
 
 def test_the_exponential_is_that_of_the_library_within_rounding() -> None:
-    from engine.cpu.kernels.decode_attention import exp
+    from engine.cpu.kernels.softmax import exp
 
     x = -np.geomspace(1e-7, 80, 20_000, dtype=np.float32)
     got = np.array([exp(each) for each in x], np.float64)
@@ -112,9 +115,9 @@ def test_the_exponential_is_that_of_the_library_within_rounding() -> None:
         st.lists(st.floats(-1e4, 1e4, width=32), min_size=7, max_size=7), min_size=1, max_size=5
     )
 )
-def test_rounding_is_within_half_a_step_of_each_row_by_itself(rows: list[list[float]]) -> None:
+def test_rows_are_rounded_by_themselves_within_half_a_step(rows: list[list[float]]) -> None:
     given_ = torch.tensor(rows)
-    for round_rows in (quantized.rounding(), quantized.round_rows):
+    for round_rows in (quantized.compiled_rounding(), quantized.round_rows):
         rounded, scales = round_rows(given_)
         back = (rounded.float() - quantized.ZERO) * scales
         assert torch.all((back - given_).abs() <= 0.502 * scales)
@@ -124,8 +127,55 @@ def test_rounding_is_within_half_a_step_of_each_row_by_itself(rows: list[list[fl
 
 
 @pytest.mark.parametrize(
-    "module", ["engine.cpu.kernels.decode_attention", "engine.cpu.kernels.quantize_rows"]
+    "module", ["decode_attention", "prefill_attention", "quantize_rows", "rms_norm", "activation"]
 )
-def test_what_is_compiled_is_used_here(module: str) -> None:
-    """Everything answers without it too, only slower; so that would be noticed nowhere else."""
-    __import__(module)
+def test_the_kernel_can_be_compiled_here(module: str) -> None:
+    """Without it the answers are the same, later; no other test would notice."""
+    assert kernel_module(f"kernels.{module}") is not None
+
+
+@pytest.mark.parametrize("is_cross", [False, True])
+def test_a_kernel_that_attends_wrongly_is_not_used(
+    is_cross: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = shape_of(32)
+    assert isinstance(attention_backend_for(shape, is_cross, poisoned=True), CpuAttentionBackend)
+    whole = CpuAttentionBackend.attend
+    monkeypatch.setattr(CpuAttentionBackend, "attend", lambda *call: 1.01 * whole(*call))
+    with caplog.at_level(logging.WARNING):
+        attention = attention_backend_for(shape, is_cross, poisoned=True)
+    assert isinstance(attention, TorchAttentionBackend)
+    assert [each.message for each in caplog.records] == ["kernel disagrees with torch"]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 63, 64, 65, 300])
+def test_a_prompt_is_written_and_attended_to_as_by_torch(num_tokens: int) -> None:
+    size, heads = 16, 4
+    attention = attention_backend_for(shape_of(size), is_cross=False, poisoned=True)
+    assert isinstance(attention, CpuAttentionBackend)
+    draw = torch.Generator().manual_seed(num_tokens)
+    qkv = torch.randn(num_tokens, (heads + 2 * HEADS) * size, generator=draw)
+    ones, zeros = torch.ones(num_tokens, size), torch.zeros(num_tokens, size)
+    found = torch.full((num_tokens, heads * size), torch.nan)
+    slot = attention.new_slot(1, num_tokens + 4)
+    attention.hold([])
+    attention.hold_prompts([slot], ((0, num_tokens),))
+    arguments = (
+        *attention.first_arguments,
+        *attention.prompts_table.of_layer(1),
+        *attention.merged_arguments(
+            qkv.data_ptr(), heads * size, ones.data_ptr(), zeros.data_ptr(), 0.25, found.data_ptr()
+        ),
+    )
+    attention.prefill_kernel.write_prompts(2, *arguments)
+    attention.prefill_kernel.attend_prompts(2, *arguments)
+    query, key, value = (
+        qkv.view(1, num_tokens, -1, size).transpose(1, 2).split([heads, HEADS, HEADS], dim=1)
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.25, enable_gqa=True
+    )
+    of_tokens = expected[0].transpose(0, 1).reshape(num_tokens, -1)
+    torch.testing.assert_close(found, of_tokens, rtol=1e-5, atol=1e-5)
+    assert torch.equal(slot.kept[1, 0, 0, :, :num_tokens], key[0])
+    assert torch.equal(slot.kept[1, 1, 0, :, :num_tokens], value[0])

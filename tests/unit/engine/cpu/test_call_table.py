@@ -1,30 +1,30 @@
-"""Calls of a chain, which follow each other on all threads."""
+"""Compiled calls in a table follow each other on all threads."""
 
 from typing import Any
 
 import numpy as np
 
-from engine.cpu.call_table import Chain
+from engine.cpu.call_table import CallTable
 from engine.cpu.kernels import gather_rows
 
 
 def test_calls_follow_each_other_on_all_threads() -> None:
     rows = np.random.default_rng(0).normal(size=(501, 8)).astype(np.float32)
-    turned = np.arange(500, -1, -1)
+    reversed_ = np.arange(500, -1, -1)
     first, second = np.zeros_like(rows), np.zeros_like(rows)
-    given = (turned.ctypes.data, len(rows), rows.shape[1])
+    given = (reversed_.ctypes.data, len(rows), rows.shape[1])
 
     def call(source: np.ndarray, out: np.ndarray) -> Any:
         return gather_rows.run, (source.ctypes.data, given[0], out.ctypes.data, *given[1:])
 
-    chain = Chain([call(rows, first), call(first, second), call(rows, rows)])
-    chain.calls[2, 0] = 0  # no such call
+    table = CallTable([call(rows, first), call(first, second), call(rows, rows)])
+    table.calls[2, 0] = 0  # left out
     for num_threads in (1, 2, 3):
         first[:], second[:] = 0, 0
-        chain.run(num_threads)
+        table.run(num_threads)
         assert (first == rows[::-1]).all()
         assert (second == rows).all()
     first[:], second[:] = 0, 0
-    chain.run(2, only=0)
+    table.run(2, only=0)
     assert (first == rows[::-1]).all()
     assert not second.any()

@@ -1,4 +1,4 @@
-"""A step in one chain gives what the model's own code gives, and the same bits in any company."""
+"""A fused step gives what the model's own code gives, and the same bits in any company."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cpu import llama_layer
-from engine.cpu.kernels.llvm_ir import LANES
+from engine.attention.hf_plugin import install as install_attention
+from engine.cpu.linear import MakeLinear, PackedLinear
+from engine.cpu.quantized import Int8Linear
+from engine.kv_cache.base import ContiguousKVCache
+from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
-from tests.unit.engine.cpu.llamas import keeping_of, laid_out, model_of, sequence
-
-# By what the processor has, not by whether it could be imported: that may not fail unseen.
-pytestmark = pytest.mark.skipif(LANES < 16, reason="registers have fewer than 16 floats")
+from tests.unit.engine.cpu.llamas import (
+    HEAD_SIZE,
+    kv_cache_of,
+    laid_out,
+    logits_in_flight,
+    model_of,
+    sequence,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +31,17 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def runner_of(model: Any, is_chained: bool = True) -> CausalRunner:
-    runner = CausalRunner(laid_out(model), keeping_of(model))
-    assert (runner.chain is not None) == is_chained
+def runner_of(model: Any, is_fused: bool = True) -> CausalRunner:
+    runner = CausalRunner(laid_out(model), kv_cache_of(model))
+    assert (runner.fused_step is not None) == is_fused
+    return runner
+
+
+def plain_runner_of(model: Any) -> CausalRunner:
+    """One that runs the model's own code, by plain torch."""
+    install_attention(model)
+    runner = CausalRunner(model, ContiguousKVCache(probe_kv_shape(model), True, cpu_kernels=False))
+    assert runner.fused_step is None
     return runner
 
 
@@ -65,14 +80,36 @@ def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: 
         torch.set_num_threads(before)
 
 
-def test_there_is_room_for_longer_prompts_and_later_positions(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_a_step_gives_the_logits_of_the_models_own_code(kind: str, key_heads: int) -> None:
+    draw = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(0, 97, (size,), generator=draw).tolist() for size in (5, 150, 9)]
+    found = logits_in_flight(runner_of(model_of(kind, key_heads=key_heads)), prompts)
+    expected = logits_in_flight(plain_runner_of(model_of(kind, key_heads=key_heads)), prompts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "head_size", "make"),
+    [
+        ("qwen3", HEAD_SIZE, None),
+        ("llama", 12, None),
+        ("llama", HEAD_SIZE, PackedLinear),
+        ("llama", HEAD_SIZE, Int8Linear),
+    ],
+)
+def test_a_model_of_other_parts_is_not_fused(
+    kind: str, head_size: int, make: MakeLinear | None
 ) -> None:
-    ours = runner_of(model_of("llama"))
-    model = model_of("llama")
-    with monkeypatch.context() as patch:
-        patch.setattr(llama_layer, "install", lambda model, attention: 0)
-        own = runner_of(model, is_chained=False)
+    model = model_of(kind, head_size)
+    runner = CausalRunner(laid_out(model, make), kv_cache_of(model))
+    assert runner.fused_step is None
+
+
+def test_the_buffers_grow_with_longer_prompts_and_later_positions() -> None:
+    ours, own = runner_of(model_of("llama")), plain_runner_of(model_of("llama"))
     for num_tokens in (3, 63, 64, 65, 700, 5):
         found, expected = (
             logits_alone(each, prompt_of(num_tokens), list(range(1, 5))) for each in (ours, own)
@@ -80,7 +117,7 @@ def test_there_is_room_for_longer_prompts_and_later_positions(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_prompts_that_are_read_in_several_chunks_keep_their_logits() -> None:
+def test_prompts_prefilled_in_several_chunks_keep_their_logits() -> None:
     runner = runner_of(model_of("llama"))
     prompts = [prompt_of(size) for size in (300, 290, 280)]
     _, read = runner.read([sequence(each, num_rows=1) for each in prompts])
@@ -89,7 +126,7 @@ def test_prompts_that_are_read_in_several_chunks_keep_their_logits() -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 97])
-def test_a_token_that_there_is_no_embedding_of_is_refused(token: int) -> None:
+def test_a_token_without_an_embedding_is_refused(token: int) -> None:
     runner = runner_of(model_of("llama"))
     with pytest.raises(IndexError):
         runner.read([sequence([5, token, 6], num_rows=1)])
@@ -97,18 +134,20 @@ def test_a_token_that_there_is_no_embedding_of_is_refused(token: int) -> None:
     torch.testing.assert_close(logits_alone(runner, [5, 6], [7]), expected, rtol=0, atol=0)
 
 
-def test_angles_that_depend_on_the_longest_text_are_left_to_the_model() -> None:
+def test_a_rotary_embedding_that_depends_on_the_longest_text_is_left_to_the_model() -> None:
     model = model_of("llama")
     model.model.rotary_emb.rope_type = "dynamic"
-    runner_of(model, is_chained=False)
+    runner_of(model, is_fused=False)
 
 
-def test_what_is_done_beside_the_layers_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hook_beside_the_layers_is_found_by_the_self_test(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = model_of("llama")
     model.model.embed_tokens.register_forward_hook(lambda module, args, output: 2 * output)
     with caplog.at_level(logging.WARNING):
-        runner_of(model, is_chained=False)
-    assert "not chained: it does something else" in [each.message for each in caplog.records]
+        runner_of(model, is_fused=False)
+    assert "kernel disagrees with torch" in [each.message for each in caplog.records]
 
 
 def test_beams_of_one_request_are_rows() -> None:

@@ -1,4 +1,4 @@
-"""What comes in the place of a model's own parts gives what they give."""
+"""Fused modules give what the model's own modules give."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_gelu_is_one_operation() -> None:
     torch.testing.assert_close(model(x), NewGELUActivation()(x), rtol=1e-6, atol=1e-6)
 
 
-def test_what_only_has_the_name_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_module_that_only_has_the_name_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     class LlamaRMSNorm(nn.Module):
         """Adds one to its weight, as some do."""
 
@@ -63,4 +63,4 @@ def test_what_only_has_the_name_is_left_alone(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING):
         assert fuse(model) == 0
     assert type(model[0]) is LlamaRMSNorm
-    assert [each.message for each in caplog.records] == ["not fused: it does something else"]
+    assert [each.message for each in caplog.records] == ["kernel disagrees with torch"]

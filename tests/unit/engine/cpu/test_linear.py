@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from itertools import accumulate
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.cpu import packed_gemm
 from engine.cpu.kernels.llvm_ir import LANES
-from engine.cpu.linear import MakeLinear, PackedLinear, best, pack
+from engine.cpu.linear import MakeLinear, PackedLinear, fastest_linear, pack
+from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.cpu.quantized import HalfLinear, Int8Linear
 
 
@@ -42,7 +45,7 @@ def tensors(module: nn.Module) -> Iterator[Tensor]:
         )
 
 
-@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
 def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     """As `from_pretrained` gives them: all are views of one file, which stays as long as one."""
     model: Any = nn.Sequential(nn.Embedding(5, 64), nn.LayerNorm(64), nn.Linear(64, 64))
@@ -59,12 +62,25 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     assert (model(x) - expected).norm() < 0.02 * expected.norm()  # int8 is off by about 0.01
 
 
-def test_what_multiplies_follows_from_the_registers_and_from_nothing_else() -> None:
-    """Panels that cannot be imported for another reason would be slow, and nobody would know."""
-    assert best().__name__ == ("PackedGemmLinear" if LANES == 16 else "PackedLinear")  # type: ignore[attr-defined]  # a class
+def test_the_fastest_layer_follows_from_the_registers_and_from_nothing_else() -> None:
+    """A packed gemm that cannot be imported for another reason would be slow, and unnoticed."""
+    expected = PackedGemmLinear if LANES == 16 else PackedLinear
+    assert fastest_linear() is expected
 
 
-@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packed_gemm, "HAS_WIDE_REGISTERS", True)
+    assert fastest_linear() is PackedGemmLinear
+    whole = PackedGemmLinear.forward
+    monkeypatch.setattr(PackedGemmLinear, "forward", lambda self, x: 1.001 * whole(self, x))
+    with caplog.at_level(logging.WARNING):
+        assert fastest_linear() is PackedLinear
+    assert [each.message for each in caplog.records] == ["kernel disagrees with torch"]
+
+
+@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
 def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
     linear = make(torch.randn(64, 64), None)
     for width in (32, 63, 128):
@@ -72,7 +88,7 @@ def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
             linear(torch.randn(2, width))
 
 
-@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
 def test_a_transposed_weight_gives_the_same_products(make: MakeLinear) -> None:
     """GPT-2 keeps its weights transposed."""
     weight, x = torch.randn(64, 96).t(), torch.randn(5, 64)
@@ -80,7 +96,7 @@ def test_a_transposed_weight_gives_the_same_products(make: MakeLinear) -> None:
     assert (make(weight, None)(x) - expected).norm() < 0.02 * expected.norm()
 
 
-@pytest.mark.parametrize("make", [best(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
 @pytest.mark.parametrize(("out_features", "in_features"), [(192, 32), (512, 512), (64, 200)])
 def test_a_row_has_the_same_product_alone_and_among_many(
     make: MakeLinear, out_features: int, in_features: int

@@ -1,4 +1,4 @@
-"""Products that are computed as one are those that are asked for one by one."""
+"""Linear layers that are merged give what they give one by one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.cpu.linear import MakeLinear, PackedLinear, best, pack
-from engine.cpu.merged_linear import Part
+from engine.cpu.linear import MakeLinear, PackedLinear, fastest_linear, pack
+from engine.cpu.merged_linear import LinearSlice
 from engine.cpu.quantized import HalfLinear, Int8Linear
 
 
@@ -40,37 +40,37 @@ def close(one: list[Tensor], other: list[Tensor], share: float) -> bool:
 
 @pytest.mark.parametrize(
     ("make", "share"),
-    [(best(), 1e-6), (PackedLinear, 1e-6), (Int8Linear, 0.03), (HalfLinear, 0.01)],
+    [(fastest_linear(), 1e-6), (PackedLinear, 1e-6), (Int8Linear, 0.03), (HalfLinear, 0.01)],
 )
 @torch.inference_mode()
-def test_parts_are_what_they_were(make: MakeLinear, share: float) -> None:
+def test_each_slice_gives_what_its_layer_gave(make: MakeLinear, share: float) -> None:
     model: Any = Model()
     x, others = torch.randn(5, 1, 64), torch.randn(1, 9, 64)
     expected = [*model.self_attn(x), *model.encoder_attn(x, others)]
     pack(model, make, min_weights=0)
-    assert [type(each) for each in model.self_attn.children()] == [Part] * 3
+    assert [type(each) for each in model.self_attn.children()] == [LinearSlice] * 3
     found = [*model.self_attn(x), *model.encoder_attn(x, others)]
     assert [each.shape for each in found] == [each.shape for each in expected]
     assert close(found, expected, share)
 
 
 @torch.inference_mode()
-def test_the_product_is_computed_once_and_let_go() -> None:
+def test_the_merged_product_is_computed_once_and_released() -> None:
     model: Any = Model()
     pack(model, PackedLinear, min_weights=0)
-    together = model.self_attn.q_proj.together
+    merged = model.self_attn.q_proj.merged
     products: list[Tensor] = []
-    together.linear.register_forward_hook(lambda *call: products.append(call[-1]))
+    merged.linear.register_forward_hook(lambda *call: products.append(call[-1]))
     x = torch.randn(3, 64)
     model.self_attn(x)
     assert len(products) == 1
-    assert together.rows is together.product is None
+    assert merged.rows is merged.product is None
     model.self_attn(x)  # the same tensor may have other numbers by now
     assert len(products) == 2
 
 
 @torch.inference_mode()
-def test_other_rows_in_between_are_not_taken_for_the_first() -> None:
+def test_a_slice_called_with_other_rows_gets_their_product() -> None:
     model: Any = Model()
     one, other = torch.randn(3, 64), torch.randn(3, 64)
     expected = model.self_attn(one)
@@ -82,14 +82,14 @@ def test_other_rows_in_between_are_not_taken_for_the_first() -> None:
     assert close(found, expected, 1e-6)
 
 
-def test_queries_to_an_encoder_are_by_themselves() -> None:
+def test_cross_attention_queries_are_not_merged() -> None:
     model: Any = Model()
     pack(model, PackedLinear, min_weights=0)
     kinds = [type(each) for each in model.encoder_attn.children()]
-    assert kinds == [PackedLinear, Part, Part]
+    assert kinds == [PackedLinear, LinearSlice, LinearSlice]
 
 
-def test_what_takes_rows_of_another_width_is_by_itself() -> None:
+def test_layers_of_different_input_widths_are_not_merged() -> None:
     attention: Any = Attention()
     attention.k_proj = nn.Linear(48, 32)
     model: Any = nn.ModuleDict({"attends_to_another": attention})
@@ -98,11 +98,11 @@ def test_what_takes_rows_of_another_width_is_by_itself() -> None:
 
 
 @torch.inference_mode()
-def test_small_products_are_one_and_otherwise_stay_as_they_are() -> None:
+def test_small_layers_are_merged_but_not_packed() -> None:
     model: Any = Model()
     x = torch.randn(3, 64)
     expected = model.self_attn(x)
     assert pack(model, PackedLinear, min_weights=160 * 64 + 1) == 0
-    assert type(model.self_attn.q_proj.together.linear) is nn.Linear
+    assert type(model.self_attn.q_proj.merged.linear) is nn.Linear
     assert type(model.encoder_attn.q_proj) is nn.Linear
     assert close(model.self_attn(x), expected, 1e-6)

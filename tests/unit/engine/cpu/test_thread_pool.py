@@ -1,4 +1,4 @@
-"""What is compiled gives what torch gives, however its tensors lie."""
+"""Compiled functions give what torch gives, however their tensors are laid out."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
 from engine.cpu.fusion import fuse
 from engine.cpu.kernels.activation import SiluAndMulMLP, silu_and_mul
-from engine.cpu.kernels.argmax import argmax, can_argmax
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.prefill_attention import multiply
-from engine.cpu.kernels.rotary_embedding import Rotary
+from engine.cpu.kernels.rotary_embedding import RotaryEmbedding
+from engine.cpu.kernels.softmax import softmax
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _inference() -> Iterator[None]:
 def own() -> Any:
     """The function of `transformers`, whoever has been in its place."""
     found = modeling_llama.apply_rotary_pos_emb
-    return found.own if isinstance(found, Rotary) else found
+    return found.own if isinstance(found, RotaryEmbedding) else found
 
 
 def heads_of(rows: int, tokens: int, heads: int, size: int) -> Tensor:
@@ -48,23 +48,23 @@ def heads_of(rows: int, tokens: int, heads: int, size: int) -> Tensor:
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (16, 1), (1, 300)])
 @pytest.mark.parametrize(("heads", "key_heads", "size"), [(4, 4, 8), (6, 2, 50), (8, 1, 64)])
-def test_positions_turn_queries_and_keys(own, rows, tokens, heads, key_heads, size):
+def test_queries_and_keys_are_rotated_as_by_transformers(own, rows, tokens, heads, key_heads, size):
     q, k = heads_of(rows, tokens, heads, size), heads_of(rows, tokens, key_heads, size)
     cos, sin = torch.randn(rows, tokens, size), torch.randn(rows, tokens, size)
-    expected, found = own(q, k, cos, sin), Rotary(own)(q, k, cos, sin)
+    expected, found = own(q, k, cos, sin), RotaryEmbedding(own)(q, k, cos, sin)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
         assert one.stride(1) == size  # the heads of a token lie one after the other
 
 
-def test_what_is_called_otherwise_goes_to_the_models_own(own):
+def test_calls_that_do_not_fit_go_to_the_models_own_function(own):
     calls = []
 
     def watched(*args, **kwargs):
         calls.append(len(args))
         return own(*args, **kwargs)
 
-    rotary = Rotary(watched)
+    rotary = RotaryEmbedding(watched)
     q, cos = heads_of(3, 5, 4, 8), torch.randn(3, 5, 8)
     for one, other in zip(rotary(q, q, cos, cos), own(q, q, cos, cos), strict=True):
         assert torch.equal(one, other)  # several rows of several tokens
@@ -73,19 +73,21 @@ def test_what_is_called_otherwise_goes_to_the_models_own(own):
     assert len(calls) == 2
 
 
-def test_another_way_to_turn_is_not_taken_for_it(own):
-    assert Rotary(own).does_the_same()
-    assert not Rotary(lambda q, k, cos, sin: own(q, k, cos, -sin)).does_the_same()
-    assert not Rotary(lambda q, k, cos: (q, k)).does_the_same()
+def test_another_way_to_rotate_is_not_replaced(own):
+    assert RotaryEmbedding(own).agrees()
+    assert not RotaryEmbedding(lambda q, k, cos, sin: own(q, k, cos, -sin)).agrees()
+    assert not RotaryEmbedding(lambda q, k, cos: (q, k)).agrees()
     # GPT-NeoX turns a part of a head, and does so itself.
     theirs = modeling_gpt_neox.apply_rotary_pos_emb
     q, cos = heads_of(2, 1, 4, 16), torch.randn(2, 1, 4)
     expected = getattr(theirs, "own", theirs)(q, q, cos, cos)
-    assert torch.equal(Rotary(getattr(theirs, "own", theirs))(q, q, cos, cos)[0], expected[0])
+    assert torch.equal(
+        RotaryEmbedding(getattr(theirs, "own", theirs))(q, q, cos, cos)[0], expected[0]
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 24), (16, 1, 1000), (1, 300, 72)])
-def test_a_gate_in_one_pass_is_the_gate(shape):
+def test_silu_and_mul_is_that_of_torch(shape):
     both = 20 * torch.randn(*shape[:-1], 2 * shape[-1])
     gate, up = both.chunk(2, dim=-1)
     torch.testing.assert_close(silu_and_mul(gate, up), nn.functional.silu(gate) * up)
@@ -94,7 +96,7 @@ def test_a_gate_in_one_pass_is_the_gate(shape):
     torch.testing.assert_close(silu_and_mul(far, torch.ones(1, 5)), nn.functional.silu(far))
 
 
-def test_the_feed_forward_part_of_llama_is_replaced_if_its_gate_is_silu():
+def test_the_mlp_of_llama_is_replaced_if_its_activation_is_silu():
     sizes = {"hidden_size": 16, "intermediate_size": 40, "num_attention_heads": 2}
     x = torch.randn(5, 16)
     mlp = LlamaMLP(LlamaConfig(**sizes))
@@ -106,24 +108,18 @@ def test_the_feed_forward_part_of_llama_is_replaced_if_its_gate_is_silu():
     assert fuse(model) == 0
 
 
-def test_the_highest_is_the_first_of_them():
-    logits = torch.randn(7, 5003).round(decimals=1)  # with many equals
-    logits[3] = -torch.inf
-    logits[4, [1600, 5001]] = 50.0
-    logits[5, 5002] = 50.0
-    wide = torch.cat([logits, torch.full((7, 3), 100.0)], dim=1)[:, :-3]
-    for each in (logits, wide):
-        assert can_argmax(each)
-        assert argmax(each) == [int((row == row.max()).nonzero()[0]) for row in logits]
-    assert argmax(torch.full((1, 600), torch.nan))[0] in range(600)  # no number is the argmax
-    assert not can_argmax(logits.double())
-    assert not can_argmax(logits.t())
+def test_the_softmax_is_that_of_torch_for_any_length():
+    for length in (1, 2, LANES, 63, 64, 65, 5003):
+        scores = 30 * torch.randn(length)
+        expected = torch.softmax(scores, dim=0)
+        softmax(scores.data_ptr(), length)
+        torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("num_columns", [LANES, 2 * LANES, 5 * LANES])
 @pytest.mark.parametrize("depth", [1, 2, 37])
 @pytest.mark.parametrize("num_rows", range(1, TILE_ROWS + 1))
-def test_tiles_are_the_product_and_write_no_further(
+def test_the_microkernel_multiplies_and_writes_no_further(
     num_rows: int, depth: int, num_columns: int
 ) -> None:
     left, right = torch.randn(num_rows, depth + 3), torch.randn(depth, num_columns + 5)
@@ -145,7 +141,7 @@ print(float(silu_and_mul(-torch.ones(1, 1), torch.ones(1, 1))))
 """
 
 
-def test_what_is_compiled_follows_the_files_that_it_calls(tmp_path: Path) -> None:
+def test_a_cached_function_is_recompiled_when_a_file_it_calls_changes(tmp_path: Path) -> None:
     root = Path(__file__).parents[4]
     copied = shutil.copytree(
         root / "engine", tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__")
@@ -156,13 +152,13 @@ def test_what_is_compiled_follows_the_files_that_it_calls(tmp_path: Path) -> Non
         return float(subprocess.check_output(command, cwd=tmp_path, text=True))
 
     assert said() == pytest.approx(-1 / (1 + math.e), abs=1e-6)
-    kernel = copied / "cpu" / "kernels" / "decode_attention.py"  # whose exponential the gate calls
+    kernel = copied / "cpu" / "kernels" / "softmax.py"  # whose exponential the gate calls
     text = kernel.read_text()
     kernel.write_text(text.replace("    x = max(x, np.float32(-87.0))", "    x = np.float32(0)"))
     assert said() == pytest.approx(-1 / 2, abs=1e-6)
 
 
-def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
+def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     told = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DEBUG_CACHE": "1"}
     starting = [
         subprocess.Popen(

@@ -1,0 +1,64 @@
+"""Self-test: a compiled part is compared with plain torch at start, and serves only if it agrees.
+
+A part that cannot be compiled here, raises, or gives other numbers is left out with a warning,
+and plain torch does its work: the answers are the same, later.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.logging import error_location
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT_VARIABLE = "TIDEMILL_CPU_KERNELS"
+OFF = frozenset({"0", "false", "no", "off"})
+
+
+def kernels_enabled(wanted: bool) -> bool:
+    """Return whether compiled parts may serve: the model's setting, unless the environment
+    variable switches them off for every model of the process."""
+    return wanted and os.environ.get(ENVIRONMENT_VARIABLE, "").strip().lower() not in OFF
+
+
+def kernel_module(name: str) -> Any:
+    """Return the module `engine.cpu.<name>`, or None where numba or torch's OpenMP is missing."""
+    try:
+        return importlib.import_module(f"engine.cpu.{name}")
+    except (ImportError, AttributeError, OSError):
+        return None
+
+
+@torch.inference_mode()
+def agrees(
+    part: str,
+    compiled: Callable[[], Iterable[Tensor]],
+    plain: Callable[[], Iterable[Tensor]],
+    tolerance: float = 1e-4,
+) -> bool:
+    """Return whether both give the same tensors; log a warning that names the part if not.
+
+    part:      the name of the compiled part, for the log
+    compiled:  runs it on inputs of its own choice; `plain` gives torch's results for the same
+    tolerance: absolute and relative
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            pairs = zip(compiled(), plain(), strict=True)
+            is_same = all(
+                torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in pairs
+            )
+    except Exception as error:
+        log.warning("kernel failed", extra={"part": part, "error": error_location(error)})
+        return False
+    if not is_same:
+        log.warning("kernel disagrees with torch", extra={"part": part})
+    return is_same
