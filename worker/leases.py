@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import queries
+from db.queries import claims, worker_registry
 from db.session import Database
 from worker.attempt import Attempt
 from worker.periodic_thread import Ticker
@@ -44,7 +44,7 @@ class Leases:
         self._ticker.stop()
         try:
             with self._database.write() as session:
-                session.execute(queries.forget_worker(self._owner))
+                session.execute(worker_registry.forget_worker(self._owner))
         except SQLAlchemyError as error:
             log.warning("cannot sign off", extra={"error": type(error).__name__})
 
@@ -54,7 +54,7 @@ class Leases:
 
     def _report(self) -> None:
         with self._database.write() as session:
-            queries.report_worker(
+            worker_registry.report_worker(
                 session,
                 self._owner,
                 self._room(),
@@ -69,5 +69,5 @@ class Leases:
         if job_ids:
             with self._database.write() as session:
                 session.execute(
-                    queries.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
+                    claims.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
                 )

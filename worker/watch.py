@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
 
-from db import queries
 from db.outcome import Fence
+from db.queries import claims
 from db.session import Database
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
@@ -58,7 +58,7 @@ class Watch:
             return
         with self._database.read() as session:
             rights: dict[UUID, int] = dict(
-                session.execute(queries.running_attempts(self._owner)).all()
+                session.execute(claims.running_attempts(self._owner)).all()
             )
         # Over by now: committed while we asked.
         lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]

@@ -15,9 +15,9 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
+from db.queries import completion, dispatch, worker_registry
 from db.session import Database
 from db.states import JobState
 from tasks.publisher import Message, publish
@@ -72,7 +72,7 @@ class Dispatcher:
         self._leads = False
         try:
             with self._database.write() as session:
-                session.execute(queries.resign(LEADERSHIP, self._owner))
+                session.execute(dispatch.resign(LEADERSHIP, self._owner))
         except SQLAlchemyError as error:
             log.warning("cannot resign", extra={"error": type(error).__name__})
 
@@ -116,7 +116,7 @@ class Dispatcher:
         if self._leads and now < self._led_at + self._settings.lead_seconds / 4:
             return
         with self._database.write() as session:
-            self._leads = queries.lead(
+            self._leads = dispatch.lead(
                 session, LEADERSHIP, self._owner, self._settings.lead_seconds
             )
         self._led_at = now
@@ -138,7 +138,7 @@ class Dispatcher:
         passing("published")
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
         with self._database.write() as session:
-            queries.mark_published(session, job_ids)
+            dispatch.mark_published(session, job_ids)
         self._filled_at = time.monotonic()
         return len(job_ids)
 
@@ -148,8 +148,10 @@ class Dispatcher:
         It is asked first, which locks nothing and syncs nothing: there is hardly ever any.
         """
         with self._database.read() as session:
-            has_run_out = session.scalar(queries.has_run_out())
-            waiting = session.execute(queries.published_long_ago(self._settings.lost_seconds)).all()
+            has_run_out = session.scalar(dispatch.has_run_out())
+            waiting = session.execute(
+                dispatch.published_long_ago(self._settings.lost_seconds)
+            ).all()
         if has_run_out:
             with self._database.write() as session:
                 self._end_what_has_run_out(session)
@@ -164,11 +166,11 @@ class Dispatcher:
 
     def _end_what_has_run_out(self, session: Session) -> None:
         """Put what dead workers left back in line, and end what is past its deadline."""
-        left = session.execute(queries.requeue_expired_leases(MAX_PUBLISHED_AT_ONCE)).all()
+        left = session.execute(dispatch.requeue_expired_leases(MAX_PUBLISHED_AT_ONCE)).all()
         if left:
             log.warning("leases expired", extra={"num_jobs": len(left)})
             session.execute(
-                queries.insert_attempts(session),
+                completion.insert_attempts(session),
                 [
                     {
                         "job_id": job_id,
@@ -182,19 +184,19 @@ class Dispatcher:
                     for job_id, attempt, started_at in left
                 ],
             )
-        overdue = session.scalars(queries.expire_overdue(MAX_PUBLISHED_AT_ONCE)).all()
+        overdue = session.scalars(dispatch.expire_overdue(MAX_PUBLISHED_AT_ONCE)).all()
         if overdue:
             log.info("deadlines passed", extra={"num_jobs": len(overdue)})
 
     def _publish_again(self, queue: tuple[str, Lane] | None, age_seconds: float) -> None:
         with self._database.write() as session:
-            session.execute(queries.unpublish_queued(queue, seconds_from_now(-age_seconds)))
+            session.execute(dispatch.unpublish_queued(queue, seconds_from_now(-age_seconds)))
 
     def _due(self, session: Session, rooms: Mapping[str, Room]) -> Iterator[Message]:
         """The messages to send now: every interactive job, and bulk ones while there is room."""
         for model, room in rooms.items():
             for job_id, _ in session.execute(
-                queries.next_to_publish(
+                dispatch.next_to_publish(
                     model, Lane.INTERACTIVE, MAX_PUBLISHED_AT_ONCE, SUBMITTER_SECONDS
                 )
             ):
@@ -203,7 +205,7 @@ class Dispatcher:
             # Whole messages: while the workers have enough at hand, a few places that
             # are free can wait for more.
             if num_free >= max(1, min(self._settings.jobs_per_message, room.num_wanted)):
-                jobs = session.execute(queries.next_to_publish(model, Lane.BULK, num_free))
+                jobs = session.execute(dispatch.next_to_publish(model, Lane.BULK, num_free))
                 for job_ids in in_messages(jobs, self._settings.jobs_per_message):
                     yield Message(model, Lane.BULK, job_ids)
 
@@ -211,9 +213,9 @@ class Dispatcher:
 def room_by_model(session: Session) -> dict[str, Room]:
     """The room of the live workers, taken together."""
     num_wanted: Counter[str] = Counter()
-    for of_one in session.scalars(queries.room_of_live_workers()):
+    for of_one in session.scalars(worker_registry.room_of_live_workers()):
         num_wanted.update(of_one)
-    num_out = dict(session.execute(queries.outstanding_by_model()).all())
+    num_out = dict(session.execute(dispatch.outstanding_by_model()).all())
     return {model: Room(num, num_out.get(model, 0)) for model, num in num_wanted.items()}
 
 
