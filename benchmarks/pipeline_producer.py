@@ -9,8 +9,8 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from benchmarks.pipeline_model import read_requests
-from db import queries
 from db.models import Job
+from db.queries import submission
 from db.schema import migrate
 from db.states import JobState
 from tasks import submit_batch
@@ -57,7 +57,7 @@ def finish(contracts: Iterable[GenerateContract]) -> float:
     batch = submit_batch(contracts, name="jobs")
     while True:
         with database().read() as session:
-            if not session.scalar(queries.has_unfinished(batch.id)):
+            if not session.scalar(submission.has_unfinished(batch.id)):
                 break
         time.sleep(LOOK_SECONDS)
     with database().read() as session:

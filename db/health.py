@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from db.clock import now, seconds_from_now
 from db.lane import Lane
 from db.models import Job, Leadership, WorkerRow
-from db.queries import QUEUED, RUNNING
+from db.queries.conditions import QUEUED, RUNNING
 from db.session import Database
 from db.states import UNFINISHED
 

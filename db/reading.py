@@ -7,13 +7,13 @@ from math import ceil, floor
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
-from db import queries
 from db.clock import microseconds_between
 from db.lane import Lane
 from db.models import Batch, Job, Payload, Result
+from db.queries import claims, submission
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
 
@@ -298,7 +298,7 @@ def find_batches(
         batches = session.scalars(statement).all()
         states: dict[UUID | None, dict[JobState, int]] = {}
         for batch_id, state, num_jobs in session.execute(
-            queries.states_by_batch([batch.id for batch in batches])
+            submission.states_by_batch([batch.id for batch in batches])
         ):
             states.setdefault(batch_id, {})[JobState(state)] = num_jobs
     return [
@@ -366,11 +366,11 @@ def _pages(
     with_input: bool = False,
 ) -> Iterator[FoundJob]:
     left = limit
-    statement = statement.order_by(*queries.in_order(sort == "newest"))
+    statement = statement.order_by(*_in_order(sort == "newest"))
     while left is None or left > 0:
         page = statement.limit(PAGE if left is None else min(PAGE, left))
         if after is not None:
-            page = page.where(queries.after(after.created_at, after.job_id, sort == "newest"))
+            page = page.where(_follows(after.created_at, after.job_id, sort == "newest"))
         # A transaction per page: a reader that stops in the middle holds nothing open.
         with database.read() as session:
             rows = session.execute(page).all()
@@ -396,7 +396,7 @@ def _with_inputs(
             continue
         part = jobs[start:end]
         with database.read() as session:
-            rows = session.execute(queries.payloads_of([job.id for job in part]))
+            rows = session.execute(claims.payloads_of([job.id for job in part]))
             contracts = {job_id: contract for job_id, contract in rows}
         for job in part:
             yield replace(job, input=input_of(contracts.get(job.id, {})))
@@ -427,3 +427,17 @@ def _found_job(row: Row[Any]) -> FoundJob:
             "error": JobError(code, message or "") if code else None,
         }
     )
+
+
+def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:
+    """When jobs were submitted, and for those of one moment the order of their ids."""
+    if newest_first:
+        return Job.created_at.desc(), Job.id.desc()
+    return Job.created_at.asc(), Job.id.asc()
+
+
+def _follows(created_at: datetime, job_id: UUID, newest_first: bool) -> ColumnElement[bool]:
+    """Rows that follow this one in that order."""
+    row = tuple_(literal(created_at, Job.created_at.type), literal(job_id, Job.id.type))
+    key = tuple_(Job.created_at, Job.id)
+    return key < row if newest_first else key > row

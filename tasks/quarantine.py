@@ -18,10 +18,10 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from db import queries
 from db.clock import now
 from db.lane import Lane
 from db.models import Job
+from db.queries import quarantine, submission
 from db.states import JobState
 
 MAX_BODY_BYTES = 256 * 2**10  # kept of one message
@@ -140,7 +140,7 @@ def keep(session: Session, messages: Iterable[SetAside]) -> None:
     messages = list(messages)
     if not messages:
         return
-    queries.insert_quarantined(session, [message.row() for message in messages])
+    quarantine.insert_quarantined(session, [message.row() for message in messages])
     keep_ended(session, [message.job for message in messages if message.job is not None])
 
 
@@ -149,11 +149,11 @@ def keep_ended(session: Session, jobs: Iterable[EndedJob]) -> None:
     rows = {job.id: _row(job) for job in jobs}
     if not rows:
         return
-    inserted = queries.insert_jobs(session, list(rows.values()))
+    inserted = submission.insert_jobs(session, list(rows.values()))
     if not inserted:
         return
     payloads = [{"job_id": job_id, "contract": {}, "metadata": {}} for job_id in inserted]
-    session.execute(queries.insert_payloads(), payloads)
+    session.execute(submission.insert_payloads(), payloads)
     session.execute(
         update(Job)
         .where(Job.id.in_(inserted))

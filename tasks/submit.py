@@ -21,9 +21,9 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, Statement
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from db import queries
 from db.lane import Lane
 from db.models import Batch, Job, Payload
+from db.queries import dispatch, inserts, submission
 from db.reading import FoundJob, find_job
 from db.session import Database
 from db.states import FINISHED, JobState
@@ -220,7 +220,7 @@ def submit_batch(
     batch = _open_batch(database, name, run_key, tenant, metadata or {})
     if batch.closed_at is not None:
         with database.read() as session:
-            states = dict(session.execute(queries.job_states(batch.id)).all())
+            states = dict(session.execute(submission.job_states(batch.id)).all())
         return SubmittedBatch(batch.id, batch.name, 0, sum(states.values()))
     num_new = num_known = 0
     keyed = _with_keys(contracts, run_key)
@@ -228,10 +228,10 @@ def submit_batch(
         for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
             jobs, payloads = _rows(catalog, chunk, batch.id)
             with database.write() as session:
-                inserted = queries.insert_jobs(session, jobs)
+                inserted = submission.insert_jobs(session, jobs)
                 new_payloads = [payload for payload in payloads if payload["job_id"] in inserted]
                 if new_payloads:
-                    session.execute(queries.insert_payloads(), new_payloads)
+                    session.execute(submission.insert_payloads(), new_payloads)
             if inserted:
                 notifier.notify()
             num_new += len(inserted)
@@ -240,9 +240,9 @@ def submit_batch(
     complete = is_complete()
     with database.write() as session:
         if complete:
-            session.execute(queries.close_batch(batch.id))
+            session.execute(submission.close_batch(batch.id))
         if num_new >= CHUNK:
-            queries.refresh_statistics(session)
+            submission.refresh_statistics(session)
     return SubmittedBatch(batch.id, batch.name, num_new, num_known)
 
 
@@ -264,8 +264,8 @@ def _keep(
         job["deadline"] = min(not_after, job["deadline"] or not_after)
     payload = _payload_row(contract, job["id"])
     with database.write() as session:
-        if queries.insert_jobs(session, [job]):
-            session.execute(queries.insert_payloads(), [payload])
+        if submission.insert_jobs(session, [job]):
+            session.execute(submission.insert_payloads(), [payload])
             publication = (
                 (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
             )
@@ -361,7 +361,7 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
         return
     try:
         with database.write() as session:
-            queries.mark_published(session, [job_id])
+            dispatch.mark_published(session, [job_id])
     except SQLAlchemyError as error:
         # Kept and published. The dispatcher, which does not know, will publish it once more.
         log.warning("job published, not marked", extra={"error": type(error).__name__})
@@ -379,7 +379,7 @@ def _open_batch(
         "closed_at": None,
     }
     with database.write() as session:
-        session.execute(queries.insert_unless_there(session, Batch), [row])
+        session.execute(inserts.insert_unless_there(session, Batch), [row])
         found = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
         return session.scalars(select(Batch).where(found)).one()
 

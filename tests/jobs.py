@@ -10,11 +10,11 @@ from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import OperationalError
 from uuid_utils.compat import uuid7
 
-from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import Job, Payload, Result
 from db.outcome import Answer, Fence
+from db.queries import claims, submission
 from db.session import Database
 from db.states import JobState
 
@@ -54,8 +54,8 @@ def insert_jobs(
         for row in rows
     ]
     with database.write() as session:
-        inserted = queries.insert_jobs(session, rows)
-        session.execute(queries.insert_payloads(), payloads)
+        inserted = submission.insert_jobs(session, rows)
+        session.execute(submission.insert_payloads(), payloads)
     assert inserted == {row["id"] for row in rows}
     return [row["id"] for row in rows]
 
@@ -79,7 +79,7 @@ def claim(
 ) -> list[Fence]:
     """What an owner gets of these jobs."""
     with database.write() as session:
-        rows = queries.claim(session, sorted(job_ids), owner, lease_seconds).all()
+        rows = claims.claim(session, sorted(job_ids), owner, lease_seconds).all()
     return [Fence(row.id, row.attempt, owner) for row in rows]
 
 

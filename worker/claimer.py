@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from db import queries
 from db.lane import Lane
 from db.outcome import Fence
+from db.queries import claims
 from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
@@ -137,15 +137,15 @@ class Claimer:
                 if named.setdefault(job_id, delivery) is not delivery:
                     delivery.settle([job_id])
         with self._database.write() as session:
-            rows = queries.claim(
+            rows = claims.claim(
                 session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
             contracts: dict[UUID, dict[str, Any]] = dict(
-                session.execute(queries.payloads_of(ids)).all()
+                session.execute(claims.payloads_of(ids)).all()
             )
             not_taken = named.keys() - set(ids)
-            unknown = not_taken - set(session.scalars(queries.jobs_among(sorted(not_taken))))
+            unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
             keep(session, [_unknown_jobs(unknown)] if unknown else [])
         return [
             ClaimedJob(

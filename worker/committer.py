@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
-from db import queries
 from db.outcome import Outcome
+from db.queries import completion
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds
@@ -180,21 +180,21 @@ class Committer:
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
             # By attempt, not by job: a flush may hold an old attempt beside the newest.
-            written = {tuple(row) for row in queries.succeed_attempts(session, owner, attempts)}
+            written = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
             results = [
                 result_row(each)
                 for each in own
                 if (each.fence.job_id, each.fence.attempt) in written
             ]
             if results:
-                session.execute(queries.insert_results(), results)
+                session.execute(completion.insert_results(), results)
 
     def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:
             return
         started_at = {
             (job_id, attempt): started_at
-            for job_id, attempt, started_at in session.execute(queries.finish_attempts(outcomes))
+            for job_id, attempt, started_at in session.execute(completion.finish_attempts(outcomes))
         }
         attempts = [
             attempt_row(each, started_at[each.fence.job_id, each.fence.attempt])
@@ -202,7 +202,7 @@ class Committer:
             if (each.fence.job_id, each.fence.attempt) in started_at
         ]
         if attempts:
-            session.execute(queries.insert_attempts(session), attempts)
+            session.execute(completion.insert_attempts(session), attempts)
 
 
 def _is_refusal(error: Exception) -> bool:

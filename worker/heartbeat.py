@@ -16,8 +16,8 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import queries
 from db.outcome import Fence
+from db.queries import claims, worker_registry
 from db.session import Database
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
@@ -67,7 +67,7 @@ class Heartbeat:
         self._thread.stop()
         try:
             with self._database.write() as session:
-                session.execute(queries.forget_worker(self._owner))
+                session.execute(worker_registry.forget_worker(self._owner))
         except SQLAlchemyError as error:
             log.warning("cannot sign off", extra={"error": type(error).__name__})
 
@@ -101,7 +101,7 @@ class Heartbeat:
             return
         with self._database.read() as session:
             rights: dict[UUID, int] = dict(
-                session.execute(queries.running_attempts(self._owner)).all()
+                session.execute(claims.running_attempts(self._owner)).all()
             )
         # Over by now: committed while the database was asked.
         lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]
@@ -113,7 +113,7 @@ class Heartbeat:
     def report(self) -> None:
         """Write down that this worker lives, and what it runs and could run."""
         with self._database.write() as session:
-            queries.report_worker(
+            worker_registry.report_worker(
                 session,
                 self._owner,
                 self._capacity(),
@@ -128,7 +128,7 @@ class Heartbeat:
         if job_ids:
             with self._database.write() as session:
                 session.execute(
-                    queries.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
+                    claims.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
                 )
 
     def _unfinished(self) -> list[Attempt]:

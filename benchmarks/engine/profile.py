@@ -114,11 +114,11 @@ def watch_compiled() -> None:
     """Give what an engine does in compiled code a name: torch does not see what is none of its
     own, and what is played from a tape is called by nobody else."""
     import torch
+    from engine.cpu.optional import compiled
 
     from engine.attention import hf_plugin
     from engine.cpu.attention_backend import CpuAttentionBackend
     from engine.cpu.kernels import activation, argmax, rms_norm, rotary_embedding
-    from engine.cpu.optional import compiled
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:

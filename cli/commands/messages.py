@@ -43,19 +43,19 @@ def messages(
     from sqlalchemy import select
 
     from cli.stack.ready import require_ready
-    from db import queries
     from db.models import QuarantinedMessage
+    from db.queries import quarantine
 
     if (raw or requeue) and not chosen:
         raise typer.BadParameter("say which message, by its id", param_hint="MESSAGE")
     ids = options.job_ids(chosen or [])
     database = require_ready()
-    listed = queries.quarantined(limit)
+    listed = quarantine.quarantined(limit)
     if ids:
         listed = select(QuarantinedMessage).where(QuarantinedMessage.id.in_(ids))
     with database.read() as session:
         found = list(session.scalars(listed))
-        num_kept = session.scalar(queries.num_quarantined()) or 0
+        num_kept = session.scalar(quarantine.num_quarantined()) or 0
     if ids and len(found) < len(set(ids)):
         note(f"{plural(len(set(ids)) - len(found), 'message')} not in the quarantine")
         raise typer.Exit(1)
@@ -70,7 +70,7 @@ def messages(
         note(f"{plural(len(found), 'message')} put back")
     if requeue or delete:
         with database.write() as session:
-            session.execute(queries.delete_quarantined(ids or None))
+            session.execute(quarantine.delete_quarantined(ids or None))
         if not requeue:
             note(f"{plural(len(found) if ids else num_kept, 'message')} deleted")
         return
@@ -84,10 +84,10 @@ def messages(
 
 def num_set_aside(database: "Database") -> int:
     """How many messages are in the quarantine."""
-    from db import queries
+    from db.queries import quarantine
 
     with database.read() as session:
-        return session.scalar(queries.num_quarantined()) or 0
+        return session.scalar(quarantine.num_quarantined()) or 0
 
 
 def _print(found: "list[QuarantinedMessage]") -> None:
@@ -114,8 +114,8 @@ def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
     """Put messages back into their queues, and make room for the jobs that they are to be."""
     import redis
 
-    from db import queries
     from db.masking import masked
+    from db.queries import quarantine
     from tasks import settings
 
     for message in found:
@@ -131,7 +131,7 @@ def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
     with database.write() as session:
         for message in found:
             if message.job_id is not None:
-                session.execute(queries.delete_never_begun(message.job_id, message.reason))
+                session.execute(quarantine.delete_never_begun(message.job_id, message.reason))
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
             for message in found:

@@ -48,8 +48,8 @@ def models(json: options.Json = False) -> None:
 
 def engines_by_model() -> dict[str, list[dict[str, Any]]]:
     """Of live workers; none where there is no database yet."""
-    from db import queries
     from db.errors import DatabaseError
+    from db.queries import worker_registry
     from db.schema import require_current
     from tasks import settings
     from tasks.errors import TidemillError
@@ -61,7 +61,7 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
     except (DatabaseError, TidemillError):
         return found
     with database.read() as session:
-        for worker in session.scalars(queries.live_workers()):
+        for worker in session.scalars(worker_registry.live_workers()):
             for engine in worker.engines or []:
                 found.setdefault(engine["model"], []).append({"worker": worker.name, **engine})
     return found

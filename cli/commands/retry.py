@@ -25,9 +25,9 @@ def retry(
     from sqlalchemy import select
 
     from cli.job_selection import chosen_jobs
-    from db import queries
     from db.clock import now
     from db.models import Job
+    from db.queries import cancel_retry
     from db.states import RETRIABLE, JobState
     from tasks.notifications import Notifier
 
@@ -47,6 +47,7 @@ def retry(
     condition = chosen.condition & can_run & (Job.finished_at <= asked_at)
     with Notifier() as notifier:
         changed = chosen.change(
-            lambda limit: queries.retry_jobs(condition, states, limit), on_changed=notifier.notify
+            lambda limit: cancel_retry.retry_jobs(condition, states, limit),
+            on_changed=notifier.notify,
         )
     chosen.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)

@@ -17,8 +17,8 @@ def status(json: options.Json = False) -> None:
     from cli.errors import BrokerUnreachable
     from cli.stack.broker import BrokerLook, look_at_broker
     from cli.stack.ready import require_ready
-    from db import queries
     from db.masking import masked
+    from db.queries import submission, worker_registry
     from db.schema import head
     from db.states import JobState
     from tasks import settings
@@ -26,9 +26,9 @@ def status(json: options.Json = False) -> None:
 
     database = require_ready()
     with database.read() as session:
-        workers = session.scalars(queries.live_workers()).all()
+        workers = session.scalars(worker_registry.live_workers()).all()
         jobs: dict[str, dict[JobState, int]] = {}
-        for model, state, num in session.execute(queries.states_by_model()):
+        for model, state, num in session.execute(submission.states_by_model()):
             jobs.setdefault(model, {})[JobState(state)] = num
     num_messages = num_set_aside(database)
     served = sorted({model for worker in workers for model in worker.room})

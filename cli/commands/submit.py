@@ -352,9 +352,9 @@ def warn_of_sources(empty: Sequence[str], failures: Sequence[str]) -> None:
 
 
 def _say_if_nobody_works() -> None:
-    from db import queries
+    from db.queries import worker_registry
     from tasks import settings
 
     with settings.database().read() as session:
-        if session.scalars(queries.live_workers()).first() is None:
+        if session.scalars(worker_registry.live_workers()).first() is None:
             note("no worker is running; start one with `tidemill worker`")

@@ -21,9 +21,9 @@ from cli.commands.worker import celery_command
 from cli.errors import AlreadyRunning, PartFailed
 from cli.stack.child_process import Child
 from cli.stack.embedded_valkey import EmbeddedValkey
-from db import queries
 from db.address import DATABASE_FILE, RUN_FILE, STORES_FILE
 from db.database_url import file_url
+from db.queries import worker_registry
 from db.schema import migrate
 from db.session import Database
 
@@ -102,7 +102,7 @@ class Mill:
             go_on()
             self.check()
             with self.database.read() as session:
-                workers = session.scalars(queries.live_workers()).all()
+                workers = session.scalars(worker_registry.live_workers()).all()
             if any(worker.name.startswith(name) for worker in workers):
                 return
             time.sleep(POLL_SECONDS)

@@ -1,15 +1,16 @@
-"""What a producer adds: jobs and their payloads."""
+"""Submission: batches, jobs and payloads are inserted, and how many are in each state."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Insert, Select, insert, select, text
+from sqlalchemy import Insert, Select, Update, exists, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from db.clock import seconds_from_now
-from db.models import Job, Payload
+from db.clock import now, seconds_from_now
+from db.models import Batch, Job, Payload
 from db.queries.inserts import insert_unless_there, table
+from db.states import FINISHED
 
 PRIORITY_SECONDS = 60.0
 
@@ -30,12 +31,13 @@ def insert_jobs(session: Session, jobs: list[dict[str, Any]]) -> set[UUID]:
     return inserted
 
 
+def insert_batch(session: Session, row: dict[str, Any]) -> None:
+    """Insert a batch, unless there is one with its run key."""
+    session.execute(insert_unless_there(session, Batch), [row])
+
+
 def insert_payloads() -> Insert:
     return insert(table(Payload))
-
-
-def jobs_by_idempotency_key(tenant: str, keys: Iterable[str]) -> Select[Job]:
-    return select(Job).where(Job.tenant == tenant, Job.idempotency_key.in_(list(keys)))
 
 
 def refresh_statistics(session: Session) -> None:
@@ -44,3 +46,29 @@ def refresh_statistics(session: Session) -> None:
         session.execute(text("ANALYZE jobs, payloads"))
     else:
         session.execute(text("PRAGMA optimize"))
+
+
+def close_batch(batch_id: UUID) -> Update:
+    return update(Batch).where(Batch.id == batch_id).values(closed_at=now())
+
+
+def has_unfinished(batch_id: UUID) -> Select[bool]:
+    return select(exists().where(Job.batch_id == batch_id, Job.state.not_in(FINISHED)))
+
+
+def job_states(batch_id: UUID) -> Select[str, int]:
+    return select(Job.state, func.count()).where(Job.batch_id == batch_id).group_by(Job.state)
+
+
+def states_by_batch(batch_ids: Sequence[UUID]) -> Select[UUID | None, str, int]:
+    """How many jobs of each batch are in each state."""
+    return (
+        select(Job.batch_id, Job.state, func.count())
+        .where(Job.batch_id.in_(batch_ids))
+        .group_by(Job.batch_id, Job.state)
+    )
+
+
+def states_by_model() -> Select[str, str, int]:
+    """How many jobs of each model are in each state."""
+    return select(Job.model, Job.state, func.count()).group_by(Job.model, Job.state)

@@ -217,7 +217,7 @@ def cpu_attention_for(shape: KVShape, is_cross: bool, poisoned: bool) -> CpuAtte
             (3, 3, shape.num_heads, 1, shape.head_size), generator=draw
         )
         new = (None, None) if is_cross else (keys, values)
-        yield attention.attend(0, query, *new, 1.0 / shape.head_size)
+        yield attention.attend(0, query, new[0], new[1], 1.0 / shape.head_size)
 
     def plain() -> Iterator[Tensor]:
         return attended(TorchAttentionBackend(shape, is_cross, poisoned))

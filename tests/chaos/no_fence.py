@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
-from db import queries
 from db.clock import now
 from db.models import Job, Result
 from db.outcome import Outcome
+from db.queries import completion
 from db.states import JobState
 from worker.committer import Committer, result_row
 
@@ -22,7 +22,7 @@ def _write_answers(self: Committer, session: Session, outcomes: Sequence[Outcome
         ended = {"state": JobState.SUCCEEDED, "owner": None, "lease_until": None}
         session.execute(update(Job).where(Job.id == job_id).values(**ended, finished_at=now()))
         session.execute(delete(Result).where(Result.job_id == job_id))
-        session.execute(queries.insert_results(), [result_row(each)])
+        session.execute(completion.insert_results(), [result_row(each)])
 
 
 Committer._write_answers = _write_answers  # type: ignore[method-assign]

@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from db import queries
 from db.models import Job
+from db.queries import cancel_retry
 from db.states import JobState
 from tasks import generate, submit_batch
 from tasks.generate import GenerateContract
@@ -89,7 +89,7 @@ class Run:
 
         def act() -> None:
             with self.cluster.database.write() as session:
-                session.execute(queries.cancel_jobs(Job.id.in_(job_ids)))
+                session.execute(cancel_retry.cancel_jobs(Job.id.in_(job_ids)))
 
         self.persistently(act)
 

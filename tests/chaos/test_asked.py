@@ -5,8 +5,8 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from db import queries
 from db.models import AttemptRow, Job
+from db.queries import cancel_retry
 from db.session import Database
 from db.states import RETRIABLE, JobState
 from tests.chaos.run import SHORT, Run
@@ -77,7 +77,7 @@ def test_what_another_attempt_may_mend_is_tried_again_and_each_attempt_is_kept(r
 
     run.cluster.configure(worker=SHORT)  # there is enough now
     with run.cluster.database.write() as session:
-        session.execute(queries.retry_jobs(Job.id == job_id, RETRIABLE))
+        session.execute(cancel_retry.retry_jobs(Job.id == job_id, RETRIABLE))
     with run.cluster.worker():
         run.wait_until_finished()
     job = run.cluster.job(job_id)

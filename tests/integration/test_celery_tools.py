@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from db import JobState, queries
+from db import JobState
 from db.models import Job
+from db.queries import cancel_retry
 from tasks import generate
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
 
@@ -64,7 +65,7 @@ def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> Non
         assert engine["pid"] in {child.pid for child in worker.children}
 
         with busy.database.write() as session:
-            session.execute(queries.cancel_jobs(Job.tenant == "default"))
+            session.execute(cancel_retry.cancel_jobs(Job.tenant == "default"))
         until(lambda: inspect(busy, "active") == [], "nothing active")
         told = inspect(busy, "stats")["pool"]["tidemill"]
         assert (told["num_running_jobs"], told["num_deliveries"]) == (0, 0)

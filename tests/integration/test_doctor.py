@@ -4,8 +4,8 @@ import json
 import sys
 from typing import Any
 
-from db import queries
 from db.clock import seconds_from_now
+from db.queries import dispatch, worker_registry
 from tests.jobs import claimed_job, set_columns
 from tests.workers import Cluster
 
@@ -20,8 +20,8 @@ def test_a_worker_is_named_with_what_it_holds_and_a_dead_one_with_what_it_left(
     cluster: Cluster,
 ) -> None:
     with cluster.database.write() as session:
-        queries.report_worker(session, "alive", {"fake": 8}, 0, 60)
-        assert queries.lead(session, "dispatcher", "alive", 60)
+        worker_registry.report_worker(session, "alive", {"fake": 8}, 0, 60)
+        assert dispatch.lead(session, "dispatcher", "alive", 60)
     claimed_job(cluster.database, "alive", model="fake")
     left = claimed_job(cluster.database, "dead", model="fake")
     set_columns(cluster.database, [left.job_id], lease_until=seconds_from_now(-60))

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from db import queries
+from db.queries import worker_registry
 from db.session import Database
 from tests.commands import CONFIG, ROOT, CommandLine, ids
 from tests.workers import PATIENCE_SECONDS
@@ -92,7 +92,7 @@ def test_a_worker_of_its_own_joins_and_leaves(running: CommandLine) -> None:
 
     def num_workers() -> int:
         with database.read() as session:
-            return len(session.scalars(queries.live_workers()).all())
+            return len(session.scalars(worker_registry.live_workers()).all())
 
     worker = running.start("worker", "--models", "parrot", "--name", "second")
     try:

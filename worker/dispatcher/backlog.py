@@ -7,8 +7,8 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from db import queries
 from db.lane import Lane
+from db.queries import dispatch, worker_registry
 from db.session import Database
 from tasks.publisher import Message, publish
 from worker.dispatcher.queue_target import QueueTarget, seconds_until_needed
@@ -51,14 +51,14 @@ class Backlog:
         passing("published")
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
         with self._database.write() as session:
-            queries.mark_published(session, job_ids)
+            dispatch.mark_published(session, job_ids)
         self._filled_at = self._clock()
         return len(job_ids)
 
     def _due(self, session: Session, targets: Mapping[str, QueueTarget]) -> Iterator[Message]:
         for model, target in targets.items():
             for job_id, _ in session.execute(
-                queries.next_to_publish(
+                dispatch.next_to_publish(
                     model, Lane.INTERACTIVE, MAX_PUBLISHED_AT_ONCE, SUBMITTER_SECONDS
                 )
             ):
@@ -67,7 +67,7 @@ class Backlog:
             # Whole messages: while the workers have enough at hand, a few jobs that
             # are missing can wait for more.
             if num_missing >= max(1, min(self._jobs_per_message, target.num_wanted)):
-                jobs = session.execute(queries.next_to_publish(model, Lane.BULK, num_missing))
+                jobs = session.execute(dispatch.next_to_publish(model, Lane.BULK, num_missing))
                 for job_ids in in_messages(jobs, self._jobs_per_message):
                     yield Message(model, Lane.BULK, job_ids)
 
@@ -75,9 +75,9 @@ class Backlog:
 def target_by_model(session: Session) -> dict[str, QueueTarget]:
     """The targets of the live workers' models, taken together."""
     num_wanted: Counter[str] = Counter()
-    for of_one in session.scalars(queries.room_of_live_workers()):
+    for of_one in session.scalars(worker_registry.room_of_live_workers()):
         num_wanted.update(of_one)
-    num_out = dict(session.execute(queries.outstanding_by_model()).all())
+    num_out = dict(session.execute(dispatch.outstanding_by_model()).all())
     return {model: QueueTarget(num, num_out.get(model, 0)) for model, num in num_wanted.items()}
 
 

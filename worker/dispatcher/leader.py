@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import queries
+from db.queries import dispatch
 from db.session import Database
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Leader:
         now = self._clock()
         if not self.leads or now >= self._led_at + self._lead_seconds / 4:
             with self._database.write() as session:
-                self.leads = queries.lead(session, LEADERSHIP, self._owner, self._lead_seconds)
+                self.leads = dispatch.lead(session, LEADERSHIP, self._owner, self._lead_seconds)
             self._led_at = now
         return self.leads
 
@@ -42,6 +42,6 @@ class Leader:
         self.leads = False
         try:
             with self._database.write() as session:
-                session.execute(queries.resign(LEADERSHIP, self._owner))
+                session.execute(dispatch.resign(LEADERSHIP, self._owner))
         except SQLAlchemyError as error:
             log.warning("cannot resign", extra={"error": type(error).__name__})

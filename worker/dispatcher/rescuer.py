@@ -4,9 +4,9 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
+from db.queries import completion, dispatch
 from db.session import Database
 from db.states import JobState
 from tasks.queues import queue_name
@@ -29,8 +29,8 @@ class Rescuer:
     def rescue(self) -> None:
         """Look for all of it. Reading comes first, for there is hardly ever anything to write."""
         with self._database.read() as session:
-            has_run_out = session.scalar(queries.has_run_out())
-            waiting = session.execute(queries.published_long_ago(self._lost_seconds)).all()
+            has_run_out = session.scalar(dispatch.has_run_out())
+            waiting = session.execute(dispatch.published_long_ago(self._lost_seconds)).all()
         if has_run_out:
             with self._database.write() as session:
                 _requeue_expired_leases(session)
@@ -46,16 +46,16 @@ class Rescuer:
 
     def _unpublish(self, queue: tuple[str, Lane] | None, age_seconds: float) -> None:
         with self._database.write() as session:
-            session.execute(queries.unpublish_queued(queue, seconds_from_now(-age_seconds)))
+            session.execute(dispatch.unpublish_queued(queue, seconds_from_now(-age_seconds)))
 
 
 def _requeue_expired_leases(session: Session) -> None:
-    left = session.execute(queries.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
+    left = session.execute(dispatch.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
     if not left:
         return
     log.warning("leases expired", extra={"num_jobs": len(left)})
     session.execute(
-        queries.insert_attempts(session),
+        completion.insert_attempts(session),
         [
             {
                 "job_id": job_id,
@@ -72,6 +72,6 @@ def _requeue_expired_leases(session: Session) -> None:
 
 
 def _expire_overdue(session: Session) -> None:
-    overdue = session.scalars(queries.expire_overdue(MAX_RESCUED_AT_ONCE)).all()
+    overdue = session.scalars(dispatch.expire_overdue(MAX_RESCUED_AT_ONCE)).all()
     if overdue:
         log.info("deadlines passed", extra={"num_jobs": len(overdue)})

@@ -4,11 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import update
 
-from db import queries
 from db.clock import seconds_from_now
 from db.health import Overdue, health
 from db.lane import Lane
 from db.models import WorkerRow
+from db.queries import dispatch, worker_registry
 from db.session import Database
 from tests.jobs import claimed_job, insert_job, set_columns
 
@@ -18,13 +18,13 @@ LONG_AGO = seconds_from_now(-3600)
 def live(database: Database, *names: str) -> None:
     with database.write() as session:
         for name in names:
-            queries.report_worker(session, name, {"reports": 64}, 0, 60)
+            worker_registry.report_worker(session, name, {"reports": 64}, 0, 60)
 
 
 def test_a_worker_is_shown_with_what_it_serves_and_holds(database: Database) -> None:
     live(database, "one", "two")
     with database.write() as session:
-        assert queries.lead(session, "dispatcher", "two", 10)
+        assert dispatch.lead(session, "dispatcher", "two", 10)
     old, young = claimed_job(database, "one"), claimed_job(database, "one")
     set_columns(database, [old.job_id], started_at=seconds_from_now(-100))
     set_columns(database, [young.job_id], started_at=seconds_from_now(-10))

@@ -11,9 +11,10 @@ import sqlalchemy
 from sqlalchemy import update
 from uuid_utils.compat import uuid7
 
-from db import Cursor, FoundJob, find_job, find_results, queries, reading
+from db import Cursor, FoundJob, find_job, find_results, reading
 from db.models import Batch, Job, Payload
 from db.outcome import Answer, Outcome
+from db.queries import cancel_retry, completion, inserts
 from db.session import Database
 from db.states import JobState
 from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row, set_columns
@@ -32,8 +33,8 @@ def finish(database: Database, job_id: UUID, said: Answer) -> None:
     (fence,) = claim(database, [job_id])
     outcome = Outcome.succeeded(fence, said)
     with database.write() as session:
-        session.execute(queries.finish_attempts([outcome]))
-        session.execute(queries.insert_results(), [result_row(outcome)])
+        session.execute(completion.finish_attempts([outcome]))
+        session.execute(completion.insert_results(), [result_row(outcome)])
 
 
 def ids(found: Iterator[FoundJob]) -> list[UUID]:
@@ -114,7 +115,7 @@ def test_a_batch_goes_by_its_name_its_run_key_and_its_id(database: Database) -> 
     batch_id = uuid7()
     with database.write() as session:
         row = {"id": batch_id, "name": "nightly", "run_key": "nightly-1", "tenant": "default"}
-        session.execute(queries.insert_unless_there(session, Batch), [{**row, "metadata": {}}])
+        session.execute(inserts.insert_unless_there(session, Batch), [{**row, "metadata": {}}])
     wanted = succeeded(database, batch_id=batch_id)
     succeeded(database)
     for name in ("nightly", "nightly-1", batch_id, str(batch_id)):
@@ -232,7 +233,7 @@ def test_a_cursor_says_where_to_go_on(database: Database) -> None:
 def test_a_job_that_is_retried_shows_no_old_output(database: Database) -> None:
     job_id = insert_job(database, state=JobState.CANCELLED)
     with database.write() as session:
-        session.execute(queries.retry_jobs(Job.id == job_id, [JobState.CANCELLED]))
+        session.execute(cancel_retry.retry_jobs(Job.id == job_id, [JobState.CANCELLED]))
     found = find_job(job_id, database=database)
     assert found is not None
     assert (found.state, found.output) == (JobState.QUEUED, None)
@@ -374,8 +375,8 @@ def test_a_page_is_read_from_the_index_and_not_sorted(database: Database, sort: 
     newest = sort == "newest"
     page = (
         reading._found_jobs()
-        .order_by(*queries.in_order(newest))
-        .where(queries.after(NOON, uuid7(), newest))
+        .order_by(*reading._in_order(newest))
+        .where(reading._follows(NOON, uuid7(), newest))
         .limit(10)
     )
     how = "EXPLAIN QUERY PLAN" if database.dialect == "sqlite" else "EXPLAIN"

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from db import queries
 from db.address import AddressUnknown, database_url
 from db.errors import DatabaseError
+from db.queries import submission
 from db.session import Database, database_from_environment
 from tests.jobs import insert_job, job_row, states
 
@@ -63,7 +63,7 @@ def refused(database: Database) -> SQLAlchemyError:
     """The error of a statement whose parameters hold a user's text."""
     rows = [job_row(custom_id=USERS, tenant=USERS, error_message=USERS, lane="no such lane")]
     with pytest.raises(IntegrityError) as raised, database.write() as session:
-        queries.insert_jobs(session, rows)
+        submission.insert_jobs(session, rows)
     return raised.value
 
 
@@ -82,8 +82,8 @@ def test_no_statement_is_logged_with_the_users_text(
 
 def insert_then_fail(database: Database) -> None:
     with database.write() as session:
-        queries.insert_jobs(session, [job_row()])
-        queries.insert_jobs(session, [job_row(lane="no such lane")])
+        submission.insert_jobs(session, [job_row()])
+        submission.insert_jobs(session, [job_row(lane="no such lane")])
 
 
 def test_a_transaction_that_raises_changes_nothing(database: Database) -> None:
@@ -106,7 +106,7 @@ def test_sqlite_survives_a_power_cut_and_keeps_references(database: Database) ->
 def test_on_sqlite_a_reader_waits_for_no_writer(database: Database) -> None:
     insert_job(database)
     with database.write() as session:
-        queries.insert_jobs(session, [job_row()])
+        submission.insert_jobs(session, [job_row()])
         assert states(database) == {"queued": 1}
     assert states(database) == {"queued": 2}
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from db import queries
 from db.clock import seconds_from_now
 from db.models import Job
 from db.outcome import Fence, Outcome
+from db.queries import cancel_retry, claims, completion, dispatch, worker_registry
 from db.session import Database
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
@@ -93,23 +93,23 @@ def test_a_worker_is_known_from_its_start_to_its_stop(database: Database, runnin
     running.start(claimed_job(database))
     it.start()
     with database.read() as session:
-        (row,) = session.scalars(queries.live_workers())
+        (row,) = session.scalars(worker_registry.live_workers())
     assert (row.name, row.room, row.num_running) == ("one", {"reports": 64}, 1)
     assert row.engines == [{"model": "reports"}]
     it.stop()
     with database.read() as session:
-        assert session.scalars(queries.live_workers()).all() == []
+        assert session.scalars(worker_registry.live_workers()).all() == []
 
 
 def cancelled(database: Database, fence: Fence) -> None:
     with database.write() as session:
-        session.execute(queries.cancel_jobs(Job.id == fence.job_id))
+        session.execute(cancel_retry.cancel_jobs(Job.id == fence.job_id))
 
 
 def expired(database: Database, fence: Fence) -> None:
     set_columns(database, [fence.job_id], deadline=seconds_from_now(-1))
     with database.write() as session:
-        session.execute(queries.expire_overdue(10))
+        session.execute(dispatch.expire_overdue(10))
 
 
 def taken_over(database: Database, fence: Fence) -> None:
@@ -140,7 +140,7 @@ def test_an_attempt_that_lost_its_right_stops_and_no_other_does(
     assert running.outcomes == [Outcome.released(fence)], "once, and unblamed"
     before = job(database, fence.job_id).state
     with database.write() as session:
-        assert session.execute(queries.finish_attempts(running.outcomes)).all() == []
+        assert session.execute(completion.finish_attempts(running.outcomes)).all() == []
     assert job(database, fence.job_id).state == before
 
 
@@ -188,7 +188,7 @@ def test_leases_are_renewed_though_rights_cannot_be_read(
     before = job(database, fence.job_id).lease_until
     set_columns(database, [fence.job_id], lease_until=seconds_from_now(1))
     with monkeypatch.context() as patch:
-        patch.setattr(queries, "running_attempts", refuse)
+        patch.setattr(claims, "running_attempts", refuse)
         with pytest.raises(OSError):
             it.beat(1000.0)
     after = job(database, fence.job_id).lease_until

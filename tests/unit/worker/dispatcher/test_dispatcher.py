@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from kombu.transport import memory
 from sqlalchemy import event
 
-from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.outcome import Outcome
+from db.queries import completion, worker_registry
 from db.session import Database
 from tasks.app import app
 from tests.jobs import (
@@ -91,7 +91,7 @@ def dispatcher(
 
 def live(database: Database, **room: int) -> None:
     with database.write() as session:
-        queries.report_worker(session, "one", room, 0, 60)
+        worker_registry.report_worker(session, "one", room, 0, 60)
 
 
 def published(queue: str = "tidemill.reports.bulk") -> list[list[UUID]]:
@@ -143,7 +143,7 @@ def test_bulk_jobs_wait_until_a_whole_message_is_missing(
         ended, fences = fences[:num_finished], fences[num_finished:]
         with database.write() as session:
             outcomes = [Outcome.failed(fence, "empty_prompt", "") for fence in ended]
-            session.execute(queries.finish_attempts(outcomes)).all()
+            session.execute(completion.finish_attempts(outcomes)).all()
         assert it.poll() == num_published
     assert [len(message) for message in published()] == [8]
     it.stop()
@@ -261,7 +261,7 @@ def test_the_next_tick_is_when_half_of_the_queue_is_gone(database: Database) -> 
         ended, fences = fences[:num_finished], fences[num_finished:]
         with database.write() as session:
             outcomes = [Outcome.failed(fence, "empty_prompt", "") for fence in ended]
-            session.execute(queries.finish_attempts(outcomes)).all()
+            session.execute(completion.finish_attempts(outcomes)).all()
         waits.append(round(it.tick(), 3))
         fences += claim(database, [job_id for message in published() for job_id in message])
     assert waits == [

@@ -10,10 +10,10 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from db import queries
 from db.clock import seconds_from_now
 from db.models import Job
 from db.outcome import Fence
+from db.queries import cancel_retry, claims, dispatch
 from db.session import Database
 from db.states import FINISHED, JobState
 from tests.jobs import claim, claimed_job, end_lease, insert_job, insert_jobs, job, job_row, states
@@ -36,8 +36,8 @@ def test_a_claim_returns_the_job_with_what_its_recipe_and_its_retries_need(
 ) -> None:
     job_id = insert_job(database, task="translate", model="opus")
     with database.write() as session:
-        (row,) = queries.claim(session, [job_id], "one", 60).all()
-        contracts = dict(session.execute(queries.payloads_of([job_id])).all())
+        (row,) = claims.claim(session, [job_id], "one", 60).all()
+        contracts = dict(session.execute(claims.payloads_of([job_id])).all())
     assert tuple(row) == (job_id, "translate", "opus", "bulk", 1, 0, None)
     assert contracts == {job_id: {"text": "three words long"}}
 
@@ -109,7 +109,7 @@ def test_a_claim_waits_for_a_job_that_is_being_marked_as_published(database: Dat
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:
-            queries.mark_published(session, [job_id])
+            dispatch.mark_published(session, [job_id])
             claiming = pool.submit(claim, database, [job_id], "one")
             wait_for_a_lock(session)
         assert claiming.result() == [Fence(job_id, 1, "one")]
@@ -120,7 +120,7 @@ def test_of_two_claims_at_once_the_second_gets_nothing(database: Database) -> No
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:
-            assert len(queries.claim(session, [job_id], "one", 60).all()) == 1
+            assert len(claims.claim(session, [job_id], "one", 60).all()) == 1
             claiming = pool.submit(claim, database, [job_id], "two")
             wait_for_a_lock(session)
         assert claiming.result() == []
@@ -138,12 +138,12 @@ def test_renewing_prolongs_the_leases_of_ones_own_running_attempts(database: Dat
     mine, others = claimed_job(database, "one"), claimed_job(database, "two")
     cancelled = claimed_job(database, "one")
     with database.write() as session:
-        session.execute(queries.cancel_jobs(Job.id == cancelled.job_id))
+        session.execute(cancel_retry.cancel_jobs(Job.id == cancelled.job_id))
     before = {fence: job(database, fence.job_id).lease_until for fence in (mine, others)}
 
     with database.write() as session:
         ids = [mine.job_id, others.job_id, cancelled.job_id]
-        renewed = session.execute(queries.renew_leases("one", ids, 600)).all()
+        renewed = session.execute(claims.renew_leases("one", ids, 600)).all()
 
     assert [tuple(row) for row in renewed] == [(mine.job_id, 1)]
     now_until = job(database, mine.job_id).lease_until

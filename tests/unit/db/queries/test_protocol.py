@@ -20,11 +20,11 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import AttemptRow, Job, Payload, Result
 from db.outcome import Fence, Outcome
+from db.queries import cancel_retry, claims, completion, dispatch, submission
 from db.session import Database
 from db.states import NEXT, RETRIABLE, UNFINISHED, JobState
 from tests.jobs import answer, claim, insert_jobs, job_row, results_per_job
@@ -114,7 +114,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def submit_again(self, job_id: UUID) -> None:
         with self.database.write() as session:
-            assert queries.insert_jobs(session, [job_row(id=job_id)]) == set()
+            assert submission.insert_jobs(session, [job_row(id=job_id)]) == set()
 
     # --- a person ------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class Protocol(RuleBasedStateMachine):
     def cancel(self, job_id: UUID) -> None:
         told = self.told[job_id]
         with self.database.write() as session:
-            cancelled = session.scalars(queries.cancel_jobs(Job.id == job_id)).all()
+            cancelled = session.scalars(cancel_retry.cancel_jobs(Job.id == job_id)).all()
         assert len(cancelled) == (told.state in UNFINISHED)
         if cancelled:
             told.move(JobState.CANCELLED)
@@ -131,7 +131,7 @@ class Protocol(RuleBasedStateMachine):
     def retry(self, job_id: UUID) -> None:
         told = self.told[job_id]
         with self.database.write() as session:
-            chosen = queries.retry_jobs(Job.id == job_id, RETRIABLE)
+            chosen = cancel_retry.retry_jobs(Job.id == job_id, RETRIABLE)
             retried = session.scalars(chosen).all()
         assert len(retried) == (told.state in RETRIABLE)
         if retried:
@@ -144,7 +144,7 @@ class Protocol(RuleBasedStateMachine):
         """Send out what has its turn; the dispatcher may die before it marks it."""
         now = self.clock.seconds
         with self.database.read() as session:
-            ids = [each for each, _ in session.execute(queries.next_to_publish(*QUEUE, 100))]
+            ids = [each for each, _ in session.execute(dispatch.next_to_publish(*QUEUE, 100))]
         assert set(ids) == {
             job_id
             for job_id, told in self.told.items()
@@ -156,7 +156,7 @@ class Protocol(RuleBasedStateMachine):
             self.messages.append(ids)
         if marked:
             with self.database.write() as session:
-                queries.mark_published(session, ids)
+                dispatch.mark_published(session, ids)
             for job_id in ids:
                 self.told[job_id].published_at = now
 
@@ -170,7 +170,7 @@ class Protocol(RuleBasedStateMachine):
     def lose_everything(self) -> None:
         self.messages.clear()
         with self.database.write() as session:
-            session.execute(queries.unpublish_queued(None, seconds_from_now(0)))
+            session.execute(dispatch.unpublish_queued(None, seconds_from_now(0)))
         self.unpublished(self.clock.seconds)
 
     @rule()
@@ -179,11 +179,11 @@ class Protocol(RuleBasedStateMachine):
         now = self.clock.seconds
         long_ago = seconds_from_now(-LOST_SECONDS)
         with self.database.write() as session:
-            left = session.execute(queries.requeue_expired_leases(100)).all()
-            overdue = session.scalars(queries.expire_overdue(100)).all()
-            waiting = session.execute(queries.published_long_ago(LOST_SECONDS)).all()
+            left = session.execute(dispatch.requeue_expired_leases(100)).all()
+            overdue = session.scalars(dispatch.expire_overdue(100)).all()
+            waiting = session.execute(dispatch.published_long_ago(LOST_SECONDS)).all()
             if waiting and not self.messages:
-                session.execute(queries.unpublish_queued(QUEUE, long_ago))
+                session.execute(dispatch.unpublish_queued(QUEUE, long_ago))
         ended = {
             job_id
             for job_id, told in self.told.items()
@@ -239,7 +239,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def renew(self, owner: str) -> None:
         with self.database.write() as session:
-            statement = queries.renew_leases(owner, list(self.told), LEASE_SECONDS)
+            statement = claims.renew_leases(owner, list(self.told), LEASE_SECONDS)
             renewed = session.execute(statement).all()
         held = [told for told in self.told.values() if told.holder and told.holder.owner == owner]
         assert {tuple(row) for row in renewed} == {
@@ -253,14 +253,14 @@ class Protocol(RuleBasedStateMachine):
         told = self.told[outcome.fence.job_id]
         with self.database.write() as session:
             if outcome.answer is None:
-                written = session.execute(queries.finish_attempts([outcome])).all()
+                written = session.execute(completion.finish_attempts([outcome])).all()
             else:
                 fence = outcome.fence
-                written = queries.succeed_attempts(
+                written = completion.succeed_attempts(
                     session, fence.owner, [(fence.job_id, fence.attempt)]
                 ).all()
                 if written:
-                    session.execute(queries.insert_results(), [result_row(outcome)])
+                    session.execute(completion.insert_results(), [result_row(outcome)])
         assert bool(written) == (told.holder == outcome.fence)
         if not written:
             return

@@ -1,4 +1,4 @@
-"""Outcomes: attempts end, behind the fence of job, attempt, owner and state."""
+"""Completion: attempts end, behind the fence of job, attempt, owner and state."""
 
 from collections.abc import Sequence
 from datetime import datetime

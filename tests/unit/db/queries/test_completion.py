@@ -7,10 +7,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from db import queries
 from db.clock import now
 from db.models import Job
 from db.outcome import Fence, Outcome
+from db.queries import cancel_retry, completion, dispatch
 from db.session import Database
 from db.states import JobState
 from tests.jobs import answer, claim, claimed_job, end_lease, insert_job, job
@@ -18,7 +18,7 @@ from tests.jobs import answer, claim, claimed_job, end_lease, insert_job, job
 
 def finish(database: Database, *outcomes: Outcome) -> list[UUID]:
     with database.write() as session:
-        return [row.id for row in session.execute(queries.finish_attempts(outcomes))]
+        return [row.id for row in session.execute(completion.finish_attempts(outcomes))]
 
 
 def clock(database: Database) -> datetime:
@@ -53,7 +53,7 @@ def test_failure_is_final_and_says_why(database: Database) -> None:
 def test_a_retry_is_queued_again_blamed_and_not_at_once(database: Database) -> None:
     fence = claimed_job(database, published_at=None)
     with database.write() as session:
-        queries.mark_published(session, [fence.job_id])
+        dispatch.mark_published(session, [fence.job_id])
     before = clock(database)
     finish(database, Outcome.retried(fence, "out_of_memory", "too much", delay_seconds=60))
     after = clock(database)
@@ -107,7 +107,7 @@ def another_owner(database: Database) -> Fence:
 def a_cancelled_job(database: Database) -> Fence:
     fence = claimed_job(database)
     with database.write() as session:
-        session.execute(queries.cancel_jobs(Job.id == fence.job_id))
+        session.execute(cancel_retry.cancel_jobs(Job.id == fence.job_id))
     return fence
 
 

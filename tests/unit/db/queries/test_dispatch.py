@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from db import queries
 from db.clock import seconds_from_now
 from db.lane import Lane
+from db.queries import dispatch, submission
 from db.session import Database
 from db.states import JobState
 from tests.jobs import (
@@ -22,7 +22,7 @@ from tests.jobs import (
 
 def turn(database: Database, limit: int = 10, min_age_seconds: float = 0.0) -> list[UUID]:
     with database.read() as session:
-        found = queries.next_to_publish("reports", Lane.BULK, limit, min_age_seconds)
+        found = dispatch.next_to_publish("reports", Lane.BULK, limit, min_age_seconds)
         return [job_id for job_id, _ in session.execute(found)]
 
 
@@ -40,7 +40,7 @@ def test_priority_puts_a_job_before_those_of_its_time(database: Database) -> Non
 def test_whoever_waited_long_enough_goes_before_priority(database: Database) -> None:
     waited, urgent = insert_job(database), insert_job(database, priority=1)
     assert turn(database) == [urgent, waited]
-    longer = seconds_from_now(-queries.PRIORITY_SECONDS - 1)
+    longer = seconds_from_now(-submission.PRIORITY_SECONDS - 1)
     set_columns(database, [waited], turn_at=longer)
     assert turn(database) == [waited, urgent]
 
@@ -80,14 +80,14 @@ def test_only_unpublished_jobs_of_the_queue_have_a_turn(database: Database) -> N
     insert_job(database, state=JobState.SUCCEEDED)
     published = insert_job(database)
     with database.write() as session:
-        queries.mark_published(session, [published])
+        dispatch.mark_published(session, [published])
     assert turn(database) == [mine]
 
 
 def test_marking_leaves_what_was_claimed_meanwhile(database: Database) -> None:
     running = claimed_job(database).job_id
     with database.write() as session:
-        queries.mark_published(session, [running])
+        dispatch.mark_published(session, [running])
     assert job(database, running).published_at is None
 
 
@@ -95,7 +95,7 @@ def test_jobs_of_a_dead_worker_go_back_in_line_unblamed(database: Database) -> N
     dead, alive = claimed_job(database), claimed_job(database)
     end_lease(database, [dead.job_id])
     with database.write() as session:
-        requeued = session.execute(queries.requeue_expired_leases(10)).all()
+        requeued = session.execute(dispatch.requeue_expired_leases(10)).all()
     assert [(row.id, row.attempt) for row in requeued] == [(dead.job_id, 1)]
     row = job(database, dead.job_id)
     assert (row.state, row.attempt, row.failures, row.owner) == (JobState.QUEUED, 1, 0, None)
@@ -109,14 +109,14 @@ def test_no_more_leases_are_requeued_than_asked_for(database: Database) -> None:
     counts = []
     for _ in range(4):
         with database.write() as session:
-            counts.append(len(session.execute(queries.requeue_expired_leases(2)).all()))
+            counts.append(len(session.execute(dispatch.requeue_expired_leases(2)).all()))
     assert counts == [2, 2, 1, 0]
 
 
 def test_what_has_run_out_is_a_lease_or_a_deadline(database: Database) -> None:
     def has_run_out() -> bool:
         with database.read() as session:
-            return bool(session.scalar(queries.has_run_out()))
+            return bool(session.scalar(dispatch.has_run_out()))
 
     assert not has_run_out()
     lease, deadline = claimed_job(database), claimed_job(database).job_id
@@ -125,12 +125,12 @@ def test_what_has_run_out_is_a_lease_or_a_deadline(database: Database) -> None:
     end_lease(database, [lease.job_id])
     assert has_run_out()
     with database.write() as session:
-        session.execute(queries.requeue_expired_leases(10)).all()
+        session.execute(dispatch.requeue_expired_leases(10)).all()
     assert not has_run_out()
     set_columns(database, [deadline], deadline=seconds_from_now(-1))
     assert has_run_out()
     with database.write() as session:
-        session.scalars(queries.expire_overdue(10)).all()
+        session.scalars(dispatch.expire_overdue(10)).all()
     assert not has_run_out()
 
 
@@ -142,7 +142,7 @@ def test_what_is_outstanding_is_published_or_runs(database: Database) -> None:
     claimed_job(database)
     claimed_job(database, model="another")
     with database.read() as session:
-        outstanding = dict(session.execute(queries.outstanding_by_model()).all())
+        outstanding = dict(session.execute(dispatch.outstanding_by_model()).all())
     assert outstanding == {"reports": 2, "another": 1}
 
 
@@ -151,11 +151,11 @@ def test_a_queue_whose_messages_are_lost_is_published_again(database: Database) 
     fresh = insert_job(database, published_at=seconds_from_now(-1))
     other = insert_job(database, model="another", published_at=seconds_from_now(-60))
     with database.read() as session:
-        waiting = session.execute(queries.published_long_ago(30)).all()
+        waiting = session.execute(dispatch.published_long_ago(30)).all()
     assert {tuple(row) for row in waiting} == {("reports", "bulk"), ("another", "bulk")}
     with database.write() as session:
         queue = ("reports", Lane.BULK)
-        session.execute(queries.unpublish_queued(queue, seconds_from_now(-30)))
+        session.execute(dispatch.unpublish_queued(queue, seconds_from_now(-30)))
     assert turn(database) == [lost]
     assert job(database, fresh).published_at is not None
     assert job(database, other).published_at is not None
@@ -170,7 +170,7 @@ def test_when_the_broker_lost_everything_every_queue_is_published_again(
     ]
     running = claimed_job(database, published_at=seconds_from_now(-1))
     with database.write() as session:
-        session.execute(queries.unpublish_queued(None, seconds_from_now(0)))
+        session.execute(dispatch.unpublish_queued(None, seconds_from_now(0)))
     assert [job(database, each).published_at for each in ids] == [None, None]
     assert job(database, running.job_id).published_at is not None
 
@@ -182,7 +182,7 @@ def test_what_is_past_its_deadline_expires_and_may_write_no_more(database: Datab
     in_time = insert_job(database, deadline=seconds_from_now(60))
 
     with database.write() as session:
-        assert set(session.scalars(queries.expire_overdue(10))) == set(past)
+        assert set(session.scalars(dispatch.expire_overdue(10))) == set(past)
 
     for job_id in past:
         row = job(database, job_id)
@@ -200,5 +200,5 @@ def test_no_more_jobs_expire_at_once_than_asked_for(database: Database) -> None:
     counts = []
     for _ in range(4):
         with database.write() as session:
-            counts.append(len(session.scalars(queries.expire_overdue(2)).all()))
+            counts.append(len(session.scalars(dispatch.expire_overdue(2)).all()))
     assert counts == [2, 2, 1, 0]
