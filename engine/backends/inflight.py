@@ -173,7 +173,7 @@ class InflightBackend:
         start_ids, model = self.runner.start_ids(sequence), self.exact.model
         if sequence.settings.num_beams > 1:
             return BeamSearch(sequence, config, start_ids, model, model.device)
-        texts = self.exact.token_texts
+        texts = self.exact.text.token_texts
         return Sampler(sequence, config, start_ids, texts, model)
 
     def _argmax(self, logits: Tensor, running_sequences: list[RunningSequence]) -> list[int]:
@@ -215,7 +215,9 @@ class InflightBackend:
         sequence = flight.sequence
         self.drop([sequence])
         answers = choice.answers()
-        return Completion(sequence, tuple(self.exact.answer(sequence, *each) for each in answers))
+        return Completion(
+            sequence, tuple(self.exact.text.answer(sequence, *each) for each in answers)
+        )
 
     def _blaming(
         self,

@@ -79,6 +79,7 @@ class RouterBackend:
         self.spec = spec
         self.checkpoint = checkpoint
         self.exact = GenerateBackend(spec, checkpoint)
+        self.text = self.exact.text
         self.reason = reason_of(self.exact)
         self.card: ModelCard = replace(
             checkpoint.card, engine="inflight", engine_reason=self.reason
@@ -101,7 +102,7 @@ class RouterBackend:
 
     def encode(self, request: Request) -> Sequence:
         sequence = self.exact.encode(request)
-        own = self.exact.own_settings(request)
+        own = self.text.own_settings(request)
         if self.is_proved(sequence, own):
             self.route(sequence)
         return sequence
@@ -136,7 +137,7 @@ class RouterBackend:
         self.in_flight.drop(sequences)
 
     def decode(self, completion: Completion) -> Output:
-        return self.exact.decode(completion)
+        return self.text.decode(completion)
 
 
 def unattended(own: Mapping[str, Any]) -> list[str]:
@@ -156,7 +157,7 @@ def reason_of(exact: GenerateBackend) -> str:
     """Why in flight, and which settings of the checkpoint cost which tasks that."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
-        names = ", ".join(unattended(exact.own_settings(Request(id=0, task=task))))
+        names = ", ".join(unattended(exact.text.own_settings(Request(id=0, task=task))))
         if names:
             kept_out.setdefault(names, []).append(task)
     if not kept_out:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from engine.backends.generate import GenerateBackend
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint, choose_device, first_sentence, place
 from engine.backends.router import odd_attention
@@ -36,6 +35,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
 from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
+from engine.text.processor import TextProcessor
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class VllmBackend:
             raise Unloadable(
                 f'model {spec.alias!r} cannot run by vLLM: {reason}; use engine = "auto"'
             )
-        # Encodes and decodes as the exact engine does, so that both agree.
-        self.exact = GenerateBackend(spec, checkpoint)
+        self.checkpoint = checkpoint
+        self.text = TextProcessor(spec, checkpoint)
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = no_more_than_used(sized(spec, machine, "vllm", AS_CONFIGURED), checkpoint)
@@ -71,7 +71,7 @@ class VllmBackend:
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What was looked at is read again by vLLM, and once is enough.
         device = checkpoint.model.device
-        checkpoint.model = self.exact.model = None
+        checkpoint.model = None
         gc.collect()
         release_memory(device)
         self.vllm = imported()
@@ -102,10 +102,9 @@ class VllmBackend:
         return engine
 
     def encode(self, request: Request) -> Sequence:
-        sequence = self.exact.encode(request)
+        sequence = self.text.encode(request)
         refuse_unless_greedy(sequence.settings, "vLLM")
         sequence.group = IN_FLIGHT
-        sequence.runs_to_end = False
         sequence.num_cache_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
         return sequence
 
@@ -129,7 +128,7 @@ class VllmBackend:
         self.llm_engine.abort_request([str(each) for each in ids])
 
     def decode(self, completion: Completion) -> Output:
-        return self.exact.decode(completion)
+        return self.text.decode(completion)
 
     def check(self, running: Iterable[Sequence]) -> None:
         """Raise InvariantBroken if vLLM holds others than those that run."""
@@ -169,9 +168,9 @@ class VllmBackend:
     def _completion(self, sequence: Sequence, output: Any) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise EngineBroken(f"vLLM ended a sequence by {output.finish_reason!r}")
-        forced = self.exact.checkpoint.generation_config.forced_eos_token_id
+        forced = self.checkpoint.generation_config.forced_eos_token_id
         row = with_forced_end(list(output.token_ids), sequence.settings.max_new_tokens, forced)
-        return Completion(sequence, (self.exact.answer(sequence, row, None),))
+        return Completion(sequence, (self.text.answer(sequence, row, None),))
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
