@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
+from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,10 @@ class CTranslate2Backend:
                 f'model {spec.alias!r} cannot run by CTranslate2: {reason}; use engine = "auto"'
             )
         self.checkpoint = checkpoint
-        self.text = TextProcessor(spec, checkpoint)
         # It keeps nothing between steps, so that free memory decides nothing.
         machine = Machine("cpu", 0, checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "ctranslate2", AS_CONFIGURED)
+        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.max_rows: int | None = None
         self.translator = translator_of(checkpoint, self.sized.spec)
         self.end_ids = sorted(checkpoint.eos_token_ids)
@@ -75,8 +76,8 @@ class CTranslate2Backend:
         """Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.text.encode(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "CTranslate2")
         # Rows of one call may differ in all but this.
         sequence.runs_to_end = True

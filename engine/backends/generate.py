@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ from engine.sampling.batched_generate import (
 )
 from engine.sampling.resolve_params import Settings
 from engine.text.processor import TextProcessor
+from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class GenerateBackend:
         self._card: ModelCard = replace(checkpoint.card, engine_reason=why_one_by_one)
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        self.text = TextProcessor(spec, checkpoint)
+        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
 
     @classmethod
     def load(cls, spec: EngineSpec) -> GenerateBackend:
@@ -109,8 +110,8 @@ class GenerateBackend:
     def card(self) -> ModelCard:
         return self._card
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.text.encode(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.text.encode(request, between_slices)
         sequence.group = self._group(sequence)
         sequence.runs_to_end = True
         return sequence

@@ -6,7 +6,7 @@ step in which it joins, with its like; the sequences in flight wait that long an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import SETTINGS
+from engine.text.token_lengths import no_pause
 
 # What a checkpoint's own generation configuration may say. The first are attended to in
 # flight, or by what both engines share; the others have no say in the tokens.
@@ -100,8 +101,8 @@ class RouterBackend:
         bounds = (self.in_flight.max_rows, self.exact.max_rows)
         return min((each for each in bounds if each is not None), default=None)
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.exact.encode(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.exact.encode(request, between_slices)
         own = self.text.own_settings(request)
         if self.is_proved(sequence, own):
             self.route(sequence)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from engine.protocol.limits import AS_CONFIGURED, Sized, sized
 from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
+from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,12 @@ class VllmBackend:
                 f'model {spec.alias!r} cannot run by vLLM: {reason}; use engine = "auto"'
             )
         self.checkpoint = checkpoint
-        self.text = TextProcessor(spec, checkpoint)
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = no_more_than_used(sized(spec, machine, "vllm", AS_CONFIGURED), checkpoint)
         if machine.room is not None:
             refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
+        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What was looked at is read again by vLLM, and once is enough.
         device = checkpoint.model.device
@@ -101,8 +102,8 @@ class VllmBackend:
         engine.card = replace(engine.card, device=str(device))
         return engine
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.text.encode(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "vLLM")
         sequence.group = IN_FLIGHT
         sequence.num_cache_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens

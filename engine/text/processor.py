@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from engine.core.completion import Answer, Completion
@@ -21,6 +21,7 @@ from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.prompts import Prompt, Prompts
 from engine.text.stop_strings import TokenTexts, cut_at_stop, stop_position
+from engine.text.token_lengths import no_pause
 
 
 class TokenLimits(Protocol):
@@ -61,7 +62,10 @@ class TextCheckpoint(Protocol):
 class TextProcessor:
     """`encode` runs on the tokenizer thread, `answer` on the loop, `decode` on the writer."""
 
-    def __init__(self, spec: EngineSpec, checkpoint: TextCheckpoint) -> None:
+    def __init__(
+        self, spec: EngineSpec, checkpoint: TextCheckpoint, max_step_tokens: int | None
+    ) -> None:
+        """max_step_tokens: the most prompt tokens of one step, as sized"""
         self.spec = spec
         self.checkpoint = checkpoint
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
@@ -75,13 +79,20 @@ class TextProcessor:
             checkpoint.config,
             copy.deepcopy(checkpoint.tokenizer),
             checkpoint.generation_config.decoder_start_token_id,
-            checkpoint.limits.max_prompt_tokens,
+            *self._prompt_bound(max_step_tokens),
         )
 
-    def encode(self, request: Request) -> Sequence:
+    def _prompt_bound(self, max_step_tokens: int | None) -> tuple[int | None, str]:
+        """The most tokens that a prompt may have, and the remedy for a longer one."""
+        most, remedy = self.checkpoint.limits.max_prompt_tokens, "shorten or split the text"
+        if max_step_tokens is not None and (most is None or max_step_tokens < most):
+            return max_step_tokens, "shorten the text, or raise max_step_tokens of the model"
+        return most, remedy
+
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         """The request as a waiting sequence, of which the backend sets how it is scheduled.
-        Raises RequestError."""
-        prompt = self.prompts.encode(request)
+        Raises RequestError. between_slices: see `Prompts.encode`"""
+        prompt = self.prompts.encode(request, between_slices)
         num_tokens = len(prompt.token_ids)
         self._refuse_unreadable(prompt)
         limits = self.checkpoint.limits
