@@ -8,6 +8,7 @@ EngineError
 └── RequestError              one request fails, alone; code, message, retryable
     ├── EmptyPrompt           empty_prompt
     ├── PromptTooLong         prompt_too_long
+    ├── TextTooLong           prompt_too_long
     ├── OutputTooLong         output_too_long
     ├── UnknownLanguage       unknown_language
     ├── UnsupportedParameter  unsupported_parameter
@@ -71,6 +72,22 @@ class PromptTooLong(RequestError):
         at_least = "at least " if is_at_least else ""
         super().__init__(
             f"the prompt has {at_least}{num_tokens} tokens; this model takes {max_tokens}; {remedy}"
+        )
+
+
+class TextTooLong(RequestError):
+    """A text with few tokens for its length, most of which was not tokenized."""
+
+    code = "prompt_too_long"
+
+    def __init__(
+        self, num_tokens: int, num_characters: int, max_tokens: int, max_characters: int
+    ) -> None:
+        """num_tokens: a lower bound"""
+        super().__init__(
+            f"the prompt has at least {num_tokens} tokens in {num_characters} characters; this "
+            f"model takes {max_tokens} tokens in at most {max_characters} characters; shorten or "
+            "split the text"
         )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,6 @@ import ctranslate2
 import torch
 from ctranslate2.converters import transformers as converters
 
-from engine.backends.generate import GenerateBackend
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint
 from engine.backends.proved_families import why_not_shared
@@ -31,8 +30,11 @@ from engine.core.sequence import Sequence
 from engine.errors import GenerationFailed, Unloadable
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
+from engine.text.processor import TextProcessor
+from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +55,16 @@ class CTranslate2Backend:
             raise Unloadable(
                 f'model {spec.alias!r} cannot run by CTranslate2: {reason}; use engine = "auto"'
             )
-        # Encodes and decodes as the exact engine does, so that both agree.
-        self.exact = GenerateBackend(spec, checkpoint)
-        self.sized = replace(
-            self.exact.sized, spec=replace(self.exact.sized.spec, engine="ctranslate2")
-        )
+        self.checkpoint = checkpoint
+        # It keeps nothing between steps, so that free memory decides nothing.
+        machine = Machine("cpu", 0, checkpoint.card.max_context_tokens)
+        self.sized = sized(spec, machine, "ctranslate2", AS_CONFIGURED)
+        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.max_rows: int | None = None
         self.translator = translator_of(checkpoint, self.sized.spec)
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What it holds is a copy, and one is enough.
-        checkpoint.model = self.exact.model = None
+        checkpoint.model = None
         self.card: ModelCard = replace(
             checkpoint.card,
             engine="ctranslate2",
@@ -74,10 +76,11 @@ class CTranslate2Backend:
         """Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.exact.encode(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "CTranslate2")
         # Rows of one call may differ in all but this.
+        sequence.runs_to_end = True
         sequence.group = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
 
@@ -89,7 +92,7 @@ class CTranslate2Backend:
         """Nothing is kept between steps."""
 
     def decode(self, completion: Completion) -> Output:
-        return self.exact.decode(completion)
+        return self.text.decode(completion)
 
     def _run_blaming(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
         """Run a group; if it fails, each by itself, so that only the culprit is blamed."""
@@ -118,12 +121,12 @@ class CTranslate2Backend:
             # It knows one limit for all; a row leaves the batch at its own.
             callback=lambda step: step.step + 1 >= limits[step.batch_id],
         )
-        forced = self.exact.checkpoint.generation_config.forced_eos_token_id
+        forced = self.checkpoint.generation_config.forced_eos_token_id
         completions = []
         for sequence, result in zip(sequences, results, strict=True):
             row = [int(each[1:]) for each in result.hypotheses[0]]
             row = with_forced_end(row, sequence.settings.max_new_tokens, forced)
-            answer = self.exact.answer(sequence, row, None)
+            answer = self.text.answer(sequence, row, None)
             completions.append(Completion(sequence, (answer,)))
         return completions
 

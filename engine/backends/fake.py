@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from engine.core.completion import Answer, Completion
@@ -35,6 +35,7 @@ from engine.protocol.messages import Choice, FinishReason, ModelCard, Output, Re
 from engine.sampling.resolve_params import Room, Settings, resolve
 from engine.text.characters import sanitize
 from engine.text.stop_strings import cut_at_stop, stop_position
+from engine.text.token_lengths import no_pause
 
 MAX_CONTEXT_TOKENS = 1_000_000
 MAX_NATURAL_TOKENS = 16  # of an answer that nobody gave a length
@@ -64,7 +65,7 @@ class FakeBackend:
         self.max_rows: int | None = None  # its steps need no memory
         self.rows: dict[int, list[FakeRow]] = {}  # of the sequences that run
 
-    def encode(self, request: Request) -> Sequence:
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         words = prompt_words(request)
         if not words:
             raise EmptyPrompt()

@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import secrets
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,32 +20,29 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from engine.backends.loader import Checkpoint
 from engine.backends.model_state import Freshness
 from engine.backends.proved_families import why_not_shared
-from engine.core.completion import Answer, Completion
+from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
+from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
 from engine.errors import (
     EngineBroken,
     GenerationFailed,
     OutOfMemory,
-    PromptTooLong,
-    TokenOutOfRange,
 )
 from engine.kv_cache.free_memory import free_bytes
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import Choice, ModelCard, Output, Request
+from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.batched_generate import (
     PerRequestSampler,
     PerRequestStops,
     keep_sampled_order,
     warpers,
 )
-from engine.sampling.resolve_params import Room, Settings, resolve
-from engine.text.characters import sanitize
-from engine.text.detokenizer import text_of
-from engine.text.prompts import Prompt, Prompts
-from engine.text.stop_strings import TokenTexts, cut_at_stop, stop_position
+from engine.sampling.resolve_params import Settings
+from engine.text.processor import TextProcessor
+from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
@@ -103,19 +99,7 @@ class GenerateBackend:
         self._card: ModelCard = replace(checkpoint.card, engine_reason=why_one_by_one)
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        start_id = checkpoint.generation_config.decoder_start_token_id
-        self.token_texts = TokenTexts(
-            checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
-        )
-        # Three threads use a tokenizer: this one changes its source language as it encodes,
-        # and a tokenizer must not be changed while another thread reads it.
-        self.prompts = Prompts(
-            spec,
-            checkpoint.config,
-            copy.deepcopy(checkpoint.tokenizer),
-            start_id,
-            checkpoint.limits.max_prompt_tokens,
-        )
+        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
 
     @classmethod
     def load(cls, spec: EngineSpec) -> GenerateBackend:
@@ -126,38 +110,11 @@ class GenerateBackend:
     def card(self) -> ModelCard:
         return self._card
 
-    def encode(self, request: Request) -> Sequence:
-        prompt = self.prompts.encode(request)
-        num_tokens = len(prompt.token_ids)
-        self._refuse_unreadable(prompt)
-        limits = self.checkpoint.limits
-        if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
-            raise PromptTooLong(num_tokens, limits.max_prompt_tokens, "shorten or split the text")
-        own = self.own_settings(request)
-        room = Room(
-            num_before=1 if self.is_encoder_decoder else num_tokens,
-            max_context_tokens=limits.max_answer_context_tokens,
-            max_new_tokens=self.spec.max_new_tokens,
-        )
-        settings = resolve(request.params, own, room, fresh_seed=secrets.randbits(32))
-        # An encoder reads a prompt once; a decoder-only model reads it for every row.
-        num_prefills = 1 if self.is_encoder_decoder else settings.num_rows
-        return Sequence(
-            request=request,
-            prompt_ids=prompt.token_ids,
-            settings=settings,
-            num_rows=settings.num_rows,
-            num_prefill_tokens=num_tokens * num_prefills,
-            group=self._group(request, settings, own, prompt),
-            forced_bos_token_id=prompt.forced_bos_token_id,
-            decoder_start_token_id=prompt.decoder_start_token_id,
-            runs_to_end=True,
-        )
-
-    def own_settings(self, request: Request) -> Mapping[str, Any]:
-        """What the checkpoint says about decoding this request, without what it leaves open;
-        more of some tasks and pairs of languages (`task_specific_params`)."""
-        return {**self.checkpoint.own, **self.prompts.params_of(request)}
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.text.encode(request, between_slices)
+        sequence.group = self._group(sequence)
+        sequence.runs_to_end = True
+        return sequence
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         assert not plan.running, "a group is run to its end in the step in which it joins"
@@ -167,26 +124,11 @@ class GenerateBackend:
         """Nothing is kept between steps."""
 
     def decode(self, completion: Completion) -> Output:
-        sequence = completion.sequence
-        settings = sequence.settings.to_json()
-        if sequence.request.chat_template_kwargs:
-            settings["chat_template_kwargs"] = dict(sequence.request.chat_template_kwargs)
-        return Output(
-            request_id=sequence.id,
-            choices=tuple(self._choice(sequence, each) for each in completion.answers),
-            prompt_tokens=len(sequence.prompt_ids),
-            settings=settings,
-        )
+        return self.text.decode(completion)
 
-    def _refuse_unreadable(self, prompt: Prompt) -> None:
-        """On a GPU an id beyond the embedding ends the process, not the request."""
-        num_ids = self.checkpoint.num_ids
-        told = (prompt.forced_bos_token_id, prompt.decoder_start_token_id)
-        for id_ in (*prompt.token_ids, *(each for each in told if each is not None)):
-            if not 0 <= id_ < num_ids:
-                raise TokenOutOfRange(id_, num_ids)
-
-    def _group(self, request: Request, settings: Settings, own: Any, prompt: Prompt) -> Group:
+    def _group(self, sequence: Sequence) -> Group:
+        request, settings = sequence.request, sequence.settings
+        own = self.text.own_settings(request)
         shared = replace(settings, seed=None, stop=())
         alone = None if self.why_alone is None else request.id
         if settings.num_beams > 1:
@@ -198,7 +140,7 @@ class GenerateBackend:
             shared = replace(shared, max_new_tokens=0)  # each row stops at its own
         if differs(own, RUNS_ALONE):
             alone = request.id
-        pads = self.why_alone is None
+        num_tokens, pads = len(sequence.prompt_ids), self.why_alone is None
         if differs(own, LOOKS_AT_THE_PROMPT):
             pads = False
         if not self.is_encoder_decoder and (
@@ -209,9 +151,9 @@ class GenerateBackend:
             pads = False
         return Group(
             settings=shared,
-            length_class=length_class(len(prompt.token_ids)) if pads else len(prompt.token_ids),
-            forced_bos_token_id=prompt.forced_bos_token_id,
-            decoder_start_token_id=prompt.decoder_start_token_id,
+            length_class=length_class(num_tokens) if pads else num_tokens,
+            forced_bos_token_id=sequence.forced_bos_token_id,
+            decoder_start_token_id=sequence.decoder_start_token_id,
             alone=alone,
         )
 
@@ -251,7 +193,7 @@ class GenerateBackend:
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = PerRequestStops(
-            sequences, num_before, self.token_texts, rows_keep_their_place=not_beams(first)
+            sequences, num_before, self.text.token_texts, rows_keep_their_place=not_beams(first)
         )
         processors = LogitsProcessorList()
         if draws_here:
@@ -276,7 +218,7 @@ class GenerateBackend:
         for sequence in sequences:
             num_answers = sequence.settings.num_return_sequences
             answers = tuple(
-                self.answer(sequence, rows[each], stops.ended_at(each, rows[each]))
+                self.text.answer(sequence, rows[each], stops.ended_at(each, rows[each]))
                 for each in range(at, at + num_answers)
             )
             completions.append(Completion(sequence, answers))
@@ -326,34 +268,6 @@ class GenerateBackend:
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> Answer:
-        """The new tokens of one row, without what followed its end."""
-        settings = sequence.settings
-        max_tokens = settings.max_new_tokens
-        eos = self.checkpoint.eos_token_ids
-        end = next((at + 1 for at, token in enumerate(row) if token in eos), None)
-        ends = [each for each in (end, stopped_at) if each is not None and each <= max_tokens]
-        if not ends:
-            return Answer(tuple(row[:max_tokens]), "length")
-        num_tokens = min(ends)
-        # A model that is made to say its end at the limit did not come to one.
-        forced = self.checkpoint.generation_config.forced_eos_token_id is not None
-        reason = "length" if forced and num_tokens == max_tokens else "stop"
-        return Answer(tuple(row[:num_tokens]), reason)  # type: ignore[arg-type]  # one of the two
-
-    def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
-        text = sanitize(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
-        stops = sequence.settings.stop
-        if stop_position(text, stops) is not None:
-            text = cut_at_stop(text, stops)
-        elif stops and answer.finish_reason == "stop":
-            # Of special tokens, which are not in the text, or begun in the prompt.
-            before = self.token_texts.before_stop(sequence, list(answer.token_ids))
-            text = text if before is None else sanitize(before)
-        # A continuation begins where its prompt ended, perhaps with a space.
-        text = text if sequence.request.task == "generate" else text.strip()
-        return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
-
     def _random_devices(self) -> list[torch.device]:
         return [self.model.device] if self.model.device.type == "cuda" else []
 
@@ -370,22 +284,3 @@ def not_beams(sequence: Sequence) -> bool:
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
     """Whether the checkpoint sets one of these to something."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())
-
-
-def release_memory(device: torch.device) -> None:
-    """What torch keeps for later, so that less can be tried."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    # torch has a type for it on a GPU only.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def is_beyond_repair(error: Exception) -> bool:
-    """After a fault inside a kernel every later call on the device fails, too."""
-    fault = getattr(torch, "AcceleratorError", ())  # older versions have no type for it
-    return isinstance(error, fault) and not is_out_of_memory(error)

@@ -25,6 +25,13 @@ def refuse_unless_greedy(settings: Settings, library: str) -> None:
         if name in FREE or name in IDLE_WITHOUT_BEAMS:
             continue
         value, wanted = getattr(settings, name), getattr(GREEDY, name)
+        if name == "stop" and value:
+            # A special token among them too. They are a user's text, and so not repeated.
+            raise UnsupportedParameter(
+                name,
+                f"an answer that ends at a text is not known to be exact with {library}; leave "
+                'it out, or use engine = "auto" for the model',
+            )
         if value != wanted:
             raise UnsupportedParameter(
                 name,

@@ -15,14 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.backends.generate import (
-    GenerateBackend,
-    is_beyond_repair,
-    is_out_of_memory,
-    release_memory,
-)
+from engine.backends.generate import GenerateBackend
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
+from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.contiguous import SequenceCache
@@ -175,7 +171,7 @@ class InflightBackend:
         start_ids, model = self.runner.start_ids(sequence), self.exact.model
         if sequence.settings.num_beams > 1:
             return BeamSearch(sequence, config, start_ids, model, model.device)
-        texts = self.exact.token_texts
+        texts = self.exact.text.token_texts
         return Sampler(sequence, config, start_ids, texts, model)
 
     def _argmax(self, logits: Tensor, running_sequences: list[RunningSequence]) -> list[int]:
@@ -215,7 +211,9 @@ class InflightBackend:
         sequence = flight.sequence
         self.drop([sequence])
         answers = choice.answers()
-        return Completion(sequence, tuple(self.exact.answer(sequence, *each) for each in answers))
+        return Completion(
+            sequence, tuple(self.exact.text.answer(sequence, *each) for each in answers)
+        )
 
     def _blaming(
         self,

@@ -6,7 +6,7 @@ step in which it joins, with its like; the sequences in flight wait that long an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import SETTINGS
+from engine.text.token_lengths import no_pause
 
 # What a checkpoint's own generation configuration may say. The first are attended to in
 # flight, or by what both engines share; the others have no say in the tokens.
@@ -79,6 +80,7 @@ class RouterBackend:
         self.spec = spec
         self.checkpoint = checkpoint
         self.exact = GenerateBackend(spec, checkpoint)
+        self.text = self.exact.text
         self.reason = reason_of(self.exact)
         self.card: ModelCard = replace(
             checkpoint.card, engine="inflight", engine_reason=self.reason
@@ -99,9 +101,9 @@ class RouterBackend:
         bounds = (self.in_flight.max_rows, self.exact.max_rows)
         return min((each for each in bounds if each is not None), default=None)
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.exact.encode(request)
-        own = self.exact.own_settings(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.exact.encode(request, between_slices)
+        own = self.text.own_settings(request)
         if self.is_proved(sequence, own):
             self.route(sequence)
         return sequence
@@ -136,7 +138,7 @@ class RouterBackend:
         self.in_flight.drop(sequences)
 
     def decode(self, completion: Completion) -> Output:
-        return self.exact.decode(completion)
+        return self.text.decode(completion)
 
 
 def unattended(own: Mapping[str, Any]) -> list[str]:
@@ -156,7 +158,7 @@ def reason_of(exact: GenerateBackend) -> str:
     """Why in flight, and which settings of the checkpoint cost which tasks that."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
-        names = ", ".join(unattended(exact.own_settings(Request(id=0, task=task))))
+        names = ", ".join(unattended(exact.text.own_settings(Request(id=0, task=task))))
         if names:
             kept_out.setdefault(names, []).append(task)
     if not kept_out:

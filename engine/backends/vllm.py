@@ -12,20 +12,20 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.backends.generate import GenerateBackend, release_memory
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint, choose_device, first_sentence, place
 from engine.backends.router import odd_attention
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
+from engine.device_errors import release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, Unloadable
 from engine.kv_cache.base import machine_for, refuse_beyond_memory
 from engine.kv_cache.kv_shape import probe_kv_shape
@@ -35,6 +35,8 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
 from engine.protocol.messages import ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
+from engine.text.processor import TextProcessor
+from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +62,17 @@ class VllmBackend:
             raise Unloadable(
                 f'model {spec.alias!r} cannot run by vLLM: {reason}; use engine = "auto"'
             )
-        # Encodes and decodes as the exact engine does, so that both agree.
-        self.exact = GenerateBackend(spec, checkpoint)
+        self.checkpoint = checkpoint
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = no_more_than_used(sized(spec, machine, "vllm", AS_CONFIGURED), checkpoint)
         if machine.room is not None:
             refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
+        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What was looked at is read again by vLLM, and once is enough.
         device = checkpoint.model.device
-        checkpoint.model = self.exact.model = None
+        checkpoint.model = None
         gc.collect()
         release_memory(device)
         self.vllm = imported()
@@ -100,11 +102,10 @@ class VllmBackend:
         engine.card = replace(engine.card, device=str(device))
         return engine
 
-    def encode(self, request: Request) -> Sequence:
-        sequence = self.exact.encode(request)
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "vLLM")
         sequence.group = IN_FLIGHT
-        sequence.runs_to_end = False
         sequence.num_cache_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
         return sequence
 
@@ -128,7 +129,7 @@ class VllmBackend:
         self.llm_engine.abort_request([str(each) for each in ids])
 
     def decode(self, completion: Completion) -> Output:
-        return self.exact.decode(completion)
+        return self.text.decode(completion)
 
     def check(self, running: Iterable[Sequence]) -> None:
         """Raise InvariantBroken if vLLM holds others than those that run."""
@@ -168,9 +169,9 @@ class VllmBackend:
     def _completion(self, sequence: Sequence, output: Any) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise EngineBroken(f"vLLM ended a sequence by {output.finish_reason!r}")
-        forced = self.exact.checkpoint.generation_config.forced_eos_token_id
+        forced = self.checkpoint.generation_config.forced_eos_token_id
         row = with_forced_end(list(output.token_ids), sequence.settings.max_new_tokens, forced)
-        return Completion(sequence, (self.exact.answer(sequence, row, None),))
+        return Completion(sequence, (self.text.answer(sequence, row, None),))
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:

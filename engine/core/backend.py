@@ -7,7 +7,7 @@ scheduler do not know which.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from engine.core.completion import Completion
@@ -28,8 +28,12 @@ class Engine(Protocol):
     def max_rows(self) -> int | None:
         """Of one step, once memory was too small for what the limits allow."""
 
-    def encode(self, request: Request) -> Sequence:
-        """Off the loop. Raises RequestError."""
+    def encode(self, request: Request, between_slices: Callable[[], None] = ...) -> Sequence:
+        """The request as a sequence, on the tokenizer thread. Raises RequestError.
+
+        between_slices: called now and then while a long text is tokenized; it may encode other
+                        requests, and what it raises passes through
+        """
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         """One step: how each of `plan.sequences` ended, or None where it goes on.

@@ -30,3 +30,8 @@ class Requests:
         with self._changed:
             self._changed.wait_for(lambda: self._interactive or self._bulk)
             return (self._interactive or self._bulk).popleft()
+
+    def get_interactive(self) -> Request | None:
+        """The next interactive one; None if none waits."""
+        with self._changed:
+            return self._interactive.popleft() if self._interactive else None

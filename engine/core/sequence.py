@@ -32,7 +32,7 @@ class Sequence:
     settings: Settings
     num_rows: int  # beams or returned sequences: they live and die together
     num_prefill_tokens: int  # what the step in which it joins computes for it
-    group: Hashable  # only sequences of one group share a step
+    group: Hashable = None  # only sequences of one group share a step
     # What a translator is told beside the prompt: how its answer begins.
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None

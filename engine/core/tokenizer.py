@@ -18,8 +18,17 @@ from engine.protocol.messages import Choice, Output, Request, RequestFailure
 log = logging.getLogger(__name__)
 
 
+class Cancelled(Exception):
+    """The request that is being tokenized was cancelled."""
+
+
 class TokenizerThread(Thread):
-    """A request becomes a sequence in the inbox, or is answered here with its failure."""
+    """A request becomes a sequence in the inbox, or is answered here with its failure.
+
+    While a long bulk text is tokenized, a slice at a time, interactive requests are served
+    between the slices; so the longest that one of them waits is a slice, or a text that is
+    within the model's limits.
+    """
 
     def __init__(
         self,
@@ -30,7 +39,7 @@ class TokenizerThread(Thread):
         inbox: Inbox,
         outbox: Outbox,
     ) -> None:
-        super().__init__(name="encoder", daemon=True)
+        super().__init__(name="tokenizer", daemon=True)
         self.engine = engine
         self.limits = limits
         self.tracker = tracker
@@ -43,13 +52,20 @@ class TokenizerThread(Thread):
             self.encode(self.requests.get())
 
     def encode(self, request: Request) -> None:
-        if self.tracker.is_cancelled(request.id):
+        """Put the request's sequence into the inbox, or its output into the outbox."""
+
+        def between_slices() -> None:
+            if not request.is_interactive:
+                self.encode_interactive()
+            self.stop_if_cancelled(request)
+
+        try:
+            self.stop_if_cancelled(request)
+            sequence = self.engine.encode(request, between_slices)
+            self.limits.refuse_misfit(sequence)
+        except Cancelled:
             choice = Choice("", "cancelled", 0, ())
             self.outbox.refuse(Output(request_id=request.id, choices=(choice,)))
-            return
-        try:
-            sequence = self.engine.encode(request)
-            self.limits.refuse_misfit(sequence)
         except RequestError as error:
             self.refuse(request, error)
         except Exception as error:
@@ -57,6 +73,16 @@ class TokenizerThread(Thread):
             self.refuse(request, GenerationFailed(error, "encoding the prompt"))
         else:
             self.inbox.put(sequence)
+
+    def encode_interactive(self) -> None:
+        """Serve the interactive requests that have come in."""
+        while (request := self.requests.get_interactive()) is not None:
+            self.encode(request)
+
+    def stop_if_cancelled(self, request: Request) -> None:
+        """Raises Cancelled."""
+        if self.tracker.is_cancelled(request.id):
+            raise Cancelled
 
     def refuse(self, request: Request, error: RequestError) -> None:
         self.outbox.refuse(Output(request_id=request.id, failure=RequestFailure.of(error)))

@@ -21,6 +21,7 @@ from engine.errors import (
     EmptyPrompt,
     NoChatTemplate,
     PromptTooLong,
+    TextTooLong,
     UnknownLanguage,
     UnsupportedParameter,
 )
@@ -28,7 +29,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request
 from engine.text.characters import sanitize
 from engine.text.languages import Languages, closest, is_language, standard_tag
-from engine.text.token_lengths import PrefixBound
+from engine.text.token_lengths import PrefixBound, no_pause
 
 NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 # A token before the text that names the target: Marian's `>>fra<<`, MADLAD-400's `<2fr>`.
@@ -53,11 +54,22 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and what a translator must be told beside them."""
+    """Token ids, and with which tokens the answer of a translator begins."""
 
     token_ids: tuple[int, ...]
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """A prompt before it is tokenized."""
+
+    text: str
+    source: str | None = None  # the checkpoint's own code; None: as a fresh tokenizer has it
+    forced_bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    is_rendered: bool = False  # by a chat template, which writes the special tokens too
 
 
 class Prompts:
@@ -71,8 +83,13 @@ class Prompts:
         tokenizer: Any,
         start_id: int | None,
         max_tokens: int | None = None,
+        too_long_remedy: str = "shorten or split the text",
     ) -> None:
-        """max_tokens: of a prompt; longer ones may be refused before all is tokenized"""
+        """
+        start_id:        the token with which the decoder starts; None if the checkpoint names none
+        max_tokens:      of a prompt; of a longer one only the beginning is tokenized, to refuse it
+        too_long_remedy: ends the message of that refusal
+        """
         self.spec = spec
         self.tokenizer = tokenizer
         self.is_encoder_decoder: bool = config.is_encoder_decoder
@@ -83,7 +100,8 @@ class Prompts:
         self.language_ids = language_ids(tokenizer)  # token ids by the checkpoint's own codes
         self.start_id = start_id
         self.own_source: str | None = getattr(tokenizer, "src_lang", None)
-        self.prefix_bound = PrefixBound(tokenizer, max_tokens)
+        self.prefix_bound = None if max_tokens is None else PrefixBound(max_tokens)
+        self.too_long_remedy = too_long_remedy
         targets = target_tokens(tokenizer) if self.is_encoder_decoder else {}
         self.is_multi_target = bool(targets)
         self.target_tokens = targets
@@ -96,11 +114,27 @@ class Prompts:
         }
         # An older place for the words before every text.
         self.own_prefix = str(getattr(config, "prefix", None) or "")
-        # What becomes of no text, by the source language that the tokenizer holds.
-        self.of_no_text: dict[str | None, tuple[int, ...]] = {}
+        # The tokens of an empty text by source language: those that the tokenizer adds itself.
+        self.added_ids: dict[str | None, tuple[int, ...]] = {}
 
-    def encode(self, request: Request) -> Prompt:
-        """Raises RequestError."""
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Prompt:
+        """The prompt of a request. Raises RequestError.
+
+        between_slices: called now and then while a long text is counted; it may encode other
+                        requests, or raise what ends the work on this one
+        """
+        written = self.write(request)
+        self._refuse_too_long(written, between_slices)
+        token_ids = tuple(self._tokenize(written, written.text))
+        if not written.is_rendered:
+            if written.source not in self.added_ids:
+                self.added_ids[written.source] = tuple(self._tokenize(written, ""))
+            if not token_ids or token_ids == self.added_ids[written.source]:
+                raise EmptyPrompt("the text holds nothing that the tokenizer keeps")
+        return Prompt(token_ids, written.forced_bos_token_id, written.decoder_start_token_id)
+
+    def write(self, request: Request) -> PromptText:
+        """The prompt of a request as text. Raises RequestError."""
         if request.task == "chat":
             return self._chat(
                 [(each.role, sanitize(each.content)) for each in request.messages],
@@ -110,7 +144,7 @@ class Prompts:
         if not text.strip():
             raise EmptyPrompt()
         if request.task == "generate":
-            return self._tokens(text)
+            return PromptText(text)
         template = self.spec.prompt.get(request.task)
         if self.is_encoder_decoder:
             return self._seq2seq(request, text, template)
@@ -133,7 +167,7 @@ class Prompts:
                 return name
         return None
 
-    def _seq2seq(self, request: Request, text: str, template: str | None) -> Prompt:
+    def _seq2seq(self, request: Request, text: str, template: str | None) -> PromptText:
         is_told_in_tokens = self.is_multi_target or bool(self.language_ids)
         if template is None:
             if request.task == "translate" and not is_told_in_tokens:
@@ -141,16 +175,16 @@ class Prompts:
             template = self._own_template(request, is_told_in_tokens)
         prompt = text if template is None else self._filled(template, request, text)
         if request.task != "translate":
-            return self._tokens(prompt)
+            return PromptText(prompt)
         if self.is_multi_target:
             code = self.languages.own_code("target_language", request.target_language)
             self._check_pair_end("source_language", request.source_language)
-            return self._tokens(f"{self.target_tokens[code]} {prompt}")
+            return PromptText(f"{self.target_tokens[code]} {prompt}")
         if self.language_ids:
             return self._between_languages(request, prompt)
         for name in ("source_language", "target_language"):
             self._check_pair_end(name, getattr(request, name))
-        return self._tokens(prompt)
+        return PromptText(prompt)
 
     def _check_listed(self, request: Request) -> None:
         """A checkpoint that lists pairs was made for those; another would come out wrong."""
@@ -170,11 +204,11 @@ class Prompts:
         }
         raise UnknownLanguage("target_language", request.target_language, targets)
 
-    def _causal(self, request: Request, text: str, template: str | None) -> Prompt:
+    def _causal(self, request: Request, text: str, template: str | None) -> PromptText:
         has_chat = bool(getattr(self.tokenizer, "chat_template", None))
         default = (INSTRUCTIONS if has_chat else CONTINUATIONS)[request.task]
         filled = self._filled(template or default, request, text)
-        return self._chat([("user", filled)], {}) if has_chat else self._tokens(filled)
+        return self._chat([("user", filled)], {}) if has_chat else PromptText(filled)
 
     def _own_template(self, request: Request, is_told_in_tokens: bool) -> str | None:
         """`summarize: {text}`, in the checkpoint's own words if it has some."""
@@ -196,17 +230,16 @@ class Prompts:
                 values[name] = self.languages.english_name(name, getattr(request, name))
         return template.format_map(values)
 
-    def _between_languages(self, request: Request, prompt: str) -> Prompt:
+    def _between_languages(self, request: Request, prompt: str) -> PromptText:
         """M2M100, NLLB, mBART: the source goes into the prompt, the target starts the answer."""
         source = self.languages.own_code("source_language", request.source_language)
         target = self.languages.own_code("target_language", request.target_language)
-        token_ids = self._tokens(prompt, source).token_ids
         target_id = self.language_ids[target]
         # The first mBART starts its decoder with the language; the others force it as the
         # first token after another start.
         if self.start_id in self.language_ids.values():
-            return Prompt(token_ids, decoder_start_token_id=target_id)
-        return Prompt(token_ids, forced_bos_token_id=target_id)
+            return PromptText(prompt, source, decoder_start_token_id=target_id)
+        return PromptText(prompt, source, forced_bos_token_id=target_id)
 
     def _check_pair_end(self, name: str, language: str | None) -> None:
         """A language that a model for one pair cannot have meant. What the checkpoint does
@@ -220,7 +253,9 @@ class Prompts:
         if own and is_language(own) and closest(language, (own,)) is None:
             raise UnknownLanguage(name, language, (own,))
 
-    def _chat(self, messages: list[tuple[str, str]], template_kwargs: Mapping[str, Any]) -> Prompt:
+    def _chat(
+        self, messages: list[tuple[str, str]], template_kwargs: Mapping[str, Any]
+    ) -> PromptText:
         if self.is_encoder_decoder or not getattr(self.tokenizer, "chat_template", None):
             raise NoChatTemplate(self.spec.alias)
         if not any(content.strip() for _, content in messages):
@@ -228,7 +263,7 @@ class Prompts:
         turns = [{"role": role, "content": content} for role, content in messages]
         try:
             # A copy, for a template may change what it is given.
-            rendered = self.tokenizer.apply_chat_template(
+            rendered: str = self.tokenizer.apply_chat_template(
                 turns,
                 add_generation_prompt=True,
                 tokenize=False,
@@ -242,39 +277,31 @@ class Prompts:
                 reason += ", or its chat_template_kwargs"
             raise UnsupportedParameter("messages", reason) from error
 
-        def tokens(text: str) -> Any:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return PromptText(sanitize(rendered), is_rendered=True)
 
-        rendered = sanitize(rendered)
-        self._refuse_too_long(rendered, tokens)
-        return Prompt(tuple(tokens(rendered)))
-
-    def _tokens(self, text: str, source: str | None = None) -> Prompt:
-        """source: the checkpoint's own code; None for what a tokenizer has that was loaded
-        afresh"""
-        source = source or self.own_source
+    def _tokenize(self, written: PromptText, text: str, **how: Any) -> list[int]:
+        """The token ids of a text that is (a part of) the prompt `written`."""
+        source = written.source or self.own_source
+        # Set each time: other requests may have come in between.
         if source is not None and self.tokenizer.src_lang != source:
             self.tokenizer.src_lang = source
+        if written.is_rendered:
+            how["add_special_tokens"] = False
+        return self.tokenizer(text, **how)["input_ids"]  # type: ignore[no-any-return]  # a list
 
-        def tokens(text: str) -> Any:
-            return self.tokenizer(text)["input_ids"]
+    def _refuse_too_long(self, written: PromptText, between_slices: Callable[[], None]) -> None:
+        bound, text = self.prefix_bound, written.text
+        if bound is None:
+            return
 
-        self._refuse_too_long(text, tokens)
-        token_ids = tuple(tokens(text))
-        if source not in self.of_no_text:
-            self.of_no_text[source] = tuple(tokens(""))
-        if not token_ids or token_ids == self.of_no_text[source]:
-            raise EmptyPrompt("the text holds nothing that the tokenizer keeps")
-        return Prompt(token_ids)
+        def count_tokens(part: str) -> int:
+            return len(self._tokenize(written, part, add_special_tokens=False))
 
-    def _refuse_too_long(self, text: str, tokens: Callable[[str], Any]) -> None:
-        num_tokens = self.prefix_bound.exceeded_by(text, lambda part: len(tokens(part)))
-        if num_tokens is not None:
-            max_tokens = self.prefix_bound.max_tokens
-            assert max_tokens is not None
-            raise PromptTooLong(
-                num_tokens, max_tokens, "shorten or split the text", is_at_least=True
-            )
+        least = bound.least_tokens(text, count_tokens, between_slices)
+        if least > bound.max_tokens:
+            raise PromptTooLong(least, bound.max_tokens, self.too_long_remedy, is_at_least=True)
+        if len(text) > bound.max_characters:
+            raise TextTooLong(max(least, 1), len(text), bound.max_tokens, bound.max_characters)
 
 
 def literal(text: str) -> str:

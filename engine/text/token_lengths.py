@@ -1,55 +1,74 @@
-"""PrefixBound: whether a long text has more tokens than a limit, seen from its beginning."""
+"""PrefixBound: whether a long text has more tokens than a model takes, seen from its beginning.
+
+A tokenizer call cannot be interrupted and takes a second or more for a million characters, so
+that one text could hold up all others. A long text is therefore counted first, a slice at a
+time, with a pause after each, and only until it is known to be too long.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any
 
-WORD_MARKS = ("\u2581", "\u0120", " ")  # a space in SentencePiece, in byte-level BPE, as it is
-CHARACTERS_PER_TOKEN = 8  # more than is usual, so that the first prefix mostly decides
-# What the end of a prefix may change: special tokens, and a space that a normalizer joins.
-MARGIN_TOKENS = 32
-MIN_CHARACTERS = 16_384  # below, a text is tokenized whole in a few milliseconds
-WORD_END = re.compile(r"\S(?= \S)")
+# A text of no more is tokenized without being counted: some milliseconds.
+MIN_CHARACTERS = 16_384
+# Of a model that takes many tokens more are, for most texts are within its limit.
+CHARACTERS_PER_TOKEN = 8
+MAX_UNCOUNTED_CHARACTERS = 65_536
+SLICE_CHARACTERS = 8192
+# How far before the end of a slice a space is looked for, so that few words are cut.
+WORD_CHARACTERS = 1024
+# Cutting a text changes the tokens near the cut: a word falls into other pieces, a space or a
+# combining character is joined to nothing. So each slice counts for less than it has.
+MARGIN_TOKENS = 128
+MARGIN_SHARE = 0.1
+# A text may have few tokens for its length: spaces that a normalizer joins, characters that a
+# vocabulary lacks. Within the first or the second bound it is tokenized, beyond both refused.
+MAX_CHARACTERS_PER_TOKEN = 16
+MAX_SPARSE_CHARACTERS = 262_144
+
+
+def no_pause() -> None:
+    """Go on with the next slice."""
 
 
 class PrefixBound:
-    """Counts the tokens of a prefix that ends where a word does.
+    """Bounds the work on one text by the number of tokens that the model takes."""
 
-    No token reaches over such a place if no entry of the vocabulary has a space behind
-    another character. Then the tokens of the prefix are the first tokens of the whole, and
-    a prefix that is too long proves that the text is. Vocabularies of another kind prove
-    nothing, and their texts are tokenized whole.
-    """
-
-    def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, max_tokens: int) -> None:
+        """max_tokens: the most that a prompt may have"""
         self.max_tokens = max_tokens
+        uncounted = max(max_tokens * CHARACTERS_PER_TOKEN, MIN_CHARACTERS)
+        self.max_uncounted = min(uncounted, MAX_UNCOUNTED_CHARACTERS)
+        self.max_characters = max(max_tokens * MAX_CHARACTERS_PER_TOKEN, MAX_SPARSE_CHARACTERS)
 
-    def exceeded_by(self, text: str, num_tokens: Callable[[str], int]) -> int | None:
-        """How many tokens `text` has at the least, if these are more than the limit."""
-        if self.max_tokens is None or len(text) < MIN_CHARACTERS or not self.words_end_tokens:
-            return None
-        enough = self.max_tokens + MARGIN_TOKENS
-        num_characters = max(enough * CHARACTERS_PER_TOKEN, MIN_CHARACTERS)
-        while num_characters < len(text) // 2:
-            end = WORD_END.search(text, num_characters, min(2 * num_characters, len(text)))
-            if end is not None:
-                num = num_tokens(text[: end.end()])
-                if num > enough:
-                    return num - MARGIN_TOKENS
-            num_characters *= 2
-        return None
+    def least_tokens(
+        self,
+        text: str,
+        count_tokens: Callable[[str], int],
+        between_slices: Callable[[], None] = no_pause,
+    ) -> int:
+        """A number of tokens that `text` has at the least; counting ends above `max_tokens`,
+        and at `max_characters`. 0 for a text that is short enough to be tokenized at once.
 
-    @cached_property
-    def words_end_tokens(self) -> bool:
-        entries = self.tokenizer.get_vocab()
-        has_mark = any(mark in entries for mark in WORD_MARKS)
-        return has_mark and not any(holds_space_within(entry) for entry in entries)
+        count_tokens:   the number of tokens of a slice, special ones left out
+        between_slices: called after each slice; may raise, for a text that is wanted no more
+        """
+        if len(text) <= self.max_uncounted:
+            return 0
+        at, least = 0, 0.0
+        while at < min(len(text), self.max_characters) and least <= self.max_tokens:
+            end = slice_end(text, at)
+            num_tokens = count_tokens(text[at:end])
+            least += max((1 - MARGIN_SHARE) * num_tokens - MARGIN_TOKENS, 0)
+            between_slices()
+            at = end
+        return int(least)
 
 
-def holds_space_within(entry: str) -> bool:
-    bare = entry.lstrip("".join(WORD_MARKS))
-    return any(mark in bare for mark in WORD_MARKS)
+def slice_end(text: str, begin: int) -> int:
+    """Where the slice from `begin` ends: behind a word, if one ends near."""
+    end = begin + SLICE_CHARACTERS
+    if end >= len(text):
+        return len(text)
+    space = text.rfind(" ", end - WORD_CHARACTERS, end)
+    return end if space < 0 else space

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,43 @@ def test_what_may_not_be_exact_is_refused_by_name(as_published, kind, params):
     assert failure.code == "unsupported_parameter"
     assert failure.message.startswith(f"{next(iter(params))}:")
     assert outputs[0].failure is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", ["</s>", "<unk>", "mill", "a secret of the keeper"])
+def test_a_stop_is_refused_without_its_text_be_it_a_special_token_or_not(as_published, kind, stop):
+    bench = bench_of(as_published(kind))
+
+    outputs = bench.answers([request(0, "the mill", max_new_tokens=4, stop=(stop,))])
+
+    failure = outputs[0].failure
+    assert failure.code == "unsupported_parameter"
+    assert failure.message.startswith("stop: ")
+    assert "CTranslate2" in failure.message
+    assert stop not in failure.message
+
+
+def test_stops_of_a_checkpoint_itself_are_refused_at_loading_and_those_of_a_task_by_request(
+    folder_of, tmp_path
+):
+    whole = shutil.copytree(folder_of("t5"), tmp_path / "whole")
+    own = transformers.GenerationConfig.from_pretrained(whole)
+    own.stop_strings = ["</s>"]
+    own.save_pretrained(whole)
+    with pytest.raises(Unloadable, match="its own stop_strings is not attended to"):
+        CTranslate2Backend.load(spec_of(whole))
+
+    by_task = shutil.copytree(folder_of("t5"), tmp_path / "by_task")
+    config = json.loads((by_task / "config.json").read_text())
+    config["task_specific_params"] = {"summarization": {"stop_strings": ["</s>"]}}
+    (by_task / "config.json").write_text(json.dumps(config))
+    bench = bench_of(by_task)
+    summary = Request(id=1, task="summarize", text="the mill", params=Params(max_new_tokens=4))
+
+    outputs = bench.answers([request(0, "the mill", max_new_tokens=4), summary])
+
+    assert outputs[0].failure is None
+    assert outputs[1].failure.message.startswith("stop: ")
 
 
 def test_int8_answers_in_words_of_the_same_vocabulary(as_published):

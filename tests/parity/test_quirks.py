@@ -227,9 +227,8 @@ def test_a_chat_needs_a_chat_template(bench_of, kind):
 def test_an_empty_chat_and_a_template_that_refuses(bench_of):
     bench = bench_of("qwen2")
     assert failure(bench, "chat", None, messages=(Message("user", " "),)).code == "empty_prompt"
-    getattr(
-        bench.loop.engine, "exact", bench.loop.engine
-    ).prompts.tokenizer.chat_template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
+    tokenizer = bench.loop.engine.text.prompts.tokenizer
+    tokenizer.chat_template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
     refused = failure(bench, "chat", None, messages=(Message("user", "my secret"),))
     assert refused.code == "unsupported_parameter"
     assert "secret" not in refused.message

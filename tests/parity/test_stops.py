@@ -57,7 +57,7 @@ def test_a_stop_ends_where_generate_ends(bench_of, folder_of, kind, num_beams):
 def test_a_special_token_ends_an_answer_and_is_not_in_it(bench_of, folder_of):
     alone, bench = Alone("qwen2", folder_of("qwen2")), bench_of("qwen2")
     tokenizer, exact = alone.tokenizer, bench.loop.engine
-    texts = getattr(exact, "exact", exact).token_texts
+    texts = exact.text.token_texts
     special = tokenizer.convert_tokens_to_ids("<|im_start|>")
     words = tokenizer("the mill")["input_ids"]
 

@@ -48,6 +48,21 @@ def test_a_stop_text_is_cut_off_the_end():
     assert choice.finish_reason == "stop"
 
 
+def test_a_stop_text_ends_the_answer_with_the_token_that_completes_it():
+    """As in `generate`: special tokens, parts of a word and texts over several words alike."""
+    text = "the <|im_end|> of a </s> mill"
+    whole = answer(Request(id=0, task="generate", text=text, params=Params(max_new_tokens=40)))
+    words = whole.choices[0].text.split()
+    assert {"<|im_end|>", "</s>"} <= set(words)
+    for stop in ("<|im_end|>", "</s>", "m_en", "ill", f"{words[6]} {words[7]}", " "):
+        params = Params(max_new_tokens=40, stop=(stop,))
+        (choice,) = answer(Request(id=0, task="generate", text=text, params=params)).choices
+        num_tokens = next(n for n in range(1, 41) if stop in " ".join(words[:n]))
+        assert choice.token_ids == whole.choices[0].token_ids[:num_tokens]
+        assert choice.text == " ".join(words).partition(stop)[0]
+        assert choice.finish_reason == "stop"
+
+
 def test_a_chat_is_the_words_of_its_messages():
     chat = Request(
         id=0, task="chat", messages=(Message("system", "be brief"), Message("user", "why tides"))

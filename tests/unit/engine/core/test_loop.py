@@ -112,7 +112,7 @@ def test_a_broken_engine_ends_the_loop():
 def test_an_encoder_that_fails_answers_the_request_and_goes_on():
     it = bench()
     whole = it.encoder.engine.encode
-    it.encoder.engine.encode = lambda each: 1 / 0 if each.id == 0 else whole(each)
+    it.encoder.engine.encode = lambda each, *rest: 1 / 0 if each.id == 0 else whole(each, *rest)
     it.submit(request(0), request(1))
     failed, answered = it.finish()
     assert (failed.request_id, failed.failure.code) == (0, "generation_failed")

@@ -1,0 +1,175 @@
+"""TextProcessor: a request to a sequence, and a completion to an output.
+
+The one place where a backend that runs a checkpoint meets text: it builds prompts, tokenizes,
+resolves settings, cuts answers at their ends and detokenizes. So all backends agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from engine.core.completion import Answer, Completion
+from engine.core.sequence import Sequence
+from engine.errors import PromptTooLong, TokenOutOfRange
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Choice, FinishReason, Output, Request
+from engine.sampling.resolve_params import Room, resolve
+from engine.text.characters import sanitize
+from engine.text.detokenizer import text_of
+from engine.text.prompts import Prompt, Prompts
+from engine.text.stop_strings import TokenTexts, cut_at_stop, stop_position
+from engine.text.token_lengths import no_pause
+
+
+class TokenLimits(Protocol):
+    """In tokens; None where the checkpoint names no limit."""
+
+    @property
+    def max_prompt_tokens(self) -> int | None: ...
+
+    @property
+    def max_answer_context_tokens(self) -> int | None: ...  # decoder-only: prompt included
+
+
+class TextCheckpoint(Protocol):
+    """The part of a loaded checkpoint that text processing reads; it needs no weights."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def generation_config(self) -> Any: ...
+
+    @property
+    def own(self) -> Mapping[str, Any]: ...  # what the generation configuration sets
+
+    @property
+    def num_ids(self) -> int: ...  # rows of the input embedding
+
+    @property
+    def limits(self) -> TokenLimits: ...
+
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+
+class TextProcessor:
+    """`encode` runs on the tokenizer thread, `answer` on the loop, `decode` on the writer."""
+
+    def __init__(
+        self, spec: EngineSpec, checkpoint: TextCheckpoint, max_step_tokens: int | None
+    ) -> None:
+        """max_step_tokens: the most prompt tokens of one step, as sized"""
+        self.spec = spec
+        self.checkpoint = checkpoint
+        self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
+        self.token_texts = TokenTexts(
+            checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
+        )
+        # Three threads use a tokenizer: this one changes its source language as it encodes,
+        # and a tokenizer must not be changed while another thread reads it.
+        self.prompts = Prompts(
+            spec,
+            checkpoint.config,
+            copy.deepcopy(checkpoint.tokenizer),
+            checkpoint.generation_config.decoder_start_token_id,
+            *self._prompt_bound(max_step_tokens),
+        )
+
+    def _prompt_bound(self, max_step_tokens: int | None) -> tuple[int | None, str]:
+        """The most tokens that a prompt may have, and the remedy for a longer one."""
+        most, remedy = self.checkpoint.limits.max_prompt_tokens, "shorten or split the text"
+        if max_step_tokens is not None and (most is None or max_step_tokens < most):
+            return max_step_tokens, "shorten the text, or raise max_step_tokens of the model"
+        return most, remedy
+
+    def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
+        """The request as a waiting sequence, of which the backend sets how it is scheduled.
+        Raises RequestError. between_slices: see `Prompts.encode`"""
+        prompt = self.prompts.encode(request, between_slices)
+        num_tokens = len(prompt.token_ids)
+        self._refuse_unreadable(prompt)
+        limits = self.checkpoint.limits
+        if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
+            raise PromptTooLong(num_tokens, limits.max_prompt_tokens, "shorten or split the text")
+        room = Room(
+            num_before=1 if self.is_encoder_decoder else num_tokens,
+            max_context_tokens=limits.max_answer_context_tokens,
+            max_new_tokens=self.spec.max_new_tokens,
+        )
+        own = self.own_settings(request)
+        settings = resolve(request.params, own, room, fresh_seed=secrets.randbits(32))
+        # An encoder reads a prompt once; a decoder-only model reads it for every row.
+        num_prefills = 1 if self.is_encoder_decoder else settings.num_rows
+        return Sequence(
+            request=request,
+            prompt_ids=prompt.token_ids,
+            settings=settings,
+            num_rows=settings.num_rows,
+            num_prefill_tokens=num_tokens * num_prefills,
+            forced_bos_token_id=prompt.forced_bos_token_id,
+            decoder_start_token_id=prompt.decoder_start_token_id,
+        )
+
+    def own_settings(self, request: Request) -> Mapping[str, Any]:
+        """The checkpoint's settings for decoding this request, without those it leaves open:
+        its generation configuration, and over it the `task_specific_params` of the task."""
+        return {**self.checkpoint.own, **self.prompts.params_of(request)}
+
+    def answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> Answer:
+        """The new tokens of one returned row, without those that follow its end.
+
+        row:        new token ids, perhaps padded behind the end
+        stopped_at: how many of them there were when a stop text was complete; None: never
+        """
+        max_tokens = sequence.settings.max_new_tokens
+        eos = self.checkpoint.eos_token_ids
+        end = next((at + 1 for at, token in enumerate(row) if token in eos), None)
+        ends = [each for each in (end, stopped_at) if each is not None and each <= max_tokens]
+        if not ends:
+            return Answer(tuple(row[:max_tokens]), "length")
+        num_tokens = min(ends)
+        # A model that is made to say its end at the limit did not come to one.
+        forced = self.checkpoint.generation_config.forced_eos_token_id is not None
+        reason: FinishReason = "length" if forced and num_tokens == max_tokens else "stop"
+        return Answer(tuple(row[:num_tokens]), reason)
+
+    def decode(self, completion: Completion) -> Output:
+        """The output of a completion that has answers, not an error."""
+        sequence = completion.sequence
+        settings = sequence.settings.to_json()
+        if sequence.request.chat_template_kwargs:
+            settings["chat_template_kwargs"] = dict(sequence.request.chat_template_kwargs)
+        return Output(
+            request_id=sequence.id,
+            choices=tuple(self._choice(sequence, each) for each in completion.answers),
+            prompt_tokens=len(sequence.prompt_ids),
+            settings=settings,
+        )
+
+    def _refuse_unreadable(self, prompt: Prompt) -> None:
+        """On a GPU an id beyond the embedding ends the process, not the request."""
+        num_ids = self.checkpoint.num_ids
+        starts = (prompt.forced_bos_token_id, prompt.decoder_start_token_id)
+        for id_ in (*prompt.token_ids, *(each for each in starts if each is not None)):
+            if not 0 <= id_ < num_ids:
+                raise TokenOutOfRange(id_, num_ids)
+
+    def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
+        text = sanitize(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
+        stops = sequence.settings.stop
+        if stop_position(text, stops) is not None:
+            text = cut_at_stop(text, stops)
+        elif stops and answer.finish_reason == "stop":
+            # Of special tokens, which are not in the text, or begun in the prompt.
+            before = self.token_texts.before_stop(sequence, list(answer.token_ids))
+            text = text if before is None else sanitize(before)
+        # A continuation begins where its prompt ended, perhaps with a space.
+        text = text if sequence.request.task == "generate" else text.strip()
+        return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
