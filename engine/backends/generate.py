@@ -24,6 +24,7 @@ from engine.backends.proved_families import why_not_shared
 from engine.core.completion import Answer, Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
+from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
 from engine.errors import (
     EngineBroken,
     GenerationFailed,
@@ -370,22 +371,3 @@ def not_beams(sequence: Sequence) -> bool:
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
     """Whether the checkpoint sets one of these to something."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())
-
-
-def release_memory(device: torch.device) -> None:
-    """What torch keeps for later, so that less can be tried."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    # torch has a type for it on a GPU only.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def is_beyond_repair(error: Exception) -> bool:
-    """After a fault inside a kernel every later call on the device fails, too."""
-    fault = getattr(torch, "AcceleratorError", ())  # older versions have no type for it
-    return isinstance(error, fault) and not is_out_of_memory(error)

@@ -15,15 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.backends.generate import (
-    GenerateBackend,
-    is_beyond_repair,
-    is_out_of_memory,
-    release_memory,
-)
+from engine.backends.generate import GenerateBackend
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.cpu.optional import compiled
+from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.contiguous import SequenceCache

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from engine.backends.generate import GenerateBackend, release_memory
+from engine.backends.generate import GenerateBackend
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint, choose_device, first_sentence, place
 from engine.backends.router import odd_attention
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
+from engine.device_errors import release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, Unloadable
 from engine.kv_cache.base import machine_for, refuse_beyond_memory
 from engine.kv_cache.kv_shape import probe_kv_shape

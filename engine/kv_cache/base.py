@@ -21,10 +21,10 @@ from engine.attention.base import (
     TorchAttentionBackend,
 )
 from engine.attention.paged_backend import PagedAttentionBackend
-from engine.backends.generate import is_out_of_memory
 from engine.backends.loader import Checkpoint
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.optional import compiled
+from engine.device_errors import is_out_of_memory
 from engine.errors import Unloadable
 from engine.kv_cache.contiguous import KVShape, SequenceCache
 from engine.kv_cache.free_memory import free_bytes

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from engine.backends.generate import is_beyond_repair, is_out_of_memory
+from engine.device_errors import is_beyond_repair, is_out_of_memory
 from engine.logging import error_location
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.backends.generate import is_out_of_memory
+from engine.device_errors import is_out_of_memory
 from engine.kv_cache.contiguous import (
     BUCKET_TOKENS,
     MAX_LEFT,
