@@ -1,0 +1,59 @@
+"""Coverage: what of a document its result was made from, computed from offsets."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters of the source, from `start` to before `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """What a result covers. Always: the spans read and those left out tile the source."""
+
+    strategy: str  # as it was done: single, map_reduce, refine or truncate
+    parts: int  # of the source
+    rounds: int  # in which requests depend on each other: 1 is a single request
+    source_characters: int
+    source_tokens: int  # of the prompts that read the source
+    left_out: tuple[Span, ...] = ()
+    parts_cut: int = 0  # whose summary ended at its limit of length
+
+    @property
+    def left_out_characters(self) -> int:
+        return sum(each.end - each.start for each in self.left_out)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["left_out"] = [[each.start, each.end] for each in self.left_out]
+        data["left_out_characters"] = self.left_out_characters
+        return data
+
+
+def spans(ends: Iterable[int]) -> list[Span]:
+    """The spans between offsets, from the first character on."""
+    found, start = [], 0
+    for end in ends:
+        found.append(Span(start, end))
+        start = end
+    return found
+
+
+def left_out(read: Sequence[Span], num_characters: int) -> tuple[Span, ...]:
+    """What of a source no span holds. Raises ValueError where they overlap or leave it."""
+    missing, at = [], 0
+    for span in sorted(read, key=lambda each: each.start):
+        if not at <= span.start < span.end <= num_characters:
+            raise ValueError(f"the span {span.start}-{span.end} after {at} of {num_characters}")
+        if span.start > at:
+            missing.append(Span(at, span.start))
+        at = span.end
+    if at < num_characters:
+        missing.append(Span(at, num_characters))
+    return tuple(missing)

@@ -1,0 +1,59 @@
+"""Packing: neighbouring pieces together in parts, each within a limit, all of like size.
+
+Pure. The sizes of pieces add up only nearly to that of a part, so what comes of this is
+measured again before it is used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.documents.pieces import Boundary
+
+MIN_SHARE, MAX_SHARE = 0.7, 1.15  # of the even share, where a better boundary is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """end: offset behind it; boundary: what ends there"""
+
+    end: int
+    num_tokens: int
+    boundary: Boundary = Boundary.NONE
+
+
+def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
+    """Where the parts end, which are places where pieces do; the last is the last piece's.
+
+    What is left is shared out evenly before each part, so that the last is as large as
+    the others. Only a piece that is over the limit by itself is a part over it.
+    """
+    ends: list[int] = []
+    left = sum(each.num_tokens for each in pieces)
+    first = 0
+    while first < len(pieces):
+        num_pieces, num_tokens = _next_part(pieces, first, left, max_tokens)
+        first += num_pieces
+        left -= num_tokens
+        ends.append(pieces[first - 1].end)
+    return ends
+
+
+def _next_part(pieces: Sequence[Piece], first: int, left: int, max_tokens: int) -> tuple[int, int]:
+    """How many pieces make the next part, and how many tokens they have."""
+    if left <= max_tokens:
+        return len(pieces) - first, left
+    share = left / -(-left // max_tokens)
+    best: tuple[int, int] | None = None
+    best_worth: tuple[bool, int, float] | None = None
+    num_tokens = 0
+    for index in range(first, len(pieces)):
+        piece = pieces[index]
+        num_tokens += piece.num_tokens
+        if num_tokens > max_tokens and best is not None:
+            break
+        is_near = MIN_SHARE * share <= num_tokens <= MAX_SHARE * share
+        worth = (is_near, piece.boundary if is_near else 0, -abs(num_tokens - share))
+        if best_worth is None or worth >= best_worth:
+            best, best_worth = (index - first + 1, num_tokens), worth
+    assert best is not None
+    return best

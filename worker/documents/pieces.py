@@ -1,0 +1,141 @@
+"""Pieces: a text cut at its natural boundaries, so that joined they are the text again.
+
+`semantic-text-splitter` knows paragraphs, sentences and words in every script, Thai and
+Chinese among them. What it may do wrong costs a document its nice cuts and never its job:
+its pieces are checked, and ours take their place.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+from worker.documents.graphemes import is_between_graphemes, safe_cut
+
+log = logging.getLogger(__name__)
+
+# Cut at once, in a few milliseconds. The library takes time that grows with the square of
+# a run without spaces; so does this bound.
+WINDOW_CHARACTERS = 16_384
+NEAR = 80  # characters around a place, in which it is seen what ends there
+HEADING = re.compile(r"^(?=#{1,6}\s)", re.MULTILINE)
+SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
+SENTENCE_END = re.compile(
+    r"(?:[.!?…][\"'”’»)\]]*(?=\s)|[。！？｡।॥។።؟۔][”’」』）]*)\s*"  # of scripts with spaces, without
+)
+CUTS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), SENTENCE_END, re.compile(r"\s+"))
+
+
+class Boundary(IntEnum):
+    """What ends at a place in a text, the strongest last."""
+
+    NONE = 0
+    SENTENCE = 1
+    LINE = 2
+    PARAGRAPH = 3
+    HEADING = 4  # one begins
+
+
+def boundary_at(text: str, at: int) -> Boundary:
+    """What ends where a piece does."""
+    if HEADING.match(text, at) and (at == 0 or text[at - 1] in "\n\r"):
+        return Boundary.HEADING
+    before, after = text[max(at - NEAR, 0) : at], text[at : at + NEAR]
+    said = before.rstrip()
+    # A splitter may leave the space behind a paragraph to the piece that follows.
+    space = before[len(said) :] + after[: len(after) - len(after.lstrip())]
+    num_lines = space.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    if num_lines:
+        return Boundary.PARAGRAPH if num_lines > 1 else Boundary.LINE
+    ends = bool(SENTENCE_END.search(said[-3:] + space))
+    return Boundary.SENTENCE if ends else Boundary.NONE
+
+
+def piece_ends(text: str, max_characters: int) -> Iterator[int]:
+    """Where the pieces of a text end, in order; the last is its length.
+
+    Cut window by window, so that a document of millions of characters holds nobody up.
+    """
+    start = 0
+    size = max(WINDOW_CHARACTERS, 4 * max_characters)
+    while start < len(text):
+        window = text[start : start + size]
+        found = pieces(window, max_characters)
+        if start + len(window) < len(text) and len(found) > 1:
+            found.pop()  # its end is that of the window; the next one finds a better
+        for piece in found:
+            start += len(piece)
+            yield start
+
+
+def pieces(text: str, max_characters: int) -> list[str]:
+    """The text in pieces of at most so many characters. Always: joined they are the text."""
+    sections = [each for each in HEADING.split(text) if each]
+    return [piece for section in sections for piece in _pieces(section, max_characters)]
+
+
+def _pieces(text: str, max_characters: int) -> list[str]:
+    if len(text) <= max_characters:
+        return [text]
+    found = _semantic_pieces(text, max_characters)
+    return plain_pieces(text, max_characters) if found is None else found
+
+
+def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
+    """Those of the library; None where it has none that can be used."""
+    try:
+        # It takes no half characters. The shadow is as long, so its cuts are the text's.
+        lengths = [
+            len(each) for each in _splitter(max_characters).chunks(text.translate(SURROGATES))
+        ]
+    except ImportError:  # a wheel that this platform may not have
+        return None
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        # Only the type: a library's message can quote the text.
+        log.warning("splitter failed", extra={"error": type(error).__name__})
+        return None
+    if sum(lengths) != len(text) or max(lengths) > max_characters or not all(lengths):
+        log.warning("splitter lost its place", extra={"num_characters": len(text)})
+        return None
+    found, start = [], 0
+    for length in lengths:
+        found.append(text[start : start + length])
+        start += length
+    return found
+
+
+@lru_cache(maxsize=8)
+def _splitter(max_characters: int) -> Any:
+    from semantic_text_splitter import TextSplitter
+
+    return TextSplitter(max_characters, trim=False)
+
+
+def plain_pieces(text: str, max_characters: int) -> list[str]:
+    """The same by our own rules: paragraph, line, sentence, word, character."""
+    found, start = [], 0
+    while start < len(text):
+        end = _plain_end(text, start, max_characters)
+        found.append(text[start:end])
+        start = end
+    return found
+
+
+def _plain_end(text: str, start: int, max_characters: int) -> int:
+    end = start + max_characters
+    if end >= len(text):
+        return len(text)
+    for cut in CUTS:
+        # In the second half only: a piece of three words is no piece.
+        ends = [
+            each.end()
+            for each in cut.finditer(text, start + max_characters // 2, end)
+            if is_between_graphemes(text, each.end())
+        ]
+        if ends:
+            return ends[-1]
+    return safe_cut(text, start, end)
