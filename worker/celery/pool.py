@@ -9,6 +9,7 @@ the commit, do the acking on Celery's thread.
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -93,7 +94,8 @@ class EnginePool(TaskPool):
             raise WorkerShutdown(1) from error
         self._stopped = threading.Event()
         self._num_signals = 0
-        worker_shutting_down.connect(self._hurry_at_the_second)
+        self._woken, self._waker = socket.socketpair()
+        worker_shutting_down.connect(self._on_signal)
         worker_shutting_down.connect(give_up)
 
     def on_apply(
@@ -158,8 +160,13 @@ class EnginePool(TaskPool):
         self.worker.stop()
         super().on_stop()
 
-    def _hurry_at_the_second(self, **_: Any) -> None:
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Let a signal end Celery's wait for a message, which else goes on for up to a second."""
+        hub.add_reader(self._woken, self._woken.recv, 1)
+
+    def _on_signal(self, **_: Any) -> None:
         """In Celery's signal handler. A second signal, of whatever kind, means: now."""
+        self._waker.send(b"\0")
         self._num_signals += 1
         if self._num_signals > 1:
             self.worker.hurry()

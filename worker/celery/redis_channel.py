@@ -11,6 +11,8 @@ says so, and fails when another version has other code there.
   one that cannot be given back is logged, with its text, and gone. Both are set aside.
 - A key of another type where a queue, or kombu's own books, should be is answered with an
   error by Redis, for ever. It is renamed, and set aside.
+- A channel that is closed waits for up to a second for a message, and with it a worker that
+  is told to stop. Redis is asked to say that there is none.
 - What is broadcast (remote control, events) reaches nobody if it cannot be read, and ends nobody.
 - kombu reads a broadcast when its socket has something to read. If that is the end of the
   connection, redis-py connects again and then waits without a limit for a broadcast: the worker
@@ -19,6 +21,7 @@ says so, and fails when another version has other code there.
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
@@ -41,6 +44,7 @@ CONNECTION_ERRORS = (OSError, RedisConnectionError, RedisTimeoutError)
 
 BROADCAST_SECONDS = 1.0
 
+_close: Callable[..., None] = Channel.close
 _connparams: Callable[..., Any] = Channel._connparams
 _initialize: Callable[..., None] = Channel.__init__
 _queue_bind: Callable[..., None] = Channel._queue_bind
@@ -49,6 +53,7 @@ _receive_one: Callable[..., Any] = Channel._receive_one
 
 def mend() -> None:
     """Mend every channel of this process."""
+    Channel.close = _close_without_waiting
     Channel._connparams = _connparams_of_an_open_connection
     Channel.__init__ = _initialize_among_right_types
     Channel._brpop_read = _read_and_deliver
@@ -117,6 +122,19 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
         unexpected = Malformed(Reason.UNEXPECTED, *known)
         quarantine.set_aside(client, quarantine.message_of(unexpected, queue, entry))
         channel.qos.ack(message["properties"]["delivery_tag"])
+
+
+def _close_without_waiting(channel: Channel) -> None:
+    """`Channel.close`, which reads the answer to the BRPOP that is under way."""
+    if channel._in_poll:
+        # An access list, a proxy or a connection that is gone: then it waits as it always did.
+        with suppress(Exception):
+            host, port = channel._in_poll._sock.getsockname()[:2]
+            client = channel._create_client()
+            for each in client.client_list():
+                if each["addr"] in (f"{host}:{port}", f"[{host}]:{port}"):
+                    client.client_unblock(int(each["id"]))
+    _close(channel)
 
 
 # --- keys of another type ------------------------------------------------------------------------

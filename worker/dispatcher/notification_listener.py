@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 2.0
 REFUSED_SECONDS = 300.0
-STOP_SECONDS = 0.5  # how late it notices that it should end
+STOP_SECONDS = 0.1  # how late it notices that it should end
 
 
 class NotificationListener:

@@ -4,10 +4,17 @@ import hashlib
 import inspect
 
 import pytest
+import redis
 from celery.worker.consumer import Consumer
+from kombu import Connection
 from kombu.transport.redis import Channel, QoS
 
+from tests.servers import ValkeyServer
+from tests.workers import until
+from worker.celery import redis_channel
+
 READ = {
+    Channel.close: "101e9b9cdad4",
     Channel._brpop_read: "c42518699709",
     Channel._queue_bind: "29b73e023af6",
     Channel._receive_one: "d59b8751d897",
@@ -30,3 +37,24 @@ def test_what_is_mended_is_what_was_read(mended: object, digest: str) -> None:
     `worker.celery.consumer` still mend it."""
     source = inspect.getsource(mended)  # type: ignore[arg-type]
     assert hashlib.sha256(source.encode()).hexdigest()[:12] == digest
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of kombu's own
+def test_a_channel_that_waits_for_a_message_is_closed_at_once_and_takes_none(
+    valkey: ValkeyServer,
+) -> None:
+    """Else this would take as long as it waits, which is an hour."""
+    redis_channel.mend()
+    url = valkey.new_database()
+    with Connection(url) as connection, redis.Redis.from_url(url) as client:
+        channel = connection.channel()
+        channel.basic_consume("night", no_ack=False, callback=print, consumer_tag="one")
+        channel.client.connection = channel.client.connection_pool.get_connection()
+        channel._brpop_start(timeout=3600)
+        until(
+            lambda: any(each["cmd"] == "brpop" for each in client.client_list()),
+            "a client that waits",
+        )
+        channel.close()
+        client.lpush("night", b"a message")
+        assert client.llen("night") == 1
