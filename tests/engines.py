@@ -58,7 +58,7 @@ class Ids:
 
 class Bench:
     """The parts of an engine process without its threads and its pipe: every move is the
-    test's, and the books are checked after each."""
+    test's, and the loop's state is checked after each."""
 
     def __init__(self, engine: Engine, spec: EngineSpec) -> None:
         limits = StepLimits.of(engine.sized.spec)
@@ -81,8 +81,7 @@ class Bench:
 
     def advance(self) -> StepPlan | None:
         plan = self.loop.advance()
-        self.scheduler.check()
-        self.tracker.check()
+        self.loop.check()
         if plan is not None:
             self.plans.append(plan)
         return plan

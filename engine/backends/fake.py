@@ -25,6 +25,7 @@ from engine.core.sequence import Sequence
 from engine.errors import (
     EmptyPrompt,
     GenerationFailed,
+    InvariantBroken,
     OutOfMemory,
     PromptTooLong,
     UnknownLanguage,
@@ -98,6 +99,12 @@ class FakeBackend:
     def drop(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
             self.rows.pop(sequence.id, None)
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if rows are kept of other sequences than `running`."""
+        ids = {each.id for each in running}
+        if ids != self.rows.keys():
+            raise InvariantBroken(f"rows of {sorted(self.rows)} are kept, but {sorted(ids)} run")
 
     def decode(self, completion: Completion) -> Output:
         sequence = completion.sequence

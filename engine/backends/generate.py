@@ -27,6 +27,7 @@ from engine.device_errors import is_beyond_repair, is_out_of_memory, release_mem
 from engine.errors import (
     EngineBroken,
     GenerationFailed,
+    InvariantBroken,
     OutOfMemory,
 )
 from engine.kv_cache.free_memory import free_bytes
@@ -122,6 +123,11 @@ class GenerateBackend:
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         """Nothing is kept between steps."""
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
+        if ids := sorted(each.id for each in running):
+            raise InvariantBroken(f"{ids} run between steps, but a group is run to its end")
 
     def decode(self, completion: Completion) -> Output:
         return self.text.decode(completion)

@@ -137,6 +137,10 @@ class RouterBackend:
     def drop(self, sequences: Iterable[Sequence]) -> None:
         self.in_flight.drop(sequences)
 
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if a KV cache is kept for other sequences than `running`."""
+        self.in_flight.check(running)
+
     def decode(self, completion: Completion) -> Output:
         return self.text.decode(completion)
 

@@ -45,5 +45,8 @@ class Engine(Protocol):
     def drop(self, sequences: Iterable[Sequence]) -> None:
         """Forget the rows of these: they were cancelled. Some may never have run."""
 
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if the backend holds state of other sequences than `running`."""
+
     def decode(self, completion: Completion) -> Output:
         """Off the loop. The completion has answers, not an error."""

@@ -53,7 +53,7 @@ class Loop:
         """Advance until the inbox is closed; what is unfinished then stays so."""
         while not self.inbox.closed:
             if self.advance() is None:
-                self.scheduler.check()
+                self.check()
                 self.inbox.wait()
 
     def advance(self) -> StepPlan | None:
@@ -69,8 +69,14 @@ class Loop:
         self.outbox.put(finished, self.progress())
         return plan
 
+    def check(self) -> None:
+        """Raise InvariantBroken if scheduler, tracker and backend disagree about what they hold."""
+        self.scheduler.check()
+        self.tracker.check()
+        self.engine.check(self.scheduler.running.values())
+
     def cancel(self) -> None:
-        """Take out what is wanted no more, and answer it."""
+        """Take the cancelled sequences out of scheduler and backend, and answer them."""
         sequences = self.scheduler.cancel(self.tracker.cancelled)
         if sequences:
             self.engine.drop(sequences)

@@ -1,13 +1,14 @@
 """The loop, moved step by step, with the fake engine."""
 
 import itertools
+from threading import Thread
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.backends.fake import FakeBackend
-from engine.errors import EngineBroken
+from engine.errors import EngineBroken, InvariantBroken
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests.engines import Bench
@@ -95,6 +96,42 @@ def test_what_an_engine_did_not_foresee_is_answered_to_all_that_shared_the_step(
         assert output.failure.code == "generation_failed"
         assert "ZeroDivisionError" in output.failure.message
         assert "tide" not in output.failure.message
+
+
+def leave_a_row(it: Bench) -> None:
+    it.loop.engine.rows[99] = []
+
+
+def count_a_row(it: Bench) -> None:
+    it.scheduler.num_rows = 1
+
+
+def cancel_a_stranger(it: Bench) -> None:
+    it.tracker._cancelled.add(99)
+
+
+@pytest.mark.parametrize("spoil", [leave_a_row, count_a_row, cancel_a_stranger])
+def test_an_idle_loop_checks_backend_scheduler_and_tracker(spoil):
+    it = bench()
+    it.submit(request(0))
+    it.finish()
+    spoil(it)
+    with pytest.raises(InvariantBroken):
+        it.loop.run()
+
+
+def test_an_idle_loop_whose_state_agrees_waits_until_it_is_closed():
+    it = bench()
+    it.submit(request(0))
+    running = Thread(target=it.loop.run)
+    running.start()
+    taken = it.outbox.take()
+    while taken is not None and not taken[0]:
+        taken = it.outbox.take()
+    assert running.is_alive()
+    it.inbox.close()
+    running.join(60)
+    assert not running.is_alive()
 
 
 def test_a_broken_engine_ends_the_loop():
