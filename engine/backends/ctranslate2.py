@@ -80,8 +80,8 @@ class CTranslate2Backend:
         sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "CTranslate2")
         # Rows of one call may differ in all but this.
-        sequence.runs_to_end = True
-        sequence.group = ("ctranslate2", sequence.settings.min_new_tokens)
+        sequence.runs_to_completion = True
+        sequence.batch_key = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
 
     def run(self, plan: StepPlan) -> list[Completion | None]:

@@ -72,7 +72,7 @@ RUNS_ALONE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BatchKey:
     """What sequences have in common that share a call."""
 
     settings: Settings  # without what may differ from row to row
@@ -113,8 +113,8 @@ class GenerateBackend:
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         sequence = self.text.encode(request, between_slices)
-        sequence.group = self._group(sequence)
-        sequence.runs_to_end = True
+        sequence.batch_key = self._batch_key(sequence)
+        sequence.runs_to_completion = True
         return sequence
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
@@ -132,7 +132,7 @@ class GenerateBackend:
     def decode(self, completion: Completion) -> Output:
         return self.text.decode(completion)
 
-    def _group(self, sequence: Sequence) -> Group:
+    def _batch_key(self, sequence: Sequence) -> BatchKey:
         request, settings = sequence.request, sequence.settings
         own = self.text.own_settings(request)
         shared = replace(settings, seed=None, stop=())
@@ -155,7 +155,7 @@ class GenerateBackend:
             or settings.no_repeat_ngram_size > 0
         ):
             pads = False
-        return Group(
+        return BatchKey(
             settings=shared,
             length_class=length_class(num_tokens) if pads else num_tokens,
             forced_bos_token_id=sequence.forced_bos_token_id,
@@ -193,8 +193,8 @@ class GenerateBackend:
     def _generate(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
         first = sequences[0]
         settings = first.settings
-        assert isinstance(first.group, Group)
-        draws_here = settings.do_sample and first.group.alone is None
+        assert isinstance(first.batch_key, BatchKey)
+        draws_here = settings.do_sample and first.batch_key.alone is None
         config = self.generation_config(sequences)
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
