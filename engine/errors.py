@@ -8,7 +8,7 @@ EngineError
 └── RequestError              one request fails, alone; code, message, retryable
     ├── EmptyPrompt           empty_prompt
     ├── PromptTooLong         prompt_too_long
-    ├── TextTooLong           prompt_too_long
+    │   └── TextTooLong       the same, by its characters
     ├── OutputTooLong         output_too_long
     ├── UnknownLanguage       unknown_language
     ├── UnsupportedParameter  unsupported_parameter
@@ -69,25 +69,26 @@ class PromptTooLong(RequestError):
         self, num_tokens: int, max_tokens: int, remedy: str, is_at_least: bool = False
     ) -> None:
         """is_at_least: the rest was not counted"""
+        self.num_tokens = num_tokens
         at_least = "at least " if is_at_least else ""
         super().__init__(
             f"the prompt has {at_least}{num_tokens} tokens; this model takes {max_tokens}; {remedy}"
         )
 
 
-class TextTooLong(RequestError):
+class TextTooLong(PromptTooLong):
     """A text with few tokens for its length, most of which was not tokenized."""
-
-    code = "prompt_too_long"
 
     def __init__(
         self, num_tokens: int, num_characters: int, max_tokens: int, max_characters: int
     ) -> None:
-        """num_tokens: a lower bound"""
+        """num_tokens: a lower bound, which may be within `max_tokens`"""
         super().__init__(
-            f"the prompt has at least {num_tokens} tokens in {num_characters} characters; this "
-            f"model takes {max_tokens} tokens in at most {max_characters} characters; shorten or "
-            "split the text"
+            num_tokens,
+            max_tokens,
+            f"of its {num_characters} characters at most {max_characters} are tokenized; shorten "
+            "or split the text",
+            is_at_least=True,
         )
 
 

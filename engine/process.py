@@ -13,12 +13,12 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-from engine.core.backend import Engine
+from engine.core.backend import Backend
 from engine.core.inbox import Inbox
 from engine.core.loop import Loop
 from engine.core.outbox import Outbox
 from engine.core.reader import Reader
-from engine.core.request_queue import Requests
+from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.core.tokenizer import TokenizerThread
@@ -65,7 +65,7 @@ def run(pipe: Connection) -> int:
     return serve(pipe, engine.sized.spec, engine)
 
 
-def load_engine(spec: EngineSpec) -> Engine:
+def load_engine(spec: EngineSpec) -> Backend:
     """Raises Unloadable."""
     if spec.engine == "fake":
         from engine.backends.fake import FakeBackend
@@ -93,11 +93,11 @@ def load_engine(spec: EngineSpec) -> Engine:
     return engine
 
 
-def serve(pipe: Connection, spec: EngineSpec, engine: Engine) -> int:
+def serve(pipe: Connection, spec: EngineSpec, engine: Backend) -> int:
     """Until the parent says stop; returns the exit status."""
     limits = StepLimits.of(spec)
     tracker, inbox, outbox = RequestTracker(spec.max_held), Inbox(), Outbox()
-    requests = Requests()
+    requests = RequestQueue()
     loop = Loop(engine, Scheduler(limits), inbox, outbox, tracker)
     writer = Writer(pipe, engine, tracker, outbox)
 

@@ -143,7 +143,7 @@ def t5_tokenizer() -> Any:
     )
 
 
-# TokenizerThread-decoders
+# Encoder-decoders
 
 
 def t5(folder: Path) -> None:

@@ -12,11 +12,11 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from engine.core.backend import Engine
+from engine.core.backend import Backend
 from engine.core.inbox import Inbox
 from engine.core.loop import Loop
 from engine.core.outbox import Outbox
-from engine.core.request_queue import Requests
+from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepLimits, StepPlan
 from engine.core.tokenizer import TokenizerThread
@@ -58,17 +58,17 @@ class Ids:
 
 class Bench:
     """The parts of an engine process without its threads and its pipe: every move is the
-    test's, and the books are checked after each."""
+    test's, and the loop's state is checked after each."""
 
-    def __init__(self, engine: Engine, spec: EngineSpec) -> None:
+    def __init__(self, engine: Backend, spec: EngineSpec) -> None:
         limits = StepLimits.of(engine.sized.spec)
         self.tracker = RequestTracker(spec.max_held)
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.scheduler = Scheduler(limits)
         self.loop = Loop(engine, self.scheduler, self.inbox, self.outbox, self.tracker)
-        self.encoder = TokenizerThread(
-            engine, limits, self.tracker, Requests(), self.inbox, self.outbox
+        self.tokenizer = TokenizerThread(
+            engine, limits, self.tracker, RequestQueue(), self.inbox, self.outbox
         )
         self.writer = Writer(None, engine, self.tracker, self.outbox)  # type: ignore[arg-type]
         self.plans: list[StepPlan] = []
@@ -77,12 +77,11 @@ class Bench:
     def submit(self, *requests: Request) -> None:
         self.tracker.open(each.id for each in requests)
         for request in requests:
-            self.encoder.encode(request)
+            self.tokenizer.encode(request)
 
     def advance(self) -> StepPlan | None:
         plan = self.loop.advance()
-        self.scheduler.check()
-        self.tracker.check()
+        self.loop.check()
         if plan is not None:
             self.plans.append(plan)
         return plan

@@ -27,7 +27,7 @@ from engine.backends.proved_families import why_not_shared
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
-from engine.errors import GenerationFailed, Unloadable
+from engine.errors import GenerationFailed, InvariantBroken, Unloadable
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
@@ -80,8 +80,8 @@ class CTranslate2Backend:
         sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "CTranslate2")
         # Rows of one call may differ in all but this.
-        sequence.runs_to_end = True
-        sequence.group = ("ctranslate2", sequence.settings.min_new_tokens)
+        sequence.runs_to_completion = True
+        sequence.batch_key = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
@@ -90,6 +90,11 @@ class CTranslate2Backend:
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         """Nothing is kept between steps."""
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
+        if ids := sorted(each.id for each in running):
+            raise InvariantBroken(f"{ids} run between steps, but a group is run to its end")
 
     def decode(self, completion: Completion) -> Output:
         return self.text.decode(completion)

@@ -19,12 +19,13 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from engine.core.completion import Answer, Completion
+from engine.core.completion import Completion, GeneratedTokens
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import (
     EmptyPrompt,
     GenerationFailed,
+    InvariantBroken,
     OutOfMemory,
     PromptTooLong,
     UnknownLanguage,
@@ -85,19 +86,25 @@ class FakeBackend:
             settings=settings,
             num_rows=settings.num_rows,
             num_prefill_tokens=len(words),
-            group="fake",
+            batch_key="fake",
         )
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         if self.spec.fake_step_seconds:
             time.sleep(self.spec.fake_step_seconds)
-        return [self._go_on(each) for each in plan.running] + [
+        return [self._advance(each) for each in plan.running] + [
             self._join(each) for each in plan.admitted
         ]
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
             self.rows.pop(sequence.id, None)
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if rows are kept of other sequences than `running`."""
+        ids = {each.id for each in running}
+        if ids != self.rows.keys():
+            raise InvariantBroken(f"rows of {sorted(self.rows)} are kept, but {sorted(ids)} run")
 
     def decode(self, completion: Completion) -> Output:
         sequence = completion.sequence
@@ -120,19 +127,19 @@ class FakeBackend:
             error = OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
             return Completion.failed(sequence, error)
         self.rows[sequence.id] = fake_rows(sequence)
-        return self._go_on(sequence)
+        return self._advance(sequence)
 
-    def _go_on(self, sequence: Sequence) -> Completion | None:
+    def _advance(self, sequence: Sequence) -> Completion | None:
         rows = self.rows[sequence.id]
         for row in rows:
             if row.finish_reason is None:
-                row.go_on(sequence.settings)
+                row.advance(sequence.settings)
         if any(row.finish_reason is None for row in rows):
             return None
         del self.rows[sequence.id]
         return Completion(sequence, tuple(row.answer() for row in rows))
 
-    def _choice(self, answer: Answer, words: list[str], stop: tuple[str, ...]) -> Choice:
+    def _choice(self, answer: GeneratedTokens, words: list[str], stop: tuple[str, ...]) -> Choice:
         text = cut_at_stop(spoken(answer.token_ids, words), stop)
         return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
 
@@ -162,8 +169,8 @@ class FakeRow:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def go_on(self, settings: Settings) -> None:
-        """Draw the next word, and see whether it is the last."""
+    def advance(self, settings: Settings) -> None:
+        """Draw the next word; set the finish reason if it is the last."""
         self.state = (self.state * 1103515245 + 12345) & 0x7FFFFFFF
         self.token_ids.append((self.state >> 8) % len(self.words))
         num_tokens = len(self.token_ids)
@@ -176,27 +183,27 @@ class FakeRow:
     def text(self) -> str:
         return spoken(self.token_ids, self.words)
 
-    def answer(self) -> Answer:
+    def answer(self) -> GeneratedTokens:
         assert self.finish_reason is not None
-        return Answer(tuple(self.token_ids), self.finish_reason)
+        return GeneratedTokens(tuple(self.token_ids), self.finish_reason)
 
 
 def fake_rows(sequence: Sequence) -> list[FakeRow]:
     """One for each sequence to return."""
     request, settings = sequence.request, sequence.settings
     words = prompt_words(request)
-    asked = request.params.max_new_tokens is not None or request.params.max_length is not None
+    has_length = request.params.max_new_tokens is not None or request.params.max_length is not None
     rows = []
     for index in range(settings.num_return_sequences):
         state = _stable_hash(request, settings, words, index)
         natural = max(1 + state % MAX_NATURAL_TOKENS, settings.min_new_tokens)
-        rows.append(FakeRow(words, state, None if asked else natural))
+        rows.append(FakeRow(words, state, None if has_length else natural))
     return rows
 
 
 def _stable_hash(request: Request, settings: Settings, words: list[str], index: int) -> int:
     """Lengths and stop texts are left out: they cut an answer and do not change it."""
-    told = (
+    fields = (
         request.task,
         request.source_language,
         request.target_language,
@@ -207,5 +214,5 @@ def _stable_hash(request: Request, settings: Settings, words: list[str], index: 
         settings.no_repeat_ngram_size,
         index,
     )
-    seed = zlib.crc32(repr(told).encode("utf-8", "surrogatepass"))
+    seed = zlib.crc32(repr(fields).encode("utf-8", "surrogatepass"))
     return zlib.crc32(" ".join(words).encode("utf-8", "surrogatepass"), seed) & 0x7FFFFFFF

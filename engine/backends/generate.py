@@ -27,6 +27,7 @@ from engine.device_errors import is_beyond_repair, is_out_of_memory, release_mem
 from engine.errors import (
     EngineBroken,
     GenerationFailed,
+    InvariantBroken,
     OutOfMemory,
 )
 from engine.kv_cache.free_memory import free_bytes
@@ -71,7 +72,7 @@ RUNS_ALONE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BatchKey:
     """What sequences have in common that share a call."""
 
     settings: Settings  # without what may differ from row to row
@@ -112,8 +113,8 @@ class GenerateBackend:
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         sequence = self.text.encode(request, between_slices)
-        sequence.group = self._group(sequence)
-        sequence.runs_to_end = True
+        sequence.batch_key = self._batch_key(sequence)
+        sequence.runs_to_completion = True
         return sequence
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
@@ -123,10 +124,15 @@ class GenerateBackend:
     def drop(self, sequences: Iterable[Sequence]) -> None:
         """Nothing is kept between steps."""
 
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
+        if ids := sorted(each.id for each in running):
+            raise InvariantBroken(f"{ids} run between steps, but a group is run to its end")
+
     def decode(self, completion: Completion) -> Output:
         return self.text.decode(completion)
 
-    def _group(self, sequence: Sequence) -> Group:
+    def _batch_key(self, sequence: Sequence) -> BatchKey:
         request, settings = sequence.request, sequence.settings
         own = self.text.own_settings(request)
         shared = replace(settings, seed=None, stop=())
@@ -149,7 +155,7 @@ class GenerateBackend:
             or settings.no_repeat_ngram_size > 0
         ):
             pads = False
-        return Group(
+        return BatchKey(
             settings=shared,
             length_class=length_class(num_tokens) if pads else num_tokens,
             forced_bos_token_id=sequence.forced_bos_token_id,
@@ -187,8 +193,8 @@ class GenerateBackend:
     def _generate(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
         first = sequences[0]
         settings = first.settings
-        assert isinstance(first.group, Group)
-        draws_here = settings.do_sample and first.group.alone is None
+        assert isinstance(first.batch_key, BatchKey)
+        draws_here = settings.do_sample and first.batch_key.alone is None
         config = self.generation_config(sequences)
         input_ids, attention_mask = self._padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]

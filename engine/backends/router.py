@@ -110,8 +110,8 @@ class RouterBackend:
 
     def route(self, sequence: Sequence) -> None:
         """Let it run in flight."""
-        sequence.group = IN_FLIGHT
-        sequence.runs_to_end = False
+        sequence.batch_key = IN_FLIGHT
+        sequence.runs_to_completion = False
         num_prompt, settings = len(sequence.prompt_ids), sequence.settings
         sequence.num_prefill_tokens = num_prompt  # once, for all its rows
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
@@ -127,15 +127,19 @@ class RouterBackend:
         return not unattended(own)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        runs_to_end = bool(plan.admitted) and plan.admitted[0].runs_to_end
+        runs_to_completion = bool(plan.admitted) and plan.admitted[0].runs_to_completion
         with torch.inference_mode():
-            results = self.in_flight.run(plan.running, () if runs_to_end else plan.admitted)
-        if runs_to_end:
+            results = self.in_flight.run(plan.running, () if runs_to_completion else plan.admitted)
+        if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
         return results
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         self.in_flight.drop(sequences)
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if a KV cache is kept for other sequences than `running`."""
+        self.in_flight.check(running)
 
     def decode(self, completion: Completion) -> Output:
         return self.text.decode(completion)

@@ -105,7 +105,7 @@ class VllmBackend:
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "vLLM")
-        sequence.group = IN_FLIGHT
+        sequence.batch_key = IN_FLIGHT
         sequence.num_cache_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
         return sequence
 

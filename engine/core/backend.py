@@ -1,8 +1,8 @@
-"""Engine: what the loop needs of anything that runs a model.
+"""Backend: the interface through which the loop runs a model.
 
-An engine may compute one token of every sequence of a plan and return None for those
-that need more steps, or run the whole group to its end in one step. The loop and the
-scheduler do not know which.
+A backend may compute one token of every sequence of a plan and return None for the sequences
+that need more steps, or run a whole batch to completion in one step. The loop and the
+scheduler do not distinguish the two.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from engine.protocol.limits import Sized
 from engine.protocol.messages import ModelCard, Output, Request
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     @property
-    def card(self) -> ModelCard: ...
+    def card(self) -> ModelCard:
+        """The loaded model, as it is recorded with every result."""
 
     @property
-    def sized(self) -> Sized: ...
+    def sized(self) -> Sized:
+        """The spec with every limit chosen, and why."""
 
     @property
     def max_rows(self) -> int | None:
-        """Of one step, once memory was too small for what the limits allow."""
+        """The most rows of one step, after memory ran out; None: as the limits allow."""
 
     def encode(self, request: Request, between_slices: Callable[[], None] = ...) -> Sequence:
         """The request as a sequence, on the tokenizer thread. Raises RequestError.
@@ -36,14 +38,18 @@ class Engine(Protocol):
         """
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        """One step: how each of `plan.sequences` ended, or None where it goes on.
+        """Run one step. For each of `plan.sequences`, in order: its completion, or None if it
+        needs more steps.
 
-        A request that fails is a Completion with an error and leaves the others alone.
+        A request that fails gets a completion with an error and does not affect the others.
         Raises EngineBroken when the process should end.
         """
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
-        """Forget the rows of these: they were cancelled. Some may never have run."""
+        """Free the state kept for cancelled sequences, some of which may never have run."""
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raise InvariantBroken if the backend holds state of other sequences than `running`."""
 
     def decode(self, completion: Completion) -> Output:
-        """Off the loop. The completion has answers, not an error."""
+        """The output of a completion that has answers, on the writer thread."""

@@ -11,8 +11,8 @@ from engine.protocol.messages import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The new tokens of one returned sequence, the end token included."""
+class GeneratedTokens:
+    """The new tokens of one returned row, the end token included, and why it ended."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -23,12 +23,12 @@ class Completion:
     """`num_return_sequences` answers, or one cancelled answer, or an error and none."""
 
     sequence: Sequence
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[GeneratedTokens, ...] = ()
     error: RequestError | None = None
 
     @classmethod
     def cancelled(cls, sequence: Sequence) -> Self:
-        return cls(sequence, (Answer((), "cancelled"),))
+        return cls(sequence, (GeneratedTokens((), "cancelled"),))
 
     @classmethod
     def failed(cls, sequence: Sequence, error: RequestError) -> Self:

@@ -1,4 +1,4 @@
-"""Inbox: encoded requests on their way to the loop."""
+"""Inbox: the queue of sequences from the tokenizer thread to the loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.core.sequence import Sequence
 
 
 class Inbox:
-    """Filled by the encoder, emptied by the loop. What it holds is bounded by the tracker."""
+    """Filled by the tokenizer thread, emptied by the loop. The tracker bounds its length."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -21,17 +21,18 @@ class Inbox:
             self._changed.notify()
 
     def take(self) -> list[Sequence]:
-        """All that is here, in order of arrival; does not wait."""
+        """Every queued sequence, in order of arrival. Does not wait."""
         with self._changed:
             taken, self._sequences = self._sequences, []
             return taken
 
     def wait(self) -> None:
-        """Until there is something to take, or nothing more to wait for."""
+        """Block until a sequence is queued or the inbox is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._sequences or self._closed)
 
     def close(self) -> None:
+        """End the loop after its present step."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -1,7 +1,7 @@
 """Loop: admit, cancel, schedule, step, collect. Read this first.
 
-Four threads share one engine process. The reader takes frames off the pipe, the encoder
-turns requests into sequences, the loop (the main thread) owns the scheduler and the
+Four threads share one engine process. The reader takes frames off the pipe, the tokenizer
+thread turns requests into sequences, the loop (the main thread) owns the scheduler and the
 model, the writer turns completions into text and sends them. This is the loop.
 """
 
@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from engine.core.backend import Engine
+from engine.core.backend import Backend
 from engine.core.completion import Completion
 from engine.core.inbox import Inbox
 from engine.core.outbox import Outbox
@@ -29,7 +29,7 @@ class Loop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend,
         scheduler: Scheduler,
         inbox: Inbox,
         outbox: Outbox,
@@ -50,10 +50,10 @@ class Loop:
         self.busy_seconds = 0.0
 
     def run(self) -> None:
-        """Advance until the inbox is closed; what is unfinished then stays so."""
+        """Advance until the inbox is closed; sequences that are unfinished then stay unanswered."""
         while not self.inbox.closed:
             if self.advance() is None:
-                self.scheduler.check()
+                self.check()
                 self.inbox.wait()
 
     def advance(self) -> StepPlan | None:
@@ -69,22 +69,29 @@ class Loop:
         self.outbox.put(finished, self.progress())
         return plan
 
+    def check(self) -> None:
+        """Raise InvariantBroken if scheduler, tracker and backend disagree about what they hold."""
+        self.scheduler.check()
+        self.tracker.check()
+        self.engine.check(self.scheduler.running.values())
+
     def cancel(self) -> None:
-        """Take out what is wanted no more, and answer it."""
+        """Take the cancelled sequences out of scheduler and backend, and answer them."""
         sequences = self.scheduler.cancel(self.tracker.cancelled)
         if sequences:
             self.engine.drop(sequences)
             self.outbox.put([Completion.cancelled(each) for each in sequences], self.progress())
 
     def step(self, plan: StepPlan) -> list[Completion | None]:
+        """Run the plan. For each of its sequences: its completion, or None if it runs on."""
         started_at = self.clock()
         try:
             return self.engine.run(plan)
         except EngineBroken:
             raise
         except Exception as error:
-            # An engine blames single requests by itself. What it did not foresee is
-            # answered to all that shared the step, so that nobody waits for ever.
+            # A backend blames single requests by itself. An error that it did not foresee fails
+            # every request that shared the step, so that each is answered.
             log.error("step failed", extra={"error": error_location(error)})
             self.engine.drop(plan.sequences)
             return [Completion.failed(each, GenerationFailed(error)) for each in plan.sequences]
@@ -92,14 +99,16 @@ class Loop:
             self.busy_seconds += self.clock() - started_at
 
     def count(self, plan: StepPlan, finished: list[Completion]) -> None:
+        """Add a step to the totals of `progress`."""
         self.num_steps += 1
         self.num_prompt_tokens += sum(len(each.prompt_ids) for each in plan.admitted)
-        num_by_generate = sum(each.runs_to_end for each in plan.admitted)
+        num_by_generate = sum(each.runs_to_completion for each in plan.admitted)
         self.num_by_generate += num_by_generate
         self.num_in_flight += len(plan.admitted) - num_by_generate
         self.num_completion_tokens += sum(each.num_tokens for each in finished)
 
     def progress(self) -> Progress:
+        """The length of the queues now, and totals since the start."""
         return Progress(
             num_waiting=len(self.scheduler.waiting),
             num_running=len(self.scheduler.running),

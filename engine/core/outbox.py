@@ -1,4 +1,4 @@
-"""Outbox: completions on their way out of the loop."""
+"""Outbox: the queue of completions and refusals from loop and tokenizer thread to the writer."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from threading import Condition
 from engine.core.completion import Completion
 from engine.protocol.messages import Output, Progress
 
-# A parent that hears nothing for long takes the process to hang; an answer may take longer.
+# The parent takes a process for stalled that sends nothing for long; an answer may take longer.
 PROGRESS_SECONDS = 2.0
 
 
 class Outbox:
-    """Filled by the loop and the encoder, emptied by the writer, who may lag several steps
-    behind and then sends them as one. What it holds is bounded by the tracker."""
+    """Filled by the loop and the tokenizer thread, emptied by the writer, which may lag several
+    steps behind and then sends them as one frame. The tracker bounds its length."""
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._waiting: list[Completion | Output] = []
-        self._progress = self._told = Progress()
+        self._progress = self._sent_progress = Progress()
         self._closed = False
 
     def put(self, completions: Iterable[Completion], progress: Progress) -> None:
+        """Queue the completions of a step, with the loop's progress after it."""
         with self._changed:
             self._waiting.extend(completions)
             self._progress = progress
@@ -30,28 +31,30 @@ class Outbox:
                 self._changed.notify()
 
     def refuse(self, output: Output) -> None:
-        """An answer that needs no step."""
+        """Queue an output that needed no step: a refusal or a cancellation."""
         with self._changed:
             self._waiting.append(output)
             self._changed.notify()
 
     def take(self) -> tuple[list[Completion | Output], Progress] | None:
-        """All that is here, and how far the loop is; None: closed, and nothing is here.
+        """Everything queued, and the loop's progress; None once the outbox is closed and empty.
 
-        Waits for something to be here, or after a while for the loop to have gone on.
+        Blocks until something is queued. After PROGRESS_SECONDS it returns an empty list if the
+        progress has changed, so that the parent sees that the loop is alive.
         """
         with self._changed:
             while not (self._waiting or self._closed):
                 is_silent = not self._changed.wait(PROGRESS_SECONDS)
-                if is_silent and self._progress != self._told:
+                if is_silent and self._progress != self._sent_progress:
                     break
             if self._closed and not self._waiting:
                 return None
             taken, self._waiting = self._waiting, []
-            self._told = self._progress
-            return taken, self._told
+            self._sent_progress = self._progress
+            return taken, self._progress
 
     def close(self) -> None:
+        """End the writer once it has sent what is queued."""
         with self._changed:
             self._closed = True
             self._changed.notify()

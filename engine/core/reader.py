@@ -1,4 +1,4 @@
-"""Reader: frames off the pipe, into the tracker and on to the encoder."""
+"""Reader: the thread that reads frames off the pipe and queues their requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from threading import Thread
 
 from engine.core.inbox import Inbox
-from engine.core.request_queue import Requests
+from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.protocol.messages import Cancel, Run, Stop, from_bytes
 
@@ -19,11 +19,11 @@ HANGUP_CHECK_SECONDS = 1.0  # how late a parent's death may be noticed while the
 
 
 class Reader(Thread):
-    """Reads until the parent says stop or dies. In the latter case nobody is left to
-    answer, so the process ends at once, whatever the model is doing."""
+    """Reads until the parent sends Stop or dies. After its death no output can be sent, so the
+    process ends at once, whatever the model is doing."""
 
     def __init__(
-        self, pipe: Connection, tracker: RequestTracker, requests: Requests, inbox: Inbox
+        self, pipe: Connection, tracker: RequestTracker, requests: RequestQueue, inbox: Inbox
     ) -> None:
         super().__init__(name="reader", daemon=True)
         self.pipe = pipe
@@ -44,12 +44,13 @@ class Reader(Thread):
             os._exit(70)
 
     def read(self) -> None:
+        """Handle one frame. Blocks for it; raises EOFError or OSError when the parent died."""
         match from_bytes(self.pipe.recv_bytes()):
             case Run(requests):
                 self.tracker.open(each.id for each in requests)
                 for request in requests:
                     self.requests.put(request)
-                self.wait_for_room()
+                self.wait_for_capacity()
             case Cancel(ids):
                 self.tracker.cancel(ids)
             case Stop():
@@ -57,15 +58,15 @@ class Reader(Thread):
             case frame:
                 raise AssertionError(f"the parent sent {type(frame).__name__}")
 
-    def wait_for_room(self) -> None:
-        """Back-pressure: while too much is held here, what comes next stays in the pipe."""
-        while not self.tracker.wait_for_room(HANGUP_CHECK_SECONDS):
+    def wait_for_capacity(self) -> None:
+        """Block while `max_held` requests are held, so that further frames stay in the pipe."""
+        while not self.tracker.wait_for_capacity(HANGUP_CHECK_SECONDS):
             if hung_up(self.pipe):
                 raise EOFError
 
 
 def hung_up(pipe: Connection) -> bool:
-    """Whether the other end is closed, without reading what it sent before."""
+    """Whether the other end is closed. Reads nothing from the pipe."""
     poll = select.poll()
     poll.register(pipe.fileno(), 0)  # a hang-up is always reported
     return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""Requests: what was read and is not encoded yet, interactive ones first."""
+"""RequestQueue: requests that wait to be tokenized, interactive ones first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from threading import Condition
 from engine.protocol.messages import Request
 
 
-class Requests:
-    """Filled by the reader, emptied by the encoder. What it holds is bounded by the tracker.
+class RequestQueue:
+    """Filled by the reader, emptied by the tokenizer thread. The tracker bounds its length.
 
     A bulk request waits while interactive ones do, as in the scheduler; within a lane the
     order is that of arrival.
@@ -26,12 +26,12 @@ class Requests:
             self._changed.notify()
 
     def get(self) -> Request:
-        """The next one; waits for it."""
+        """The next request, interactive ones first. Blocks until there is one."""
         with self._changed:
             self._changed.wait_for(lambda: self._interactive or self._bulk)
             return (self._interactive or self._bulk).popleft()
 
     def get_interactive(self) -> Request | None:
-        """The next interactive one; None if none waits."""
+        """The next interactive request; None if none is queued. Does not wait."""
         with self._changed:
             return self._interactive.popleft() if self._interactive else None

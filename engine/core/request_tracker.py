@@ -1,4 +1,4 @@
-"""RequestTracker: the requests to which this process owes an output."""
+"""RequestTracker: the requests that this process has received and not answered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from engine.errors import InvariantBroken
 
 
 class RequestTracker:
-    """Which requests came in and were not answered, and which of those were cancelled.
+    """The ids of unanswered requests, and which of them are cancelled. Thread-safe.
 
-    Always: cancelled is within held. A request is opened by the reader, closed when its
-    output is on its way, and its cancellation is seen by whoever holds it at the time.
-    That is why a cancellation needs no place in any queue and can overtake a long one.
+    Always: the cancelled ids are a subset of the held ids. The reader opens a request and the
+    writer closes it before it sends its output. Each thread asks whether a request at hand is
+    cancelled, so that a cancellation passes no queue and overtakes all of them.
     """
 
     def __init__(self, max_held: int) -> None:
@@ -23,24 +23,26 @@ class RequestTracker:
         self._cancelled: set[int] = set()
 
     def open(self, ids: Iterable[int]) -> None:
+        """Add requests that were received."""
         with self._changed:
             self._held.update(ids)
 
     def close(self, ids: Iterable[int]) -> None:
+        """Remove requests whose output is about to be sent."""
         with self._changed:
             self._held.difference_update(ids)
             self._cancelled &= self._held
             self._changed.notify()
 
-    def wait_for_room(self, timeout_seconds: float) -> bool:
-        """Whether another request may be taken in, after at most this long."""
+    def wait_for_capacity(self, timeout_seconds: float) -> bool:
+        """Block until fewer than `max_held` requests are held; False after the timeout."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: len(self._held) < self.max_held, timeout=timeout_seconds
             )
 
     def cancel(self, ids: Iterable[int]) -> None:
-        """Those already answered are passed over: their output was sent before this came."""
+        """Mark requests as cancelled. Other ids were answered before and are ignored."""
         with self._changed:
             self._cancelled.update(self._held.intersection(ids))
 
@@ -49,12 +51,13 @@ class RequestTracker:
 
     @property
     def cancelled(self) -> frozenset[int]:
-        if not self._cancelled:  # nearly always, and asked at every step
+        if not self._cancelled:  # nearly always, and read at every step
             return frozenset()
         with self._changed:
             return frozenset(self._cancelled)
 
     def check(self) -> None:
+        """Raise InvariantBroken if an id is cancelled that is not held."""
         with self._changed:
             if not self._cancelled <= self._held:
                 strays = sorted(self._cancelled - self._held)

@@ -1,8 +1,8 @@
-"""Scheduler: who runs in the next step. No torch, clock or I/O.
+"""Scheduler: which sequences run in the next step. No torch, clock or I/O.
 
-Sequences wait in order of arrival, those that are interactive before the others. The first
-leads: whoever joins a step is of its group, and nobody of another group joins before it has.
-Only so many go before the oldest of all; then it is its turn. So nothing starves.
+Sequences wait in order of arrival, interactive ones before the others. The first in this order
+sets the batch key: only sequences with that key are admitted, and none with another key before
+it is. After MAX_OVERTAKING interactive sequences the oldest of all is first. So none starves.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from engine.core.sequence import Sequence, SequenceState
 from engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
 from engine.protocol.engine_spec import EngineSpec
 
-# A step of so many is short enough for those that wait for their next token, and long
-# enough to keep the products busy.
+# A step with so many prompt tokens is short enough for the running sequences, which wait for
+# their next token meanwhile, and long enough to keep matrix products efficient.
 MAX_ADMITTED_TOKENS = 512
-# Interactive sequences that may join while one waits that came before them.
+# The most interactive sequences that are admitted before one that arrived earlier.
 MAX_OVERTAKING = 64
 
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """What one step may hold."""
+    """The limits of one step."""
 
     max_sequences: int  # rows
-    max_step_tokens: int  # prompt tokens of those that join, and one for each other row
-    # Of those that join while others may be waiting for their next token. A longer prompt
-    # joins alone; those that run to their end are computed together as they are.
+    max_step_tokens: int  # prompt tokens of admitted sequences, and one for each running row
+    # The most prompt tokens admitted at once. A longer prompt is admitted alone; sequences that
+    # run to completion are exempt.
     max_admitted_tokens: int | None = None
-    max_cache_tokens: int | None = None  # kept between steps, as long as they may get
+    max_cache_tokens: int | None = None  # kept between steps, counting each at its longest
 
     @classmethod
     def of(cls, spec: EngineSpec) -> StepLimits:
-        """spec: one in which `sizing` left nothing open"""
+        """The limits of a spec in which `sized` has chosen every limit."""
         assert spec.max_sequences is not None
         assert spec.max_step_tokens is not None
         return cls(
@@ -78,7 +78,7 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: a token for each row that goes on, the prompt of those that join."""
+    """One step: it decodes a token for each row of `running` and prefills `admitted`."""
 
     running: tuple[Sequence, ...]
     admitted: tuple[Sequence, ...]
@@ -105,13 +105,13 @@ class Scheduler:
         self.limits = limits
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by id, in order of arrival
         self.interactive: OrderedDict[int, Sequence] = OrderedDict()  # of those waiting
-        self.num_overtaking = 0  # that have joined before the oldest that waits
+        self.num_overtaking = 0  # sequences admitted before the oldest that waits
         self.running: dict[int, Sequence] = {}
         self.num_rows = 0  # of those running
         self.num_cache_tokens = 0  # of those running
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Sequences that `limits.refuse_misfit` let pass."""
+        """Queue sequences that passed `limits.refuse_misfit`."""
         for sequence in sequences:
             assert sequence.id not in self.waiting
             assert sequence.id not in self.running
@@ -122,14 +122,14 @@ class Scheduler:
     def next_step(self, max_rows: int | None = None) -> StepPlan | None:
         """The next step; None when there is nothing to do.
 
-        max_rows: if there is not memory for as many as the limits allow; those that run
-        already, and a single sequence, may be more
+        max_rows: a bound below that of the limits, after memory ran out; sequences that run
+                  already, and a single sequence, may exceed it
         """
         running = tuple(self.running.values())
         max_sequences = self.limits.max_sequences
         if max_rows is not None:
             max_sequences = min(max_rows, max_sequences)
-        admitted = self._admit(running[0].group if running else None, max_sequences)
+        admitted = self._admit(running[0].batch_key if running else None, max_sequences)
         if not running and not admitted:
             return None
         if admitted:
@@ -145,7 +145,10 @@ class Scheduler:
         return StepPlan(running, tuple(admitted))
 
     def apply(self, plan: StepPlan, results: list[Completion | None]) -> list[Completion]:
-        """Take out what finished in the step; `results` go with `plan.sequences`."""
+        """Remove the finished sequences and return their completions.
+
+        results: for each of `plan.sequences`, in order, its completion or None
+        """
         assert len(results) == len(plan.running) + len(plan.admitted)
         finished = [each for each in results if each is not None]
         for completion in finished:
@@ -153,7 +156,7 @@ class Scheduler:
         return finished
 
     def cancel(self, ids: Iterable[int]) -> list[Sequence]:
-        """Take out those of the ids that are here, waiting or running."""
+        """Remove the sequences with these ids and return them; other ids are ignored."""
         found: list[Sequence] = []
         for id_ in ids:
             sequence = self.waiting.get(id_) or self.running.get(id_)
@@ -163,7 +166,7 @@ class Scheduler:
         return found
 
     def check(self) -> None:
-        """Raise InvariantBroken if the books do not agree."""
+        """Raise InvariantBroken if states, counters and limits do not agree."""
         for state, held in (
             (SequenceState.WAITING, self.waiting),
             (SequenceState.RUNNING, self.running),
@@ -186,45 +189,49 @@ class Scheduler:
         interactive = [id_ for id_, each in self.waiting.items() if each.request.is_interactive]
         if interactive != list(self.interactive):
             raise InvariantBroken(f"{interactive} wait first, {list(self.interactive)} are listed")
-        if len({each.group for each in self.running.values()}) > 1:
-            raise InvariantBroken("sequences of several groups share a step")
+        if len({each.batch_key for each in self.running.values()}) > 1:
+            raise InvariantBroken("sequences with several batch keys share a step")
 
     def _in_order(self) -> Iterator[Sequence]:
-        """Those that wait, as they are to join."""
+        """The waiting sequences in the order in which they are to be admitted."""
         if self.num_overtaking >= MAX_OVERTAKING or not self.interactive:
             return iter(self.waiting.values())
         others = (each for each in self.waiting.values() if not each.request.is_interactive)
         return chain(self.interactive.values(), others)
 
     def _leave(self, sequence: Sequence) -> None:
-        """It waits no more."""
+        """Remove a sequence from those that wait."""
         del self.waiting[sequence.id]
         self.interactive.pop(sequence.id, None)
 
-    def _admit(self, group: Hashable | None, max_sequences: int) -> list[Sequence]:
-        """Who joins those of `group`, in order; the first that does not fit ends the row, so
-        that small requests cannot keep a large one waiting for ever."""
+    def _admit(self, batch_key: Hashable | None, max_sequences: int) -> list[Sequence]:
+        """The sequences to admit beside running ones with `batch_key`, in order. The first that
+        does not fit ends the list, so that small requests cannot keep a large one waiting."""
         if not self.waiting:
             return []
         leader = next(self._in_order())
-        if group is not None and leader.group != group and not leader.runs_to_end:
+        if (
+            batch_key is not None
+            and leader.batch_key != batch_key
+            and not leader.runs_to_completion
+        ):
             return []
         num_rows = self.num_rows
         num_cache_tokens = self.num_cache_tokens
-        num_tokens = self.num_rows  # one for each row that goes on
-        num_joining_tokens = 0
+        num_tokens = self.num_rows  # one for each running row
+        num_admitted_tokens = 0
         admitted: list[Sequence] = []
         for sequence in self._in_order():
-            if sequence.group != leader.group:
+            if sequence.batch_key != leader.batch_key:
                 continue
             num_rows += sequence.num_rows
             num_tokens += sequence.num_prefill_tokens
-            num_joining_tokens += sequence.num_prefill_tokens
+            num_admitted_tokens += sequence.num_prefill_tokens
             num_cache_tokens += sequence.num_cache_tokens
             is_first = not admitted and not self.running
             if (
                 (num_rows > max_sequences and not is_first)
-                or (admitted and self._is_long(sequence, num_joining_tokens))
+                or (admitted and self._is_long(sequence, num_admitted_tokens))
                 or num_tokens > self.limits.max_step_tokens
                 or not self.limits.can_cache(num_cache_tokens)
             ):
@@ -232,9 +239,9 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def _is_long(self, sequence: Sequence, num_joining_tokens: int) -> bool:
+    def _is_long(self, sequence: Sequence, num_admitted_tokens: int) -> bool:
         most = self.limits.max_admitted_tokens
-        return most is not None and not sequence.runs_to_end and num_joining_tokens > most
+        return most is not None and not sequence.runs_to_completion and num_admitted_tokens > most
 
     def _finish(self, sequence: Sequence) -> None:
         if self.running.pop(sequence.id, None) is not None:

@@ -1,4 +1,4 @@
-"""Sequence: an encoded request and how far it has come."""
+"""Sequence: a tokenized request and its state in the scheduler."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ class Sequence:
     prompt_ids: tuple[int, ...]
     settings: Settings
     num_rows: int  # beams or returned sequences: they live and die together
-    num_prefill_tokens: int  # what the step in which it joins computes for it
-    group: Hashable = None  # only sequences of one group share a step
-    # What a translator is told beside the prompt: how its answer begins.
+    num_prefill_tokens: int  # prompt tokens computed in the step that admits it, all rows
+    # Only sequences with equal keys share a step. This key, `runs_to_completion` and
+    # `num_cache_tokens` are set by the backend.
+    batch_key: Hashable = None
+    # The tokens with which the answer of a translator begins; None: those of the checkpoint.
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
-    # Whether the step in which it joins is its only one. It may share that step with those
-    # of another group that go on.
-    runs_to_end: bool = False
+    # Whether the step that admits it is its only one. It may share that step with running
+    # sequences that have another batch key.
+    runs_to_completion: bool = False
     num_cache_tokens: int = 0  # keys and values kept between steps at its longest, all rows
     state: SequenceState = SequenceState.WAITING
 
@@ -47,5 +49,6 @@ class Sequence:
         return self.request.id
 
     def move(self, state: SequenceState) -> None:
+        """Enter the next state; it must be one that NEXT allows."""
         assert state in NEXT[self.state], f"sequence {self.id}: {self.state} to {state}"
         self.state = state

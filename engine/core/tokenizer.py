@@ -1,14 +1,14 @@
-"""TokenizerThread: requests to sequences, off the loop."""
+"""TokenizerThread: the thread that turns queued requests into sequences."""
 
 from __future__ import annotations
 
 import logging
 from threading import Thread
 
-from engine.core.backend import Engine
+from engine.core.backend import Backend
 from engine.core.inbox import Inbox
 from engine.core.outbox import Outbox
-from engine.core.request_queue import Requests
+from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import StepLimits
 from engine.errors import GenerationFailed, RequestError
@@ -23,7 +23,7 @@ class Cancelled(Exception):
 
 
 class TokenizerThread(Thread):
-    """A request becomes a sequence in the inbox, or is answered here with its failure.
+    """Puts the sequence of each request into the inbox, or its failure into the outbox.
 
     While a long bulk text is tokenized, a slice at a time, interactive requests are served
     between the slices; so the longest that one of them waits is a slice, or a text that is
@@ -32,10 +32,10 @@ class TokenizerThread(Thread):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend,
         limits: StepLimits,
         tracker: RequestTracker,
-        requests: Requests,
+        requests: RequestQueue,
         inbox: Inbox,
         outbox: Outbox,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Writer: completions to text, and on to the parent."""
+"""Writer: the thread that detokenizes completions and sends outputs to the parent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from multiprocessing.connection import Connection
 from threading import Thread
 
-from engine.core.backend import Engine
+from engine.core.backend import Backend
 from engine.core.completion import Completion
 from engine.core.outbox import Outbox
 from engine.core.request_tracker import RequestTracker
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 class Writer(Thread):
     """Sends at most one frame a step; if the pipe is slow, several steps in one. A frame
-    without outputs says that the loop goes on."""
+    without outputs tells the parent that the loop is alive."""
 
     def __init__(
-        self, pipe: Connection, engine: Engine, tracker: RequestTracker, outbox: Outbox
+        self, pipe: Connection, engine: Backend, tracker: RequestTracker, outbox: Outbox
     ) -> None:
         super().__init__(name="writer", daemon=True)
         self.pipe = pipe

@@ -1,4 +1,4 @@
-"""EngineSpec: which checkpoint one engine process loads, and within which limits."""
+"""EngineSpec: the checkpoint that an engine process loads, and its limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASKS = ("summarize", "translate", "generate", "chat")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One model as `tidemill.toml` names it. Raises SpecError when it cannot be meant."""
+    """One model of `tidemill.toml`. Raises SpecError if its settings contradict themselves."""
 
     alias: str
     checkpoint: str  # a folder or a name on the hub
@@ -31,7 +31,7 @@ class EngineSpec:
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
 
-    # None: what `sizing` chooses for the model and the machine.
+    # None: `sized` chooses the value for the model and the machine.
     max_sequences: int | None = None  # rows in one step
     max_step_tokens: int | None = None  # prompt tokens and decoded rows in one step
     max_cache_tokens: int | None = None  # keys and values kept between steps, of all rows
@@ -131,7 +131,7 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def bytes_of(size: str) -> int:
-    """A size such as "512MiB" in bytes. Raises ValueError with the fault in words."""
+    """The number of bytes of a size such as "512MiB". Raises ValueError with the fault in words."""
     number = size.rstrip("KMGiB")
     unit = size[len(number) :]
     try:

@@ -1,7 +1,4 @@
-"""Sizing: what a model may hold at once where its settings leave that open, and why.
-
-Pure: what is known of the machine is passed in.
-"""
+"""Limits: chooses those that a spec leaves open, and says why. A pure function of its arguments."""
 
 from __future__ import annotations
 
@@ -21,20 +18,21 @@ CACHE_SHARE = 0.25  # of the memory that is free once the weights are loaded
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a model has to do with, once it is loaded."""
+    """The resources left for a model after it was loaded."""
 
     device: str  # cpu or cuda
     free_bytes: int
     max_context_tokens: int | None = None  # of the checkpoint, if it names a limit
     bytes_per_token: int | None = None  # of keys and values; None: none are kept between steps
-    # For how many tokens a GPU has room, under a specification of which the rest is chosen.
+    # How many tokens of keys and values fit on a GPU, given a spec with the other limits chosen.
     room: Callable[[EngineSpec], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """spec:    nothing is left open in it that its engine asks for
-    reasons: by setting, in words that follow its value
+    """A spec with every limit chosen that its engine needs.
+
+    reasons: why, by setting, in words that follow its value
     """
 
     spec: EngineSpec
@@ -49,14 +47,17 @@ class Sized:
 
 
 def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> Sized:
-    """engine, why_engine: which one was chosen, and why"""
+    """Choose the limits that `spec` leaves open.
+
+    engine, why_engine: the engine that was chosen, and why
+    """
     chosen: dict[str, Any] = {"engine": engine}
     reasons = {"engine": why_engine if spec.engine == "auto" else AS_CONFIGURED}
 
     def choose(name: str, value: int, reason: str) -> None:
-        asked = getattr(spec, name)
-        chosen[name] = value if asked is None else asked
-        reasons[name] = reason if asked is None else AS_CONFIGURED
+        configured = getattr(spec, name)
+        chosen[name] = value if configured is None else configured
+        reasons[name] = reason if configured is None else AS_CONFIGURED
 
     if machine.device == "cpu":
         choose("max_sequences", CPU_SEQUENCES, "a CPU is busy with so many rows")
@@ -75,26 +76,27 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
 
 
 def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tuple[int, str]:
-    """How many tokens' keys and values may be kept between steps, and why so many."""
+    """The number of tokens whose keys and values may be kept between steps, and the reason."""
     if spec.kv_cache is None and machine.room is not None:
-        room, whose = machine.room(spec), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
+        room, reason = machine.room(spec), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
         if machine.max_context_tokens is not None and spec.max_sequences is not None:
-            # Of a prompt and an answer each; what nobody can use is left to `generate`.
+            # A prompt and an answer each; the rest is left to `generate`.
             most = 2 * spec.max_sequences * machine.max_context_tokens
             if most < room:
                 return most, f"as much as {spec.max_sequences} sequences can be"
-        return max(room, 1), whose
+        return max(room, 1), reason
     if isinstance(spec.kv_cache, str):
-        room, whose = bytes_of(spec.kv_cache), f"kv_cache = {spec.kv_cache}"
+        room, reason = bytes_of(spec.kv_cache), f"kv_cache = {spec.kv_cache}"
     else:
         share = CACHE_SHARE if spec.kv_cache is None else spec.kv_cache
         room = int(share * machine.free_bytes)
-        whose = f"{share:.0%} of the {in_words(machine.free_bytes)} that are free"
+        reason = f"{share:.0%} of the {in_words(machine.free_bytes)} that are free"
     num_tokens = max(room // bytes_per_token, 1)
-    return num_tokens, f"{whose}, at {in_words(bytes_per_token)} a token"
+    return num_tokens, f"{reason}, at {in_words(bytes_per_token)} a token"
 
 
 def in_words(num_bytes: int) -> str:
+    """A size such as `1.5 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"

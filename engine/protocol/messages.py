@@ -1,4 +1,4 @@
-"""What crosses between the parent and the engine process.
+"""Messages: the frames between the parent and the engine process.
 
 parent -> engine: Load once, then Run, Cancel, Stop
 engine -> parent: Ready or Unloadable once, then Outputs
@@ -33,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
-    """How to decode, under the names that the field uses; None is the model's own value."""
+    """Decoding parameters, under the names of `transformers`. None: the model's own value."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -57,7 +57,7 @@ class Params:
         return cls(**{**data, "stop": stop})
 
     def to_json(self) -> dict[str, Any]:
-        """Only what is set."""
+        """The parameters that are set."""
         data = {name: value for name in PARAMS if (value := getattr(self, name)) is not None}
         if self.stop:
             data["stop"] = list(self.stop)
@@ -69,7 +69,7 @@ PARAMS = tuple(each.name for each in fields(Params) if each.name != "stop")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt for the model. `id` is the parent's and is never used twice."""
+    """One prompt for the model. The parent chooses `id` and never uses one twice."""
 
     id: int
     task: Task
@@ -79,7 +79,7 @@ class Request:
     target_language: str | None = None
     params: Params = field(default_factory=Params)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
-    is_interactive: bool = False  # it goes before others that wait
+    is_interactive: bool = False  # it is tokenized and admitted before bulk requests
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -117,7 +117,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer.
+    """One answer as text.
 
     token_ids: the new tokens, the end token included. They stay within the engine: no parent
     reads them, and they are half of a long answer's frame.
@@ -131,7 +131,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
-    """Why a request has no answer. `code` is one of those listed in errors.py."""
+    """Why a request has no answer. errors.py lists the values of `code`."""
 
     code: str
     message: str
@@ -144,7 +144,7 @@ class RequestFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What came of one request: choices, or a failure and no choices."""
+    """The outcome of one request: choices, or a failure and no choices."""
 
     request_id: int
     choices: tuple[Choice, ...] = ()
@@ -179,17 +179,17 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What the engine holds, and its totals since the start."""
+    """The lengths of the engine's queues, and its totals since the start."""
 
     num_waiting: int = 0  # requests
     num_running: int = 0  # requests
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
-    # Requests begun, by the way that they went: in steps with others, or by `model.generate`.
+    # Requests begun, by how they run: in flight, or by `model.generate`.
     num_in_flight: int = 0
     num_by_generate: int = 0
-    busy_seconds: float = 0.0  # in steps; the rest of the time there was nothing to do
+    busy_seconds: float = 0.0  # in steps; the engine was idle for the rest
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -204,7 +204,7 @@ PROGRESS = tuple(each.name for each in fields(Progress))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What was loaded; goes with every result as its provenance."""
+    """The model that was loaded; every result carries it as its provenance."""
 
     alias: str
     checkpoint: str
@@ -231,44 +231,49 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The first frame: what to load."""
+    """The first frame: load this model."""
 
     spec: EngineSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """Answer these requests."""
+
     requests: tuple[Request, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Ids whose output is wanted no more; those already answered are passed over."""
+    """Cancel the requests with these ids; ids that were answered before are ignored."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End after the present step; what is unfinished is the parent's business."""
+    """End after the present step. Unfinished requests get no output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
+    """The model is loaded; requests may be sent."""
+
     card: ModelCard
     sized: Sized
 
 
 @dataclass(frozen=True, slots=True)
 class Unloadable:
-    """The engine ends with status 1; `message` is one sentence with the remedy."""
+    """The model cannot be loaded, and the engine ends with status 1. `message` is one sentence
+    with the remedy."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """At most one a step."""
+    """The outputs since the last frame of this type; at most one frame a step."""
 
     outputs: tuple[Output, ...]
     progress: Progress
@@ -278,7 +283,7 @@ Frame = Load | Run | Cancel | Stop | Ready | Unloadable | Outputs
 
 
 def to_bytes(frame: Frame) -> bytes:
-    """The frame as JSON."""
+    """Serialize a frame as ASCII JSON."""
     data: dict[str, Any]
     match frame:
         case Run(requests):
@@ -300,12 +305,12 @@ def to_bytes(frame: Frame) -> bytes:
         case Stop():
             data = {"type": "stop"}
     # Escaped to ASCII, so that a lone surrogate in a user's text can cross and be
-    # answered instead of breaking the pipe for its whole company.
+    # answered instead of breaking the pipe for all requests of the frame.
     return json.dumps(data).encode("ascii")
 
 
 def from_bytes(data: bytes) -> Frame:
-    """The frame that `to_bytes` made."""
+    """Parse a frame that `to_bytes` made."""
     value = json.loads(data)
     match value["type"]:
         case "run":

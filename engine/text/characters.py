@@ -1,10 +1,10 @@
-"""Characters that no tokenizer takes and no database keeps."""
+"""Sanitizing: removes the characters that tokenizers and databases reject."""
 
 from __future__ import annotations
 
 
 def sanitize(text: str) -> str:
-    """The text without NUL, and with U+FFFD for each lone surrogate."""
+    """Return the text without NUL, and with U+FFFD in place of each lone surrogate."""
     text = text.replace("\0", "")
     try:
         text.encode("utf-8")

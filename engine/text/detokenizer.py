@@ -1,4 +1,4 @@
-"""Detokenizing: new tokens to text, also where a model knows more tokens than its tokenizer."""
+"""Detokenizing: token ids to text, also where a model has more ids than its tokenizer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 
 def text_of(tokenizer: Any, token_ids: list[int]) -> str:
-    """Without special tokens. Embeddings are often rounded up, and a model may say an id that
-    stands for nothing: some tokenizers raise on it, and the rest of the answer is there."""
+    """The text of the ids, special tokens left out.
+
+    An embedding is often larger than its vocabulary, and a model may generate an id that has no
+    token. Some tokenizers raise on such an id; it is left out then.
+    """
     try:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
@@ -16,6 +19,7 @@ def text_of(tokenizer: Any, token_ids: list[int]) -> str:
 
 
 def knows(tokenizer: Any, token_id: int) -> bool:
+    """Whether the tokenizer has a token for the id."""
     try:
         tokenizer.decode([token_id])
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
-from engine.core.completion import Answer, Completion
+from engine.core.completion import Completion, GeneratedTokens
 from engine.core.sequence import Sequence
 from engine.errors import PromptTooLong, TokenOutOfRange
 from engine.protocol.engine_spec import EngineSpec
@@ -25,7 +25,7 @@ from engine.text.token_lengths import no_pause
 
 
 class TokenLimits(Protocol):
-    """In tokens; None where the checkpoint names no limit."""
+    """Limits of a checkpoint in tokens; None where it names none."""
 
     @property
     def max_prompt_tokens(self) -> int | None: ...
@@ -60,7 +60,10 @@ class TextCheckpoint(Protocol):
 
 
 class TextProcessor:
-    """`encode` runs on the tokenizer thread, `answer` on the loop, `decode` on the writer."""
+    """Converts between text and token ids for one checkpoint.
+
+    `encode` is called by the tokenizer thread, `answer` by the loop, `decode` by the writer.
+    """
 
     def __init__(
         self, spec: EngineSpec, checkpoint: TextCheckpoint, max_step_tokens: int | None
@@ -122,7 +125,7 @@ class TextProcessor:
         its generation configuration, and over it the `task_specific_params` of the task."""
         return {**self.checkpoint.own, **self.prompts.params_of(request)}
 
-    def answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> Answer:
+    def answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> GeneratedTokens:
         """The new tokens of one returned row, without those that follow its end.
 
         row:        new token ids, perhaps padded behind the end
@@ -133,12 +136,12 @@ class TextProcessor:
         end = next((at + 1 for at, token in enumerate(row) if token in eos), None)
         ends = [each for each in (end, stopped_at) if each is not None and each <= max_tokens]
         if not ends:
-            return Answer(tuple(row[:max_tokens]), "length")
+            return GeneratedTokens(tuple(row[:max_tokens]), "length")
         num_tokens = min(ends)
         # A model that is made to say its end at the limit did not come to one.
         forced = self.checkpoint.generation_config.forced_eos_token_id is not None
         reason: FinishReason = "length" if forced and num_tokens == max_tokens else "stop"
-        return Answer(tuple(row[:num_tokens]), reason)
+        return GeneratedTokens(tuple(row[:num_tokens]), reason)
 
     def decode(self, completion: Completion) -> Output:
         """The output of a completion that has answers, not an error."""
@@ -161,7 +164,7 @@ class TextProcessor:
             if not 0 <= id_ < num_ids:
                 raise TokenOutOfRange(id_, num_ids)
 
-    def _choice(self, sequence: Sequence, answer: Answer) -> Choice:
+    def _choice(self, sequence: Sequence, answer: GeneratedTokens) -> Choice:
         text = sanitize(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
         stops = sequence.settings.stop
         if stop_position(text, stops) is not None:

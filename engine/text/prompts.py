@@ -1,12 +1,12 @@
-"""Prompts: the text of a task in token ids, as each family of models wants it.
+"""Prompts: a request as the token ids that its family of models was trained to read.
 
 A template of the spec comes first; it may name {text} and, by their English names,
 {source_language} and {target_language}. Otherwise:
 
 encoder-decoder  in the words that the checkpoint lists for a task; languages in the tokens
                  that its vocabulary has for them (`>>fra<<`, `<2fr>`, `fra_Latn`, `__fr__`);
-                 a T5 that has neither is told in T5's words; the others get the text
-decoder-only     through the chat template if there is one; else as a text to go on from
+                 a T5 that has neither gets T5's own words; the others get the text alone
+decoder-only     the chat template if there is one; else a text to be continued
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ class PromptText:
 
 
 class Prompts:
-    """Encodes requests for one checkpoint. One thread: a tokenizer holds a source language,
-    which is set before each text, so that a prompt follows from its request alone."""
+    """Builds and tokenizes the prompts of one checkpoint, on one thread.
+
+    A tokenizer keeps a source language between calls. It is set before each of them, so that a
+    prompt depends on its request alone.
+    """
 
     def __init__(
         self,
@@ -151,14 +154,14 @@ class Prompts:
         return self._causal(request, text, template)
 
     def params_of(self, request: Request) -> Mapping[str, Any]:
-        """What the checkpoint lists for the request's task: settings, and perhaps a prefix."""
+        """The entry of `task_specific_params` for the request's task; empty if there is none."""
         if request.task == "summarize":
             return self.task_params.get("summarization") or {}
         name = self._pair_name(request) if request.task == "translate" else None
         return {} if name is None else self.task_params[name] or {}
 
     def _pair_name(self, request: Request) -> str | None:
-        """The listed pair of these languages; None if there is none."""
+        """The name of the `translation_..._to_...` entry for the request's languages, if any."""
         source, target = request.source_language, request.target_language
         if source is None or target is None:
             return None
@@ -168,11 +171,11 @@ class Prompts:
         return None
 
     def _seq2seq(self, request: Request, text: str, template: str | None) -> PromptText:
-        is_told_in_tokens = self.is_multi_target or bool(self.language_ids)
+        has_language_tokens = self.is_multi_target or bool(self.language_ids)
         if template is None:
-            if request.task == "translate" and not is_told_in_tokens:
+            if request.task == "translate" and not has_language_tokens:
                 self._check_listed(request)
-            template = self._own_template(request, is_told_in_tokens)
+            template = self._own_template(request, has_language_tokens)
         prompt = text if template is None else self._filled(template, request, text)
         if request.task != "translate":
             return PromptText(prompt)
@@ -187,7 +190,7 @@ class Prompts:
         return PromptText(prompt)
 
     def _check_listed(self, request: Request) -> None:
-        """A checkpoint that lists pairs was made for those; another would come out wrong."""
+        """Raise UnknownLanguage for a pair that is not among those that the checkpoint lists."""
         if not any("prefix" in (self.task_params[name] or {}) for name in self.pairs):
             return
         if self._pair_name(request) is not None:
@@ -210,14 +213,14 @@ class Prompts:
         filled = self._filled(template or default, request, text)
         return self._chat([("user", filled)], {}) if has_chat else PromptText(filled)
 
-    def _own_template(self, request: Request, is_told_in_tokens: bool) -> str | None:
+    def _own_template(self, request: Request, has_language_tokens: bool) -> str | None:
         """`summarize: {text}`, in the checkpoint's own words if it has some."""
         prefix = self.params_of(request).get("prefix")
         if prefix is None:
             prefix = self.own_prefix or None
         if prefix is not None:
             return literal(str(prefix)) + "{text}"
-        if self.model_type != "t5" or is_told_in_tokens:
+        if self.model_type != "t5" or has_language_tokens:
             return None
         if request.task == "summarize":
             return "summarize: {text}"
@@ -242,8 +245,8 @@ class Prompts:
         return PromptText(prompt, source, forced_bos_token_id=target_id)
 
     def _check_pair_end(self, name: str, language: str | None) -> None:
-        """A language that a model for one pair cannot have meant. What the checkpoint does
-        not say (or says as a group, as in `gmw`) is taken on trust."""
+        """Raise UnknownLanguage if a model for one pair names another language on this side. Where
+        it names none, or a family of languages such as `gmw`, the request's is accepted."""
         if language is None:
             return
         allowed = self.spec.languages
@@ -305,7 +308,7 @@ class Prompts:
 
 
 def literal(text: str) -> str:
-    """As a part of a template that stands for itself."""
+    """The text with its braces doubled, so that a template contains it unchanged."""
     return text.replace("{", "{{").replace("}", "}}")
 
 

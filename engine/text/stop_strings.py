@@ -1,4 +1,4 @@
-"""TokenTexts: where an answer ends because of a text that the job named."""
+"""Stop strings: where an answer ends because it contains a text that the request names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from engine.text.detokenizer import text_of
 
 
 def stop_position(text: str, stops: Iterable[str]) -> int | None:
-    """Where the first stop text in `text` begins; None if there is none."""
+    """The index at which the first stop string in `text` begins; None if it has none."""
     positions = [position for stop in stops if (position := text.find(stop)) >= 0]
     return min(positions, default=None)
 
 
 def cut_at_stop(text: str, stops: Iterable[str]) -> str:
-    """`text` up to its first stop text."""
+    """`text` up to its first stop string."""
     position = stop_position(text, stops)
     return text if position is None else text[:position]
 
 
 class TokenTexts:
-    """The text that each token adds, special tokens included, as `generate` takes it for stop
-    texts: in bytes where tokens may be parts of characters.
+    """Finds stop strings in token ids, as `generate` does: by the bytes that each token adds,
+    special tokens included.
 
-    Kept by token once asked for; a vocabulary is large and answers use little of it.
+    The bytes of a token are computed at its first use and kept. Used by the loop and the writer.
     """
 
     def __init__(self, tokenizer: Any, goes_on_from_prompt: bool) -> None:
-        """goes_on_from_prompt: a stop text may begin in the prompt of a decoder-only model"""
+        """goes_on_from_prompt: a stop string may begin in the prompt (decoder-only models)"""
         self.tokenizer = tokenizer
         self.goes_on_from_prompt = goes_on_from_prompt
         self.decoder_types = decoder_types(tokenizer)
@@ -40,11 +40,12 @@ class TokenTexts:
         self._texts: dict[int, bytes | None] = {}
 
     def has_stop_string(self, sequence: Sequence, new_ids: list[int]) -> bool:
-        """Whether the last token ends a stop text."""
+        """Whether the last of the new tokens completes a stop string."""
         return bool(new_ids) and self._begin(sequence, new_ids) is not None
 
     def before_stop(self, sequence: Sequence, new_ids: list[int]) -> str | None:
-        """The text of `new_ids` before the stop text that they end with; None without one."""
+        """The text before the stop string that the last of `new_ids` completes; None if it
+        completes none."""
         begin = self._begin(sequence, new_ids) if new_ids else None
         if begin is None:
             return None
@@ -57,14 +58,14 @@ class TokenTexts:
         return text
 
     def of(self, token_id: int) -> bytes | None:
-        """None for what is no token."""
+        """The bytes that a token adds to a text; None if the vocabulary lacks the id."""
         if token_id not in self._texts:
             self._texts[token_id] = self._read(token_id)
         return self._texts[token_id]
 
     def _begin(self, sequence: Sequence, new_ids: list[int]) -> tuple[int, int] | None:
-        """Where the earliest stop text begins that the last token ends: the index of a new
-        token (negative in the prompt) and bytes of it before."""
+        """The start of the earliest stop string that the last token completes: the index of a new
+        token (negative in the prompt) and the number of its bytes before the start."""
         stops = [each.encode("utf-8", "replace") for each in sequence.settings.stop]
         # A token is taken for at least one byte, as `generate` does.
         num_tokens = max(map(len, stops), default=0)
@@ -123,7 +124,8 @@ BYTE_TOKEN = re.compile(r"<0x[0-9a-fA-F]{2}>")
 
 
 def bytes_by_character() -> dict[str, int]:
-    """How byte-level BPE writes bytes: printable ones as themselves, others from U+0100 on."""
+    """The byte for each character of a byte-level BPE vocabulary: printable bytes stand for
+    themselves, the others are written from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [each for each in range(256) if each not in printable]
     return {chr(each): each for each in printable} | {
@@ -135,7 +137,7 @@ BYTE_OF = bytes_by_character()
 
 
 def decoder_types(tokenizer: Any) -> frozenset[str]:
-    """Of a fast tokenizer: the kinds of its decoder's parts; none for another."""
+    """The types of a fast tokenizer's decoder steps; empty for a slow tokenizer."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if getattr(backend, "decoder", None) is None:
         return frozenset()

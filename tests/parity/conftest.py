@@ -13,7 +13,6 @@ import torch
 from engine.backends.generate import GenerateBackend
 from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend
-from engine.core.scheduler import StepPlan
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
@@ -25,15 +24,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     """The folder of a checkpoint by its kind."""
     root = tmp_path_factory.mktemp("checkpoints")
     return cache(lambda kind: checkpoints.build(kind, root / kind))
-
-
-class FlightBench(Bench):
-    """One whose slots are checked after every step."""
-
-    def advance(self) -> StepPlan | None:
-        plan = super().advance()
-        self.loop.engine.in_flight.check(self.scheduler.running.values())
-        return plan
 
 
 # By module, for some modules are about one of the two and say so.
@@ -62,7 +52,7 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             return Bench(GenerateBackend.load(spec), spec)
         is_paged = engine_name == "page_pool"
         engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=is_paged)
-        return FlightBench(engine, spec)
+        return Bench(engine, spec)
 
     return make
 

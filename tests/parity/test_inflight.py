@@ -135,7 +135,7 @@ def test_what_is_not_proved_is_generated_while_others_go_on(bench_of, folder_of)
     bench.submit(request(1, other, params=Params(**how)))
     plan = bench.advance()
     assert [each.id for each in plan.running] == [0]
-    assert [(each.id, each.runs_to_end) for each in plan.admitted] == [(1, True)]
+    assert [(each.id, each.runs_to_completion) for each in plan.admitted] == [(1, True)]
     outputs = {each.request_id: each for each in bench.finish()}
     assert [list(each.token_ids) for each in outputs[1].choices] == alone.generate(other, **how)
     (expected,) = alone.generate(text, max_new_tokens=30, do_sample=False)
@@ -182,7 +182,7 @@ def test_a_setting_of_the_checkpoint_is_never_dropped(
         request(at, text, params=params) for at, text in enumerate(checkpoints.sentences(5))
     ]
     outputs = bench.answers(requests)
-    assert {not each.runs_to_end for each in seen_by(bench)} == {in_flight}
+    assert {not each.runs_to_completion for each in seen_by(bench)} == {in_flight}
     ways = (bench.progress.num_in_flight, bench.progress.num_by_generate)
     assert ways == ((5, 0) if in_flight else (0, 5))
     said = bench.loop.engine.card.engine_reason
@@ -218,7 +218,7 @@ def test_a_way_to_sample_of_the_checkpoint_is_that_of_generate(
         for at, text in enumerate(checkpoints.sentences(5))
     ]
     outputs = bench.answers(requests)
-    assert not any(each.runs_to_end for each in seen_by(bench))
+    assert not any(each.runs_to_completion for each in seen_by(bench))
     for each in requests:
         (expected,) = alone.generate(each.text, seed=each.id, **how)
         assert list(outputs[each.id].choices[0].token_ids) == expected

@@ -19,7 +19,6 @@ import transformers
 
 from engine.backends.loader import Checkpoint
 from engine.backends.vllm import VllmBackend, only
-from engine.core.scheduler import StepPlan
 from engine.errors import EngineBroken, Unloadable
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec
@@ -233,15 +232,6 @@ def test_what_vllm_says_while_it_loads_becomes_a_sentence(model_of):
     assert "memory" in message
 
 
-class VllmBench(Bench):
-    """One that looks after every step whether vLLM holds what runs."""
-
-    def advance(self) -> StepPlan | None:
-        plan = super().advance()
-        self.loop.engine.check(self.scheduler.running.values())
-        return plan
-
-
 @needs_vllm
 # Its packages warn of each other.
 @pytest.mark.filterwarnings("ignore")
@@ -249,7 +239,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     """One test, for vLLM can be loaded once in a process."""
     engine = VllmBackend.load(spec_of(model_of("llama"), threads=1))
     assert torch.get_num_threads() == 1
-    bench = VllmBench(engine, engine.sized.spec)
+    bench = Bench(engine, engine.sized.spec)
 
     # Cancelled in the middle, and while waiting.
     sent = [request(text, max_new_tokens=40, min_new_tokens=40) for text in ("a mill",) * 12]

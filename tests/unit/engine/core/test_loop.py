@@ -1,13 +1,14 @@
 """The loop, moved step by step, with the fake engine."""
 
 import itertools
+from threading import Thread
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.backends.fake import FakeBackend
-from engine.errors import EngineBroken
+from engine.errors import EngineBroken, InvariantBroken
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests.engines import Bench
@@ -35,14 +36,14 @@ def test_a_short_answer_does_not_wait_for_a_long_one_and_a_newcomer_takes_its_pl
     assert ids(it.collect()) == [1, 0, 2]
 
 
-def test_outputs_are_there_as_soon_as_their_step_is_over():
+def test_an_output_is_sent_right_after_the_step_that_finished_it():
     it = bench()
     it.submit(request(0, 1), request(1, 2))
     it.advance()
     assert ids(it.collect()) == [0]
 
 
-def test_nothing_to_do_is_no_step():
+def test_a_loop_with_nothing_to_do_runs_no_step():
     it = bench()
     assert it.advance() is None
     assert it.loop.num_steps == 0
@@ -63,11 +64,11 @@ def test_a_cancelled_request_leaves_at_the_next_step_wherever_it_was():
     assert len(outputs) == 3
 
 
-def test_a_request_cancelled_before_it_was_encoded_is_answered_and_never_runs():
+def test_a_request_cancelled_before_it_was_tokenized_is_answered_and_never_runs():
     it = bench()
     it.tracker.open([5])
     it.tracker.cancel([5])
-    it.encoder.encode(request(5))
+    it.tokenizer.encode(request(5))
     assert it.advance() is None
     (output,) = it.collect()
     assert output.choices[0].finish_reason == "cancelled"
@@ -81,7 +82,7 @@ def test_a_refused_request_never_reaches_the_loop():
     assert [each.failure.code for each in it.collect()] == ["empty_prompt", "unsupported_parameter"]
 
 
-def test_what_an_engine_did_not_foresee_is_answered_to_all_that_shared_the_step():
+def test_an_unforeseen_error_of_a_step_fails_every_request_that_shared_it():
     it = bench()
     it.submit(request(0), request(1))
 
@@ -97,6 +98,42 @@ def test_what_an_engine_did_not_foresee_is_answered_to_all_that_shared_the_step(
         assert "tide" not in output.failure.message
 
 
+def leave_a_row(it: Bench) -> None:
+    it.loop.engine.rows[99] = []
+
+
+def count_a_row(it: Bench) -> None:
+    it.scheduler.num_rows = 1
+
+
+def cancel_a_stranger(it: Bench) -> None:
+    it.tracker._cancelled.add(99)
+
+
+@pytest.mark.parametrize("spoil", [leave_a_row, count_a_row, cancel_a_stranger])
+def test_an_idle_loop_checks_backend_scheduler_and_tracker(spoil):
+    it = bench()
+    it.submit(request(0))
+    it.finish()
+    spoil(it)
+    with pytest.raises(InvariantBroken):
+        it.loop.run()
+
+
+def test_an_idle_loop_whose_state_agrees_waits_until_it_is_closed():
+    it = bench()
+    it.submit(request(0))
+    running = Thread(target=it.loop.run)
+    running.start()
+    taken = it.outbox.take()
+    while taken is not None and not taken[0]:
+        taken = it.outbox.take()
+    assert running.is_alive()
+    it.inbox.close()
+    running.join(60)
+    assert not running.is_alive()
+
+
 def test_a_broken_engine_ends_the_loop():
     it = bench()
     it.submit(request(0))
@@ -109,17 +146,17 @@ def test_a_broken_engine_ends_the_loop():
         it.advance()
 
 
-def test_an_encoder_that_fails_answers_the_request_and_goes_on():
+def test_an_error_while_tokenizing_fails_that_request_alone():
     it = bench()
-    whole = it.encoder.engine.encode
-    it.encoder.engine.encode = lambda each, *rest: 1 / 0 if each.id == 0 else whole(each, *rest)
+    whole = it.tokenizer.engine.encode
+    it.tokenizer.engine.encode = lambda each, *rest: 1 / 0 if each.id == 0 else whole(each, *rest)
     it.submit(request(0), request(1))
     failed, answered = it.finish()
     assert (failed.request_id, failed.failure.code) == (0, "generation_failed")
     assert answered.failure is None
 
 
-def test_a_decoder_that_fails_answers_the_request():
+def test_an_error_while_detokenizing_fails_the_request():
     it = bench()
     it.submit(request(0))
     it.writer.engine.decode = lambda completion: 1 / 0
@@ -127,7 +164,7 @@ def test_a_decoder_that_fails_answers_the_request():
     assert output.failure.code == "generation_failed"
 
 
-def test_progress_counts_what_was_done():
+def test_progress_counts_steps_tokens_and_busy_seconds():
     it = bench(max_sequences=2)
     ticks = itertools.count()
     it.loop.clock = lambda: float(next(ticks))

@@ -6,7 +6,7 @@ from engine.core.request_tracker import RequestTracker
 from engine.errors import InvariantBroken
 
 
-def test_what_was_answered_cannot_be_cancelled():
+def test_an_answered_request_cannot_be_cancelled():
     tracker = RequestTracker(max_held=9)
     tracker.open([1, 2])
     tracker.close([1])
@@ -18,21 +18,21 @@ def test_what_was_answered_cannot_be_cancelled():
     tracker.check()
 
 
-def test_room_is_what_is_not_held():
+def test_a_full_tracker_waits_for_capacity_until_a_request_is_closed():
     tracker = RequestTracker(max_held=2)
     tracker.open([1])
-    assert tracker.wait_for_room(0)
+    assert tracker.wait_for_capacity(0)
     tracker.open([2])
-    assert not tracker.wait_for_room(0)
+    assert not tracker.wait_for_capacity(0)
     found = []
-    waiting = Thread(target=lambda: found.append(tracker.wait_for_room(60)))
+    waiting = Thread(target=lambda: found.append(tracker.wait_for_capacity(60)))
     waiting.start()
     tracker.close([1])
     waiting.join(60)
     assert found == [True]
 
 
-def test_books_that_do_not_agree_are_noticed():
+def test_check_raises_when_a_cancelled_request_is_not_held():
     tracker = RequestTracker(max_held=2)
     tracker._cancelled.add(5)
     with pytest.raises(InvariantBroken, match="5"):

@@ -18,7 +18,7 @@ def sequence(
     id_: int,
     num_tokens: int = 1,
     num_rows: int = 1,
-    group: Hashable = "a",
+    batch_key: Hashable = "a",
     is_interactive: bool = False,
 ) -> Sequence:
     beams = Settings(max_new_tokens=5, num_beams=num_rows)
@@ -28,7 +28,7 @@ def sequence(
         settings=beams,
         num_rows=num_rows,
         num_prefill_tokens=num_tokens,
-        group=group,
+        batch_key=batch_key,
     )
 
 
@@ -53,7 +53,7 @@ def run(scheduler: Scheduler, *finished: int) -> StepPlan | None:
     return plan
 
 
-def test_sequences_join_while_rows_are_free_and_go_on_until_they_finish():
+def test_sequences_are_admitted_while_rows_are_free_and_run_until_they_finish():
     it = scheduler(*(sequence(each) for each in range(6)))
     assert ids(run(it, 1).admitted) == [0, 1, 2, 3]
     second = run(it, 0, 2, 3, 4)
@@ -70,7 +70,7 @@ def test_a_step_stays_within_its_tokens():
     assert (ids(plan.admitted), plan.num_tokens) == ([2], 3)
 
 
-def test_rows_of_a_sequence_join_together_or_not_at_all():
+def test_all_rows_of_a_sequence_are_admitted_together_or_none():
     it = scheduler(sequence(0, num_rows=2), sequence(1, num_rows=3), sequence(2))
     assert ids(run(it, 0).admitted) == [0]
     assert ids(run(it).admitted) == [1, 2]
@@ -87,7 +87,7 @@ def test_a_small_sequence_does_not_overtake_a_large_one_for_ever():
     assert ids(run(it).admitted) == [2]
 
 
-def test_who_is_waited_for_goes_first_and_the_others_keep_their_order():
+def test_interactive_sequences_go_first_and_the_others_keep_their_order():
     it = scheduler(*(sequence(each) for each in range(6)))
     assert ids(run(it, 0, 1).admitted) == [0, 1, 2, 3]
     it.add([sequence(6, is_interactive=True), sequence(7), sequence(8, is_interactive=True)])
@@ -96,7 +96,7 @@ def test_who_is_waited_for_goes_first_and_the_others_keep_their_order():
     assert ids(run(it).admitted) == [4, 5, 7]
 
 
-def test_the_oldest_is_passed_only_so_often():
+def test_the_oldest_waiting_sequence_is_overtaken_at_most_max_overtaking_times():
     it = scheduler(*(sequence(each, num_rows=4) for each in (0, 1, 2)))
     run(it, 0)
     order = []
@@ -107,39 +107,39 @@ def test_the_oldest_is_passed_only_so_often():
     assert order[:3] == [3, 4, 5]
 
 
-def test_only_one_group_runs_and_the_oldest_waiting_leads_the_next():
-    it = scheduler(sequence(0, group="a"), sequence(1, group="b"), sequence(2, group="a"))
+def test_one_batch_key_runs_at_a_time_and_the_oldest_waiting_sequence_sets_the_next():
+    it = scheduler(*(sequence(at, batch_key=key) for at, key in enumerate("aba")))
     assert ids(run(it).admitted) == [0, 2]
-    it.add([sequence(3, group="a")])
+    it.add([sequence(3, batch_key="a")])
     assert ids(run(it, 0, 2).admitted) == []  # b has waited longer
     assert ids(run(it, 1).admitted) == [1]
     assert ids(run(it, 3).admitted) == [3]
 
 
-def test_who_runs_to_its_end_in_one_step_may_share_it_with_another_group():
-    it = scheduler(sequence(0, group="a"), sequence(1, group="b"), sequence(2, group="a"))
-    it.waiting[1].runs_to_end = True
+def test_a_sequence_that_runs_to_completion_shares_its_step_with_another_batch_key():
+    it = scheduler(*(sequence(at, batch_key=key) for at, key in enumerate("aba")))
+    it.waiting[1].runs_to_completion = True
     assert ids(run(it).admitted) == [0, 2]
     plan = run(it, 1)
     assert (ids(plan.running), ids(plan.admitted)) == ([0, 2], [1])
-    it.add([sequence(3, group="a")])
+    it.add([sequence(3, batch_key="a")])
     assert ids(run(it, 0, 2, 3).sequences) == [0, 2, 3]
 
 
-def test_few_prompt_tokens_join_at_once_but_a_long_prompt_joins_alone():
+def test_few_prompt_tokens_are_admitted_at_once_and_a_long_prompt_alone():
     it = Scheduler(StepLimits(max_sequences=4, max_step_tokens=20, max_admitted_tokens=6))
     it.add([sequence(0, 4), sequence(1, 2), sequence(2, 1), sequence(3, 9)])
     assert ids(run(it).admitted) == [0, 1]
     assert ids(run(it, 2).admitted) == [2]
     assert ids(run(it, 0, 1, 3).admitted) == [3]
-    together = [sequence(4, 4, group="b"), sequence(5, 4, group="b")]
+    together = [sequence(4, 4, batch_key="b"), sequence(5, 4, batch_key="b")]
     for each in together:
-        each.runs_to_end = True
+        each.runs_to_completion = True
     it.add(together)
     assert ids(run(it).admitted) == [4, 5]
 
 
-def test_what_there_is_no_memory_for_does_not_join_but_one_alone_may():
+def test_max_rows_bounds_admission_except_for_a_single_sequence():
     it = scheduler(sequence(0, num_rows=2), sequence(1), sequence(2, num_rows=3))
     assert ids(it.next_step(max_rows=2).admitted) == [0]
     assert ids(it.next_step(max_rows=2).admitted) == []
@@ -150,7 +150,7 @@ def test_what_there_is_no_memory_for_does_not_join_but_one_alone_may():
     it.check()
 
 
-def test_the_cache_holds_what_it_can_hold():
+def test_admission_stays_within_max_cache_tokens():
     limits = StepLimits(max_sequences=4, max_step_tokens=20, max_cache_tokens=100)
     it = Scheduler(limits)
     large, small, next_ = (sequence(each) for each in range(3))
@@ -166,7 +166,7 @@ def test_the_cache_holds_what_it_can_hold():
         limits.refuse_misfit(small)
 
 
-def test_cancelling_takes_out_waiting_and_running_and_passes_over_the_rest():
+def test_cancel_removes_waiting_and_running_sequences_and_ignores_unknown_ids():
     it = scheduler(*(sequence(each) for each in range(6)))
     plan = run(it)
     assert ids(it.cancel([1, 5, 77])) == [1, 5]
@@ -176,7 +176,7 @@ def test_cancelling_takes_out_waiting_and_running_and_passes_over_the_rest():
     assert ids(run(it).sequences) == [0, 2, 3, 4]
 
 
-def test_what_can_never_fit_is_refused_with_numbers():
+def test_a_sequence_that_can_never_fit_is_refused_with_numbers():
     LIMITS.refuse_misfit(sequence(0, num_tokens=20, num_rows=4))
     with pytest.raises(UnsupportedParameter, match=r"num_beams.*needs 5 rows.*runs 4"):
         LIMITS.refuse_misfit(sequence(0, num_rows=5))
@@ -184,7 +184,7 @@ def test_what_can_never_fit_is_refused_with_numbers():
         LIMITS.refuse_misfit(sequence(0, num_tokens=21))
 
 
-def test_books_that_do_not_agree_are_noticed():
+def test_check_raises_when_counted_rows_differ_from_running_rows():
     it = scheduler(sequence(0))
     run(it)
     it.num_rows = 3
@@ -235,7 +235,7 @@ def test_whatever_arrives_everything_ends_once_and_in_time(arrivals):
         if plan is not None:
             assert plan.num_rows <= LIMITS.max_sequences
             assert plan.num_tokens <= LIMITS.max_step_tokens
-            assert len({each.group for each in plan.sequences}) == 1
+            assert len({each.batch_key for each in plan.sequences}) == 1
             for each in plan.admitted:
                 assert step - arrives_at[each.id] <= longest * each.id
             results = []

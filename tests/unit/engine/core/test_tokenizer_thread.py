@@ -9,7 +9,7 @@ import pytest
 from engine.backends.fake import FakeBackend
 from engine.core.inbox import Inbox
 from engine.core.outbox import Outbox
-from engine.core.request_queue import Requests
+from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import StepLimits
 from engine.core.sequence import Sequence
@@ -42,7 +42,7 @@ class Parts:
     def __init__(self, on_slice: Callable[[Request, int], None]) -> None:
         spec = EngineSpec(alias="demo", checkpoint="fake", engine="fake")
         backend = SlicingBackend(spec, on_slice)
-        self.requests, self.inbox, self.outbox = Requests(), Inbox(), Outbox()
+        self.requests, self.inbox, self.outbox = RequestQueue(), Inbox(), Outbox()
         self.tracker = RequestTracker(99)
         self.thread = TokenizerThread(
             backend,
