@@ -12,7 +12,7 @@ from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
 from db.lane import Lane
-from db.models import Batch, Job, Payload, Result
+from db.models import Batch, Job, ModelCardRow, Payload, Result
 from db.queries import claims, submission
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
@@ -133,7 +133,7 @@ class JobDetails:
     not_before: datetime | None
     deadline: datetime | None
     contract: Mapping[str, Any]  # the task's own fields and the params that were given
-    provenance: Mapping[str, Any] | None  # None until the job has succeeded
+    provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
 
 
 def find_results(
@@ -254,13 +254,14 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance)
+        select(Job, Payload.contract, Result.provenance, ModelCardRow.content)
         .join(Payload, Payload.job_id == Job.id)
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
+        .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance = session.execute(statement).one()
+        row, contract, provenance, model_card = session.execute(statement).one()
     return JobDetails(
         job=job,
         batch_id=row.batch_id,
@@ -275,7 +276,7 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         not_before=row.not_before,
         deadline=row.deadline,
         contract=contract,
-        provenance=provenance,
+        provenance=None if provenance is None else {**(model_card or {}), **provenance},
     )
 
 
