@@ -1,5 +1,6 @@
 """Enqueuing: an intake becomes a batch, with a progress bar, once."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[i
             # What was committed last may not have been told.
             number = f", at least {plural(num_kept, 'job')}" if num_kept else ""
             go_on = (
-                f"`tidemill cancel --batch {name}` takes it back"
+                f"`tidemill cancel --batch {shlex.quote(name)}` takes it back"
                 if run_key is None
                 else "the same command goes on where this ended"
             )
