@@ -67,8 +67,8 @@ for panel, name, command, example in (
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     lines = [example] if isinstance(example, str) else example
-    shown = "Example:" if len(lines) == 1 else "Examples:\n\n"
-    app.command(name, rich_help_panel=panel, epilog=f"{shown} " + "\n\n".join(lines))(command)
+    epilog = "\n\n".join(f"Example: {line}" for line in lines)
+    app.command(name, rich_help_panel=panel, epilog=epilog)(command)
 
 
 def _version(asked: bool) -> None:

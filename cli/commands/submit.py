@@ -267,7 +267,7 @@ def _submit_files(
 
     from cli.ingest import open_source
     from cli.ingest.enqueue import Complaints, enqueue
-    from cli.ingest.row_parsing import CONTRACTS, Intake, Part
+    from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
     from cli.stack.ready import require_ready
     from tasks import settings
 
@@ -291,11 +291,11 @@ def _submit_files(
     require_ready()
     stem = "stdin" if files[0] == "-" else Path(files[0]).expanduser().resolve().stem
     complaints = Complaints(errors)
-    intake = Intake(
+    parser = RowParser(
         parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
     )
     enqueued = enqueue(
-        intake,
+        parser,
         complaints,
         name=batch or run_key or f"{stem}-{datetime.now():%Y-%m-%d-%H%M%S}",
         run_key=run_key,
