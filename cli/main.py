@@ -53,7 +53,7 @@ for panel, name, command, example in (
     (START, "worker", worker.worker, "tidemill worker --models summarizer,translator"),
     (START, "migrate", migrate.migrate, "tidemill migrate --check"),
     (START, "demo", demo.demo, "make demo"),
-    (ENQUEUE, "submit", submit.submit, "tidemill submit summarize --file reports.jsonl --wait"),
+    (ENQUEUE, "submit", submit.submit, submit.EXAMPLES),
     (ENQUEUE, "nightly", nightly.nightly, "tidemill nightly nightly.toml --wait"),
     (ENQUEUE, "cancel", cancel.cancel, "tidemill cancel --batch nightly-2026-01-31"),
     (ENQUEUE, "retry", retry.retry, "tidemill retry --batch nightly-2026-01-31"),
@@ -66,7 +66,9 @@ for panel, name, command, example in (
     (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
-    app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")(command)
+    lines = [example] if isinstance(example, str) else example
+    epilog = "\n\n".join(f"Example: {line}" for line in lines)
+    app.command(name, rich_help_panel=panel, epilog=epilog)(command)
 
 
 def _version(asked: bool) -> None:

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import typer
 
-# As in tasks.catalog, which `tidemill --help` has no time to import; a test compares them.
-TaskName = Literal["summarize", "translate", "generate", "chat"]
+from engine.protocol.task_names import TaskName as TaskName
+
 LaneName = Literal["interactive", "bulk"]
 FinishReason = Literal["stop", "length"]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]

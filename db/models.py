@@ -180,7 +180,22 @@ class Result(Base):
     finish_reason: Mapped[str] = mapped_column(String(16))
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
-    provenance: Mapped[dict[str, Any]]  # model revision, settings used, library versions
+    # Of this answer alone: the settings used. What it shares with others is the model card's;
+    # a worker of a revision before 0004 writes both here.
+    provenance: Mapped[dict[str, Any]]
+    # No foreign key: its check would lock one card's row for every result of all workers.
+    # Cards are never deleted.
+    model_card_id: Mapped[UUID | None]
+
+
+class ModelCardRow(Base):
+    """A model as it was loaded: checkpoint, revision, device, library versions."""
+
+    __tablename__ = "model_cards"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)  # of its content, see db/model_card.py
+    content: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now())
 
 
 class Segment(Base):

@@ -25,7 +25,8 @@ class Answer:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # of this answer alone: the settings used
+    model_card: dict[str, Any] | None = None  # what it shares with others of its model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,13 @@ from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
 from db.lane import Lane
-from db.models import Batch, Job, Payload, Result
-from db.queries import claims, submission
+from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.queries import claims, quarantine, submission
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
 
 PAGE = 1000
+MAX_MESSAGES = 20  # named with one job
 MAX_INPUT_CHARACTERS = 8_000_000  # held at once of what jobs were asked
 MAX_DURATION = 10**9  # seconds, some thirty years
 
@@ -116,6 +117,14 @@ class FoundBatch:
         return sum(self.states.get(state, 0) for state in UNFINISHED)
 
 
+@dataclass(frozen=True, slots=True)
+class MessageSetAside:
+    """A message in the quarantine that names a job, and why it could not be taken."""
+
+    id: UUID
+    reason: str  # a code of tasks.quarantine.Reason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetails:
     """What is known of a job beyond its result: its place in line, its attempts, its origin."""
@@ -133,7 +142,8 @@ class JobDetails:
     not_before: datetime | None
     deadline: datetime | None
     contract: Mapping[str, Any]  # the task's own fields and the params that were given
-    provenance: Mapping[str, Any] | None  # None until the job has succeeded
+    provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
+    messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
 
 
 def find_results(
@@ -254,13 +264,15 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance)
+        select(Job, Payload.contract, Result.provenance, ModelCardRow.content)
         .join(Payload, Payload.job_id == Job.id)
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
+        .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance = session.execute(statement).one()
+        row, contract, provenance, model_card = session.execute(statement).one()
+        messages = session.execute(quarantine.quarantined_of(job_id, MAX_MESSAGES)).all()
     return JobDetails(
         job=job,
         batch_id=row.batch_id,
@@ -275,7 +287,8 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         not_before=row.not_before,
         deadline=row.deadline,
         contract=contract,
-        provenance=provenance,
+        provenance=None if provenance is None else {**(model_card or {}), **provenance},
+        messages=tuple(MessageSetAside(*each) for each in messages),
     )
 
 

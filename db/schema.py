@@ -1,12 +1,14 @@
 """The schema's revisions: bring a database to ours, and refuse any other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
@@ -62,17 +64,48 @@ def revision(database: Database) -> str | None:
 def migrate(database: Database, to: str = "head") -> tuple[str | None, str | None]:
     """Bring the database to a revision; returns the one before and the one after."""
     before = revision(database)
+    scripts = ScriptDirectory.from_config(config())
+    known = {script.revision for script in scripts.walk_revisions()}
+    if before is not None and before not in known:
+        raise SchemaMismatch(_unknown(before))
+    if to == "base" or (to in known and before is not None and _is_older(config(), to, before)):
+        with _migrating(database) as connection:
+            command.downgrade(config(connection), to)
+        return before, revision(database)
+    # A transaction for each revision, so that none holds the locks of all of them.
+    goal = scripts.get_revision(to).revision
+    for script in reversed(list(scripts.iterate_revisions(goal, before or "base"))):
+        _prepare(database, script)
+        with _migrating(database) as connection:
+            # Another that migrates at the same time may have been first.
+            if (
+                MigrationContext.configure(connection).get_current_revision()
+                == script.down_revision
+            ):
+                command.upgrade(config(connection), script.revision)
+    return before, revision(database)
+
+
+def _prepare(database: Database, script: Script) -> None:
+    """Run a migration's `prepare` until it says that nothing is left, a transaction each time."""
+    prepare = getattr(script.module, "prepare", None)
+    after = None
+    while prepare is not None:
+        with _migrating(database) as connection:
+            after = prepare(connection, after)
+        if after is None:
+            return
+
+
+@contextmanager
+def _migrating(database: Database) -> Iterator[Connection]:
+    """A transaction beside old workers: it does not wait for them for ever, nor they for it."""
     with database.engine.begin() as connection:
         _hold_migration_lock(connection)
-        made = config(connection)
-        known = {script.revision for script in ScriptDirectory.from_config(made).walk_revisions()}
-        if before is not None and before not in known:
-            raise SchemaMismatch(_unknown(before))
-        if to == "base" or (to in known and before is not None and _is_older(made, to, before)):
-            command.downgrade(made, to)
-        else:
-            command.upgrade(made, to)
-    return before, revision(database)
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+            connection.exec_driver_sql("SET LOCAL statement_timeout = '15min'")
+        yield connection
 
 
 def require_current(database: Database) -> None:

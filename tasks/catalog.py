@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
-TaskName = Literal["summarize", "translate", "generate", "chat"]
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 PAIR = ">"
 

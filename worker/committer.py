@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
+from db.model_card import model_card_id
 from db.outcome import Outcome
 from db.queries import completion
 from db.session import Database
@@ -66,6 +68,7 @@ class Committer:
         self._buffer: deque[tuple[float, Outcome]] = deque()
         self._changed = threading.Condition()
         self._is_urgent = False  # something in the buffer
+        self._model_cards: set[UUID] = set()  # those that are in the database
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
@@ -121,6 +124,7 @@ class Committer:
                 self._write(outcomes)
             except Exception as error:  # whatever it is: this thread may not die
                 away.began(error, num_outcomes=len(outcomes))
+                self._model_cards.clear()  # it may come back as it was before them
                 if self._stopping:
                     return  # their leases run out, and another worker takes the jobs up
                 num_failures += 1
@@ -172,9 +176,27 @@ class Committer:
 
     def _commit(self, outcomes: Sequence[Outcome]) -> None:
         with self._database.write() as session:
+            model_cards = self._write_model_cards(session, outcomes)
             self._write_answers(session, [each for each in outcomes if each.answer is not None])
             self._write_others(session, [each for each in outcomes if each.answer is None])
             passing("committing")
+        self._model_cards |= model_cards
+
+    def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:
+        """Insert the cards that this worker has not committed yet; returns their ids."""
+        cards = {
+            model_card_id(each.answer.model_card): each.answer.model_card
+            for each in outcomes
+            if each.answer is not None and each.answer.model_card is not None
+        }
+        # In order of id, and before any job is locked: two flushes cannot wait for each other.
+        new = [
+            {"id": card_id, "content": cards[card_id]}
+            for card_id in sorted(cards.keys() - self._model_cards)
+        ]
+        if new:
+            session.execute(completion.insert_model_cards(session), new)
+        return set(cards)
 
     def _write_answers(self, session: Session, outcomes: Sequence[Outcome]) -> None:
         for owner, own in by_owner(outcomes).items():
@@ -223,6 +245,7 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "provenance": answer.provenance,
+        "model_card_id": None if answer.model_card is None else model_card_id(answer.model_card),
     }
 
 

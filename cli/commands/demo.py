@@ -13,7 +13,7 @@ import typer
 from cli.output.terminal import err, note, one_line, plural, print_table, say, table, warn
 
 if TYPE_CHECKING:
-    from cli.stack.local_stack import Mill
+    from cli.stack.local_stack import LocalStack
     from db.reading import FoundBatch, FoundJob
 
 DATA_DIR = Path(".tidemill/demo")
@@ -31,31 +31,31 @@ def demo() -> None:
     """
     from cli.errors import CommandError
     from cli.stack.interrupts import Interrupts
-    from cli.stack.local_stack import Mill
+    from cli.stack.local_stack import LocalStack
 
     for path in (NIGHT, CONFIG):
         if not path.is_file():
             raise CommandError(f"there is no {path} here; run the demo in a checkout of Tidemill")
-    mill = Mill(DATA_DIR, CONFIG)
+    stack = LocalStack(DATA_DIR, CONFIG)
     with Interrupts() as interrupts:
 
         def go_on() -> None:
             interrupts.raise_if_any()
-            mill.check()
+            stack.check()
 
         try:
             with err.status("starting an embedded Valkey and an embedded SQLite"):
-                mill.start_stores()
+                stack.start_stores()
             say(f"Valkey, SQLite and the worker's log are in {DATA_DIR}")
-            os.environ.update(mill.environment)
-            batch = _run(mill, go_on)
+            os.environ.update(stack.environment)
+            batch = _run(stack, go_on)
         except KeyboardInterrupt:
             note("stopping; `make demo` goes on where this ended")
             raise typer.Exit(130) from None
         finally:
-            mill.stop(interrupts.several)
+            stack.stop(interrupts.several)
     if any(state != "succeeded" for state in batch.states):
-        warn(f"not every job succeeded; the worker's log is {mill.log}")
+        warn(f"not every job succeeded; the worker's log is {stack.log}")
         raise typer.Exit(1)
     say("\nTry next:")
     say("  .venv/bin/tidemill up                # the same, and it stays")
@@ -64,24 +64,24 @@ def demo() -> None:
     say("    .venv/bin/tidemill results")
 
 
-def _run(mill: "Mill", go_on: Callable[[], None]) -> "FoundBatch":
+def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
     from cli.ingest.enqueue import Complaints, complete_batch, enqueue
-    from cli.ingest.nightly_config import Night
-    from cli.ingest.row_parsing import Intake
+    from cli.ingest.nightly_config import NightlyConfig
+    from cli.ingest.row_parsing import RowParser
     from cli.output.progress import is_finished, watch
     from db.reading import find_results
     from tasks import settings
 
-    night = Night.load(NIGHT)
+    night = NightlyConfig.load(NIGHT)
     today = night.today()
     run_key = night.run_key_of(today)
     known = complete_batch(run_key)
     load_seconds: float | None = None
     if known is None or not is_finished(known):
-        load_seconds = _load_models(mill, go_on)
+        load_seconds = _load_models(stack, go_on)
     ready_at = datetime.now(UTC)
     complaints = Complaints()
-    intake = Intake(
+    intake = RowParser(
         [] if known else night.parts_of(NIGHT.resolve().parent, today),
         settings.catalog(),
         run_key,
@@ -102,7 +102,7 @@ def _run(mill: "Mill", go_on: Callable[[], None]) -> "FoundBatch":
         say("every job of it is finished, so no worker was started")
     else:
         batch = watch(batch, check=go_on)
-    jobs = list(find_results(batch=batch.id, state=None, database=mill.database))
+    jobs = list(find_results(batch=batch.id, state=None, database=stack.database))
     _print_examples(jobs)
     runs = list(_runs(jobs, ready_at))
     _print_totals(jobs, runs)
@@ -139,7 +139,7 @@ def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[Run]:
             )
 
 
-def _load_models(mill: "Mill", go_on: Callable[[], None]) -> float:
+def _load_models(stack: "LocalStack", go_on: Callable[[], None]) -> float:
     """Start the worker and wait until it takes jobs; returns how long that took.
 
     Before a job is submitted: one would wait for the models, and not for its turn.
@@ -151,8 +151,8 @@ def _load_models(mill: "Mill", go_on: Callable[[], None]) -> float:
     if not err.is_terminal:
         note(f"loading {names}")
     with err.status(f"loading {names}"):
-        mill.start_worker()
-        mill.wait_for_worker(go_on)
+        stack.start_worker()
+        stack.wait_for_worker(go_on)
     seconds = time.monotonic() - started
     say(f"loaded {names} in {seconds:,.1f} s")
     return seconds

@@ -34,12 +34,12 @@ def nightly(
     """
     from cli.commands.submit import finish, warn_of_sources
     from cli.ingest.enqueue import Complaints, complete_batch, enqueue
-    from cli.ingest.nightly_config import Night
-    from cli.ingest.row_parsing import Intake
+    from cli.ingest.nightly_config import NightlyConfig
+    from cli.ingest.row_parsing import RowParser
     from cli.stack.ready import require_ready
     from tasks import settings
 
-    night = Night.load(config)
+    night = NightlyConfig.load(config)
     today = day.date() if day is not None else night.today()
     run_key, name = night.run_key_of(today), night.batch_of(today)
     catalog = settings.catalog()
@@ -52,20 +52,20 @@ def nightly(
     parts = [] if done else night.parts_of(folder, today)
     for part in parts:
         part.check_defaults(catalog)
-    intake = Intake(parts, catalog, run_key, complaints.report, complaints.keep)
+    parser = RowParser(parts, catalog, run_key, complaints.report, complaints.keep)
     if dry_run:
         with complaints.opened(parts):
-            intake.check()
+            parser.check()
         say(
-            f"would enqueue {plural(intake.num_good, 'job')} as batch {name} under run key "
-            f"{run_key}, and leave out {plural(intake.num_bad, 'row')}"
+            f"would enqueue {plural(parser.num_good, 'job')} as batch {name} under run key "
+            f"{run_key}, and leave out {plural(parser.num_bad, 'row')}"
         )
-        warn_of_sources(intake.empty, intake.failures)
-        if intake.num_bad or not intake.is_complete:
+        warn_of_sources(parser.empty, parser.failures)
+        if parser.num_bad or not parser.is_complete:
             raise typer.Exit(1)
         return
     enqueued = enqueue(
-        intake,
+        parser,
         complaints,
         name=name,
         run_key=run_key,
@@ -73,7 +73,7 @@ def nightly(
         metadata=night.metadata_of(today),
         strict=strict,
     )
-    if enqueued.batch is None and not enqueued.num_bad and intake.is_complete:
+    if enqueued.batch is None and not enqueued.num_bad and parser.is_complete:
         say("there is nothing to do: the source has no rows")
         return
     finish(enqueued, wait, json)

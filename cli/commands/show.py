@@ -7,7 +7,7 @@ import typer
 
 from cli import options
 from cli.output.escaping import json_text, visible
-from cli.output.terminal import inert, out, say, write_json
+from cli.output.terminal import inert, out, say, warn, write_json
 
 if TYPE_CHECKING:
     from db.reading import JobDetails
@@ -20,6 +20,7 @@ def show(
     """Show one job: what was asked, what came of it, its attempts and its origin."""
     from cli.lookup import found_job
     from cli.stack.ready import require_ready
+    from tasks.quarantine import Reason
 
     [job_id] = options.job_ids([job])
     require_ready()
@@ -31,6 +32,11 @@ def show(
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         say(f"{name:<{width}}  {visible(value, out.encoding, one_line=True)}")
+    for message in details.messages:
+        warn(
+            f"a message that came by this id was set aside: {Reason(message.reason).sentence} "  # type: ignore[call-arg]
+            f"({message.reason}); `tidemill messages {message.id}` shows it"
+        )
     for name, value in details.contract.items():
         _section(name, value)
     if details.job.output is not None:
@@ -108,6 +114,7 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
         "owner": details.owner,
         "contract": dict(details.contract),
         "provenance": details.provenance,
+        "messages": [{"id": str(each.id), "reason": each.reason} for each in details.messages],
         **{
             name: at.isoformat() if at else None
             for name, at in (

@@ -1,5 +1,6 @@
 """`tidemill submit`: one text, or files and folders of them."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,13 @@ from cli.output.terminal import err, inert, note, out, plural, say, warn, write_
 
 if TYPE_CHECKING:
     from tasks.contract import Contract
+
+EXAMPLES = (
+    "tidemill submit summarize --file reports.jsonl --batch reports",
+    'tidemill submit translate "The sea was calm." --source-language en --target-language fr',
+    'tidemill submit generate "Once upon a time" --param temperature=0.8',
+    'tidemill submit chat "Where is the harbour?" --wait',
+)
 
 
 def submit(
@@ -259,7 +267,7 @@ def _submit_files(
 
     from cli.ingest import open_source
     from cli.ingest.enqueue import Complaints, enqueue
-    from cli.ingest.row_parsing import CONTRACTS, Intake, Part
+    from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
     from cli.stack.ready import require_ready
     from tasks import settings
 
@@ -283,11 +291,11 @@ def _submit_files(
     require_ready()
     stem = "stdin" if files[0] == "-" else Path(files[0]).expanduser().resolve().stem
     complaints = Complaints(errors)
-    intake = Intake(
+    parser = RowParser(
         parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
     )
     enqueued = enqueue(
-        intake,
+        parser,
         complaints,
         name=batch or run_key or f"{stem}-{datetime.now():%Y-%m-%d-%H%M%S}",
         run_key=run_key,
@@ -327,14 +335,14 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
         try:
             batch = watch(batch, grows=not is_open)
         except KeyboardInterrupt:
-            note(f"no longer waiting; `tidemill watch {batch.name}` goes on")
+            note(f"no longer waiting; `tidemill watch {shlex.quote(batch.name)}` goes on")
             raise typer.Exit(130) from None
         summary["states"] = {state.value: num for state, num in batch.states.items()}
         if not json:
             say(f"{batch.name}: {states_in_words(batch)}")
         all_well &= batch.states.get(JobState.SUCCEEDED, 0) == batch.num_jobs
     elif batch is not None and not json:
-        note(f"`tidemill watch {batch.name}` shows how it goes")
+        note(f"`tidemill watch {shlex.quote(batch.name)}` shows how it goes")
     if json:
         write_json(summary)
     if not all_well:

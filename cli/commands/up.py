@@ -11,7 +11,7 @@ from cli import options
 from cli.output.terminal import err, note, say
 
 if TYPE_CHECKING:
-    from cli.stack.local_stack import Mill
+    from cli.stack.local_stack import LocalStack
 
 LOOK_SECONDS = 0.25
 EXAMPLES = {  # which the toy models of a checkout know how to answer
@@ -38,7 +38,7 @@ def up(
     find what is started here.
     """
     from cli.stack.interrupts import Interrupts
-    from cli.stack.local_stack import Mill
+    from cli.stack.local_stack import LocalStack
     from db.address import data_dir as default_data_dir
     from tasks.catalog import Catalog
     from tasks.redis_url import read_redis_url
@@ -49,7 +49,7 @@ def up(
     config = config_path({**os.environ, "TIDEMILL_DATA_DIR": os.devnull}, Path.cwd())
     Catalog.load(config).only(tuple(filter(None, (models or "").split(","))))
     folder = data_dir or default_data_dir(os.environ, Path.cwd())
-    mill = Mill(
+    stack = LocalStack(
         folder,
         config,
         models=models,
@@ -59,42 +59,42 @@ def up(
     with Interrupts() as interrupts:
         try:
             with err.status("starting"):
-                mill.start_stores()
+                stack.start_stores()
             with err.status("loading the models") as spinner:
                 if verbose:
                     spinner.stop()
-                mill.start_worker()
-                mill.wait_for_worker(interrupts.raise_if_any)
-            mill.announce()
-            _greet(mill, folder)
+                stack.start_worker()
+                stack.wait_for_worker(interrupts.raise_if_any)
+            stack.announce()
+            _greet(stack, folder)
             while not interrupts.wait(LOOK_SECONDS):
                 if verbose:
-                    mill.show_log()
-                mill.check()
+                    stack.show_log()
+                stack.check()
         except KeyboardInterrupt:
             pass  # while it was starting; what was started is stopped below
         finally:
             if interrupts.any():
                 note("stopping when the running jobs are finished; Ctrl-C again stops at once")
-            mill.stop(interrupts.several)
+            stack.stop(interrupts.several)
 
 
-def _greet(mill: "Mill", folder: Path) -> None:
+def _greet(stack: "LocalStack", folder: Path) -> None:
     from db.address import data_dir as default_data_dir
     from db.masking import masked
     from tasks.catalog import Catalog
 
-    catalog = Catalog.load(Path(mill.environment["TIDEMILL_CONFIG"]))
+    catalog = Catalog.load(Path(stack.environment["TIDEMILL_CONFIG"]))
     first = next(iter(catalog.models.values()))
     task = first.tasks[0]
     pair = next(iter(first.pairs), "en>fr").split(">")
     languages = (
         f" --source-language {pair[0]} --target-language {pair[1]}" if task == "translate" else ""
     )
-    say(f"Redis     {masked(mill.redis_url)}")
-    say(f"Database  {mill.database.shown_url}")
-    say(f"Worker    ready, its log is {mill.log}")
-    if mill.data_dir != default_data_dir(os.environ, Path.cwd()).resolve():
+    say(f"Redis     {masked(stack.redis_url)}")
+    say(f"Database  {stack.database.shown_url}")
+    say(f"Worker    ready, its log is {stack.log}")
+    if stack.data_dir != default_data_dir(os.environ, Path.cwd()).resolve():
         say(f"Commands find it with TIDEMILL_DATA_DIR={shlex.quote(str(folder))}")
     say("\nIn another terminal, in this folder:\n")
     say(f'  tidemill submit {task} "{EXAMPLES[task]}"{languages} --wait')

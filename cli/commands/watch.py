@@ -1,5 +1,6 @@
 """`tidemill watch`: a batch on its way, until it is finished."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -26,13 +27,13 @@ def watch(
     try:
         ended = watch_batch(found, console=out)
     except KeyboardInterrupt:
-        note(f"the batch goes on; `tidemill watch {batch}` comes back to it")
+        note(f"the batch goes on; `tidemill watch {shlex.quote(batch)}` comes back to it")
         raise typer.Exit(130) from None
     say(f"{visible(ended.name, one_line=True)}: {states_in_words(ended)}")
     if not is_finished(ended):
         note("it was never enqueued to its end; start that again under the same run key")
         raise typer.Exit(1)
     if ended.states.get(JobState.FAILED):
-        note(f"`tidemill results --batch {batch} --state failed` says why")
+        note(f"`tidemill results --batch {shlex.quote(batch)} --state failed` says why")
     if ended.states.get(JobState.SUCCEEDED, 0) < ended.num_jobs:
         raise typer.Exit(1)

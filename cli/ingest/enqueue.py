@@ -1,5 +1,6 @@
-"""Enqueuing: an intake becomes a batch, with a progress bar, once."""
+"""Enqueuing: a row parser becomes a batch, with a progress bar, once."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from cli.ingest.errors_file import ErrorsFile
-from cli.ingest.row_parsing import Intake, Part, Refusal
+from cli.ingest.row_parsing import Part, Refusal, RowParser
 from cli.output.progress import EnqueueProgress, states_in_words
 from cli.output.terminal import note, plural, warn
 from db.reading import FoundBatch, find_batches
@@ -110,7 +111,7 @@ def complete_batch(run_key: str | None) -> FoundBatch | None:
 
 
 def enqueue(
-    intake: Intake,
+    parser: RowParser,
     complaints: Complaints,
     *,
     name: str,
@@ -119,7 +120,7 @@ def enqueue(
     metadata: dict[str, str] | None = None,
     strict: bool = False,
 ) -> Enqueued:
-    """Enqueue everything that the intake takes.
+    """Enqueue everything that the row parser takes.
 
     strict: nothing at all when a single row is bad or a source is not as it
     should be; reads the source twice. A batch of which a source was empty or
@@ -129,19 +130,19 @@ def enqueue(
         return Enqueued(
             batch=batch, num_new=0, num_known=batch.num_jobs, num_bad=0, was_complete=True
         )
-    with complaints.opened(intake.parts), _saying_what_is_kept(name, run_key) as told:
+    with complaints.opened(parser.parts), _saying_what_is_kept(name, run_key) as told:
         if strict:
-            intake.check()
-            if intake.num_bad or not intake.is_complete:
-                return _enqueued(intake, None)
+            parser.check()
+            if parser.num_bad or not parser.is_complete:
+                return _enqueued(parser, None)
         with EnqueueProgress(name) as progress:
-            contracts = _unless_empty(intake.contracts())
+            contracts = _unless_empty(parser.contracts())
             if contracts is None:
-                return _enqueued(intake, None)
+                return _enqueued(parser, None)
 
             def tell(num_kept: int) -> None:
                 told(num_kept)
-                progress.show(num_kept, intake.fraction)
+                progress.show(num_kept, parser.fraction)
 
             told(0)
             submitted = submit_batch(
@@ -151,20 +152,20 @@ def enqueue(
                 tenant=tenant,
                 metadata=metadata,
                 on_progress=tell,
-                is_complete=lambda: run_key is None or intake.is_complete,
+                is_complete=lambda: run_key is None or parser.is_complete,
             )
-    return _enqueued(intake, submitted)
+    return _enqueued(parser, submitted)
 
 
-def _enqueued(intake: Intake, submitted: SubmittedBatch | None) -> Enqueued:
+def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
     found = find_batches(submitted.id, database=settings.database()) if submitted else []
     return Enqueued(
         batch=found[0] if found else None,
         num_new=submitted.num_new if submitted else 0,
         num_known=submitted.num_known if submitted else 0,
-        num_bad=intake.num_bad,
-        empty=tuple(intake.empty),
-        failures=tuple(intake.failures),
+        num_bad=parser.num_bad,
+        empty=tuple(parser.empty),
+        failures=tuple(parser.failures),
     )
 
 
@@ -189,7 +190,7 @@ def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[i
             # What was committed last may not have been told.
             number = f", at least {plural(num_kept, 'job')}" if num_kept else ""
             go_on = (
-                f"`tidemill cancel --batch {name}` takes it back"
+                f"`tidemill cancel --batch {shlex.quote(name)}` takes it back"
                 if run_key is None
                 else "the same command goes on where this ended"
             )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cli.ingest import Source, open_source
 from cli.ingest.row_parsing import CONTRACTS, Part
 from cli.ingest.sql import SqlSource
-from tasks.catalog import TaskName
+from engine.protocol.task_names import TaskName
 from tasks.contract import clash
 from tasks.errors import SettingsError
 
@@ -70,7 +70,7 @@ class PartTable(BaseModel):
     allow_empty: bool | None = None  # None: as the night has it
 
 
-class Night(BaseModel):
+class NightlyConfig(BaseModel):
     """One batch: one source, or several parts under one run key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

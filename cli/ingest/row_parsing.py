@@ -1,4 +1,4 @@
-"""Intake: rows of sources become contracts, and every row that cannot is reported."""
+"""RowParser: rows of sources become contracts, and every row that cannot is reported."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +158,7 @@ class Refusal:
     problem: str
 
 
-class Intake:
+class RowParser:
     """Reads parts one after the other; what it cannot take it reports, and goes on.
 
     Under a run key each job's idempotency key is the run key with the row's

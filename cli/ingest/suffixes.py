@@ -1,6 +1,7 @@
 """Which source reads a path: a folder, or a file by its suffix."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -60,6 +61,6 @@ def open_source(path: Path) -> Source:
     if reader is None:
         raise SourceUnusable(
             f"{path} is none of the known kinds: {', '.join(READERS)}, or a folder of text files; "
-            f"`tidemill submit TASK - < {path}` submits what is in it as one text"
+            f"`tidemill submit TASK - < {shlex.quote(str(path))}` submits what is in it as one text"
         )
     return reader(path)

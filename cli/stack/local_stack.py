@@ -1,4 +1,4 @@
-"""A mill: everything that `tidemill up` starts, in order, and stops in the reverse order.
+"""A stack: everything that `tidemill up` starts, in order, and stops in the reverse order.
 
     Valkey -> database -> worker
 
@@ -33,7 +33,7 @@ DRAIN_SECONDS = 60.0  # the worker's own limit is shorter
 QUIT_SECONDS = 10.0
 
 
-class Mill:
+class LocalStack:
     """The parts of one data folder. Always: what was started is stopped by `stop`."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Mill:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs to find this mill."""
+        """What a process needs to find this stack."""
         return {
             "TIDEMILL_REDIS_URL": self.redis_url,
             "TIDEMILL_DATABASE_URL": self.database.url.render_as_string(hide_password=False),

@@ -43,6 +43,16 @@ def quarantined(limit: int) -> Select[QuarantinedMessage]:
     return select(QuarantinedMessage).order_by(QuarantinedMessage.id.desc()).limit(limit)
 
 
+def quarantined_of(job_id: UUID, limit: int) -> Select[UUID, str]:
+    """The (id, reason) of the newest messages that name a job."""
+    return (
+        select(QuarantinedMessage.id, QuarantinedMessage.reason)
+        .where(QuarantinedMessage.job_id == job_id)
+        .order_by(QuarantinedMessage.id.desc())
+        .limit(limit)
+    )
+
+
 def num_quarantined(condition: ColumnElement[bool] | None = None) -> Select[int]:
     counted = select(func.count()).select_from(QuarantinedMessage)
     return counted if condition is None else counted.where(condition)

@@ -26,7 +26,8 @@ from engine.kv_cache.base import KVCacheManager, kv_cache_for, machine_for, refu
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
-from engine.protocol.messages import ModelCard, Output, Request, Task
+from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.task_names import TaskName
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
@@ -63,7 +64,7 @@ NEUTRAL: dict[str, Any] = {
 }
 # Where keys and values lie has no say in the tokens, unless they are rounded.
 EXACT_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid")
-TASKS: tuple[Task, ...] = ("generate", "summarize", "translate", "chat")
+TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 IN_FLIGHT = "in flight"  # the one group of all that share steps
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from engine.errors import SpecError
+from engine.protocol.task_names import TASK_NAMES
 
 ENGINES = ("auto", "inflight", "exact", "ctranslate2", "vllm", "fake")
 QUANTIZATIONS = ("none", "int8", "bfloat16")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-TASKS = ("summarize", "translate", "generate", "chat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class EngineSpec:
                 'memory is above 0 and at most 1; write bytes as "2GiB"'
             )
         for task, template in self.prompt.items():
-            self._one_of("a task under prompt", task, TASKS)
+            self._one_of("a task under prompt", task, TASK_NAMES)
             self._check_template(task, template)
 
     @classmethod

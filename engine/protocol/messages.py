@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 from engine.errors import RequestError
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Sized
+from engine.protocol.task_names import TaskName as Task
 
-Task = Literal["summarize", "translate", "generate", "chat"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 

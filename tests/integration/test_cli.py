@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cli.commands.submit import EXAMPLES
 from tests.commands import CommandLine, InProcess, ids
 
 
@@ -249,3 +251,21 @@ def test_a_folder_without_configuration_says_how_one_looks(tmp_path: Path) -> No
 
     assert ended.status == 1
     assert "[models.reports]" in ended.err
+
+
+@pytest.mark.parametrize("task", ["summarize", "translate", "generate", "chat"])
+def test_the_help_of_submit_has_an_example_of_each_task_that_runs(
+    stored: InProcess, task: str
+) -> None:
+    """All but --wait, for which a worker would be needed."""
+    stored.write("reports.jsonl", {"text": "a report"})
+    shown = " ".join(stored("submit", "--help").out.split())
+    (example,) = [each for each in EXAMPLES if each.startswith(f"tidemill submit {task} ")]
+    assert example in shown
+
+    _, *arguments = [each for each in shlex.split(example) if each != "--wait"]
+
+    ended = stored(*arguments)
+    assert ended.status == 0, ended.err
+    [row] = stored("results", "--state", "all", "--format", "jsonl").out.splitlines()
+    assert (json.loads(row)["task"], json.loads(row)["state"]) == (task, "queued")

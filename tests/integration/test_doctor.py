@@ -1,11 +1,18 @@
 """The doctor says who holds what, and what is overdue."""
 
 import json
+import os
+import resource
 import sys
 from typing import Any
 
+import pytest
+import redis
+
+from cli.stack.embedded_valkey import EmbeddedValkey
 from db.clock import seconds_from_now
 from db.queries import dispatch, worker_registry
+from tests.commands import CommandLine, InProcess
 from tests.jobs import claimed_job, set_columns
 from tests.workers import Cluster
 
@@ -45,3 +52,88 @@ def test_of_a_worker_that_works_nothing_is_overdue(cluster: Cluster) -> None:
     assert f":{worker.pid}:" in named
     assert found["overdue"]["ok"]
     assert all(each["ok"] for each in found.values()), found
+
+
+def of_subject(findings: list[dict[str, Any]], subject: str) -> list[dict[str, Any]]:
+    return [each for each in findings if each["subject"] == subject]
+
+
+def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandLine) -> None:
+    """No file of the doctor's process may grow: the file system refuses it, as a full one does."""
+    file = tidemill.folder / "x.db"
+    tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{file}"}
+    assert tidemill("migrate").status == 0
+    doctor = tidemill("doctor", "--json")
+    assert all("takes no write" not in each["sentence"] for each in doctor.json)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))  # inherited
+    try:
+        doctor = tidemill("doctor", "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert doctor.status == 1
+    refused = [each for each in of_subject(doctor.json, "database") if not each["ok"]]
+    assert len(refused) == 1, doctor.json
+    assert "it takes no write: the database failed: " in refused[0]["sentence"]
+    assert "fault in Tidemill" not in doctor.err
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "files_left", "says"),
+    [
+        (0, 100, "only 0 MiB of 1.0 GiB are free on the disk of"),
+        (255 * 2**20, 100, "make room, or jobs and results cannot be kept"),
+        (2**30, 0, "no more files can be made on the disk of"),
+    ],
+)
+def test_a_disk_that_is_full_or_nearly_is_a_fault(
+    stored: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    free_bytes: int,
+    files_left: int,
+    says: str,
+) -> None:
+    """As the operating system tells it of such a disk."""
+    figures = (4096, 4096, 2**18, free_bytes // 4096, free_bytes // 4096, 100, 100, files_left)
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*figures, 0, 255)))
+    (stored.folder / ".tidemill").mkdir()  # the data folder: what `up` keeps is on its disk
+    doctor = stored("doctor", "--json")
+    disks = of_subject(doctor.json, "disk")
+    assert disks
+    for disk in disks:
+        assert not disk["ok"]
+        assert says in disk["sentence"]
+    assert doctor.status == 1
+
+
+def test_an_append_only_file_that_cannot_be_written_is_a_fault(tidemill: CommandLine) -> None:
+    """The file is /dev/full, which refuses every byte with ENOSPC."""
+    folder = tidemill.folder / "valkey"
+    (folder / "appendonlydir").mkdir(parents=True)
+    (folder / "appendonlydir" / "appendonly.aof.1.incr.aof").symlink_to("/dev/full")
+    server = EmbeddedValkey(folder)
+    server.start()
+    try:
+        tidemill.environment = {
+            "TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db",
+            "TIDEMILL_REDIS_URL": server.url,
+        }
+        assert tidemill("migrate").status == 0
+        with redis.Redis.from_url(server.url) as client:
+            client.set("canary", "x")  # the write to the file comes after this answer
+            with pytest.raises(redis.ResponseError, match="MISCONF"):
+                until_refused(client)
+        doctor = tidemill("doctor", "--json")
+    finally:
+        server.stop()
+    assert doctor.status == 1
+    faults = [each["sentence"] for each in of_subject(doctor.json, "redis") if not each["ok"]]
+    assert any("its last write to its append-only file failed" in each for each in faults), faults
+    assert any("it refuses to write: " in each for each in faults), faults
+
+
+def until_refused(client: "redis.Redis") -> None:
+    for _ in range(10_000):
+        client.set("canary", "x")

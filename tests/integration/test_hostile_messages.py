@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from db import JobState
 from db.models import Job, QuarantinedMessage
 from tasks import generate
-from tasks.quarantine import Reason, keep
+from tasks.quarantine import Reason, job_id_of, keep
 from tests.hostile import CANARY, ENTRIES, PATHS, dumped, envelope
 from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_sqlite, until
 from worker.celery.envelope import Malformed
@@ -143,6 +143,13 @@ def test_a_message_is_found_with_its_reason_and_its_job(producer: Cluster) -> No
         assert told[1]["is_whole"]
         raw = producer.run(*TIDEMILL, "messages", "--raw", told[1]["id"]).stdout
         assert json.loads(raw)["headers"]["id"] == job_id
+        of_two = str(job_id_of("order 8"))
+        shown = producer.run(*TIDEMILL, "show", of_two)
+        assert "a job with other contents has the same id (id_conflict)" in shown.stderr
+        assert f"`tidemill messages {told[0]['id']}`" in shown.stderr
+        assert json.loads(producer.run(*TIDEMILL, "show", of_two, "--json").stdout)["messages"] == [
+            {"id": told[0]["id"], "reason": "id_conflict"}
+        ]
         assert "2 set aside" in producer.run(*TIDEMILL, "status").stdout
         assert producer.run(*TIDEMILL, "messages", "--delete").returncode == 0
         assert quarantined(producer) == []

@@ -1,6 +1,7 @@
 """`tidemill up` and what works in its folder: commands, workers, the demo; and how it ends."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -215,6 +216,14 @@ def test_the_demo_goes_the_whole_road_and_knows_its_batch_again(tidemill: Comman
     for task in ("summarize", "translate", "generate", "chat"):
         assert f"\n{task}" in first.out
     assert "Try next:" in first.out
+    assert re.search(r"^loaded parrot, terse in [\d.]+ s$", first.out, re.M)
+    assert re.search(r"^load  [\d.]+ s, once, before the first job was submitted$", first.out, re.M)
+    assert re.search(r"^work  20 jobs in [\d.]+ s: \S+ jobs/s, \S+ tokens/s$", first.out, re.M)
+    head = next(line for line in first.out.splitlines() if "wait p50/p95" in line)
+    assert "run p50/p95" in head
+    of_all = next(line for line in first.out.splitlines() if line.startswith("all "))
+    assert len(re.findall(r"[\d.]+/[\d.]+ s", of_all)) == 2, "a wait and a run"
+    assert "load  " not in second.out, "nothing was loaded for a batch that is finished"
     assert second.status == 0
     assert "already enqueued under run key demo-" in second.out
     assert "20 jobs (20 succeeded)" in second.out

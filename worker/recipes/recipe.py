@@ -65,5 +65,6 @@ def answer_of(work: Work, output: Output) -> Answer:
         finish_reason=best.finish_reason,
         prompt_tokens=output.prompt_tokens,
         completion_tokens=sum(choice.completion_tokens for choice in output.choices),
-        provenance={**work.card.to_json(), "settings": dict(output.settings)},
+        provenance={"settings": dict(output.settings)},
+        model_card=work.card.to_json(),
     )

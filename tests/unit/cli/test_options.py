@@ -6,11 +6,9 @@ import typer
 from cli import options
 from db.lane import Lane
 from db.states import JobState
-from tasks.catalog import TaskName
 
 
 def test_the_choices_are_those_of_the_packages_that_know_them() -> None:
-    assert get_args(options.TaskName) == get_args(TaskName)
     assert get_args(options.LaneName) == tuple(Lane)
     assert get_args(options.StateName) == (*JobState, "all")
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cli.errors import SourceUnusable
-from cli.ingest.nightly_config import Night
+from cli.ingest.nightly_config import NightlyConfig
 from tasks.errors import SettingsError
 
 DAY = date(2026, 1, 31)
@@ -37,10 +37,10 @@ metadata = { origin = "elsewhere" }
 """
 
 
-def night(folder: Path, text: str) -> Night:
+def night(folder: Path, text: str) -> NightlyConfig:
     path = folder / "nightly.toml"
     path.write_text(text)
-    return Night.load(path)
+    return NightlyConfig.load(path)
 
 
 def test_the_date_is_put_wherever_it_is_asked_for(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_an_unknown_time_zone_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.toml cannot be read"):
-        Night.load(tmp_path / "none.toml")
+        NightlyConfig.load(tmp_path / "none.toml")
 
 
 # --- docs/nightly.md -----------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_every_setting_on_the_page_is_one_and_none_is_left_out() -> None:
     tabled = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
 
     tables = {"task", "source", "params", "fields", "metadata", "parts"}
-    assert tabled == set(Night.model_fields) - tables
+    assert tabled == set(NightlyConfig.model_fields) - tables
 
 
 def test_the_cron_job_on_the_page_is_kubernetes_s() -> None:

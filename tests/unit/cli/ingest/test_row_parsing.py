@@ -7,7 +7,7 @@ import pytest
 
 from cli.errors import ColumnsUnfit
 from cli.ingest import BadRow, Row
-from cli.ingest.row_parsing import CONTRACTS, Intake, Part
+from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
 from cli.ingest.source import CheckColumns
 from tasks.catalog import Catalog, Model
 from tasks.chat import ChatContract
@@ -52,9 +52,9 @@ def part(given: list[Any], task: str = "summarize", **more: Any) -> Part:
     return Part(source=GivenSource(given, columns), contract=CONTRACTS[task], **more)
 
 
-def intake(*parts: Part, run_key: str | None = None) -> tuple[Intake, list[str]]:
+def intake(*parts: Part, run_key: str | None = None) -> tuple[RowParser, list[str]]:
     complaints: list[str] = []
-    return Intake(parts, CATALOG, run_key, complaints.append), complaints
+    return RowParser(parts, CATALOG, run_key, complaints.append), complaints
 
 
 def test_a_bad_row_is_reported_by_its_place_and_the_rest_goes_through() -> None:
