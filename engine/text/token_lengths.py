@@ -55,14 +55,14 @@ class PrefixBound:
         """
         if len(text) <= self.max_uncounted:
             return 0
-        at, least = 0, 0.0
+        at, least = 0, 0
         while at < min(len(text), self.max_characters) and least <= self.max_tokens:
             end = slice_end(text, at)
             num_tokens = count_tokens(text[at:end])
-            least += max((1 - MARGIN_SHARE) * num_tokens - MARGIN_TOKENS, 0)
+            least += max(int((1 - MARGIN_SHARE) * num_tokens) - MARGIN_TOKENS, 0)
             between_slices()
             at = end
-        return int(least)
+        return least
 
 
 def slice_end(text: str, begin: int) -> int:

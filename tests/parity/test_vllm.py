@@ -17,12 +17,14 @@ import pytest
 import torch
 import transformers
 
+from engine.backends.greedy_only import refuse_unless_greedy
 from engine.backends.loader import Checkpoint
 from engine.backends.vllm import VllmBackend, only
-from engine.errors import EngineBroken, Unloadable
+from engine.errors import EngineBroken, Unloadable, UnsupportedParameter
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
+from engine.sampling.resolve_params import Settings
 from tests import checkpoints
 from tests.engines import Bench, Child, Ids, child, needs_vllm
 from tests.parity.alone import Alone
@@ -304,6 +306,14 @@ def test_a_checkpoint_that_it_cannot_answer_for_is_not_loaded(
         VllmBackend(spec, Checkpoint.load(spec))
 
 
+@pytest.mark.parametrize("stop", ["<|im_end|>", "a secret of the keeper"])
+def test_a_stop_is_refused_without_its_text_be_it_a_special_token_or_not(stop):
+    settings = Settings(max_new_tokens=4, stop=(stop,))
+    with pytest.raises(UnsupportedParameter, match=r"^stop: .* vLLM") as refused:
+        refuse_unless_greedy(settings, "vLLM")
+    assert stop not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [("t5", "t5 is an encoder-decoder"), ("gpt_neox", "gpt_neox is not among the proved families")],
@@ -315,7 +325,13 @@ def test_a_family_that_it_cannot_answer_for_is_not_loaded(folder_of, kind, said)
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("suppress_tokens", [5]), ("bad_words_ids", [[5]]), ("min_p", 0.1)]
+    ("setting", "value"),
+    [
+        ("suppress_tokens", [5]),
+        ("bad_words_ids", [[5]]),
+        ("min_p", 0.1),
+        ("stop_strings", ["<|im_end|>"]),
+    ],
 )
 def test_a_setting_of_its_own_that_would_be_passed_over_is_named(
     model_of, tmp_path, setting, value
