@@ -134,7 +134,7 @@ class NoChatTemplate(RequestError):
 class GenerationFailed(RequestError):
     code = "generation_failed"
 
-    def __init__(self, error: BaseException, doing: str = "answering") -> None:
+    def __init__(self, error: BaseException, doing: str) -> None:
         """doing: what was being done"""
         super().__init__(
             f"the model raised {type(error).__name__} on this request while {doing}: "
@@ -157,6 +157,7 @@ def in_words(error: BaseException) -> str:
     kinds = {
         IndexError: "a token or position is outside a table",
         KeyError: "a name or token is not known",
+        LookupError: "something is not to be found",
         UnicodeError: "bytes are no text",
         TypeError: "a value of another type, or none, came where one is needed",
         ValueError: "a value that it does not take",
@@ -164,6 +165,15 @@ def in_words(error: BaseException) -> str:
         NotImplementedError: "it does not support this",
         OverflowError: "a number is too large",
         ZeroDivisionError: "a division by zero",
+        ArithmeticError: "a number without a value",
+        ImportError: "a package that it needs is not installed",
+        FileNotFoundError: "a file that it needs is not there",
+        TimeoutError: "something did not answer in time",
+        EOFError: "a file or a connection ended too early",
+        OSError: "a file or a device could not be used",
+        RecursionError: "it calls itself without an end",
+        AssertionError: "what it takes for granted does not hold",
+        MemoryError: "there is not enough memory",
         RuntimeError: "a computation could not be run",
     }
     words = next(

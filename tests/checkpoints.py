@@ -71,7 +71,7 @@ def build(kind: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))
-        (KINDS | UNPROVED)[kind](folder)
+        (KINDS | UNPROVED | UNLISTED)[kind](folder)
     return folder
 
 
@@ -535,11 +535,61 @@ def nllb_moe(folder: Path) -> None:
     shutil.rmtree(source)
 
 
+def rwkv_rescaled(folder: Path) -> None:
+    """It divides its weights at its first forward, once."""
+    rwkv(folder)
+    model = hf.RwkvForCausalLM.from_pretrained(folder)
+    model.config.rescale_every = 1
+    model.save_pretrained(folder)
+
+
 # Families whose requests may not share a call.
 UNPROVED: dict[str, Callable[[Path], None]] = {
     each.__name__: each
     for each in (
         bart_decoder, mbart_decoder, marian_decoder, pegasus_decoder,
-        rwkv, llama_dynamic, llama_longrope, bigbird_pegasus, nllb_moe,
+        rwkv, rwkv_rescaled, llama_dynamic, llama_longrope, bigbird_pegasus, nllb_moe,
     )
+}  # fmt: skip
+
+
+def unlisted(config_type: Any, **own: Any) -> Callable[[Path], None]:
+    """One of the decoder-only families that are named nowhere, with GPT-2's tokenizer."""
+
+    def write(folder: Path) -> None:
+        vocab, merges = byte_level(["<|endoftext|>"])
+        tokenizer = hf.GPT2Tokenizer(vocab=vocab, merges=merges)
+        ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = config_type(**{**llama_like(tokenizer), "pad_token_id": None, **own, **ends})
+        save(folder, tokenizer, hf.AutoModelForCausalLM.from_config(config))
+
+    return write
+
+
+JAMBA = {
+    "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
+    "expert_layer_period": 2, "num_experts": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+}  # fmt: skip
+LONGCAT = {
+    "num_layers": 1, "num_hidden_layers": 2, "ffn_hidden_size": 2 * WIDTH,
+    "expert_ffn_hidden_size": WIDTH, "n_routed_experts": 4, "zero_expert_num": 1, "moe_topk": 2,
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "head_dim": 8,
+}  # fmt: skip
+# Families that no list names, and of which it shows at load that their requests may share one.
+UNLISTED: dict[str, Callable[[Path], None]] = {
+    "bloom": unlisted(hf.BloomConfig, n_layer=2, n_head=4),
+    "falcon": unlisted(hf.FalconConfig),
+    # Its windows are shorter than most prompts.
+    "gemma2": unlisted(
+        hf.Gemma2Config, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8,
+        sliding_window=12,
+    ),
+    "gptj": unlisted(
+        hf.GPTJConfig, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=POSITIONS, rotary_dim=8
+    ),
+    "granite": unlisted(hf.GraniteConfig, num_key_value_heads=2),
+    "jamba": unlisted(hf.JambaConfig, num_key_value_heads=2, **JAMBA),
+    "longcat": unlisted(hf.LongcatFlashConfig, **LONGCAT),
+    "phi": unlisted(hf.PhiConfig),
 }  # fmt: skip

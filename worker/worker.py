@@ -133,7 +133,8 @@ class Worker:
         }
 
     def engines(self) -> list[dict[str, Any]]:
-        """What each engine loaded and how it was sized, with reasons; JSON-able."""
+        """What each engine loaded, how it was sized, with reasons, and how many requests went
+        which way; JSON-able."""
         return [
             {
                 "model": client.spec.alias,
@@ -141,6 +142,10 @@ class Worker:
                 "settings": {
                     name: {"value": getattr(client.sized.spec, name), "reason": reason}
                     for name, reason in self._reasons_of(client).items()
+                },
+                "requests": {
+                    "in_flight": client.progress.num_in_flight,
+                    "by_generate": client.progress.num_by_generate,
                 },
             }
             for client in self._engines

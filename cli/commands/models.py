@@ -67,6 +67,15 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def requests_by_way(engines: list[dict[str, Any]]) -> str:
+    """How many joined others at any step, and how many were run to their end by `generate`."""
+    ways = [engine.get("requests") or {} for engine in engines]  # an older worker counts none
+    num_in_flight, num_by_generate = (
+        sum(each.get(way, 0) for each in ways) for way in ("in_flight", "by_generate")
+    )
+    return f"{num_in_flight:,} in flight, {num_by_generate:,} by generate"
+
+
 def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
     """Equal engines are told once."""
     made = table("loaded", "setting", "value", "because")
@@ -77,6 +86,7 @@ def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
             if (card, chosen) in told:
                 continue
             told.append((card, chosen))
+            equal = [each for each in engines if (each["card"], each["settings"]) == told[-1]]
             size = f"{card['num_parameters'] / 1e6:,.1f}M parameters"
             what = f"{card['model_type']}, {size}, {card['dtype']}"
             made.add_row(alias, "device", card["device"], what)
@@ -84,4 +94,5 @@ def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
                 value = setting["value"]
                 shown = f"{value:,} {UNITS.get(name, '')}" if isinstance(value, int) else str(value)
                 made.add_row("", name, shown.strip(), setting["reason"])
+            made.add_row("", "requests", requests_by_way(equal), card.get("engine_reason") or "")
     return made

@@ -6,6 +6,7 @@ import typer
 
 from cli import options
 from cli.commands.messages import num_set_aside
+from cli.commands.models import requests_by_way
 from cli.output.terminal import plural, print_table, say, table, write_json
 
 
@@ -62,6 +63,14 @@ def status(json: options.Json = False) -> None:
                         "name": worker.name,
                         "models": worker.room,
                         "started_at": worker.started_at.isoformat(),
+                        "engines": [
+                            {
+                                "model": engine["model"],
+                                "reason": engine["card"].get("engine_reason"),
+                                "requests": engine.get("requests"),
+                            }
+                            for engine in worker.engines or []
+                        ],
                     }
                     for worker in workers
                 ],
@@ -85,6 +94,10 @@ def status(json: options.Json = False) -> None:
         for worker in workers:
             since = f"{worker.started_at.astimezone():%Y-%m-%d %H:%M}"
             say(f"          {worker.name}, since {since}: {', '.join(sorted(worker.room))}")
+            for engine in worker.engines or []:
+                reason = engine["card"].get("engine_reason")
+                why = f" ({reason})" if reason else ""
+                say(f"            {engine['model']}: {requests_by_way([engine])}{why}")
         if num_messages:
             say(
                 f"Messages  {num_messages:,} set aside, which could not be taken; "

@@ -23,7 +23,7 @@ from ctranslate2.converters import transformers as converters
 
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint
-from engine.backends.proved_families import why_not_shared
+from engine.backends.proved_families import why_not_proved
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -106,7 +106,11 @@ class CTranslate2Backend:
         except Exception as error:
             if len(sequences) == 1:
                 log.error("request failed", extra={"error": error_location(error)})
-                return [Completion.failed(sequences[0], GenerationFailed(error))]
+                return [
+                    Completion.failed(
+                        sequences[0], GenerationFailed(error, "generating by CTranslate2")
+                    )
+                ]
             log.warning(
                 "group failed and is run in parts",
                 extra={"error": error_location(error), "num_sequences": len(sequences)},
@@ -141,7 +145,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
     config, own = checkpoint.config, checkpoint.generation_config
     if config.model_type not in PROVED:
         return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
-    if (reason := why_not_shared(checkpoint.model)) is not None:
+    if (reason := why_not_proved(checkpoint.model)) is not None:
         return reason
     if checkpoint.card.device != "cpu" or checkpoint.card.dtype != "float32":
         return (

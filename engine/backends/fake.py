@@ -122,7 +122,7 @@ class FakeBackend:
         if self._holds(sequence, self.spec.fake_crash_on):
             os._exit(CRASH_STATUS)
         if self._holds(sequence, self.spec.fake_fail_on):
-            return Completion.failed(sequence, GenerationFailed(FakeFailure()))
+            return Completion.failed(sequence, GenerationFailed(FakeFailure(), "generating"))
         if self._holds(sequence, self.spec.fake_out_of_memory_on):
             error = OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
             return Completion.failed(sequence, error)

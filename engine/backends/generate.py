@@ -7,19 +7,21 @@ other share one call. A step runs a group from its beginning to its end.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from engine.backends.batch_probe import is_tried, why_not_batched
 from engine.backends.loader import Checkpoint
 from engine.backends.model_state import Freshness
-from engine.backends.proved_families import why_not_shared
+from engine.backends.proved_families import why_not_proved
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -93,14 +95,40 @@ class GenerateBackend:
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
-        self.why_alone = why_not_shared(self.model)
-        # What runs alone may also leave something on the model for the next request.
-        self.freshness = None if self.why_alone is None else Freshness(self.model)
-        why_one_by_one = None if self.why_alone is None else f"one by one: {self.why_alone}"
-        self._card: ModelCard = replace(checkpoint.card, engine_reason=why_one_by_one)
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
+        self.freshness: Freshness | None = None  # of what runs alone
+        self.why_alone: str | None = None  # why its requests may not share a call
+        self._card: ModelCard = checkpoint.card
+        why_not = why_not_proved(self.model)
+        if why_not is not None:
+            self._try_batches(why_not)
+
+    def _try_batches(self, why_not: str) -> None:
+        """Let requests share calls if that is shown to change nothing.
+
+        why_not: why it is not known beforehand
+        """
+        # What runs alone may also leave something on the model for the next request.
+        freshness = Freshness(self.model)
+        self.why_alone = why_not_batched(self, freshness)
+        if self.why_alone is None:
+            tried = "in batches, which were tried at load"
+            reason = f"{tried if is_tried(self) else 'in batches'}; {why_not}"
+            log.info("batches change no answer", extra={"alias": self.spec.alias})
+        else:
+            self.freshness = freshness
+            reason = f"one by one: {self.why_alone}; {why_not}"
+            log.warning(
+                "requests run one by one",
+                extra={"alias": self.spec.alias, "reason": self.why_alone},
+            )
+        self._card = replace(self._card, engine_reason=reason)
+
+    def kept_apart(self) -> dict[str, Any]:
+        """The settings that keep a request from company or padding, as they do nothing."""
+        return {**LOOKS_AT_THE_PROMPT, **LOOKS_AT_THE_ROW, **RUNS_ALONE}
 
     @classmethod
     def load(cls, spec: EngineSpec) -> GenerateBackend:
@@ -196,7 +224,7 @@ class GenerateBackend:
         assert isinstance(first.batch_key, BatchKey)
         draws_here = settings.do_sample and first.batch_key.alone is None
         config = self.generation_config(sequences)
-        input_ids, attention_mask = self._padded(sequences)
+        input_ids, attention_mask = self.padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = PerRequestStops(
             sequences, num_before, self.text.token_texts, rows_keep_their_place=not_beams(first)
@@ -207,9 +235,7 @@ class GenerateBackend:
             processors.append(PerRequestSampler(sequences, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
             keep_sampled_order(config)
-        with torch.inference_mode(), torch.random.fork_rng(self._random_devices()):
-            if settings.do_sample:
-                torch.manual_seed(settings.seed)
+        with torch.inference_mode(), self.seeded(settings.seed):
             if self.freshness is not None:
                 self.freshness.restore()
             rows = self.model.generate(
@@ -254,7 +280,7 @@ class GenerateBackend:
             config.decoder_start_token_id = first.decoder_start_token_id
         return config
 
-    def _padded(self, sequences: tuple[Sequence, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def padded(self, sequences: tuple[Sequence, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """(requests, longest prompt) int64: token ids, and 1 where there is one.
 
         A decoder goes on from its last column, so it is padded on the left.
@@ -274,8 +300,14 @@ class GenerateBackend:
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _random_devices(self) -> list[torch.device]:
-        return [self.model.device] if self.model.device.type == "cuda" else []
+    @contextlib.contextmanager
+    def seeded(self, seed: int | None) -> Iterator[None]:
+        """What is drawn within follows from the seed, if there is one."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
 
 
 def length_class(num_tokens: int) -> tuple[str, int]:

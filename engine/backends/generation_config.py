@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
+# Where keys and values lie has no say in the tokens, unless they are rounded.
+EXACT_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid")
 # Those that `transformers` moved out of `generate`, or that ask for more than a checkpoint:
 # the values at which they do nothing, and what they are.
 NOT_RUN: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -20,12 +25,18 @@ NOT_RUN: dict[str, tuple[tuple[Any, ...], str]] = {
     "token_healing": ((False,), "token healing"),
     "use_mtp": ((False,), "decoding with a second model"),
     "assistant_early_exit": ((), "decoding with a second model"),
+    "compile_config": ((), "a compilation of its own"),
+    # Another cache is slower or faster and says the same; this one rounds what it keeps, and
+    # "paged" is another way to generate.
+    "cache_implementation": (EXACT_CACHES, "a cache that is not known to be exact"),
 }
 FED = ("decoder_start_token_id", "bos_token_id", "pad_token_id")  # the model reads these
 CHOSEN = (
     "eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids",
     "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
+PAIRED = ("sequence_bias",)  # ids beside a number that is none
+NUM_TRIED = 8  # tokens, where processors are made to see whether they can be
 NONE = ("pad_token_id", -1)  # how older configurations write that there is no such token
 
 
@@ -35,10 +46,46 @@ def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
         value = own.get(name)
         if value is not None and value not in neutral:
             return f"it asks for {name} = {value!r} ({what}), which this engine does not run"
-    for name in (*FED, *CHOSEN):
-        for id_ in numbers(own.get(name)):
+    for name in (*FED, *CHOSEN, *PAIRED):
+        value = own.get(name)
+        ids = numbers(value) if name not in PAIRED else paired_ids(value)
+        for id_ in ids:
             if not 0 <= id_ < num_ids and (name, id_) != NONE:
                 return f"its {name} is {id_}, and the model has the token ids 0 to {num_ids - 1}"
+    return None
+
+
+def why_no_start(own: Mapping[str, Any]) -> str | None:
+    """Why a decoder would not know from which token it starts; None if it does."""
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        value = own.get(name)
+        if isinstance(value, int):
+            return None
+        if value is not None:
+            return f"its {name} is {value!r}, and a decoder starts from one token"
+    return "it sets neither decoder_start_token_id nor bos_token_id, so its decoder has no start"
+
+
+def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
+    """The first setting of which `transformers` can make no logits processor; None if there
+    is none."""
+    for name, value in settings.items():
+        config = GenerationConfig()
+        # A request may sample though the checkpoint does not; these three it may set anew.
+        config.do_sample = name not in ("temperature", "top_k", "top_p")
+        config.max_length = NUM_TRIED
+        config._eos_token_tensor = torch.zeros(1, dtype=torch.long)
+        setattr(config, name, value)
+        try:
+            model._get_logits_processor(
+                config,
+                input_ids_seq_length=1,
+                encoder_input_ids=torch.zeros(1, 1, dtype=torch.long),
+                device="cpu",
+            )
+        except Exception as error:
+            said = " ".join(str(error).split())[:160]
+            return f"its {name} cannot be used ({type(error).__name__}: {said})"
     return None
 
 
@@ -49,3 +96,10 @@ def numbers(value: Any) -> Iterator[int]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from numbers(each)
+
+
+def paired_ids(value: Any) -> Iterator[int]:
+    """Of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
+    for pair in value.items() if isinstance(value, Mapping) else value or ():
+        if isinstance(pair, list | tuple) and pair:
+            yield from numbers(pair[0])

@@ -9,18 +9,23 @@ import contextlib
 import copy
 import hashlib
 import importlib.metadata
+import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
+from transformers.utils.hub import cached_file
 
 from engine.backends.checkpoint_weights import named, not_finite, why_not_whole
-from engine.backends.generation_config import why_not_run
+from engine.backends.generation_config import why_no_start, why_not_made, why_not_run
+from engine.backends.tokenizer_kind import why_not_marked, why_unknown
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard
@@ -68,7 +73,12 @@ class Checkpoint:
         source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         refuse_missing_files(spec)
         config = loaded(spec, "configuration", transformers.AutoConfig.from_pretrained, source)
+        if config.is_encoder_decoder:
+            refuse_tokenizer(spec, why_unknown(place(spec), spec.revision))
         tokenizer = loaded(spec, "tokenizer", transformers.AutoTokenizer.from_pretrained, source)
+        if config.is_encoder_decoder:
+            refuse_tokenizer(spec, why_not_marked(tokenizer))
+        refuse_own_file(spec)
         dtype = choose_dtype(spec, config, device)
         auto = (
             transformers.AutoModelForSeq2SeqLM
@@ -92,6 +102,11 @@ class Checkpoint:
         }
         num_ids = int(model.get_input_embeddings().weight.shape[0])
         refuse_own(spec, config, own, num_ids)
+        why_not = why_not_made(model, {name: getattr(generation_config, name) for name in own})
+        if config.is_encoder_decoder and why_not is None:
+            why_not = why_no_start(own)
+        if why_not is not None:
+            raise cannot_generate(spec, why_not)
         limits = limits_of(spec, config, tokenizer)
 
         def reload() -> Any:
@@ -153,15 +168,44 @@ def whole(spec: EngineSpec, load: Callable[..., Any], arguments: Mapping[str, An
     return model
 
 
+def refuse_tokenizer(spec: EngineSpec, reason: str | None) -> None:
+    if reason is not None:
+        raise Unloadable(
+            f"the tokenizer of the checkpoint {spec.checkpoint!r} of model {spec.alias!r} "
+            f"cannot be used: {reason}; use a checkpoint with a tokenizer of transformers"
+        )
+
+
+def refuse_own_file(spec: EngineSpec) -> None:
+    """What a generation_config.json says that `transformers` would not even read."""
+    arguments = {
+        "revision": spec.revision,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    name = transformers.utils.GENERATION_CONFIG_NAME
+    path = loaded(spec, name, partial(cached_file, filename=name), arguments)
+    if path is None:  # it has none, which is no fault
+        return
+    own = loaded(spec, name, lambda _: json.loads(Path(path).read_text("utf-8")), {})
+    reason = why_not_run(own, sys.maxsize) if isinstance(own, dict) else "it is no JSON object"
+    if reason is not None:
+        raise cannot_generate(spec, reason)
+
+
+def cannot_generate(spec: EngineSpec, reason: str) -> Unloadable:
+    return Unloadable(
+        f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} cannot generate: "
+        f"{reason}; change that in its generation_config.json or config.json"
+    )
+
+
 def refuse_own(spec: EngineSpec, config: Any, own: Mapping[str, Any], num_ids: int) -> None:
     by_task = getattr(config, "task_specific_params", None) or {}
     for settings in (own, *({**own, **each} for each in by_task.values())):
         reason = why_not_run(settings, num_ids)
         if reason is not None:
-            raise Unloadable(
-                f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} cannot generate: "
-                f"{reason}; change that in its generation_config.json or config.json"
-            )
+            raise cannot_generate(spec, reason)
 
 
 def loaded(

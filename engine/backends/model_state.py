@@ -6,57 +6,121 @@ the length stay grown. The next request must not see that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-SCALARS = (bool, int, float, str, tuple, type(None))
+# What torch itself keeps on every module; of those, a forward may change these three.
+OF_TORCH = frozenset(vars(nn.Module())) - {"_modules", "_buffers", "_parameters"}
+# The length of the last static cache: how much of it is masked has no say in an answer.
+WITHOUT_A_SAY = frozenset({"_previous_max_cache_length"})
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleState:
-    """One module: its submodules, its buffers with their values, and its plain attributes."""
+class ObjectState:
+    """The attributes of one module or configuration: which there are, and what is in those
+    that can be changed in place, but for the weights."""
 
-    module: nn.Module
-    submodules: dict[str, nn.Module | None]
-    buffers: dict[str, tuple[Tensor | None, Tensor | None]]  # the tensor itself, and a copy
-    tensors: dict[str, tuple[Tensor, Tensor]]  # those that are plain attributes, the same way
-    scalars: dict[str, Any]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> ModuleState:
-        own = vars(module)
-        return cls(
-            module,
-            dict(module._modules),
-            {
-                name: (each, None if each is None else each.clone())
-                for name, each in module._buffers.items()
-            },
-            {name: (each, each.clone()) for name, each in own.items() if isinstance(each, Tensor)},
-            {name: each for name, each in own.items() if isinstance(each, SCALARS)},
-        )
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.attributes = dict(vars(owner))
+        self.containers = [
+            (name, each, each.copy())
+            for name, each in self.attributes.items()
+            if isinstance(each, dict | list | set) and name not in OF_TORCH
+        ]
+        self.tensors = [
+            (name, each, each.clone())
+            for name, each in {**self.attributes, **self.attributes.get("_buffers", {})}.items()
+            if isinstance(each, Tensor)
+        ]
 
     def restore(self) -> None:
-        self.module._modules.clear()
-        self.module._modules.update(self.submodules)
-        self.module._buffers.clear()
-        for name, (tensor, copy) in self.buffers.items():
-            if tensor is not None and copy is not None:
-                tensor.copy_(copy)
-            self.module._buffers[name] = tensor
-        for name, (tensor, copy) in self.tensors.items():
-            tensor.copy_(copy)
-            vars(self.module)[name] = tensor
-        vars(self.module).update(self.scalars)
+        vars(self.owner).clear()
+        vars(self.owner).update(self.attributes)
+        for _, container, content in self.containers:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+        for _, tensor, before in self.tensors:
+            tensor.copy_(before)
+
+    def changes(self) -> set[str]:
+        """Names of what is another now."""
+        now = vars(self.owner)
+        names: set[str] = self.attributes.keys() ^ now.keys()
+        names |= {
+            name
+            for name, before in self.attributes.items()
+            if name in now and not is_same(before, now[name])
+        }
+        names |= {
+            name
+            for name, container, copy in self.containers
+            if not is_same_content(copy, container)
+        }
+        names |= {name for name, tensor, copy in self.tensors if not is_equal(tensor, copy)}
+        return names - WITHOUT_A_SAY
 
 
 class Freshness:
     def __init__(self, model: nn.Module) -> None:
-        self.states = [ModuleState.of(each) for each in model.modules()]
+        self.model = model
+        self._take()
 
     def restore(self) -> None:
         """To be called in inference mode: a forward may have left tensors of that."""
+        if self._weights() != self.weights:
+            # An RWKV divides its weights at its first forward, and notes that it has. They
+            # are not kept twice, so what is said about them must stay with them.
+            self._take()
+            return
         for each in self.states:
             each.restore()
+
+    def changes(self) -> list[str]:
+        """What is another than when it was taken, as `Module.attribute`; not the weights."""
+        return sorted(
+            f"{type(each.owner).__name__}.{name}" for each in self.states for name in each.changes()
+        )
+
+    def _take(self) -> None:
+        # Our own layers keep working memory, and nothing of a request's.
+        modules = [each for each in self.model.modules() if not is_ours(each)]
+        configs = {
+            id(each): each
+            for owner in modules
+            for each in (*vars(owner).values(), *vars(getattr(owner, "config", owner)).values())
+            if isinstance(each, PreTrainedConfig)
+        }
+        self.states = [ObjectState(each) for each in (*modules, *configs.values())]
+        self.weights = self._weights()
+
+    def _weights(self) -> list[int]:
+        """How often each was changed in place."""
+        return [each._version for each in self.model.parameters() if not each.is_inference()]
+
+
+def is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def is_same(before: Any, now: Any) -> bool:
+    if before is now:
+        return True
+    scalars = (bool, int, float, str, tuple)
+    return type(before) is type(now) and isinstance(now, scalars) and bool(before == now)
+
+
+def is_same_content(before: Any, now: Any) -> bool:
+    if isinstance(now, set):
+        return bool(before == now)
+    if len(before) != len(now):
+        return False
+    if isinstance(now, dict):
+        return all(name in now and is_same(each, now[name]) for name, each in before.items())
+    return all(map(is_same, before, now))
+
+
+def is_equal(tensor: Tensor, copy: Tensor) -> bool:
+    """Bit by bit, so that not a number is itself."""
+    return tensor.shape == copy.shape and bool(((tensor == copy) | (tensor != tensor)).all())

@@ -1,7 +1,8 @@
-"""The model classes of which it is proved that rows of one call do not disturb each other.
+"""The model classes of which it is proved that rows of one step do not disturb each other.
 
 A class and not a model_type: BART's `ForCausalLM` has the model_type of its translator, and a
-forward that takes no positions. What is not named here runs alone.
+forward that takes no positions. Only these run in flight. To `generate` the list is no more
+than a fast lane: what is not named here is tried when it is loaded (`batch_probe`).
 """
 
 from __future__ import annotations
@@ -20,19 +21,39 @@ PROVED_CLASSES = frozenset(
 )  # fmt: skip
 
 
-def why_not_shared(model: Any) -> str | None:
-    """Why requests may not share a call of this model; None where that is proved."""
+def is_listed(model: Any) -> bool:
+    is_theirs = type(model).__module__.split(".")[0] == "transformers"
+    return is_theirs and type(model).__name__ in PROVED_CLASSES
+
+
+def why_not_proved(model: Any) -> str | None:
+    """Why this model is none of the proved ones; None if it is."""
     name = type(model).__name__
     if name not in PROVED_CLASSES:
         return f"{name} ({model.config.model_type}) is not among the proved families"
-    if type(model).__module__.split(".")[0] != "transformers":
+    if not is_listed(model):
         return "it brings code of its own"
-    return length_bound_rope(model.config)
+    return odd_attention(model.config)
+
+
+def odd_attention(config: Any) -> str | None:
+    """What a configuration says of attention that nobody here was tested with, if anything."""
+    layer_types = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None)  # Mistral's, which names no kinds of layers
+    if any(each != "full_attention" for each in layer_types) or (window and not layer_types):
+        return "some of its layers look at a window only"
+    if (rope := length_bound_rope(config)) is not None:
+        return rope
+    if getattr(config, "reorder_and_upcast_attn", False):
+        return "its attention is computed in a way of its own"
+    return None
 
 
 def length_bound_rope(config: Any) -> str | None:
     """Whether rotary frequencies follow the longest row of a step, and stay so after it."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+    # A model with several kinds of layers has one for each kind.
+    ropes = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    if any(each.get("rope_type", "default") in ("dynamic", "longrope") for each in ropes):
         return "its rotary positions depend on the length"
     return None

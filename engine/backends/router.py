@@ -14,9 +14,10 @@ import torch
 
 from engine.attention.hf_plugin import install
 from engine.backends.generate import GenerateBackend
+from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
-from engine.backends.proved_families import length_bound_rope, why_not_shared
+from engine.backends.proved_families import why_not_proved
 from engine.backends.weight_layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
@@ -51,7 +52,7 @@ INERT = frozenset(
         "_from_model_config", "transformers_version", "use_cache", "output_attentions",
         "output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate",
         "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-        "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "is_assistant",
+        "assistant_lookbehind", "target_lookbehind", "is_assistant",
         "disable_compile", "prefill_chunk_size", "low_memory", "cache_config",
     }
 )  # fmt: skip
@@ -62,8 +63,6 @@ NEUTRAL: dict[str, Any] = {
     "num_beam_groups": 1,
     "token_healing": False,
 }
-# Where keys and values lie has no say in the tokens, unless they are rounded.
-EXACT_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid")
 TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 IN_FLIGHT = "in flight"  # the one group of all that share steps
 
@@ -190,29 +189,13 @@ def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
     """None if it can be run in flight."""
     model = checkpoint.model
     config = model.config
-    reason = why_not_shared(model)
+    reason = why_not_proved(model)
     if reason is not None:
         return reason
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return f"its attention is {config._attn_implementation}, not sdpa"
-    odd = odd_attention(config)
-    if odd is not None:
-        return odd
     if config.is_encoder_decoder and start_id_of(checkpoint) is None:
         return "it does not say from which token its decoder starts"
-    return None
-
-
-def odd_attention(config: Any) -> str | None:
-    """What a configuration says of attention that nobody here was tested with, if anything."""
-    layer_types = getattr(config, "layer_types", None) or ()
-    window = getattr(config, "sliding_window", None)  # Mistral's, which names no kinds of layers
-    if any(each != "full_attention" for each in layer_types) or (window and not layer_types):
-        return "some of its layers look at a window only"
-    if (rope := length_bound_rope(config)) is not None:
-        return rope
-    if getattr(config, "reorder_and_upcast_attn", False):
-        return "its attention is computed in a way of its own"
     return None
 
 

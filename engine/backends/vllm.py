@@ -21,7 +21,7 @@ import torch
 
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint, choose_device, first_sentence, place
-from engine.backends.router import odd_attention
+from engine.backends.proved_families import odd_attention
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -118,7 +118,8 @@ class VllmBackend:
                 self._add(sequence)
             except Exception as error:
                 log.error("request failed", extra={"error": error_location(error)})
-                ended[sequence.id] = Completion.failed(sequence, GenerationFailed(error))
+                failure = GenerationFailed(error, "handing the prompt to vLLM")
+                ended[sequence.id] = Completion.failed(sequence, failure)
         for output in self._step():
             sequence = self.running.pop(int(output.request_id))
             ended[sequence.id] = self._completion(sequence, output.outputs[0])

@@ -28,9 +28,11 @@ log = logging.getLogger(__name__)
 
 ROUNDED: dict[str, MakeLinear] = {"int8": Int8Linear, "bfloat16": HalfLinear}
 PLAIN_ROUNDED: dict[str, MakeLinear] = {"int8": PlainInt8Linear, "bfloat16": HalfLinear}
-# How far the logits may be from those before, relative to these: sums in another order, or
-# rounded weights. Something else altogether is off by about 1.
-MAX_OFF = {"none": 1e-3, "int8": 0.5, "bfloat16": 0.5}
+# How far the logits may be from those before, relative to these. Sums in another order are off
+# by 1e-6. On a tiny GPT-2, rounded weights that are right were off by 0.01, int8 weights that
+# were laid out transposed by 0.54; logits that have nothing to do with each other are by 1.4.
+# So 0.3: far above what rounding does, and clearly below the least of the faults.
+MAX_OFF = {"none": 1e-3, "int8": 0.3, "bfloat16": 0.3}
 NUM_ROWS, NUM_PROMPT_TOKENS, NUM_STEPS = 2, 7, 3
 
 

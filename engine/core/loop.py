@@ -94,7 +94,8 @@ class Loop:
             # every request that shared the step, so that each is answered.
             log.error("step failed", extra={"error": error_location(error)})
             self.engine.drop(plan.sequences)
-            return [Completion.failed(each, GenerationFailed(error)) for each in plan.sequences]
+            failure = GenerationFailed(error, "running the step that it was in")
+            return [Completion.failed(each, failure) for each in plan.sequences]
         finally:
             self.busy_seconds += self.clock() - started_at
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 
 import pytest
+import torch
 
+from engine.backends import batch_probe
 from engine.backends.generate import GenerateBackend
+from engine.backends.loader import Checkpoint
+from engine.backends.model_state import Freshness
 from engine.backends.router import load
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
@@ -45,3 +51,81 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     assert bench.progress.num_by_generate == len(requests)
     with pytest.raises(Unloadable, match=r"not among the proved|rotary positions"):
         load(replace(spec, engine="inflight"))
+
+
+@pytest.mark.parametrize("kind", checkpoints.UNLISTED)
+def test_an_unlisted_family_shares_calls_once_it_was_tried(kind, folder_of):
+    folder = folder_of(kind)
+    spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu")
+    loaded = load(spec)
+    assert isinstance(loaded, GenerateBackend)
+    assert loaded.card.engine_reason.startswith("in batches, which were tried at load")
+    bench = Bench(loaded, spec)
+    requests = [
+        Request(id=at, task="generate", text=text, params=Params(**GREEDY, num_beams=num_beams))
+        for at, (num_beams, text) in enumerate(
+            itertools.product((1, 3), checkpoints.sentences(12, seed=5))
+        )
+    ]
+    outputs = bench.answers(requests)
+    alone = Alone(kind, folder)
+    for each in requests:
+        (expected,) = alone.generate(each.text, **GREEDY, num_beams=each.params.num_beams)
+        assert outputs[each.id].failure is None
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+    assert len({each.choices[0].token_ids for each in outputs.values()}) > 8
+    assert len(bench.plans) < len(requests)
+    assert max(len(plan.sequences) for plan in bench.plans) > 1
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bart_decoder", "bigbird_pegasus", "nllb_moe"])
+def test_the_probe_leaves_a_model_as_it_was(kind, folder_of):
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu")
+    checkpoint = Checkpoint.load(spec)
+    weights = {name: each.clone() for name, each in checkpoint.model.state_dict().items()}
+    before, said = Freshness(checkpoint.model), str(checkpoint.model.config)
+    GenerateBackend(spec, checkpoint)
+    assert before.changes() == []
+    assert str(checkpoint.model.config) == said
+    for name, each in checkpoint.model.state_dict().items():
+        assert torch.equal(each, weights[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("bart_decoder", "logits are others in company"),
+        ("bigbird_pegasus", "changed .BigBirdPegasus"),
+        ("nllb_moe", "changed .NllbMoeTop2Router.expert_capacity|in company"),
+        ("rwkv", "in company"),
+    ],
+)
+def test_the_card_says_what_the_probe_found(kind, reason, folder_of):
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu")
+    loaded = load(spec)
+    assert re.search(reason, loaded.card.engine_reason)
+    assert load(spec).card.engine_reason == loaded.card.engine_reason
+
+
+@pytest.mark.parametrize("kind", ["bart_decoder", "nllb_moe", "rwkv"])
+def test_rows_that_disturb_each_other_show_without_a_look_at_the_state(
+    kind, folder_of, monkeypatch
+):
+    monkeypatch.setattr(Freshness, "changes", lambda _: [])
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu")
+    assert "in company" in load(spec).card.engine_reason
+
+
+def test_what_stays_on_a_model_shows_though_the_rows_are_right(folder_of):
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of("phi")), device="cpu")
+    checkpoint = Checkpoint.load(spec)
+    model = checkpoint.model
+    model.register_forward_hook(lambda *_: setattr(model, "num_calls", 1))
+    assert "(PhiForCausalLM.num_calls)" in GenerateBackend(spec, checkpoint).why_alone
+    assert not hasattr(model, "num_calls")
+
+
+def test_a_listed_family_is_not_tried(folder_of, monkeypatch):
+    monkeypatch.setattr(batch_probe, "_try", lambda _: pytest.fail("it was tried"))
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of("gpt2")), device="cpu", engine="exact")
+    assert load(spec).card.engine_reason is None

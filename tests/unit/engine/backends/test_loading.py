@@ -116,7 +116,12 @@ def test_tables_that_are_computed_do_no_harm(tmp_path):
         ("force_words_ids", [[3]]), ("dola_layers", "high"), ("token_healing", True),
         ("eos_token_id", 10**6), ("forced_bos_token_id", 10**6), ("pad_token_id", 10**6),
         ("decoder_start_token_id", 10**6), ("decoder_start_token_id", -1),
-        ("bad_words_ids", [[10**6]]),
+        ("bad_words_ids", [[10**6]]), ("suppress_tokens", [10**6]),
+        ("sequence_bias", [[[5, 10**6], 2.0]]), ("sequence_bias", [[[5], "much"]]),
+        ("decoder_start_token_id", [2, 2]),
+        ("cache_implementation", "quantized"), ("cache_implementation", "paged"),
+        ("cache_implementation", "nonsense"), ("compile_config", {"fullgraph": True}),
+        ("min_p", 7.0), ("assistant_early_exit", 1),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_not_run_is_refused_by_name(tmp_path, name, value):
@@ -125,6 +130,92 @@ def test_a_setting_that_is_not_run_is_refused_by_name(tmp_path, name, value):
     said = refusal(tmp_path)
     assert name in said
     assert "generation_config.json" in said
+
+
+def test_what_a_setting_says_within_bounds_is_served(tmp_path):
+    checkpoints.bart(tmp_path)
+    own = {"sequence_bias": [[[5, 7], 1000.0]], "cache_implementation": "static"}
+    set_in(tmp_path / "generation_config.json", **own)
+    assert Checkpoint.load(spec_of(tmp_path)).own["sequence_bias"] == [[[5, 7], 1000.0]]
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5", "marian"])
+def test_a_decoder_without_a_start_is_refused_by_name(tmp_path, kind):
+    checkpoints.KINDS[kind](tmp_path)
+    no_start = {"decoder_start_token_id": None, "bos_token_id": None}
+    set_in(tmp_path / "generation_config.json", **no_start)
+    assert "neither decoder_start_token_id nor bos_token_id" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path, text):
+    checkpoints.gpt2(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    said = refusal(tmp_path)
+    assert "generation_config.json" in said
+    assert "weights" not in said
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
+    """SMaLL-100: M2M100's weights and vocabulary, with the target's code before the source."""
+    checkpoints.m2m100(tmp_path)
+    Checkpoint.load(spec_of(tmp_path))
+    set_in(tmp_path / "tokenizer_config.json", tokenizer_class="SMALL100Tokenizer")
+    said = refusal(tmp_path)
+    assert "SMALL100Tokenizer" in said
+
+
+def test_a_tokenizer_that_leaves_out_the_source_is_refused(tmp_path, monkeypatch):
+    checkpoints.m2m100(tmp_path)
+    own = hf.M2M100Tokenizer.set_src_lang_special_tokens
+    monkeypatch.setattr(  # what SMaLL-100's own code does
+        hf.M2M100Tokenizer, "set_src_lang_special_tokens", lambda self, _: own(self, "fr")
+    )
+    assert "does not put the code of the source language" in refusal(tmp_path)
+
+
+def as_shards(folder: Path, weights: dict[str, torch.Tensor], as_bin: bool) -> None:
+    """Two files and their index, as a large checkpoint is saved."""
+    (folder / "model.safetensors").unlink()
+    stem, end = ("pytorch_model", "bin") if as_bin else ("model", "safetensors")
+    names = sorted(weights)
+    parts = {f"{stem}-0000{at + 1}-of-00002.{end}": names[at::2] for at in range(2)}
+    for file, held in parts.items():
+        tensors = {name: weights[name] for name in held}
+        if as_bin:
+            torch.save(tensors, folder / file)
+        else:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file in parts for name in parts[file]}}
+    (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("as_bin", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "bart"])
+def test_shards_are_held_against_the_model(tmp_path, kind, as_bin, quantization):
+    faults = {"whole": None, "lack 1": "absent", "beyond the configuration 1": "extra",
+              "in another shape 1": "misshapen"}  # fmt: skip
+    for at, (said, fault) in enumerate(faults.items()):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        checkpoints.KINDS[kind](folder)
+        weights = load_file(folder / "model.safetensors")
+        name = learned(weights)
+        if fault == "absent":
+            del weights[name]
+        elif fault == "extra":
+            weights["nobody.knows.weight"] = torch.ones(2, 2)
+        elif fault == "misshapen":
+            weights[name] = weights[name][:-1].contiguous()
+        as_shards(folder, weights, as_bin)
+        spec = spec_of(folder, quantization=quantization)
+        if fault is None:
+            load(spec)
+            continue
+        with pytest.raises(Unloadable, match=said) as refused:
+            load(spec)
+        assert ("nobody.knows" if fault == "extra" else name) in str(refused.value)
 
 
 def test_a_token_beyond_the_embedding_fails_its_request_with_the_range(tmp_path):
@@ -180,6 +271,26 @@ def test_rounding_that_a_model_cannot_bear_is_refused(tmp_path):
     wide("mamba", tmp_path)
     with pytest.raises(Unloadable, match=r'mamba model .* use quantization = "none"'):
         load(spec_of(tmp_path, quantization="int8"))
+
+
+@pytest.mark.parametrize("kind", ["jamba", "longcat"])
+def test_a_family_that_reads_its_weights_answers_as_generate(kind, tmp_path):
+    checkpoints.build(kind, tmp_path)
+    engine = load(spec_of(tmp_path))
+    expected = logits(hf.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
+    assert torch.allclose(logits(engine.checkpoint.model), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_that_a_forward_divides_are_divided_once(tmp_path):
+    checkpoints.rwkv_rescaled(tmp_path)
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    expected = logits(model)
+    assert torch.equal(logits(model), expected)
+    engine = load(spec_of(tmp_path))
+    for _ in range(3):
+        with torch.inference_mode():
+            engine.freshness.restore()
+        assert torch.allclose(logits(engine.checkpoint.model), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", WIDE)

@@ -1,0 +1,224 @@
+"""Batch probe: whether requests that share a call of `generate` answer as they do alone.
+
+A forward may pass over positions, so that padding shifts a text; rows may compete for the
+experts of a layer; a short text may change the model for the next. A model that no proof
+covers is tried when it is loaded, on what such a fault would show in: prompts of uneven
+lengths, one by one and padded together, in two orders, greedy and by beams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.backends.model_state import Freshness
+from engine.backends.proved_families import is_listed, length_bound_rope
+from engine.core.sequence import Sequence
+from engine.errors import in_words
+from engine.logging import error_location
+from engine.protocol.messages import Request
+from engine.sampling.resolve_params import Settings
+
+if TYPE_CHECKING:
+    from engine.backends.generate import GenerateBackend
+
+log = logging.getLogger(__name__)
+
+PROMPT_LENGTHS = (9, 3, 21, 40)
+NUM_STEPS = 4
+NUM_BEAMS = 3
+# How far logits may be from those alone, relative to how far they spread: sums in another
+# order are off by 1e-6 to 1e-5, rows that disturb each other by 1e-2 and more.
+MAX_OFF = 1e-4
+# Windows are made this short for the probe, so that its prompts reach beyond them.
+WINDOW = 8
+WINDOWS = ("sliding_window", "attention_chunk_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    token_ids: list[list[int]]  # of one row, or of each beam
+    logits: Tensor | None  # (steps, vocab); None with beams
+    scores: Tensor | None  # of each beam
+
+
+class Disturbed(Exception):
+    """What shows that a call may not be shared, in words."""
+
+
+def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
+    """None if requests may share a call of this model. The model is left as it was.
+
+    fresh: taken before anything ran
+    """
+    model = backend.model
+    if (rope := length_bound_rope(model.config)) is not None:
+        return rope
+    if not is_tried(backend):
+        if is_listed(model):  # only what its configuration asks for is not among what was tried
+            return None
+        return "that its requests can share a call is tried in unrounded float32 only"
+    try:
+        with short_windows(model.config):
+            _try(BatchProbe(backend, Freshness(model)))
+    except Disturbed as disturbed:
+        return str(disturbed)
+    except Exception as error:
+        log.warning("the batch probe failed", extra={"error": error_location(error)})
+        return f"the probe of shared calls raised {type(error).__name__}: {in_words(error)}"
+    finally:
+        with torch.inference_mode():
+            fresh.restore()
+    return None
+
+
+def is_tried(backend: GenerateBackend) -> bool:
+    """Rounding differs with the company, so that there is nothing to hold answers against."""
+    return backend.model.dtype == torch.float32 and backend.spec.quantization == "none"
+
+
+def _try(probe: BatchProbe) -> None:
+    """Raises Disturbed."""
+    prompts = probe.prompts()
+    alone = [probe.alone(each) for each in prompts]
+    every = list(range(len(prompts)))
+    # The second time in another order and width, on whatever the first has left.
+    for order in (every, every[-2::-1]):
+        found = probe.together([prompts[at] for at in order])
+        for at, answer in zip(order, found, strict=True):
+            compare(alone[at], answer)
+    compare(alone[0], probe.together(prompts[:1])[0])
+    beams = prompts[:3]
+    alone = [probe.alone(each, NUM_BEAMS) for each in beams]
+    for expected, answer in zip(alone, probe.together(beams, NUM_BEAMS), strict=True):
+        compare(expected, answer)
+
+
+class BatchProbe:
+    def __init__(self, backend: GenerateBackend, fresh: Freshness) -> None:
+        self.backend = backend
+        self.model = backend.model
+        self.fresh = fresh
+
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Spread over the vocabulary, without its special tokens."""
+        checkpoint = self.backend.checkpoint
+        limits = checkpoint.limits
+        bounds = [limits.max_prompt_tokens, limits.max_answer_context_tokens]
+        longest = min((each - NUM_STEPS for each in bounds if each), default=max(PROMPT_LENGTHS))
+        special = {*checkpoint.tokenizer.all_special_ids, checkpoint.pad_token_id}
+        num_ids = min(checkpoint.num_ids, len(checkpoint.tokenizer))
+        plain = [each for each in range(num_ids) if each not in special] or [0]
+        drawn = torch.Generator().manual_seed(0)
+        return [
+            tuple(
+                plain[at]
+                for at in torch.randint(
+                    len(plain), (max(min(num_tokens, longest), 1),), generator=drawn
+                ).tolist()
+            )
+            for num_tokens in PROMPT_LENGTHS
+        ]
+
+    def alone(self, prompt: tuple[int, ...], num_beams: int = 1) -> Answer:
+        """As a model that was loaded afresh answers."""
+        (answer,) = self.together([prompt], num_beams)
+        if changes := self.fresh.changes():
+            raise Disturbed(f"a request leaves the model changed ({changes[0]})")
+        return answer
+
+    def together(self, prompts: list[tuple[int, ...]], num_beams: int = 1) -> list[Answer]:
+        settings = Settings(
+            max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=num_beams,
+            num_return_sequences=num_beams,
+        )  # fmt: skip
+        sequences = tuple(sequence(prompt, settings) for prompt in prompts)
+        input_ids, attention_mask = self.backend.padded(sequences)
+        with torch.inference_mode(), self.backend.seeded(0):
+            output = self.model.generate(
+                input_ids,
+                attention_mask=attention_mask,
+                generation_config=self.config(sequences, num_beams),
+            )
+        num_before = 1 if self.backend.is_encoder_decoder else input_ids.shape[1]
+        rows = output.sequences[:, num_before:].tolist()
+        logits = None if num_beams > 1 else torch.stack(output.logits, 1).float().cpu()
+        scores = output.sequences_scores.float().cpu() if num_beams > 1 else None
+        return [
+            Answer(
+                rows[at * num_beams : (at + 1) * num_beams],
+                None if logits is None else logits[at],
+                None if scores is None else scores[at * num_beams : (at + 1) * num_beams],
+            )
+            for at in range(len(prompts))
+        ]
+
+    def config(self, sequences: tuple[Sequence, ...], num_beams: int) -> Any:
+        """The backend's own, without what it does not let share a call or be padded."""
+        config = copy.copy(self.backend.generation_config(sequences))
+        for name, value in self.backend.kept_apart().items():
+            setattr(config, name, value)
+        config.return_dict_in_generate = True
+        config.output_logits = num_beams == 1
+        config.output_scores = num_beams > 1
+        return config
+
+
+def sequence(prompt: tuple[int, ...], settings: Settings) -> Sequence:
+    return Sequence(
+        request=Request(id=0, task="generate"),
+        prompt_ids=prompt,
+        settings=settings,
+        num_rows=settings.num_rows,
+        num_prefill_tokens=len(prompt),
+        batch_key=None,
+    )
+
+
+def compare(expected: Answer, found: Answer) -> None:
+    """Raises Disturbed."""
+    if expected.logits is not None and found.logits is not None:
+        distance = off(expected.logits, found.logits)
+        if not distance <= MAX_OFF:
+            raise Disturbed(f"its logits are others in company (off by {distance:.1g} of 1)")
+    if expected.token_ids != found.token_ids:
+        raise Disturbed("its answers are others in company")
+    if expected.scores is None or found.scores is None:
+        return
+    if not torch.allclose(expected.scores, found.scores, rtol=1e-3, atol=1e-3):
+        raise Disturbed("its beams have other scores in company")
+
+
+def off(expected: Tensor, found: Tensor) -> float:
+    """The largest distance of a step relative to the spread of its logits; infinite if they
+    are of another kind."""
+    finite = torch.isfinite(expected)
+    if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
+        return float("inf")
+    distances = []
+    for each, other, kept in zip(expected, found, finite, strict=True):
+        before, after = each[kept], other[kept]
+        spread = (before - before.mean()).norm().clamp_min(1e-6)
+        distances.append(float((after - before).norm() / spread))
+    return max(distances)
+
+
+@contextlib.contextmanager
+def short_windows(config: Any) -> Iterator[None]:
+    """Windows of attention as short as the probe's prompts; masks and caches follow the
+    configuration."""
+    text_config = config.get_text_config(decoder=True)
+    windows = {name: vars(text_config).get(name) for name in WINDOWS}
+    found = {name: size for name, size in windows.items() if isinstance(size, int)}
+    vars(text_config).update({name: min(size, WINDOW) for name, size in found.items()})
+    try:
+        yield
+    finally:
+        vars(text_config).update(found)

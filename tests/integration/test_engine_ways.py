@@ -1,0 +1,56 @@
+"""What `models` and `status` say of how the requests of a model are run, and why so."""
+
+import json
+
+import pytest
+
+from db import queries
+from db.session import Database
+from tests.commands import CommandLine
+
+REASON = "one by one: a request leaves the model changed (Encoder.attention_type)"
+CARD = {"model_type": "bigbird", "num_parameters": 10, "dtype": "float32", "device": "cpu"}
+
+
+def engine(num_in_flight: int, num_by_generate: int) -> dict[str, object]:
+    """What a worker reports of one engine."""
+    return {
+        "model": "reports",
+        "card": {**CARD, "engine_reason": REASON},
+        "settings": {"engine": {"value": "exact", "reason": "it is not proved"}},
+        "requests": {"in_flight": num_in_flight, "by_generate": num_by_generate},
+    }
+
+
+@pytest.fixture
+def beside_a_worker(tidemill: CommandLine) -> CommandLine:
+    """Commands beside a database in which a worker with two replicas is alive."""
+    url = f"sqlite:///{tidemill.folder}/tidemill.db"
+    tidemill.environment = {
+        "TIDEMILL_DATABASE_URL": url,
+        "TIDEMILL_REDIS_URL": "redis://127.0.0.1:1/0",
+        "COLUMNS": "300",
+    }
+    assert tidemill("migrate").status == 0
+    database = Database(url)
+    with database.write() as session:
+        queries.report_worker(
+            session, "one", {"reports": 64}, 0, 3600, [engine(3, 1200), engine(4, 34)]
+        )
+    database.close()
+    return tidemill
+
+
+def test_models_shows_why_and_how_many_requests_went_which_way(beside_a_worker) -> None:
+    ended = beside_a_worker("models")
+    assert ended.status == 0, ended.err
+    assert "7 in flight, 1,234 by generate" in ended.out
+    assert REASON in ended.out
+
+
+def test_status_shows_why_and_how_many_requests_went_which_way(beside_a_worker) -> None:
+    ended = beside_a_worker("status")
+    assert f"reports: 3 in flight, 1,200 by generate ({REASON})" in ended.out
+    (worker,) = json.loads(beside_a_worker("status", "--json").out)["workers"]
+    assert [each["requests"]["by_generate"] for each in worker["engines"]] == [1200, 34]
+    assert {each["reason"] for each in worker["engines"]} == {REASON}
