@@ -181,6 +181,8 @@ class Result(Base):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     provenance: Mapped[dict[str, Any]]  # model revision, settings used, library versions
+    coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
+    left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
 
 
 class Segment(Base):

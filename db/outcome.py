@@ -26,6 +26,17 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     provenance: dict[str, Any]
+    coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
+    left_out_characters: int | None = None  # of the source
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSegment:
+    """A finished part of an attempt, to be kept for the next one should this one not end."""
+
+    fence: Fence
+    position: int  # of its request among all of the job
+    output: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,7 @@ class Outcome:
     fence: Fence
     state: JobState
     answer: Answer | None = None
+    has_segments: bool = False  # which the answer makes superfluous
     error_code: str | None = None
     error_message: str | None = None
     blamed: bool = False  # counts towards the limit of failures
@@ -49,8 +61,8 @@ class Outcome:
         assert self.state is not JobState.RUNNING
 
     @classmethod
-    def succeeded(cls, fence: Fence, answer: Answer) -> "Outcome":
-        return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer)
+    def succeeded(cls, fence: Fence, answer: Answer, has_segments: bool = False) -> "Outcome":
+        return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer, has_segments=has_segments)
 
     @classmethod
     def failed(cls, fence: Fence, code: str, message: str) -> "Outcome":

@@ -57,6 +57,7 @@ class FoundJob:
     started_at: datetime | None
     finished_at: datetime | None
     input: str | None = None
+    left_out_characters: int | None = None  # of its source; None where that says nothing
 
     @property
     def wait_seconds(self) -> float | None:
@@ -134,6 +135,7 @@ class JobDetails:
     deadline: datetime | None
     contract: Mapping[str, Any]  # the task's own fields and the params that were given
     provenance: Mapping[str, Any] | None  # None until the job has succeeded
+    coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
 
 
 def find_results(
@@ -152,6 +154,7 @@ def find_results(
     error_code: str | None = None,
     min_duration: float | None = None,
     max_duration: float | None = None,
+    is_whole: bool | None = None,
     sort: Order = "oldest",
     after: Cursor | None = None,
     limit: int | None = None,
@@ -170,6 +173,7 @@ def find_results(
     finish_reason: stop or length
     error_code: of the last attempt, as in `prompt_too_long`
     min_duration, max_duration: `run_seconds`, both included; jobs without are left out
+    is_whole: whether all of a source was read; jobs that have no source are left out
     sort:     oldest or newest first
     after:    the `cursor` of a job: only what follows it in that order
     with_input: read what the jobs were asked, too: the text, or the messages of a chat
@@ -215,6 +219,9 @@ def find_results(
         statement = statement.where(took >= ceil(_microseconds("min_duration", min_duration)))
     if max_duration is not None:
         statement = statement.where(took <= floor(_microseconds("max_duration", max_duration)))
+    if is_whole is not None:
+        left_out = Result.left_out_characters
+        statement = statement.where(left_out == 0 if is_whole else left_out > 0)
     return _pages(database, statement, after, limit, sort, with_input)
 
 
@@ -254,13 +261,13 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance)
+        select(Job, Payload.contract, Result.provenance, Result.coverage)
         .join(Payload, Payload.job_id == Job.id)
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance = session.execute(statement).one()
+        row, contract, provenance, coverage = session.execute(statement).one()
     return JobDetails(
         job=job,
         batch_id=row.batch_id,
@@ -276,6 +283,7 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         deadline=row.deadline,
         contract=contract,
         provenance=provenance,
+        coverage=coverage,
     )
 
 
@@ -340,6 +348,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.finish_reason,
             Result.prompt_tokens,
             Result.completion_tokens,
+            Result.left_out_characters,
             Job.error_code,
             Job.error_message,
             Payload.metadata_.label("metadata"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli.output.coverage import coverage_lines
 from cli.output.escaping import json_text, visible
 from cli.output.terminal import inert, out, say, write_json
 
@@ -31,6 +32,9 @@ def show(
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         say(f"{name:<{width}}  {visible(value, out.encoding, one_line=True)}")
+    if details.coverage is not None:
+        for line in coverage_lines(details.coverage, max(min(out.width, 80) - width - 2, 10)):
+            say(f"{'coverage':<{width}}  {line}")
     for name, value in details.contract.items():
         _section(name, value)
     if details.job.output is not None:
@@ -108,6 +112,7 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
         "owner": details.owner,
         "contract": dict(details.contract),
         "provenance": details.provenance,
+        "coverage": details.coverage,
         **{
             name: at.isoformat() if at else None
             for name, at in (

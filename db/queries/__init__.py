@@ -36,6 +36,12 @@ from db.queries.quarantine import (
     num_quarantined,
     quarantined,
 )
+from db.queries.segments import (
+    delete_segments,
+    insert_segments,
+    running_among,
+    segments_of,
+)
 from db.queries.submission import (
     PRIORITY_SECONDS,
     insert_jobs,
@@ -55,6 +61,7 @@ __all__ = [
     "claim",
     "close_batch",
     "delete_quarantined",
+    "delete_segments",
     "expire_overdue",
     "finish_attempts",
     "forget_worker",
@@ -66,6 +73,7 @@ __all__ = [
     "insert_payloads",
     "insert_quarantined",
     "insert_results",
+    "insert_segments",
     "insert_unless_there",
     "job_states",
     "jobs_among",
@@ -86,7 +94,9 @@ __all__ = [
     "resign",
     "retry_jobs",
     "room_of_live_workers",
+    "running_among",
     "running_attempts",
+    "segments_of",
     "states_by_batch",
     "states_by_model",
     "succeed_attempts",

@@ -31,7 +31,7 @@ from engine.core.sequence import Sequence
 from engine.errors import GenerationFailed, Unloadable
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,9 @@ class CTranslate2Backend:
         # Rows of one call may differ in all but this.
         sequence.group = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
+
+    def measure(self, request: Request) -> Measurement:
+        return self.exact.measure(request)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         assert not plan.running, "a group is run to its end in the step in which it joins"

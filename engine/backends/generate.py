@@ -25,6 +25,7 @@ from engine.core.completion import Answer, Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import (
+    EmptyPrompt,
     EngineBroken,
     GenerationFailed,
     OutOfMemory,
@@ -35,14 +36,14 @@ from engine.kv_cache.free_memory import free_bytes
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import Choice, ModelCard, Output, Request
+from engine.protocol.messages import Choice, Measurement, ModelCard, Output, Request
 from engine.sampling.batched_generate import (
     PerRequestSampler,
     PerRequestStops,
     keep_sampled_order,
     warpers,
 )
-from engine.sampling.resolve_params import Room, Settings, resolve
+from engine.sampling.resolve_params import Room, Settings, resolve, room_before_answer
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.prompts import Prompt, Prompts
@@ -153,6 +154,38 @@ class GenerateBackend:
             decoder_start_token_id=prompt.decoder_start_token_id,
             runs_to_end=True,
         )
+
+    def measure(self, request: Request, max_cache_tokens: int | None = None) -> Measurement:
+        """max_cache_tokens: of an engine that keeps keys and values between steps"""
+        limits = self.checkpoint.limits
+        room = Room(
+            num_before=1,
+            max_context_tokens=limits.max_answer_context_tokens,
+            max_new_tokens=self.spec.max_new_tokens,
+        )
+        settings = resolve(request.params, self.own_settings(request), room, fresh_seed=0)
+        assert self.sized.spec.max_step_tokens is not None
+        num_prefills = 1 if self.is_encoder_decoder else settings.num_rows
+        bounds = [limits.max_prompt_tokens, self.sized.spec.max_step_tokens // num_prefills]
+        if not self.is_encoder_decoder:
+            bounds.append(room_before_answer(request.params, settings, room))
+        if max_cache_tokens is not None:
+            answers = settings.num_rows * (1 + settings.max_new_tokens)
+            bounds.append((max_cache_tokens - answers) // num_prefills)
+        return Measurement(
+            num_tokens=tuple(self._num_tokens(request, each) for each in request.measured_texts),
+            max_prompt_tokens=max(min(each for each in bounds if each is not None), 0),
+            max_new_tokens=settings.max_new_tokens,
+        )
+
+    def _num_tokens(self, request: Request, text: str) -> int:
+        """Of the prompt with this text."""
+        try:
+            return len(self.prompts.encode(replace(request, text=text)).token_ids)
+        except EmptyPrompt:
+            return 0
+        except PromptTooLong as error:
+            return error.num_tokens  # as far as it was counted, and too many
 
     def own_settings(self, request: Request) -> Mapping[str, Any]:
         """What the checkpoint says about decoding this request, without what it leaves open;

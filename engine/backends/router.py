@@ -26,7 +26,7 @@ from engine.kv_cache.base import KVCacheManager, kv_cache_for, machine_for, refu
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
-from engine.protocol.messages import ModelCard, Output, Request, Task
+from engine.protocol.messages import Measurement, ModelCard, Output, Request, Task
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
@@ -105,6 +105,9 @@ class RouterBackend:
         if self.is_proved(sequence, own):
             self.route(sequence)
         return sequence
+
+    def measure(self, request: Request) -> Measurement:
+        return self.exact.measure(request, self.sized.spec.max_cache_tokens)
 
     def route(self, sequence: Sequence) -> None:
         """Let it run in flight."""

@@ -33,7 +33,7 @@ from engine.kv_cache.paged import PAGE_TOKENS, num_pages
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,9 @@ class VllmBackend:
         sequence.runs_to_end = False
         sequence.num_cache_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
         return sequence
+
+    def measure(self, request: Request) -> Measurement:
+        return self.exact.measure(request, self.sized.spec.max_cache_tokens)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         """One step of vLLM, which may read a prompt in parts or let it wait: then its sequence

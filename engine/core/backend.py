@@ -14,7 +14,7 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.protocol.limits import Sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 
 
 class Engine(Protocol):
@@ -30,6 +30,9 @@ class Engine(Protocol):
 
     def encode(self, request: Request) -> Sequence:
         """Off the loop. Raises RequestError."""
+
+    def measure(self, request: Request) -> Measurement:
+        """Count the prompts of its `measured_texts`, off the loop. Raises RequestError."""
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         """One step: how each of `plan.sequences` ended, or None where it goes on.

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class TokenizerThread(Thread):
-    """A request becomes a sequence in the inbox, or is answered here with its failure."""
+    """A request becomes a sequence in the inbox, or is answered here: with its failure, or
+    with the measurement that it asks for."""
 
     def __init__(
         self,
@@ -48,6 +49,10 @@ class TokenizerThread(Thread):
             self.outbox.refuse(Output(request_id=request.id, choices=(choice,)))
             return
         try:
+            if request.measured_texts:
+                measurement = self.engine.measure(request)
+                self.outbox.refuse(Output(request_id=request.id, measurement=measurement))
+                return
             sequence = self.engine.encode(request)
             self.limits.refuse_misfit(sequence)
         except RequestError as error:
