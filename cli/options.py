@@ -18,8 +18,17 @@ StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "ex
 # As in `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
-    *("finish_reason", "prompt_tokens", "completion_tokens", "error", "error_code"),
-    *("error_message", "metadata", "tenant", "language", "attempt", "created_at", "started_at"),
+    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters", "error"),
+    *(
+        "error_code",
+        "error_message",
+        "metadata",
+        "tenant",
+        "language",
+        "attempt",
+        "created_at",
+        "started_at",
+    ),
     *("finished_at", "wait_seconds", "run_seconds"),
 )
 

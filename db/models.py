@@ -186,6 +186,8 @@ class Result(Base):
     # No foreign key: its check would lock one card's row for every result of all workers.
     # Cards are never deleted.
     model_card_id: Mapped[UUID | None]
+    coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
+    left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
 
 
 class ModelCardRow(Base):

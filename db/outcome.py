@@ -27,6 +27,17 @@ class Answer:
     completion_tokens: int
     provenance: dict[str, Any]  # of this answer alone: the settings used
     model_card: dict[str, Any] | None = None  # what it shares with others of its model
+    coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
+    left_out_characters: int | None = None  # of the source
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSegment:
+    """A finished part of an attempt, to be kept for the next one should this one not end."""
+
+    fence: Fence
+    position: int  # of its request among all of the job
+    output: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +51,7 @@ class Outcome:
     fence: Fence
     state: JobState
     answer: Answer | None = None
+    has_segments: bool = False  # which the answer makes superfluous
     error_code: str | None = None
     error_message: str | None = None
     blamed: bool = False  # counts towards the limit of failures
@@ -50,8 +62,8 @@ class Outcome:
         assert self.state is not JobState.RUNNING
 
     @classmethod
-    def succeeded(cls, fence: Fence, answer: Answer) -> "Outcome":
-        return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer)
+    def succeeded(cls, fence: Fence, answer: Answer, has_segments: bool = False) -> "Outcome":
+        return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer, has_segments=has_segments)
 
     @classmethod
     def failed(cls, fence: Fence, code: str, message: str) -> "Outcome":

@@ -58,6 +58,7 @@ class FoundJob:
     started_at: datetime | None
     finished_at: datetime | None
     input: str | None = None
+    left_out_characters: int | None = None  # of its source; None where that says nothing
 
     @property
     def wait_seconds(self) -> float | None:
@@ -143,6 +144,7 @@ class JobDetails:
     deadline: datetime | None
     contract: Mapping[str, Any]  # the task's own fields and the params that were given
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
+    coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
     messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
 
 
@@ -162,6 +164,7 @@ def find_results(
     error_code: str | None = None,
     min_duration: float | None = None,
     max_duration: float | None = None,
+    is_whole: bool | None = None,
     sort: Order = "oldest",
     after: Cursor | None = None,
     limit: int | None = None,
@@ -180,6 +183,7 @@ def find_results(
     finish_reason: stop or length
     error_code: of the last attempt, as in `prompt_too_long`
     min_duration, max_duration: `run_seconds`, both included; jobs without are left out
+    is_whole: whether all of a source was read; jobs that have no source are left out
     sort:     oldest or newest first
     after:    the `cursor` of a job: only what follows it in that order
     with_input: read what the jobs were asked, too: the text, or the messages of a chat
@@ -225,6 +229,9 @@ def find_results(
         statement = statement.where(took >= ceil(_microseconds("min_duration", min_duration)))
     if max_duration is not None:
         statement = statement.where(took <= floor(_microseconds("max_duration", max_duration)))
+    if is_whole is not None:
+        left_out = Result.left_out_characters
+        statement = statement.where(left_out == 0 if is_whole else left_out > 0)
     return _pages(database, statement, after, limit, sort, with_input)
 
 
@@ -264,14 +271,14 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance, ModelCardRow.content)
+        select(Job, Payload.contract, Result.provenance, ModelCardRow.content, Result.coverage)
         .join(Payload, Payload.job_id == Job.id)
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance, model_card = session.execute(statement).one()
+        row, contract, provenance, model_card, coverage = session.execute(statement).one()
         messages = session.execute(quarantine.quarantined_of(job_id, MAX_MESSAGES)).all()
     return JobDetails(
         job=job,
@@ -289,6 +296,7 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         contract=contract,
         provenance=None if provenance is None else {**(model_card or {}), **provenance},
         messages=tuple(MessageSetAside(*each) for each in messages),
+        coverage=coverage,
     )
 
 
@@ -353,6 +361,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.finish_reason,
             Result.prompt_tokens,
             Result.completion_tokens,
+            Result.left_out_characters,
             Job.error_code,
             Job.error_message,
             Payload.metadata_.label("metadata"),

@@ -69,7 +69,7 @@ class PromptTooLong(RequestError):
         self, num_tokens: int, max_tokens: int, remedy: str, is_at_least: bool = False
     ) -> None:
         """is_at_least: the rest was not counted"""
-        self.num_tokens = num_tokens
+        self.num_tokens, self.max_tokens = num_tokens, max_tokens
         at_least = "at least " if is_at_least else ""
         super().__init__(
             f"the prompt has {at_least}{num_tokens} tokens; this model takes {max_tokens}; {remedy}"

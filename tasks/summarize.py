@@ -1,11 +1,12 @@
 """The summarize task: a shorter text that says the same."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from celery import Task
+from pydantic import Field, model_validator
 
 from tasks.app import app
-from tasks.contract import Contract, Text
+from tasks.contract import Contract, Number, Text, clash
 from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 
@@ -13,6 +14,17 @@ class SummarizeContract(Contract):
     task: ClassVar[str] = "summarize"
 
     text: Text
+    # What to do with a text beyond the model's context; see docs/documents.md.
+    strategy: Literal["auto", "map_reduce", "refine", "truncate", "fail"] | None = None
+    max_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
+    min_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
+    ratio: Annotated[float, Field(gt=0, le=1), Number] | None = None  # of the source's words
+
+    @model_validator(mode="after")
+    def _words_fit_together(self) -> Self:
+        if self.min_words is not None and self.min_words > (self.max_words or 10**9):
+            raise clash("min_words", "is above max_words; lower it")
+        return self
 
     @property
     def num_characters(self) -> int:

@@ -6,15 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from db.model_card import model_card_id
-from db.outcome import Outcome
+from db.outcome import FinishedSegment, Outcome
 from db.queries import completion
+from db.queries import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 
+Write = Outcome | FinishedSegment
+W = TypeVar("W", Outcome, FinishedSegment)
 Written = Callable[[Sequence[Outcome]], None]
 
 
@@ -38,11 +41,11 @@ def flush_due(num_buffered: int, oldest_at: float, now: float, settings: Setting
     return num_buffered >= settings.flush_outcomes or now - oldest_at >= settings.flush_seconds
 
 
-def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def by_owner(writes: Sequence[W]) -> dict[str, list[W]]:
     """In practice one: a worker writes for itself."""
-    owners: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        owners.setdefault(outcome.fence.owner, []).append(outcome)
+    owners: dict[str, list[W]] = {}
+    for each in writes:
+        owners.setdefault(each.fence.owner, []).append(each)
     return owners
 
 
@@ -65,7 +68,8 @@ class Committer:
         self._settings = settings
         self._on_written = on_written
         self._are_all = are_all
-        self._buffer: deque[tuple[float, Outcome]] = deque()
+        self._buffer: deque[tuple[float, Write]] = deque()
+        self._num_outcomes = 0  # in the buffer; the rest are segments
         self._changed = threading.Condition()
         self._is_urgent = False  # something in the buffer
         self._model_cards: set[UUID] = set()  # those that are in the database
@@ -84,11 +88,20 @@ class Committer:
         stand still. What bounds the buffer is that nothing is claimed while it is full.
         """
         with self._changed:
-            self._buffer.append((time.monotonic(), outcome))
+            self._num_outcomes += 1
             self._is_urgent |= is_urgent
-            # Not for each: waking a thread that only waits on is time of the engine's.
-            if len(self._buffer) == 1 or self._is_due(time.monotonic()):
-                self._changed.notify_all()
+            self._append(outcome)
+
+    def keep(self, segment: FinishedSegment) -> None:
+        """Hand a finished part over; it waits for company. The caller never waits."""
+        with self._changed:
+            self._append(segment)
+
+    def _append(self, write: Write) -> None:
+        self._buffer.append((time.monotonic(), write))
+        # Not for each: waking a thread that only waits on is time of the engine's.
+        if len(self._buffer) == 1 or self._is_due(time.monotonic()):
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Write what is buffered, once, and end."""
@@ -101,7 +114,7 @@ class Committer:
     @property
     def num_unwritten(self) -> int:
         with self._changed:
-            return len(self._buffer)
+            return self._num_outcomes
 
     @property
     def is_full(self) -> bool:
@@ -111,7 +124,7 @@ class Committer:
     def _is_due(self, now: float) -> bool:
         if not self._buffer:
             return False
-        if self._is_urgent or self._are_all(len(self._buffer)):
+        if self._is_urgent or (self._num_outcomes and self._are_all(self._num_outcomes)):
             return True
         oldest_at, _ = self._buffer[0]
         return flush_due(len(self._buffer), oldest_at, now, self._settings)
@@ -119,9 +132,10 @@ class Committer:
     def _run(self) -> None:
         away = Outage(log, "cannot write outcomes", "outcomes are written again")
         num_failures = 0
-        while outcomes := self._next_flush():
+        while writes := self._next_flush():
+            outcomes = [each for each in writes if isinstance(each, Outcome)]
             try:
-                self._write(outcomes)
+                self._write(writes)
             except Exception as error:  # whatever it is: this thread may not die
                 away.began(error, num_outcomes=len(outcomes))
                 self._model_cards.clear()  # it may come back as it was before them
@@ -137,15 +151,19 @@ class Committer:
             num_failures = 0
             away.ended()
             with self._changed:
-                for _ in outcomes:
+                for _ in writes:
                     self._buffer.popleft()
+                self._num_outcomes -= len(outcomes)
                 self._changed.notify_all()
-            passing("committed")
-            self._on_written(outcomes)
-            passing("acked")
+            if len(outcomes) < len(writes):
+                passing("kept")
+            if outcomes:
+                passing("committed")
+                self._on_written(outcomes)
+                passing("acked")
 
-    def _next_flush(self) -> list[Outcome]:
-        """The outcomes to write next, which stay in the buffer; none when it is time to end."""
+    def _next_flush(self) -> list[Write]:
+        """What to write next, which stays in the buffer; nothing when it is time to end."""
         with self._changed:
             while not (self._stopping or self._is_due(now := time.monotonic())):
                 if self._buffer:
@@ -157,26 +175,33 @@ class Committer:
             self._is_urgent = self._is_urgent and num < len(self._buffer)
             return [self._buffer[index][1] for index in range(num)]
 
-    def _write(self, outcomes: Sequence[Outcome]) -> None:
-        """Commit the outcomes; one that the database refuses does not take the others with it."""
+    def _write(self, writes: Sequence[Write]) -> None:
+        """Commit these; one that the database refuses does not take the others with it."""
         try:
-            self._commit(outcomes)
+            self._commit(writes)
         except Exception as error:
             if not _is_refusal(error):
                 raise
-            if len(outcomes) > 1:
-                half = len(outcomes) // 2
-                self._write(outcomes[:half])
-                self._write(outcomes[half:])
+            if len(writes) > 1:
+                half = len(writes) // 2
+                self._write(writes[:half])
+                self._write(writes[half:])
                 return
-            (refused,) = outcomes
+            (refused,) = writes
+            if isinstance(refused, FinishedSegment):
+                # Only to save work later; the job goes on without.
+                log.warning("segment refused", extra={"job_id": str(refused.fence.job_id)})
+                return
             unkept = ResultUnkept(error)
             log.error("result refused", extra={"job_id": str(refused.fence.job_id)})
             self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])
 
-    def _commit(self, outcomes: Sequence[Outcome]) -> None:
+    def _commit(self, writes: Sequence[Write]) -> None:
+        outcomes = [each for each in writes if isinstance(each, Outcome)]
+        segments = [each for each in writes if isinstance(each, FinishedSegment)]
         with self._database.write() as session:
             model_cards = self._write_model_cards(session, outcomes)
+            self._write_segments(session, segments)
             self._write_answers(session, [each for each in outcomes if each.answer is not None])
             self._write_others(session, [each for each in outcomes if each.answer is None])
             passing("committing")
@@ -210,6 +235,31 @@ class Committer:
             ]
             if results:
                 session.execute(completion.insert_results(), results)
+            done = [
+                each.fence.job_id
+                for each in own
+                if each.has_segments and (each.fence.job_id, each.fence.attempt) in written
+            ]
+            if done:
+                session.execute(segment_queries.delete_segments(done))
+
+    def _write_segments(self, session: Session, segments: Sequence[FinishedSegment]) -> None:
+        for owner, own in by_owner(segments).items():
+            attempts = sorted({(each.fence.job_id, each.fence.attempt) for each in own})
+            found = session.execute(segment_queries.running_among(owner, attempts))
+            running = {tuple(row) for row in found}
+            # By place: two of one place in a statement are an error to PostgreSQL.
+            rows = {
+                (each.fence.job_id, each.position): {
+                    "job_id": each.fence.job_id,
+                    "position": each.position,
+                    "output": each.output,
+                }
+                for each in own
+                if (each.fence.job_id, each.fence.attempt) in running
+            }
+            if rows:
+                session.execute(segment_queries.insert_segments(session), list(rows.values()))
 
     def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:
@@ -246,6 +296,8 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "completion_tokens": answer.completion_tokens,
         "provenance": answer.provenance,
         "model_card_id": None if answer.model_card is None else model_card_id(answer.model_card),
+        "coverage": answer.coverage,
+        "left_out_characters": answer.left_out_characters,
     }
 
 

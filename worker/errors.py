@@ -4,6 +4,8 @@ WorkerError
 ├── EngineUnusable    the model cannot be loaded; the worker ends
 └── JobError          this attempt has failed; says whether another could help
     ├── RequestFailed     the engine refused or could not run a request
+    ├── PartsTooSmall     a document's parts would hold next to nothing
+    ├── SummaryNotShorter its summaries are as long as what they sum up
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     └── ResultUnkept      the database refuses this one result
@@ -31,6 +33,29 @@ class RequestFailed(JobError):
         self.code = failure.code
         self.retryable = failure.retryable
         super().__init__(failure.message)
+
+
+class PartsTooSmall(JobError):
+    code = "parts_too_small"
+    retryable = False
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(
+            f"the document has to be read in parts, and a part would have room for "
+            f"{max(num_tokens, 0)} tokens of it beside the prompt and the answer; "
+            "ask for a shorter answer, or use a model with a longer context"
+        )
+
+
+class SummaryNotShorter(JobError):
+    code = "summary_not_shorter"
+    retryable = False
+
+    def __init__(self, num_before: int, num_after: int) -> None:
+        super().__init__(
+            f"the summaries of {num_before} parts need {num_after} parts themselves; "
+            "lower max_new_tokens, or use a model that summarizes"
+        )
 
 
 class EngineCrashed(JobError):

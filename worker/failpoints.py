@@ -16,6 +16,7 @@ Moment = Literal[
     "requested",  # the engine has the requests
     "stepped",  # the engine is done with some, and works on others
     "generated",  # the engine has answered
+    "kept",  # finished parts are committed, their job goes on
     "committing",  # the outcomes are written, not committed
     "committed",  # committed, not acked
     "acked",

@@ -271,6 +271,8 @@ class Worker:
                 self.settings,
                 job.time_limit_seconds,
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
+                self._committer.keep,
+                job.segments,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job.delivery)

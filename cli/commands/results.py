@@ -52,6 +52,9 @@ def results(
     max_duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Ran so long or shorter.")
     ] = None,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Made from a part of the source only.")
+    ] = False,
     sort: Annotated[
         Literal["oldest", "newest"], typer.Option(help="Which comes first, by submission.")
     ] = "oldest",
@@ -151,6 +154,7 @@ def results(
         error_code=error_code,
         min_duration=shortest,
         max_duration=longest,
+        is_whole=False if incomplete else None,
         sort=sort,
         after=cursor,
         limit=limit,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli.output.coverage import coverage_lines
 from cli.output.escaping import json_text, visible
 from cli.output.terminal import inert, out, say, warn, write_json
 
@@ -37,6 +38,9 @@ def show(
             f"a message that came by this id was set aside: {Reason(message.reason).sentence} "  # type: ignore[call-arg]
             f"({message.reason}); `tidemill messages {message.id}` shows it"
         )
+    if details.coverage is not None:
+        for line in coverage_lines(details.coverage, max(min(out.width, 80) - width - 2, 10)):
+            say(f"{'coverage':<{width}}  {line}")
     for name, value in details.contract.items():
         _section(name, value)
     if details.job.output is not None:
@@ -115,6 +119,7 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
         "contract": dict(details.contract),
         "provenance": details.provenance,
         "messages": [{"id": str(each.id), "reason": each.reason} for each in details.messages],
+        "coverage": details.coverage,
         **{
             name: at.isoformat() if at else None
             for name, at in (

@@ -105,6 +105,7 @@ def write_parquet(
     types: Mapping[str, Any] = {
         "prompt_tokens": count,
         "completion_tokens": count,
+        "left_out_characters": count,
         "attempt": count,
         "error": pa.struct([("code", text), ("message", text)]),
         "metadata": pa.map_(text, text),

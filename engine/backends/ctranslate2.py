@@ -31,7 +31,7 @@ from engine.errors import GenerationFailed, InvariantBroken, Unloadable
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
@@ -83,6 +83,11 @@ class CTranslate2Backend:
         sequence.runs_to_completion = True
         sequence.batch_key = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
+
+    def measure(
+        self, request: Request, between_slices: Callable[[], None] = no_pause
+    ) -> Measurement:
+        return self.text.measure(request, None, between_slices)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         assert not plan.running, "a group is run to its end in the step in which it joins"

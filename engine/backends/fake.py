@@ -32,7 +32,14 @@ from engine.errors import (
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import Choice, FinishReason, ModelCard, Output, Request
+from engine.protocol.messages import (
+    Choice,
+    FinishReason,
+    Measurement,
+    ModelCard,
+    Output,
+    Request,
+)
 from engine.sampling.resolve_params import Room, Settings, resolve
 from engine.text.characters import sanitize
 from engine.text.stop_strings import cut_at_stop, stop_position
@@ -87,6 +94,18 @@ class FakeBackend:
             num_rows=settings.num_rows,
             num_prefill_tokens=len(words),
             batch_key="fake",
+        )
+
+    def measure(
+        self, request: Request, between_slices: Callable[[], None] = no_pause
+    ) -> Measurement:
+        assert self.sized.spec.max_step_tokens is not None
+        max_tokens = self.spec.max_input_tokens or MAX_CONTEXT_TOKENS
+        room = Room(num_before=1, max_context_tokens=None, max_new_tokens=self.spec.max_new_tokens)
+        return Measurement(
+            num_tokens=tuple(len(sanitize(each).split()) for each in request.measured_texts),
+            max_prompt_tokens=min(max_tokens, self.sized.spec.max_step_tokens),
+            max_new_tokens=resolve(request.params, {}, room, fresh_seed=0).max_new_tokens,
         )
 
     def run(self, plan: StepPlan) -> list[Completion | None]:

@@ -36,7 +36,7 @@ from engine.kv_cache.free_memory import free_bytes
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.sampling.batched_generate import (
     PerRequestSampler,
     PerRequestStops,
@@ -144,6 +144,11 @@ class GenerateBackend:
         sequence.batch_key = self._batch_key(sequence)
         sequence.runs_to_completion = True
         return sequence
+
+    def measure(
+        self, request: Request, between_slices: Callable[[], None] = no_pause
+    ) -> Measurement:
+        return self.text.measure(request, None, between_slices)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         assert not plan.running, "a group is run to its end in the step in which it joins"

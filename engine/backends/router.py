@@ -27,7 +27,7 @@ from engine.kv_cache.base import KVCacheManager, kv_cache_for, machine_for, refu
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.protocol.task_names import TaskName
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
@@ -107,6 +107,11 @@ class RouterBackend:
         if self.is_proved(sequence, own):
             self.route(sequence)
         return sequence
+
+    def measure(
+        self, request: Request, between_slices: Callable[[], None] = no_pause
+    ) -> Measurement:
+        return self.text.measure(request, self.sized.spec.max_cache_tokens, between_slices)
 
     def route(self, sequence: Sequence) -> None:
         """Let it run in flight."""

@@ -33,7 +33,7 @@ from engine.kv_cache.paged import PAGE_TOKENS, num_pages
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
@@ -108,6 +108,11 @@ class VllmBackend:
         sequence.batch_key = IN_FLIGHT
         sequence.num_cache_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
         return sequence
+
+    def measure(
+        self, request: Request, between_slices: Callable[[], None] = no_pause
+    ) -> Measurement:
+        return self.text.measure(request, self.sized.spec.max_cache_tokens, between_slices)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         """One step of vLLM, which may read a prompt in parts or let it wait: then its sequence

@@ -14,7 +14,7 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.protocol.limits import Sized
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.messages import Measurement, ModelCard, Output, Request
 
 
 class Backend(Protocol):
@@ -35,6 +35,12 @@ class Backend(Protocol):
 
         between_slices: called now and then while a long text is tokenized; it may encode other
                         requests, and what it raises passes through
+        """
+
+    def measure(self, request: Request, between_slices: Callable[[], None] = ...) -> Measurement:
+        """Count the tokens of the prompts of its `measured_texts`, on the tokenizer thread.
+
+        between_slices: as for `encode`. Raises RequestError.
         """
 
     def run(self, plan: StepPlan) -> list[Completion | None]:

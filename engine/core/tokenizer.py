@@ -23,7 +23,8 @@ class Cancelled(Exception):
 
 
 class TokenizerThread(Thread):
-    """Puts the sequence of each request into the inbox, or its failure into the outbox.
+    """Puts the sequence of each request into the inbox, or its failure, or the measurement that it
+    asks for, into the outbox.
 
     While a long bulk text is tokenized, a slice at a time, interactive requests are served
     between the slices; so the longest that one of them waits is a slice, or a text that is
@@ -61,6 +62,10 @@ class TokenizerThread(Thread):
 
         try:
             self.stop_if_cancelled(request)
+            if request.measured_texts:
+                measurement = self.engine.measure(request, between_slices)
+                self.outbox.refuse(Output(request_id=request.id, measurement=measurement))
+                return
             sequence = self.engine.encode(request, between_slices)
             self.limits.refuse_misfit(sequence)
         except Cancelled:

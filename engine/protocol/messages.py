@@ -4,8 +4,9 @@ parent -> engine: Load once, then Run, Cancel, Stop
 engine -> parent: Ready or Unloadable once, then Outputs
 
 A frame is one `send_bytes` of JSON. Every request of a Run is answered by exactly
-one Output. Nothing here loads a model library, and both sides are one version of
-the code, so a frame that does not parse is our own mistake.
+one Output: choices, a measurement where that was asked, or a failure. Nothing here
+loads a model library, and both sides are one version of the code, so a frame that
+does not parse is our own mistake.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Request:
     id: int
     task: Task
     text: str | None = None  # None for chat
+    # Texts whose prompts are to be counted; then nothing is generated, and `text` is None.
+    measured_texts: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()  # chat only
     source_language: str | None = None
     target_language: str | None = None
@@ -87,6 +90,7 @@ class Request:
             id=data["id"],
             task=data["task"],
             text=data.get("text"),
+            measured_texts=tuple(data.get("measured_texts", ())),
             messages=tuple(Message(*each) for each in data.get("messages", ())),
             source_language=data.get("source_language"),
             target_language=data.get("target_language"),
@@ -102,6 +106,8 @@ class Request:
             "text": self.text,
             "params": self.params.to_json(),
         }
+        if self.measured_texts:
+            data["measured_texts"] = list(self.measured_texts)
         if self.messages:
             data["messages"] = [[each.role, each.content] for each in self.messages]
         if self.source_language is not None:
@@ -143,24 +149,46 @@ class RequestFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """How long prompts are, and may be, in the model's own tokens."""
+
+    num_tokens: tuple[int, ...]  # of each prompt; 0: the tokenizer keeps nothing of its text
+    max_prompt_tokens: int  # at most so many leave room for the answer
+    max_new_tokens: int  # of the answer, as the request and the model have it
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "num_tokens": tuple(data["num_tokens"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "num_tokens": list(self.num_tokens),
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """The outcome of one request: choices, or a failure and no choices."""
+    """The outcome of one request: choices, a measurement, or a failure and none of them."""
 
     request_id: int
     choices: tuple[Choice, ...] = ()
     prompt_tokens: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)  # as used, seed included
     failure: RequestFailure | None = None
+    measurement: Measurement | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        failure = data.get("failure")
+        failure, measurement = data.get("failure"), data.get("measurement")
         return cls(
             request_id=data["request_id"],
             choices=tuple(Choice(*each) for each in data["choices"]),
             prompt_tokens=data["prompt_tokens"],
             settings=data["settings"],
             failure=None if failure is None else RequestFailure(*failure),
+            measurement=None if measurement is None else Measurement.from_json(measurement),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -174,6 +202,8 @@ class Output:
         }
         if (failure := self.failure) is not None:
             data["failure"] = [failure.code, failure.message, failure.retryable]
+        if self.measurement is not None:
+            data["measurement"] = self.measurement.to_json()
         return data
 
 

@@ -119,6 +119,20 @@ def resolve(params: Params, own: Mapping[str, Any], room: Room, fresh_seed: int)
     return settings
 
 
+def room_before_answer(params: Params, settings: Settings, room: Room) -> int | None:
+    """How long the prompt of a decoder-only model may be, so that its answer has room; None
+    where nothing bounds it.
+
+    An answer whose length nobody asked for has to make do with half of the context.
+    """
+    if params.max_length is not None:
+        return params.max_length // 2
+    context = room.max_context_tokens
+    if context is None or params.max_new_tokens is not None:
+        return None if context is None else context - settings.max_new_tokens
+    return max(context - settings.max_new_tokens, context // 2)
+
+
 def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
     """A job that names a way to sample wants to sample, unless it says otherwise."""
     asked = {

@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import secrets
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from engine.core.completion import Completion, GeneratedTokens
 from engine.core.sequence import Sequence
-from engine.errors import PromptTooLong, TokenOutOfRange
+from engine.errors import EmptyPrompt, PromptTooLong, TextTooLong, TokenOutOfRange
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, FinishReason, Output, Request
-from engine.sampling.resolve_params import Room, resolve
+from engine.protocol.messages import Choice, FinishReason, Measurement, Output, Request
+from engine.sampling.resolve_params import Room, resolve, room_before_answer
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.prompts import Prompt, Prompts
@@ -71,6 +72,7 @@ class TextProcessor:
         """max_step_tokens: the most prompt tokens of one step, as sized"""
         self.spec = spec
         self.checkpoint = checkpoint
+        self.max_step_tokens = max_step_tokens
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         self.token_texts = TokenTexts(
             checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
@@ -119,6 +121,52 @@ class TextProcessor:
             forced_bos_token_id=prompt.forced_bos_token_id,
             decoder_start_token_id=prompt.decoder_start_token_id,
         )
+
+    def measure(
+        self,
+        request: Request,
+        max_cache_tokens: int | None,
+        between_slices: Callable[[], None] = no_pause,
+    ) -> Measurement:
+        """The numbers of tokens of the prompts of its `measured_texts`, and how many there may be.
+        Raises RequestError.
+
+        max_cache_tokens: of a backend that keeps keys and values between steps; else None
+        """
+        limits = self.checkpoint.limits
+        room = Room(
+            num_before=1,
+            max_context_tokens=limits.max_answer_context_tokens,
+            max_new_tokens=self.spec.max_new_tokens,
+        )
+        settings = resolve(request.params, self.own_settings(request), room, fresh_seed=0)
+        assert self.max_step_tokens is not None
+        num_prefills = 1 if self.is_encoder_decoder else settings.num_rows
+        bounds = [limits.max_prompt_tokens, self.max_step_tokens // num_prefills]
+        if not self.is_encoder_decoder:
+            bounds.append(room_before_answer(request.params, settings, room))
+        if max_cache_tokens is not None:
+            answers = settings.num_rows * (1 + settings.max_new_tokens)
+            bounds.append((max_cache_tokens - answers) // num_prefills)
+        return Measurement(
+            num_tokens=tuple(
+                self._num_tokens(replace(request, text=each), between_slices)
+                for each in request.measured_texts
+            ),
+            max_prompt_tokens=max(min(each for each in bounds if each is not None), 0),
+            max_new_tokens=settings.max_new_tokens,
+        )
+
+    def _num_tokens(self, request: Request, between_slices: Callable[[], None]) -> int:
+        """The number of tokens of the prompt; more than the model takes if it was not counted."""
+        try:
+            return len(self.prompts.encode(request, between_slices).token_ids)
+        except EmptyPrompt:
+            return 0
+        except TextTooLong as error:
+            return max(error.num_tokens, error.max_tokens + 1)
+        except PromptTooLong as error:
+            return error.num_tokens
 
     def own_settings(self, request: Request) -> Mapping[str, Any]:
         """The checkpoint's settings for decoding this request, without those it leaves open:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from db import queries
+from db.queries import worker_registry
 from db.session import Database
 from tests.commands import CommandLine
 
@@ -34,7 +34,7 @@ def beside_a_worker(tidemill: CommandLine) -> CommandLine:
     assert tidemill("migrate").status == 0
     database = Database(url)
     with database.write() as session:
-        queries.report_worker(
+        worker_registry.report_worker(
             session, "one", {"reports": 64}, 0, 3600, [engine(3, 1200), engine(4, 34)]
         )
     database.close()

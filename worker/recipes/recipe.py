@@ -1,13 +1,17 @@
 """How a job becomes requests, and their outputs its answer.
 
 A recipe is a generator: it yields the requests it wants run and is sent their
-outputs, in the same order. To the worker a one-line prompt and a document of
-forty chunks are the same.
+outputs, in the same order; a request that fails is raised in it as RequestFailed.
+To the worker a one-line prompt and a document of forty chunks are the same. The
+requests of a step may be an iterator, which is then read as there is room for them.
+
+A recipe is run again when its job is taken up again, and what was finished is not
+computed twice: so what it asks for follows from the job and from outputs alone.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
@@ -26,12 +30,11 @@ class Work:
     is_interactive: bool = False  # somebody waits for it
 
     def request(self, **fields: Any) -> Request:
-        """A request with the job's own params."""
+        """A request with the job's own params, unless others are given."""
         return Request(
             id=next(self.request_ids),
-            params=self.params,
             is_interactive=self.is_interactive,
-            **fields,
+            **{"params": self.params, **fields},
         )
 
     @property
@@ -52,7 +55,10 @@ class Work:
 
 PARAMS = tuple(Params.__dataclass_fields__)
 
-Steps: TypeAlias = Generator[tuple[Request, ...], tuple[Output, ...], Answer]
+T = TypeVar("T")
+# A part of a recipe that comes to a T.
+Asking: TypeAlias = Generator[Iterable[Request], tuple[Output, ...], T]
+Steps: TypeAlias = Asking[Answer]
 Recipe: TypeAlias = Callable[[Work], Steps]
 
 

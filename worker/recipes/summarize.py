@@ -1,8 +1,197 @@
-"""A summary: the whole text in one request."""
+"""A summary: the whole text in one request, or, where it is too long, part by part.
 
-from worker.recipes.recipe import Steps, Work, answer_of
+`docs/documents.md` says what happens to a document.
+"""
+
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+from db.outcome import Answer
+from engine.protocol.messages import Output, Params
+from worker.documents.coverage import Coverage, Span, left_out
+from worker.documents.words import count_words, first_words
+from worker.errors import RequestFailed, SummaryNotShorter
+from worker.recipes.parts import Part, Ruler, cut, first_part, ruler
+from worker.recipes.recipe import Asking, Steps, Work, answer_of
+
+# A longer text is not tried whole: to refuse it takes time in which nobody else is served.
+MAX_TRIED_CHARACTERS = 100_000
+TOO_LONG = ("prompt_too_long", "output_too_long", "unsupported_parameter")
+WORD_MARGIN = 1.3  # tokens a word beyond what the source has: names and numbers are dear
 
 
 def summarize(work: Work) -> Steps:
-    (output,) = yield (work.request(task="summarize", text=work.contract["text"]),)
-    return answer_of(work, output)
+    text = work.contract["text"]
+    strategy = work.contract.get("strategy", "auto")
+    counts_words = any(name in work.contract for name in ("max_words", "min_words", "ratio"))
+    is_tried = strategy == "fail" or (strategy == "auto" and len(text) <= MAX_TRIED_CHARACTERS)
+    if is_tried and not counts_words:
+        try:
+            (output,) = yield (work.request(task="summarize", text=text),)
+            return _answer(work, [output], _whole(text, output))
+        except RequestFailed as failure:
+            if strategy == "fail" or failure.code not in TOO_LONG:
+                raise
+    return (yield from _document(work, text, strategy))
+
+
+def _document(work: Work, text: str, strategy: str) -> Steps:
+    """A text that is measured before it is read."""
+    params, max_words = work.params, None
+    if any(name in work.contract for name in ("max_words", "min_words", "ratio")):
+        params, max_words = yield from _params_for_words(work, text)
+    whole = yield from ruler(work, params, text)
+    if strategy == "truncate":
+        part = yield from first_part(work, whole, text)
+        request = work.request(task="summarize", text=part.text(text), params=params)
+        (output,) = yield (request,)
+        coverage = Coverage(
+            strategy="truncate",
+            parts=1,
+            rounds=1,
+            source_characters=len(text),
+            source_tokens=output.prompt_tokens,
+            left_out=left_out([part.span], len(text)),
+        )
+        return _answer(work, [output], coverage, max_words)
+    if strategy == "fail":
+        (output,) = yield (work.request(task="summarize", text=text, params=params),)
+        return _answer(work, [output], _whole(text, output), max_words)
+    part_params = _part_params(params, whole)
+    if strategy == "refine":
+        # Half for the part; a summary so far of a quarter may be longer when it is read.
+        half = replace(whole, max_tokens=whole.overhead + whole.room // 2)
+        parts = yield from cut(work, half, text)
+        outputs, rounds = yield from _refine(work, text, parts, params, part_params)
+    else:
+        parts = yield from cut(work, whole, text)
+        outputs, rounds = yield from _map_reduce(work, whole, text, parts, params, part_params)
+    num_read = sum(part.num_tokens > 0 for part in parts)
+    coverage = Coverage(
+        strategy="single" if rounds == 1 else "refine" if strategy == "refine" else "map_reduce",
+        parts=len(parts),
+        rounds=rounds,
+        source_characters=len(text),
+        source_tokens=sum(part.num_tokens for part in parts),
+        left_out=left_out([part.span for part in parts], len(text)),
+        parts_cut=sum(_is_cut(each) for each in outputs[:num_read]) if rounds > 1 else 0,
+    )
+    return _answer(work, outputs, coverage, max_words)
+
+
+def _map_reduce(
+    work: Work, whole: Ruler, text: str, parts: list[Part], params: Params, part_params: Params
+) -> Asking[tuple[list[Output], int]]:
+    """Sum up each part, then the summaries in the same way, until they are one part.
+
+    Returns every output, that of the whole last, and the rounds.
+    """
+    outputs: list[Output] = []
+    rounds = 1
+    while len(parts) > 1:
+        read = [part for part in parts if part.num_tokens > 0]
+        summaries = yield (
+            work.request(task="summarize", text=part.text(text), params=part_params)
+            for part in read
+        )
+        outputs += summaries
+        rounds += 1
+        text = "\n\n".join(filter(None, (each.choices[0].text.strip() for each in summaries)))
+        if not text:
+            return outputs, rounds  # the model says nothing of it
+        num_before = len(parts)
+        parts = yield from cut(work, whole, text)
+        if len(parts) >= num_before:
+            raise SummaryNotShorter(num_before, len(parts))
+    outputs += yield (work.request(task="summarize", text=parts[0].text(text), params=params),)
+    return outputs, rounds
+
+
+def _refine(
+    work: Work, text: str, parts: list[Part], params: Params, part_params: Params
+) -> Asking[tuple[list[Output], int]]:
+    """Sum up the first part; then, with each further one, the summary so far and that part."""
+    outputs: list[Output] = []
+    summary = ""
+    read = [part for part in parts if part.num_tokens > 0]
+    for part in read:
+        so_far = f"{summary}\n\n{part.text(text)}".strip()
+        own = params if part is read[-1] else part_params
+        outputs += yield (work.request(task="summarize", text=so_far, params=own),)
+        summary = outputs[-1].choices[0].text.strip()
+    return outputs, len(read)
+
+
+def _part_params(params: Params, whole: Ruler) -> Params:
+    """Those of a part: one answer, so short that four of them fit into a request together.
+
+    That is what makes each round shorter than the one before.
+    """
+    most = max(whole.room // 4, 1)
+    asked = params.max_new_tokens or whole.max_new_tokens
+    return replace(
+        params,
+        max_new_tokens=min(asked, most),
+        min_new_tokens=None if params.min_new_tokens is None else min(params.min_new_tokens, most),
+        max_length=None,
+        num_return_sequences=None,
+    )
+
+
+def _params_for_words(work: Work, text: str) -> Asking[tuple[Params, int | None]]:
+    """The params that lengths in words come to, and how many words an answer may have."""
+    contract, params = work.contract, work.params
+    measured = yield from ruler(work, params, text)
+    tokens_per_word = max(measured.tokens_per_word, 1.0)
+    bounds = [contract["max_words"]] if "max_words" in contract else []
+    if "ratio" in contract:
+        bounds.append(max(ceil(contract["ratio"] * count_words(text)), 1))
+    max_words = min(bounds, default=None)
+    if max_words is not None and params.max_length is None:
+        most = ceil(max_words * tokens_per_word * WORD_MARGIN) + 8
+        if params.max_new_tokens is not None or most < measured.max_new_tokens:
+            most = min(most, params.max_new_tokens or most)
+        params = replace(params, max_new_tokens=most)
+    if "min_words" in contract:
+        least = int(min(contract["min_words"], max_words or 10**6) * tokens_per_word)
+        params = replace(params, min_new_tokens=max(least, params.min_new_tokens or 0))
+        if params.max_length is None and (params.max_new_tokens or least) <= least:
+            params = replace(params, max_new_tokens=2 * least)
+    return params, max_words
+
+
+def _whole(text: str, output: Output) -> Coverage:
+    return Coverage(
+        strategy="single",
+        parts=1,
+        rounds=1,
+        source_characters=len(text),
+        source_tokens=output.prompt_tokens,
+        left_out=left_out([Span(0, len(text))], len(text)),
+    )
+
+
+def _is_cut(output: Output) -> bool:
+    return output.choices[0].finish_reason == "length"
+
+
+def _answer(
+    work: Work, outputs: list[Output], coverage: Coverage, max_words: int | None = None
+) -> Answer:
+    """The answer of the last output; its tokens are those of all of them."""
+    answer = answer_of(work, outputs[-1])
+    changes: dict[str, Any] = {
+        "prompt_tokens": sum(each.prompt_tokens for each in outputs),
+        "completion_tokens": sum(
+            choice.completion_tokens for each in outputs for choice in each.choices
+        ),
+        "coverage": coverage.to_json(),
+        "left_out_characters": coverage.left_out_characters,
+    }
+    if max_words is not None:
+        texts = [first_words(each, max_words) for each in (answer.output, *answer.alternatives)]
+        if texts[0] != answer.output:
+            changes["finish_reason"] = "length"
+        changes |= {"output": texts[0], "alternatives": tuple(texts[1:])}
+    return replace(answer, **changes)

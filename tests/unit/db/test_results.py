@@ -261,6 +261,17 @@ def asked(database: Database, contract: dict[str, Any]) -> str | None:
     return found.input
 
 
+def test_results_made_from_a_part_of_their_source_are_found(database: Database) -> None:
+    jobs = [insert_job(database) for _ in range(3)]
+    for job_id, left_out in zip(jobs, (None, 0, 40), strict=True):
+        finish(database, job_id, dataclasses.replace(answer(), left_out_characters=left_out))
+    _, whole, part = jobs
+    assert ids(find_results(is_whole=False, database=database)) == [part]
+    assert ids(find_results(is_whole=True, database=database)) == [whole]
+    (found,) = find_results(is_whole=False, database=database)
+    assert found.left_out_characters == 40
+
+
 def test_a_finish_reason_is_found(database: Database) -> None:
     stopped = succeeded(database)
     cut = insert_job(database)

@@ -1,0 +1,61 @@
+"""An engine counts prompts as it reads them, and says how long they may be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.backends.router import load
+from engine.core.scheduler import StepLimits
+from engine.errors import RequestError
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Measurement, Params, Request
+from tests.checkpoints import sentences
+
+TEXTS = (*sentences(6), *sentences(3, "zh"), "x", " \n ", "", "a\r\n\r\nb", "👨‍👩‍👧‍👦" * 3)
+KINDS = ["t5", "bart", "pegasus", "gpt2", "llama", "qwen2"]
+CASES = {
+    "plain": {},
+    "beams": {"params": Params(num_beams=3, max_new_tokens=40)},
+    "long answers": {"params": Params(max_new_tokens=200)},
+    "the prompt counts": {"params": Params(max_length=120)},
+    "configured": {"max_input_tokens": 50},
+    "little cache": {"max_cache_tokens": 400},
+    "in steps of 64": {"max_step_tokens": 64, "max_sequences": 8},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_measured_is_what_is_read(kind: str, case: str, folder_of) -> None:
+    given = dict(CASES[case])
+    request = Request(id=1, task="summarize", params=given.pop("params", Params()))
+    spec = EngineSpec(alias="tiny", checkpoint=str(folder_of(kind)), device="cpu", **given)
+    engine = load(spec)
+    measured = engine.measure(replace(request, measured_texts=TEXTS))
+    for text, num_tokens in zip(TEXTS, measured.num_tokens, strict=True):
+        assert (num_tokens == 0) == (not text.strip())
+        if text.strip() and num_tokens <= measured.max_prompt_tokens:
+            short = replace(request, text=text, params=Params(max_new_tokens=1))
+            assert len(load_encoded(engine, short)) == num_tokens
+
+    def taken(num_words: int) -> tuple[int, bool]:
+        text = "mill " * num_words
+        measurement: Measurement = engine.measure(replace(request, measured_texts=(text,)))
+        try:
+            sequence = engine.encode(replace(request, text=text))
+            StepLimits.of(engine.sized.spec).refuse_misfit(sequence)
+        except RequestError:
+            return measurement.num_tokens[0], False
+        return measurement.num_tokens[0], True
+
+    fitting = [taken(num) for num in range(1, 300, 7)]
+    assert all(
+        is_taken for num_tokens, is_taken in fitting if num_tokens <= measured.max_prompt_tokens
+    )
+    assert measured.max_prompt_tokens >= 10, "there is room for something"
+
+
+def load_encoded(engine, request: Request) -> tuple[int, ...]:
+    return engine.encode(request).prompt_ids

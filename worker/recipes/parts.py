@@ -1,0 +1,167 @@
+"""Parts of a document, cut where it has boundaries and counted by the engine.
+
+Pieces are counted and packed; then each part is counted as the prompt that it will be, for
+the tokens of pieces add up only nearly to those of a part. So no part is over its limit.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from engine.protocol.messages import Measurement, Output, Params, Request
+from worker.documents.coverage import Span, spans
+from worker.documents.packing import Piece, pack
+from worker.documents.pieces import boundary_at, piece_ends
+from worker.documents.words import count_words
+from worker.errors import PartsTooSmall
+from worker.recipes.recipe import Asking, Work
+
+MEASURED_CHARACTERS = 16_384  # of one request: others are served in between
+SAMPLE_CHARACTERS = 4_096
+PIECES_PER_PART = 8
+MIN_ROOM_TOKENS = 8
+FILLED = 0.8  # of the limit, when a part that came out too long is cut again
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    span: Span
+    num_tokens: int  # of its prompt; 0: there is nothing in it to read
+
+    def text(self, source: str) -> str:
+        """What the model reads: space around a part says nothing."""
+        return source[self.span.start : self.span.end].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """How long a prompt may be, and how to guess the tokens of a text before it is counted."""
+
+    params: Params
+    max_tokens: int  # of a prompt
+    max_new_tokens: int
+    overhead: int  # tokens of a prompt beside its text
+    characters_per_token: float
+    tokens_per_word: float
+
+    @property
+    def room(self) -> int:
+        """For the text."""
+        return self.max_tokens - self.overhead
+
+
+def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
+    """What the engine says of prompts with these params. Raises PartsTooSmall."""
+    sample = text.strip()[:SAMPLE_CHARACTERS]
+    (output,) = yield (_measuring(work, params, ("a", sample)),)
+    measured = _measurement(output)
+    overhead = max(measured.num_tokens[0] - 1, 0)
+    num_tokens = max(measured.num_tokens[1] - overhead, 1)
+    made = Ruler(
+        params=params,
+        max_tokens=measured.max_prompt_tokens,
+        max_new_tokens=measured.max_new_tokens,
+        overhead=overhead,
+        characters_per_token=len(sample) / num_tokens,
+        tokens_per_word=num_tokens / max(count_words(sample), 1),
+    )
+    if made.room < MIN_ROOM_TOKENS:
+        raise PartsTooSmall(made.room)
+    return made
+
+
+def cut(work: Work, measure: Ruler, text: str) -> Asking[list[Part]]:
+    """The parts of a text, in order. Always: their spans tile it, none is over the limit."""
+    if len(text) <= MEASURED_CHARACTERS:
+        (num_tokens,) = yield from _counted(work, measure.params, [text.strip()])
+        if num_tokens <= measure.max_tokens:
+            return [Part(Span(0, len(text)), num_tokens)]
+    pieces = yield from _pieces(work, measure, text)
+    unchecked = spans(pack(pieces, measure.room))
+    parts: list[Part] = []
+    while unchecked:
+        texts = (text[each.start : each.end].strip() for each in unchecked)
+        counted = yield from _counted(work, measure.params, texts)
+        again: list[Span] = []
+        for span, num_tokens in zip(unchecked, counted, strict=True):
+            if num_tokens <= measure.max_tokens:
+                parts.append(Part(span, num_tokens))
+            else:
+                again += _smaller(text, span, num_tokens, measure)
+        unchecked = again
+    return sorted(parts, key=lambda part: part.span.start)
+
+
+def first_part(work: Work, measure: Ruler, text: str) -> Asking[Part]:
+    """The beginning of a text, as much as fits; for those who ask for no more."""
+    num_characters = int(2 * measure.room * measure.characters_per_token) + 1
+    while True:
+        pieces = yield from _pieces(work, measure, text[:num_characters])
+        if num_characters >= len(text) or sum(each.num_tokens for each in pieces) > measure.room:
+            break
+        num_characters *= 4
+    end = num_tokens = 0
+    for piece in pieces:
+        num_tokens += piece.num_tokens
+        if end and num_tokens > measure.room:
+            break
+        end = piece.end
+    parts = yield from cut(work, measure, text[:end])
+    # What is cut once more begins with the longest beginning that was found to fit.
+    return next(part for part in parts if part.num_tokens > 0 or part is parts[-1])
+
+
+def _pieces(work: Work, measure: Ruler, text: str) -> Asking[list[Piece]]:
+    """The pieces of a text, counted; they are cut as the engine counts the ones before."""
+    most = int(measure.room * measure.characters_per_token / PIECES_PER_PART)
+    ends: list[int] = []
+
+    def texts() -> Iterator[str]:
+        start = 0
+        for end in piece_ends(text, max(most, 1)):
+            ends.append(end)
+            yield text[start:end]
+            start = end
+
+    counted = yield from _counted(work, measure.params, texts())
+    return [
+        Piece(end, max(num_tokens - measure.overhead, 0), boundary_at(text, end))
+        for end, num_tokens in zip(ends, counted, strict=True)
+    ]
+
+
+def _smaller(text: str, span: Span, num_tokens: int, measure: Ruler) -> list[Span]:
+    """A part that came out too long, in parts that should not."""
+    length = span.end - span.start
+    if length == 1:
+        raise PartsTooSmall(measure.room)
+    num_parts = max(-(-num_tokens // max(int(measure.max_tokens * FILLED), 1)), 2)
+    ends = piece_ends(text[span.start : span.end], -(-length // num_parts))
+    return [Span(each.start + span.start, each.end + span.start) for each in spans(ends)]
+
+
+def _counted(work: Work, params: Params, texts: Iterable[str]) -> Asking[list[int]]:
+    """How many tokens the prompts of these texts have."""
+    outputs = yield (_measuring(work, params, each) for each in _batches(texts))
+    return [num for output in outputs for num in _measurement(output).num_tokens]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    batch: list[str] = []
+    num_characters = 0
+    for text in texts:
+        batch.append(text)
+        num_characters += len(text)
+        if num_characters >= MEASURED_CHARACTERS:
+            yield tuple(batch)
+            batch, num_characters = [], 0
+    if batch:
+        yield tuple(batch)
+
+
+def _measuring(work: Work, params: Params, texts: tuple[str, ...]) -> Request:
+    return work.request(task=work.task, measured_texts=texts, params=params)
+
+
+def _measurement(output: Output) -> Measurement:
+    assert output.measurement is not None
+    return output.measurement
