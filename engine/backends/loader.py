@@ -21,6 +21,7 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
+from transformers.utils.hub import cached_file
 
 from engine.backends.checkpoint_weights import named, not_finite, why_not_whole
 from engine.backends.generation_config import why_no_start, why_not_made, why_not_run
@@ -183,7 +184,7 @@ def refuse_own_file(spec: EngineSpec) -> None:
         "_raise_exceptions_for_connection_errors": False,
     }
     name = transformers.utils.GENERATION_CONFIG_NAME
-    path = loaded(spec, name, partial(transformers.utils.cached_file, filename=name), arguments)
+    path = loaded(spec, name, partial(cached_file, filename=name), arguments)
     if path is None:  # it has none, which is no fault
         return
     own = loaded(spec, name, lambda _: json.loads(Path(path).read_text("utf-8")), {})
