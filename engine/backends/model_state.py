@@ -40,9 +40,12 @@ class ObjectState:
         vars(self.owner).update(self.attributes)
         for _, container, content in self.containers:
             container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
-        for _, tensor, before in self.tensors:
-            tensor.copy_(before)
+            if isinstance(container, list):
+                container.extend(content)
+            else:
+                container.update(content)
+        for _, tensor, copy in self.tensors:
+            tensor.copy_(copy)
 
     def changes(self) -> set[str]:
         """Names of what is another now."""
@@ -55,8 +58,8 @@ class ObjectState:
         }
         names |= {
             name
-            for name, container, copy in self.containers
-            if not is_same_content(copy, container)
+            for name, container, content in self.containers
+            if not is_same_content(content, container)
         }
         names |= {name for name, tensor, copy in self.tensors if not is_equal(tensor, copy)}
         return names - WITHOUT_A_SAY
