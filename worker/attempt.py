@@ -11,7 +11,7 @@ from engine.protocol.messages import Output, Request
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
-from worker.recipes import RECIPES, Steps, Work
+from worker.recipes import RECIPES, Fallible, Steps, Work
 from worker.retry_policy import delay_seconds
 from worker.settings import Settings
 
@@ -83,7 +83,7 @@ class Attempt:
 
     def _advance(self, outputs: tuple[Output, ...] | None) -> None:
         try:
-            if outputs is not None:
+            if outputs is not None and not isinstance(self._wanted, Fallible):
                 _require_answers(outputs)
             if self._steps is None:
                 self._steps = RECIPES[self._work.task](self._work)

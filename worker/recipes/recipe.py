@@ -24,6 +24,7 @@ class Work:
     card: ModelCard  # of the model that will run it
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
+    languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params."""
@@ -51,6 +52,13 @@ class Work:
 
 
 PARAMS = tuple(Params.__dataclass_fields__)
+
+
+class Fallible(tuple[Request, ...]):
+    """Requests of which the recipe is sent the failures too; of others one ends the attempt."""
+
+    __slots__ = ()
+
 
 Steps: TypeAlias = Generator[tuple[Request, ...], tuple[Output, ...], Answer]
 Recipe: TypeAlias = Callable[[Work], Steps]

@@ -1,0 +1,1 @@
+"""Documents: splitting, layout and coverage of whole texts."""
