@@ -13,6 +13,7 @@ from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 PAIR = ">"
+AUTO = "auto"  # a source language that the worker finds out
 
 
 class Model(BaseModel):
@@ -53,6 +54,9 @@ class Model(BaseModel):
         if not self.languages or f"{source}{PAIR}{target}" in self.languages:
             return True
         single = {language for language in self.languages if PAIR not in language}
+        if source == AUTO:
+            into = any(entry.endswith(f"{PAIR}{target}") for entry in self.languages)
+            return into or (target in single and len(single) > 1)
         return source != target and {source, target} <= single
 
     @property

@@ -1,6 +1,6 @@
 """The translate task: the same text in another language."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from celery import Task
 
@@ -13,8 +13,10 @@ class TranslateContract(Contract):
     task: ClassVar[str] = "translate"
 
     text: Text
-    source_language: Language
+    source_language: Language  # "auto" is found out
     target_language: Language
+    # None: subtitles are known by their first lines.
+    format: Literal["text", "subtitles"] | None = None
 
     @property
     def num_characters(self) -> int:

@@ -14,7 +14,7 @@ from worker.backoff import backoff_seconds
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
-from worker.recipes import RECIPES, Steps, Work
+from worker.recipes import RECIPES, Fallible, Steps, Work
 from worker.segments import finished_output, segment_of
 from worker.settings import Settings
 
@@ -71,6 +71,7 @@ class Attempt:
         self._over = False
         self._steps: Steps | None = None  # until it starts
         self._unasked: Iterator[Request] = iter(())  # of the present step
+        self._is_fallible = False  # the recipe takes failed outputs of this step too
         self._num_in_step = 0  # requests of it that were made
         self._position = 0  # of the next request
         self._in_flight: dict[int, _Asked] = {}
@@ -105,7 +106,7 @@ class Attempt:
         if asked is None:
             return  # of a step that the recipe has given up
         passing("generated")
-        if output.failure is not None:
+        if output.failure is not None and not self._is_fallible:
             failure = RequestFailed(output.failure)
             self._proceed(lambda: self._give_up(failure))
         else:
@@ -136,6 +137,7 @@ class Attempt:
 
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""
+        self._is_fallible = isinstance(requests, Fallible)
         self._unasked = iter(requests)
         self._outputs = {}
         self._num_in_step = 0

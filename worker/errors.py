@@ -8,8 +8,11 @@ WorkerError
     ├── SummaryNotShorter its summaries are as long as what they sum up
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
+    ├── LanguageUnclear   the text's language is not to be told
     └── ResultUnkept      the database refuses this one result
 """
+
+from collections.abc import Iterable
 
 from engine.protocol.messages import RequestFailure
 from tasks.errors import TidemillError
@@ -83,6 +86,18 @@ class RecipeFailed(JobError):
     def __init__(self, error: BaseException) -> None:
         # Only the type: the text of an error may hold the user's.
         super().__init__(f"the worker failed with {type(error).__name__}; its log has the place")
+
+
+class LanguageUnclear(JobError):
+    code = "language_unclear"
+    retryable = False
+
+    def __init__(self, candidates: Iterable[tuple[str, float]], num_letters: int) -> None:
+        seems = ", ".join(f"{code} {share:.0%}" for code, share in candidates) or "none"
+        super().__init__(
+            f"the language of the text is not clear from its {num_letters} letters "
+            f"(candidates: {seems}); give source_language"
+        )
 
 
 class ResultUnkept(JobError):

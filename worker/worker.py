@@ -73,6 +73,7 @@ class Worker:
             ]
             for model in models
         }
+        self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
@@ -262,6 +263,7 @@ class Worker:
                 client.card,
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
+                self._languages[job.model],
             )
             attempt = Attempt(
                 job.fence,

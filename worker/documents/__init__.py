@@ -1,1 +1,1 @@
-"""Long documents: where they are cut, and what of them a result covers."""
+"""Documents: splitting, layout and coverage of whole texts."""

@@ -2,7 +2,7 @@
 
 from worker.recipes.chat import chat
 from worker.recipes.generate import generate
-from worker.recipes.recipe import Recipe, Steps, Work
+from worker.recipes.recipe import Fallible, Recipe, Steps, Work
 from worker.recipes.summarize import summarize
 from worker.recipes.translate import translate
 
@@ -13,4 +13,4 @@ RECIPES: dict[str, Recipe] = {
     "chat": chat,
 }
 
-__all__ = ["RECIPES", "Recipe", "Steps", "Work"]
+__all__ = ["RECIPES", "Fallible", "Recipe", "Steps", "Work"]

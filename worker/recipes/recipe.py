@@ -28,6 +28,7 @@ class Work:
     card: ModelCard  # of the model that will run it
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
+    languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""
@@ -54,6 +55,13 @@ class Work:
 
 
 PARAMS = tuple(Params.__dataclass_fields__)
+
+
+class Fallible(tuple[Request, ...]):
+    """Requests of which the recipe is sent the failures too; of others one ends the attempt."""
+
+    __slots__ = ()
+
 
 T = TypeVar("T")
 # A part of a recipe that comes to a T.

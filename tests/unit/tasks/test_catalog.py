@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.catalog import Catalog
+from tasks.catalog import Catalog, Model
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 from tasks.settings import config_path
 
@@ -125,3 +125,20 @@ def test_a_checkpoint_beside_the_file_is_a_folder_and_any_other_a_name(tmp_path:
     assert models["opus"].checkpoint == str(tmp_path / "opus")
     assert models["reports"].checkpoint == "facebook/bart-large-cnn"
     assert not any(model.trust_remote_code for model in models.values())
+
+
+@pytest.mark.parametrize(
+    ("languages", "target", "takes"),
+    [
+        ([], "fr", True),
+        (["en>fr"], "fr", True),
+        (["en>fr"], "de", False),
+        (["en", "fr"], "fr", True),
+        (["fr"], "fr", False),
+    ],
+)
+def test_a_source_that_is_to_be_found_out_goes_where_its_target_is_known(
+    languages: list[str], target: str, takes: bool
+) -> None:
+    model = Model(alias="one", checkpoint="x", tasks=("translate",), languages=tuple(languages))
+    assert model.translates("auto", target) is takes

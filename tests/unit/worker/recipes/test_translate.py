@@ -1,0 +1,265 @@
+"""Whole documents through a real engine: the demo translator, and a tiny random NLLB."""
+
+import json
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from db.outcome import Answer, Fence, Outcome
+from db.states import JobState
+from engine.protocol.engine_spec import EngineSpec
+from tests import checkpoints
+from tests.workers import PATIENCE_SECONDS, ROOT
+from worker.attempt import Attempt
+from worker.engine_client import EngineClient
+from worker.recipes import Work
+from worker.settings import Settings
+
+SIX = {
+    "The tide is low.": "La marée est basse.",
+    "The ferry waits at the harbour.": "Le bac attend au port.",
+    "Bartholomew gave the old key to the baker.": (
+        "Bartholomew a donné la vieille clé au boulanger."
+    ),
+    "Did the girls find Nell's hat?": "Est-ce que les filles ont trouvé le chapeau de Nell ?",
+    "The tide is high.": "La marée est haute.",
+    "The baker waits.": "Le boulanger attend.",
+}
+
+
+class Translator:
+    """Attempts of a worker on one engine."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.client = EngineClient(spec)
+        self.client.start()
+        self._ids = count(1)
+
+    def outcome(self, text: str, *, languages: tuple[str, ...] = (), **fields: Any) -> Outcome:
+        ended = threading.Event()
+        outcomes: list[Outcome] = []
+
+        def end(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        fence = Fence(uuid4(), 1, "me")
+        contract = {"text": text, "source_language": "en", "target_language": "fr", **fields}
+        card = self.client.card
+        work = Work(fence.job_id, "translate", contract, card, self._ids, False, languages)
+        Attempt(fence, work, 0, self.client, Settings(), None, end).start()
+        assert ended.wait(PATIENCE_SECONDS)
+        (outcome,) = outcomes
+        return outcome
+
+    def answer(self, text: str, **fields: Any) -> Answer:
+        outcome = self.outcome(text, **fields)
+        assert outcome.answer is not None, (outcome.error_code, outcome.error_message)
+        json.dumps(outcome.answer.provenance)  # as it is kept
+        return outcome.answer
+
+
+@pytest.fixture(scope="module")
+def translator() -> Iterator[Translator]:
+    checkpoint = str(ROOT / "examples" / "models" / "translator")
+    it = Translator(EngineSpec(alias="toy", checkpoint=checkpoint, device="cpu", threads=1))
+    yield it
+    it.client.stop()
+
+
+@pytest.fixture(scope="module")
+def nllb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Translator]:
+    folder = checkpoints.build("nllb", Path(tmp_path_factory.mktemp("nllb")))
+    it = Translator(EngineSpec(alias="nllb", checkpoint=str(folder), device="cpu", threads=1))
+    yield it
+    it.client.stop()
+
+
+def report(answer: Answer) -> dict[str, Any]:
+    document: dict[str, Any] = answer.provenance["document"]
+    return document
+
+
+def test_a_paragraph_of_six_sentences_comes_back_as_six(translator: Translator) -> None:
+    answer = translator.answer(" ".join(SIX))
+    assert answer.output == " ".join(SIX.values())
+    assert answer.finish_reason == "stop"
+    assert report(answer)["num_sentences"] == report(answer)["num_translated"] == 6
+
+
+def test_a_letter_comes_back_in_its_layout(translator: Translator) -> None:
+    letter = "  {}\r\n\r\n- {}\r\n- {}\r\n\r\n> {} {}\r\n\t{}  \r\n"
+    answer = translator.answer(letter.format(*SIX))
+    assert answer.output == letter.format(*SIX.values())
+    found = report(answer)
+    assert found["source_characters"] == len(letter.format(*SIX))
+    assert found["translated_characters"] == sum(map(len, SIX))
+    assert found["kept_characters"] == len(letter.format("", "", "", "", "", ""))
+
+
+def test_subtitles_come_back_cue_for_cue(translator: Translator) -> None:
+    cues = (
+        "1\n00:00:07,882 --> 00:00:10,510\n{}\n{}\n\n"
+        "2\n00:00:10,593 --> 00:00:12,804\n- {}\n- {}\n\n3\n00:00:13,000 --> 00:00:14,000\n{} {}\n"
+    )
+    answer = translator.answer(cues.format(*SIX))
+    assert answer.output == cues.format(*SIX.values())
+    assert report(answer)["format"] == "subtitles"
+
+
+@pytest.mark.parametrize("sentence", SIX)
+def test_a_sentence_alone_and_in_company_is_the_same(translator: Translator, sentence: str) -> None:
+    assert translator.answer(sentence).output == SIX[sentence]
+
+
+def test_each_sentence_is_asked_for_once(translator: Translator) -> None:
+    one = translator.answer("The tide is low.")
+    many = translator.answer("The tide is low. " * 50)
+    assert many.output == "La marée est basse. " * 50
+    assert many.completion_tokens == one.completion_tokens
+    assert report(many)["num_sentences"] == report(many)["num_translated"] == 50
+
+
+def test_a_document_of_more_sentences_than_go_together(nllb: Translator) -> None:
+    words = checkpoints.WORDS["en"].split()
+    lines = [f"The {one} {other}." for one in words[:18] for other in words[:16]]
+    answer = nllb.answer("\n".join(lines), max_new_tokens=2, num_beams=1)
+    assert report(answer)["num_sentences"] == len(lines) == 288
+    assert answer.output.count("\n") == 287
+
+
+def test_several_returned_are_several_documents(translator: Translator) -> None:
+    answer = translator.answer(
+        "The tide is low.\n\nThe ferry waits.", num_beams=3, num_return_sequences=2
+    )
+    assert len(answer.alternatives) == 1
+    assert [each.count("\n\n") for each in (answer.output, *answer.alternatives)] == [1, 1]
+
+
+def test_placeholders_come_back_to_the_letter(translator: Translator) -> None:
+    source = (
+        "Hello {name}, the tide is low. Did %s find Nell's hat? The ferry waits, see "
+        "https://x.org/a?b=c or bob@example.org. **The tide** is `low. Really`. <b>The baker</b> "
+        "waits for ${x} and {{ y }}."
+    )
+    answer = translator.answer(source)
+    for each in (
+        "{name}",
+        "%s",
+        "https://x.org/a?b=c",
+        "bob@example.org",
+        "`low. Really`",
+        "<b>",
+        "</b>",
+        "${x}",
+        "{{ y }}",
+    ):
+        assert answer.output.count(each) == 1, each
+    assert answer.output.count("**") == 2
+    found = report(answer)
+    assert found["num_sentences"] == found["num_translated"] == 5
+    assert found["num_placeholders"] == 11, "the signs of bold words among them"
+    assert found["num_retried"] > 0, "this model knows no placeholder"
+    assert found["missed"] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://x.org/a",
+        "```\nThe tide is low.\n```",
+        "12345\n\n67890",
+        "bob@example.org",
+        "{name}",
+    ],
+)
+def test_what_has_no_words_is_never_sent(translator: Translator, text: str) -> None:
+    num_steps = translator.client.progress.num_prompt_tokens
+    answer = translator.answer(text)
+    assert answer.output == text
+    assert (answer.prompt_tokens, answer.completion_tokens) == (0, 0)
+    assert translator.client.progress.num_prompt_tokens == num_steps
+    assert report(answer)["num_sentences"] == 0
+
+
+def test_fenced_code_among_sentences_stays(translator: Translator) -> None:
+    code = "```python\nprint('The tide is high. The baker waits.')\n```"
+    answer = translator.answer(f"The tide is low.\n\n{code}\n\nThe baker waits.")
+    assert answer.output == f"La marée est basse.\n\n{code}\n\nLe boulanger attend."
+
+
+def test_a_word_of_a_hundred_thousand_characters_ends(nllb: Translator) -> None:
+    answer = nllb.answer("The mill. " + "A" * 100_000 + ". The boat.", max_new_tokens=2)
+    found = report(answer)
+    assert found["num_sentences"] == 3
+    assert found["num_cut"] > 0
+    assert answer.finish_reason == "length"
+
+
+def test_a_sentence_longer_than_the_model_is_cut_at_words(nllb: Translator) -> None:
+    limit = nllb.client.card.max_context_tokens
+    assert limit is not None
+    answer = nllb.answer("the mill and " * limit + "the boat.", max_new_tokens=2)
+    assert report(answer)["num_cut"] > 0
+
+
+def test_what_is_wrong_with_a_request_is_still_its_jobs_error(nllb: Translator) -> None:
+    outcome = nllb.outcome("The mill. The boat.", target_language="tlh")
+    assert (outcome.state, outcome.error_code) == (JobState.FAILED, "unknown_language")
+
+
+def test_a_language_that_is_found_out(translator: Translator, nllb: Translator) -> None:
+    answer = translator.answer(" ".join(SIX), source_language="auto", languages=("en>fr",))
+    assert answer.output == " ".join(SIX.values())
+    assert report(answer)["source_language"] == "en"
+    assert report(answer)["detected_confidence"] > 0.9
+    german = "Die Flut ist niedrig und die Fähre wartet im Hafen."
+    answer = nllb.answer(german, source_language="auto", max_new_tokens=2)
+    assert report(answer)["source_language"] == "de"
+    named = nllb.answer(german, source_language="deu_Latn", max_new_tokens=2)
+    assert answer.output == named.output
+
+
+@pytest.mark.parametrize(
+    ("text", "languages"),
+    [
+        ("Die Flut ist niedrig und die Fähre wartet im Hafen.", ("en>fr",)),
+        ("Zahlung", ()),
+        ("12345 67890 12345 67890", ()),
+    ],
+)
+def test_a_language_that_is_not_clear_is_an_error_with_candidates(
+    translator: Translator, text: str, languages: tuple[str, ...]
+) -> None:
+    outcome = translator.outcome(text, source_language="auto", languages=languages)
+    assert (outcome.state, outcome.error_code) == (JobState.FAILED, "language_unclear")
+    message = outcome.error_message or ""
+    assert "candidates: " in message
+    assert "source_language" in message
+    assert text not in message
+
+
+@pytest.mark.parametrize(
+    "user_case",
+    [
+        "Hi George. Roy, got to talk to you.",
+        "Check it out, folks!\nA photo of us from my wedding.",
+        "The missing mobster was at your wedding?\nThe whole town is looking for him.",
+    ],
+)
+def test_no_sentence_is_dropped(nllb: Translator, user_case: str) -> None:
+    """Each sentence is answered as it would be alone."""
+
+    def alone(text: str) -> str:
+        return nllb.answer(text, max_new_tokens=12).output
+
+    joint = "\n" if "\n" in user_case else " "
+    one, other = user_case.split("\n") if "\n" in user_case else ("Hi George.", user_case[11:])
+    answer = nllb.answer(user_case, max_new_tokens=12)
+    assert answer.output == joint.join(" ".join(alone(each).split()) for each in (one, other))
+    assert report(answer)["num_sentences"] == 2

@@ -1,0 +1,87 @@
+"""The language of a text, and the short codes that the splitters know languages by.
+
+What is loaded for it is loaded when it is first needed.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+from typing import Any
+
+MIN_LETTERS = 20
+MIN_CONFIDENCE = 0.5
+# Below it, the text is in none of the languages that it may be in.
+MIN_SHARE = 0.1
+MAX_CHARACTERS = 20_000  # of a text that are looked at
+NUM_CANDIDATES = 5
+NO_LANGUAGE = "zxx"
+# A sign of Chinese or Japanese tells as much as some letters.
+IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
+IDEOGRAPH_LETTERS = 3  # more than the one that it is
+SAME = {"yue": "zh", "wuu": "zh", "nb": "no", "nn": "no", "pcm": "en"}
+
+_one_at_a_time = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What language a text seems to be in; `language` is None where that is not known."""
+
+    language: str | None
+    confidence: float  # among the languages that were asked about
+    candidates: tuple[tuple[str, float], ...]  # the likeliest, best first
+    num_letters: int
+
+
+def detect(text: str, among: Iterable[str] = ()) -> Guess:
+    """Guess the language of a text, as one of the codes in `among` or, without any, ISO 639."""
+    sample = text[:MAX_CHARACTERS]
+    num_letters = sum(map(str.isalpha, sample)) + IDEOGRAPH_LETTERS * len(IDEOGRAPH.findall(sample))
+    with _one_at_a_time:
+        ranked: list[tuple[str, float]] = _identifier().rank(sample)
+    everywhere: dict[str, float] = {}
+    for language, share in ranked:
+        if language != NO_LANGUAGE:
+            code = short_code(language)
+            everywhere[code] = everywhere.get(code, 0.0) + share
+    shares = everywhere
+    codes: dict[str, str] = {}
+    for code in among:
+        codes.setdefault(short_code(code), code)
+    if codes:
+        shares = {code: everywhere[short] for short, code in codes.items() if short in everywhere}
+        if sum(shares.values()) < MIN_SHARE:
+            return Guess(None, 0.0, _likeliest(everywhere), num_letters)
+    candidates = _likeliest(shares)
+    language, confidence = candidates[0]
+    is_known = num_letters >= MIN_LETTERS and confidence >= MIN_CONFIDENCE
+    return Guess(language if is_known else None, confidence, candidates, num_letters)
+
+
+def _likeliest(shares: dict[str, float]) -> tuple[tuple[str, float], ...]:
+    total = sum(shares.values())
+    best = sorted(shares.items(), key=lambda each: -each[1])[:NUM_CANDIDATES]
+    return tuple((code, share / total) for code, share in best)
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@cache
+def short_code(code: str) -> str:
+    """`fr` for `fra_Latn` and `fr-CA`, `zh` for `yue`; the code as it is where it is none."""
+    import langcodes
+
+    from engine.text.languages import standard_tag
+
+    try:
+        language = langcodes.Language.get(standard_tag(code)).prefer_macrolanguage().language
+    except (ValueError, LookupError):
+        return code
+    return SAME.get(language or code, language or code)

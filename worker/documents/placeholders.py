@@ -1,0 +1,127 @@
+"""Placeholders and markup: what a translation must hold as it stands in the source.
+
+A value (`{name}`, `%s`, a URL, an address, code) is a word of its sentence. Markup (a tag, the
+signs around bold words, a link's target) is none. Each must be there again, to the letter, as
+often as in the source and no oftener.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+# What is found earlier is blanked with NUL for those that look later. Every pattern is bounded
+# or begins only where its kind can, so that no text takes quadratic time.
+CODE = re.compile(
+    r"<(?P<tag>code|pre|kbd|samp|var|script|style)\b[^<>\n]{0,100}>[^\n]{0,500}?</(?P=tag)\s*>"
+    r"|(?<!`)(?P<ticks>`{1,3})(?!`)[^\n]{1,500}?(?<!`)(?P=ticks)(?!`)",
+    re.IGNORECASE,
+)
+LINK_TARGET = r"\]\([^()\s\x00]{0,2000}(?:\s+\"[^\"\n\x00]{0,200}\")?\)|\]\[[^\[\]\n\x00]{1,100}\]"
+MARKUP = re.compile(
+    r"<!--[^\n\x00]{0,300}?-->"
+    r"|</?[A-Za-z][\w.:-]{0,60}(?:\s[^<>\n\x00]{0,1000})?/?>"
+    r"|<\d[\d:.]{0,20}>"  # WebVTT's times within a cue
+    r"|&(?:[A-Za-z]{2,31}|\#\d{1,7}|\#x[0-9A-Fa-f]{1,6});"
+    r"|\{\\[^{}\n\x00]{1,100}\}"  # `{\an8}` in subtitles
+    rf"|{LINK_TARGET}"
+    rf"|!?\[(?=[^\[\]\n]{{0,300}}(?:{LINK_TARGET}))"
+)
+VALUE = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:https?|ftp|file)://|mailto:|www\.(?=\w))"
+    # The alphabets whose words stand apart: Chinese may follow without a space.
+    r"(?:[\w\-.~:/?#\[\]@!$&'()*+,;=%](?<![\u0e00-\U0010ffff])){1,2000}"
+    r"(?<![.,;:!?'\")\]*_])"
+    r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
+    r"|\$?\{\{[^{}\n\x00]{1,200}\}\}|\{%[^{}\n\x00]{1,200}%\}|[$#]\{[^{}\n\x00]{1,200}\}"
+    r"|\{[^{}\s\x00][^{}\n\x00]{0,100}\}|\{\}"
+    r"|%\(\w{1,64}\)[#0 +-]{0,4}\d{0,4}(?:\.\d{1,4})?[a-zA-Z]"
+    # Without a space for a flag, or `50% discount` would hold one.
+    r"|(?<![\w%])%(?:\d{1,2}\$)?[#0+-]{0,4}\d{0,4}(?:\.\d{1,4})?(?:ll?|hh?|z)?[sdiufFeEgGxXoc@](?!\w)"
+)
+# A text without any of these holds nothing of the kind.
+ANY = re.compile(r"[`<&{\]%@*~_]|://|mailto:|www\.")
+EMPHASIS = re.compile(
+    r"(?<![\w*~])(\*{1,3}|~~)(?=[^\s*~])[^*~\n]{1,200}?(?<=\S)(\1)(?![*~])"
+    r"|(?<![\w_])(_{1,3})(?=[^\s_])[^_\n]{1,200}?(?<=\S)(\3)(?![\w_])"
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """Where something stands that is to come out untouched."""
+
+    start: int
+    end: int
+    is_markup: bool = False
+
+    def of(self, text: str) -> str:
+        return text[self.start : self.end]
+
+
+def find_spans(text: str) -> list[Span]:
+    """The placeholders and markup of a text, in order; they never overlap."""
+    if ANY.search(text) is None:
+        return []
+    spans: list[Span] = []
+    _add(spans, text, CODE, is_markup=False)
+    _add(spans, text, MARKUP, is_markup=True)
+    _add(spans, text, VALUE, is_markup=False)
+    free = _blanked(text, spans)
+    emphasis = [
+        Span(*found.span(group), is_markup=True)
+        for found in EMPHASIS.finditer(free)
+        for group in (1, 2, 3, 4)
+        if found.group(group)
+    ]
+    return sorted([*spans, *emphasis])
+
+
+def _add(spans: list[Span], text: str, pattern: re.Pattern[str], *, is_markup: bool) -> None:
+    free = _blanked(text, spans)
+    spans += [Span(*found.span(), is_markup) for found in pattern.finditer(free)]
+    spans.sort()
+
+
+def _blanked(text: str, spans: Iterable[Span]) -> str:
+    return "".join(_replaced(text, spans, lambda span: "\x00" * (span.end - span.start)))
+
+
+def hidden(text: str, spans: Iterable[Span]) -> str:
+    """The text for a splitter, of equal length: values are words, markup is space."""
+
+    def word(span: Span) -> str:
+        length = span.end - span.start
+        return " " * length if span.is_markup else ("X" + "x" * length)[:length]
+
+    return "".join(_replaced(text, spans, word))
+
+
+def _replaced(text: str, spans: Iterable[Span], by: Callable[[Span], str]) -> Iterator[str]:
+    at = 0
+    for span in spans:
+        yield text[at : span.start]
+        yield by(span)
+        at = span.end
+    yield text[at:]
+
+
+def between(spans: Iterable[Span], length: int) -> Iterator[tuple[int, int]]:
+    """The stretches that no span covers."""
+    at = 0
+    for span in spans:
+        if span.start > at:
+            yield at, span.start
+        at = span.end
+    if length > at:
+        yield at, length
+
+
+def missed(source: str, spans: Iterable[Span], translation: str) -> Counter[str]:
+    """How much oftener each stands in the source than in its translation; below zero is made up."""
+    kept = {span.of(source) for span in spans}
+    made_up = {span.of(translation) for span in find_spans(translation)} - kept
+    differences = {
+        each: source.count(each) - translation.count(each) for each in sorted(kept | made_up)
+    }
+    return Counter({each: num for each, num in differences.items() if num})

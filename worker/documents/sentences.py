@@ -1,0 +1,106 @@
+"""Sentences: where each one of a text ends.
+
+`sentencex` finds them. It is given a shadow of the text, of equal length, without what
+makes it panic: spaces outside ASCII and lone surrogates. The ends are those of the text.
+"""
+
+import logging
+import re
+from itertools import pairwise
+
+log = logging.getLogger(__name__)
+
+# A panic of Rust's is no Exception; these are the only others that are none.
+NOT_OURS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+SPACES = "\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+SPACES += "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+SHADOW = {
+    0: "\ufffd",
+    **{ord(each): " " for each in SPACES},
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+}
+
+# What goes on with the sentence before it, whatever stands between.
+CONTINUES = re.compile(r"[-\u2010-\u2015,;:\u00ba\u00aa]")
+SHORT_WORD = re.compile(r"(?:^|[\s(])[^\W\d_]{1,4}\.$")  # `No. 5`, `p. 12`
+QUOTED_ON = re.compile(r"[\u300d\u300f]$")  # Japanese
+PARTICLE = re.compile("[とっはがをにで]")
+KOREAN_QUOTED_ON = re.compile("[\"'\u201d\u2019]$")
+KOREAN_PARTICLE = re.compile("라고|하고|라며|이라")
+# The plain way: a mark that ends a sentence, its quotes and brackets, and a space.
+PLAIN_END = re.compile(
+    r"[.!?\u2026\u061f\u06d4\u0964]+[\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]+\s*"
+)
+
+
+def shadow_of(text: str) -> str:
+    """The text with the same ends of sentences, and nothing that a splitter stumbles over."""
+    return text.translate(SHADOW)
+
+
+def sentence_ends(text: str, language: str) -> list[int]:
+    """The offsets at which sentences end, spaces behind them included; the last is the length.
+
+    language: ISO 639-1, if it has such a code; of an unknown one the common rules are used.
+    """
+    if not text:
+        return []
+    shadow = shadow_of(text)
+    ends = _joined(shadow, _raw_ends(shadow, language))
+    assert ends[-1] == len(text)
+    return ends
+
+
+def _raw_ends(shadow: str, language: str) -> list[int]:
+    import sentencex
+
+    try:
+        parts = sentencex.segment(language, shadow)
+    except NOT_OURS:
+        raise
+    except BaseException as error:
+        # The nice split is lost, not the job.
+        log.warning("sentences split the plain way", extra={"error": type(error).__name__})
+        return plain_ends(shadow)
+    ends, at = [], 0
+    for part in parts:
+        at += len(part)
+        ends.append(at)
+    if "".join(parts) != shadow:
+        log.warning("sentences split the plain way", extra={"error": "text lost"})
+        return plain_ends(shadow)
+    return ends
+
+
+def plain_ends(text: str) -> list[int]:
+    """Ends found by marks alone."""
+    ends = [found.end() for found in PLAIN_END.finditer(text)]
+    if not ends or ends[-1] != len(text):
+        ends.append(len(text))
+    return ends
+
+
+def _joined(shadow: str, ends: list[int]) -> list[int]:
+    """Without the ends inside what is one sentence to a reader."""
+    parts = [shadow[start:end].strip() for start, end in pairwise([0, *ends])]
+    # Where no sentence begins with a capital letter, a small one says nothing.
+    has_capitals = any(part[:1].isupper() for part in parts)
+    kept: list[int] = []
+    before = ""
+    for part, after, end in zip(parts, [*parts[1:], ""], ends, strict=True):
+        before = part or before
+        if after and before and not _goes_on(before, after, has_capitals):
+            kept.append(end)
+            before = ""
+    return [*kept, len(shadow)]
+
+
+def _goes_on(before: str, after: str, has_capitals: bool) -> bool:
+    if (has_capitals and after[0].islower()) or CONTINUES.match(after):
+        return True
+    if after[0].isdigit():
+        return SHORT_WORD.search(before[-8:]) is not None
+    tail = before[-4:]
+    if QUOTED_ON.search(tail) and PARTICLE.match(after):
+        return True
+    return bool(KOREAN_QUOTED_ON.search(tail) and KOREAN_PARTICLE.match(after))

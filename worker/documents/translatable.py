@@ -1,0 +1,254 @@
+"""A document to translate: its sentences, and the form that stands between them.
+
+Sentences and form tile the source: joined as they are, they are the source again.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+from worker.documents.layout import Run, runs_of
+from worker.documents.placeholders import Span, between, find_spans, hidden
+from worker.documents.sentences import sentence_ends
+from worker.documents.subtitles import cue_runs, is_subtitles
+
+Format = Literal["text", "subtitles"]
+# Written without spaces between sentences.
+SPACELESS = frozenset({"zh", "ja", "yue", "wuu", "lzh"})
+SPACELESS_LETTER = re.compile("[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60]")
+OPENS = re.compile(r"<[A-Za-z\d]|!?\[|\{\\")
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence of the source."""
+
+    start: int
+    end: int
+    text: str  # without the line breaks that mean a space
+    spans: tuple[Span, ...] = ()  # of the text: placeholders and markup
+    breaks: tuple[tuple[float, str], ...] = ()  # those: how far into the text, and how written
+    follows: bool = False  # another one in the same paragraph
+
+
+@dataclass(frozen=True, slots=True)
+class Translatable:
+    """A text, cut into sentences."""
+
+    source: str
+    format: Format
+    sentences: tuple[Sentence, ...]
+
+    @classmethod
+    def of(cls, text: str, language: str, format: Format | None = None) -> Self:
+        """language: ISO 639-1; format: None is found out"""
+        if format is None:
+            format = "subtitles" if is_subtitles(text) else "text"
+        runs = cue_runs(text) if format == "subtitles" else runs_of(text)
+        found = tuple(each for run in runs for each in _sentences(text, run, language))
+        return cls(text, format, found)
+
+    def tiles(self) -> Iterator[tuple[int, int, bool]]:
+        """(start, end, whether it is a sentence), from the first character to the last."""
+        at = 0
+        for sentence in self.sentences:
+            if at < sentence.start:
+                yield at, sentence.start, False
+            yield sentence.start, sentence.end, True
+            at = sentence.end
+        if at < len(self.source):
+            yield at, len(self.source), False
+
+    def join(self, translations: Sequence[str], language: str | None = None) -> str:
+        """The document with these sentences in place of its own.
+
+        language: ISO 639-1 of the translations, which says how sentences are spaced
+        """
+        parts: list[str] = []
+        at = 0
+        for sentence, translation in zip(self.sentences, translations, strict=True):
+            gap = self.source[at : sentence.start]
+            if sentence.follows and language is not None:
+                gap = _spaced(gap, language)
+            parts += [gap, broken(translation, sentence.breaks)]
+            at = sentence.end
+        return "".join([*parts, self.source[at:]])
+
+    def coverage(self) -> dict[str, Any]:
+        """What of the source is in sentences, from the offsets that tile it."""
+        tiles = list(self.tiles())
+        assert all(one[1] == other[0] for one, other in pairwise(tiles))
+        translated = sum(end - start for start, end, is_sentence in tiles if is_sentence)
+        kept = sum(end - start for start, end, is_sentence in tiles if not is_sentence)
+        assert translated + kept == len(self.source)
+        return {
+            "num_sentences": len(self.sentences),
+            "source_characters": len(self.source),
+            "translated_characters": translated,
+            "kept_characters": kept,
+        }
+
+
+def _spaced(gap: str, language: str) -> str:
+    if not gap:
+        return "" if language in SPACELESS else " "
+    return "" if language in SPACELESS and not gap.strip(" ") else gap
+
+
+def _sentences(text: str, run: Run, language: str) -> Iterator[Sentence]:
+    flat = _flat(text, run)
+    spans = find_spans(flat)
+    shadow = hidden(flat, spans)
+    starts = [span.start for span in spans]
+    start, follows = 0, False
+    for found in sentence_ends(shadow, language):
+        end = _behind_closing(flat, shadow, spans, starts, start, found)
+        first, last = bisect_left(starts, start), bisect_left(starts, end)
+        one, other = _trimmed(flat, shadow, spans[first:last], start, end)
+        start = end
+        own = [span for span in spans[first:last] if one <= span.start and span.end <= other]
+        if is_one := has_letters(flat, one, other, own):
+            yield replace(_sentence(text, flat, run, own, one, other), follows=follows)
+        follows = is_one
+
+
+def _behind_closing(
+    flat: str, shadow: str, spans: list[Span], starts: list[int], start: int, end: int
+) -> int:
+    """Where a sentence ends: markup that closes is its own, what opens is of the next."""
+    words = shadow[start:end].rstrip()
+    if end == len(flat) or not words:
+        return end
+    at = start + len(words)
+    for span in spans[bisect_left(starts, at) : bisect_left(starts, end)]:
+        if span.start != at or OPENS.match(flat, at):
+            break
+        at = span.end
+    return at
+
+
+def _flat(text: str, run: Run) -> str:
+    """The run's text, of equal length, with spaces for the breaks."""
+    parts, at = [], run.start
+    for start, end in run.breaks:
+        parts += [text[at:start], " " * (end - start)]
+        at = end
+    return "".join([*parts, text[at : run.end]])
+
+
+def _trimmed(
+    flat: str, shadow: str, spans: Sequence[Span], start: int, end: int
+) -> tuple[int, int]:
+    """Without the spaces around a sentence; without markup, too, if it is only there."""
+    one, other = _stripped(shadow, start, end)
+    if all(span.end <= one or other <= span.start for span in spans):
+        return one, other
+    return _stripped(flat, start, end)
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    part = text[start:end]
+    left, right = start + len(part) - len(part.lstrip()), start + len(part.rstrip())
+    return (left, right) if left < right else (start, start)
+
+
+def _sentence(
+    text: str, flat: str, run: Run, spans: Sequence[Span], start: int, end: int
+) -> Sentence:
+    words: list[str] = []
+    breaks: list[tuple[int, str]] = []
+    places = [start]  # of the flat text, from each of which on so many characters were taken out
+    taken = [start]
+    length, at = 0, start
+    for one, other in run.breaks:
+        if start < one - run.start and other - run.start < end:
+            before = flat[at : one - run.start]
+            at = other - run.start
+            joint = "" if _is_spaceless(before[-1:]) and _is_spaceless(flat[at : at + 1]) else " "
+            length += len(before)
+            breaks.append((length, text[one:other]))
+            length += len(joint)
+            words += [before, joint]
+            places.append(at)
+            taken.append(at - length)
+    joined = "".join([*words, flat[at:end]])
+
+    def moved(place: int) -> int:
+        return place - taken[bisect_right(places, place) - 1]
+
+    return Sentence(
+        start + run.start,
+        end + run.start,
+        joined,
+        tuple(Span(moved(each.start), moved(each.end), each.is_markup) for each in spans),
+        tuple((offset / len(joined), written) for offset, written in breaks),
+    )
+
+
+def _is_spaceless(character: str) -> bool:
+    return SPACELESS_LETTER.match(character) is not None
+
+
+def has_letters(text: str, start: int, end: int, spans: Sequence[Span]) -> bool:
+    """Whether a part has letters outside placeholders and markup."""
+    at = start
+    for span in (*spans, Span(end, end)):
+        if any(character.isalpha() for character in text[at : span.start]):
+            return True
+        at = span.end
+    return False
+
+
+def broken(translation: str, breaks: Sequence[tuple[float, str]]) -> str:
+    """The translation on as many lines as its source, broken at spaces near the same places."""
+    if not breaks:
+        return translation
+    parts, at = [], 0
+    for share, written in breaks:
+        wanted = max(round(share * len(translation)), at)
+        after = translation.find(" ", wanted)
+        before = translation.rfind(" ", at, wanted)
+        near = [each for each in (before, after) if each > at]
+        if not near:
+            break
+        place = min(near, key=lambda each: abs(each - wanted))
+        parts += [translation[at:place], written]
+        at = place + 1
+    return "".join([*parts, translation[at:]])
+
+
+def fragments(text: str, spans: Sequence[Span]) -> list[tuple[str, bool]]:
+    """The text in parts, and whether each is to be translated: what stands between spans."""
+    parts: list[tuple[str, bool]] = []
+    kept = 0
+    for start, end in between(spans, len(text)):
+        left, right = _stripped(text, start, end)
+        # The comma behind a placeholder begins no text that a model knows.
+        left = next((at for at in range(left, right) if text[at].isalnum()), right)
+        if any(character.isalpha() for character in text[left:right]):
+            parts += [(text[kept:left], False), (text[left:right], True)]
+            kept = right
+    return [part for part in (*parts, (text[kept:], False)) if part[0]]
+
+
+def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:
+    """A sentence in parts of at most so many characters, at words if there are some."""
+    parts: list[tuple[str, bool]] = []
+    at = 0
+    while len(text) - at > max_characters:
+        end = max(text.rfind(mark, at + max_characters // 2, at + max_characters) for mark in ";,")
+        if end < 0:
+            end = text.rfind(" ", at + max_characters // 2, at + max_characters)
+        end = at + max_characters if end < 0 else end + 1
+        parts += _apart(text[at:end])
+        at = end
+    return [*parts, *_apart(text[at:])]
+
+
+def _apart(part: str) -> list[tuple[str, bool]]:
+    left, right = _stripped(part, 0, len(part))
+    pieces = [(part[:left], False), (part[left:right], True), (part[right:], False)]
+    return [each for each in pieces if each[0]]
