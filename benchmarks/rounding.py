@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from random import Random
 
-from engine.backends import router
+from engine.backends import weight_layout
 from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend
 from engine.core.scheduler import Scheduler, StepLimits
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=200)
     num = parser.parse_args().inputs
     whole = linear.pack
-    router.pack = lambda model, make: whole(model, make, min_weights=0)
+    weight_layout.pack = lambda model, make: whole(model, make, min_weights=0)
     print("| model | weights | same answers | same tokens |\n|---|---|---|---|")
     for name, make in MODELS.items():
         asked = make(num)

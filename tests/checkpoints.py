@@ -318,7 +318,7 @@ def llama_like(tokenizer: Any) -> dict[str, Any]:
 
 
 def llama(folder: Path) -> None:
-    # Heads as wide as registers, which have steps of their own in `llama_layer`.
+    # Heads as wide as registers, as the fused step needs them.
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16)
 
 

@@ -1,4 +1,4 @@
-"""How fast weights are multiplied: as torch does, laid out for oneDNN, and in panels.
+"""How fast weights are multiplied: by torch, by oneDNN as packed, and by our packed gemm.
 
     python -m benchmarks.engine.products [--threads 2] [--rows 1,8,16,152,512]
 
@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.engine.models import SHAPES
-from engine.cpu.linear import PackedLinear, best, plain
+from engine.cpu.linear import PackedLinear, fastest_linear, plain_linear
 
 MIN_BYTES = 60_000_000  # of weights in a pass
 NUM_PASSES = 15
 KINDS: dict[str, Callable[[Tensor, Tensor | None], nn.Module]] = {
-    "torch": plain,
+    "torch": plain_linear,
     "oneDNN": PackedLinear,
 }
-if best() is not PackedLinear:
-    KINDS["panels"] = best()
+if fastest_linear() is not PackedLinear:
+    KINDS["packed gemm"] = fastest_linear()
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def sizes_of(name: str) -> list[tuple[int, int]]:
-    """(in, out) of the products of a layer, joined as the engine joins them."""
+    """Return (in, out) of the products of a layer, merged as the engine merges them."""
     shape = SHAPES[name]
     gates = 2 if shape.family == "llama" else 1
     return [

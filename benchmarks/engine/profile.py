@@ -111,14 +111,13 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
 
 
 def watch_compiled() -> None:
-    """Give what an engine does in compiled code a name: torch does not see what is none of its
-    own, and what is played from a tape is called by nobody else."""
+    """Give names to what an engine does in compiled code, which torch's profiler does not see."""
     import torch
-    from engine.cpu.optional import compiled
 
     from engine.attention import hf_plugin
     from engine.cpu.attention_backend import CpuAttentionBackend
-    from engine.cpu.kernels import activation, argmax, rms_norm, rotary_embedding
+    from engine.cpu.kernels import activation, rms_norm
+    from engine.cpu.self_test import kernel_module
 
     def named(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -129,43 +128,40 @@ def watch_compiled() -> None:
 
     watched = [
         (CpuAttentionBackend, "_attend", "attention of rows"),
-        (CpuAttentionBackend, "_attend_turned", "attention of rows"),
     ]
-    panels, fused_step = compiled("packed_gemm"), compiled("fused_step")
-    if panels is not None:
-        watched.append((panels.PackedGemmLinear, "_multiply", "linear of panels"))
+    packed_gemm, fused_step = kernel_module("packed_gemm"), kernel_module("fused_step")
+    if packed_gemm is not None:
+        watched.append((packed_gemm.PackedGemmLinear, "_multiply", "packed linear"))
     if fused_step is not None:
-        watch_chained(
+        watch_table(
             {
-                panels.run.address: "linear of panels",
+                packed_gemm.run.address: "packed linear",
                 rms_norm.run.address: "norm of rows",
-                activation.run.address: "gate of rows",
-                fused_step.pick.run.address: "pick of rows",
+                activation.run.address: "activation of rows",
+                fused_step.gather_rows.run.address: "gather of rows",
             }
         )
     for kind, name, shown in watched:
         setattr(kind, name, named(shown, getattr(kind, name)))
     hf_plugin.attention = named("attention of a layer", hf_plugin.attention)
-    rms_norm.normalize = named("norm of rows", rms_norm.normalize)
-    rotary_embedding.turn = named("turn of rows", rotary_embedding.turn)
-    activation.gate_rows = named("gate of rows", activation.gate_rows)
-    argmax.argmax = named("argmax of rows", argmax.argmax)
+    rms_norm.rms_norm_rows = named("norm of rows", rms_norm.rms_norm_rows)
+    activation.silu_and_mul_rows = named("activation of rows", activation.silu_and_mul_rows)
 
 
-def watch_chained(names: dict[int, str]) -> None:
-    """Run the calls of a chain one by one. names: by function; all others are of attention"""
+def watch_table(names: dict[int, str]) -> None:
+    """Run the calls of a fused step one by one. names: by function; all others are attention"""
     import torch
 
-    from engine.cpu.call_table import Chain
+    from engine.cpu.call_table import CallTable
 
-    run = Chain.run
+    run = CallTable.run
 
-    def run_apart(chain: Chain, num_threads: int) -> None:
-        for index, function in enumerate(chain.calls[:, 0].tolist()):
+    def run_apart(table: CallTable, num_threads: int) -> None:
+        for index, function in enumerate(table.calls[:, 0].tolist()):
             with torch.profiler.record_function(names.get(function, "attention of rows")):
-                run(chain, num_threads, only=index)
+                run(table, num_threads, only=index)
 
-    Chain.run = run_apart  # type: ignore[assignment, method-assign]  # for this process
+    CallTable.run = run_apart  # type: ignore[assignment, method-assign]  # for this process
 
 
 def ask(pipe: Connection, requests: list[Request]) -> None:

@@ -21,7 +21,7 @@ ENCODER_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
 def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
-    """MergedLinear as many tokens as are read at once, or one longer prompt."""
+    """Split sequences into chunks of at most CHUNK_TOKENS tokens, or of one longer prompt."""
     chunked: list[list[Sequence]] = []
     num_tokens = 0
     for sequence in sequences:

@@ -35,7 +35,6 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.kernel = kernel
         self.prefill_kernel = kernel_module("kernels.prefill_attention")
         self.num_rows = 0
-        self.num_tokens = 0  # of rows and prompts
         self.no_slots = SlotTable(kernel, shape.num_layers, [])
         self.rows_table = self.prompts_table = self.no_slots
         # The keys and values of the last step's slots, and how many columns each had.
@@ -60,7 +59,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         )
 
     def _describe(self, slots: list[ContiguousSequenceCache]) -> None:
-        self.num_rows = self.num_tokens = sum(slot.num_rows for slot in slots)
+        self.num_rows = sum(slot.num_rows for slot in slots)
         first_row = 0
         rows: list[tuple[int, ...]] = []
         for slot in slots:
@@ -86,14 +85,12 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         super().hold_prompts(slots, spans)
         if self.prefill_kernel is None:
             return
-        self.num_tokens = self.num_rows
         rows: list[tuple[int, ...]] = []
         for slot, (begin, end) in self.prompts:
             rows.append(
                 (*addresses_of(slot.kept), slot.capacity, slot.kept.stride(2),
                  slot.num_written_rows, end - begin, self.num_rows + begin, 0)
             )  # fmt: skip
-            self.num_tokens += end - begin
             self.make_scratch(self.prefill_kernel.scratch_width(end - begin, self.shape.head_size))
         self.prompts_table = SlotTable(self.kernel, self.shape.num_layers, rows)
 
@@ -216,8 +213,11 @@ def cpu_attention_for(shape: KVShape, is_cross: bool, poisoned: bool) -> CpuAtte
         query, keys, values = torch.randn(
             (3, 3, shape.num_heads, 1, shape.head_size), generator=draw
         )
-        new = (None, None) if is_cross else (keys, values)
-        yield attention.attend(0, query, new[0], new[1], 1.0 / shape.head_size)
+        scale = 1.0 / shape.head_size
+        if is_cross:
+            yield attention.attend(0, query, None, None, scale)
+        else:
+            yield attention.attend(0, query, keys, values, scale)
 
     def plain() -> Iterator[Tensor]:
         return attended(TorchAttentionBackend(shape, is_cross, poisoned))

@@ -1,12 +1,11 @@
-"""CapturedOps: what torch does in a step, written down once, to be done again from a tape.
+"""Captured ops: the operations of a step are captured once, and replayed from then on.
 
-A model's own code spends as much time in Python as a small model does in its products, and
-between two steps of as many rows nothing differs but numbers. So the operations that reach
-torch are written down, and from then on called one after the other: what is a view is made
-once, and what is computed is written where it was before. They are the same operations on
-the same shapes, and so give the same bits.
+A model's own code spends much of a step in Python, and between two steps of as many rows nothing
+differs but numbers. So the operations that reach torch are captured, and later called one after
+the other: a view is made once, and a result is written to the same memory each time. They are
+the same operations on the same shapes, and give the same bits.
 
-What torch does not see must be called with `captured_call`.
+Code that torch does not see must be called by `captured_call`.
 """
 
 from __future__ import annotations
@@ -20,92 +19,102 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.cpu.op_buffers import Call, CapturedGraph, Making, Memory, Pool, address_of, tensors_in
+from engine.cpu.op_buffers import (
+    AllocatingCall,
+    BufferPlan,
+    BufferPool,
+    Call,
+    CapturedGraph,
+    address_of,
+    tensors_in,
+)
 
 try:
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
-except ImportError:  # the second is torch's own; without it steps are run as written
+except ImportError:  # the second is private to torch; without it steps run as they are written
 
-    class TorchDispatchMode:  # type: ignore[no-redef]  # its stand-in
+    class TorchDispatchMode:  # type: ignore[no-redef]  # a stand-in
         def __init__(self) -> None:
-            raise NotCapturable("this torch shows nobody its operations")
+            raise NotCapturable("this torch does not show its operations")
 
     TorchFunctionMode = TorchDispatchMode  # type: ignore[misc, assignment]  # never made
 
-# What they make is memory; what is in it comes later.
-EMPTY = frozenset(
+# Operations that allocate memory and compute nothing.
+ALLOCATIONS = frozenset(
     {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
      "aten::new_empty_strided"}
 )  # fmt: skip
 
-# These tell numbers, or where they are, without an operation.
-TELLS_NUMBERS = frozenset({"tolist", "numpy", "data_ptr", "__array__", "__dlpack__"})
+# Functions that read values, or their address, without an operation.
+VALUE_READS = frozenset({"tolist", "numpy", "data_ptr", "__array__", "__dlpack__"})
 
-DETACH = "aten::detach_"  # changes no number; comes with `torch.tensor`
+DETACH = "aten::detach_"  # changes no value; comes with `torch.tensor`
 DROPOUT = "aten::dropout"
 INDEX = frozenset({"aten::index", "aten::_unsafe_index"})
 
-_here = threading.local()
+_thread = threading.local()
 
 
 class NotCapturable(Exception):
-    """A step that is another one each time."""
+    """The step depends on values, or leaves something behind, and cannot be replayed."""
 
 
 def captured_call(call: Callable[..., None], *arguments: Any) -> None:
-    """Call it, and have it called whenever the tape is played that is being recorded.
+    """Call a function that torch does not see, now and in every replay of the step's capture.
 
-    It writes to tensors among its arguments; the numbers among them stay as they are.
+    It writes its results into tensors among its arguments; other arguments stay as they are.
     """
-    recording: CapturedOps | None = getattr(_here, "recording", None)
-    if recording is None:
+    capture: Capture | None = getattr(_thread, "capture", None)
+    if capture is None:
         call(*arguments)
         return
-    # Called again as a whole, so that nothing in it is written down or refused.
-    _here.recording = None
+    # It is replayed as a whole, so that nothing inside it is captured or refused.
+    _thread.capture = None
     try:
         call(*arguments)
     finally:
-        _here.recording = recording
-    recording.calls.append(Call(call, arguments))
+        _thread.capture = capture
+    capture.calls.append(Call(call, arguments))
 
 
 class OpCapturer:
-    """Its tapes share memory: no two are played at once, and what a step leaves is used up
-    before the next."""
+    """Captures steps. Its graphs share memory: no two are replayed at once, and the result of a
+    step is used before the next."""
 
     def __init__(self) -> None:
-        self.pool = Pool()
+        self.pool = BufferPool()
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
-        """What the step returns, and what does it again. Raises NotCapturable."""
-        _here.recording = recording = CapturedOps()
+        """Run a step; returns its result, and a graph that runs it again. Raises NotCapturable."""
+        _thread.capture = capture = Capture()
         try:
-            with recording, RefuseValueReads():
+            with capture, RefuseValueReads():
                 result = step()
         finally:
-            _here.recording = None
-        memory = Memory(recording.calls, recording.born, result, self.pool)
-        tape = CapturedGraph(recording.calls, result, memory)
-        results, expected = recording.results(), result.clone()
-        del recording, result
-        if are_left(results):
-            # The next step would find there what was in this one.
+            _thread.capture = None
+        plan = BufferPlan(capture.calls, capture.born, result, self.pool)
+        graph = CapturedGraph(capture.calls, result, plan)
+        results, expected = capture.results(), result.clone()
+        del capture, result
+        if are_alive(results):
+            # A later step would read what this one computed.
             raise NotCapturable("it keeps what it computes")
         self.pool.poison()
-        repeated = tape()
+        repeated = graph()
         if not torch.equal(expected, repeated):
-            raise NotCapturable("something in it is unseen")
-        return repeated, tape
+            raise NotCapturable("torch does not see all of it")
+        return repeated, graph
 
 
-class CapturedOps(TorchDispatchMode):
+class Capture(TorchDispatchMode):
+    """The operations of one step, in their order."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        # By the address of a storage that is made in the step: before which call. Its tensors
-        # are kept, so that no other has the address.
+        # By the address of a storage that the step allocates: the index of the call that does.
+        # Its tensors are held, so that no other storage gets the address.
         self.born: dict[int, int] = {}
         self.kept: list[Tensor] = []
 
@@ -113,12 +122,12 @@ class CapturedOps(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
-        if getattr(_here, "recording", None) is not self:
+        if getattr(_thread, "capture", None) is not self:
             return function(*args, **named)
         if function._schema.name == DROPOUT and args[2:] == (False,):
-            return args[0]  # decomposed, it is copied
+            return args[0]  # decomposed, it would copy
         if function._can_decompose():
-            # Seen as the operations that it is made of.
+            # It is captured as the operations that it is made of.
             with self:
                 parts = function.decompose(*args, **named)
             if parts is not NotImplemented:
@@ -128,96 +137,97 @@ class CapturedOps(TorchDispatchMode):
         refuse_unrepeatable(function, args)
         for each in written_by(function, args, named):
             if address_of(each) not in self.born and each.numel() > 0:
-                raise NotCapturable(f"{function} changes what is there from step to step")
+                raise NotCapturable(f"{function} changes a tensor that outlives the step")
         known = {address_of(each) for each in tensors_in((args, named))}
         result = function(*args, **named)
         made = tuple(tensors_in(result))
         self.kept += made
         if function._schema.is_mutable:
-            # Neither does it make anything else, nor are there others in their place.
+            # It must neither return other tensors nor replace the storage of its arguments.
             if known != known.union(map(address_of, tensors_in((args, named, result)))):
-                raise NotCapturable(f"{function} makes more room, or something else")
+                raise NotCapturable(f"{function} returns other tensors, or resizes one")
             self.calls.append(Call(function, args, named))
             return result
         if any(each.is_mkldnn for each in made):
-            raise NotCapturable(f"{function} makes what has no storage")
+            raise NotCapturable(f"{function} returns a tensor without storage")
         fresh = [each for each in made if each.numel() and address_of(each) not in known]
         if not fresh:
             return result  # a view, or nothing
         if len(fresh) != sum(each.numel() > 0 for each in made):
-            raise NotCapturable(f"{function} makes a part of what it returns")
+            raise NotCapturable(f"{function} returns old and new tensors")
         for each in fresh:
             self.born.setdefault(address_of(each), len(self.calls))
-        if function._schema.name not in EMPTY:
+        if function._schema.name not in ALLOCATIONS:
             self.calls.append(call_into(function, args, named, made))
         return result
 
     def results(self) -> list[weakref.ref[Tensor]]:
-        """Of all calls, without what shows something else."""
+        """Return the tensors that the step allocated."""
         return [weakref.ref(each) for each in self.kept if address_of(each) in self.born]
 
 
 class RefuseValueReads(TorchFunctionMode):
-    """What a step does by the numbers of its inputs would be done by those of the first."""
+    """Refuses to read values: a replay would act on those of the captured step."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(function, "__name__", "")
-        if name in TELLS_NUMBERS and getattr(_here, "recording", None) is not None:
-            raise NotCapturable(f"{name} tells numbers")
+        if name in VALUE_READS and getattr(_thread, "capture", None) is not None:
+            raise NotCapturable(f"{name} reads values")
         return function(*args, **(kwargs or {}))
 
 
-def are_left(results: list[weakref.ref[Tensor]]) -> bool:
-    """Whether somebody holds one."""
+def are_alive(results: list[weakref.ref[Tensor]]) -> bool:
+    """Return whether any of the tensors is still referenced."""
     if all(each() is None for each in results):
         return False
-    gc.collect()  # perhaps only each other
+    gc.collect()  # they may only hold each other
     return any(each() is not None for each in results)
 
 
 def refuse_unrepeatable(function: Any, args: Any) -> None:
+    """Raise NotCapturable for an operation whose result or shape depends on values."""
     if torch.Tag.data_dependent_output in function.tags:
-        raise NotCapturable(f"{function} asks for a number")
+        raise NotCapturable(f"{function} reads a value")
     if function._schema.name in INDEX:
         if any(each.dtype in (torch.bool, torch.uint8) for each in tensors_in(args[1])):
-            raise NotCapturable(f"{function} returns as much as a mask has")
+            raise NotCapturable(f"{function} returns as many values as a mask selects")
     elif torch.Tag.dynamic_output_shape in function.tags:
-        raise NotCapturable(f"{function} returns more or less by the numbers")
+        raise NotCapturable(f"{function} returns a shape that depends on values")
     if torch.Tag.inplace_view in function.tags:
         raise NotCapturable(f"{function} changes a tensor's shape")
     if torch.Tag.nondeterministic_seeded in function.tags:
-        raise NotCapturable(f"{function} draws")
+        raise NotCapturable(f"{function} draws random numbers")
 
 
 def written_by(function: Any, args: Any, named: dict[str, Any]) -> Iterator[Tensor]:
-    """Those of its arguments that it changes."""
+    """Yield the arguments that an operation writes to."""
     for at, each in enumerate(function._schema.arguments):
         if each.alias_info is not None and each.alias_info.is_write:
             yield from tensors_in(args[at] if at < len(args) else named.get(each.name))
 
 
 def call_into(function: Any, args: Any, named: dict[str, Any], made: tuple[Tensor, ...]) -> Call:
-    """A call that writes to `made`."""
-    into = variant_with_out(function)
-    if into is None:
-        return Making(function, args, named, made)
-    variant, names = into
+    """Return a call that writes its results to `made`, if the operation has such an overload."""
+    overload = overload_with_out(function)
+    if overload is None:
+        return AllocatingCall(function, args, named, made)
+    variant, names = overload
     return Call(variant, args, named | dict(zip(names, made, strict=True)))
 
 
-_variants: dict[Any, tuple[Any, tuple[str, ...]] | None] = {}
+_overloads: dict[Any, tuple[Any, tuple[str, ...]] | None] = {}
 
 
-def variant_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
-    """The overload that is told where the results go, and the names of those arguments."""
-    if function not in _variants:
-        _variants[function] = _variant_with_out(function)
-    return _variants[function]
+def overload_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """Return the overload that writes into given tensors, and the names of those arguments."""
+    if function not in _overloads:
+        _overloads[function] = _overload_with_out(function)
+    return _overloads[function]
 
 
-def _variant_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
+def _overload_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
     wanted = [(each.name, str(each.type)) for each in function._schema.arguments]
     for name in function.overloadpacket.overloads():
         overload = getattr(function.overloadpacket, name)

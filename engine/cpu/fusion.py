@@ -35,9 +35,6 @@ def fuse(model: Any) -> int:
             if make is not None:
                 setattr(module, name, make(child))
                 num_fused += 1
-    rotary = kernel_module("kernels.rotary_embedding")
-    if rotary is not None:
-        rotary.install(model)
     return num_fused
 
 

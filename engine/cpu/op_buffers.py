@@ -1,7 +1,6 @@
-"""CapturedGraph: calls that are made again and again, in memory of their own.
+"""CapturedGraph: the calls of a captured step, with the buffers that they read and write.
 
-What is a view is made once, and what is computed is written where it was before. Tensors
-that are not needed at once share memory.
+Tensors that are not needed at the same time share a buffer.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ NAN_BYTE = 255  # a float whose bytes are all this is NaN
 
 @dataclass(slots=True)
 class Call:
+    """An operation, or a function of ours, with its arguments."""
+
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     named: dict[str, Any] = field(default_factory=dict)
@@ -29,14 +30,14 @@ class Call:
         yield from tensors_in((self.arguments, self.named))
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
-        """The same with other tensors."""
+        """Return the call, bound to the tensors that `move` puts in the place of its own."""
         arguments, named = with_tensors((self.arguments, self.named), move)
         return partial(self.function, *arguments, **named)
 
 
 @dataclass(slots=True)
-class Making(Call):
-    """A call that cannot be told where its results go. Who reads them is told where they are."""
+class AllocatingCall(Call):
+    """A call that allocates its results; the tensors of later calls are then attached to them."""
 
     results: tuple[Tensor, ...] = ()
 
@@ -44,84 +45,89 @@ class Making(Call):
         yield from tensors_in((self.arguments, self.named, self.results))
 
 
-class Made:
-    """Tensors of one result of a Making, among the calls of a tape."""
+class AttachedTensors:
+    """The tensors of a graph that are views of one result of an AllocatingCall."""
 
     def __init__(self) -> None:
         self.tensors: list[tuple[Tensor, tuple[int, torch.Size, tuple[int, ...]]]] = []
 
     def like(self, tensor: Tensor) -> Tensor:
-        """One more that lies in the result as this one does."""
+        """Return one more, which will be the view of the result that `tensor` was in the step."""
         mine = torch.empty(0, dtype=tensor.dtype)
         self.tensors.append((mine, (int(tensor.storage_offset()), tensor.size(), tensor.stride())))
         return mine
 
-    def lie_in(self, result: Tensor) -> None:
+    def attach(self, result: Tensor) -> None:
+        """Make all of them views of a new result."""
         storage = result.untyped_storage()
         for tensor, (offset, size, stride) in self.tensors:
             tensor.set_(storage, offset, size, stride)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
+        """Let go of the result, so that its memory is freed."""
         for tensor, _ in self.tensors:
             tensor.set_()  # type: ignore[call-overload]  # the stubs lack it
 
 
 class CapturedGraph:
-    """Calls, with the tensors that they read and write."""
+    """Replays a step; the result is overwritten by the next replay of any graph of the pool."""
 
-    def __init__(self, calls: list[Call], result: Tensor, memory: Memory) -> None:
-        self.memory = memory
+    def __init__(self, calls: list[Call], result: Tensor, plan: BufferPlan) -> None:
+        self.plan = plan
         self.calls: list[Callable[[], Any]] = []
         for call in calls:
-            again = call.moved(memory.place)
-            if isinstance(call, Making):
-                made = [memory.made[address_of(each)] for each in call.results]
+            again = call.moved(plan.place)
+            if isinstance(call, AllocatingCall):
+                made = [plan.made[address_of(each)] for each in call.results]
                 again = partial(self.make, again, made)
             self.calls.append(again)
-        self.result = memory.place(result)
+        self.result = plan.place(result)
 
     def __call__(self) -> Tensor:
-        self.memory.pool.play(self)
+        self.plan.pool.begin(self)
         for call in self.calls:
             call()
         return self.result
 
-    def make(self, function: Callable[[], Any], made: list[Made]) -> None:
+    def make(self, function: Callable[[], Any], made: list[AttachedTensors]) -> None:
         for each, result in zip(made, tensors_in(function()), strict=True):
-            each.lie_in(result)
+            each.attach(result)
 
-    def let_go(self) -> None:
-        for each in self.memory.made.values():
-            each.let_go()
+    def release(self) -> None:
+        """Free the results that its own calls allocated."""
+        for each in self.plan.made.values():
+            each.release()
 
 
-class Memory:
-    """Where each tensor goes that is made in a step: into a buffer of the pool, or where a
-    Making says."""
+class BufferPlan:
+    """Where each tensor lies that a step allocates: in a buffer of the pool, or in the result of
+    an AllocatingCall."""
 
-    def __init__(self, calls: list[Call], born: dict[int, int], result: Tensor, pool: Pool) -> None:
-        """born: by the address of what is made in the step: before which call"""
+    def __init__(
+        self, calls: list[Call], born: dict[int, int], result: Tensor, pool: BufferPool
+    ) -> None:
+        """born: by the address of a storage that the step allocates: the index of its call"""
         self.pool = pool
         self.born = born
-        self.made: dict[int, Made] = {}  # by address
-        self.placed: dict[int, Tensor] = {}  # by the identity of what was made
+        self.made: dict[int, AttachedTensors] = {}  # by address
+        self.placed: dict[int, Tensor] = {}  # by the identity of the step's tensor
         last_used, sizes = dict(born), dict[int, int]()
         for at, call in enumerate(calls):
-            if isinstance(call, Making):
-                self.made |= {address_of(each): Made() for each in call.results}
+            if isinstance(call, AllocatingCall):
+                self.made |= {address_of(each): AttachedTensors() for each in call.results}
             for tensor in call.tensors():
                 address = address_of(tensor)
                 if address in born and address not in self.made:
                     last_used[address] = at
                     sizes[address] = tensor.untyped_storage().nbytes()
         last_used[address_of(result)] = len(calls)
-        self.buffers = pool.lent(
+        self.buffers = pool.assign(
             (born[address], last_used[address], address, size) for address, size in sizes.items()
         )
 
     def place(self, tensor: Tensor) -> Tensor:
-        """What a tape has in the place of a tensor of the step; itself, if it is a weight, an
-        input, or what is there from step to step."""
+        """Return the graph's tensor for one of the step; a tensor that outlives the step, as a
+        weight or an input, is returned as it is."""
         address = address_of(tensor)
         if address not in self.born:
             return tensor
@@ -136,25 +142,28 @@ class Memory:
         return self.placed[id(tensor)]
 
 
-class Pool:
-    """Buffers for what is used at other times in a step; their sizes are powers of two, so
-    that steps of other shapes use the same."""
+class BufferPool:
+    """Buffers that the graphs of all shapes share. Their sizes are powers of two, so that steps
+    of different shapes use the same ones."""
 
     def __init__(self) -> None:
         self.buffers: dict[int, list[Tensor]] = defaultdict(list)  # by size in bytes
-        self.playing: CapturedGraph | None = None  # it holds what it made until another is played
+        self.replayed: CapturedGraph | None = None  # holds its results until another is replayed
 
-    def play(self, tape: CapturedGraph) -> None:
-        if self.playing is not None and self.playing is not tape:
-            self.playing.let_go()
-        self.playing = tape
+    def begin(self, graph: CapturedGraph) -> None:
+        """Note which graph is replayed, and free what the one before allocated."""
+        if self.replayed is not None and self.replayed is not graph:
+            self.replayed.release()
+        self.replayed = graph
 
-    def lent(self, needs: Iterator[tuple[int, int, int, int]]) -> dict[int, Tensor]:
-        """needs: first call, last call, name, bytes; returns a buffer for each name, one for
-        several whose calls are apart"""
+    def assign(self, needs: Iterator[tuple[int, int, int, int]]) -> dict[int, Tensor]:
+        """Return a buffer for each need by its name; needs that do not overlap may share one.
+
+        needs: the first and the last call that use it, a name, and the size in bytes
+        """
         free = {size: list(each) for size, each in self.buffers.items()}
         in_use: list[tuple[int, Tensor]] = []  # until which call
-        lent: dict[int, Tensor] = {}
+        assigned: dict[int, Tensor] = {}
         for first, last, name, num_bytes in sorted(needs):
             ended = [each for each in in_use if each[0] < first]
             in_use = [each for each in in_use if each[0] >= first]
@@ -164,23 +173,24 @@ class Pool:
             if not free.setdefault(size, []):
                 free[size].append(torch.empty(size, dtype=torch.uint8))
                 self.buffers[size].append(free[size][-1])
-            lent[name] = free[size].pop()
-            in_use.append((last, lent[name]))
-        return lent
+            assigned[name] = free[size].pop()
+            in_use.append((last, assigned[name]))
+        return assigned
 
     def poison(self) -> None:
-        """So that who reads what was not written is found out."""
+        """Fill all buffers with NaN, so that a read of what was not written shows."""
         for buffers in self.buffers.values():
             for each in buffers:
                 each.fill_(NAN_BYTE)
 
 
 def address_of(tensor: Tensor) -> int:
-    """Of what it shares with its views; 0 for packed weights, which have no storage."""
+    """Return the address of a tensor's storage; 0 for packed weights, which have none."""
     return 0 if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -191,7 +201,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same, with other tensors in it."""
+    """Return a nested value with each tensor replaced by what `change` returns for it."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):

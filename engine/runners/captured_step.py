@@ -1,6 +1,6 @@
-"""CapturedStep: a step of slots of their own, recorded once for each number of rows.
+"""CapturedStep: a decode step over contiguous slots, captured once for each number of rows.
 
-How far back a row looks is told to the attention by itself, and is on no tape.
+How far back a row looks is set in the attention backend before, and is no part of the capture.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from torch import Tensor
 from engine.cpu.captured_ops import OpCapturer
 from engine.runners.cuda_graphs import GraphCache
 
-# CapturedOps costs what playing gains in a dozen steps or two. While a queue runs empty, each
-# number of rows is there for a few.
+# A capture costs what one or two dozen replays gain. While a queue runs empty, each number of
+# rows is there for a few steps.
 WORTH_AFTER = 8
 
 
 class CapturedStep:
+    """Runs decode steps, as they are written or as captured."""
+
     def __init__(
         self,
         forward: Callable[[Tensor, Tensor], Tensor],
         device: torch.device,
         is_repeatable: bool,
     ) -> None:
-        """forward:       of tokens and positions, (rows,) int64 each, to (rows, vocab) logits
-        is_repeatable: whether it can be recorded; else every step is run as it is written
+        """forward:       from tokens and positions, (rows,) int64 each, to (rows, vocab) logits
+        is_repeatable: whether it can be captured; if not, every step runs as it is written
         """
         self.forward = forward
         self.device = device
@@ -36,7 +38,7 @@ class CapturedStep:
         self.inputs: dict[int, Tensor] = {}  # by rows
 
     def run(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """Returns (rows, vocab) logits, good until the next step."""
+        """Return (rows, vocab) logits, overwritten by the next step."""
         num_rows = len(tokens)
         if num_rows not in self.inputs:
             self.inputs[num_rows] = torch.zeros((2, num_rows), dtype=torch.int64)

@@ -81,7 +81,7 @@ class Sampler:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the token with the argmax logit is the choice."""
+        """Return whether the next token is the one with the highest logit."""
         return self.generator is None and not len(self.processors)
 
     @property

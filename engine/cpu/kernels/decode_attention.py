@@ -14,7 +14,6 @@ from numba import carray
 
 from engine.cpu.kernels import dot_products
 from engine.cpu.kernels.llvm_ir import LANES
-from engine.cpu.kernels.rotary_embedding import rotate_head
 from engine.cpu.kernels.softmax import softmax
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
@@ -136,6 +135,18 @@ def copy(source: Any, target: Any, size: Any) -> None:
     read, written = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
     for each in range(size):
         written[each] = read[each]
+
+
+@fast
+def rotate_head(x: Any, cos: Any, sin: Any, out: Any, half: Any) -> None:
+    """Rotate a head as LLaMA pairs its numbers: each of the first half with one of the second.
+
+    x, cos, sin, out: (head size,), twice `half`; see arXiv:2104.09864
+    """
+    for each in range(half):
+        first, second = x[each], x[half + each]
+        out[each] = first * cos[each] - second * sin[each]
+        out[half + each] = second * cos[half + each] + first * sin[half + each]
 
 
 @fast

@@ -1,4 +1,4 @@
-"""A step played from a tape is the step as it is written, bit by bit, or is not recorded."""
+"""A captured step gives the bits of the step as it is written, or is not captured."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from torch.utils import _python_dispatch
 
 from engine.cpu import captured_ops
-from engine.cpu.captured_ops import NotCapturable, OpCapturer, captured_call, variant_with_out
+from engine.cpu.captured_ops import NotCapturable, OpCapturer, captured_call, overload_with_out
 from engine.cpu.linear import PackedLinear
-from engine.cpu.op_buffers import MIN_BUFFER_BYTES, CapturedGraph, Pool
+from engine.cpu.op_buffers import MIN_BUFFER_BYTES, BufferPool, CapturedGraph
 from engine.runners.cuda_graphs import GraphCache
 
 WIDTH = 24
@@ -39,8 +39,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_played(step: Callable[..., Tensor], *inputs: Tensor) -> CapturedGraph:
-    """Recorded with some numbers, it gives for others what it gives as it is written."""
+def assert_replayed(step: Callable[..., Tensor], *inputs: Tensor) -> CapturedGraph:
+    """Captured with some values, the step gives for others what it gives as it is written."""
     recorded, again = OpCapturer()(lambda: step(*inputs))
     assert torch.equal(recorded, step(*inputs))
     for seed in range(1, 4):
@@ -58,7 +58,7 @@ def assert_played(step: Callable[..., Tensor], *inputs: Tensor) -> CapturedGraph
 
 
 def functions_of(again: CapturedGraph) -> list[object]:
-    """Also of calls that cannot be told where their results go."""
+    """Return the operations of a graph, allocating ones included."""
     return [each.args[0].func if each.func == again.make else each.func for each in again.calls]
 
 
@@ -130,14 +130,14 @@ numbers_kept = numbers(WIDTH, WIDTH, seed=7)
         lists_of_tensors, half_precision,
     ],
 )  # fmt: skip
-def test_other_numbers_in_the_same_inputs_give_what_the_step_gives(step):
+def test_a_replay_with_other_values_gives_what_the_step_gives(step):
     kept = numbers_kept.clone()
-    again = assert_played(step, numbers(4, WIDTH))
+    again = assert_replayed(step, numbers(4, WIDTH))
     assert len(again.calls) > 1
     assert torch.equal(numbers_kept, kept), "it wrote into a weight"
 
 
-def test_packed_weights_and_dropout_that_is_off_are_played():
+def test_packed_weights_and_dropout_that_is_off_are_replayed():
     torch.manual_seed(3)
     linear = nn.Linear(WIDTH, WIDTH)
     packed, dropout = PackedLinear(linear.weight, linear.bias), nn.Dropout(0.5).eval()
@@ -147,14 +147,14 @@ def test_packed_weights_and_dropout_that_is_off_are_played():
         nothing = x.new_empty((len(x), 0)) * 2
         return torch.cat([dropout(packed(x)).relu_(), nothing], dim=1)
 
-    again = assert_played(step, numbers(4, WIDTH))
+    again = assert_replayed(step, numbers(4, WIDTH))
     product = torch.ops.mkldnn._linear_pointwise.default
     assert functions_of(again)[0] == product
     assert torch.ops.aten.clone.out not in functions_of(again)
-    assert variant_with_out(product) is None
+    assert overload_with_out(product) is None
 
 
-def test_tokens_are_looked_up_anew():
+def test_a_replay_looks_new_tokens_up():
     table = nn.Embedding(40, WIDTH)
     tokens, positions = torch.arange(5), torch.arange(5) + 9
 
@@ -162,10 +162,10 @@ def test_tokens_are_looked_up_anew():
         pads = tokens == 3
         return table(tokens[:, None])[:, -1].masked_fill(pads[:, None], 0) + table(positions + 1)
 
-    assert_played(step, tokens, positions)
+    assert_replayed(step, tokens, positions)
 
 
-def test_a_result_may_be_a_view_of_an_input_and_is_what_is_there_now():
+def test_a_result_that_is_a_view_of_an_input_follows_the_input():
     x = numbers(4, WIDTH)
     _, again = OpCapturer()(lambda: x[:, -1])
     x.fill_(5.0)
@@ -179,16 +179,16 @@ def doubled(x: Tensor, y: Tensor) -> None:
     y.numpy()[:] = 2 * x.numpy()
 
 
-def test_a_call_behind_torchs_back_is_played_if_it_is_on_tape():
+def test_a_call_that_torch_does_not_see_is_replayed_by_captured_call():
     def step(x):
         y = torch.empty_like(x)
         captured_call(doubled, x + 1, y)
         return y * 3
 
-    assert_played(step, numbers(4, WIDTH))
+    assert_replayed(step, numbers(4, WIDTH))
 
 
-def test_what_a_call_on_tape_asks_of_torch_is_done_once():
+def test_a_captured_call_runs_once_in_a_replay():
     num_calls = 0
 
     def added(x, y):
@@ -201,13 +201,13 @@ def test_what_a_call_on_tape_asks_of_torch_is_done_once():
         captured_call(added, x, y)
         return y.clone()
 
-    again = assert_played(step, numbers(4, WIDTH))
+    again = assert_replayed(step, numbers(4, WIDTH))
     before = num_calls
     again()
     assert num_calls == before + 1
 
 
-def test_a_call_outside_a_recording_is_just_called():
+def test_outside_a_capture_a_captured_call_is_a_call():
     x, y = numbers(2, 3), torch.empty(2, 3)
     captured_call(doubled, x, y)
     assert torch.equal(y, 2 * x)
@@ -219,7 +219,7 @@ counter = torch.zeros(4)
 
 
 def written_unseen(x: Tensor) -> Tensor:
-    """By who knows where it is, as a library in C would."""
+    """Writes through an address, as a library in C would."""
     y = torch.empty_like(x)
     place = (ctypes.c_float * y.numel()).from_address(y.untyped_storage().data_ptr())
     np.frombuffer(place, np.float32)[:] = 1.0
@@ -227,7 +227,7 @@ def written_unseen(x: Tensor) -> Tensor:
 
 
 class Model:
-    """One that keeps something from step to step."""
+    """Keeps something from step to step."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(1)
@@ -259,7 +259,7 @@ def normed_in_training(x: Tensor) -> Tensor:
     return torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0]
 
 
-def makes_room(x: Tensor) -> Tensor:
+def resizes(x: Tensor) -> Tensor:
     y = x + 1
     torch.mul(x, 2, out=(z := torch.empty(0)))
     return y + z
@@ -273,34 +273,34 @@ def reshapes_itself(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (written_unseen, "unseen"),
-        (lambda x: x + x[0, 0].item(), "asks for a number"),
-        (lambda x: x + 1 if x[0, 0] > 0 else x, "asks for a number"),
-        (lambda x: x + max(x[0].tolist()), "tolist tells numbers"),
-        (lambda x: x + float(x.numpy().max()), "numpy tells numbers"),
-        (lambda x: x + float(np.asarray(x).max()), "__array__ tells numbers"),
-        (lambda x: x + float(np.from_dlpack(x).max()), "__dlpack__ tells numbers"),
-        (lambda x: x * (x.data_ptr() % 3), "data_ptr tells numbers"),
-        (lambda x: x + torch.rand(4, 1), "draws"),
-        (lambda x: torch.bernoulli(x.sigmoid()), "draws"),
-        (lambda x: F.dropout(x, 0.5, training=True), "draws"),
-        (lambda x: x.clone().normal_(), "draws"),
-        (lambda x: x[x > 0].sum(), "as a mask has"),
-        (lambda x: torch.masked_select(x, x > 0).sum(), "by the numbers"),
-        (lambda x: torch.nonzero(x > 0).sum(), "by the numbers"),
-        (lambda x: x.repeat_interleave(torch.tensor([1, 2, 1, 1]), 0), "by the numbers"),
-        (lambda x: x.add_(1), "from step to step"),
-        (lambda x: x + counter.add_(1)[:, None], "from step to step"),
-        (Model().counts, "from step to step"),
-        (counts_in_a_constant, "from step to step"),
+        (written_unseen, "does not see"),
+        (lambda x: x + x[0, 0].item(), "reads a value"),
+        (lambda x: x + 1 if x[0, 0] > 0 else x, "reads a value"),
+        (lambda x: x + max(x[0].tolist()), "tolist reads values"),
+        (lambda x: x + float(x.numpy().max()), "numpy reads values"),
+        (lambda x: x + float(np.asarray(x).max()), "__array__ reads values"),
+        (lambda x: x + float(np.from_dlpack(x).max()), "__dlpack__ reads values"),
+        (lambda x: x * (x.data_ptr() % 3), "data_ptr reads values"),
+        (lambda x: x + torch.rand(4, 1), "draws random"),
+        (lambda x: torch.bernoulli(x.sigmoid()), "draws random"),
+        (lambda x: F.dropout(x, 0.5, training=True), "draws random"),
+        (lambda x: x.clone().normal_(), "draws random"),
+        (lambda x: x[x > 0].sum(), "mask selects"),
+        (lambda x: torch.masked_select(x, x > 0).sum(), "depends on values"),
+        (lambda x: torch.nonzero(x > 0).sum(), "depends on values"),
+        (lambda x: x.repeat_interleave(torch.tensor([1, 2, 1, 1]), 0), "depends on values"),
+        (lambda x: x.add_(1), "outlives the step"),
+        (lambda x: x + counter.add_(1)[:, None], "outlives the step"),
+        (Model().counts, "outlives the step"),
+        (counts_in_a_constant, "outlives the step"),
         (Model().remembers, "keeps what it computes"),
         (Model().remembers_a_view, "keeps what it computes"),
-        (normed_in_training, "something else"),
-        (makes_room, "more room"),
+        (normed_in_training, "other tensors"),
+        (resizes, "resizes"),
         (reshapes_itself, "shape"),
     ],
 )  # fmt: skip
-def test_a_step_that_is_another_each_time_is_not_recorded(step, said):
+def test_a_step_that_depends_on_values_is_not_captured(step, said):
     x, state = numbers(4, WIDTH), torch.get_rng_state()
     given_ = x.clone()
     with pytest.raises(NotCapturable, match=said):
@@ -311,7 +311,7 @@ def test_a_step_that_is_another_each_time_is_not_recorded(step, said):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_a_model_made_once_and_looks_up_is_no_reason():
+def test_a_table_that_is_made_at_the_first_step_does_not_prevent_capture():
     class Lazy:
         table: Tensor | None = None
 
@@ -328,16 +328,16 @@ def test_what_a_model_made_once_and_looks_up_is_no_reason():
     assert graphs.recorded
 
 
-def test_tensors_that_hold_each_other_are_not_taken_to_be_kept():
+def test_a_reference_cycle_is_not_taken_for_kept_state():
     def step(x):
         ring = [x + 1]
         ring.append(ring)
         return ring[0] * 2
 
-    assert_played(step, numbers(4, WIDTH))
+    assert_replayed(step, numbers(4, WIDTH))
 
 
-def test_a_step_that_fails_while_it_is_recorded_leaves_nothing_behind():
+def test_a_step_that_fails_in_its_capture_leaves_nothing_behind():
     recorder, x = OpCapturer(), numbers(4, WIDTH)
 
     def fails(y):
@@ -359,7 +359,7 @@ def test_a_step_that_fails_while_it_is_recorded_leaves_nothing_behind():
     assert torch.equal(again(), torch.full_like(x, 6.0))
 
 
-def test_what_another_thread_does_meanwhile_is_on_no_tape():
+def test_operations_of_another_thread_are_not_captured():
     in_step, other_done = threading.Event(), threading.Event()
     drawn = []
 
@@ -388,17 +388,17 @@ def test_what_another_thread_does_meanwhile_is_on_no_tape():
 # Memory
 
 
-def test_tapes_of_other_shapes_take_turns_in_one_pool():
+def test_graphs_of_other_shapes_share_one_pool():
     recorder, packed = OpCapturer(), PackedLinear(numbers_kept, None)
 
     def step(x):
         return composites(packed(x) + 1)
 
     inputs = {rows: numbers(rows, WIDTH) for rows in (3, 4, 9)}
-    tapes = {rows: recorder(lambda x=x: step(x))[1] for rows, x in inputs.items()}
+    captured = {rows: recorder(lambda x=x: step(x))[1] for rows, x in inputs.items()}
     memory = {each.data_ptr() for buffers in recorder.pool.buffers.values() for each in buffers}
     for turn in range(3):
-        for rows, again in tapes.items():
+        for rows, again in captured.items():
             inputs[rows].copy_(numbers(rows, WIDTH, seed=turn))
             assert torch.equal(again(), step(inputs[rows]))
             assert again.result.untyped_storage().data_ptr() in memory
@@ -413,29 +413,29 @@ NEED = st.tuples(st.integers(0, 30), st.integers(0, 12), st.integers(0, 5000))
 
 
 @given(recordings=st.lists(st.lists(NEED, max_size=25), min_size=1, max_size=4))
-def test_a_pool_lends_one_buffer_to_none_who_need_it_at_once(recordings):
-    pool = Pool()
+def test_a_pool_shares_no_buffer_between_overlapping_needs(recordings):
+    pool = BufferPool()
     for each in recordings:
         needs = [
             (first, first + calls, name, size) for name, (first, calls, size) in enumerate(each)
         ]
-        lent = pool.lent(iter(needs))
-        assert lent.keys() == set(range(len(needs)))
+        assigned = pool.assign(iter(needs))
+        assert assigned.keys() == set(range(len(needs)))
         for _, _, name, size in needs:
-            assert lent[name].numel() >= max(size, MIN_BUFFER_BYTES)
-            assert any(lent[name] is each for each in pool.buffers[lent[name].numel()])
+            assert assigned[name].numel() >= max(size, MIN_BUFFER_BYTES)
+            assert any(assigned[name] is each for each in pool.buffers[assigned[name].numel()])
         for one, other in combinations(needs, 2):
             if one[0] <= other[1] and other[0] <= one[1]:
-                assert lent[one[2]] is not lent[other[2]]
+                assert assigned[one[2]] is not assigned[other[2]]
 
 
 @given(num_needs=st.integers(1, 30), size=st.integers(1, 5000))
-def test_needs_that_are_apart_share_one_buffer(num_needs, size):
-    pool = Pool()
-    lent = pool.lent((at, at, at, size) for at in range(num_needs))
-    assert len({each.data_ptr() for each in lent.values()}) == 1
+def test_needs_that_do_not_overlap_share_one_buffer(num_needs, size):
+    pool = BufferPool()
+    assigned = pool.assign((at, at, at, size) for at in range(num_needs))
+    assert len({each.data_ptr() for each in assigned.values()}) == 1
     # A result of one call is not where its arguments are.
-    chain = pool.lent((at, at + 1, at, size) for at in range(num_needs))
+    chain = pool.assign((at, at + 1, at, size) for at in range(num_needs))
     assert len({each.data_ptr() for each in chain.values()}) == min(num_needs, 2)
     assert sum(map(len, pool.buffers.values())) == min(num_needs, 2)
 
@@ -443,11 +443,11 @@ def test_needs_that_are_apart_share_one_buffer(num_needs, size):
 # Where torch has none of it
 
 
-def test_without_torchs_part_of_it_steps_are_run_as_written(monkeypatch, caplog):
+def test_without_torch_dispatch_modes_steps_run_as_written(monkeypatch, caplog):
     monkeypatch.delattr(_python_dispatch, "TorchDispatchMode")
-    spec = importlib.util.spec_from_file_location("recording_elsewhere", captured_ops.__file__)
+    spec = importlib.util.spec_from_file_location("captured_ops_elsewhere", captured_ops.__file__)
     elsewhere = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "recording_elsewhere", elsewhere)
+    monkeypatch.setitem(sys.modules, "captured_ops_elsewhere", elsewhere)
     spec.loader.exec_module(elsewhere)
     x = numbers(4, WIDTH)
     graphs = GraphCache(elsewhere.OpCapturer())
@@ -459,7 +459,7 @@ def test_without_torchs_part_of_it_steps_are_run_as_written(monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("name", ["_can_decompose", "decompose", "tags"])
-def test_where_operations_tell_less_steps_are_run_as_written(name, monkeypatch):
+def test_where_operations_lack_an_attribute_steps_run_as_written(name, monkeypatch):
     def missing(self):
         raise AttributeError(name)
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers.models.gpt_neox import modeling_gpt_neox
-from transformers.models.llama import modeling_llama
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
 from engine.cpu.fusion import fuse
@@ -23,7 +21,6 @@ from engine.cpu.kernels.activation import SiluAndMulMLP, silu_and_mul
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.prefill_attention import multiply
-from engine.cpu.kernels.rotary_embedding import RotaryEmbedding
 from engine.cpu.kernels.softmax import softmax
 
 
@@ -31,59 +28,6 @@ from engine.cpu.kernels.softmax import softmax
 def _inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-@pytest.fixture
-def own() -> Any:
-    """The function of `transformers`, whoever has been in its place."""
-    found = modeling_llama.apply_rotary_pos_emb
-    return found.own if isinstance(found, RotaryEmbedding) else found
-
-
-def heads_of(rows: int, tokens: int, heads: int, size: int) -> Tensor:
-    """As a model cuts them out of a product with more in it: (rows, heads, tokens, size)"""
-    product = torch.randn(rows, tokens, heads * size + 24)
-    return product[..., 8 : 8 + heads * size].view(rows, tokens, heads, size).transpose(1, 2)
-
-
-@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (16, 1), (1, 300)])
-@pytest.mark.parametrize(("heads", "key_heads", "size"), [(4, 4, 8), (6, 2, 50), (8, 1, 64)])
-def test_queries_and_keys_are_rotated_as_by_transformers(own, rows, tokens, heads, key_heads, size):
-    q, k = heads_of(rows, tokens, heads, size), heads_of(rows, tokens, key_heads, size)
-    cos, sin = torch.randn(rows, tokens, size), torch.randn(rows, tokens, size)
-    expected, found = own(q, k, cos, sin), RotaryEmbedding(own)(q, k, cos, sin)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-        assert one.stride(1) == size  # the heads of a token lie one after the other
-
-
-def test_calls_that_do_not_fit_go_to_the_models_own_function(own):
-    calls = []
-
-    def watched(*args, **kwargs):
-        calls.append(len(args))
-        return own(*args, **kwargs)
-
-    rotary = RotaryEmbedding(watched)
-    q, cos = heads_of(3, 5, 4, 8), torch.randn(3, 5, 8)
-    for one, other in zip(rotary(q, q, cos, cos), own(q, q, cos, cos), strict=True):
-        assert torch.equal(one, other)  # several rows of several tokens
-    q, cos = q[:1].double(), cos[:1].double()
-    assert torch.equal(rotary(q, q, cos, cos)[0], own(q, q, cos, cos)[0])
-    assert len(calls) == 2
-
-
-def test_another_way_to_rotate_is_not_replaced(own):
-    assert RotaryEmbedding(own).agrees()
-    assert not RotaryEmbedding(lambda q, k, cos, sin: own(q, k, cos, -sin)).agrees()
-    assert not RotaryEmbedding(lambda q, k, cos: (q, k)).agrees()
-    # GPT-NeoX turns a part of a head, and does so itself.
-    theirs = modeling_gpt_neox.apply_rotary_pos_emb
-    q, cos = heads_of(2, 1, 4, 16), torch.randn(2, 1, 4)
-    expected = getattr(theirs, "own", theirs)(q, q, cos, cos)
-    assert torch.equal(
-        RotaryEmbedding(getattr(theirs, "own", theirs))(q, q, cos, cos)[0], expected[0]
-    )
 
 
 @pytest.mark.parametrize("shape", [(1, 24), (16, 1, 1000), (1, 300, 72)])

@@ -38,6 +38,7 @@ def test_a_spec_survives_json():
     whole = spec(
         device="cuda:1",
         replica=1,
+        cpu_kernels=False,
         languages=("en", "fr"),
         prompt={"translate": "{source_language} > {target_language}: {text}"},
         max_input_tokens=9,
