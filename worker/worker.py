@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # Fields of a spec that are not simply the model's.
 OWN_WAYS = {"languages", "prompt", "threads", "replica"}
+# A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
+MAX_CLAIMER_CHARACTERS = 50_000
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
 
 
@@ -80,6 +82,7 @@ class Worker:
         self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
         self._deliveries: set[Delivery] = set()
         self._draining = False
+        self._documents = ThreadPoolExecutor(1, "documents")
         self._hurried = False
         self._committer = Committer(
             database,
@@ -193,6 +196,7 @@ class Worker:
         """End every thread and process of this worker; drain first to lose no work."""
         self._watchdog.stop()
         self._dispatcher.stop()
+        self._documents.shutdown(wait=False, cancel_futures=True)
         self.drain(0)
         for client in self._engines:
             client.stop()
@@ -281,6 +285,8 @@ class Worker:
                 draining = self._draining
             if draining:
                 attempt.release()
+            elif len(job.contract.get("text", "")) > MAX_CLAIMER_CHARACTERS:
+                self._documents.submit(attempt.start)
             else:
                 attempt.start()
 

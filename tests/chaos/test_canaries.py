@@ -54,7 +54,7 @@ def test_without_a_fence_a_worker_that_slept_through_its_lease_writes_over_resul
     with run.cluster.worker(*includes) as sleeper:
         run.submit(NUM_JOBS, num_tokens=20)
         run.cluster.wait_for(JobState.RUNNING, NUM_JOBS)
-        sleeper.process.send_signal(signal.SIGSTOP)
+        sleeper.pause(run.cluster.database_url)
         with run.cluster.worker():
             run.wait_until_finished()
         sleeper.process.send_signal(signal.SIGCONT)

@@ -163,8 +163,10 @@ def _sentence(
     places = [start]  # of the flat text, from each of which on so many characters were taken out
     taken = [start]
     length, at = 0, start
-    for one, other in run.breaks:
-        if start < one - run.start and other - run.start < end:
+    first = bisect_right(run.breaks, start + run.start, key=lambda each: each[0])
+    last = bisect_left(run.breaks, end + run.start, first, key=lambda each: each[0])
+    for one, other in run.breaks[first:last]:
+        if other - run.start < end:
             before = flat[at : one - run.start]
             at = other - run.start
             joint = "" if _is_spaceless(before[-1:]) and _is_spaceless(flat[at : at + 1]) else " "
