@@ -48,7 +48,7 @@ def slots_of(
 
 
 @given(
-    sizes=SLOTS, size=SIZES, batch_key=st.sampled_from([1, 3]), has_bias=st.booleans(),
+    sizes=SLOTS, size=SIZES, group=st.sampled_from([1, 3]), has_bias=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_the_kernel_computes_what_torch_does(
