@@ -23,7 +23,7 @@ from engine.backends.vllm import VllmBackend, only
 from engine.errors import EngineBroken, Unloadable, UnsupportedParameter
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.messages import Choice, Params, Request
 from engine.sampling.resolve_params import Settings
 from tests import checkpoints
 from tests.engines import Bench, Child, Ids, child, needs_vllm
@@ -115,6 +115,16 @@ def told_alone(alone: Alone, each: Request) -> list[int]:
     return row
 
 
+def answered(choice: Choice) -> tuple[str, int]:
+    """What crosses the pipe of an answer's tokens."""
+    return choice.text, choice.completion_tokens
+
+
+def answered_alone(alone: Alone, each: Request) -> tuple[str, int]:
+    row = told_alone(alone, each)
+    return alone.text(row), len(row)
+
+
 @needs_vllm
 @pytest.mark.parametrize("name", MODELS)
 def test_in_company_each_answer_is_that_of_generate_alone(engine_of, model_of, name):
@@ -124,13 +134,13 @@ def test_in_company_each_answer_is_that_of_generate_alone(engine_of, model_of, n
 
     outputs = engine.answers(sent)
 
-    found = [list(outputs[each.id].choices[0].token_ids) for each in sent]
-    assert found == [told_alone(alone, each) for each in sent]
-    assert len({tuple(each) for each in found}) > 18
+    found = [answered(outputs[each.id].choices[0]) for each in sent]
+    assert found == [answered_alone(alone, each) for each in sent]
+    assert len(set(found)) > 18
     assert {each.choices[0].finish_reason for each in outputs.values()} == {"stop", "length"}
     # They shared steps.
     num_steps = engine.progress.num_steps - before.num_steps
-    assert num_steps < sum(map(len, found)) / 3
+    assert num_steps < sum(num_tokens for _, num_tokens in found) / 3
 
 
 @needs_vllm
@@ -141,10 +151,9 @@ def test_each_of_several_ends_is_one(engine_of, model_of):
 
     outputs = engine.answers(sent)
 
-    rows = {each.id: list(outputs[each.id].choices[0].token_ids) for each in sent}
-    assert {row[-1] for row in rows.values()} >= set(ends)
+    assert {told_alone(alone, each)[-1] for each in sent} >= set(ends)
     for each in sent:
-        assert rows[each.id] == told_alone(alone, each)
+        assert answered(outputs[each.id].choices[0]) == answered_alone(alone, each)
 
 
 @needs_vllm
@@ -160,8 +169,8 @@ def test_an_end_that_is_forced_is_said_at_the_limit(model_of, tmp_path):
 
     for each in sent:
         (choice,) = outputs[each.id].choices
-        assert list(choice.token_ids) == told_alone(alone, each)
-        assert choice.token_ids[-1] == own.eos_token_id
+        assert answered(choice) == answered_alone(alone, each)
+        assert told_alone(alone, each)[-1] == own.eos_token_id
 
 
 @needs_vllm
@@ -176,8 +185,7 @@ def test_the_demo_model_tells_the_same_stories():
 
     for each in sent:
         (choice,) = outputs[each.id].choices
-        assert list(choice.token_ids) == told_alone(alone, each)
-        assert choice.text == alone.text(list(choice.token_ids))
+        assert answered(choice) == answered_alone(alone, each)
 
 
 @needs_vllm
@@ -190,7 +198,7 @@ def test_a_small_cache_changes_no_answer_and_nothing_is_too_long_for_it_unsaid(m
 
     assert "max_cache_tokens" in outputs[too_long.id].failure.message
     for each in sent:
-        assert list(outputs[each.id].choices[0].token_ids) == told_alone(alone, each)
+        assert answered(outputs[each.id].choices[0]) == answered_alone(alone, each)
 
 
 @needs_vllm
