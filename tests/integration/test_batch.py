@@ -22,6 +22,9 @@ CODES_OF_THE_TEXT = {
     "unknown_language",
     "unsupported_parameter",
     "no_chat_template",
+    "language_unclear",
+    "parts_too_small",
+    "summary_not_shorter",
 }
 
 

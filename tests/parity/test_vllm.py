@@ -356,7 +356,7 @@ def test_a_setting_of_its_own_that_would_be_passed_over_is_named(
 @pytest.mark.parametrize("engine", ["vllm", "ctranslate2"])
 def test_a_package_that_is_missing_is_named_with_what_brings_it(monkeypatch, engine):
     monkeypatch.setitem(sys.modules, engine, None)
-    monkeypatch.delitem(sys.modules, f"engine.{engine}", raising=False)
+    monkeypatch.delitem(sys.modules, f"engine.backends.{engine}", raising=False)
     with pytest.raises(Unloadable) as refused:
         load_engine(EngineSpec(alias="reports", checkpoint="nothing", engine=engine))
     said = str(refused.value)
