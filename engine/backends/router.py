@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from engine.attention.hf_plugin import install
+from engine.attention.selection import kv_cache_for
 from engine.backends.generate import GenerateBackend
 from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
@@ -22,8 +23,9 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import Unloadable
-from engine.kv_cache.base import KVCacheManager, kv_cache_for, machine_for, refuse_beyond_memory
+from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.kv_shape import probe_kv_shape
+from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import ModelCard, Output, Request, Task
@@ -90,7 +92,7 @@ class RouterBackend:
         self.sized = sized(spec, machine, "inflight", self.reason)
         if machine.room is not None:
             refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
-        kv_cache = kv_cache_for(self.sized.spec, checkpoint, shape, poisoned, is_paged)
+        kv_cache = kv_cache_for(self.sized.spec, shape, poisoned, is_paged)
         self.in_flight = InflightBackend(self.exact, runner_of(checkpoint, kv_cache))
         self.has_beams = supports_beam_search(checkpoint.model)
 
@@ -134,6 +136,10 @@ class RouterBackend:
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         self.in_flight.drop(sequences)
+
+    def check(self, running: Iterable[Sequence] = ()) -> None:
+        """See `InflightBackend.check`."""
+        self.in_flight.check(running)
 
     def decode(self, completion: Completion) -> Output:
         return self.exact.decode(completion)

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.base import ContiguousAttentionBackend, Spans, by_rows
+from engine.attention.torch_backend import ContiguousAttentionBackend, with_contiguous_heads
 from engine.cpu.captured_ops import captured_call
 from engine.cpu.optional import compiled
-from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
+from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 
 class CpuAttentionBackend(ContiguousAttentionBackend):
-    by_ancestors = True
     is_repeatable = True
 
-    def __init__(self, kernel: Any, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
-        super().__init__(shape, is_cross, poisoned)
+    def __init__(self, kernel: Any, kv_cache: ContiguousKVCache, is_cross: bool) -> None:
+        """kv_cache: of sequences whose rows have `ancestors`"""
+        super().__init__(kv_cache, is_cross)
+        shape = kv_cache.shape
         self.kernel = kernel
         self.run = kernel.kernel()
         self.of_prompts = compiled("kernels.prefill_attention")
@@ -33,7 +34,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.scratch = np.empty((0, 0), np.float32)
         self.unchanging: tuple[int, ...] = ()  # what a kernel is told first
 
-    def hold(self, slots: list[ContiguousSequenceCache]) -> None:
+    def _prepare_decode(self, slots: list[ContiguousSequenceCache]) -> None:
         self.prompts_table = self.nothing
         if slots and not self.is_cross and self._are_a_column_longer(slots):
             # Those of the last step, as most of the time.
@@ -41,11 +42,11 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             self.make_scratch_for(max(slot.length for slot in slots) + 1)
         else:
             self._tell(slots)
-        self.held = [(ref(slot.kept), slot.length) for slot in slots]
+        self.held = [(ref(slot.kv), slot.length) for slot in slots]
 
     def _are_a_column_longer(self, slots: list[ContiguousSequenceCache]) -> bool:
         return len(slots) == len(self.held) and all(
-            slot.kept is kept() and slot.length == length + 1
+            slot.kv is kept() and slot.length == length + 1
             for slot, (kept, length) in zip(slots, self.held, strict=True)
         )
 
@@ -56,32 +57,31 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         for slot in slots:
             ancestors: int = 0
             if self.is_cross:
-                assert slot.crossed is not None
-                kept, num_columns, row_stride = slot.crossed, slot.crossed.shape[3], 0
+                assert slot.encoded_kv is not None
+                kept, num_columns, row_stride = slot.encoded_kv, slot.encoded_kv.shape[3], 0
                 capacity = num_columns
             else:
-                kept, num_columns, row_stride = slot.kept, slot.length + 1, slot.kept.stride(2)
+                kept, num_columns, row_stride = slot.kv, slot.length + 1, slot.kv.stride(2)
                 capacity = slot.capacity
                 if slot.ancestors is not None:
                     ancestors = slot.ancestors.ctypes.data
             rows.append(
-                (*error_location(kept), capacity, row_stride, slot.num_rows, num_columns, first_row,
+                (*addresses_of(kept), capacity, row_stride, slot.num_rows, num_columns, first_row,
                  ancestors)
             )  # fmt: skip
             first_row += slot.num_rows
             self.make_scratch_for(num_columns)
         self.rows_table = KernelTable(self.kernel, self.shape.num_layers, rows)
 
-    def hold_prompts(self, slots: list[ContiguousSequenceCache], spans: Spans) -> None:
-        super().hold_prompts(slots, spans)
-        if self.of_prompts is None:
+    def _prepare_prompts(self) -> None:
+        if self.of_prompts is None or not self.prompts:
             return
         self.num_tokens = self.num_rows
         rows: list[tuple[int, ...]] = []
         for slot, (begin, end) in self.prompts:
             rows.append(
-                (*error_location(slot.kept), slot.capacity, slot.kept.stride(2),
-                 slot.num_written_rows, end - begin, self.num_rows + begin, 0)
+                (*addresses_of(slot.kv), slot.capacity, slot.kv.stride(2),
+                 slot.num_prompt_rows, end - begin, self.num_rows + begin, 0)
             )  # fmt: skip
             self.num_tokens += end - begin
             self.make_scratch(self.of_prompts.scratch_width(end - begin, self.shape.head_size))
@@ -107,8 +107,10 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         assert num_rows == self.num_rows
         attended = torch.empty((num_rows, 1, num_heads, head_size))
         if keys is not None and values is not None:
-            keys, values = by_rows(keys), by_rows(values)
-        captured_call(self._attend, layer, by_rows(query), keys, values, scale, attended)
+            keys, values = with_contiguous_heads(keys), with_contiguous_heads(values)
+        captured_call(
+            self._attend, layer, with_contiguous_heads(query), keys, values, scale, attended
+        )
         return attended
 
     def _attend(
@@ -206,7 +208,7 @@ class KernelTable:
         return self.address + np.arange(len(self.fields)) * self.layer_bytes
 
 
-def error_location(kept: Tensor) -> tuple[int, int, int]:
+def addresses_of(kept: Tensor) -> tuple[int, int, int]:
     """kept: (layers, keys and values, ...) float32; the address, and the bytes from layer to
     layer and from keys to values"""
     return kept.data_ptr(), 4 * kept.stride(0), 4 * kept.stride(1)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.attention.base import Spans
+from engine.attention.forward_context import DecoderContext
+from engine.attention.prompt_attention import SeparatePrompts
 from engine.cpu import packed_gemm
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.call_table import Call, Chain
@@ -30,7 +31,6 @@ from engine.cpu.kernels import (
 from engine.cpu.llama_layer import LlamaLayer
 from engine.cpu.thread_pool import FLOAT_BYTES
 from engine.kv_cache.contiguous import rounded_up
-from engine.kv_cache.hf_cache import InflightSelfCache
 
 log = logging.getLogger(__name__)
 
@@ -246,34 +246,35 @@ def can_be_fused(model: Any) -> bool:
 def does_the_same(chain: FusedStep, model: Any) -> bool:
     """For a prompt, and for one more token with another prompt beside it."""
     attention = chain.attention
-    cache = InflightSelfCache(attention.shape, attention)
     draw = torch.Generator().manual_seed(0)
     half, vocab_size = NUM_TRIED // 2, len(chain.embedding)
     tokens = torch.randint(0, vocab_size, (NUM_TRIED,), generator=draw).tolist()
-    first, second = attention.new_slot(1), attention.new_slot(2)
+    new_sequence = attention.kv_cache.new_sequence
+    first, second = new_sequence(1), new_sequence(2)
 
-    def is_same(spans: Spans, positions: list[int], asked: list[int] | None = None) -> bool:
+    def is_same(
+        context: DecoderContext, positions: list[int], asked: list[int] | None = None
+    ) -> bool:
         ids = tokens[: len(positions)]
         expected = model(
             torch.tensor([ids]),
             position_ids=torch.tensor([positions]),
             attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool),  # looked at by nobody
-            past_key_values=cache,
-            use_cache=True,
-            spans=spans,
+            use_cache=False,
+            forward_context=context,
         ).logits[0]
         found = chain(ids, positions, asked)
         return torch.allclose(found, expected[asked or slice(None)], rtol=1e-4, atol=1e-4)
 
     try:
         spans = ((0, half),)
-        cache.hold_prompts([first], spans)
-        if not is_same(spans, list(range(half))):
+        attention.prepare([], [first], spans)
+        if not is_same(DecoderContext(attention, SeparatePrompts(spans)), list(range(half))):
             return False
-        first.filled(half)
-        cache.hold([first])
+        first.commit_prompt(half)
         spans = ((0, NUM_TRIED - 1),)
-        cache.hold_prompts([second], spans, num_stepping=1)
-        return is_same(spans, [half, *range(NUM_TRIED - 1)], [0, NUM_TRIED - 1])
+        attention.prepare([first], [second], spans)
+        context = DecoderContext(attention, SeparatePrompts(spans), num_decode_tokens=1)
+        return is_same(context, [half, *range(NUM_TRIED - 1)], [0, NUM_TRIED - 1])
     except Exception:  # it wants or returns something else
         return False

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.base import AttentionBackend
+from engine.attention.forward_context import DecoderContext
+from engine.attention.prompt_attention import SeparatePrompts
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.merged_linear import Part
 from engine.cpu.optional import compiled
-from engine.kv_cache.hf_cache import InflightSelfCache
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +55,21 @@ class LlamaLayer(nn.Module):
         self,
         hidden_states: Tensor,
         *args: Any,
-        past_key_values: Any = None,
+        forward_context: Any = None,
         position_embeddings: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states: (rows, tokens, width); returns the same shape, but the last layer only
-        the tokens that the cache says are asked for."""
+        the tokens whose logits are requested."""
         attention, layer, scale = self.attention
         if (
-            not isinstance(past_key_values, InflightSelfCache)
-            or past_key_values.attention is not attention
+            not isinstance(forward_context, DecoderContext)
+            or forward_context.attention is not attention
         ):
             return self.own(  # type: ignore[no-any-return]  # a module
                 hidden_states,
                 *args,
-                past_key_values=past_key_values,
+                forward_context=forward_context,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
@@ -78,8 +79,9 @@ class LlamaLayer(nn.Module):
         rows = hidden_states.flatten(0, 1)
         joined = to_joined(self.normalized(rows, *before))
         attended = attention.attend_turned(layer, joined, cos, sin, scale)
-        if self.is_last and past_key_values.asked is not None:
-            rows, attended = rows[past_key_values.asked], attended[past_key_values.asked]
+        indices = forward_context.logits_indices
+        if self.is_last and indices is not None:
+            rows, attended = rows[indices], attended[indices]
         rows = added(to_width, attended, rows)
         gate, up = to_gates(self.normalized(rows, *after)).chunk(2, dim=-1)
         rows = added(down, self.silu_and_mul(gate, up), rows)
@@ -116,11 +118,10 @@ def can_be_replaced(own: Any) -> bool:
 
 @torch.inference_mode()
 def does_the_same(own: Any, attention: CpuAttentionBackend) -> bool:
-    cache, width = InflightSelfCache(attention.shape, attention), len(own.input_layernorm.weight)
+    width = len(own.input_layernorm.weight)
     try:
         found, expected = (
-            list(tried(forward, cache, attention, width))
-            for forward in (LlamaLayer(own, attention), own)
+            list(tried(forward, attention, width)) for forward in (LlamaLayer(own, attention), own)
         )
         return all(
             torch.allclose(one, other, rtol=1e-4, atol=1e-4)
@@ -132,7 +133,6 @@ def does_the_same(own: Any, attention: CpuAttentionBackend) -> bool:
 
 def tried(
     forward: Callable[..., Tensor],
-    cache: InflightSelfCache,
     attention: CpuAttentionBackend,
     width: int,
 ) -> Iterator[Tensor]:
@@ -141,24 +141,27 @@ def tried(
     hidden = torch.randn((1, NUM_TRIED, width), generator=draw)
     angles = torch.randn((1, NUM_TRIED, attention.shape.head_size // 2), generator=draw)
     turns = angles.cos().repeat(1, 1, 2), angles.sin().repeat(1, 1, 2)
-    told: dict[str, Any] = {
-        "past_key_values": cache,
-        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool),  # looked at by nobody
-    }
-    first, second = attention.new_slot(1), attention.new_slot(2)
+    mask = torch.ones((1, 1, 1, 1), dtype=torch.bool)  # unused
+    new_sequence = attention.kv_cache.new_sequence
+    first, second = new_sequence(1), new_sequence(2)
     half = NUM_TRIED // 2
-    cache.hold_prompts([first], ((0, half),))
+    spans = ((0, half),)
+    attention.prepare([], [first], spans)
     yield forward(
         hidden[:, :half],
         position_embeddings=tuple(each[:, :half] for each in turns),
-        spans=((0, half),),
-        **told,
+        attention_mask=mask,
+        forward_context=DecoderContext(attention, SeparatePrompts(spans)),
     )
-    first.filled(half)
-    cache.hold([first])
+    first.commit_prompt(half)
     spans = ((0, NUM_TRIED - 1),)
-    cache.hold_prompts([second], spans, num_stepping=1)
-    yield forward(hidden, position_embeddings=turns, spans=spans, **told)
+    attention.prepare([first], [second], spans)
+    yield forward(
+        hidden,
+        position_embeddings=turns,
+        attention_mask=mask,
+        forward_context=DecoderContext(attention, SeparatePrompts(spans), num_decode_tokens=1),
+    )
 
 
 def together(*parts: Any) -> nn.Module:

@@ -27,12 +27,12 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return cache(lambda kind: checkpoints.build(kind, root / kind))
 
 
-class FlightBench(Bench):
-    """One whose slots are checked after every step."""
+class InflightBench(Bench):
+    """A bench that checks the caches of its sequences after every step."""
 
     def advance(self) -> StepPlan | None:
         plan = super().advance()
-        self.loop.engine.in_flight.check(self.scheduler.running.values())
+        self.loop.engine.check(self.scheduler.running.values())
         return plan
 
 
@@ -55,21 +55,21 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             "engine": "exact" if engine_name == "exact" else "inflight",
             **settings,
         }
-        if engine_name == "page_pool":
+        if engine_name == "paged":
             settings.setdefault("max_cache_tokens", 16_384)  # it is made at once
         spec = EngineSpec(**settings)
         if engine_name == "exact":
             return Bench(GenerateBackend.load(spec), spec)
-        is_paged = engine_name == "page_pool"
+        is_paged = engine_name == "paged"
         engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=is_paged)
-        return FlightBench(engine, spec)
+        return InflightBench(engine, spec)
 
     return make
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _soon_on_tape() -> Iterator[None]:
-    """Runs here are short: a number of rows is recorded when it is met again."""
+def _record_early() -> Iterator[None]:
+    """Runs here are short: a step is recorded when its number of rows is met again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured_step, "WORTH_AFTER", 1)
         yield

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from engine.protocol.messages import Params, Request
+from engine.runners.captured_step import CapturedExecutor
+from engine.runners.step_executor import FusedExecutor
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
@@ -135,18 +137,17 @@ def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, ben
     assert len(greedy) > NUM_PROMPTS / 2  # a model that does not hear its prompt proves little
     assert_varied(said)
     if engine_name == "inflight":
-        assert_taped(company)
+        assert_fast(company)
 
 
-def assert_taped(bench: Bench) -> None:
-    """Its steps were recorded and played, not given up and run as written; or they are chained,
-    which needs no recording."""
-    runner = bench.loop.engine.in_flight.runner
-    if getattr(runner, "chain", None) is not None:
+def assert_fast(bench: Bench) -> None:
+    """Its steps are fused, or were recorded and replayed, and not given up and run eagerly."""
+    executor = bench.loop.engine.in_flight.runner.executor
+    if isinstance(executor, FusedExecutor):
         return
-    graphs = runner.captured_step.graphs
-    assert graphs.record is not None
-    assert graphs.recorded
+    assert isinstance(executor, CapturedExecutor)
+    assert executor.graphs.record is not None
+    assert executor.graphs.recorded
 
 
 def assert_varied(said: list[list[int]]) -> None:

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.attention.base import ContiguousAttentionBackend, TorchAttentionBackend
+from engine.attention.selection import attention_for, contiguous_kv_cache
+from engine.attention.torch_backend import ContiguousAttentionBackend, TorchAttentionBackend
 from engine.cpu import quantized
 from engine.cpu.attention_backend import CpuAttentionBackend
-from engine.kv_cache.base import attention_backend_for
-from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
+from engine.kv_cache.base import KVShape
+from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 LAYERS, HEADS = 2, 2
 # Those that are whole registers have code of their own.
@@ -32,14 +33,14 @@ def slots_of(
 ) -> list[ContiguousSequenceCache]:
     slots, size = [], attention.shape.head_size
     for num_columns, num_rows in sizes:
-        slot = attention.new_slot(num_rows)
-        slot.make_room(num_columns + 1)
+        slot = attention.kv_cache.new_sequence(num_rows)
+        slot.reserve(num_columns + 1)
         for layer in range(LAYERS):
             keys, values = torch.randn(2, HEADS, num_columns, size, generator=draw)
-            slot.fill(layer, keys, values)
-        slot.filled(num_columns)
+            slot.write_prompt(layer, keys, values)
+        slot.commit_prompt(num_columns)
         crossed = torch.randn(LAYERS, 2, HEADS, num_columns + 1, size, generator=draw)
-        slot.crossed = crossed
+        slot.encoded_kv = crossed
         slots.append(slot)
     return slots
 
@@ -52,9 +53,9 @@ def test_the_kernel_computes_what_torch_does(
     sizes: list[tuple[int, int]], size: int, group: int, has_bias: bool, seed: int
 ) -> None:
     shape = shape_of(size)
-    compiled = attention_backend_for(shape, is_cross=False, poisoned=True)
+    compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=False)
     assert isinstance(compiled, CpuAttentionBackend)
-    by_torch = TorchAttentionBackend(shape, is_cross=False, poisoned=True)
+    by_torch = TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=False)
     drawn = [
         slots_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
     ]
@@ -69,14 +70,12 @@ def test_the_kernel_computes_what_torch_does(
         new = torch.randn(LAYERS, 2, num_rows, HEADS, 1, size, generator=draw)
         seen = []
         for attention, slots in zip((compiled, by_torch), drawn, strict=True):
-            for slot in slots:
-                slot.make_room()
-            attention.hold(slots)
+            attention.prepare(slots)
             seen.append(
                 [attention.attend(each, asked[each], *new[each], 0.3) for each in range(LAYERS)]
             )
             for slot, rows in zip(slots, places, strict=True):
-                slot.length += 1
+                slot.commit_token()
                 slot.reorder(rows)
         for one, other in zip(*seen, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -87,13 +86,16 @@ def test_rows_of_a_request_read_the_same_prompt(
     sizes: list[tuple[int, int]], size: int, seed: int
 ) -> None:
     shape = shape_of(size)
-    compiled = attention_backend_for(shape, is_cross=True, poisoned=True)
+    compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=True)
     assert isinstance(compiled, CpuAttentionBackend)
     slots = slots_of(sizes, compiled, torch.Generator().manual_seed(seed))
     asked = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size)
     seen = []
-    for attention in (compiled, TorchAttentionBackend(shape, is_cross=True, poisoned=True)):
-        attention.hold(slots)
+    for attention in (
+        compiled,
+        TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=True),
+    ):
+        attention.prepare(slots)
         seen.append(attention.attend(1, asked, None, None, 1.0))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
 

@@ -12,7 +12,8 @@ import torch
 from engine.cpu import llama_layer
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.runners.causal import CausalRunner
-from tests.unit.engine.cpu.llamas import keeping_of, laid_out, model_of, sequence
+from engine.runners.step_executor import FusedExecutor
+from tests.unit.engine.cpu.llamas import kv_cache_of, laid_out, model_of, sequence
 
 # By what the processor has, not by whether it could be imported: that may not fail unseen.
 pytestmark = pytest.mark.skipif(LANES < 16, reason="registers have fewer than 16 floats")
@@ -25,8 +26,8 @@ def _inference() -> Iterator[None]:
 
 
 def runner_of(model: Any, is_chained: bool = True) -> CausalRunner:
-    runner = CausalRunner(laid_out(model), keeping_of(model))
-    assert (runner.chain is not None) == is_chained
+    runner = CausalRunner(laid_out(model), kv_cache_of(model))
+    assert isinstance(runner.executor, FusedExecutor) == is_chained
     return runner
 
 
@@ -37,11 +38,11 @@ def prompt_of(num_tokens: int) -> list[int]:
 
 def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) -> list[Any]:
     """After the prompt, and after each of what follows."""
-    (slot,), read = runner.read([sequence(prompt, num_rows=1)])
+    (slot,), read = runner.prefill([sequence(prompt, num_rows=1)])
     seen = [read[0]]
     for token in following:
-        seen.append(runner.step([slot], [token])[0].clone())
-        slot.length += 1
+        seen.append(runner.decode([slot], [token])[0].clone())
+        slot.commit_token()
     return seen
 
 
@@ -54,12 +55,12 @@ def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: 
     torch.set_num_threads(num_threads)
     try:
         of_first, of_second = (logits_alone(runner, each, [3, 4]) for each in (first, second))
-        (one,), read = runner.read([sequence(first, num_rows=1)])
+        (one,), read = runner.prefill([sequence(first, num_rows=1)])
         assert torch.equal(read[0], of_first[0])
-        (other,), mixed = runner.read_and_step([sequence(second, num_rows=1)], [one], [3])
+        (other,), mixed = runner.prefill_and_decode([sequence(second, num_rows=1)], [one], [3])
         assert torch.equal(mixed, torch.stack([of_first[1], of_second[0]]))
-        one.length += 1
-        together = runner.step([one, other], [4, 3])
+        one.commit_token()
+        together = runner.decode([one, other], [4, 3])
         assert torch.equal(together, torch.stack([of_first[2], of_second[1]]))
     finally:
         torch.set_num_threads(before)
@@ -83,7 +84,7 @@ def test_there_is_room_for_longer_prompts_and_later_positions(
 def test_prompts_that_are_read_in_several_chunks_keep_their_logits() -> None:
     runner = runner_of(model_of("llama"))
     prompts = [prompt_of(size) for size in (300, 290, 280)]
-    _, read = runner.read([sequence(each, num_rows=1) for each in prompts])
+    _, read = runner.prefill([sequence(each, num_rows=1) for each in prompts])
     for each, prompt in zip(read, prompts, strict=True):
         assert torch.equal(each, logits_alone(runner, prompt, [])[0])
 
@@ -92,7 +93,7 @@ def test_prompts_that_are_read_in_several_chunks_keep_their_logits() -> None:
 def test_a_token_that_there_is_no_embedding_of_is_refused(token: int) -> None:
     runner = runner_of(model_of("llama"))
     with pytest.raises(IndexError):
-        runner.read([sequence([5, token, 6], num_rows=1)])
+        runner.prefill([sequence([5, token, 6], num_rows=1)])
     expected = logits_alone(runner_of(model_of("llama")), [5, 6], [7])
     torch.testing.assert_close(logits_alone(runner, [5, 6], [7]), expected, rtol=0, atol=0)
 
@@ -113,8 +114,8 @@ def test_what_is_done_beside_the_layers_is_found_out(caplog: pytest.LogCaptureFi
 
 def test_beams_of_one_request_are_rows() -> None:
     runner = runner_of(model_of("llama"))
-    (slot,), read = runner.read([sequence(prompt_of(20), num_rows=3)])
+    (slot,), read = runner.prefill([sequence(prompt_of(20), num_rows=3)])
     assert read.shape == (1, 97)
-    stepped = runner.step([slot], [1, 2, 3]).clone()
+    stepped = runner.decode([slot], [1, 2, 3]).clone()
     for row, token in enumerate((1, 2, 3)):
         assert torch.equal(stepped[row], logits_alone(runner, prompt_of(20), [token])[1])

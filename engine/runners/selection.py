@@ -1,0 +1,40 @@
+"""The choice of a step executor, when a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.attention.base import AttentionBackend
+from engine.attention.paged_backend import PagedAttentionBackend
+from engine.attention.torch_backend import ContiguousAttentionBackend
+from engine.cpu.optional import compiled
+from engine.runners.captured_step import CapturedExecutor
+from engine.runners.graph_executor import GraphExecutor
+from engine.runners.step_executor import (
+    DecodeForward,
+    EagerExecutor,
+    FusedExecutor,
+    PrefillForward,
+    StepExecutor,
+)
+
+
+def executor_for(
+    model: Any,
+    decode: DecodeForward,
+    prefill: PrefillForward,
+    attention: AttentionBackend,
+    cross_attention: AttentionBackend | None = None,
+) -> StepExecutor:
+    """The fastest executor of a model's forward passes that computes the same."""
+    if isinstance(attention, PagedAttentionBackend):
+        assert cross_attention is None or isinstance(cross_attention, PagedAttentionBackend)
+        return GraphExecutor(decode, prefill, attention, cross_attention)
+    fused_step = None
+    if cross_attention is None and (module := compiled("fused_step")) is not None:
+        fused_step = module.fused_step_for(model, attention)
+    if fused_step is not None:
+        return FusedExecutor(fused_step)
+    assert isinstance(attention, ContiguousAttentionBackend)
+    executor = CapturedExecutor if attention.is_repeatable else EagerExecutor
+    return executor(decode, prefill, model.device)
