@@ -25,7 +25,7 @@ from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOf
 from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.logging import error_location
 from engine.sampling.beam_search import BeamSearch
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import Sampler, TokenChoice
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class RunningSequence:
 
     sequence: Sequence
     cache: SequenceCache
-    choice: Sampler | BeamSearch
+    choice: TokenChoice
 
 
 class InflightBackend:
@@ -181,7 +181,7 @@ class InflightBackend:
         self.running_sequences |= {each.sequence.id: each for each in begun}
         return begun
 
-    def _choice_of(self, sequence: Sequence) -> Sampler | BeamSearch:
+    def _choice_of(self, sequence: Sequence) -> TokenChoice:
         config = self.exact.generation_config((sequence,))
         start_ids, model = self.runner.start_ids(sequence), self.exact.model
         if sequence.settings.num_beams > 1:
@@ -194,7 +194,7 @@ class InflightBackend:
 
         logits: (rows, vocab)
         """
-        if not any(each.choice.is_plain for each in running_sequences):
+        if not any(each.choice.is_greedy for each in running_sequences):
             return [0] * len(logits)  # unused
         if self.compiled is not None and self.compiled.can_argmax(logits):
             return self.compiled.argmax(logits)  # type: ignore[no-any-return]  # a module
@@ -220,12 +220,9 @@ class InflightBackend:
     ) -> Completion | None:
         choice = running.choice
         try:
-            if choice.is_plain:
-                has_ended = choice.take(argmax)
-            else:
-                has_ended = choice.choose(logits.to(torch.float32, copy=True))
-                if choice.reordered is not None:
-                    running.cache.reorder(choice.reordered)
+            has_ended = choice.advance(logits, argmax)
+            if choice.parents is not None:
+                running.cache.reorder(choice.parents)
         except Exception as error:
             # Not raised: the others of this step have theirs, and must not draw again.
             return self._failed(running.sequence, error, "choosing a token")

@@ -366,8 +366,8 @@ def test_a_sampler_that_fails_fails_its_request_alone(bench_of):
     expected = bench.answers(prompts())
     bench.submit(*(replace(each, id=each.id + 100) for each in prompts()))
     bench.advance()
-    flight = bench.loop.engine.in_flight.running_sequences[CULPRIT + 100]
-    flight.choice.take = lambda tokens: [][0]
+    running = bench.loop.engine.in_flight.running_sequences[CULPRIT + 100]
+    running.choice.advance = lambda logits, argmax: [][0]
     outputs = {each.request_id - 100: each for each in bench.finish()}
     assert outputs.pop(CULPRIT).failure.code == "generation_failed"
     assert all(each.choices == expected[id_].choices for id_, each in outputs.items())
