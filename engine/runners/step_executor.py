@@ -58,8 +58,11 @@ class EagerExecutor:
         self, decode: DecodeForward, prefill: PrefillForward, device: torch.device
     ) -> None:
         self.decode_forward = decode
-        self.prefill = prefill
+        self.prefill_forward = prefill
         self.device = device
+
+    def prefill(self, batch: PrefillBatch) -> Tensor:
+        return self.prefill_forward(batch)
 
     def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
         inputs = torch.tensor([tokens, row_lengths(caches)], device=self.device)
