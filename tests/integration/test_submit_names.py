@@ -197,7 +197,7 @@ def test_a_home_is_found_for_a_file_that_the_shell_left_alone(
 def test_help_shows_a_text_and_a_file(tidemill: CommandLine) -> None:
     shown = " ".join(tidemill("submit", "--help").out.split())
 
-    assert "Example: tidemill submit summarize --file reports.jsonl --wait" in shown
+    assert "Example: tidemill submit summarize --file reports.jsonl" in shown
     for option in ("--text", "--errors", "--file"):
         assert option in shown
 
