@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.errors import BrokerUnreachable
 from cli.output.terminal import inert, note, plural, print_table, say, table, write_json
 
 if TYPE_CHECKING:
@@ -114,6 +113,7 @@ def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
     """Put messages back into their queues, and make room for the jobs that they are to be."""
     import redis
 
+    from cli.errors import BrokerUnreachable
     from db.masking import masked
     from db.queries import quarantine
     from tasks import settings
