@@ -285,7 +285,7 @@ class Worker:
                 draining = self._draining
             if draining:
                 attempt.release()
-            elif len(job.contract.get("text", "")) > MAX_CLAIMER_CHARACTERS:
+            elif len(job.contract.get("text") or "") > MAX_CLAIMER_CHARACTERS:
                 self._documents.submit(attempt.start)
             else:
                 attempt.start()

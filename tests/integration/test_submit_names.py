@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from db.session import Database
 from tests.commands import CommandLine, InProcess, ids
+from tests.jobs import states
+from tests.workers import until
 
 EVERYTHING = ("results", "--state", "all", "--format", "jsonl")
 
@@ -171,17 +172,8 @@ def test_an_interrupt_before_anything_is_kept_says_so(stored: InProcess) -> None
 
 
 def wait_for_jobs(url: str, number: int) -> None:
-    from sqlalchemy import func, select
-
-    from db.models import Job
-
-    database, deadline = Database(url), time.monotonic() + 60
-    while True:
-        with database.read() as session:
-            if session.scalar(select(func.count()).select_from(Job)) == number:
-                break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    database = Database(url)
+    until(lambda: sum(states(database).values()) == number, f"{number} jobs")
     database.close()
 
 
