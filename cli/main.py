@@ -26,6 +26,7 @@ from cli.commands import (
     migrate,
     models,
     nightly,
+    prune,
     results,
     retry,
     show,
@@ -64,6 +65,7 @@ for panel, name, command, example in (
     (READ, "show", show.show, "tidemill show 01a20a9c-8646-70ad-ab14-32e4e2328b4c"),
     (KEEP, "models", models.models, "tidemill models"),
     (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
+    (KEEP, "prune", prune.prune, "tidemill prune --dry-run"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     lines = [example] if isinstance(example, str) else example

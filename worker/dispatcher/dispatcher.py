@@ -52,6 +52,11 @@ class Dispatcher:
         self._broker.close()
         self._leader.resign()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this worker leads, as of the last tick."""
+        return self._leader.leads
+
     def _on_notification(self) -> None:
         # Every worker is notified, and one of them does something.
         if self._leader.leads:
