@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,6 +25,7 @@ from db.schema import require_current
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
+from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
@@ -43,8 +45,6 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Fields of a spec that are not simply the model's.
-OWN_WAYS = {"languages", "prompt", "threads", "replica"}
 # A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
@@ -320,11 +320,10 @@ def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
 
     threads: unless it names its own; replica: which of its processes it is
     """
+    shared = {each.name: getattr(model, each.name) for each in fields(ModelSettings)}
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
-        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - OWN_WAYS),
-        threads=model.threads or threads,
+        **{**shared, "threads": model.threads or threads},
         replica=replica,
         languages=tuple(languages),
-        prompt={str(task): template for task, template in model.prompt.items()},
     )

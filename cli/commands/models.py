@@ -1,5 +1,6 @@
 """`tidemill models`: what tidemill.toml names, and what live workers made of it."""
 
+from dataclasses import asdict
 from typing import Any
 
 from cli import options
@@ -21,7 +22,7 @@ def models(json: options.Json = False) -> None:
     if json:
         write_json(
             [
-                {**model.model_dump(mode="json"), "loaded": loaded.get(alias, [])}
+                {**asdict(model), "loaded": loaded.get(alias, [])}
                 for alias, model in catalog.models.items()
             ]
         )

@@ -291,7 +291,7 @@ def choose_device(spec: EngineSpec, num_gpus: int) -> torch.device:
 
 def choose_dtype(spec: EngineSpec, config: Any, device: torch.device) -> torch.dtype:
     if spec.dtype != "auto":
-        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]  # a name of DTYPES
+        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]  # a name of DType
     if device.type == "cpu":
         return torch.float32
     own = getattr(config, "dtype", None)
