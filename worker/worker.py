@@ -25,6 +25,7 @@ from db.schema import require_current
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
+from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
@@ -39,6 +40,7 @@ from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
@@ -75,6 +77,7 @@ class Worker:
             ]
             for model in models
         }
+        self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
@@ -143,6 +146,7 @@ class Worker:
             {
                 "model": client.spec.alias,
                 "card": client.card.to_json(),
+                "changed_weights": self._changed_weights.get(client.spec.alias),
                 "settings": {
                     name: {"value": getattr(client.sized.spec, name), "reason": reason}
                     for name, reason in self._reasons_of(client).items()
@@ -172,9 +176,26 @@ class Worker:
             for client in self._engines:
                 client.stop()
             raise failed[0]
+        for client in self._engines:
+            self._compare_weights(client.card)
         for part in self._parts:
             part.start()
         log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
+
+    def _compare_weights(self, card: ModelCard) -> None:
+        """Say it where the files of a model are others than those that answered before."""
+        changed = changed_files(self._database, card)
+        if changed is not None:
+            self._changed_weights[card.alias] = changed
+            log.warning(
+                "model changed",
+                extra={
+                    "model": card.alias,
+                    "files": changed["files"],
+                    "revision_before": changed["revision_before"],
+                    "revision": card.revision,
+                },
+            )
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
