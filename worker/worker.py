@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,6 +26,8 @@ from db.schema import require_current
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
+from engine.protocol.messages import ModelCard
+from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
@@ -40,14 +43,13 @@ from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Fields of a spec that are not simply the model's.
-OWN_WAYS = {"languages", "prompt", "threads", "replica"}
 # A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
@@ -80,6 +82,7 @@ class Worker:
             ]
             for model in models
         }
+        self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
@@ -158,6 +161,7 @@ class Worker:
             {
                 "model": client.spec.alias,
                 "card": client.card.to_json(),
+                "changed_weights": self._changed_weights.get(client.spec.alias),
                 "settings": {
                     name: {"value": getattr(client.sized.spec, name), "reason": reason}
                     for name, reason in self._reasons_of(client).items()
@@ -187,9 +191,26 @@ class Worker:
             for client in self._engines:
                 client.stop()
             raise failed[0]
+        for client in self._engines:
+            self._compare_weights(client.card)
         for part in self._parts:
             part.start()
         log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
+
+    def _compare_weights(self, card: ModelCard) -> None:
+        """Say it where the files of a model are others than those that answered before."""
+        changed = changed_files(self._database, card)
+        if changed is not None:
+            self._changed_weights[card.alias] = changed
+            log.warning(
+                "model changed",
+                extra={
+                    "model": card.alias,
+                    "files": changed["files"],
+                    "revision_before": changed["revision_before"],
+                    "revision": card.revision,
+                },
+            )
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
@@ -336,11 +357,10 @@ def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
 
     threads: unless it names its own; replica: which of its processes it is
     """
+    shared = {each.name: getattr(model, each.name) for each in fields(ModelSettings)}
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
-        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - OWN_WAYS),
-        threads=model.threads or threads,
+        **{**shared, "threads": model.threads or threads},
         replica=replica,
         languages=tuple(languages),
-        prompt={str(task): template for task, template in model.prompt.items()},
     )
