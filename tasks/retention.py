@@ -23,7 +23,7 @@ from tasks.errors import SettingsError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 MAX_SECONDS = 10**10  # some three hundred years
-_AGE = re.compile(r"(\d{1,9})\s*([smhdw])")
+_AGE = re.compile(r"([0-9]{1,9})\s*([smhdw])")
 _PARTS = ("at", "tasks", "tenants")
 
 

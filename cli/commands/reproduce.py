@@ -113,7 +113,8 @@ def contract_again(first: "JobDetails") -> "Contract":
             **({"use_cache": False} if "use_cache" in contract.model_fields else {}),
             "model": first.job.model,
             "tenant": first.job.tenant,
-            "metadata": {"reproduces": str(first.job.id)},
+            # Its own as well: whoever erases a person finds both by them.
+            "metadata": {**first.job.metadata, "reproduces": str(first.job.id)},
         }
     )
 
