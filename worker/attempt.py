@@ -78,6 +78,11 @@ class Attempt:
         self._outputs: dict[int, Output] = {}  # of the present step, by index
 
     @property
+    def run_seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started_at
+
+    @property
     def is_over(self) -> bool:
         """Whether it has its outcome, be it written or not."""
         return self._over

@@ -42,6 +42,9 @@ class ClaimedJob:
     lane: Lane
     num_failures: int
     time_limit_seconds: float | None
+    tenant: str
+    batch_id: UUID | None
+    wait_seconds: float  # since it was submitted
     contract: dict[str, Any]
     delivery: Delivery
     segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
@@ -160,6 +163,9 @@ class Claimer:
                 Lane(row.lane),
                 row.failures,
                 row.time_limit_seconds,
+                row.tenant,
+                row.batch_id,
+                (row.started_at - row.created_at).total_seconds(),
                 contracts[row.id],
                 named[row.id],
                 segments.get(row.id, {}),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -40,6 +41,8 @@ from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.metrics.figures import WorkerFigures
+from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
@@ -82,16 +85,19 @@ class Worker:
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
-        self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
+        self._running: dict[Fence, tuple[Attempt, ClaimedJob]] = {}
         self._deliveries: set[Delivery] = set()
         self._draining = False
         self._documents = ThreadPoolExecutor(1, "documents")
         self._hurried = False
+        self._is_ready = False
+        self._metrics = self._make_metrics()
         self._committer = Committer(
             database,
             settings,
             self._settle,
             lambda num_buffered: num_buffered >= len(self._running),
+            self._count,
         )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
@@ -104,8 +110,9 @@ class Worker:
             clients=self._engines,
             capacity=self.capacity,
             engines=self.engines,
+            metrics=self._metrics,
         )
-        self._dispatcher = Dispatcher(database, self.owner, settings)
+        self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
             settings.consumer_stall_seconds,
@@ -130,7 +137,8 @@ class Worker:
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
-        return cls(places.database(), models, Settings.of(catalog.worker), on_consumer_stalled)
+        settings = Settings.from_environment(catalog.worker, os.environ)
+        return cls(places.database(), models, settings, on_consumer_stalled)
 
     def capacity(self) -> dict[str, int]:
         """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
@@ -159,6 +167,23 @@ class Worker:
             for client in self._engines
         ]
 
+    def _make_metrics(self) -> Metrics:
+        if self.settings.metrics_port is None:
+            return NO_METRICS
+        # Imported here: a worker that is not measured does without.
+        from worker.metrics.database_watch import DatabaseWatch
+        from worker.metrics.prometheus import PrometheusMetrics
+
+        watch = DatabaseWatch(
+            self._database,
+            lambda: self._dispatcher.leads,
+            [model.alias for model in self._models],
+            Path.cwd(),
+        )
+        return PrometheusMetrics(
+            self.settings.metrics_host, self.settings.metrics_port, self.figures, watch
+        )
+
     def _reasons_of(self, client: EngineClient) -> dict[str, str]:
         model = next(each for each in self._models if each.alias == client.spec.alias)
         threads = self._threads_reason if model.threads is None else AS_CONFIGURED
@@ -169,17 +194,20 @@ class Worker:
     def start(self) -> None:
         """Load every model, then begin; raises before any job is taken if one cannot be."""
         require_current(self._database)
+        self._metrics.start()
         with ThreadPoolExecutor(max_workers=len(self._engines)) as pool:
             loading = [pool.submit(client.start) for client in self._engines]
         failed = [error for future in loading if (error := future.exception()) is not None]
         if failed:
             for client in self._engines:
                 client.stop()
+            self._metrics.stop()
             raise failed[0]
         for client in self._engines:
             self._compare_weights(client.card)
         for part in self._parts:
             part.start()
+        self._is_ready = True
         log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
 
     def _compare_weights(self, card: ModelCard) -> None:
@@ -199,6 +227,7 @@ class Worker:
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
+        self._is_ready = False
         self._claimer.stop()
         until = time.monotonic() + seconds
         with self._settled:
@@ -223,6 +252,7 @@ class Worker:
             client.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
+        self._metrics.stop()
 
     # --- jobs ----------------------------------------------------------------------------------
 
@@ -246,9 +276,25 @@ class Worker:
     def release(self, delivery: Delivery) -> None:
         """Give back what a delivery still runs."""
         with self._lock:
-            unfinished = [attempt for attempt, whose in self._running.values() if whose is delivery]
+            unfinished = [
+                attempt for attempt, job in self._running.values() if job.delivery is delivery
+            ]
         for attempt in unfinished:
             attempt.release()
+
+    def figures(self) -> WorkerFigures:
+        """What this worker does now, for whoever measures."""
+        with self._lock:
+            num_running, num_deliveries = len(self._running), len(self._deliveries)
+        return WorkerFigures(
+            is_ready=self._is_ready,
+            leads=self._dispatcher.leads,
+            num_running=num_running,
+            num_deliveries=num_deliveries,
+            num_unwritten=self._committer.num_unwritten,
+            num_set_aside=quarantine.num_set_aside,
+            engines=tuple(client.figures for client in self._engines),
+        )
 
     def info(self) -> dict[str, Any]:
         """What this worker does now, JSON-able, for `inspect stats` and Flower."""
@@ -302,7 +348,7 @@ class Worker:
                 job.segments,
             )
             with self._lock:
-                self._running[job.fence] = (attempt, job.delivery)
+                self._running[job.fence] = (attempt, job)
                 draining = self._draining
             if draining:
                 attempt.release()
@@ -310,6 +356,24 @@ class Worker:
                 self._documents.submit(attempt.start)
             else:
                 attempt.start()
+
+    def _count(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
+        """After a commit, of the outcomes that changed a row."""
+        if self._metrics is NO_METRICS:
+            return
+        with self._lock:
+            ended = [(outcome, self._running.get(outcome.fence)) for outcome in outcomes]
+        try:
+            for outcome, running in ended:
+                if running is not None:
+                    attempt, job = running
+                    self._metrics.count_outcome(
+                        job.task, job.model, outcome, job.wait_seconds, attempt.run_seconds
+                    )
+            if num_fenced:
+                self._metrics.count_fenced(num_fenced)
+        except Exception:  # it is committed, and must not be written again for this
+            log.exception("not counted")
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """After the commit: the messages of these jobs may be acked."""
@@ -320,8 +384,8 @@ class Worker:
             self._settled.notify_all()
         for fence, running in ended:
             if running is not None:
-                _, delivery = running
-                delivery.settle([fence.job_id])
+                _, job = running
+                job.delivery.settle([fence.job_id])
 
     def _attempts(self) -> list[Attempt]:
         with self._lock:

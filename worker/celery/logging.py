@@ -188,7 +188,7 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
         logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
         _log_what_nobody_catches()
     for handler in logger.handlers:
-        handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(Formatter())
         handler.addFilter(is_no_repetition)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
