@@ -26,6 +26,7 @@ from cli.commands import (
     migrate,
     models,
     nightly,
+    prune,
     reproduce,
     results,
     retry,
@@ -71,6 +72,7 @@ for panel, name, command, example in (
     ),
     (KEEP, "models", models.models, "tidemill models"),
     (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
+    (KEEP, "prune", prune.prune, "tidemill prune --dry-run"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     lines = [example] if isinstance(example, str) else example

@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 from db.lane import Lane
 from db.outcome import Fence, Outcome
+from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
@@ -31,6 +32,7 @@ from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
+from tasks.retention import retention_of
 from worker import quarantine
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
@@ -39,6 +41,7 @@ from worker.consumer_watchdog import ConsumerWatchdog
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
+from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
 from worker.metrics.figures import WorkerFigures
@@ -64,7 +67,9 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        retention: Retention | None = None,
     ) -> None:
+        """retention: of what is kept; None: for ever"""
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -113,6 +118,9 @@ class Worker:
             metrics=self._metrics,
         )
         self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
+        self._nightly = NightlyPass(
+            database, self.owner, retention or Retention(), lambda: self._dispatcher.leads
+        )
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
             settings.consumer_stall_seconds,
@@ -126,6 +134,7 @@ class Worker:
             self._claimer,
             self._heartbeat,
             self._dispatcher,
+            self._nightly,
             self._watchdog,
         )
 
@@ -137,8 +146,13 @@ class Worker:
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
-        settings = Settings.from_environment(catalog.worker, os.environ)
-        return cls(places.database(), models, settings, on_consumer_stalled)
+        return cls(
+            places.database(),
+            models,
+            Settings.from_environment(catalog.worker, os.environ),
+            on_consumer_stalled,
+            retention_of(catalog.retention),
+        )
 
     def capacity(self) -> dict[str, int]:
         """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
@@ -245,6 +259,7 @@ class Worker:
     def stop(self) -> None:
         """End every thread and process of this worker; drain first to lose no work."""
         self._watchdog.stop()
+        self._nightly.stop()
         self._dispatcher.stop()
         self._documents.shutdown(wait=False, cancel_futures=True)
         self.drain(0)

@@ -49,6 +49,8 @@ def reproduce(
     first = found_job(job_id)
     if first.job.state is not JobState.SUCCEEDED:
         raise NotReproducible(f"the job {job_id} is {first.job.state}; only one that succeeded is")
+    if first.job.pruned_at is not None:
+        raise NotReproducible(f"the texts of job {job_id} were pruned or erased")
     again = submit_contract(contract_again(first))
     if not json:
         note(f"{again.id}, waiting; Ctrl-C leaves it running")
@@ -111,7 +113,8 @@ def contract_again(first: "JobDetails") -> "Contract":
             **({"use_cache": False} if "use_cache" in contract.model_fields else {}),
             "model": first.job.model,
             "tenant": first.job.tenant,
-            "metadata": {"reproduces": str(first.job.id)},
+            # Its own as well: whoever erases a person finds both by them.
+            "metadata": {**first.job.metadata, "reproduces": str(first.job.id)},
         }
     )
 
