@@ -13,7 +13,7 @@ from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from db.model_card import model_card_id
-from db.outcome import FinishedSegment, Outcome
+from db.outcome import Fence, FinishedSegment, Outcome
 from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
 from db.session import Database
@@ -63,16 +63,19 @@ class Committer:
         on_written: Written,
         are_all: Callable[[int], bool] = lambda num_buffered: False,
         on_committed: Callable[[Sequence[Outcome], int], None] = lambda outcomes, num_fenced: None,
+        ids_of: Callable[[Fence], dict[str, str]] = lambda fence: {"job_id": str(fence.job_id)},
     ) -> None:
         """are_all: whether so many outcomes have no company to wait for
         on_committed: called after a commit, before `on_written`, with the outcomes that changed
                       a row, and the number of those that the fence kept out
+        ids_of: what the log says of a job
         """
         self._database = database
         self._settings = settings
         self._on_written = on_written
         self._are_all = are_all
         self._on_committed = on_committed
+        self._ids_of = ids_of
         self._buffer: deque[tuple[float, Write]] = deque()
         self._num_outcomes = 0  # in the buffer; the rest are segments
         self._changed = threading.Condition()
@@ -195,10 +198,10 @@ class Committer:
             (refused,) = writes
             if isinstance(refused, FinishedSegment):
                 # Only to save work later; the job goes on without.
-                log.warning("segment refused", extra={"job_id": str(refused.fence.job_id)})
+                log.warning("segment refused", extra=self._ids_of(refused.fence))
                 return
             unkept = ResultUnkept(error)
-            log.error("result refused", extra={"job_id": str(refused.fence.job_id)})
+            log.error("result refused", extra=self._ids_of(refused.fence))
             self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])
 
     def _commit(self, writes: Sequence[Write]) -> None:

@@ -97,12 +97,15 @@ class Worker:
         self._hurried = False
         self._is_ready = False
         self._metrics = self._make_metrics()
+        # Whether anybody wants to know of a single job that it ended.
+        self._is_watched = self._metrics is not NO_METRICS or settings.log_format == "json"
         self._committer = Committer(
             database,
             settings,
             self._settle,
             lambda num_buffered: num_buffered >= len(self._running),
-            self._count,
+            self._on_committed,
+            self._ids_of,
         )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
@@ -361,6 +364,7 @@ class Worker:
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
                 job.segments,
+                job.ids,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -372,9 +376,9 @@ class Worker:
             else:
                 attempt.start()
 
-    def _count(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
-        """After a commit, of the outcomes that changed a row."""
-        if self._metrics is NO_METRICS:
+    def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
+        """After a commit, of the outcomes that changed a row: count them and say so."""
+        if not self._is_watched:
             return
         with self._lock:
             ended = [(outcome, self._running.get(outcome.fence)) for outcome in outcomes]
@@ -382,13 +386,32 @@ class Worker:
             for outcome, running in ended:
                 if running is not None:
                     attempt, job = running
-                    self._metrics.count_outcome(
-                        job.task, job.model, outcome, job.wait_seconds, attempt.run_seconds
-                    )
+                    self._say_ended(outcome, job, attempt.run_seconds)
             if num_fenced:
                 self._metrics.count_fenced(num_fenced)
         except Exception:  # it is committed, and must not be written again for this
             log.exception("not counted")
+
+    def _say_ended(self, outcome: Outcome, job: ClaimedJob, run_seconds: float) -> None:
+        self._metrics.count_outcome(job.task, job.model, outcome, job.wait_seconds, run_seconds)
+        if self.settings.log_format == "json":
+            log.info(
+                "attempt ended",
+                extra={
+                    **job.ids,
+                    "task": job.task,
+                    "model": job.model,
+                    "attempt": job.fence.attempt,
+                    "next_state": outcome.state.value,
+                    "error_code": outcome.error_code,
+                    "run_seconds": round(run_seconds, 3),
+                },
+            )
+
+    def _ids_of(self, fence: Fence) -> dict[str, str]:
+        with self._lock:
+            running = self._running.get(fence)
+        return {"job_id": str(fence.job_id)} if running is None else running[1].ids
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """After the commit: the messages of these jobs may be acked."""

@@ -15,10 +15,11 @@ from db.models import Job, Payload
 from db.queries.conditions import RUNNING, due, locked
 from db.states import JobState
 
-# id, task, model, lane, attempt, failures, time_limit_seconds, tenant, batch_id, created_at,
-# started_at
+# id, task, model, lane, attempt, failures, time_limit_seconds, tenant, batch_id, traceparent,
+# created_at, started_at
 ClaimedColumns: TypeAlias = tuple[
-    UUID, str, str, str, int, int, float | None, str, UUID | None, datetime, datetime | None
+    *tuple[UUID, str, str, str, int, int, float | None, str],
+    *tuple[UUID | None, str | None, datetime, datetime],
 ]
 
 
@@ -62,6 +63,7 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
             Job.time_limit_seconds,
             Job.tenant,
             Job.batch_id,
+            Job.traceparent,
             Job.created_at,
             Job.started_at,
         )
