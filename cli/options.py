@@ -39,6 +39,15 @@ Errors = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Every row that is left out, as JSON lines: where and why."),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
+    ),
+]
 Models = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="Serve only these models of tidemill.toml; default all."),

@@ -96,6 +96,7 @@ class Job(Base):
     language: Mapped[str | None] = mapped_column(String(32))  # of the output
     num_characters: Mapped[int]  # of the input: messages carry jobs of like length
     time_limit_seconds: Mapped[float | None]  # of one attempt
+    traceparent: Mapped[str | None] = mapped_column(String(64))  # W3C's, of whoever submitted it
 
     attempt: Mapped[int] = mapped_column(server_default="0")
     failures: Mapped[int] = mapped_column(server_default="0")

@@ -442,6 +442,7 @@ _EMPTY: dict[str, Any] = {
     "not_before": None,
     "deadline": None,
     "time_limit_seconds": None,
+    "traceparent": None,
     "error_code": None,
     "error_message": None,
 }

@@ -192,8 +192,11 @@ def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | 
 
 
 @cache
-def expire_overdue(limit: int) -> ReturningUpdate[UUID]:
-    """End the unfinished jobs whose deadline has passed; a running one may write no more."""
+def expire_overdue(limit: int) -> ReturningUpdate[UUID, str, str]:
+    """End the unfinished jobs whose deadline has passed; a running one may write no more.
+
+    Returns (id, task, model).
+    """
     # A night's jobs share a deadline: all at once might not fit into a statement's time.
     overdue = (
         select(Job.id)
@@ -213,6 +216,6 @@ def expire_overdue(limit: int) -> ReturningUpdate[UUID]:
             error_code="deadline_passed",
             error_message="the deadline passed before the job was finished",
         )
-        .returning(Job.id)
+        .returning(Job.id, Job.task, Job.model)
         .execution_options(synchronize_session=False)
     )
