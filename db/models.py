@@ -25,6 +25,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from db.clock import Instant, now
 from db.lane import Lane
+from db.sealed import SealedBytes, SealedJSON, SealedText
 from db.states import JobState
 
 # none_as_null: None is SQL's NULL, never JSON's.
@@ -169,7 +170,7 @@ class Payload(Base):
     job_id: Mapped[UUID] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
-    contract: Mapped[dict[str, Any]]
+    contract: Mapped[dict[str, Any]] = mapped_column(SealedJSON("payloads", "contract"))
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     pruned_at: Mapped[datetime | None]  # since when the contract is empty
 
@@ -182,18 +183,20 @@ class Result(Base):
     job_id: Mapped[UUID] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
-    output: Mapped[str] = mapped_column(Text)
-    alternatives: Mapped[list[str]]  # further returned sequences, best first
+    output: Mapped[str] = mapped_column(SealedText("results", "output"))
+    # Further returned sequences, best first.
+    alternatives: Mapped[list[str]] = mapped_column(SealedJSON("results", "alternatives"))
     finish_reason: Mapped[str] = mapped_column(String(16))
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     # Of this answer alone: the settings used. What it shares with others is the model card's;
     # a worker of a revision before 0004 writes both here.
-    provenance: Mapped[dict[str, Any]]
+    provenance: Mapped[dict[str, Any]] = mapped_column(SealedJSON("results", "provenance"))
     # No foreign key: its check would lock one card's row for every result of all workers.
     # Cards are never deleted.
     model_card_id: Mapped[UUID | None]
-    coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
+    # What of a source was read, and in how many parts.
+    coverage: Mapped[dict[str, Any] | None] = mapped_column(SealedJSON("results", "coverage"))
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
     pruned_at: Mapped[datetime | None]  # since when there is no text here, only counts
 
@@ -217,7 +220,9 @@ class Segment(Base):
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    output: Mapped[dict[str, Any]]
+    output: Mapped[dict[str, Any]] = mapped_column(
+        SealedJSON("segments", "output", ("job_id", "position"))
+    )
     created_at: Mapped[datetime] = mapped_column(default=now())
 
 
@@ -252,7 +257,7 @@ class QuarantinedMessage(Base):
     # No foreign key: the job may be gone, and the message is kept all the same.
     job_id: Mapped[UUID | None] = mapped_column(index=True)
     num_bytes: Mapped[int] = mapped_column(BigInteger)  # of the message; the body may be less
-    body: Mapped[bytes]
+    body: Mapped[bytes] = mapped_column(SealedBytes("quarantined_messages", "body", ("id",)))
 
 
 class AuditEntry(Base):

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
+from db.errors import DatabaseError
 from db.lane import Lane
 from db.models import Batch, Job, ModelCardRow, Payload, Result
 from db.queries import claims, quarantine, submission
@@ -26,6 +27,10 @@ MAX_DURATION = 10**9  # seconds, some thirty years
 Order = Literal["oldest", "newest"]
 # Of a filter that nobody gave, where None means something else.
 _UNSAID: Final = cast(Any, object())
+
+
+class SearchImpossible(DatabaseError):
+    """The database cannot look into what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +214,11 @@ def find_results(
     if not all(map(can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
         return iter(())
     database = database or database_from_environment()
+    if text is not None and database.keys is not None:
+        raise SearchImpossible(
+            "outputs are encrypted, so the database cannot search their text; "
+            "find jobs by their metadata, or export them and search there"
+        )
     statement = _found_jobs()
     if task is not None:
         statement = statement.where(Job.task == task)
