@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tasks.contract import Contract
 
 EXAMPLES = (
+    "tidemill submit summarize reports/ --batch reports",
     "tidemill submit summarize --file reports.jsonl --batch reports",
     'tidemill submit translate "The sea was calm." --source-language en --target-language fr',
     'tidemill submit generate "Once upon a time" --param temperature=0.8',
@@ -36,7 +37,8 @@ def submit(
         str | None,
         typer.Option(
             help="A .jsonl, .csv, .tsv or .parquet file, a row each job and a column each field "
-            "of it; a folder of text files; `-` for JSON lines on standard input."
+            "of it; a document (.txt, .md, .html, .srt, .vtt; with the extra `files` .docx, .pdf, "
+            ".epub), or a folder of them; `-` for JSON lines on standard input."
         ),
     ] = None,
     as_text: Annotated[
@@ -187,7 +189,7 @@ def _submit_text(
     json: bool,
 ) -> None:
     from cli.ingest.row_parsing import CONTRACTS
-    from cli.stack.ready import require_ready
+    from cli.stack.ready import require_ready, say_if_nobody_works
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
@@ -209,7 +211,7 @@ def _submit_text(
         return
     if not json:
         note(f"{job.id}, waiting; Ctrl-C leaves it running")
-    _say_if_nobody_works()
+    say_if_nobody_works()
     try:
         found = job.wait()
     except KeyboardInterrupt:
@@ -265,7 +267,7 @@ def _submit_files(
 ) -> None:
     from datetime import datetime
 
-    from cli.ingest import open_source
+    from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
     from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
     from cli.stack.ready import require_ready
@@ -279,13 +281,15 @@ def _submit_files(
     catalog = settings.catalog()
     parts = [
         Part(
-            source=open_source(Path(file).expanduser()),
+            source=source,
             contract=CONTRACTS[task],
             defaults=defaults,
             columns=columns,
             tag=str(number) if len(files) > 1 else "",
         )
-        for number, file in enumerate(files, start=1)
+        for number, source in enumerate(
+            open_sources([Path(file).expanduser() for file in files]), start=1
+        )
     ]
     parts[0].check_defaults(catalog)
     require_ready()
@@ -309,6 +313,7 @@ def _submit_files(
 def finish(enqueued: Any, wait: bool, json: bool) -> None:
     """Say what was enqueued, wait for it if asked to, and end with the status that it earned."""
     from cli.output.progress import states_in_words, watch
+    from cli.stack.ready import say_if_nobody_works
     from db.states import JobState
 
     summary = enqueued.as_json
@@ -331,7 +336,7 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
         )
     batch = enqueued.batch
     if wait and batch is not None:
-        _say_if_nobody_works()
+        say_if_nobody_works()
         try:
             batch = watch(batch, grows=not is_open)
         except KeyboardInterrupt:
@@ -357,12 +362,3 @@ def warn_of_sources(empty: Sequence[str], failures: Sequence[str]) -> None:
         warn(f"{name} has no rows; nothing was enqueued from it")
     if empty:
         note("where a night's source may be empty, say `allow_empty = true` in its configuration")
-
-
-def _say_if_nobody_works() -> None:
-    from db.queries import worker_registry
-    from tasks import settings
-
-    with settings.database().read() as session:
-        if session.scalars(worker_registry.live_workers()).first() is None:
-            note("no worker is running; start one with `tidemill worker`")
