@@ -37,7 +37,11 @@ MAX_SECONDS = 10**9  # as in db.reading
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Errors = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Every row that is left out, as JSON lines: where and why."),
+    typer.Option(
+        metavar="FILE",
+        help="Every row that is left out, as JSON lines: where and why; and every document of "
+        "which a part gave no text.",
+    ),
 ]
 MetricsPort = Annotated[
     int | None,
