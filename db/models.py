@@ -24,8 +24,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from db.clock import Instant, now
+from db.encryption.sealed import SealedBytes, SealedJSON, SealedText
 from db.lane import Lane
-from db.sealed import SealedBytes, SealedJSON, SealedText
 from db.states import JobState
 
 # none_as_null: None is SQL's NULL, never JSON's.

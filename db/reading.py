@@ -1,5 +1,6 @@
 """The reading API: jobs with their results, page by page, without knowing the tables."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,6 +12,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
+from db.encryption.key_ring import Unopenable
 from db.errors import DatabaseError
 from db.lane import Lane
 from db.models import Batch, Job, ModelCardRow, Payload, Result
@@ -309,6 +311,13 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         messages=tuple(MessageSetAside(*each) for each in messages),
         coverage=coverage,
     )
+
+
+def require_keys(database: Database) -> None:
+    """Raise KeysUnusable where this process lacks the key of the text that was sent last."""
+    newest = select(Payload.contract).order_by(Payload.job_id.desc()).limit(1)
+    with contextlib.suppress(Unopenable), database.read() as session:
+        session.execute(newest).first()
 
 
 def find_batches(

@@ -14,11 +14,11 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.orm import Session
 
 from db.database_url import read_database_url
-from db.encryption import KeyRing, key_ring
+from db.encryption.key_ring import KeyRing, key_ring
+from db.encryption.sealed import seal_inserts
 from db.errors import DatabaseError
 from db.lock_holders import is_locked, locked_sentence
 from db.masking import masked
-from db.sealed import seal_inserts
 
 LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
 

@@ -12,9 +12,10 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from db.encryption.key_ring import Unopenable
 from db.lane import Lane
-from db.outcome import Fence
-from db.queries import claims
+from db.outcome import Fence, Outcome
+from db.queries import claims, completion
 from db.queries import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
@@ -22,6 +23,7 @@ from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
+from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings
 
@@ -159,9 +161,10 @@ class Claimer:
                 session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
-            contracts: dict[UUID, dict[str, Any]] = dict(
-                session.execute(claims.payloads_of(ids)).all()
-            )
+            contracts = self._contracts(session, ids)
+            unopenable = [row for row in rows if row.id not in contracts]
+            self._fail(session, [Fence(row.id, row.attempt, self._owner) for row in unopenable])
+            rows = [row for row in rows if row.id in contracts]
             segments = self._segments(session, [row.id for row in rows if row.attempt > 1])
             not_taken = named.keys() - set(ids)
             unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
@@ -186,14 +189,44 @@ class Claimer:
         ]
 
     @staticmethod
+    def _contracts(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+        """What the jobs were asked; one that somebody changed in the database is left out."""
+        try:
+            return dict(session.execute(claims.payloads_of(job_ids)).all())
+        except Unopenable:
+            if len(job_ids) == 1:
+                return {}
+        found: dict[UUID, dict[str, Any]] = {}
+        for job_id in job_ids:
+            found |= Claimer._contracts(session, [job_id])
+        return found
+
+    @staticmethod
+    def _fail(session: Session, fences: Sequence[Fence]) -> None:
+        """End the attempts whose text does not open."""
+        if not fences:
+            return
+        error = TextUnopenable()
+        failed = [Outcome.failed(fence, error.code, str(error)) for fence in fences]
+        session.execute(completion.finish_attempts(failed))
+        for fence in fences:
+            log.error("text does not open", extra={"job_id": str(fence.job_id)})
+
+    @staticmethod
     def _segments(
         session: Session, job_ids: Sequence[UUID]
     ) -> dict[UUID, dict[int, dict[str, Any]]]:
         """What earlier attempts of these jobs have finished."""
         found: dict[UUID, dict[int, dict[str, Any]]] = {}
-        if job_ids:
+        if not job_ids:
+            return found
+        try:
             for job_id, position, output in session.execute(segment_queries.segments_of(job_ids)):
                 found.setdefault(job_id, {})[position] = output
+        except Unopenable:
+            # They only save work: the jobs go on without.
+            log.error("segments do not open", extra={"num_jobs": len(job_ids)})
+            return {}
         return found
 
 

@@ -9,6 +9,7 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── TextUnopenable    what was sent was changed in the database, and opens no more
     └── ResultUnkept      the database refuses this one result
 """
 
@@ -106,3 +107,13 @@ class ResultUnkept(JobError):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"the database refused the result: {type(error).__name__}")
+
+
+class TextUnopenable(JobError):
+    code = "text_unopenable"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what was sent is encrypted and does not open: it was changed or moved in the database"
+        )

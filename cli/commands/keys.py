@@ -34,7 +34,7 @@ def generate(
     A text whose key is lost is lost. Keep the keys where the database's backups are not.
     """
     from cli.errors import CommandError
-    from db.encryption import NAME, KeyRing, new_key
+    from db.encryption.key_ring import NAME, KeyRing, new_key
 
     name = name or f"k{datetime.now(UTC):%Y%m%d%H%M%S}"
     if not NAME.fullmatch(name):
@@ -59,7 +59,7 @@ def generate(
 def list_(json: options.Json = False) -> None:
     """List the keys of this process, and how many texts each has sealed."""
     from cli.stack.ready import require_ready
-    from db.rotation import values_by_key
+    from db.encryption.rotation import values_by_key
 
     database = require_ready()
     ring = database.keys
@@ -95,8 +95,8 @@ def rotate(json: options.Json = False) -> None:
     """
     from cli.stack.interrupts import Interrupts
     from cli.stack.ready import require_ready
-    from db.rotation import rotate as rotate_values
-    from db.rotation import values_by_key
+    from db.encryption.rotation import rotate as rotate_values
+    from db.encryption.rotation import values_by_key
 
     database = require_ready()
     with Interrupts() as interrupts:

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Text, cast, insert, literal_column, select, text, type_coerce, update
 from uuid_utils.compat import uuid7
 
-from db import erasure, find_job, find_results, rotation
-from db.encryption import (
+from db import erasure, find_job, find_results
+from db.encryption import rotation
+from db.encryption.key_ring import (
     MARK,
     EncryptionError,
     KeyRing,
@@ -21,13 +22,13 @@ from db.encryption import (
     key_ring,
     new_key,
 )
+from db.encryption.rotation import sealed_columns, values_by_key
 from db.erasure import Person
 from db.models import Base, Payload, QuarantinedMessage, Result
 from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from db.queries import claims, inserts, quarantine
 from db.queries import segments as segment_queries
 from db.reading import SearchImpossible, find_details
-from db.rotation import sealed_columns, values_by_key
 from db.session import Database
 from tests.jobs import claim, insert_job, insert_jobs, job_row
 from worker.committer import Committer

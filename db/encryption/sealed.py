@@ -26,7 +26,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from db.encryption import MARK, SEALED, EncryptionError, KeyRing, KeysUnusable
+from db.encryption.key_ring import MARK, SEALED, EncryptionError, KeyRing, KeysUnusable
 
 PLAIN = f"{MARK}$plain$"  # before a plain text that begins like a sealed one: no key has no name
 
@@ -54,7 +54,7 @@ def keys_of(dialect: Dialect) -> KeyRing | None:
     return getattr(dialect, "tidemill_keys", None)
 
 
-class _Sealed(TypeDecorator[Any]):
+class SealedType(TypeDecorator[Any]):
     """A column whose values are sealed for their place."""
 
     impl: Any = Text
@@ -138,7 +138,7 @@ class _Sealed(TypeDecorator[Any]):
         return self.decode(keys.open(*sealed, self.place(key)))
 
 
-class SealedText(_Sealed):
+class SealedText(SealedType):
     impl = Text
     cache_ok = True
 
@@ -155,7 +155,7 @@ class SealedText(_Sealed):
         return stored.removeprefix(PLAIN) if isinstance(stored, str) else stored
 
 
-class SealedJSON(_Sealed):
+class SealedJSON(SealedType):
     """An object or a list: a text in its place is sealed, and never a user's."""
 
     impl = JSON
@@ -177,7 +177,7 @@ class SealedJSON(_Sealed):
         return json.loads(text)
 
 
-class SealedBytes(_Sealed):
+class SealedBytes(SealedType):
     impl = LargeBinary
     cache_ok = True
 
@@ -213,7 +213,7 @@ class with_row_key(FunctionElement[Any]):
     name = "with_row_key"
     inherit_cache = True
 
-    def __init__(self, type_: _Sealed, column: Any, *keys: Any) -> None:
+    def __init__(self, type_: SealedType, column: Any, *keys: Any) -> None:
         # Compiled as it is: the column's own expression would be this one again.
         super().__init__(column, *keys)
         self.type = type_
@@ -256,7 +256,7 @@ def seal_inserts(engine: Engine, keys: KeyRing) -> None:
         types = {
             column.key: column.type
             for column in statement.table.c
-            if isinstance(column.type, _Sealed)
+            if isinstance(column.type, SealedType)
         }
         if not types:
             return statement, rows, row
@@ -267,7 +267,7 @@ def seal_inserts(engine: Engine, keys: KeyRing) -> None:
         )
 
 
-def _placed(row: Mapping[str, Any], types: Mapping[str, _Sealed]) -> dict[str, Any]:
+def _placed(row: Mapping[str, Any], types: Mapping[str, SealedType]) -> dict[str, Any]:
     placed = dict(row)
     for name, type_ in types.items():
         if name in placed and placed[name] is not None:

@@ -26,9 +26,9 @@ from sqlalchemy import (
 )
 
 from db import audit
-from db.encryption import MARK, EncryptionError, KeyRing
+from db.encryption.key_ring import MARK, EncryptionError, KeyRing
+from db.encryption.sealed import Placed, SealedBytes, SealedJSON, SealedType, row_key
 from db.models import Base
-from db.sealed import Placed, SealedBytes, SealedJSON, _Sealed, row_key
 from db.session import Database
 
 ROWS = 100  # of one transaction
@@ -43,9 +43,9 @@ class SealedColumn:
     column: Column[Any]
 
     @property
-    def type(self) -> _Sealed:
+    def type(self) -> SealedType:
         type_ = self.column.type
-        assert isinstance(type_, _Sealed)
+        assert isinstance(type_, SealedType)
         return type_
 
     @property
@@ -83,7 +83,7 @@ def sealed_columns() -> list[SealedColumn]:
         SealedColumn(column)
         for table in Base.metadata.sorted_tables
         for column in table.c
-        if isinstance(column.type, _Sealed)
+        if isinstance(column.type, SealedType)
     ]
 
 
