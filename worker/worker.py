@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.engine_client import EngineClient
+from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
@@ -59,8 +60,11 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        guards: Mapping[str, Any] | None = None,
     ) -> None:
+        """guards: the [guards] table of `tidemill.toml`"""
         self.settings = settings
+        self._guard = Guard(guards or {})
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
         self._models = models
@@ -127,7 +131,8 @@ class Worker:
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
-        return cls(places.database(), models, Settings.of(catalog.worker), on_consumer_stalled)
+        settings = Settings.of(catalog.worker)
+        return cls(places.database(), models, settings, on_consumer_stalled, catalog.guards)
 
     def capacity(self) -> dict[str, int]:
         """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
@@ -200,6 +205,7 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._guard.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
 
@@ -279,6 +285,7 @@ class Worker:
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
                 job.segments,
+                self._guard,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job.delivery)
