@@ -44,7 +44,7 @@ COLUMNS = (
     *("finished_at", "wait_seconds", "run_seconds"),
     *("suspicions", "reasons", "length_ratio", "repetition", "detected_language"),
     *("untranslated_share", "num_empty_parts", "num_cut_parts", "num_missed_placeholders"),
-    "num_missed_terms",
+    *("num_missed_terms", "pruned_at", "erased_at"),
 )
 
 MAX_SECONDS = 10**9  # as in db.reading
@@ -53,6 +53,15 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs
 Errors = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Every row that is left out, as JSON lines: where and why."),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
+    ),
 ]
 Models = Annotated[
     str | None,

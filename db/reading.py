@@ -38,8 +38,8 @@ class JobError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundJob:
-    """A job as a reader sees it; `output` is None until it has succeeded, and `input` unless
-    it was asked for."""
+    """A job as a reader sees it; `output` is None until it has succeeded and once it was
+    pruned, and `input` unless it was asked for."""
 
     id: UUID
     batch: str | None
@@ -72,6 +72,10 @@ class FoundJob:
     num_missed_placeholders: int | None = None
     num_missed_terms: int | None = None
     suspicions: tuple[Suspicion, ...] = ()
+    # When its texts went, by their age or for a person who asked; its counts stay.
+    input_pruned_at: datetime | None = None
+    output_pruned_at: datetime | None = None
+    erased_at: datetime | None = None
 
     @property
     def wait_seconds(self) -> float | None:
@@ -86,6 +90,11 @@ class FoundJob:
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
+
+    @property
+    def pruned_at(self) -> datetime | None:
+        """When the last of its texts went that has gone; None for a job that has them all."""
+        return max(filter(None, (self.input_pruned_at, self.output_pruned_at)), default=None)
 
     @property
     def cursor(self) -> "Cursor":
@@ -437,6 +446,9 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.completion_tokens,
             Result.left_out_characters,
             *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
+            Payload.pruned_at.label("input_pruned_at"),
+            Result.pruned_at.label("output_pruned_at"),
+            Job.erased_at,
             Job.error_code,
             Job.error_message,
             Payload.metadata_.label("metadata"),
@@ -520,6 +532,7 @@ def _found_job(row: Row[Any]) -> FoundJob:
         **{
             **fields,
             "state": JobState(row.state),
+            "output": row.output if row.output_pruned_at is None else None,
             "alternatives": tuple(row.alternatives or ()),
             "suspicions": _suspicions(row.suspicions),
             "error": JobError(code, message or "") if code else None,
