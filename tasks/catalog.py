@@ -15,7 +15,7 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "retention", "audit")
+TABLES = ("models", "worker", "guards", "retention", "audit")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
@@ -55,6 +55,7 @@ class Catalog:
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # the [worker] table, which the worker reads
     audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
+    guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
 
     @classmethod
@@ -79,6 +80,7 @@ class Catalog:
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
             audits_submits=_audits_submits(path, written.get("audit", {})),
+            guards=written.get("guards", {}),
             retention=written.get("retention", {}),
         )
 

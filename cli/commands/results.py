@@ -53,6 +53,19 @@ def results(
     incomplete: Annotated[
         bool, typer.Option("--incomplete", help="Made from a part of the source only.")
     ] = False,
+    suspicious: Annotated[
+        bool, typer.Option("--suspicious", help="Flagged by a guard; with the reasons.")
+    ] = False,
+    reason: Annotated[
+        options.SuspicionName | None, typer.Option(help="Flagged for this reason.")
+    ] = None,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME<VALUE",
+            help="Each of these holds, as 'repetition>0.3' or detected_language=en.",
+        ),
+    ] = None,
     sort: Annotated[
         Literal["oldest", "newest"], typer.Option(help="Which comes first, by submission.")
     ] = "oldest",
@@ -80,6 +93,7 @@ def results(
         Path | None,
         typer.Option("--output", "-o", help="A file, complete or not there at all."),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines, as --format jsonl.")] = False,
     raw: Annotated[
         bool,
         typer.Option(
@@ -95,19 +109,22 @@ def results(
     terminal shows control characters as escapes.
     """
     from cli.errors import NotFound
-    from cli.output.job_json import FIELDS
+    from cli.output.job_json import FIELDS, SIGNAL_FIELDS
     from cli.output.output_file import opened
     from cli.output.writers import (
         DISPENSABLE,
+        TABLE_COLUMNS,
         results_table,
         write_csv,
         write_jsonl,
         write_parquet,
     )
     from cli.stack.ready import require_ready
-    from db.reading import Cursor, find_batches, find_results
+    from db.reading import Cursor, SignalFilter, find_batches, find_results
 
-    format = format or _format_of(output)
+    if json and format not in (None, "jsonl"):
+        raise typer.BadParameter("is --format jsonl; give one", param_hint="--json")
+    format = "jsonl" if json else format or _format_of(output)
     if output is not None:
         _require_place(output, format)
     if format == "parquet" and output is None and sys.stdout.isatty():
@@ -133,6 +150,10 @@ def results(
         raise typer.BadParameter(
             "is no cursor; a table that does not end prints one", param_hint="--after"
         ) from None
+    try:
+        signals = [SignalFilter.parse(each) for each in signal or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--signal") from None
     pairs = options.pairs("--metadata", metadata or ())
     first, last = options.instant("--since", since), options.instant("--until", until)
     database = require_ready()
@@ -154,24 +175,33 @@ def results(
         min_duration=shortest,
         max_duration=longest,
         is_whole=False if incomplete else None,
+        is_suspicious=True if suspicious else None,
+        suspicion=reason,
+        signals=signals,
         sort=sort,
         after=cursor,
         limit=limit,
         with_input=input or "input" in (chosen or ()),
         database=database,
     )
+    shows_signals = chosen is None and bool(suspicious or reason or signals)
     if format == "table":
+        if shows_signals:
+            chosen = [*TABLE_COLUMNS[:-2], *(["input"] if input else []), "reasons", "output"]
         found = list(jobs)
         if not found:
             say("no job matches" if state == "all" else f"no {state} job matches")
             return
-        print_table(results_table(found, chosen), () if chosen else DISPENSABLE)
+        is_ours = chosen is None or shows_signals
+        print_table(results_table(found, chosen), DISPENSABLE if is_ours else ())
         if len(found) == limit:
             note(f"{plural(limit, 'job')}; what follows: --after {found[-1].cursor}")
         return
     if input and chosen is None:
         place = FIELDS.index("output")
         chosen = [*FIELDS[:place], "input", *FIELDS[place:], "alternatives"]
+    if shows_signals:
+        chosen = [*(chosen or (*FIELDS, "alternatives")), *SIGNAL_FIELDS]
     with opened(output) as to:
         if format == "parquet":
             write_parquet(jobs, to, chosen)
