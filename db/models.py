@@ -165,6 +165,8 @@ class Payload(Base):
     )
     contract: Mapped[dict[str, Any]]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    # The chat that this one continues. No foreign key: that job may go before this one does.
+    previous_job_id: Mapped[UUID | None]
 
 
 class Result(Base):
@@ -188,6 +190,8 @@ class Result(Base):
     model_card_id: Mapped[UUID | None]
     coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
+    reasoning: Mapped[str | None] = mapped_column(Text)  # what the model thought before it answered
+    reasoning_tokens: Mapped[int | None]  # of the completion's
 
 
 class ModelCardRow(Base):
@@ -228,6 +232,7 @@ class AttemptRow(Base):
     next_state: Mapped[str] = mapped_column(String(16))  # where the job went from there
     error_code: Mapped[str | None] = mapped_column(String(64))  # None: released unblamed
     error_message: Mapped[str | None] = mapped_column(Text)
+    output: Mapped[str | None] = mapped_column(Text)  # the answer that was refused
 
 
 class QuarantinedMessage(Base):

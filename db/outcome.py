@@ -29,6 +29,8 @@ class Answer:
     model_card: dict[str, Any] | None = None  # what it shares with others of its model
     coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
     left_out_characters: int | None = None  # of the source
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
 
 
 @dataclass(frozen=True, slots=True)

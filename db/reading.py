@@ -59,6 +59,8 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
 
     @property
     def wait_seconds(self) -> float | None:
@@ -362,6 +364,8 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            Result.reasoning,
+            Result.reasoning_tokens,
             Job.error_code,
             Job.error_message,
             Payload.metadata_.label("metadata"),

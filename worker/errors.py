@@ -9,6 +9,7 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── PreviousJobGone   a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
 """
 
@@ -97,6 +98,17 @@ class LanguageUnclear(JobError):
         super().__init__(
             f"the language of the text is not clear from its {num_letters} letters "
             f"(candidates: {seems}); give source_language"
+        )
+
+
+class PreviousJobGone(JobError):
+    code = "previous_job_gone"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a job of the dialogue that this one continues is no longer in the database; "
+            "begin a new dialogue, or send its messages"
         )
 
 

@@ -30,6 +30,8 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "prompt_tokens": lambda job: job.prompt_tokens,
     "completion_tokens": lambda job: job.completion_tokens,
     "left_out_characters": lambda job: job.left_out_characters,
+    "reasoning": lambda job: job.reasoning,
+    "reasoning_tokens": lambda job: job.reasoning_tokens,
     "error": _error,
     "error_code": lambda job: job.error.code if job.error else None,
     "error_message": lambda job: job.error.message if job.error else None,
@@ -43,7 +45,7 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "wait_seconds": lambda job: job.wait_seconds,
     "run_seconds": lambda job: job.run_seconds,
 }
-# What a record has where nobody chose; `alternatives` follow where there are some.
+# What a record has where nobody chose; `alternatives` and `reasoning` follow where there are some.
 FIELDS = (
     "id",
     "batch",
@@ -72,4 +74,6 @@ def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any
     made = {name: COLUMNS[name](job) for name in columns or FIELDS}
     if columns is None and job.alternatives:
         made["alternatives"] = list(job.alternatives)
+    if columns is None and job.reasoning is not None:
+        made |= {"reasoning": job.reasoning, "reasoning_tokens": job.reasoning_tokens}
     return made
