@@ -15,6 +15,7 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+TABLES = ("models", "worker", "retention")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
@@ -53,6 +54,7 @@ class Catalog:
     path: Path
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # the [worker] table, which the worker reads
+    retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -63,10 +65,10 @@ class Catalog:
             raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
-        unknown = set(written) - {"models", "worker"}
+        unknown = set(written) - set(TABLES)
         if unknown:
             raise SettingsError(
-                f"{path}: unknown table {', '.join(sorted(unknown))}; known: models, worker"
+                f"{path}: unknown table {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}"
             )
         tables = written.get("models", {})
         if not isinstance(tables, dict) or not tables:
@@ -75,6 +77,7 @@ class Catalog:
             path=path,
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
+            retention=written.get("retention", {}),
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:

@@ -35,6 +35,8 @@ def continued(database: Database, catalog: Catalog, contract: C) -> C:
         raise PreviousJobUnfinished(job_id, row.state)
     if row.state != JobState.SUCCEEDED:
         raise PreviousJobUnusable(job_id, f"it is {row.state}, so it has no answer to go on from")
+    if row.pruned_at is not None:
+        raise PreviousJobUnusable(job_id, "its text has been deleted")
     known = catalog.models.get(row.model)
     if contract.model is not None or known is None or CHAT not in known.tasks:
         return contract

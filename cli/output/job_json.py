@@ -44,8 +44,11 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "finished_at": lambda job: _instant(job.finished_at),
     "wait_seconds": lambda job: job.wait_seconds,
     "run_seconds": lambda job: job.run_seconds,
+    "pruned_at": lambda job: _instant(job.pruned_at),
+    "erased_at": lambda job: _instant(job.erased_at),
 }
-# What a record has where nobody chose; `alternatives` and `reasoning` follow where there are some.
+# What a record has where nobody chose; `alternatives` and `reasoning` follow where there are
+# some, and when its texts went where they did.
 FIELDS = (
     "id",
     "batch",
@@ -76,4 +79,6 @@ def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any
         made["alternatives"] = list(job.alternatives)
     if columns is None and job.reasoning is not None:
         made |= {"reasoning": job.reasoning, "reasoning_tokens": job.reasoning_tokens}
+    if columns is None and job.pruned_at:
+        made |= {name: COLUMNS[name](job) for name in ("pruned_at", "erased_at")}
     return made

@@ -1,6 +1,7 @@
 """Dialogues: the jobs that a chat continues, from its previous one to the first."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,9 +13,11 @@ from db.states import JobState
 MAX_JOBS = 100_000  # of one dialogue; what is before them is not looked for
 
 
-def previous_job(job_id: UUID, tenant: str) -> Select[str, str, str]:
-    """The (task, state, model) of a job, if it is that tenant's."""
-    return select(Job.task, Job.state, Job.model).where(Job.id == job_id, Job.tenant == tenant)
+def previous_job(job_id: UUID, tenant: str) -> Select[str, str, str, datetime | None]:
+    """The (task, state, model, pruned_at) of a job, if it is that tenant's."""
+    return select(Job.task, Job.state, Job.model, Job.pruned_at).where(
+        Job.id == job_id, Job.tenant == tenant
+    )
 
 
 def chain(job_id: UUID) -> Select[UUID, UUID | None]:
@@ -36,10 +39,10 @@ def chain(job_id: UUID) -> Select[UUID, UUID | None]:
 
 
 def spoken(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any], str]:
-    """The (id, contract, output) of those of the jobs that have succeeded."""
+    """The (id, contract, output) of those of the jobs that have succeeded and still have both."""
     return (
         select(Job.id, Payload.contract, Result.output)
         .join(Payload, Payload.job_id == Job.id)
         .join(Result, Result.job_id == Job.id)
-        .where(Job.id.in_(job_ids), Job.state == JobState.SUCCEEDED)
+        .where(Job.id.in_(job_ids), Job.state == JobState.SUCCEEDED, Job.pruned_at.is_(None))
     )

@@ -28,12 +28,14 @@ def test_every_setting_of_a_model_has_a_row_and_every_row_is_a_setting() -> None
 
 def test_every_setting_of_the_worker_has_a_row_with_its_default() -> None:
     defaults = {
-        name: float(default)
+        name: default
         for names, written in rows("worker")
         for name, default in zip(names, written.split(", "), strict=True)
     }
     assert defaults == {
-        name: float(field.default)
+        name: f"{field.default:g}"
+        if isinstance(field.default, float)
+        else str(field.default).lower()
         for name, field in Settings.__dataclass_fields__.items()
         if name not in INTERNAL
     }

@@ -4,23 +4,24 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0006"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
 
+COLUMNS = (
+    ("payloads", "previous_job_id", sa.Uuid),
+    ("results", "reasoning", sa.Text),
+    ("results", "reasoning_tokens", sa.Integer),
+    ("attempts", "output", sa.Text),
+)
+
+
 def upgrade() -> None:
-    op.add_column("payloads", sa.Column("previous_job_id", sa.Uuid))
-    op.add_column("results", sa.Column("reasoning", sa.Text))
-    op.add_column("results", sa.Column("reasoning_tokens", sa.Integer))
-    op.add_column("attempts", sa.Column("output", sa.Text))
+    for table, name, type_ in COLUMNS:
+        op.add_column(table, sa.Column(name, type_))
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.drop_column("output")
-    with op.batch_alter_table("results") as results:
-        results.drop_column("reasoning_tokens")
-        results.drop_column("reasoning")
-    with op.batch_alter_table("payloads") as payloads:
-        payloads.drop_column("previous_job_id")
+    for table, name, _ in reversed(COLUMNS):
+        op.drop_column(table, name)

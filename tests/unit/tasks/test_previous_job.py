@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from kombu.transport import memory
 
+from db.clock import seconds_from_now
 from db.outcome import Outcome
 from db.queries import completion
 from db.session import Database
@@ -97,6 +98,13 @@ def test_a_job_that_will_have_no_answer_is_refused(database: Database, state: Jo
     first = chat.submit(messages=ASKED).id
     set_columns(database, [first], state=state)
     with pytest.raises(PreviousJobUnusable, match=f"it is {state}, so it has no answer"):
+        chat.submit(messages=ASKED, previous_job_id=first)
+
+
+def test_a_job_that_has_lost_its_text_is_refused(database: Database) -> None:
+    first = answered(database)
+    set_columns(database, [first], pruned_at=seconds_from_now(0))
+    with pytest.raises(PreviousJobUnusable, match="its text has been deleted"):
         chat.submit(messages=ASKED, previous_job_id=first)
 
 

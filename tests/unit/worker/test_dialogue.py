@@ -6,13 +6,14 @@ from uuid import UUID
 import pytest
 from sqlalchemy import delete
 
+from db.clock import seconds_from_now
 from db.models import Job, Payload, Result
 from db.outcome import Fence, Outcome
 from db.queries import submission
 from db.session import Database
 from db.states import JobState
 from engine.protocol.messages import Message
-from tests.jobs import answer, job_row
+from tests.jobs import answer, job_row, set_columns
 from worker import dialogue
 from worker.committer import result_row
 from worker.dialogue import Dialogue, messages_of, read_dialogue, turns_of, with_dialogues
@@ -120,6 +121,9 @@ def test_a_dialogue_without_one_of_its_answers_is_broken(
     with database.write() as session:
         session.execute(delete(Result).where(Result.job_id == chain[1]))
     assert read(database, chain[-1]).is_broken
+    pruned = ended_chat(database, None, said((USER, "a")), "A")
+    set_columns(database, [pruned], pruned_at=seconds_from_now(0))
+    assert read(database, pruned).is_broken
     failed = ended_chat(database, None, said((USER, "a")), "A", JobState.FAILED)
     assert read(database, failed).is_broken
 
