@@ -73,6 +73,8 @@ class FoundJob:
     num_missed_placeholders: int | None = None
     num_missed_terms: int | None = None
     suspicions: tuple[Suspicion, ...] = ()
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
     # When its texts went, by their age or for a person who asked; its counts stay.
     input_pruned_at: datetime | None = None
     output_pruned_at: datetime | None = None
@@ -146,7 +148,7 @@ class SignalFilter:
         if name not in SIGNALS:
             raise ValueError(f"{name!r} is no signal; there are {', '.join(SIGNALS)}")
         if name == "detected_language":
-            if comparison != "=" or not _can_be_kept(value):
+            if comparison != "=" or not can_be_kept(value):
                 raise ValueError("detected_language can only be = a code such as en")
             return cls(name, comparison, value)
         try:
@@ -438,6 +440,8 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.completion_tokens,
             Result.left_out_characters,
             *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
+            Result.reasoning,
+            Result.reasoning_tokens,
             Payload.pruned_at.label("input_pruned_at"),
             Result.pruned_at.label("output_pruned_at"),
             Job.erased_at,

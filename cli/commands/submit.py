@@ -64,6 +64,9 @@ def submit(
     ] = None,
     source_language: Annotated[str | None, typer.Option(help="For translate: from.")] = None,
     target_language: Annotated[str | None, typer.Option(help="For translate: into.")] = None,
+    previous_job_id: Annotated[
+        str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
         options.LaneName | None,
@@ -92,6 +95,7 @@ def submit(
     for name, value in (
         ("source_language", source_language),
         ("target_language", target_language),
+        ("previous_job_id", previous_job_id),
         ("model", model),
         ("lane", lane),
         ("priority", priority),
