@@ -29,7 +29,7 @@ COLUMNS = (
         "created_at",
         "started_at",
     ),
-    *("finished_at", "wait_seconds", "run_seconds"),
+    *("finished_at", "wait_seconds", "run_seconds", "pruned_at", "erased_at"),
 )
 
 MAX_SECONDS = 10**9  # as in db.reading
@@ -41,6 +41,15 @@ Errors = Annotated[
         metavar="FILE",
         help="Every row that is left out, as JSON lines: where and why; and every document of "
         "which a part gave no text.",
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
     ),
 ]
 Models = Annotated[

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
+LOG_FORMATS = ("text", "json")
+LOG_FORMAT_VARIABLE = "TIDEMILL_LOG_FORMAT"  # by which a worker tells its engines
 # What every record has; the rest are the fields of the event.
 COMMON = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -13,14 +20,44 @@ COMMON = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 class EventFormatter(logging.Formatter):
     """`2026-01-31 02:00:00,000 INFO engine ready alias=reports threads=2`"""
 
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
     def format(self, record: logging.LogRecord) -> str:
-        fields = [f"{key}={value}" for key, value in vars(record).items() if key not in COMMON]
+        fields = [f"{key}={value}" for key, value in fields_of(record).items()]
         return " ".join([super().format(record), *fields])
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"time": "2026-01-31T01:00:00.000+00:00", "level": "INFO", "event": "engine ready", ...}`
+
+    One line, and ASCII, whatever the fields hold.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC)
+        line = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        # The event's own names come second, for no field may stand in for these.
+        return json.dumps({**fields_of(record), **line}, default=str)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields of the event."""
+    return {key: value for key, value in vars(record).items() if key not in COMMON}
+
+
+def is_json(environment: Mapping[str, str] = os.environ) -> bool:
+    return environment.get(LOG_FORMAT_VARIABLE) == "json"
 
 
 def log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EventFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(JsonFormatter() if is_json() else EventFormatter())
     own = logging.getLogger("engine")
     own.addHandler(handler)
     own.setLevel(logging.INFO)

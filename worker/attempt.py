@@ -55,7 +55,9 @@ class Attempt:
         on_outcome: Callable[[Outcome], None],
         on_segment: Callable[[FinishedSegment], None] | None = None,
         segments: Mapping[int, dict[str, Any]] | None = None,
+        ids: Mapping[str, str] | None = None,
     ) -> None:
+        """ids: what the log says of the job"""
         self.fence = fence
         self._work = work
         self._num_failures = num_failures
@@ -65,6 +67,7 @@ class Attempt:
         self._on_segment = on_segment
         self._segments = segments or {}
         self._has_segments = bool(segments)
+        self._ids = ids or {"job_id": str(fence.job_id)}
         self._time_limit_seconds = time_limit_seconds
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
@@ -76,6 +79,11 @@ class Attempt:
         self._position = 0  # of the next request
         self._in_flight: dict[int, _Asked] = {}
         self._outputs: dict[int, Output] = {}  # of the present step, by index
+
+    @property
+    def run_seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started_at
 
     @property
     def is_over(self) -> bool:
@@ -122,7 +130,7 @@ class Attempt:
         except JobError as error:
             self._fail(error)
         except Exception as error:
-            log.exception("recipe failed", extra={"job_id": str(self.fence.job_id)})
+            log.exception("recipe failed", extra=dict(self._ids))
             self._fail(RecipeFailed(error))
         else:
             if requests:

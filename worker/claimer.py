@@ -42,9 +42,23 @@ class ClaimedJob:
     lane: Lane
     num_failures: int
     time_limit_seconds: float | None
+    tenant: str
+    batch_id: UUID | None
+    traceparent: str | None
+    wait_seconds: float  # since it was submitted
     contract: dict[str, Any]
     delivery: Delivery
     segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What a log says of whose doing a line is."""
+        ids = {"job_id": str(self.fence.job_id)}
+        if self.batch_id is not None:
+            ids["batch_id"] = str(self.batch_id)
+        if self.traceparent is not None:
+            ids["trace_id"] = self.traceparent.split("-")[1]
+        return ids
 
 
 class Claimer:
@@ -160,6 +174,10 @@ class Claimer:
                 Lane(row.lane),
                 row.failures,
                 row.time_limit_seconds,
+                row.tenant,
+                row.batch_id,
+                row.traceparent,
+                (row.started_at - row.created_at).total_seconds(),
                 contracts[row.id],
                 named[row.id],
                 segments.get(row.id, {}),

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -13,8 +13,8 @@ from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from db.model_card import model_card_id
-from db.outcome import FinishedSegment, Outcome
-from db.queries import completion
+from db.outcome import Fence, FinishedSegment, Outcome
+from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
@@ -62,12 +62,20 @@ class Committer:
         settings: Settings,
         on_written: Written,
         are_all: Callable[[int], bool] = lambda num_buffered: False,
+        on_committed: Callable[[Sequence[Outcome], int], None] = lambda outcomes, num_fenced: None,
+        ids_of: Callable[[Fence], dict[str, str]] = lambda fence: {"job_id": str(fence.job_id)},
     ) -> None:
-        """are_all: whether so many outcomes have no company to wait for"""
+        """are_all: whether so many outcomes have no company to wait for
+        on_committed: called after a commit, before `on_written`, with the outcomes that changed
+                      a row, and the number of those that the fence kept out
+        ids_of: what the log says of a job
+        """
         self._database = database
         self._settings = settings
         self._on_written = on_written
         self._are_all = are_all
+        self._on_committed = on_committed
+        self._ids_of = ids_of
         self._buffer: deque[tuple[float, Write]] = deque()
         self._num_outcomes = 0  # in the buffer; the rest are segments
         self._changed = threading.Condition()
@@ -190,10 +198,10 @@ class Committer:
             (refused,) = writes
             if isinstance(refused, FinishedSegment):
                 # Only to save work later; the job goes on without.
-                log.warning("segment refused", extra={"job_id": str(refused.fence.job_id)})
+                log.warning("segment refused", extra=self._ids_of(refused.fence))
                 return
             unkept = ResultUnkept(error)
-            log.error("result refused", extra={"job_id": str(refused.fence.job_id)})
+            log.error("result refused", extra=self._ids_of(refused.fence))
             self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])
 
     def _commit(self, writes: Sequence[Write]) -> None:
@@ -202,10 +210,14 @@ class Committer:
         with self._database.write() as session:
             model_cards = self._write_model_cards(session, outcomes)
             self._write_segments(session, segments)
-            self._write_answers(session, [each for each in outcomes if each.answer is not None])
-            self._write_others(session, [each for each in outcomes if each.answer is None])
+            written = [
+                *self._write_answers(session, [each for each in outcomes if each.answer]),
+                *self._write_others(session, [each for each in outcomes if not each.answer]),
+            ]
             passing("committing")
         self._model_cards |= model_cards
+        if outcomes:
+            self._on_committed(written, len(outcomes) - len(written))
 
     def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Insert the cards that this worker has not committed yet; returns their ids."""
@@ -220,26 +232,20 @@ class Committer:
             for card_id in sorted(cards.keys() - self._model_cards)
         ]
         if new:
-            session.execute(completion.insert_model_cards(session), new)
+            session.execute(model_cards.insert_model_cards(session), new)
         return set(cards)
 
-    def _write_answers(self, session: Session, outcomes: Sequence[Outcome]) -> None:
+    def _write_answers(self, session: Session, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+        """Yields those that the fence let through."""
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
             # By attempt, not by job: a flush may hold an old attempt beside the newest.
-            written = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
-            results = [
-                result_row(each)
-                for each in own
-                if (each.fence.job_id, each.fence.attempt) in written
-            ]
-            if results:
-                session.execute(completion.insert_results(), results)
-            done = [
-                each.fence.job_id
-                for each in own
-                if each.has_segments and (each.fence.job_id, each.fence.attempt) in written
-            ]
+            ended = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
+            written = [each for each in own if (each.fence.job_id, each.fence.attempt) in ended]
+            if written:
+                session.execute(completion.insert_results(), [result_row(each) for each in written])
+            yield from written
+            done = [each.fence.job_id for each in written if each.has_segments]
             if done:
                 session.execute(segment_queries.delete_segments(done))
 
@@ -261,20 +267,24 @@ class Committer:
             if rows:
                 session.execute(segment_queries.insert_segments(session), list(rows.values()))
 
-    def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> None:
+    def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Returns those that the fence let through."""
         if not outcomes:
-            return
+            return []
         started_at = {
             (job_id, attempt): started_at
             for job_id, attempt, started_at in session.execute(completion.finish_attempts(outcomes))
         }
-        attempts = [
-            attempt_row(each, started_at[each.fence.job_id, each.fence.attempt])
-            for each in outcomes
-            if (each.fence.job_id, each.fence.attempt) in started_at
+        written = [
+            each for each in outcomes if (each.fence.job_id, each.fence.attempt) in started_at
         ]
-        if attempts:
-            session.execute(completion.insert_attempts(session), attempts)
+        if written:
+            rows = [
+                attempt_row(each, started_at[each.fence.job_id, each.fence.attempt])
+                for each in written
+            ]
+            session.execute(completion.insert_attempts(session), rows)
+        return written
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -41,6 +41,7 @@ from engine.protocol.messages import (
 from worker.backoff import backoff_seconds
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
+from worker.metrics.figures import EngineFigures
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,21 @@ class EngineClient:
         """What the engine holds at once, and why so much."""
         assert self._sized is not None, "the engine was not started"
         return self._sized
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What the process does now; also before it is loaded."""
+        spec = self._sized.spec if self._sized is not None else self.spec
+        return EngineFigures(
+            model=spec.alias,
+            replica=spec.replica,
+            is_ready=self._ready,
+            num_held=self.num_held,
+            num_restarts=self.num_restarts,
+            max_rows=spec.max_sequences,
+            max_cache_tokens=spec.max_cache_tokens,
+            progress=self.progress,
+        )
 
     @property
     def pid(self) -> int | None:

@@ -21,6 +21,7 @@ from db.queries import claims, worker_registry
 from db.session import Database
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
+from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.periodic_thread import PeriodicThread
 from worker.settings import Settings
 
@@ -44,6 +45,7 @@ class Heartbeat:
         clients: Iterable[EngineClient],
         capacity: Callable[[], Mapping[str, int]],
         engines: Callable[[], list[dict[str, Any]]],
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         """capacity, engines: what is reported of this worker"""
         self._database = database
@@ -53,6 +55,7 @@ class Heartbeat:
         self._clients = tuple(clients)
         self._capacity = capacity
         self._engines = engines
+        self._metrics = metrics
         self._renewed_at = -math.inf
         self._thread = PeriodicThread("heartbeat", settings.watch_seconds, self._beat)
 
@@ -108,6 +111,7 @@ class Heartbeat:
         for attempt in lost:
             attempt.abandon()
         if lost:
+            self._metrics.count_lost(len(lost))
             log.info("attempts abandoned", extra={"num_jobs": len(lost)})
 
     def report(self) -> None:

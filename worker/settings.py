@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from engine.logging import LOG_FORMAT_VARIABLE, LOG_FORMATS
 from tasks.errors import SettingsError
 from tasks.queues import JOBS_PER_MESSAGE
 
@@ -26,11 +27,22 @@ class Settings:
     jobs_per_message: int = JOBS_PER_MESSAGE  # of the bulk lane
     max_failures: int = 3  # then a job has failed
     retry_seconds: float = 5.0  # before the second attempt; doubles with each failure
+    metrics_port: int | None = None  # where Prometheus finds this worker's figures; None: nowhere
+    metrics_host: str = "127.0.0.1"  # the address it listens on
+    log_format: str = "text"  # or "json": an object a line
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) <= 0:
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and value <= 0:
                 raise SettingsError(f"worker.{field.name} must be more than 0")
+        if self.metrics_port is not None and self.metrics_port >= 2**16:
+            raise SettingsError("worker.metrics_port must be a port, up to 65535")
+        if self.log_format not in LOG_FORMATS:
+            raise SettingsError(
+                f"worker.log_format must be one of {', '.join(LOG_FORMATS)}, "
+                f"not {self.log_format!r}"
+            )
         if self.renew_seconds * 2 > self.lease_seconds:
             raise SettingsError(
                 f"worker.renew_seconds is {self.renew_seconds:g} and worker.lease_seconds "
@@ -51,8 +63,24 @@ class Settings:
                 raise SettingsError(
                     f"worker.{name} is not a setting; known: {', '.join(sorted(known))}"
                 )
-            whole = known[name] is int
+            if known[name] is str:
+                if not isinstance(value, str):
+                    raise SettingsError(f"worker.{name} must be a text, not {value!r}")
+                continue
+            whole = known[name] in (int, int | None)
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 kind = "a whole number" if whole else "a number"
                 raise SettingsError(f"worker.{name} must be {kind}, not {value!r}")
         return cls(**table)
+
+    @classmethod
+    def from_environment(cls, table: Mapping[str, Any], environment: Mapping[str, str]) -> Self:
+        """The table, but for what the environment says of this one worker."""
+        own: dict[str, Any] = dict(table)
+        if port := environment.get("TIDEMILL_METRICS_PORT"):
+            if not port.isdecimal():
+                raise SettingsError(f"TIDEMILL_METRICS_PORT must be a port, not {port!r}")
+            own["metrics_port"] = int(port)
+        if log_format := environment.get(LOG_FORMAT_VARIABLE):
+            own["log_format"] = log_format
+        return cls.of(own)

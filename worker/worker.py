@@ -14,19 +14,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from db.lane import Lane
 from db.outcome import Fence, Outcome
+from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
+from engine.protocol.messages import ModelCard
+from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
+from tasks.retention import retention_of
 from worker import quarantine
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
@@ -35,16 +41,18 @@ from worker.consumer_watchdog import ConsumerWatchdog
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
+from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.metrics.figures import WorkerFigures
+from worker.metrics.metrics import NO_METRICS, Metrics
+from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Fields of a spec that are not simply the model's.
-OWN_WAYS = {"languages", "prompt", "threads", "replica"}
 # A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
@@ -59,7 +67,9 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        retention: Retention | None = None,
     ) -> None:
+        """retention: of what is kept; None: for ever"""
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -75,20 +85,27 @@ class Worker:
             ]
             for model in models
         }
+        self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
-        self._running: dict[Fence, tuple[Attempt, Delivery]] = {}
+        self._running: dict[Fence, tuple[Attempt, ClaimedJob]] = {}
         self._deliveries: set[Delivery] = set()
         self._draining = False
         self._documents = ThreadPoolExecutor(1, "documents")
         self._hurried = False
+        self._is_ready = False
+        self._metrics = self._make_metrics()
+        # Whether anybody wants to know of a single job that it ended.
+        self._is_watched = self._metrics is not NO_METRICS or settings.log_format == "json"
         self._committer = Committer(
             database,
             settings,
             self._settle,
             lambda num_buffered: num_buffered >= len(self._running),
+            self._on_committed,
+            self._ids_of,
         )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
@@ -101,8 +118,12 @@ class Worker:
             clients=self._engines,
             capacity=self.capacity,
             engines=self.engines,
+            metrics=self._metrics,
         )
-        self._dispatcher = Dispatcher(database, self.owner, settings)
+        self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
+        self._nightly = NightlyPass(
+            database, self.owner, retention or Retention(), lambda: self._dispatcher.leads
+        )
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
             settings.consumer_stall_seconds,
@@ -116,6 +137,7 @@ class Worker:
             self._claimer,
             self._heartbeat,
             self._dispatcher,
+            self._nightly,
             self._watchdog,
         )
 
@@ -127,7 +149,13 @@ class Worker:
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
-        return cls(places.database(), models, Settings.of(catalog.worker), on_consumer_stalled)
+        return cls(
+            places.database(),
+            models,
+            Settings.from_environment(catalog.worker, os.environ),
+            on_consumer_stalled,
+            retention_of(catalog.retention),
+        )
 
     def capacity(self) -> dict[str, int]:
         """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
@@ -143,6 +171,7 @@ class Worker:
             {
                 "model": client.spec.alias,
                 "card": client.card.to_json(),
+                "changed_weights": self._changed_weights.get(client.spec.alias),
                 "settings": {
                     name: {"value": getattr(client.sized.spec, name), "reason": reason}
                     for name, reason in self._reasons_of(client).items()
@@ -155,6 +184,23 @@ class Worker:
             for client in self._engines
         ]
 
+    def _make_metrics(self) -> Metrics:
+        if self.settings.metrics_port is None:
+            return NO_METRICS
+        # Imported here: a worker that is not measured does without.
+        from worker.metrics.database_watch import DatabaseWatch
+        from worker.metrics.prometheus import PrometheusMetrics
+
+        watch = DatabaseWatch(
+            self._database,
+            lambda: self._dispatcher.leads,
+            [model.alias for model in self._models],
+            Path.cwd(),
+        )
+        return PrometheusMetrics(
+            self.settings.metrics_host, self.settings.metrics_port, self.figures, watch
+        )
+
     def _reasons_of(self, client: EngineClient) -> dict[str, str]:
         model = next(each for each in self._models if each.alias == client.spec.alias)
         threads = self._threads_reason if model.threads is None else AS_CONFIGURED
@@ -165,19 +211,40 @@ class Worker:
     def start(self) -> None:
         """Load every model, then begin; raises before any job is taken if one cannot be."""
         require_current(self._database)
+        self._metrics.start()
         with ThreadPoolExecutor(max_workers=len(self._engines)) as pool:
             loading = [pool.submit(client.start) for client in self._engines]
         failed = [error for future in loading if (error := future.exception()) is not None]
         if failed:
             for client in self._engines:
                 client.stop()
+            self._metrics.stop()
             raise failed[0]
+        for client in self._engines:
+            self._compare_weights(client.card)
         for part in self._parts:
             part.start()
+        self._is_ready = True
         log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
+
+    def _compare_weights(self, card: ModelCard) -> None:
+        """Say it where the files of a model are others than those that answered before."""
+        changed = changed_files(self._database, card)
+        if changed is not None:
+            self._changed_weights[card.alias] = changed
+            log.warning(
+                "model changed",
+                extra={
+                    "model": card.alias,
+                    "files": changed["files"],
+                    "revision_before": changed["revision_before"],
+                    "revision": card.revision,
+                },
+            )
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
+        self._is_ready = False
         self._claimer.stop()
         until = time.monotonic() + seconds
         with self._settled:
@@ -195,6 +262,7 @@ class Worker:
     def stop(self) -> None:
         """End every thread and process of this worker; drain first to lose no work."""
         self._watchdog.stop()
+        self._nightly.stop()
         self._dispatcher.stop()
         self._documents.shutdown(wait=False, cancel_futures=True)
         self.drain(0)
@@ -202,6 +270,7 @@ class Worker:
             client.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
+        self._metrics.stop()
 
     # --- jobs ----------------------------------------------------------------------------------
 
@@ -225,9 +294,25 @@ class Worker:
     def release(self, delivery: Delivery) -> None:
         """Give back what a delivery still runs."""
         with self._lock:
-            unfinished = [attempt for attempt, whose in self._running.values() if whose is delivery]
+            unfinished = [
+                attempt for attempt, job in self._running.values() if job.delivery is delivery
+            ]
         for attempt in unfinished:
             attempt.release()
+
+    def figures(self) -> WorkerFigures:
+        """What this worker does now, for whoever measures."""
+        with self._lock:
+            num_running, num_deliveries = len(self._running), len(self._deliveries)
+        return WorkerFigures(
+            is_ready=self._is_ready,
+            leads=self._dispatcher.leads,
+            num_running=num_running,
+            num_deliveries=num_deliveries,
+            num_unwritten=self._committer.num_unwritten,
+            num_set_aside=quarantine.num_set_aside,
+            engines=tuple(client.figures for client in self._engines),
+        )
 
     def info(self) -> dict[str, Any]:
         """What this worker does now, JSON-able, for `inspect stats` and Flower."""
@@ -279,9 +364,10 @@ class Worker:
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
                 job.segments,
+                job.ids,
             )
             with self._lock:
-                self._running[job.fence] = (attempt, job.delivery)
+                self._running[job.fence] = (attempt, job)
                 draining = self._draining
             if draining:
                 attempt.release()
@@ -289,6 +375,43 @@ class Worker:
                 self._documents.submit(attempt.start)
             else:
                 attempt.start()
+
+    def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
+        """After a commit, of the outcomes that changed a row: count them and say so."""
+        if not self._is_watched:
+            return
+        with self._lock:
+            ended = [(outcome, self._running.get(outcome.fence)) for outcome in outcomes]
+        try:
+            for outcome, running in ended:
+                if running is not None:
+                    attempt, job = running
+                    self._say_ended(outcome, job, attempt.run_seconds)
+            if num_fenced:
+                self._metrics.count_fenced(num_fenced)
+        except Exception:  # it is committed, and must not be written again for this
+            log.exception("not counted")
+
+    def _say_ended(self, outcome: Outcome, job: ClaimedJob, run_seconds: float) -> None:
+        self._metrics.count_outcome(job.task, job.model, outcome, job.wait_seconds, run_seconds)
+        if self.settings.log_format == "json":
+            log.info(
+                "attempt ended",
+                extra={
+                    **job.ids,
+                    "task": job.task,
+                    "model": job.model,
+                    "attempt": job.fence.attempt,
+                    "next_state": outcome.state.value,
+                    "error_code": outcome.error_code,
+                    "run_seconds": round(run_seconds, 3),
+                },
+            )
+
+    def _ids_of(self, fence: Fence) -> dict[str, str]:
+        with self._lock:
+            running = self._running.get(fence)
+        return {"job_id": str(fence.job_id)} if running is None else running[1].ids
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """After the commit: the messages of these jobs may be acked."""
@@ -299,8 +422,8 @@ class Worker:
             self._settled.notify_all()
         for fence, running in ended:
             if running is not None:
-                _, delivery = running
-                delivery.settle([fence.job_id])
+                _, job = running
+                job.delivery.settle([fence.job_id])
 
     def _attempts(self) -> list[Attempt]:
         with self._lock:
@@ -320,11 +443,10 @@ def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
 
     threads: unless it names its own; replica: which of its processes it is
     """
+    shared = {each.name: getattr(model, each.name) for each in fields(ModelSettings)}
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
-        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - OWN_WAYS),
-        threads=model.threads or threads,
+        **{**shared, "threads": model.threads or threads},
         replica=replica,
         languages=tuple(languages),
-        prompt={str(task): template for task, template in model.prompt.items()},
     )

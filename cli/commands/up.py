@@ -30,6 +30,7 @@ def up(
     ] = None,
     models: options.Models = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the worker's log.")] = False,
+    metrics_port: options.MetricsPort = None,
 ) -> None:
     """Start everything: Redis, the database and a worker. Ctrl-C stops it all.
 
@@ -55,6 +56,7 @@ def up(
         models=models,
         redis_url=read_redis_url(redis_url) if redis_url else None,
         database_url=os.environ.get("TIDEMILL_DATABASE_URL"),
+        metrics_port=metrics_port,
     )
     with Interrupts() as interrupts:
         try:
@@ -94,6 +96,8 @@ def _greet(stack: "LocalStack", folder: Path) -> None:
     say(f"Redis     {masked(stack.redis_url)}")
     say(f"Database  {stack.database.shown_url}")
     say(f"Worker    ready, its log is {stack.log}")
+    if stack.metrics_port is not None:
+        say(f"Metrics   http://127.0.0.1:{stack.metrics_port}/metrics")
     if stack.data_dir != default_data_dir(os.environ, Path.cwd()).resolve():
         say(f"Commands find it with TIDEMILL_DATA_DIR={shlex.quote(str(folder))}")
     say("\nIn another terminal, in this folder:\n")

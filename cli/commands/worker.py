@@ -19,6 +19,7 @@ def worker(
         str | None, typer.Option(help="Its name among Celery's nodes; default by process id.")
     ] = None,
     loglevel: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    metrics_port: options.MetricsPort = None,
 ) -> None:
     """Start a worker in the foreground; SIGTERM or Ctrl-C lets it finish what it runs.
 
@@ -34,6 +35,8 @@ def worker(
     look_at_broker(settings.broker_url())
     environment = {**os.environ, "TIDEMILL_MODELS": ",".join(aliases)}
     command = celery_command(name or f"tidemill-{os.getpid()}", concurrency, loglevel)
+    if metrics_port is not None:
+        environment["TIDEMILL_METRICS_PORT"] = str(metrics_port)
     sys.stdout.flush()
     os.execve(command[0], command, environment)
 

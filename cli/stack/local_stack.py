@@ -44,7 +44,9 @@ class LocalStack:
         models: str | None = None,
         redis_url: str | None = None,
         database_url: str | None = None,
+        metrics_port: int | None = None,
     ) -> None:
+        self.metrics_port = metrics_port
         self.data_dir = data_dir.resolve()
         self._config = config.resolve()
         self._models = models
@@ -89,6 +91,8 @@ class LocalStack:
         environment = {**os.environ, **self.environment}
         if self._models is not None:
             environment["TIDEMILL_MODELS"] = self._models
+        if self.metrics_port is not None:
+            environment["TIDEMILL_METRICS_PORT"] = str(self.metrics_port)
         self._worker = Child(celery_command("tidemill-up"), self.log, environment)
 
     def wait_for_worker(self, go_on: Callable[[], None]) -> None:

@@ -1,8 +1,9 @@
 """Claims: queued jobs become a worker's, for as long as it renews their leases."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import Result, Select, bindparam, select, update
@@ -14,22 +15,27 @@ from db.models import Job, Payload
 from db.queries.conditions import RUNNING, due, locked
 from db.states import JobState
 
+# id, task, model, lane, attempt, failures, time_limit_seconds, tenant, batch_id, traceparent,
+# created_at, started_at
+ClaimedColumns: TypeAlias = tuple[
+    *tuple[UUID, str, str, str, int, int, float | None, str],
+    *tuple[UUID | None, str | None, datetime, datetime],
+]
+
 
 def claim(
     session: Session, job_ids: Sequence[UUID], owner: str, lease_seconds: float
-) -> Result[UUID, str, str, str, int, int, float | None]:
+) -> Result[*ClaimedColumns]:
     """Take the jobs that are due: running, the next attempt, with a lease.
 
-    Returns (id, task, model, lane, attempt, failures, time_limit_seconds) of those it
-    got. An id that does not come back is finished, cancelled or someone else's.
+    Returns the columns of a claim for those it got. An id that does not come back is
+    finished, cancelled or someone else's.
     """
     return session.execute(_claim(owner, lease_seconds), {"job_ids": job_ids})
 
 
 @cache
-def _claim(
-    owner: str, lease_seconds: float
-) -> ReturningUpdate[UUID, str, str, str, int, int, float | None]:
+def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]:
     named = Job.id.in_(bindparam("job_ids", expanding=True))
     # Locked in order of id, as everywhere, so that two claims cannot deadlock;
     # waiting, not skipping: a row that the dispatcher is just marking would be
@@ -55,6 +61,11 @@ def _claim(
             Job.attempt,
             Job.failures,
             Job.time_limit_seconds,
+            Job.tenant,
+            Job.batch_id,
+            Job.traceparent,
+            Job.created_at,
+            Job.started_at,
         )
         .execution_options(synchronize_session=False)
     )

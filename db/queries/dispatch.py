@@ -63,6 +63,22 @@ def resign(name: str, leader: str) -> Delete:
     return delete(Leadership).where(Leadership.name == name, Leadership.leader == leader)
 
 
+def is_due(name: str) -> Select[bool]:
+    """Whether the time until which something was done has passed; None: it never was."""
+    return select((Leadership.until <= now()).label("due")).where(Leadership.name == name)
+
+
+def take_over(name: str, leader: str, seconds: float) -> ReturningUpdate[str]:
+    """Take what is due; returns nothing where another was first."""
+    return (
+        update(Leadership)
+        .where(Leadership.name == name, Leadership.until <= now())
+        .values(leader=leader, until=seconds_from_now(seconds))
+        .returning(Leadership.name)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def next_to_publish(
     model: str, lane: Lane, limit: int, min_age_seconds: float = 0.0
 ) -> Select[UUID, int]:
@@ -176,8 +192,11 @@ def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | 
 
 
 @cache
-def expire_overdue(limit: int) -> ReturningUpdate[UUID]:
-    """End the unfinished jobs whose deadline has passed; a running one may write no more."""
+def expire_overdue(limit: int) -> ReturningUpdate[UUID, str, str]:
+    """End the unfinished jobs whose deadline has passed; a running one may write no more.
+
+    Returns (id, task, model).
+    """
     # A night's jobs share a deadline: all at once might not fit into a statement's time.
     overdue = (
         select(Job.id)
@@ -197,6 +216,6 @@ def expire_overdue(limit: int) -> ReturningUpdate[UUID]:
             error_code="deadline_passed",
             error_message="the deadline passed before the job was finished",
         )
-        .returning(Job.id)
+        .returning(Job.id, Job.task, Job.model)
         .execution_options(synchronize_session=False)
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 
 from engine.core.backend import Backend
@@ -19,7 +20,7 @@ from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepPlan
 from engine.errors import EngineBroken, GenerationFailed
 from engine.logging import error_location
-from engine.protocol.messages import Progress
+from engine.protocol.messages import STEP_SECONDS, Progress
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Loop:
         self.num_in_flight = 0
         self.num_by_generate = 0
         self.busy_seconds = 0.0
+        self.num_row_steps = 0
+        self.step_counts = [0] * (len(STEP_SECONDS) + 1)
 
     def run(self) -> None:
         """Advance until the inbox is closed; sequences that are unfinished then stay unanswered."""
@@ -63,6 +66,7 @@ class Loop:
         plan = self.scheduler.next_step(self.engine.max_rows)
         if plan is None:
             return None
+        self.num_row_steps += self.scheduler.num_rows
         results = self.step(plan)
         finished = self.scheduler.apply(plan, results)
         self.count(plan, finished)
@@ -97,7 +101,9 @@ class Loop:
             failure = GenerationFailed(error, "running the step that it was in")
             return [Completion.failed(each, failure) for each in plan.sequences]
         finally:
-            self.busy_seconds += self.clock() - started_at
+            seconds = self.clock() - started_at
+            self.busy_seconds += seconds
+            self.step_counts[bisect_left(STEP_SECONDS, seconds)] += 1
 
     def count(self, plan: StepPlan, finished: list[Completion]) -> None:
         """Add a step to the totals of `progress`."""
@@ -119,4 +125,8 @@ class Loop:
             num_in_flight=self.num_in_flight,
             num_by_generate=self.num_by_generate,
             busy_seconds=self.busy_seconds,
+            num_rows=self.scheduler.num_rows,
+            num_cache_tokens=self.scheduler.num_cache_tokens,
+            num_row_steps=self.num_row_steps,
+            step_counts=tuple(self.step_counts),
         )

@@ -220,16 +220,21 @@ class Progress:
     num_in_flight: int = 0
     num_by_generate: int = 0
     busy_seconds: float = 0.0  # in steps; the engine was idle for the rest
+    num_rows: int = 0  # taken now, and so the next
+    num_cache_tokens: int = 0  # places of the KV cache
+    num_row_steps: int = 0  # the rows of every step, added up
+    step_counts: tuple[int, ...] = ()  # steps by their time: up to each of STEP_SECONDS, and longer
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**data)
+        return cls(**{**data, "step_counts": tuple(data["step_counts"])})
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in PROGRESS}
 
 
 PROGRESS = tuple(each.name for each in fields(Progress))
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +243,7 @@ class ModelCard:
 
     alias: str
     checkpoint: str
-    revision: str | None  # a commit, or a short hash over configuration and weight headers
+    revision: str | None  # a commit, or a short hash over configuration and weights
     family: Literal["seq2seq", "causal", "fake"]
     engine: str  # inflight, exact, ctranslate2, vllm or fake
     model_type: str
@@ -246,6 +251,8 @@ class ModelCard:
     dtype: str
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
+    weight_files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256
+    licence: str | None = None  # None: the checkpoint names none
     engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -255,6 +262,7 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         data = {each.name: getattr(self, each.name) for each in fields(self)}
+        data["weight_files"] = dict(self.weight_files)
         data["versions"] = dict(self.versions)
         return data
 

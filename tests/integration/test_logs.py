@@ -1,13 +1,21 @@
 """What users send and get never reaches a log."""
 
+import json
 import signal
 from pathlib import Path
 
+import redis
+from sqlalchemy import select
+
 from db import JobState
+from db.models import AttemptRow, Job
 from tasks import chat, generate, submit_batch, summarize, translate
 from tasks.summarize import SummarizeContract
+from tests.hostile import CANARY, ENTRIES
 from tests.integration.test_ways_in import send_from_elsewhere
-from tests.workers import Cluster, until
+from tests.scrapes import Scrape
+from tests.servers import free_port
+from tests.workers import Cluster, on_sqlite, until
 
 USERS = "xyzzy-4711"
 
@@ -45,3 +53,42 @@ def test_the_stacks_that_a_signal_shows_hold_no_text(producer: Cluster) -> None:
     assert producer.states() == {JobState.SUCCEEDED: 1}
     assert "engine_client.py" in worker.log
     assert USERS not in worker.log
+
+
+@on_sqlite
+def test_a_log_in_json_is_an_object_a_line_and_says_whose_doing_it_is(producer: Cluster) -> None:
+    """And after hostile messages and failures no text is in it, in a metric or in an error."""
+    port = free_port()
+    producer.configure(
+        worker={"log_format": "json", "metrics_port": port},
+        fake_crash_on="crash",
+        fake_fail_on="broken",
+    )
+    with producer.worker("--loglevel", "DEBUG") as worker:
+        alone = generate.submit(text=f"{CANARY} a").id
+        broken = SummarizeContract.parse({"text": f"{CANARY} broken", "custom_id": CANARY})
+        batch = submit_batch([broken], name=CANARY, tenant=CANARY, metadata={CANARY: CANARY})
+        crashing = generate.submit(text=f"{CANARY} crash").id
+        with redis.Redis.from_url(producer.redis_url) as client:
+            for make in ENTRIES.values():
+                client.lpush("celery", make())
+            until(lambda: not client.exists("celery", "unacked"), "every message taken")
+        until(lambda: str(crashing) in worker.log, "the last that ended")
+        until(lambda: JobState.RUNNING not in producer.states(), "nothing runs")
+        scrape = Scrape.of(port)
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    assert all({"time", "level", "logger", "event"} <= line.keys() for line in lines)
+    assert {line["logger"] for line in lines} >= {"engine.process", "worker.worker", "celery"}
+    ended = {line["job_id"]: line for line in lines if line["event"] == "attempt ended"}
+    assert ended[str(alone)]["next_state"] == "succeeded"
+    assert "batch_id" not in ended[str(alone)]
+    (of_batch,) = [line for line in ended.values() if line.get("batch_id") == str(batch.id)]
+    assert (of_batch["next_state"], of_batch["error_code"]) == ("failed", "generation_failed")
+    assert CANARY not in worker.log
+    assert scrape.total("tidemill_messages_set_aside_total") > 0
+    assert CANARY not in scrape.text
+    with producer.database.read() as session:
+        errors = [*session.scalars(select(Job.error_message))]
+        errors += session.scalars(select(AttemptRow.error_message))
+    assert len(list(filter(None, errors))) > 3
+    assert not [error for error in errors if error and CANARY in error]

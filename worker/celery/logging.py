@@ -10,19 +10,37 @@ whoever logs it.
 
 import faulthandler
 import logging
+import os
 import signal
 import sys
 import threading
 import time
+import warnings
+from contextlib import suppress
 from copy import copy
 from types import TracebackType
 from typing import Any
 
-from celery.signals import after_setup_logger, after_setup_task_logger, worker_ready
+from celery.apps import worker as celery_worker
+from celery.signals import (
+    after_setup_logger,
+    after_setup_task_logger,
+    celeryd_init,
+    worker_ready,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from engine.logging import EventFormatter, error_location
+from engine.logging import (
+    LOG_FORMAT_VARIABLE,
+    EventFormatter,
+    JsonFormatter,
+    error_location,
+    is_json,
+)
+from tasks import settings as places
+from tasks.errors import SettingsError
+from worker.settings import Settings
 
 OURS = ("tasks", "worker", "db", "cli", "tests")
 # Such a line is written so often a minute at most: what waits may wait for days.
@@ -107,16 +125,28 @@ class Formatter(EventFormatter):
     """Events of our own with their fields; of libraries the line, and where its error arose."""
 
     def format(self, record: logging.LogRecord) -> str:
-        where = getattr(record, "where", None)
-        shown = copy(record)
-        for name in ("where", "is_foreign", "is_repeated"):
-            vars(shown).pop(name, None)
-        if getattr(record, "is_foreign", False):
-            for name in [name for name in vars(shown) if name not in _PLAIN]:
-                del vars(shown)[name]
-        if where is not None:
-            shown.raised = where
-        return super().format(shown)
+        return super().format(shown(record))
+
+
+class JsonLines(JsonFormatter):
+    """The same, each as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(shown(record))
+
+
+def shown(record: logging.LogRecord) -> logging.LogRecord:
+    """A copy with those fields that are an event's."""
+    where = getattr(record, "where", None)
+    made = copy(record)
+    for name in ("where", "is_foreign", "is_repeated"):
+        vars(made).pop(name, None)
+    if getattr(record, "is_foreign", False):
+        for name in [name for name in vars(made) if name not in _PLAIN]:
+            del vars(made)[name]
+    if where is not None:
+        made.raised = where
+    return made
 
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({})))
@@ -187,13 +217,54 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
         logging.raiseExceptions = False
         logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
         _log_what_nobody_catches()
+    formatter = JsonLines() if _wants_json() else Formatter()
     for handler in logger.handlers:
-        handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(formatter)
         handler.addFilter(is_no_repetition)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).addFilter(is_no_rejection)
+
+
+def _wants_json() -> bool:
+    """Whether the configuration says so; then the engines are told, too."""
+    try:
+        settings = Settings.from_environment(places.catalog().worker, os.environ)
+    except SettingsError:
+        return is_json()  # whoever starts the worker says what is wrong
+    os.environ[LOG_FORMAT_VARIABLE] = settings.log_format
+    return settings.log_format == "json"
+
+
+@celeryd_init.connect
+def print_nothing_beside_the_log(instance: Any, **_: Any) -> None:
+    """Celery's banner and farewell, and warnings of Python, where each line is an object."""
+    if _wants_json():
+        instance.quiet = True
+        celery_worker.safe_say = lambda message, to=None: _write_line("INFO", message.strip())
+        warnings.showwarning = _write_warning
+
+
+def _write_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    # Not its words, which may be anybody's.
+    _write_line("WARNING", "python warns", kind=category.__name__, at=f"{filename}:{lineno}")
+
+
+def _write_line(level: str, event: str, **fields: str) -> None:
+    """Past the log's handlers: before there are any, and in a signal handler, which may have
+    interrupted one that holds its lock."""
+    record = {"created": time.time(), "name": "celery", "levelname": level, "msg": event}
+    line = JsonFormatter().format(logging.makeLogRecord({**record, **fields}))
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 @worker_ready.connect

@@ -13,6 +13,7 @@ from db.session import Database
 from tasks.publisher import Message, publish
 from worker.dispatcher.queue_target import QueueTarget, seconds_until_needed
 from worker.failpoints import passing
+from worker.metrics.metrics import NO_METRICS, Metrics
 
 SUBMITTER_SECONDS = 2.0  # the submitter of an interactive job publishes it itself
 MAX_PUBLISHED_AT_ONCE = 4096
@@ -22,12 +23,17 @@ class Backlog:
     """Publishes jobs that are due, up to each queue's target."""
 
     def __init__(
-        self, database: Database, jobs_per_message: int, clock: Callable[[], float]
+        self,
+        database: Database,
+        jobs_per_message: int,
+        clock: Callable[[], float],
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         """clock: monotonic seconds"""
         self._database = database
         self._jobs_per_message = jobs_per_message
         self._clock = clock
+        self._metrics = metrics
         self._filled_at = -math.inf  # the last time that something was published
         self.until_needed_seconds = math.inf  # until more should be, as of the last `publish`
 
@@ -52,6 +58,8 @@ class Backlog:
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
         with self._database.write() as session:
             dispatch.mark_published(session, job_ids)
+        for message in messages:
+            self._metrics.count_published(message.model, message.lane, len(message.job_ids))
         self._filled_at = self._clock()
         return len(job_ids)
 

@@ -13,6 +13,7 @@ from worker.dispatcher.leader import Leader
 from worker.dispatcher.notification_listener import NotificationListener
 from worker.dispatcher.rescuer import Rescuer
 from worker.failpoints import passing
+from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.periodic_thread import PeriodicThread
 from worker.settings import Settings
 
@@ -28,6 +29,7 @@ class Dispatcher:
         owner: str,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         """clock: monotonic seconds"""
         self._poll_seconds = settings.dispatch_seconds
@@ -35,8 +37,8 @@ class Dispatcher:
         self._polled_at = -math.inf
         self._broker = Broker()
         self._leader = Leader(database, owner, settings.lead_seconds, clock)
-        self._rescuer = Rescuer(database, self._broker, settings.lost_seconds)
-        self._backlog = Backlog(database, settings.jobs_per_message, clock)
+        self._rescuer = Rescuer(database, self._broker, settings.lost_seconds, metrics)
+        self._backlog = Backlog(database, settings.jobs_per_message, clock, metrics)
         self._thread = PeriodicThread("dispatcher", self._poll_seconds, self.tick, BUSY_SECONDS)
         self._listener = NotificationListener(self._on_notification)
 
@@ -51,6 +53,11 @@ class Dispatcher:
         self._thread.stop()
         self._broker.close()
         self._leader.resign()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker leads, as of the last tick."""
+        return self._leader.leads
 
     def _on_notification(self) -> None:
         # Every worker is notified, and one of them does something.

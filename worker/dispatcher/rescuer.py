@@ -11,6 +11,7 @@ from db.session import Database
 from db.states import JobState
 from tasks.queues import queue_name
 from worker.dispatcher.broker import Broker
+from worker.metrics.metrics import NO_METRICS, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +21,18 @@ MAX_RESCUED_AT_ONCE = 4096  # of one statement
 class Rescuer:
     """Publishes nothing itself: what it unpublishes or requeues is due again."""
 
-    def __init__(self, database: Database, broker: Broker, lost_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        lost_seconds: float,
+        metrics: Metrics = NO_METRICS,
+    ) -> None:
         """lost_seconds: published so long ago, while the queue is empty, is lost"""
         self._database = database
         self._broker = broker
         self._lost_seconds = lost_seconds
+        self._metrics = metrics
 
     def rescue(self) -> None:
         """Look for all of it. Reading comes first, for there is hardly ever anything to write."""
@@ -33,8 +41,10 @@ class Rescuer:
             waiting = session.execute(dispatch.published_long_ago(self._lost_seconds)).all()
         if has_run_out:
             with self._database.write() as session:
-                _requeue_expired_leases(session)
-                _expire_overdue(session)
+                num_left = _requeue_expired_leases(session)
+                overdue = _expire_overdue(session)
+            self._metrics.count_expired_leases(num_left)
+            self._metrics.count_expired(overdue)
         if self._broker.lost_its_data():
             log.warning("the broker has no marker: publishing all queued jobs again")
             self._unpublish(None, 0)
@@ -49,10 +59,10 @@ class Rescuer:
             session.execute(dispatch.unpublish_queued(queue, seconds_from_now(-age_seconds)))
 
 
-def _requeue_expired_leases(session: Session) -> None:
+def _requeue_expired_leases(session: Session) -> int:
     left = session.execute(dispatch.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
     if not left:
-        return
+        return 0
     log.warning("leases expired", extra={"num_jobs": len(left)})
     session.execute(
         completion.insert_attempts(session),
@@ -69,9 +79,13 @@ def _requeue_expired_leases(session: Session) -> None:
             for job_id, attempt, started_at in left
         ],
     )
+    return len(left)
 
 
-def _expire_overdue(session: Session) -> None:
-    overdue = session.scalars(dispatch.expire_overdue(MAX_RESCUED_AT_ONCE)).all()
+def _expire_overdue(session: Session) -> list[tuple[str, str]]:
+    """Returns (task, model) of each."""
+    rows = session.execute(dispatch.expire_overdue(MAX_RESCUED_AT_ONCE))
+    overdue = [(task, model) for _, task, model in rows]
     if overdue:
         log.info("deadlines passed", extra={"num_jobs": len(overdue)})
+    return overdue

@@ -33,8 +33,10 @@ def test_migrating_twice_changes_nothing(empty_database: Database) -> None:
     assert schema.migrate(empty_database) == (schema.head(), schema.head())
 
 
-def test_there_is_one_head() -> None:
-    assert len(ScriptDirectory.from_config(schema.config()).get_heads()) == 1
+def test_migrations_form_one_line_and_their_files_begin_with_their_revisions() -> None:
+    scripts = ScriptDirectory.from_config(schema.config()).walk_revisions()
+    assert [script.revision for script in scripts] == schema.revisions()[::-1]
+    assert all(not script.is_branch_point for script in scripts)
 
 
 def test_an_empty_database_is_refused_with_the_remedy(empty_database: Database) -> None:

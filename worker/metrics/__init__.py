@@ -1,0 +1,1 @@
+"""Metrics: what a worker counts, and how Prometheus reads it. Off, nothing is counted or loaded."""
