@@ -70,6 +70,16 @@ MetricsPort = Annotated[
         help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
     ),
 ]
+Wait = Annotated[bool, typer.Option("--wait", help="Until it is finished.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Enqueue nothing; say how many documents, parts and tokens it is, what was answered "
+        "before, and how long it should take at the rate of recent results.",
+    ),
+]
 Models = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="Serve only these models of tidemill.toml; default all."),
