@@ -283,6 +283,8 @@ class Worker:
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return {
+            "owner": self.owner,
+            "leads": self._dispatcher.leads,
             "num_running_jobs": num_running,
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
@@ -293,6 +295,8 @@ class Worker:
                     "pid": client.pid,
                     "num_requests": client.num_held,
                     "num_restarts": client.num_restarts,
+                    "max_rows": client.sized.spec.max_sequences,
+                    "max_cache_tokens": client.sized.spec.max_cache_tokens,
                     **client.progress.to_json(),
                 }
                 for alias, replicas in self._clients.items()
