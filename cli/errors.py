@@ -8,7 +8,8 @@ TidemillError
     ├── BrokerUnreachable   nobody answers where Redis should be
     ├── AlreadyRunning      another `tidemill up` has this data folder
     ├── PartFailed          Valkey or the worker did not start, or ended by itself
-    └── NotFound            no job or batch by that name
+    ├── NotFound            no job or batch by that name
+    └── NotReproducible     a job cannot be run again to compare
 """
 
 from tasks.errors import TidemillError
@@ -44,3 +45,7 @@ class PartFailed(CommandError):
 
 class NotFound(CommandError):
     pass
+
+
+class NotReproducible(CommandError):
+    """A job that cannot be run again to compare, or whose second run gave no answer."""

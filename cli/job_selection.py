@@ -13,7 +13,7 @@ from cli.lookup import found_batch
 from cli.output.terminal import plural, say, warn, write_json
 from cli.stack.ready import require_ready
 from db.models import Job
-from db.reading import find_job
+from db.reading import FoundJob, find_job
 from db.session import Database
 
 MAX_AT_ONCE = 1000
@@ -67,7 +67,7 @@ class Chosen:
         else:
             say(f"{plural(len(changed), 'job')} {done}")
             for job in untouched:
-                say(f"{job.id} is {job.state}: {otherwise}" if job.model else _refused(job.id))
+                say(_why_untouched(job, otherwise))
             for job_id in missing:
                 warn(f"there is no job {job_id}")
         if missing:
@@ -85,5 +85,10 @@ def chosen_jobs(names: Sequence[str], batch: str | None) -> Chosen:
     return Chosen(database, Job.id.in_(job_ids), tuple(job_ids))
 
 
-def _refused(job_id: UUID) -> str:
-    return f"{job_id} was refused when it was submitted; submit it again, mended"
+def _why_untouched(job: FoundJob, otherwise: str) -> str:
+    if not job.model:
+        return f"{job.id} was refused when it was submitted; submit it again, mended"
+    if job.input_pruned_at is not None:
+        went = "erased" if job.erased_at else "pruned"
+        return f"{job.id} is {job.state}: its text was {went}, so there is nothing to run"
+    return f"{job.id} is {job.state}: {otherwise}"

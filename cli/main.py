@@ -26,6 +26,8 @@ from cli.commands import (
     migrate,
     models,
     nightly,
+    prune,
+    reproduce,
     results,
     retry,
     show,
@@ -64,8 +66,15 @@ for panel, name, command, example in (
     (READ, "batches", batches.batches, "tidemill batches --limit 5"),
     (READ, "results", results.results, "tidemill results --batch NAME --format jsonl | jq .output"),
     (READ, "show", show.show, "tidemill show 01a20a9c-8646-70ad-ab14-32e4e2328b4c"),
+    (
+        READ,
+        "reproduce",
+        reproduce.reproduce,
+        "tidemill reproduce 01a20a9c-8646-70ad-ab14-32e4e2328b4c",
+    ),
     (KEEP, "models", models.models, "tidemill models"),
     (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
+    (KEEP, "prune", prune.prune, "tidemill prune --dry-run"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     lines = [example] if isinstance(example, str) else example

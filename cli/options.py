@@ -29,7 +29,7 @@ COLUMNS = (
         "created_at",
         "started_at",
     ),
-    *("finished_at", "wait_seconds", "run_seconds"),
+    *("finished_at", "wait_seconds", "run_seconds", "pruned_at", "erased_at"),
 )
 
 MAX_SECONDS = 10**9  # as in db.reading

@@ -116,6 +116,11 @@ class Job(Base):
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_message: Mapped[str | None] = mapped_column(Text)
 
+    # When a text of it went: by its age, and for a person who asked. Here and not only beside
+    # the texts, for whoever puts a job back in line must see it in the row that it changes.
+    pruned_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
+
     __table_args__ = (
         _one_of("state", JobState),
         _one_of("lane", Lane),
@@ -166,6 +171,7 @@ class Payload(Base):
     )
     contract: Mapped[dict[str, Any]]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    pruned_at: Mapped[datetime | None]  # since when the contract is empty
 
 
 class Result(Base):
@@ -189,6 +195,7 @@ class Result(Base):
     model_card_id: Mapped[UUID | None]
     coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
+    pruned_at: Mapped[datetime | None]  # since when there is no text here, only counts
 
 
 class ModelCardRow(Base):

@@ -35,8 +35,8 @@ class JobError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundJob:
-    """A job as a reader sees it; `output` is None until it has succeeded, and `input` unless
-    it was asked for."""
+    """A job as a reader sees it; `output` is None until it has succeeded and once it was
+    pruned, and `input` unless it was asked for."""
 
     id: UUID
     batch: str | None
@@ -59,6 +59,10 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    # When its texts went, by their age or for a person who asked; its counts stay.
+    input_pruned_at: datetime | None = None
+    output_pruned_at: datetime | None = None
+    erased_at: datetime | None = None
 
     @property
     def wait_seconds(self) -> float | None:
@@ -73,6 +77,11 @@ class FoundJob:
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
+
+    @property
+    def pruned_at(self) -> datetime | None:
+        """When the last of its texts went that has gone; None for a job that has them all."""
+        return max(filter(None, (self.input_pruned_at, self.output_pruned_at)), default=None)
 
     @property
     def cursor(self) -> "Cursor":
@@ -362,6 +371,9 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            Payload.pruned_at.label("input_pruned_at"),
+            Result.pruned_at.label("output_pruned_at"),
+            Job.erased_at,
             Job.error_code,
             Job.error_message,
             Payload.metadata_.label("metadata"),
@@ -445,6 +457,7 @@ def _found_job(row: Row[Any]) -> FoundJob:
         **{
             **fields,
             "state": JobState(row.state),
+            "output": row.output if row.output_pruned_at is None else None,
             "alternatives": tuple(row.alternatives or ()),
             "error": JobError(code, message or "") if code else None,
         }

@@ -1,53 +1,34 @@
 """The models that jobs can ask for, as `tidemill.toml` names them."""
 
+import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.dataclasses import dataclass
 
+from engine.errors import SpecError
+from engine.protocol.model_settings import ModelSettings
 from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+TABLES = ("models", "worker", "retention")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
 
-class Model(BaseModel):
-    """One `[models.ALIAS]` table."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Model(ModelSettings):
+    """One `[models.ALIAS]` table: the settings of its engine, and what jobs may ask of it."""
 
     alias: Alias
-    checkpoint: str  # a folder, relative to the file that names it, or a name on a hub
-    tasks: tuple[TaskName, ...] = Field(min_length=1)
-    revision: str | None = None
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)]
     # "en>fr" is a pair; "en" beside others means any of them into any other.
     languages: tuple[str, ...] = ()
-    engine: Literal["auto", "inflight", "exact", "ctranslate2", "vllm", "fake"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "int8", "bfloat16"] = "none"  # of the weights, on a CPU
-    cpu_kernels: bool = True  # on a CPU, what is compiled here; false: plain torch
-    device: str = "auto"
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a model on a GPU
-    threads: Annotated[int, Field(ge=1)] | None = None
-    # None: chosen by the engine for the model and the machine; `tidemill models` tells.
-    max_sequences: Annotated[int, Field(ge=1, le=4096)] | None = None  # decoded together
-    max_step_tokens: Annotated[int, Field(ge=16)] | None = None  # prompts and answers of one step
-    max_cache_tokens: Annotated[int, Field(ge=1)] | None = None  # keys and values held
-    kv_cache: str | float | None = None  # the same as "2GiB", or as a share of what is free
-    max_input_tokens: Annotated[int, Field(ge=1)] | None = None  # None: what the checkpoint takes
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # where neither job nor model says
-    prompt: Mapping[TaskName, str] = {}
-    trust_remote_code: bool = False
-    fake_step_seconds: Annotated[float, Field(ge=0)] = 0.0
-    fake_fail_on: str | None = None
-    fake_out_of_memory_on: str | None = None
-    fake_crash_on: str | None = None
 
     def translates(self, source: str, target: str) -> bool:
         """Whether the pair is among this model's; one that names no languages takes any."""
@@ -66,13 +47,14 @@ class Model(BaseModel):
         yield from (f"{one}{PAIR}{other}" for one in single for other in single if one != other)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Catalog:
     """Every model of a configuration, in the order of the file."""
 
     path: Path
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # the [worker] table, which the worker reads
+    retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -83,10 +65,10 @@ class Catalog:
             raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
-        unknown = set(written) - {"models", "worker"}
+        unknown = set(written) - set(TABLES)
         if unknown:
             raise SettingsError(
-                f"{path}: unknown table {', '.join(sorted(unknown))}; known: models, worker"
+                f"{path}: unknown table {', '.join(sorted(unknown))}; known: {', '.join(TABLES)}"
             )
         tables = written.get("models", {})
         if not isinstance(tables, dict) or not tables:
@@ -95,6 +77,7 @@ class Catalog:
             path=path,
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
+            retention=written.get("retention", {}),
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:
@@ -133,16 +116,19 @@ def _model(path: Path, alias: str, table: Any) -> Model:
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: models.{alias} is not a table; write [models.{alias}]")
         model = Model(alias=alias, **table)
+    except SpecError as error:
+        raise SettingsError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
+        name = ".".join(map(str, first["loc"]))
+        known = sorted({field.name for field in dataclasses.fields(Model)} - {"alias"})
         fault = (
-            f"is not a setting; known: {', '.join(sorted(set(Model.model_fields) - {'alias'}))}"
-            if first["type"] == "extra_forbidden"
+            f"is not a setting; known: {', '.join(known)}"
+            if first["type"] == "unexpected_keyword_argument"
             else first["msg"].replace("Input should be", "must be")
         )
-        raise SettingsError(f"{path}: models.{alias}.{field} {fault}") from None
+        raise SettingsError(f"{path}: models.{alias}.{name} {fault}") from None
     folder = path.parent / model.checkpoint
     if folder.is_dir():
-        return model.model_copy(update={"checkpoint": str(folder.resolve())})
+        return dataclasses.replace(model, checkpoint=str(folder.resolve()))
     return model

@@ -271,10 +271,7 @@ def _keep(
             )
             return SubmittedJob(job["id"], True), publication
         known = _known_job(session, job, payload)
-        if known.id == job_id and (known.task, known.contract) != (
-            job["task"],
-            payload["contract"],
-        ):
+        if known.id == job_id and _differs(known, job, payload):
             # It was sent as a message, so nobody waits to be told; the job under this id is
             # what came first.
             keep(session, [_conflict(job, payload)])
@@ -289,16 +286,22 @@ def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -
     if key is not None:
         same |= (Job.tenant == job["tenant"]) & (Job.idempotency_key == key)
     known = session.execute(
-        select(Job.id, Job.task, Payload.contract)
+        select(Job.id, Job.task, Payload.contract, Payload.pruned_at)
         .join(Payload, Payload.job_id == Job.id)
         .where(same)
         .order_by((Job.id == job["id"]).desc())
         .limit(1)
     ).one()
-    differs = (known.task, known.contract) != (job["task"], payload["contract"])
-    if key is not None and known.id != job["id"] and differs:
+    if key is not None and known.id != job["id"] and _differs(known, job, payload):
         raise IdempotencyConflict(key)
     return known
+
+
+def _differs(known: Any, job: dict[str, Any], payload: dict[str, Any]) -> bool:
+    """Whether the job that is known was asked something else, as far as that is still kept."""
+    if known.task != job["task"]:
+        return True
+    return known.pruned_at is None and known.contract != payload["contract"]
 
 
 def _conflict(job: dict[str, Any], payload: dict[str, Any]) -> SetAside:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.model_card import model_card_id
 from db.outcome import Fence, FinishedSegment, Outcome
-from db.queries import completion
+from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
@@ -232,7 +232,7 @@ class Committer:
             for card_id in sorted(cards.keys() - self._model_cards)
         ]
         if new:
-            session.execute(completion.insert_model_cards(session), new)
+            session.execute(model_cards.insert_model_cards(session), new)
         return set(cards)
 
     def _write_answers(self, session: Session, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:

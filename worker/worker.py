@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from uuid import UUID, uuid4
 
 from db.lane import Lane
 from db.outcome import Fence, Outcome
+from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
+from engine.protocol.messages import ModelCard
+from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
 from tasks.queues import queue_names
+from tasks.retention import retention_of
 from worker import quarantine
 from worker.attempt import Attempt
 from worker.claimer import ClaimedJob, Claimer
@@ -36,18 +41,18 @@ from worker.consumer_watchdog import ConsumerWatchdog
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
+from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
+from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Fields of a spec that are not simply the model's.
-OWN_WAYS = {"languages", "prompt", "threads", "replica"}
 # A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
 HURRY_SECONDS = 0.2  # how late a drain notices that it should end
@@ -62,7 +67,9 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        retention: Retention | None = None,
     ) -> None:
+        """retention: of what is kept; None: for ever"""
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -78,6 +85,7 @@ class Worker:
             ]
             for model in models
         }
+        self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
@@ -113,6 +121,9 @@ class Worker:
             metrics=self._metrics,
         )
         self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
+        self._nightly = NightlyPass(
+            database, self.owner, retention or Retention(), lambda: self._dispatcher.leads
+        )
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
             settings.consumer_stall_seconds,
@@ -126,6 +137,7 @@ class Worker:
             self._claimer,
             self._heartbeat,
             self._dispatcher,
+            self._nightly,
             self._watchdog,
         )
 
@@ -137,8 +149,13 @@ class Worker:
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
-        settings = Settings.from_environment(catalog.worker, os.environ)
-        return cls(places.database(), models, settings, on_consumer_stalled)
+        return cls(
+            places.database(),
+            models,
+            Settings.from_environment(catalog.worker, os.environ),
+            on_consumer_stalled,
+            retention_of(catalog.retention),
+        )
 
     def capacity(self) -> dict[str, int]:
         """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
@@ -154,6 +171,7 @@ class Worker:
             {
                 "model": client.spec.alias,
                 "card": client.card.to_json(),
+                "changed_weights": self._changed_weights.get(client.spec.alias),
                 "settings": {
                     name: {"value": getattr(client.sized.spec, name), "reason": reason}
                     for name, reason in self._reasons_of(client).items()
@@ -202,10 +220,27 @@ class Worker:
                 client.stop()
             self._metrics.stop()
             raise failed[0]
+        for client in self._engines:
+            self._compare_weights(client.card)
         for part in self._parts:
             part.start()
         self._is_ready = True
         log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
+
+    def _compare_weights(self, card: ModelCard) -> None:
+        """Say it where the files of a model are others than those that answered before."""
+        changed = changed_files(self._database, card)
+        if changed is not None:
+            self._changed_weights[card.alias] = changed
+            log.warning(
+                "model changed",
+                extra={
+                    "model": card.alias,
+                    "files": changed["files"],
+                    "revision_before": changed["revision_before"],
+                    "revision": card.revision,
+                },
+            )
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
@@ -227,6 +262,7 @@ class Worker:
     def stop(self) -> None:
         """End every thread and process of this worker; drain first to lose no work."""
         self._watchdog.stop()
+        self._nightly.stop()
         self._dispatcher.stop()
         self._documents.shutdown(wait=False, cancel_futures=True)
         self.drain(0)
@@ -411,11 +447,10 @@ def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
 
     threads: unless it names its own; replica: which of its processes it is
     """
+    shared = {each.name: getattr(model, each.name) for each in fields(ModelSettings)}
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
     return EngineSpec(
-        **model.model_dump(include=set(EngineSpec.__dataclass_fields__) - OWN_WAYS),
-        threads=model.threads or threads,
+        **{**shared, "threads": model.threads or threads},
         replica=replica,
         languages=tuple(languages),
-        prompt={str(task): template for task, template in model.prompt.items()},
     )

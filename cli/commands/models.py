@@ -1,5 +1,6 @@
 """`tidemill models`: what tidemill.toml names, and what live workers made of it."""
 
+from dataclasses import asdict
 from typing import Any
 
 from cli import options
@@ -21,7 +22,7 @@ def models(json: options.Json = False) -> None:
     if json:
         write_json(
             [
-                {**model.model_dump(mode="json"), "loaded": loaded.get(alias, [])}
+                {**asdict(model), "loaded": loaded.get(alias, [])}
                 for alias, model in catalog.models.items()
             ]
         )
@@ -94,5 +95,13 @@ def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
                 value = setting["value"]
                 shown = f"{value:,} {UNITS.get(name, '')}" if isinstance(value, int) else str(value)
                 made.add_row("", name, shown.strip(), setting["reason"])
+            if changed := engine.get("changed_weights"):
+                made.add_row(
+                    "",
+                    "weights",
+                    card.get("revision") or "",
+                    f"changed since {changed['kept_at'][:16]}, when they were "
+                    f"{changed['revision_before']}: {', '.join(changed['files'])}",
+                )
             made.add_row("", "requests", requests_by_way(equal), card.get("engine_reason") or "")
     return made

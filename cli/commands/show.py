@@ -75,6 +75,8 @@ def _facts(details: "JobDetails") -> list[tuple[str, str]]:
         ("deadline", _instant(details.deadline)),
         ("started", _instant(job.started_at)),
         ("finished", _instant(job.finished_at)),
+        ("input", _gone(job.input_pruned_at, job.erased_at)),
+        ("output", _gone(job.output_pruned_at, job.erased_at)),
     ]
     if job.started_at and job.finished_at and job.finish_reason:
         facts.append(
@@ -87,6 +89,15 @@ def _facts(details: "JobDetails") -> list[tuple[str, str]]:
             )
         )
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _gone(pruned_at: datetime | None, erased_at: datetime | None) -> str | None:
+    """Why a text is not shown that there was."""
+    if pruned_at is None:
+        return None
+    if erased_at is not None:
+        return f"erased for a person who asked, {_instant(erased_at)}"
+    return f"pruned {_instant(pruned_at)}, for it was as old as [retention] allows"
 
 
 def _instant(at: datetime | None) -> str | None:
@@ -128,6 +139,10 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
                 ("not_before", details.not_before),
                 ("deadline", details.deadline),
                 ("started_at", details.job.started_at),
+                ("input_pruned_at", details.job.input_pruned_at),
+                ("output_pruned_at", details.job.output_pruned_at),
+                ("pruned_at", details.job.pruned_at),
+                ("erased_at", details.job.erased_at),
             )
         },
     }

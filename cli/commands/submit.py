@@ -187,7 +187,7 @@ def _submit_text(
     json: bool,
 ) -> None:
     from cli.ingest.row_parsing import CONTRACTS
-    from cli.stack.ready import require_ready
+    from cli.stack.ready import require_ready, say_if_nobody_works
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
@@ -209,7 +209,7 @@ def _submit_text(
         return
     if not json:
         note(f"{job.id}, waiting; Ctrl-C leaves it running")
-    _say_if_nobody_works()
+    say_if_nobody_works()
     try:
         found = job.wait()
     except KeyboardInterrupt:
@@ -309,6 +309,7 @@ def _submit_files(
 def finish(enqueued: Any, wait: bool, json: bool) -> None:
     """Say what was enqueued, wait for it if asked to, and end with the status that it earned."""
     from cli.output.progress import states_in_words, watch
+    from cli.stack.ready import say_if_nobody_works
     from db.states import JobState
 
     summary = enqueued.as_json
@@ -331,7 +332,7 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
         )
     batch = enqueued.batch
     if wait and batch is not None:
-        _say_if_nobody_works()
+        say_if_nobody_works()
         try:
             batch = watch(batch, grows=not is_open)
         except KeyboardInterrupt:
@@ -357,12 +358,3 @@ def warn_of_sources(empty: Sequence[str], failures: Sequence[str]) -> None:
         warn(f"{name} has no rows; nothing was enqueued from it")
     if empty:
         note("where a night's source may be empty, say `allow_empty = true` in its configuration")
-
-
-def _say_if_nobody_works() -> None:
-    from db.queries import worker_registry
-    from tasks import settings
-
-    with settings.database().read() as session:
-        if session.scalars(worker_registry.live_workers()).first() is None:
-            note("no worker is running; start one with `tidemill worker`")

@@ -42,8 +42,11 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "finished_at": lambda job: _instant(job.finished_at),
     "wait_seconds": lambda job: job.wait_seconds,
     "run_seconds": lambda job: job.run_seconds,
+    "pruned_at": lambda job: _instant(job.pruned_at),
+    "erased_at": lambda job: _instant(job.erased_at),
 }
-# What a record has where nobody chose; `alternatives` follow where there are some.
+# What a record has where nobody chose; `alternatives` follow where there are some, and when
+# its texts went where they did.
 FIELDS = (
     "id",
     "batch",
@@ -72,4 +75,6 @@ def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any
     made = {name: COLUMNS[name](job) for name in columns or FIELDS}
     if columns is None and job.alternatives:
         made["alternatives"] = list(job.alternatives)
+    if columns is None and job.pruned_at:
+        made |= {name: COLUMNS[name](job) for name in ("pruned_at", "erased_at")}
     return made

@@ -112,6 +112,8 @@ def write_parquet(
         "created_at": instant,
         "started_at": instant,
         "finished_at": instant,
+        "pruned_at": instant,
+        "erased_at": instant,
         "wait_seconds": pa.float64(),
         "run_seconds": pa.float64(),
         "alternatives": pa.list_(text),
@@ -122,6 +124,8 @@ def write_parquet(
         "created_at": lambda job: job.created_at,
         "started_at": lambda job: job.started_at,
         "finished_at": lambda job: job.finished_at,
+        "pruned_at": lambda job: job.pruned_at,
+        "erased_at": lambda job: job.erased_at,
     }
     named = columns or (*FIELDS, "alternatives")
     read = {name: as_parquet.get(name, COLUMNS[name]) for name in named}
@@ -166,6 +170,10 @@ def results_table(jobs: Sequence[FoundJob], columns: Sequence[str] | None = None
 def _table_cell(name: str, job: FoundJob) -> Any:
     if name == "output" and job.output is None and job.error is not None:
         return one_line(f"{job.error.code}: {job.error.message}", CELL_CHARACTERS)
+    if name == "output" and job.output_pruned_at is not None:
+        return "(erased)" if job.erased_at else f"(pruned {job.output_pruned_at:%Y-%m-%d})"
+    if name == "input" and job.input_pruned_at is not None:
+        return "(erased)" if job.erased_at else f"(pruned {job.input_pruned_at:%Y-%m-%d})"
     if name.endswith("_at"):
         at: datetime | None = getattr(job, name)
         return f"{at.astimezone():%Y-%m-%d %H:%M:%S}" if at else ""

@@ -29,3 +29,12 @@ def require_ready() -> Database:
                 "and no job is run until you start it again"
             )
     return database
+
+
+def say_if_nobody_works() -> None:
+    """Note that no worker lives, so that nobody waits for nothing without knowing it."""
+    from db.queries import worker_registry
+
+    with settings.database().read() as session:
+        if session.scalars(worker_registry.live_workers()).first() is None:
+            note("no worker is running; start one with `tidemill worker`")

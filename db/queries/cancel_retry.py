@@ -29,9 +29,10 @@ def retry_jobs(
 ) -> ReturningUpdate[UUID]:
     """Put the chosen jobs back in line with a clean slate, if they ended in one of `states`.
 
-    Their attempt number stays: it is the fence, and is never used twice.
+    Their attempt number stays: it is the fence, and is never used twice. A job whose text was
+    pruned has nothing to run on.
     """
-    ended = Job.state.in_(list(states))
+    ended = Job.state.in_(list(states)) & Job.pruned_at.is_(None)
     assert set(states) <= RETRIABLE
     return (
         update(Job)

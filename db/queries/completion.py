@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import now, seconds_from_now
-from db.models import AttemptRow, Job, ModelCardRow
+from db.models import AttemptRow, Job
 from db.models import Result as ResultRow
 from db.outcome import Outcome
 from db.queries.conditions import RUNNING
@@ -130,11 +130,6 @@ def finish_attempts(
         .returning(Job.id, Job.attempt, Job.started_at)
         .execution_options(synchronize_session=False)
     )
-
-
-def insert_model_cards(session: Session) -> Insert:
-    """Keep model cards, once each."""
-    return insert_unless_there(session, ModelCardRow)
 
 
 def insert_results() -> Insert:

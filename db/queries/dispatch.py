@@ -63,6 +63,22 @@ def resign(name: str, leader: str) -> Delete:
     return delete(Leadership).where(Leadership.name == name, Leadership.leader == leader)
 
 
+def is_due(name: str) -> Select[bool]:
+    """Whether the time until which something was done has passed; None: it never was."""
+    return select((Leadership.until <= now()).label("due")).where(Leadership.name == name)
+
+
+def take_over(name: str, leader: str, seconds: float) -> ReturningUpdate[str]:
+    """Take what is due; returns nothing where another was first."""
+    return (
+        update(Leadership)
+        .where(Leadership.name == name, Leadership.until <= now())
+        .values(leader=leader, until=seconds_from_now(seconds))
+        .returning(Leadership.name)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def next_to_publish(
     model: str, lane: Lane, limit: int, min_age_seconds: float = 0.0
 ) -> Select[UUID, int]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib.metadata
 import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers.utils.hub import cached_file
 from engine.backends.checkpoint_weights import named, not_finite, why_not_whole
 from engine.backends.generation_config import why_no_start, why_not_made, why_not_run
 from engine.backends.tokenizer_kind import why_not_marked, why_unknown
+from engine.backends.weight_files import folder_revision, licence_of, weight_digests
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard
@@ -86,7 +87,12 @@ class Checkpoint:
             else transformers.AutoModelForCausalLM
         )
         arguments = {**source, "dtype": dtype}
-        model = whole(spec, auto.from_pretrained, arguments)
+        folder = files_of(spec)
+        # Beside the loading, which waits for the same files.
+        with ThreadPoolExecutor(1, "digests") as digesting:
+            digested = digesting.submit(weight_digests, folder)
+            model = whole(spec, auto.from_pretrained, arguments)
+            weight_files = digested.result()
         if not model.can_generate():
             raise Unloadable(
                 f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} is a "
@@ -117,7 +123,7 @@ class Checkpoint:
         card = ModelCard(
             alias=spec.alias,
             checkpoint=spec.checkpoint,
-            revision=revision_of(spec, config),
+            revision=getattr(config, "_commit_hash", None) or folder_revision(folder, weight_files),
             family="seq2seq" if config.is_encoder_decoder else "causal",
             engine="exact",
             model_type=config.model_type,
@@ -125,6 +131,8 @@ class Checkpoint:
             dtype=str(dtype).removeprefix("torch."),
             max_context_tokens=context_tokens(config, tokenizer, "encoder"),
             num_parameters=sum(each.numel() for each in model.parameters()),
+            weight_files=weight_files,
+            licence=licence_of(folder),
             versions=versions(),
         )
         return cls(config, tokenizer, model, generation_config, own, num_ids, limits, card, reload)
@@ -291,7 +299,7 @@ def choose_device(spec: EngineSpec, num_gpus: int) -> torch.device:
 
 def choose_dtype(spec: EngineSpec, config: Any, device: torch.device) -> torch.dtype:
     if spec.dtype != "auto":
-        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]  # a name of DTYPES
+        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]  # a name of DType
     if device.type == "cpu":
         return torch.float32
     own = getattr(config, "dtype", None)
@@ -329,23 +337,14 @@ def limits_of(spec: EngineSpec, config: Any, tokenizer: Any) -> Limits:
     return Limits(min(bounds, default=None), decoder)
 
 
-def revision_of(spec: EngineSpec, config: Any) -> str | None:
-    """The commit, or a short hash over what a folder holds, cheap enough for any size."""
-    commit = getattr(config, "_commit_hash", None)
+def files_of(spec: EngineSpec) -> Path:
+    """The folder that holds the checkpoint's files: its own, or the hub's snapshot."""
     folder = Path(place(spec))
-    if commit or not folder.is_dir():
-        return commit or spec.revision
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        digest.update(safetensors_header(path))
-    return digest.hexdigest()[:12]
-
-
-def safetensors_header(path: Path) -> bytes:
-    """Names, types and shapes: eight bytes of length, then JSON."""
-    with path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
+    if folder.is_dir():
+        return folder
+    config = cached_file(spec.checkpoint, "config.json", revision=spec.revision)
+    assert config is not None  # it was loaded a moment ago
+    return Path(config).parent
 
 
 def versions() -> dict[str, str]:

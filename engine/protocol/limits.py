@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from engine.protocol.engine_spec import EngineSpec, bytes_of
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.model_settings import bytes_of
 
 AS_CONFIGURED = "as the configuration says"
 CPU_SEQUENCES = 32

@@ -243,7 +243,7 @@ class ModelCard:
 
     alias: str
     checkpoint: str
-    revision: str | None  # a commit, or a short hash over configuration and weight headers
+    revision: str | None  # a commit, or a short hash over configuration and weights
     family: Literal["seq2seq", "causal", "fake"]
     engine: str  # inflight, exact, ctranslate2, vllm or fake
     model_type: str
@@ -251,6 +251,8 @@ class ModelCard:
     dtype: str
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
+    weight_files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256
+    licence: str | None = None  # None: the checkpoint names none
     engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -260,6 +262,7 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         data = {each.name: getattr(self, each.name) for each in fields(self)}
+        data["weight_files"] = dict(self.weight_files)
         data["versions"] = dict(self.versions)
         return data
 

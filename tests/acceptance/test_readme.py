@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,15 +168,3 @@ def test_the_example_configuration_is_one() -> None:
     }
     assert catalog.route("translate", None, "en", "de").alias == "opus-en-de"
     assert catalog.route("translate", None, "fr", "uk").alias == "nllb"
-
-
-def test_the_configuration_tables_name_what_there_is() -> None:
-    from tasks.catalog import Model
-    from worker.settings import Settings
-
-    named = set(re.findall(r"`([a-z_]+)`", README))
-    settings = set(Settings.__dataclass_fields__) - {"claim_seconds", "dispatch_seconds"}
-    fields = {name for name in Model.model_fields if not name.startswith("fake_")} - {"alias"}
-    assert fields <= named
-    assert settings <= named
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] in README

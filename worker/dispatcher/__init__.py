@@ -6,6 +6,7 @@
     backlog.py                which jobs are published now, and in which messages
     queue_target.py           how many may be out, and how soon more are needed: arithmetic
     notification_listener.py  wakes the tick when a batch was submitted
+    nightly_pass.py           once a night: what is older than its retention goes
     broker.py                 how long a queue is, and whether Redis lost its data
 
 # What must hold, and what must not

@@ -56,6 +56,7 @@ class Dispatcher:
 
     @property
     def leads(self) -> bool:
+        """Whether this worker leads, as of the last tick."""
         return self._leader.leads
 
     def _on_notification(self) -> None:

@@ -11,7 +11,10 @@ import pytest
 from kombu.transport import memory
 
 from db import JobState, find_results
+from db.clock import seconds_from_now
 from db.lane import Lane
+from db.pruning import prune
+from db.retention import Retention
 from db.session import Database
 from tasks import generate, submit_batch, summarize, translate
 from tasks.contract import Contract
@@ -19,7 +22,7 @@ from tasks.errors import DuplicateId, IdempotencyConflict, Refused, UnknownLangu
 from tasks.generate import GenerateContract
 from tasks.submit import CHUNK, submit_message
 from tasks.summarize import SummarizeContract
-from tests.jobs import job, payload, states
+from tests.jobs import job, payload, set_columns, states
 from tests.producers import FAKE, producing, write_config
 
 
@@ -87,6 +90,18 @@ def test_the_same_key_with_other_contents_is_refused(
     with pytest.raises(IdempotencyConflict):
         summarize.submit(text="a b c", idempotency_key="k")
     assert states(database) == {"queued": 1}
+
+
+def test_a_key_whose_job_s_text_was_pruned_is_known_all_the_same(database: Database) -> None:
+    first = generate.submit(text="a b c", idempotency_key="k")
+    set_columns(database, [first.id], state="cancelled", finished_at=seconds_from_now(-60))
+    prune(database, Retention(for_all={"payloads": 0.0}))
+
+    again = generate.submit(text="a b c", idempotency_key="k")
+
+    assert (again.id, again.is_new) == (first.id, False)
+    with pytest.raises(IdempotencyConflict):
+        summarize.submit(text="a b c", idempotency_key="k")
 
 
 def test_keys_are_a_tenants_own(database: Database) -> None:

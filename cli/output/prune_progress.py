@@ -1,0 +1,46 @@
+"""The progress of a pass over old rows: a bar for each kind of them."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cli.output.terminal import Screen, err
+from db.pruning import num_prunable
+from db.retention import Retention
+from db.session import Database
+
+
+class PruneProgress:
+    """Bars on a terminal; elsewhere nothing, and what is due is not even counted."""
+
+    def __init__(self, database: Database, retention: Retention, console: Screen = err) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        due = num_prunable(database, retention) if console.is_terminal else {}
+        self._bars = {
+            name: self._progress.add_task(name, total=num) for name, num in due.items() if num
+        }
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, name: str, num: int) -> None:
+        if name in self._bars:
+            self._progress.update(self._bars[name], advance=num)

@@ -1,0 +1,66 @@
+"""Pruning: what is older than its retention goes, a little at a time, while jobs run."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from sqlalchemy import func, select
+
+from db.queries.retention import PRUNABLES, Key, Prunable
+from db.retention import ClassAges, Retention
+from db.session import Database
+
+ROWS = 250  # of one transaction
+# Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
+SHARE = 0.05
+MAX_PAUSE_SECONDS = 2.0
+
+
+def prune(
+    database: Database,
+    retention: Retention,
+    *,
+    on_pruned: Callable[[str, int], None] = lambda name, num: None,
+    is_ended: Callable[[], bool] = lambda: False,
+    pause: Callable[[float], object] = time.sleep,
+) -> dict[str, int]:
+    """Prune what is due; returns how much of each kind went.
+
+    on_pruned: told of each transaction, as it is committed
+    is_ended:  asked between two of them; what has gone by then is gone
+    pause:     waits for so many seconds; so jobs have the database for most of the time
+    """
+    pruned = dict.fromkeys((each.name for each in PRUNABLES), 0)
+    for prunable, ages in _of_an_age(retention):
+        after: Key | None = None
+        while not is_ended():
+            begun = time.monotonic()
+            with database.read() as session:  # to look is most of the work, and locks nothing
+                keys = [tuple(row) for row in session.execute(prunable.page(ages, after, ROWS))]
+            if not keys:
+                break
+            with database.write() as session:
+                num = prunable.prune(session, prunable.among(ages, keys))
+            seconds = time.monotonic() - begun
+            pruned[prunable.name] += num
+            on_pruned(prunable.name, num)
+            after = keys[-1]
+            pause(min(seconds * (1 / SHARE - 1), MAX_PAUSE_SECONDS))
+    return pruned
+
+
+def num_prunable(database: Database, retention: Retention) -> dict[str, int]:
+    """How much of each kind a pass would prune now."""
+    due = dict.fromkeys((each.name for each in PRUNABLES), 0)
+    for prunable, ages in _of_an_age(retention):
+        counted = select(func.count()).select_from(
+            select(*prunable.key).where(prunable.is_due(ages)).subquery()
+        )
+        with database.read() as session:
+            due[prunable.name] = session.scalar(counted) or 0
+    return due
+
+
+def _of_an_age(retention: Retention) -> Iterator[tuple[Prunable, ClassAges]]:
+    for prunable in PRUNABLES:
+        if ages := retention.ages(prunable.row_class):
+            yield prunable, ages

@@ -1,0 +1,28 @@
+"""Model cards: the models that answered, as they were loaded."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Insert, select
+from sqlalchemy.orm import Session
+
+from db.models import ModelCardRow
+from db.queries.inserts import insert_unless_there
+
+
+def insert_model_cards(session: Session) -> Insert:
+    """Keep model cards, once each."""
+    return insert_unless_there(session, ModelCardRow)
+
+
+def newest_card(session: Session, alias: str) -> tuple[Mapping[str, Any], datetime] | None:
+    """The newest card of a model and when it was kept; None if it has answered nothing yet.
+
+    There is one for each checkpoint and set of versions that ever answered, so few that all
+    of them are read.
+    """
+    rows = session.scalars(select(ModelCardRow).order_by(ModelCardRow.created_at.desc()))
+    return next(
+        ((row.content, row.created_at) for row in rows if row.content.get("alias") == alias), None
+    )

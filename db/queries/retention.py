@@ -1,0 +1,208 @@
+"""Retention: what is old enough to go, page by page, and how it goes.
+
+The texts of a job go, and its row and the counts of its result stay. Everything else that is
+pruned is deleted. Only what belongs to finished jobs is pruned; the statement that prunes says
+so again, for a job may be put back in line after its page was read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Update,
+    and_,
+    case,
+    delete,
+    exists,
+    null,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from db.clock import now, seconds_from_now
+from db.models import AttemptRow, Job, Payload, QuarantinedMessage, Result, Segment
+from db.retention import ClassAges
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """Rows that are pruned by their age, and by which of the ages in the settings."""
+
+    name: str  # for people
+    row_class: str
+    key: tuple[InstrumentedAttribute[Any], ...]
+    is_due: Callable[[ClassAges], ColumnElement[bool]]
+    prune: Callable[[Session, ColumnElement[bool]], int]  # rows of a condition
+
+    def page(self, ages: ClassAges, after: Key | None, limit: int) -> Select[Any]:
+        """The keys of what is due, in their order."""
+        due = select(*self.key).where(self.is_due(ages)).order_by(*self.key).limit(limit)
+        return due if after is None else due.where(self._key > self._literal(after))
+
+    def among(self, ages: ClassAges, keys: Sequence[Key]) -> ColumnElement[bool]:
+        """Those of the keys that are still due."""
+        if len(self.key) == 1:
+            named: ColumnElement[bool] = self.key[0].in_([value for (value,) in keys])
+        else:
+            named = and_(
+                self.key[0].in_(sorted({key[0] for key in keys})),  # the index; the rest follows
+                tuple_(*self.key).in_(keys),
+            )
+        return named & self.is_due(ages)
+
+    @property
+    def _key(self) -> Any:
+        return self.key[0] if len(self.key) == 1 else tuple_(*self.key)
+
+    def _literal(self, key: Key) -> Any:
+        return (
+            key[0] if len(self.key) == 1 else tuple_(*key, types=[each.type for each in self.key])
+        )
+
+
+def _too_old(instant: InstrumentedAttribute[Any], ages: ClassAges) -> ColumnElement[bool]:
+    """Whether an instant of a job's is further back than the ages allow."""
+    cutoff = _ago(ages.for_all)
+    whens = [(Job.tenant == name, _ago(age)) for name, age in ages.by_tenant.items()]
+    whens += [(Job.task == name, _ago(age)) for name, age in ages.by_task.items()]
+    return instant <= (case(*whens, else_=cutoff) if whens else cutoff)
+
+
+def _ago(seconds: float | None) -> ColumnElement[Any]:
+    return null() if seconds is None else seconds_from_now(-seconds)
+
+
+def _of_finished_job(
+    job_id: InstrumentedAttribute[Any],
+    ages: ClassAges,
+    instant: InstrumentedAttribute[Any] = Job.finished_at,
+) -> ColumnElement[bool]:
+    return exists().where(Job.id == job_id, Job.finished_at.is_not(None), _too_old(instant, ages))
+
+
+def _prune_payloads(session: Session, condition: ColumnElement[bool]) -> int:
+    job_ids = _locked_jobs(session, Payload.job_id, condition)
+    if job_ids:
+        session.execute(empty_payloads(Payload.job_id.in_(job_ids)))
+        session.execute(_empty_metadata(job_ids))
+        session.execute(_mark_pruned(job_ids))
+    return len(job_ids)
+
+
+def _prune_outputs(session: Session, condition: ColumnElement[bool]) -> int:
+    job_ids = _locked_jobs(session, Result.job_id, condition)
+    if job_ids:
+        session.execute(empty_results(Result.job_id.in_(job_ids)))
+        session.execute(_empty_metadata(job_ids))
+        session.execute(_mark_pruned(job_ids))
+    return len(job_ids)
+
+
+def _locked_jobs(
+    session: Session, job_id: InstrumentedAttribute[Any], condition: ColumnElement[bool]
+) -> list[Any]:
+    """The finished jobs of rows, locked, so that none is put back in line without its text.
+
+    What somebody else is changing is left for another pass.
+    """
+    rows = select(job_id).where(condition)
+    return list(
+        session.scalars(
+            select(Job.id)
+            .where(Job.id.in_(rows), Job.finished_at.is_not(None))
+            .order_by(Job.id)
+            .with_for_update(skip_locked=True)
+        )
+    )
+
+
+def empty_payloads(condition: ColumnElement[bool]) -> Update:
+    """Take the texts out of payloads; what they are found by stays."""
+    return _quietly(update(Payload).where(condition).values(contract={}, pruned_at=now()))
+
+
+def empty_results(condition: ColumnElement[bool]) -> Update:
+    """Take out of results whatever may hold a text; the counts stay, and which model it was."""
+    emptied = update(Result).where(condition)
+    return _quietly(
+        emptied.values(output="", alternatives=[], provenance={}, coverage=None, pruned_at=now())
+    )
+
+
+def _empty_metadata(job_ids: Sequence[Any]) -> Update:
+    """Forget what jobs are found by, once they have no text that could be found."""
+    has_output = exists().where(Result.job_id == Payload.job_id, Result.pruned_at.is_(None))
+    return _quietly(
+        update(Payload)
+        .where(Payload.job_id.in_(job_ids), Payload.pruned_at.is_not(None), ~has_output)
+        .values(metadata_={})
+    )
+
+
+def _mark_pruned(job_ids: Sequence[Any]) -> Update:
+    return _quietly(update(Job).where(Job.id.in_(job_ids)).values(pruned_at=now()))
+
+
+def _quietly(statement: Update) -> Update:
+    return statement.execution_options(synchronize_session=False)
+
+
+def _deleting(model: Any) -> Callable[[Session, ColumnElement[bool]], int]:
+    def delete_rows(session: Session, condition: ColumnElement[bool]) -> int:
+        statement = delete(model).where(condition)
+        deleted = session.execute(statement.execution_options(synchronize_session=False))
+        return deleted.rowcount  # type: ignore[attr-defined, no-any-return]
+
+    return delete_rows
+
+
+def aged_rows(
+    name: str, row_class: str, key: InstrumentedAttribute[Any], instant: InstrumentedAttribute[Any]
+) -> Prunable:
+    """Rows of nobody's own, which are deleted when an instant in them is old enough."""
+
+    def is_due(ages: ClassAges) -> ColumnElement[bool]:
+        return instant <= _ago(ages.for_all)
+
+    return Prunable(name, row_class, (key,), is_due, _deleting(key.class_))
+
+
+PRUNABLES = (
+    Prunable(
+        "payloads",
+        "payloads",
+        (Payload.job_id,),
+        lambda ages: Payload.pruned_at.is_(None) & _of_finished_job(Payload.job_id, ages),
+        _prune_payloads,
+    ),
+    Prunable(
+        "outputs",
+        "outputs",
+        (Result.job_id,),
+        lambda ages: Result.pruned_at.is_(None) & _of_finished_job(Result.job_id, ages),
+        _prune_outputs,
+    ),
+    Prunable(
+        "segments",
+        "segments",
+        (Segment.job_id, Segment.position),
+        lambda ages: _of_finished_job(Segment.job_id, ages),
+        _deleting(Segment),
+    ),
+    Prunable(
+        "attempts",
+        "attempts",
+        (AttemptRow.job_id, AttemptRow.attempt),
+        lambda ages: _of_finished_job(AttemptRow.job_id, ages),
+        _deleting(AttemptRow),
+    ),
+    # What somebody sent and is no job's: as old as what jobs were sent.
+    aged_rows("messages", "payloads", QuarantinedMessage.id, QuarantinedMessage.arrived_at),
+)

@@ -1,0 +1,97 @@
+"""The nightly pass: once a night, one worker does what all of them need done.
+
+Whose night it is stands in a row of `leaderships`: until then, nobody needs to do it. A worker
+that dies in the middle of a pass leaves a row that runs out within `PASS_SECONDS`, and the
+leader of then goes on. A night on which no worker ran is made up for when one starts.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from threading import Event
+
+from db.pruning import prune
+from db.queries import dispatch
+from db.retention import Retention, seconds_until
+from db.session import Database
+from worker.periodic_thread import PeriodicThread
+
+log = logging.getLogger(__name__)
+
+NIGHTLY = "nightly pass"
+LOOK_SECONDS = 60.0  # between two looks at whether it is time
+UNLED_SECONDS = 1.0  # the same while another leads, which costs nothing to find out
+PASS_SECONDS = 900.0  # after its death another goes on; renewed while it runs
+
+
+class NightlyPass:
+    """A thread of its own: a pass takes minutes, and the dispatcher has none to spare."""
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        retention: Retention,
+        leads: Callable[[], bool],
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """leads: whether this worker is the leader; now: local, for when the night is"""
+        self._database = database
+        self._owner = owner
+        self._retention = retention
+        self._leads = leads
+        self._now = now
+        self._stopping = Event()
+        self._renewed_at = 0.0
+        self._thread = PeriodicThread("nightly-pass", LOOK_SECONDS, self.tick)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._thread.wake()
+
+    def stop(self) -> None:
+        """Return when the transaction that runs has ended; the pass is left to another worker."""
+        self._stopping.set()
+        self._thread.stop()
+
+    def tick(self) -> float:
+        """Make a pass if this worker leads and it is time; returns seconds until the next look."""
+        if not self._leads():
+            return UNLED_SECONDS
+        with self._database.read() as session:
+            is_due = session.scalar(dispatch.is_due(NIGHTLY))
+        if is_due is None:  # a new database: its first night is the next
+            with self._database.write() as session:
+                dispatch.lead(session, NIGHTLY, self._owner, self._seconds_until_next())
+        elif is_due:
+            with self._database.write() as session:
+                is_ours = session.scalar(dispatch.take_over(NIGHTLY, self._owner, PASS_SECONDS))
+            if is_ours is not None:
+                self._run()
+        return LOOK_SECONDS
+
+    def _run(self) -> None:
+        self._renewed_at = time.monotonic()
+        pruned = prune(
+            self._database,
+            self._retention,
+            on_pruned=self._renew,
+            is_ended=self._stopping.is_set,
+            pause=self._stopping.wait,
+        )
+        is_over = not self._stopping.is_set()
+        self._hold(self._seconds_until_next() if is_over else 0)
+        log.info("nightly pass", extra={"pruned": pruned, "is_over": is_over})
+
+    def _renew(self, name: str, num: int) -> None:
+        if time.monotonic() > self._renewed_at + PASS_SECONDS / 3:
+            self._hold(PASS_SECONDS)
+            self._renewed_at = time.monotonic()
+
+    def _hold(self, seconds: float) -> None:
+        with self._database.write() as session:
+            dispatch.lead(session, NIGHTLY, self._owner, seconds)
+
+    def _seconds_until_next(self) -> float:
+        return seconds_until(self._retention.at, self._now())
