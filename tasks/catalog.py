@@ -15,7 +15,7 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "retention")
+TABLES = ("models", "worker", "retention", "masking")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
@@ -55,6 +55,7 @@ class Catalog:
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # the [worker] table, which the worker reads
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
+    masking: Any = dataclasses.field(default_factory=dict)  # as tasks.masking reads it
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -78,6 +79,7 @@ class Catalog:
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
             retention=written.get("retention", {}),
+            masking=written.get("masking", {}),
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:

@@ -14,7 +14,7 @@ from worker.backoff import backoff_seconds
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
-from worker.recipes import RECIPES, Fallible, Steps, Work
+from worker.recipes import Fallible, Steps, Work, steps_of
 from worker.segments import finished_output, segment_of
 from worker.settings import Settings
 
@@ -140,7 +140,7 @@ class Attempt:
                     self._client.cancel([each.id for each in requests])
 
     def _begin(self) -> None:
-        self._steps = RECIPES[self._work.task](self._work)
+        self._steps = steps_of(self._work)
         self._enter(next(self._steps))
 
     def _enter(self, requests: Iterable[Request]) -> None:

@@ -31,6 +31,7 @@ from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
+from tasks.masking import Masking, masking_of
 from tasks.queues import queue_names
 from tasks.retention import retention_of
 from worker import quarantine
@@ -44,6 +45,7 @@ from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.model_record import changed_files
@@ -68,8 +70,11 @@ class Worker:
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
         retention: Retention | None = None,
+        masking: Masking | None = None,
     ) -> None:
-        """retention: of what is kept; None: for ever"""
+        """retention: of what is kept; None: for ever
+        masking: what of a job's text the model does not see; None: nothing
+        """
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -86,6 +91,7 @@ class Worker:
             for model in models
         }
         self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
+        self._maskers = Maskers(masking or Masking())
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
@@ -155,6 +161,7 @@ class Worker:
             Settings.from_environment(catalog.worker, os.environ),
             on_consumer_stalled,
             retention_of(catalog.retention),
+            masking_of(catalog.masking),
         )
 
     def capacity(self) -> dict[str, int]:
@@ -357,6 +364,7 @@ class Worker:
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
                 self._languages[job.model],
+                self._maskers.masker_for(job.task, job.tenant),
             )
             attempt = Attempt(
                 job.fence,
