@@ -16,6 +16,7 @@ from uuid import UUID
 
 from db.outcome import Answer
 from engine.protocol.messages import ModelCard, Output, Params, Request
+from worker.masking.masker import Masker
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Work:
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
+    masker: Masker | None = None  # None: the model sees the text as it is
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""
