@@ -30,6 +30,7 @@ from engine.protocol.limits import AS_CONFIGURED
 from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
+from tasks.canaries import Canary, canaries_of
 from tasks.catalog import Model
 from tasks.masking import Masking, masking_of
 from tasks.queues import queue_names
@@ -73,12 +74,15 @@ class Worker:
         retention: Retention | None = None,
         guards: Mapping[str, Any] | None = None,
         masking: Masking | None = None,
+        canaries: Sequence[Canary] = (),
     ) -> None:
         """retention: of what is kept; None: for ever
         guards: the [guards] table of `tidemill.toml`
         masking: what of a job's text the model does not see; None: nothing
+        canaries: submitted every night
         """
         self.settings = settings
+        self._canaries = canaries
         self._guard = Guard(guards if guards is not None else {})
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -132,7 +136,11 @@ class Worker:
         )
         self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
         self._nightly = NightlyPass(
-            database, self.owner, retention or Retention(), lambda: self._dispatcher.leads
+            database,
+            self.owner,
+            retention or Retention(),
+            lambda: self._dispatcher.leads,
+            canaries=canaries,
         )
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
@@ -167,6 +175,7 @@ class Worker:
             retention_of(catalog.retention),
             catalog.guards,
             masking_of(catalog.masking),
+            canaries_of(catalog.canaries),
         )
 
     def capacity(self) -> dict[str, int]:
@@ -208,6 +217,7 @@ class Worker:
             lambda: self._dispatcher.leads,
             [model.alias for model in self._models],
             Path.cwd(),
+            canaries=self._canaries,
         )
         return PrometheusMetrics(
             self.settings.metrics_host, self.settings.metrics_port, self.figures, watch
