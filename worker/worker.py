@@ -45,6 +45,7 @@ from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.job_trace import JobTrace
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
@@ -377,6 +378,15 @@ class Worker:
                 self._committer.keep,
                 job.segments,
                 job.ids,
+                JobTrace.of(
+                    job.fence.job_id,
+                    job.batch_id,
+                    job.traceparent,
+                    job.claim_began_ns,
+                    task=job.task,
+                    model=job.model,
+                    attempt=job.fence.attempt,
+                ),
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -434,7 +444,9 @@ class Worker:
             self._settled.notify_all()
         for fence, running in ended:
             if running is not None:
-                _, job = running
+                attempt, job = running
+                if attempt.trace is not None:
+                    attempt.trace.committed()
                 job.delivery.settle([fence.job_id])
 
     def _attempts(self) -> list[Attempt]:
