@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -44,6 +44,7 @@ from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
+from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
 from worker.job_trace import JobTrace
 from worker.masking.masker import Maskers
@@ -71,12 +72,15 @@ class Worker:
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
         retention: Retention | None = None,
+        guards: Mapping[str, Any] | None = None,
         masking: Masking | None = None,
     ) -> None:
         """retention: of what is kept; None: for ever
+        guards: the [guards] table of `tidemill.toml`
         masking: what of a job's text the model does not see; None: nothing
         """
         self.settings = settings
+        self._guard = Guard(guards if guards is not None else {})
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
         self._models = models
@@ -162,6 +166,7 @@ class Worker:
             Settings.from_environment(catalog.worker, os.environ),
             on_consumer_stalled,
             retention_of(catalog.retention),
+            catalog.guards,
             masking_of(catalog.masking),
         )
 
@@ -276,6 +281,7 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._guard.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
         self._metrics.stop()
@@ -378,6 +384,7 @@ class Worker:
                 self._committer.keep,
                 job.segments,
                 job.ids,
+                self._guard,
                 JobTrace.of(
                     job.fence.job_id,
                     job.batch_id,

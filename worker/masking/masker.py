@@ -8,6 +8,7 @@ from typing import Any
 
 from db.outcome import Answer
 from tasks.masking import Masking
+from worker.dialogue import Dialogue
 from worker.documents.placeholders import MASKED, Span, blanked, missed
 from worker.masking.finders import Finder, Match, checked, finders_of
 
@@ -62,7 +63,7 @@ class Masker:
 
 
 # Fields of a contract that a model reads, in whatever they are nested.
-TEXTS = ("text", "messages", "glossary", "context", "tools", "system")
+TEXTS = ("text", "messages", "dialogue", "focus", "glossary", "context", "tools", "system")
 # Within messages: words of the protocol, which are none of the user's.
 KEPT_KEYS = ("role", "type")
 
@@ -70,6 +71,8 @@ KEPT_KEYS = ("role", "type")
 def _texts_of(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
+    elif isinstance(value, Dialogue):
+        yield from (message.content for message in value.messages)
     elif isinstance(value, Mapping):
         for each in value.values():
             yield from _texts_of(each)
@@ -81,6 +84,8 @@ def _texts_of(value: Any) -> Iterator[str]:
 def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, str):
         return change(value)
+    if isinstance(value, Dialogue):
+        return value.mapped(change)
     if isinstance(value, Mapping):
         return {
             key: each if key in KEPT_KEYS else _mapped(each, change) for key, each in value.items()
@@ -138,6 +143,7 @@ class MaskedWork:
         return replace(
             answer,
             output=self._put_back(answer.output),
+            reasoning=None if answer.reasoning is None else self._put_back(answer.reasoning),
             alternatives=tuple(map(self._put_back, answer.alternatives)),
             provenance={**answer.provenance, "masking": report},
         )

@@ -17,9 +17,10 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def steps_of(work: Work) -> Steps:
-    """A job's recipe; where its text is masked, the recipe sees placeholders and nothing else."""
-    recipe = RECIPES[work.task]
+def steps_of(work: Work, recipe: Recipe | None = None) -> Steps:
+    """A job's recipe, or the given one that stands for it; where the job's text is masked, it sees
+    placeholders and nothing else."""
+    recipe = recipe or RECIPES[work.task]
     return recipe(work) if work.masker is None else _masked(recipe, work, work.masker)
 
 

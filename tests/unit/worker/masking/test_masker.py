@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 
 from db.outcome import Answer
+from engine.protocol.messages import Message
 from tasks.masking import MaskingRules
 from tests.jobs import answer
+from worker.dialogue import Dialogue
 from worker.masking.finders import Match, finders_of
 from worker.masking.masker import Masker
 
@@ -74,3 +76,40 @@ def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> 
 
     work = Masker((SimpleNamespace(find=find),)).masked({"text": "Ada met Bob"})
     assert work.contract["text"] == "⟦NAME_1⟧ met Bob"
+
+
+def test_the_turns_before_a_chat_are_masked_with_the_same_placeholders() -> None:
+    before = Dialogue(
+        system=(Message("system", "You serve ada@example.org."),),
+        turns=((Message("user", "I am bob@example.org"), Message("assistant", "Hello")),),
+    )
+    contract = {
+        "messages": [{"role": "user", "content": "Write to bob@example.org and ada@example.org"}],
+        "dialogue": before,
+    }
+    work = EMAILS.masked(contract)
+    seen: Dialogue = work.contract["dialogue"]
+    (question,) = work.contract["messages"]
+    assert "@" not in "".join(each.content for each in seen.messages) + question["content"]
+    names = {value: name for name, value in work.values.items()}
+    assert seen.system[0].content == f"You serve {names['ada@example.org']}."
+    assert (
+        question["content"]
+        == f"Write to {names['bob@example.org']} and " + names["ada@example.org"]
+    )
+
+
+def test_a_thought_is_for_the_user_as_the_answer_is() -> None:
+    work = EMAILS.masked({"text": "Is ada@example.org right?"})
+    (name,) = work.values
+    answer = Answer(
+        output=f"{name} is.",
+        reasoning=f"They ask of {name}.",
+        finish_reason="stop",
+        prompt_tokens=1,
+        completion_tokens=1,
+        provenance={},
+    )
+    restored = work.restored(answer)
+    assert restored.output == "ada@example.org is."
+    assert restored.reasoning == "They ask of ada@example.org."
