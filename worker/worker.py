@@ -47,6 +47,7 @@ from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
+from worker.job_trace import JobTrace
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
@@ -394,6 +395,15 @@ class Worker:
                 job.segments,
                 job.ids,
                 self._guard,
+                JobTrace.of(
+                    job.fence.job_id,
+                    job.batch_id,
+                    job.traceparent,
+                    job.claim_began_ns,
+                    task=job.task,
+                    model=job.model,
+                    attempt=job.fence.attempt,
+                ),
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -451,7 +461,9 @@ class Worker:
             self._settled.notify_all()
         for fence, running in ended:
             if running is not None:
-                _, job = running
+                attempt, job = running
+                if attempt.trace is not None:
+                    attempt.trace.committed()
                 job.delivery.settle([fence.job_id])
 
     def _attempts(self) -> list[Attempt]:
