@@ -100,7 +100,7 @@ def _trial_write(client: "redis.Redis") -> tuple[str, ...]:
 def _access(client: "redis.Redis") -> dict[str, str]:
     try:
         return {
-            name: value
+            name: str(value)
             for name in ("bind", "protected-mode")
             for value in client.config_get(name).values()
         }
