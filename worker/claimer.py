@@ -21,8 +21,10 @@ from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
+from tasks.tracing import own_traceparent
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
+from worker.dialogue import with_dialogues
 from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -48,6 +50,7 @@ class ClaimedJob:
     batch_id: UUID | None
     traceparent: str | None
     wait_seconds: float  # since it was submitted
+    claim_began_ns: int  # since the epoch
     contract: dict[str, Any]
     delivery: Delivery
     segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
@@ -59,7 +62,8 @@ class ClaimedJob:
         if self.batch_id is not None:
             ids["batch_id"] = str(self.batch_id)
         if self.traceparent is not None:
-            ids["trace_id"] = self.traceparent.split("-")[1]
+            own = own_traceparent(self.fence.job_id, self.batch_id, self.traceparent)
+            ids["trace_id"] = own.split("-")[1]
         return ids
 
 
@@ -150,6 +154,7 @@ class Claimer:
             return
 
     def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
+        began_ns = time.time_ns()
         # A job that two deliveries name belongs to the first; the other is done with it.
         named: dict[UUID, Delivery] = {}
         for delivery in deliveries:
@@ -161,7 +166,7 @@ class Claimer:
                 session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
-            contracts = self._contracts(session, ids)
+            contracts = with_dialogues(session, self._contracts(session, ids))
             unopenable = [row for row in rows if row.id not in contracts]
             self._fail(session, [Fence(row.id, row.attempt, self._owner) for row in unopenable])
             rows = [row for row in rows if row.id in contracts]
@@ -181,6 +186,7 @@ class Claimer:
                 row.batch_id,
                 row.traceparent,
                 (row.started_at - row.created_at).total_seconds(),
+                began_ns,
                 contracts[row.id],
                 named[row.id],
                 segments.get(row.id, {}),

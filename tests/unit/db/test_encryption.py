@@ -1,6 +1,7 @@
 """Encryption at rest: texts are sealed for their place, whoever writes, and keys change."""
 
 import base64
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,18 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Text, cast, insert, literal_column, select, text, type_coerce, update
+from sqlalchemy import (
+    JSON,
+    LargeBinary,
+    Text,
+    cast,
+    insert,
+    literal_column,
+    select,
+    text,
+    type_coerce,
+    update,
+)
 from uuid_utils.compat import uuid7
 
 from db import erasure, find_job, find_results
@@ -24,7 +36,7 @@ from db.encryption.key_ring import (
 )
 from db.encryption.rotation import sealed_columns, values_by_key
 from db.erasure import Person
-from db.models import Base, Payload, QuarantinedMessage, Result
+from db.models import AttemptRow, Base, Payload, QuarantinedMessage, Result
 from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from db.queries import claims, inserts, quarantine
 from db.queries import segments as segment_queries
@@ -65,6 +77,7 @@ def finish(database: Database, fence: Fence, said: str) -> None:
         completion_tokens=2,
         provenance={"settings": {"stop": [CANARY]}},
         coverage={"note": CANARY},
+        reasoning=f"I think of {CANARY}",
     )
     writing = Committer(database, Settings(), lambda outcomes: None)
     writing.start()
@@ -105,6 +118,7 @@ def test_what_is_stored_is_sealed_and_what_is_read_is_plain(sealed: Database) ->
     assert details.contract == {"text": f"{CANARY} was sent"}
     assert details.provenance == {"settings": {"stop": [CANARY]}}
     assert details.coverage == {"note": CANARY}
+    assert details.job.reasoning == f"I think of {CANARY}"
     (found,) = find_results(database=sealed, with_input=True)
     assert found.input == f"{CANARY} was sent"
     with sealed.read() as session:
@@ -116,6 +130,49 @@ def test_what_is_stored_is_sealed_and_what_is_read_is_plain(sealed: Database) ->
         assert session.get_one(QuarantinedMessage, message).body == CANARY.encode()
     exported = list(erasure.export(sealed, Person(tenant="default")))
     assert exported[0]["result"]["output"] == f"it said {CANARY}"
+
+
+def test_every_column_that_can_hold_a_text_is_sealed_or_named_here() -> None:
+    """Who adds a column says with this what is in it; what is sealed is also erased, below."""
+    open_columns = {
+        "attempts.error_message",  # our own sentences
+        "jobs.error_message",
+        "batches.metadata",  # what rows are found by
+        "payloads.metadata",
+        "audit.objects",  # ids and numbers
+        "model_cards.content",  # of the model
+        "workers.engines",
+        "workers.room",
+    }
+    can_hold_a_text = {
+        f"{table.name}.{column.name}"
+        for table in Base.metadata.sorted_tables
+        for column in table.c
+        if isinstance(column.type, Text | JSON | LargeBinary)
+    }
+    assert can_hold_a_text == open_columns
+
+
+def test_whatever_is_sealed_is_erased(sealed: Database) -> None:
+    job_id = finished(sealed)
+    with sealed.write() as session:
+        session.execute(
+            inserts.table(AttemptRow).insert(),
+            [{"job_id": job_id, "attempt": 9, "next_state": "failed", "output": CANARY}],
+        )
+        session.execute(
+            inserts.table(Segment).insert(),
+            [{"job_id": job_id, "position": 7, "output": {"output": CANARY}}],
+        )
+    message = set_aside(sealed, json.dumps([[], {"text": CANARY}, {}]).encode())
+    for column, counts in values_by_key(sealed, sealed.keys).items():
+        assert counts["k1"] > 0, f"the test leaves {column} empty"
+
+    erasure.erase(sealed, Person(tenant="default"))
+
+    assert message
+    for column, counts in values_by_key(sealed, sealed.keys).items():
+        assert not any(counts.values()), column
 
 
 def test_a_job_without_a_result_and_an_empty_text_are_read(sealed: Database) -> None:
