@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import islice, repeat
 from pathlib import Path
 
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select
 from uuid_utils.compat import uuid7
 
 from benchmarks.pipeline import DATABASES, FAKE, RAW, Road, ask, worker
@@ -54,7 +54,6 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
     with worker(environment):
         database = Database(environment["TIDEMILL_DATABASE_URL"])
         add_old(database, arguments.old)
-        database.close()
         ask("run", arguments.jobs // 4, environment)  # to warm up
         shares = []
         for _ in range(arguments.rounds):
@@ -62,6 +61,10 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
             with subprocess.Popen(
                 [sys.executable, "-m", "cli", "prune"], env=environment, stdout=subprocess.DEVNULL
             ) as pruning:
+                # Until it has begun: that a command starts is not what this measures.
+                before = num_pruned(database)
+                while num_pruned(database) == before:
+                    time.sleep(0.1)
                 beside = float(ask("run", arguments.jobs, environment))
                 was_pruning = pruning.poll() is None
                 pruning.terminate()
@@ -73,6 +76,7 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
             env=environment, check=True, stdout=(road.folder / "pruned").open("w"),
         )  # fmt: skip
         seconds = time.perf_counter() - begun
+        database.close()
     texts = sum_of(road.folder / "pruned")
     print(
         f"{name:<11} jobs/s beside pruning, of those without: {statistics.median(shares):.3f} "
@@ -80,6 +84,13 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
         "job running",
         flush=True,
     )
+
+
+def num_pruned(database: Database) -> int:
+    with database.read() as session:
+        pruned = (each.pruned_at.is_not(None) for each in (Payload, Result))
+        counts = (session.scalar(select(func.count()).where(each)) or 0 for each in pruned)
+        return sum(counts)
 
 
 def sum_of(path: Path) -> int:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from db import audit
@@ -14,9 +15,11 @@ from db.queries.retention import Key, Prunable
 from db.retention import ClassAges, Retention
 from db.session import Database
 
+PAGE = 1000  # rows looked at
 ROWS = 250  # of one transaction
 # Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
 SHARE = 0.05
+LOOKING_SHARE = 0.2  # the same while it finds nothing
 MAX_PAUSE_SECONDS = 2.0
 
 
@@ -79,17 +82,33 @@ def _prune(
         after: Key | None = None
         while not is_ended():
             begun = time.monotonic()
-            with database.read() as session:  # to look is most of the work, and locks nothing
-                keys = [tuple(row) for row in session.execute(prunable.page(ages, after, ROWS))]
+            with database.read() as session:  # to look locks nothing
+                keys = _keys(session, prunable.page(after, PAGE))
+                due = _keys(session, prunable.due(ages, keys)) if keys else []
             if not keys:
                 break
-            with database.write() as session:
-                num = prunable.prune(session, prunable.among(ages, keys))
-            seconds = time.monotonic() - begun
-            pruned[prunable.name] += num
-            on_pruned(prunable.name, num)
             after = keys[-1]
-            pause(min(seconds * (1 / SHARE - 1), MAX_PAUSE_SECONDS))
+            for start in range(0, len(due), ROWS):
+                if is_ended():
+                    return
+                with database.write() as session:
+                    some = prunable.among(ages, due[start : start + ROWS])
+                    num = prunable.prune(session, some)
+                pruned[prunable.name] += num
+                on_pruned(prunable.name, num)
+                _rest(pause, begun, SHARE)
+                begun = time.monotonic()
+            if not due:
+                _rest(pause, begun, LOOKING_SHARE)
+
+
+def _rest(pause: Callable[[float], object], begun: float, share: float) -> None:
+    seconds = time.monotonic() - begun
+    pause(min(seconds * (1 / share - 1), MAX_PAUSE_SECONDS))
+
+
+def _keys(session: Session, statement: Select[*tuple[Any, ...]]) -> list[Key]:
+    return [tuple(row) for row in session.execute(statement)]
 
 
 def num_prunable(database: Database, retention: Retention) -> dict[str, int]:

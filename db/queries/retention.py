@@ -7,6 +7,7 @@ so again, for a job may be put back in line after its page was read.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -40,11 +41,22 @@ class Prunable:
     key: tuple[InstrumentedAttribute[Any], ...]
     is_due: Callable[[ClassAges], ColumnElement[bool]]
     prune: Callable[[Session, ColumnElement[bool]], int]  # rows of a condition
+    pruned_at: InstrumentedAttribute[datetime | None] | None = None  # of rows that stay
 
-    def page(self, ages: ClassAges, after: Key | None, limit: int) -> Select[Any]:
-        """The keys of what is due, in their order."""
-        due = select(*self.key).where(self.is_due(ages)).order_by(*self.key).limit(limit)
-        return due if after is None else due.where(self._key > self._literal(after))
+    def page(self, after: Key | None, limit: int) -> Select[Any]:
+        """The next keys of what is there, due or not, in their order.
+
+        Which of them are due is another statement: together, a planner may join whole tables
+        and sort them, for every page again.
+        """
+        statement = select(*self.key).order_by(*self.key).limit(limit)
+        if self.pruned_at is not None:
+            statement = statement.where(self.pruned_at.is_(None))
+        return statement if after is None else statement.where(self._key > self._literal(after))
+
+    def due(self, ages: ClassAges, keys: Sequence[Key]) -> Select[Any]:
+        """Those of the keys that are due."""
+        return select(*self.key).where(self.among(ages, keys)).order_by(*self.key)
 
     def among(self, ages: ClassAges, keys: Sequence[Key]) -> ColumnElement[bool]:
         """Those of the keys that are still due."""
@@ -112,11 +124,11 @@ def _locked_jobs(
 
     What somebody else is changing is left for another pass.
     """
-    rows = select(job_id).where(condition)
+    job_ids = session.scalars(select(job_id).where(condition)).all()
     return list(
         session.scalars(
             select(Job.id)
-            .where(Job.id.in_(rows), Job.finished_at.is_not(None))
+            .where(Job.id.in_(job_ids), Job.finished_at.is_not(None))
             .order_by(Job.id)
             .with_for_update(skip_locked=True)
         )
@@ -188,6 +200,7 @@ PRUNABLES = (
         (Payload.job_id,),
         lambda ages: Payload.pruned_at.is_(None) & _of_finished_job(Payload.job_id, ages),
         _prune_payloads,
+        Payload.pruned_at,
     ),
     Prunable(
         "outputs",
@@ -195,6 +208,7 @@ PRUNABLES = (
         (Result.job_id,),
         lambda ages: Result.pruned_at.is_(None) & _of_finished_job(Result.job_id, ages),
         _prune_outputs,
+        Result.pruned_at,
     ),
     Prunable(
         "segments",

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -259,13 +259,11 @@ def retried_after_the_first_read(database: Database, job_id: UUID) -> Iterator[N
 def test_it_goes_by_key_in_small_transactions_and_can_be_ended(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pruning, "PAGE", 20)
     monkeypatch.setattr(pruning, "ROWS", 10)
-    rows = [job_row() for _ in range(35)]
-    insert_jobs(database, rows)
-    with database.write() as session:
-        session.execute(
-            update(Job).values(state=JobState.CANCELLED, finished_at=seconds_from_now(-DAY))
-        )
+    waiting = insert_jobs(database, [job_row() for _ in range(45)])  # two pages and a bit
+    old = insert_jobs(database, [job_row() for _ in range(35)])
+    set_columns(database, old, state=JobState.CANCELLED, finished_at=seconds_from_now(-DAY))
     retention = Retention(for_all={"payloads": 0.0})
     parts: list[int] = []
 
@@ -273,10 +271,11 @@ def test_it_goes_by_key_in_small_transactions_and_can_be_ended(
         parts.append(num)
 
     first = at_once(database, retention, on_pruned=record, is_ended=lambda: len(parts) == 2)
-    assert (first["payloads"], parts) == (20, [10, 10])
+    assert (first["payloads"], parts) == (15, [10, 5])
     at_once(database, retention, on_pruned=record)
-    assert parts == [10, 10, 10, 5]
+    assert parts == [10, 5, 10, 5, 5]
     assert num_prunable(database, retention)["payloads"] == 0
+    assert all(row(database, Payload, each).contract for each in waiting)
 
 
 def test_a_dry_run_changes_nothing(database: Database) -> None:
