@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tasks.contract import Contract
 
 EXAMPLES = (
-    "tidemill submit summarize reports/ --batch reports",
     "tidemill submit summarize --file reports.jsonl --batch reports",
     'tidemill submit translate "The sea was calm." --source-language en --target-language fr',
     'tidemill submit generate "Once upon a time" --param temperature=0.8',

@@ -210,14 +210,14 @@ def test_a_wrong_text_is_refused_with_the_fault(
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("notes.txt", "notes.txt is none of the known kinds: .jsonl"),
+        ("notes.log", "notes.log is none of the known kinds: .jsonl"),
         ("reprots.jsonl", "there is no file or folder reprots.jsonl"),
     ],
 )
 def test_the_name_of_a_file_is_not_submitted_as_a_text(
     stored: InProcess, name: str, fault: str
 ) -> None:
-    stored.write("notes.txt", "What the keeper wrote.")
+    stored.write("notes.log", "What the keeper wrote.")
 
     ended = stored("submit", "summarize", name)
 
