@@ -40,7 +40,11 @@ MAX_SECONDS = 10**9  # as in db.reading
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Errors = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Every row that is left out, as JSON lines: where and why."),
+    typer.Option(
+        metavar="FILE",
+        help="Every row that is left out, as JSON lines: where and why; and every document of "
+        "which a part gave no text.",
+    ),
 ]
 MetricsPort = Annotated[
     int | None,
@@ -72,6 +76,17 @@ def params(given: Iterable[str]) -> dict[str, Any]:
     """`--param` texts: a value that reads as JSON is that (60, 0.7, true, ["."]), else a text."""
     made: Mapping[str, str] = pairs("--param", given)
     return {key: _json_or_text(value) for key, value in made.items()}
+
+
+def json_file(path: Path) -> Any:
+    """What a JSON file holds; a usage error names one that cannot be read or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fault = f"{path} cannot be read: {error.strerror}"
+    except (RecursionError, ValueError):
+        fault = f"{path} holds no JSON"
+    raise typer.BadParameter(fault, param_hint="--json-schema")
 
 
 def instant(option: str, text: str | None) -> datetime | None:

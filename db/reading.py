@@ -7,13 +7,14 @@ from math import ceil, floor
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
 from db.lane import Lane
-from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.models import AttemptRow, Batch, Job, ModelCardRow, Payload, Result
 from db.queries import claims, quarantine, submission
+from db.queries.conditions import has_pair
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
 
@@ -157,6 +158,7 @@ class JobDetails:
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
     coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
     messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
+    refused_output: str | None = None  # of a failed job: its last answer, which was not as asked
 
 
 def find_results(
@@ -207,7 +209,7 @@ def find_results(
         state = JobState.SUCCEEDED if error_code is None else None
     named = (task, batch, language, tenant, text, custom_id, finish_reason, error_code)
     pairs = dict(metadata or {})
-    if not all(map(_can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
+    if not all(map(can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
         return iter(())
     database = database or database_from_environment()
     statement = _found_jobs()
@@ -228,7 +230,7 @@ def find_results(
     if error_code is not None:
         statement = statement.where(Job.error_code == error_code)
     for key, value in pairs.items():
-        statement = statement.where(_has_pair(database, key, value))
+        statement = statement.where(has_pair(database.dialect, Payload.metadata_, key, value))
     if since is not None:
         statement = statement.where(Job.created_at >= since)
     if until is not None:
@@ -246,7 +248,7 @@ def find_results(
     return _pages(database, statement, after, limit, sort, with_input)
 
 
-def _can_be_kept(name: object) -> bool:
+def can_be_kept(name: object) -> bool:
     """Whether any row can have it: no database keeps a NUL or half a character."""
     if not isinstance(name, str):
         return True
@@ -258,15 +260,6 @@ def _microseconds(name: str, seconds: float) -> float:
         raise ValueError(f"{name} is {seconds}; it must be seconds, from 0 to {MAX_DURATION:,}")
     # To the nanosecond, so that 0.1 is 100,000 and not a little more.
     return round(seconds * 1e6, 3)
-
-
-def _has_pair(database: Database, key: str, value: str) -> ColumnElement[bool]:
-    if database.dialect == "postgresql":
-        found: ColumnElement[bool] = Payload.metadata_[key].as_string() == value
-        return found
-    # SQLite compares the labels of a JSON path as they are written, escapes and all.
-    pair = func.json_each(Payload.metadata_).table_valued("key", "value")
-    return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
@@ -282,14 +275,22 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance, ModelCardRow.content, Result.coverage)
+        select(
+            Job,
+            Payload.contract,
+            Result.provenance,
+            ModelCardRow.content,
+            Result.coverage,
+            AttemptRow.output,
+        )
         .join(Payload, Payload.job_id == Job.id)
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == Job.id, AttemptRow.attempt == Job.attempt))
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance, model_card, coverage = session.execute(statement).one()
+        row, contract, provenance, model_card, coverage, refused = session.execute(statement).one()
         messages = session.execute(quarantine.quarantined_of(job_id, MAX_MESSAGES)).all()
     return JobDetails(
         job=job,
@@ -308,6 +309,7 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         provenance=None if provenance is None else {**(model_card or {}), **provenance},
         messages=tuple(MessageSetAside(*each) for each in messages),
         coverage=coverage,
+        refused_output=refused,
     )
 
 
@@ -321,7 +323,7 @@ def find_batches(
 
     name: a batch's name, run key or id; None for every batch
     """
-    if not _can_be_kept(name):
+    if not can_be_kept(name):
         return []
     statement = select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
     if name is not None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tasks.contract import Contract
 
 EXAMPLES = (
+    "tidemill submit summarize reports/ --batch reports",
     "tidemill submit summarize --file reports.jsonl --batch reports",
     'tidemill submit translate "The sea was calm." --source-language en --target-language fr',
     'tidemill submit generate "Once upon a time" --param temperature=0.8',
@@ -36,7 +37,8 @@ def submit(
         str | None,
         typer.Option(
             help="A .jsonl, .csv, .tsv or .parquet file, a row each job and a column each field "
-            "of it; a folder of text files; `-` for JSON lines on standard input."
+            "of it; a document (.txt, .md, .html, .srt, .vtt; with the extra `files` .docx, .pdf, "
+            ".epub), or a folder of them; `-` for JSON lines on standard input."
         ),
     ] = None,
     as_text: Annotated[
@@ -65,6 +67,15 @@ def submit(
     previous_job_id: Annotated[
         str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For generate and chat: the answer is JSON that matches."
+        ),
+    ] = None,
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="For generate and chat: the answer is an object.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
         options.LaneName | None,
@@ -94,6 +105,8 @@ def submit(
         ("source_language", source_language),
         ("target_language", target_language),
         ("previous_job_id", previous_job_id),
+        ("json_schema", None if json_schema is None else options.json_file(json_schema)),
+        ("json_object", json_object or None),
         ("model", model),
         ("lane", lane),
         ("priority", priority),
@@ -269,7 +282,7 @@ def _submit_files(
 ) -> None:
     from datetime import datetime
 
-    from cli.ingest import open_source
+    from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
     from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
     from cli.stack.ready import require_ready
@@ -283,13 +296,15 @@ def _submit_files(
     catalog = settings.catalog()
     parts = [
         Part(
-            source=open_source(Path(file).expanduser()),
+            source=source,
             contract=CONTRACTS[task],
             defaults=defaults,
             columns=columns,
             tag=str(number) if len(files) > 1 else "",
         )
-        for number, file in enumerate(files, start=1)
+        for number, source in enumerate(
+            open_sources([Path(file).expanduser() for file in files]), start=1
+        )
     ]
     parts[0].check_defaults(catalog)
     require_ready()
