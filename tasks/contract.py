@@ -257,7 +257,7 @@ class Contract(Params):
         raise NotImplementedError
 
     @property
-    def output_language(self) -> str | None:
+    def language_of_output(self) -> str | None:
         return None
 
     @classmethod

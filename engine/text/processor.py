@@ -218,6 +218,8 @@ class TextProcessor:
         """The output of a completion that has answers, not an error."""
         sequence = completion.sequence
         settings = sequence.settings.to_json()
+        if (version := self.prompts.version_of(sequence.request)) is not None:
+            settings["prompt_version"] = version
         if sequence.grammar is not None:
             settings["is_constrained"] = True
         if sequence.request.chat_template_kwargs:
