@@ -1,8 +1,8 @@
 """Dialogue: what was said before a chat job, as the jobs that it continues have it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -25,6 +25,18 @@ class Dialogue:
     num_unread: int = 0  # turns before these, of a dialogue that is longer than any prompt
     characters_unread: int = 0
     is_broken: bool = False  # a job of it is gone
+
+    @property
+    def messages(self) -> Messages:
+        return (*self.system, *(message for turn in self.turns for message in turn))
+
+    def mapped(self, change: Callable[[str], str]) -> Self:
+        """The same dialogue with the content of each message changed."""
+
+        def of(messages: Messages) -> Messages:
+            return tuple(replace(each, content=change(each.content)) for each in messages)
+
+        return replace(self, system=of(self.system), turns=tuple(map(of, self.turns)))
 
 
 def messages_of(contract: Mapping[str, Any]) -> Messages:

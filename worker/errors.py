@@ -10,12 +10,14 @@ WorkerError
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
     ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
-    ├── PreviousJobGone   a job of the dialogue that a chat continues is no more
+    ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
+    ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
 """
 
 from collections.abc import Iterable
 
+from db.suspicion import HasSignals, Suspicion, in_words
 from engine.protocol.messages import RequestFailure
 from tasks.errors import TidemillError
 
@@ -119,6 +121,17 @@ class AnswerNotValid(JobError):
         super().__init__(
             f"no answer is JSON as it was asked for ({times}); {remedy}. "
             "`tidemill show` has the last one"
+        )
+
+
+class QualityGuardFailed(JobError):
+    code = "quality_guard"
+    retryable = False
+
+    def __init__(self, suspicions: Iterable[Suspicion], signals: HasSignals) -> None:
+        reasons = "; ".join(f"{each} ({in_words(each, signals)})" for each in suspicions)
+        super().__init__(
+            f"the answer is suspicious: {reasons}; [guards] in tidemill.toml says to fail"
         )
 
 

@@ -57,6 +57,8 @@ def show(
 
 
 def _facts(details: "JobDetails") -> list[tuple[str, str]]:
+    from db.suspicion import in_words
+
     job = details.job
     facts: list[tuple[str, Any]] = [
         ("id", job.id),
@@ -94,6 +96,9 @@ def _facts(details: "JobDetails") -> list[tuple[str, str]]:
                 f"({job.finish_reason})",
             )
         )
+    facts.append(
+        ("suspicious", "; ".join(f"{each} ({in_words(each, job)})" for each in job.suspicions))
+    )
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
@@ -120,10 +125,14 @@ def _section(name: str, value: Any) -> None:
 
 
 def _as_json(details: "JobDetails") -> dict[str, Any]:
-    from cli.output.job_json import record
+    from cli.output.job_json import FIELDS, SIGNAL_FIELDS, record
 
+    alternatives = (
+        {"alternatives": list(details.job.alternatives)} if (details.job.alternatives) else {}
+    )
     return {
-        **record(details.job),
+        **record(details.job, (*FIELDS, *SIGNAL_FIELDS)),
+        **alternatives,
         "tenant": details.job.tenant,
         "language": details.job.language,
         "lane": details.lane.value,

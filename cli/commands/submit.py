@@ -87,10 +87,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again under it finds the first job.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it is finished.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
-    ] = False,
+    estimate: options.Estimate = False,
+    wait: options.Wait = False,
+    strict: options.Strict = False,
     errors: options.Errors = None,
     json: options.Json = False,
 ) -> None:
@@ -127,7 +126,9 @@ def submit(
                     param_hint=f"--{name.replace('_', '-')}",
                 )
         columns = options.pairs("--field", field or ())
-        _submit_files(task, files, defaults, columns, batch, run_key, wait, strict, errors, json)
+        _submit_files(
+            task, files, defaults, columns, batch, run_key, estimate, wait, strict, errors, json
+        )
         return
     if field:
         raise typer.BadParameter("is about the columns of a --file", param_hint="--field")
@@ -138,7 +139,7 @@ def submit(
     if text == "-" and not as_text:
         # Bytes that are no UTF-8 become lone surrogates, which the contract names.
         text = sys.stdin.buffer.read().decode(errors="surrogateescape")
-    _submit_text(task, text, defaults, batch, run_key, wait, json)
+    _submit_text(task, text, defaults, batch, run_key, estimate, wait, json)
 
 
 def _text_or_files(
@@ -200,6 +201,7 @@ def _submit_text(
     defaults: dict[str, Any],
     batch: str | None,
     run_key: str | None,
+    estimate: bool,
     wait: bool,
     json: bool,
 ) -> None:
@@ -208,7 +210,13 @@ def _submit_text(
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
-    require_ready()
+    database = require_ready()
+    if estimate:
+        from cli.estimate import estimated, say_estimate
+        from tasks import settings
+
+        say_estimate(estimated(database, settings.catalog(), [contract]), json)
+        return
     if batch is not None or run_key is not None:
         _submit_as_batch(contract, batch, run_key, wait, json)
         return
@@ -275,6 +283,7 @@ def _submit_files(
     columns: dict[str, str],
     batch: str | None,
     run_key: str | None,
+    estimate: bool,
     wait: bool,
     strict: bool,
     errors: Path | None,
@@ -313,6 +322,11 @@ def _submit_files(
     parser = RowParser(
         parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
     )
+    if estimate:
+        from cli.estimate import estimate_source
+
+        estimate_source(parser, catalog, complaints, json)
+        return
     enqueued = enqueue(
         parser,
         complaints,

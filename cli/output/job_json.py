@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from db.outcome import SIGNALS
 from db.reading import FoundJob
+from db.suspicion import in_words
 
 
 def _instant(at: datetime | None) -> str | None:
@@ -44,6 +46,16 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "finished_at": lambda job: _instant(job.finished_at),
     "wait_seconds": lambda job: job.wait_seconds,
     "run_seconds": lambda job: job.run_seconds,
+    "suspicions": lambda job: [each.value for each in job.suspicions],
+    "reasons": lambda job: [in_words(each, job) for each in job.suspicions],
+    "length_ratio": lambda job: job.length_ratio,
+    "repetition": lambda job: job.repetition,
+    "detected_language": lambda job: job.detected_language,
+    "untranslated_share": lambda job: job.untranslated_share,
+    "num_empty_parts": lambda job: job.num_empty_parts,
+    "num_cut_parts": lambda job: job.num_cut_parts,
+    "num_missed_placeholders": lambda job: job.num_missed_placeholders,
+    "num_missed_terms": lambda job: job.num_missed_terms,
     "pruned_at": lambda job: _instant(job.pruned_at),
     "erased_at": lambda job: _instant(job.erased_at),
 }
@@ -70,6 +82,10 @@ FIELDS = (
     "wait_seconds",
     "run_seconds",
 )
+
+
+# What follows them where somebody looks for what is suspicious.
+SIGNAL_FIELDS = ("suspicions", "reasons", *SIGNALS)
 
 
 def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any]:

@@ -258,7 +258,7 @@ class Progress:
     num_in_flight: int = 0
     num_by_generate: int = 0
     busy_seconds: float = 0.0  # in steps; the engine was idle for the rest
-    num_rows: int = 0  # taken now, and so the next
+    num_rows: int = 0  # of the last step, and so the next; 0 when nothing runs
     num_cache_tokens: int = 0  # places of the KV cache
     num_row_steps: int = 0  # the rows of every step, added up
     step_counts: tuple[int, ...] = ()  # steps by their time: up to each of STEP_SECONDS, and longer

@@ -17,6 +17,7 @@ from uuid import UUID
 from db.outcome import Answer
 from engine.protocol.messages import ModelCard, Output, Params, Request
 from engine.protocol.prompt_texts import OPTIONS
+from worker.masking.masker import Masker
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Work:
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
+    masker: Masker | None = None  # None: the model sees the text as it is
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from engine.protocol.engine_spec import EngineSpec
+from tasks.masking import MaskingRules
 from tests.attempts import CountingClient, Run
+from worker.masking.finders import finders_of
+from worker.masking.masker import Masker
 from worker.recipes.json_answer import MAX_ASKED
 
 
@@ -94,3 +97,14 @@ def test_without_a_schema_nothing_is_said_of_it(client: CountingClient) -> None:
         answer = run(client, "anything", max_new_tokens=1, json_object=False).answer()
         assert "times_asked" not in answer.provenance
         assert client.asked[-1].json_schema is None
+
+
+def test_the_refused_text_of_a_masked_job_is_the_users_own(client: CountingClient) -> None:
+    masker = Masker(finders_of(MaskingRules(rules=frozenset({"email"}))))
+    run = chat(client, "ann@example.org", max_new_tokens=1, json_object=True)
+    run.masker = masker
+    outcome = run.start().wait()
+    assert outcome.error_code == "answer_not_valid"
+    assert all("ann@" not in str(request.to_json()) for request in client.asked)
+    assert outcome.output is not None
+    assert "⟦" not in outcome.output
