@@ -103,6 +103,17 @@ def params(given: Iterable[str]) -> dict[str, Any]:
     return {key: _json_or_text(value) for key, value in made.items()}
 
 
+def json_file(path: Path) -> Any:
+    """What a JSON file holds; a usage error names one that cannot be read or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fault = f"{path} cannot be read: {error.strerror}"
+    except (RecursionError, ValueError):
+        fault = f"{path} holds no JSON"
+    raise typer.BadParameter(fault, param_hint="--json-schema")
+
+
 def instant(option: str, text: str | None) -> datetime | None:
     """An ISO date or time; without a time zone it is local, without a time it is midnight."""
     if text is None:

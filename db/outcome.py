@@ -84,6 +84,7 @@ class Outcome:
     error_message: str | None = None
     blamed: bool = False  # counts towards the limit of failures
     delay_seconds: float = 0.0
+    output: str | None = None  # of a failure: the answer that was refused
 
     def __post_init__(self) -> None:
         assert (self.answer is not None) == (self.state is JobState.SUCCEEDED)
@@ -94,13 +95,14 @@ class Outcome:
         return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer, has_segments=has_segments)
 
     @classmethod
-    def failed(cls, fence: Fence, code: str, message: str) -> "Outcome":
+    def failed(cls, fence: Fence, code: str, message: str, output: str | None = None) -> "Outcome":
         return cls(
             fence=fence,
             state=JobState.FAILED,
             error_code=code,
             error_message=message,
             blamed=True,
+            output=output,
         )
 
     @classmethod

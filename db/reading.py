@@ -13,7 +13,7 @@ from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
 from db.lane import Lane
-from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.models import AttemptRow, Batch, Job, ModelCardRow, Payload, Result
 from db.outcome import SIGNALS
 from db.queries import claims, quarantine, submission
 from db.queries.conditions import has_pair
@@ -218,6 +218,7 @@ class JobDetails:
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
     coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
     messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
+    refused_output: str | None = None  # of a failed job: its last answer, which was not as asked
 
 
 def find_results(
@@ -348,14 +349,22 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance, ModelCardRow.content, Result.coverage)
+        select(
+            Job,
+            Payload.contract,
+            Result.provenance,
+            ModelCardRow.content,
+            Result.coverage,
+            AttemptRow.output,
+        )
         .join(Payload, Payload.job_id == Job.id)
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == Job.id, AttemptRow.attempt == Job.attempt))
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance, model_card, coverage = session.execute(statement).one()
+        row, contract, provenance, model_card, coverage, refused = session.execute(statement).one()
         messages = session.execute(quarantine.quarantined_of(job_id, MAX_MESSAGES)).all()
     return JobDetails(
         job=job,
@@ -374,6 +383,7 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         provenance=None if provenance is None else {**(model_card or {}), **provenance},
         messages=tuple(MessageSetAside(*each) for each in messages),
         coverage=coverage,
+        refused_output=refused,
     )
 
 

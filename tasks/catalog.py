@@ -15,7 +15,7 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "guards", "masking", "retention", "audit", "canaries")
+TABLES = ("models", "worker", "prompts", "guards", "masking", "retention", "audit", "canaries")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
@@ -79,7 +79,10 @@ class Catalog:
             raise SettingsError(f"{path} names no models; add a [models.NAME] table")
         return cls(
             path=path,
-            models={alias: _model(path, alias, table) for alias, table in tables.items()},
+            models={
+                alias: _model(path, alias, table, written.get("prompts", {}))
+                for alias, table in tables.items()
+            },
             worker=written.get("worker", {}),
             audits_submits=_audits_submits(path, written.get("audit", {})),
             guards=written.get("guards", {}),
@@ -128,10 +131,16 @@ def _audits_submits(path: Path, table: Any) -> bool:
     return submits
 
 
-def _model(path: Path, alias: str, table: Any) -> Model:
+def _model(path: Path, alias: str, table: Any, prompts: Any) -> Model:
+    """prompts: of all models, which its own go before"""
     try:
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: models.{alias} is not a table; write [models.{alias}]")
+        if not isinstance(prompts, dict):
+            raise SettingsError(f"{path}: prompts is not a table; write [prompts]")
+        own = table.get("prompts", {})
+        if prompts and isinstance(own, dict):
+            table = {**table, "prompts": {**prompts, **own}}
         model = Model(alias=alias, **table)
     except SpecError as error:
         raise SettingsError(f"{path}: {error}") from None

@@ -56,7 +56,7 @@ def is_number(value: Any, info: ValidationInfo) -> Any:
     """Refuse a truth value where a number belongs, and a text unless the source has only those."""
     if isinstance(value, bool):
         raise PydanticCustomError("no_number", "must be a number")
-    if isinstance(storable(value), str) and not _reads_texts(info):
+    if isinstance(storable(value), str) and not reads_texts(info):
         raise PydanticCustomError("no_number", "must be a number, not a text")
     return value
 
@@ -65,7 +65,7 @@ def is_truth_value(value: Any, info: ValidationInfo) -> Any:
     """Refuse what is neither true nor false, and 1 or "yes" unless the source has only those."""
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | str) and _reads_texts(info):
+    if isinstance(value, int | str) and reads_texts(info):
         return value
     raise PydanticCustomError("no_truth_value", "must be true or false")
 
@@ -90,7 +90,8 @@ def not_a_truth_value(value: Any) -> Any:
     return value
 
 
-def _reads_texts(info: ValidationInfo) -> bool:
+def reads_texts(info: ValidationInfo) -> bool:
+    """Whether the source has nothing but texts."""
     return bool(info.context and info.context.get("reads_texts"))
 
 
@@ -256,7 +257,7 @@ class Contract(Params):
         raise NotImplementedError
 
     @property
-    def output_language(self) -> str | None:
+    def language_of_output(self) -> str | None:
         return None
 
     @classmethod

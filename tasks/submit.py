@@ -483,7 +483,7 @@ def _job_row(
         contract.task,
         contract.model,
         getattr(contract, "source_language", None),
-        contract.output_language,
+        contract.language_of_output,
     )
     lane = contract.lane or (Lane.INTERACTIVE if batch_id is None else Lane.BULK)
     if key is not None and len(key) > 256:
@@ -501,7 +501,7 @@ def _job_row(
         "batch_id": batch_id,
         "custom_id": contract.custom_id,
         "idempotency_key": key,
-        "language": contract.output_language,
+        "language": contract.language_of_output,
         "num_characters": contract.num_characters,
         "deadline": contract.deadline,
         "time_limit_seconds": contract.time_limit_seconds,

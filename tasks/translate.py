@@ -23,7 +23,7 @@ class TranslateContract(Contract):
         return len(self.text)
 
     @property
-    def output_language(self) -> str:
+    def language_of_output(self) -> str:
         return self.target_language
 
 

@@ -13,6 +13,7 @@ from engine.protocol.messages import Output, Request
 from tests.workers import PATIENCE_SECONDS
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
+from worker.masking.masker import Masker
 from worker.recipes import Work
 from worker.settings import Settings
 
@@ -50,6 +51,7 @@ class Run:
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     is_interactive: bool = False
     task: str = "summarize"
+    masker: Masker | None = None
     kept: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop_after: int | None = None  # kept segments
     outcome: Outcome | None = None
@@ -58,7 +60,13 @@ class Run:
     def start(self) -> "Run":
         fence = Fence(JOB_ID, 1, "one")
         work = Work(
-            JOB_ID, self.task, dict(self.contract), self.client.card, IDS, self.is_interactive
+            JOB_ID,
+            self.task,
+            dict(self.contract),
+            self.client.card,
+            IDS,
+            self.is_interactive,
+            masker=self.masker,
         )
         self.attempt = Attempt(
             fence, work, 0, self.client, Settings(), None, self._end, self._keep, self.segments

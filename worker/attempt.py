@@ -232,7 +232,7 @@ class Attempt:
             )
             self._end(Outcome.retried(self.fence, error.code, str(error), delay))
         else:
-            self._end(Outcome.failed(self.fence, error.code, str(error)))
+            self._end(Outcome.failed(self.fence, error.code, str(error), error.output))
 
     def _end(self, outcome: Outcome) -> None:
         with self._lock:

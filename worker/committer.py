@@ -323,4 +323,5 @@ def attempt_row(outcome: Outcome, started_at: datetime | None) -> dict[str, Any]
         "next_state": outcome.state,
         "error_code": outcome.error_code,
         "error_message": outcome.error_message,
+        "output": outcome.output,
     }

@@ -9,6 +9,7 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
     ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
@@ -32,6 +33,7 @@ class EngineUnusable(WorkerError):
 class JobError(WorkerError):
     code: str
     retryable: bool
+    output: str | None = None  # the answer that was refused; never part of the message
 
 
 class RequestFailed(JobError):
@@ -100,6 +102,25 @@ class LanguageUnclear(JobError):
         super().__init__(
             f"the language of the text is not clear from its {num_letters} letters "
             f"(candidates: {seems}); give source_language"
+        )
+
+
+class AnswerNotValid(JobError):
+    code = "answer_not_valid"
+    retryable = False
+
+    def __init__(self, output: str, num_asked: int, is_cut: bool) -> None:
+        """is_cut: the last answer ended at its limit of length"""
+        self.output = output
+        times = "once" if num_asked == 1 else f"{num_asked} times"
+        remedy = (
+            "the last was cut at its limit of length: raise max_new_tokens"
+            if is_cut
+            else "say in the prompt what is wanted, simplify the schema, or use another model"
+        )
+        super().__init__(
+            f"no answer is JSON as it was asked for ({times}); {remedy}. "
+            "`tidemill show` has the last one"
         )
 
 

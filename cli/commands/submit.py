@@ -66,6 +66,15 @@ def submit(
     previous_job_id: Annotated[
         str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For generate and chat: the answer is JSON that matches."
+        ),
+    ] = None,
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="For generate and chat: the answer is an object.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
         options.LaneName | None,
@@ -94,6 +103,8 @@ def submit(
         ("source_language", source_language),
         ("target_language", target_language),
         ("previous_job_id", previous_job_id),
+        ("json_schema", None if json_schema is None else options.json_file(json_schema)),
+        ("json_object", json_object or None),
         ("model", model),
         ("lane", lane),
         ("priority", priority),

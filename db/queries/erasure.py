@@ -98,7 +98,7 @@ def erase_jobs(session: Session, job_ids: Sequence[UUID]) -> tuple[Sequence[UUID
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id.in_(job_ids))
-        .values(error_message=None)
+        .values(error_message=None, output=None)
         .execution_options(**quietly)
     )
     messages: int = session.execute(

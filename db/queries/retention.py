@@ -105,6 +105,11 @@ def _prune_outputs(session: Session, condition: ColumnElement[bool]) -> int:
     return len(job_ids)
 
 
+def _prune_refused_outputs(session: Session, condition: ColumnElement[bool]) -> int:
+    emptied = session.execute(_quietly(update(AttemptRow).where(condition).values(output=None)))
+    return emptied.rowcount  # type: ignore[attr-defined, no-any-return]
+
+
 def _locked_jobs(
     session: Session, job_id: InstrumentedAttribute[Any], condition: ColumnElement[bool]
 ) -> list[Any]:
@@ -195,6 +200,13 @@ PRUNABLES = (
         (Result.job_id,),
         lambda ages: Result.pruned_at.is_(None) & _of_finished_job(Result.job_id, ages),
         _prune_outputs,
+    ),
+    Prunable(
+        "refused outputs",
+        "outputs",
+        (AttemptRow.job_id, AttemptRow.attempt),
+        lambda ages: AttemptRow.output.is_not(None) & _of_finished_job(AttemptRow.job_id, ages),
+        _prune_refused_outputs,
     ),
     Prunable(
         "segments",

@@ -192,7 +192,8 @@ def prompt_words(request: Request) -> list[str]:
     """The tokens of a fake prompt."""
     if request.task == "chat":
         return [word for each in request.messages for word in sanitize(each.content).split()]
-    return sanitize(request.text or "").split()
+    words = [word for each in request.options.values() for word in sanitize(each).split()]
+    return [*words, *sanitize(request.text or "").split()]
 
 
 def spoken(token_ids: Iterable[int], words: list[str]) -> str:

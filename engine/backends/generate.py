@@ -37,6 +37,7 @@ from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.sampling.grammar_processor import GrammarProcessor
 from engine.sampling.logits_processors import (
     LOOKS_AT_THE_PROMPT,
     PerRequestSampler,
@@ -92,7 +93,9 @@ class GenerateBackend:
         self.model = checkpoint.model
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
+        self.text = TextProcessor(
+            spec, checkpoint, self.sized.spec.max_step_tokens, follows_grammars=True
+        )
         self.freshness: Freshness | None = None  # of what runs alone
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
@@ -233,8 +236,10 @@ class GenerateBackend:
             is_beam_search=first.settings.num_beams > 1,
         )
         processors = LogitsProcessorList()
+        if any(each.grammar is not None for each in sequences):
+            processors.append(GrammarProcessor(sequences, num_before))
         if draws_here:
-            processors = take_sampling_processors(self.model, config)
+            processors.extend(take_sampling_processors(self.model, config))
             processors.append(PerRequestSampler(sequences, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
         with torch.inference_mode(), self.seeded(settings.seed):

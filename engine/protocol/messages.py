@@ -83,6 +83,8 @@ class Request:
     target_language: str | None = None
     params: Params = field(default_factory=Params)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
+    json_schema: Mapping[str, Any] | None = None  # that the answer should match, where that can be
+    options: Mapping[str, str] = field(default_factory=dict)  # of prompt_texts.OPTIONS
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
 
     @property
@@ -103,6 +105,8 @@ class Request:
             target_language=data.get("target_language"),
             params=Params.from_json(data["params"]),
             chat_template_kwargs=data.get("chat_template_kwargs", {}),
+            json_schema=data.get("json_schema"),
+            options=data.get("options", {}),
             is_interactive=data.get("is_interactive", False),
         )
 
@@ -125,6 +129,10 @@ class Request:
             data["target_language"] = self.target_language
         if self.chat_template_kwargs:
             data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
+        if self.json_schema is not None:
+            data["json_schema"] = dict(self.json_schema)
+        if self.options:
+            data["options"] = dict(self.options)
         if self.is_interactive:
             data["is_interactive"] = True
         return data

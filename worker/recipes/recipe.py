@@ -16,6 +16,7 @@ from uuid import UUID
 
 from db.outcome import Answer
 from engine.protocol.messages import ModelCard, Output, Params, Request
+from engine.protocol.prompt_texts import OPTIONS
 from worker.masking.masker import Masker
 
 
@@ -37,6 +38,7 @@ class Work:
         return Request(
             id=next(self.request_ids),
             is_interactive=self.is_interactive,
+            options={name: self.contract[name] for name in OPTIONS if name in self.contract},
             **{"params": self.params, **fields},
         )
 

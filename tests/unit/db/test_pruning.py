@@ -200,6 +200,7 @@ def test_segments_attempts_and_messages_are_deleted(database: Database) -> None:
     assert pruned == {
         "payloads": 1,
         "outputs": 0,
+        "refused outputs": 0,
         "segments": 2,
         "attempts": 1,
         "messages": 1,

@@ -38,7 +38,7 @@ def load(folder: Path, text: str) -> Catalog:
         ("[models.a\n", "is not valid TOML: "),
         (
             "[model.a]\n",
-            "unknown table model; known: models, worker, guards, masking, retention, audit",
+            "unknown table model; known: models, worker, prompts, guards",
         ),
         ("[models]\na = 5\n", "models.a is not a table; write [models.a]"),
         ('[models.a]\ntasks = ["chat"]\n', "models.a.checkpoint Field required"),
@@ -145,3 +145,51 @@ def test_a_source_that_is_to_be_found_out_goes_where_its_target_is_known(
 ) -> None:
     model = Model(alias="one", checkpoint="x", tasks=("translate",), languages=tuple(languages))
     assert model.translates("auto", target) is takes
+
+
+PROMPTED = """
+[prompts]
+summarize_style = "As {style}."
+summarize_focus = "See to {focus}."
+
+[models.one]
+checkpoint = "fake"
+tasks = ["summarize"]
+
+[models.one.prompts]
+summarize_style = "Like {style}."
+
+[models.two]
+checkpoint = "fake"
+tasks = ["summarize"]
+"""
+
+
+def test_prompts_are_every_model_s_unless_it_has_its_own(tmp_path: Path) -> None:
+    config = tmp_path / "tidemill.toml"
+    config.write_text(PROMPTED)
+    models = Catalog.load(config).models
+    assert models["one"].prompts == {
+        "summarize_style": "Like {style}.",
+        "summarize_focus": "See to {focus}.",
+    }
+    assert models["two"].prompts["summarize_style"] == "As {style}."
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('sumarize = "{text}"', "sumarize is not one of summarize, "),
+        ('summarize = "no text"', r"summarize has no \{text\}"),
+        ('summarize = "{text} {style}"', r"cannot be filled in; it may hold \{text\}, \{options\}"),
+        ('summarize_style = "{"', "summarize_style cannot be filled in"),
+        ("summarize = 7", "prompts"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_refused_with_its_name(
+    tmp_path: Path, line: str, says: str
+) -> None:
+    config = tmp_path / "tidemill.toml"
+    config.write_text(f"[prompts]\n{line}\n[models.one]\ncheckpoint = 'x'\ntasks = ['summarize']\n")
+    with pytest.raises(SettingsError, match=says):
+        Catalog.load(config)

@@ -161,7 +161,7 @@ TRUTH_VALUES = sorted(fields_of(bool))
 
 def test_every_number_and_truth_value_of_a_contract_is_tried_below() -> None:
     assert {"max_new_tokens", "temperature", "seed", "priority", "time_limit_seconds"} < {*NUMBERS}
-    assert TRUTH_VALUES == ["do_sample", "early_stopping"]
+    assert TRUTH_VALUES == ["do_sample", "early_stopping", "json_object"]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -332,3 +332,12 @@ def test_switches_of_a_chat_template_are_kept_for_the_recipe():
         {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": switches}
     )
     assert contract.work()["chat_template_kwargs"] == switches
+
+
+def test_a_summary_has_the_language_that_it_was_asked_for() -> None:
+    contract = SummarizeContract.parse({**TEXT, "style": "a haiku", "output_language": "fr"})
+    assert contract.language_of_output == "fr"
+    assert contract.work() == {**TEXT, "style": "a haiku", "output_language": "fr"}
+    for name, wrong in (("style", " "), ("focus", "x" * 501), ("output_language", "no language")):
+        with pytest.raises(ContractError, match=name):
+            SummarizeContract.parse({**TEXT, name: wrong})
