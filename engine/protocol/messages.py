@@ -83,6 +83,8 @@ class Request:
     params: Params = field(default_factory=Params)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
+    # For the parent: the alias of the model to ask, of a job that goes by way of several.
+    model: str | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -97,6 +99,7 @@ class Request:
             params=Params.from_json(data["params"]),
             chat_template_kwargs=data.get("chat_template_kwargs", {}),
             is_interactive=data.get("is_interactive", False),
+            model=data.get("model"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +121,8 @@ class Request:
             data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         if self.is_interactive:
             data["is_interactive"] = True
+        if self.model is not None:
+            data["model"] = self.model
         return data
 
 

@@ -5,13 +5,13 @@ Sentences and form tile the source: joined as they are, they are the source agai
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Self
 
 from worker.documents.layout import Run, runs_of
-from worker.documents.placeholders import Span, between, find_spans, hidden
+from worker.documents.placeholders import Span, find_spans, hidden
 from worker.documents.sentences import sentence_ends
 from worker.documents.subtitles import cue_runs, is_subtitles
 
@@ -222,18 +222,26 @@ def broken(translation: str, breaks: Sequence[tuple[float, str]]) -> str:
     return "".join([*parts, translation[at:]])
 
 
-def fragments(text: str, spans: Sequence[Span]) -> list[tuple[str, bool]]:
-    """The text in parts, and whether each is to be translated: what stands between spans."""
+def fragments(
+    text: str, spans: Sequence[Span], written: Mapping[Span, str] | None = None
+) -> list[tuple[str, bool]]:
+    """The text in parts, and whether each is to be translated: what stands between spans.
+
+    written: what stands in the translation for a span; the others stay as they are
+    """
     parts: list[tuple[str, bool]] = []
-    kept = 0
-    for start, end in between(spans, len(text)):
-        left, right = _stripped(text, start, end)
+    kept, at = "", 0
+    for span in (*spans, Span(len(text), len(text))):
+        left, right = _stripped(text, at, span.start)
         # The comma behind a placeholder begins no text that a model knows.
-        left = next((at for at in range(left, right) if text[at].isalnum()), right)
+        left = next((each for each in range(left, right) if text[each].isalnum()), right)
         if any(character.isalpha() for character in text[left:right]):
-            parts += [(text[kept:left], False), (text[left:right], True)]
-            kept = right
-    return [part for part in (*parts, (text[kept:], False)) if part[0]]
+            parts += [(kept + text[at:left], False), (text[left:right], True)]
+            kept, at = "", right
+        stays = (written or {}).get(span, span.of(text))
+        kept += text[at : span.start] + stays
+        at = span.end
+    return [part for part in (*parts, (kept, False)) if part[0]]
 
 
 def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:

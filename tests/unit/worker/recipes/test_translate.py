@@ -14,12 +14,15 @@ import transformers as hf
 from db.outcome import Answer, Fence, Outcome
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Choice, Output
 from tests import checkpoints
 from tests.workers import PATIENCE_SECONDS, ROOT
 from worker.attempt import Attempt
+from worker.documents.glossary import Glossary
 from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.recipes import Work
+from worker.recipes.draft import Draft
 from worker.settings import Settings
 
 SIX = {
@@ -347,3 +350,63 @@ def test_a_retry_that_is_no_better_is_dropped_and_may_fail_the_job(translator: T
     fatal = {**again, "actions": {"cut_by_length": "retry_or_fail"}}
     outcome = translator.outcome("The tide is low.", max_new_tokens=3, guards=fatal)
     assert (outcome.state, outcome.error_code) == (JobState.FAILED, "quality_guard")
+
+
+def test_a_glossary_is_kept_to(translator: Translator) -> None:
+    text = "The ferry waits at the harbour. The tide is low.\n\n- Did the girls find Nell's hat?"
+    glossary = {"harbour": "havre", "tide": "marée", "girls": None}
+    answer = translator.answer(text, glossary=glossary)
+    found = report(answer)
+    assert "havre" in answer.output
+    assert "port" not in answer.output
+    assert "girls" in answer.output
+    # What the model says by itself is asked for once.
+    assert "La marée est basse." in answer.output
+    assert (found["num_terms"], found["num_retried"], found["missed_terms"]) == (3, 2, [])
+    assert answer.signals.num_missed_terms == 0
+    assert answer.output.count("\n\n- ") == 1
+
+
+def test_terms_and_placeholders_in_one_sentence(translator: Translator) -> None:
+    answer = translator.answer(
+        "Hello {name}, the ferry waits at the **harbour**, see https://x.org/harbour.",
+        glossary={"harbour": "havre", "ferry": None},
+    )
+    assert answer.output.count("{name}") == 1
+    assert answer.output.count("https://x.org/harbour") == 1
+    assert "ferry" in answer.output
+    assert "**havre**" in answer.output
+    assert report(answer)["missed"] == report(answer)["missed_terms"] == []
+
+
+def test_a_term_that_cannot_be_kept_is_reported(translator: Translator) -> None:
+    answer = translator.answer(
+        "The tide is low. The ferry waits at the harbour.",
+        glossary={"harbour": "havre"},
+        stop=["havre", "au "],
+        guards={},
+    )
+    # What is cut within the parts around a term is no miss of it.
+    assert report(answer)["missed_terms"] == []
+    assert "havre" in answer.output
+
+
+def test_a_sentence_that_is_only_a_term(translator: Translator) -> None:
+    answer = translator.answer("Tidemill. The tide is low.", glossary={"Tidemill": None})
+    assert answer.output == "Tidemill. La marée est basse."
+    whole = translator.answer("Harbour", glossary={"harbour": "havre"})
+    assert whole.output == "Havre"
+    assert whole.finish_reason == "stop"
+
+
+def test_a_model_that_keeps_placeholders_keeps_terms_in_its_sentence() -> None:
+    """The second way: what stands for a term is read by the model, and is then the term."""
+    terms = Glossary({"harbour": "havre"}).find("The {T1} harbour")
+    draft = Draft("The {T1} harbour", 100, (), terms)
+    draft.hold_terms()
+    (held,) = draft.pending()
+    assert held.words == "The {T1} {TT1}"
+    choice = Choice("Le {T1} {TT1}.", "stop", 3)
+    held.take(Output(request_id=1, choices=(choice,)), is_last=True)
+    assert draft.choice(0) == "Le {T1} havre."
+    assert draft.miss_terms() == {}
