@@ -9,6 +9,7 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── WayTooLong        it goes from model to model and comes to no end
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
     └── ResultUnkept      the database refuses this one result
 """
@@ -97,8 +98,20 @@ class LanguageUnclear(JobError):
     def __init__(self, candidates: Iterable[tuple[str, float]], num_letters: int) -> None:
         seems = ", ".join(f"{code} {share:.0%}" for code, share in candidates) or "none"
         super().__init__(
-            f"the language of the text is not clear from its {num_letters} letters "
+            f"the language of the text is undetermined (und): its {num_letters} letters do not say "
+            "it clearly "
             f"(candidates: {seems}); give source_language"
+        )
+
+
+class WayTooLong(JobError):
+    code = "way_too_long"
+    retryable = False
+
+    def __init__(self, num_attempts: int) -> None:
+        super().__init__(
+            f"the job went from model to model in {num_attempts} attempts without coming to an "
+            "end; see whether the database keeps segments, or serve both models by one worker"
         )
 
 

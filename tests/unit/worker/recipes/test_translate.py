@@ -14,7 +14,7 @@ import transformers as hf
 from db.outcome import Answer, Fence, Outcome
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Output
+from engine.protocol.messages import Choice, Output, Params, Request
 from tests import checkpoints
 from tests.workers import PATIENCE_SECONDS, ROOT
 from worker.attempt import Attempt
@@ -51,8 +51,12 @@ class Translator:
         *,
         languages: tuple[str, ...] = (),
         guards: dict[str, Any] | None = None,
+        others: "tuple[Translator, ...]" = (),
+        segments: dict[int, dict[str, Any]] | None = None,
+        attempt: int = 1,
         **fields: Any,
     ) -> Outcome:
+        """others: whose models the same worker serves; segments: of earlier attempts, added to"""
         ended = threading.Event()
         outcomes: list[Outcome] = []
 
@@ -60,17 +64,52 @@ class Translator:
             outcomes.append(outcome)
             ended.set()
 
-        fence = Fence(uuid4(), 1, "me")
+        fence = Fence(uuid4(), attempt, "me")
         contract = {"text": text, "source_language": "en", "target_language": "fr", **fields}
         card = self.client.card
         work = Work(fence.job_id, "translate", contract, card, self._ids, False, languages)
         guard = None if guards is None else Guard(guards)
-        Attempt(fence, work, 0, self.client, Settings(), None, end, guard=guard).start()
+        kept: dict[int, dict[str, Any]] = {} if segments is None else segments
+        clients = {each.client.spec.alias: each.client for each in others}
+        Attempt(
+            fence,
+            work,
+            0,
+            self.client,
+            Settings(),
+            None,
+            end,
+            lambda segment: kept.update({segment.position: segment.output}),
+            dict(kept),
+            guard=guard,
+            client_of=clients.get,
+        ).start()
         assert ended.wait(PATIENCE_SECONDS)
         if guard is not None:
             guard.stop()
         (outcome,) = outcomes
         return outcome
+
+    def client_answer(self, text: str, **params: Any) -> str:
+        """What the engine says to a text as it is, whatever sentences are in it."""
+        ended = threading.Event()
+        outputs: list[Output] = []
+
+        def end(output: Output) -> None:
+            outputs.append(output)
+            ended.set()
+
+        request = Request(
+            id=next(self._ids),
+            task="translate",
+            text=text,
+            source_language="en",
+            target_language="fr",
+            params=Params(**params),
+        )
+        self.client.submit([request], end)
+        assert ended.wait(PATIENCE_SECONDS)
+        return outputs[0].choices[0].text
 
     def answer(self, text: str, **fields: Any) -> Answer:
         outcome = self.outcome(text, **fields)
@@ -410,3 +449,56 @@ def test_a_model_that_keeps_placeholders_keeps_terms_in_its_sentence() -> None:
     held.take(Output(request_id=1, choices=(choice,)), is_last=True)
     assert draft.choice(0) == "Le {T1} havre."
     assert draft.miss_terms() == {}
+
+
+def test_a_way_through_two_models_is_one_after_the_other(
+    nllb: Translator, translator: Translator
+) -> None:
+    """Each sentence is what the second makes of what the first makes of it, alone."""
+    text = "Die Mühle drehte.\n\n- Der Hafen."
+    route = [
+        {"model": "nllb", "source_language": "de", "target_language": "en", "languages": []},
+        {"model": "toy", "source_language": "en", "target_language": "fr", "languages": []},
+    ]
+    answer = nllb.answer(
+        text, source_language="de", route=route, max_new_tokens=8, others=(translator,)
+    )
+
+    def alone(sentence: str) -> str:
+        middle = nllb.answer(sentence, source_language="de", target_language="en", max_new_tokens=8)
+        drafted = translator.client_answer(middle.output, max_new_tokens=8)
+        return " ".join(drafted.split())
+
+    first, second = "Die Mühle drehte.", "Der Hafen."
+    assert answer.output == f"{alone(first)}\n\n- {alone(second)}"
+    assert [each["model"] for each in report(answer)["route"]] == ["nllb", "toy"]
+    assert all("checkpoint" in each for each in report(answer)["route"])
+    assert report(answer)["source_language"] == "de"
+
+
+def test_a_job_goes_on_where_its_next_model_is(nllb: Translator, translator: Translator) -> None:
+    route = [
+        {
+            "model": "nllb",
+            "source_language": "auto",
+            "target_language": "en",
+            "languages": ["de>en", "it>en"],
+        },
+        {"model": "toy", "source_language": "en", "target_language": "fr", "languages": []},
+    ]
+    german = "Die Flut ist niedrig und die Fähre wartet im Hafen."
+    fields = {"source_language": "auto", "route": route, "max_new_tokens": 6, "seed": 1}
+    whole = nllb.answer(german, others=(translator,), **fields)
+    segments: dict[int, dict[str, Any]] = {}
+    moved = nllb.outcome(german, segments=segments, **fields)
+    assert (moved.state, moved.model, moved.blamed) == (JobState.QUEUED, "toy", False)
+    assert len(segments) == 1
+    num_prompts = nllb.client.progress.num_prompt_tokens
+    ended = translator.outcome(german, segments=segments, **fields)
+    assert ended.answer is not None
+    assert ended.answer.output == whole.output
+    assert report(ended.answer)["route"] == report(whole)["route"]
+    assert report(ended.answer)["source_language"] == "de"
+    assert nllb.client.progress.num_prompt_tokens == num_prompts
+    lost = translator.outcome(german, attempt=200, **fields)
+    assert (lost.state, lost.error_code) == (JobState.FAILED, "way_too_long")
