@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Self
 
+from worker.documents.graphemes import is_between_graphemes, safe_cut
 from worker.documents.layout import Run, runs_of
+from worker.documents.pieces import pieces
 from worker.documents.placeholders import Span, find_spans, hidden
 from worker.documents.sentences import sentence_ends
 from worker.documents.subtitles import cue_runs, is_subtitles
@@ -19,6 +21,7 @@ Format = Literal["text", "subtitles"]
 # Written without spaces between sentences.
 SPACELESS = frozenset({"zh", "ja", "yue", "wuu", "lzh"})
 SPACELESS_LETTER = re.compile("[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60]")
+COMMAS = ";,\uff1b\uff0c\u3001\u060c\u061b"
 OPENS = re.compile(r"<[A-Za-z\d]|!?\[|\{\\")
 
 
@@ -249,13 +252,21 @@ def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:
     parts: list[tuple[str, bool]] = []
     at = 0
     while len(text) - at > max_characters:
-        end = max(text.rfind(mark, at + max_characters // 2, at + max_characters) for mark in ";,")
-        if end < 0:
-            end = text.rfind(" ", at + max_characters // 2, at + max_characters)
-        end = at + max_characters if end < 0 else end + 1
+        end = _cut_end(text, at, max_characters)
         parts += _apart(text[at:end])
         at = end
     return [*parts, *_apart(text[at:])]
+
+
+def _cut_end(text: str, start: int, max_characters: int) -> int:
+    """Behind a comma, else a space, else where a word of a script without spaces ends."""
+    least, most = start + max_characters // 2, start + max_characters
+    for marks in (COMMAS, " "):
+        end = max(text.rfind(mark, least, most) for mark in marks) + 1
+        if end > 0 and is_between_graphemes(text, end):
+            return end
+    end = start + len(pieces(text[start : most + max_characters], max_characters)[0])
+    return end if end >= least and end > start else safe_cut(text, start, most)
 
 
 def _apart(part: str) -> list[tuple[str, bool]]:

@@ -502,3 +502,37 @@ def test_a_job_goes_on_where_its_next_model_is(nllb: Translator, translator: Tra
     assert nllb.client.progress.num_prompt_tokens == num_prompts
     lost = translator.outcome(german, attempt=200, **fields)
     assert (lost.state, lost.error_code) == (JobState.FAILED, "way_too_long")
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b\u200b", "\n\n- \n\n> \n", "| | |\n|---|---|\n| | |", "...", "🙂 🙂", "\ufeff"]
+)
+def test_empty_parts_come_back_as_they_are(translator: Translator, text: str) -> None:
+    answer = translator.answer(text, guards={})
+    assert answer.output == text
+    assert answer.signals.num_empty_parts == 0
+
+
+def test_a_mixed_text_is_in_its_main_language_or_in_none_that_is_told(nllb: Translator) -> None:
+    english = "The tide is low and the ferry waits at the harbour."
+    german = "Die Flut ist niedrig und die Fähre wartet im Hafen."
+    fields = {"source_language": "auto", "max_new_tokens": 2, "languages": ("en", "de", "fr")}
+    answer = nllb.answer(f"{german} {english} {german} {german}", **fields)
+    assert report(answer)["source_language"] == "de"
+    assert 0.5 <= report(answer)["detected_confidence"] <= 1
+    half = nllb.outcome(f"{german[:30]} {english[:30]}", **fields)
+    if half.answer is None:
+        assert half.error_code == "language_unclear"
+        assert "de " in (half.error_message or "")
+        assert "en " in (half.error_message or "")
+    else:
+        assert report(half.answer)["source_language"] in ("de", "en")
+
+
+def test_und_is_found_out_like_auto(translator: Translator) -> None:
+    answer = translator.answer(" ".join(SIX), source_language="und", languages=("en>fr",))
+    assert answer.output == " ".join(SIX.values())
+    assert report(answer)["source_language"] == "en"
+    outcome = translator.outcome("Zahlung", source_language="und", languages=("en>fr", "de>fr"))
+    assert outcome.error_code == "language_unclear"
+    assert "undetermined (und): its 7 letters" in (outcome.error_message or "")
