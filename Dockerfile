@@ -16,7 +16,7 @@ COPY db db
 COPY engine engine
 COPY tasks tasks
 COPY worker worker
-RUN pip install ".[engine]"
+RUN pip install ".[engine,files]"
 
 USER tidemill
 WORKDIR /home/tidemill

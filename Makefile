@@ -76,7 +76,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing Tidemill and its dependencies into $(VENV) (once, a few minutes)..."
 	$(PIP) torch
-	$(PIP) --editable '.[engine]'
+	$(PIP) --editable '.[engine,files]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -30,8 +30,11 @@ StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "ex
 # As in `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
-    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters", "error"),
+    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters"),
     *(
+        "reasoning",
+        "reasoning_tokens",
+        "error",
         "error_code",
         "error_message",
         "metadata",
@@ -52,7 +55,11 @@ MAX_SECONDS = 10**9  # as in db.reading
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Errors = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Every row that is left out, as JSON lines: where and why."),
+    typer.Option(
+        metavar="FILE",
+        help="Every row that is left out, as JSON lines: where and why; and every document of "
+        "which a part gave no text.",
+    ),
 ]
 MetricsPort = Annotated[
     int | None,
@@ -61,6 +68,16 @@ MetricsPort = Annotated[
         max=65535,
         metavar="PORT",
         help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Until it is finished.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Enqueue nothing; say how many documents, parts and tokens it is, what was answered "
+        "before, and how long it should take at the rate of recent results.",
     ),
 ]
 Models = Annotated[

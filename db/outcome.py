@@ -55,6 +55,8 @@ class Answer:
     coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
     left_out_characters: int | None = None  # of the source
     signals: Signals = NO_SIGNALS
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed, WayTooLong
 from worker.failpoints import passing
 from worker.guards.guard import Guard
-from worker.recipes import RECIPES, Fallible, Steps, Work
+from worker.recipes import Fallible, Steps, Work, steps_of
 from worker.segments import finished_output, identity, segment_of
 from worker.settings import Settings
 
@@ -161,8 +161,8 @@ class Attempt:
                     self._cancel([each.id for each in requests])
 
     def _begin(self) -> None:
-        work = self._work
-        self._steps = RECIPES[work.task](work) if self._guard is None else self._guard.recipe(work)
+        recipe = None if self._guard is None else self._guard.recipe
+        self._steps = steps_of(self._work, recipe)
         self._enter(next(self._steps))
 
     def _examine(self, answer: Answer) -> None:
@@ -184,6 +184,7 @@ class Attempt:
         self._unasked = iter(requests)
         self._outputs = {}
         self._num_in_step = 0
+        self._elsewhere = None
 
     def _client_for(self, request: Request) -> EngineClient | None:
         """The engine of the request's model; None where this worker does not serve it."""

@@ -309,6 +309,8 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "coverage": answer.coverage,
         "left_out_characters": answer.left_out_characters,
         **answer.signals.to_row(),
+        "reasoning": answer.reasoning,
+        "reasoning_tokens": answer.reasoning_tokens,
     }
 
 

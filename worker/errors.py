@@ -11,6 +11,7 @@ WorkerError
     ├── LanguageUnclear   the text's language is not to be told
     ├── WayTooLong        it goes from model to model and comes to no end
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
+    ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
 """
 
@@ -123,6 +124,17 @@ class QualityGuardFailed(JobError):
         reasons = "; ".join(f"{each} ({in_words(each, signals)})" for each in suspicions)
         super().__init__(
             f"the answer is suspicious: {reasons}; [guards] in tidemill.toml says to fail"
+        )
+
+
+class PreviousJobGone(JobError):
+    code = "previous_job_gone"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a job of the dialogue that this one continues is no longer in the database; "
+            "begin a new dialogue, or send its messages"
         )
 
 

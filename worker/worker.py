@@ -31,6 +31,7 @@ from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
 from tasks.catalog import Model
+from tasks.masking import Masking, masking_of
 from tasks.queues import queue_names
 from tasks.retention import retention_of
 from worker import quarantine
@@ -45,6 +46,7 @@ from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
+from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.model_record import changed_files
@@ -70,9 +72,11 @@ class Worker:
         on_consumer_stalled: Callable[[], None],
         retention: Retention | None = None,
         guards: Mapping[str, Any] | None = None,
+        masking: Masking | None = None,
     ) -> None:
         """retention: of what is kept; None: for ever
         guards: the [guards] table of `tidemill.toml`
+        masking: what of a job's text the model does not see; None: nothing
         """
         self.settings = settings
         self._guard = Guard(guards if guards is not None else {})
@@ -91,6 +95,7 @@ class Worker:
             for model in models
         }
         self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
+        self._maskers = Maskers(masking or Masking())
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
@@ -161,6 +166,7 @@ class Worker:
             on_consumer_stalled,
             retention_of(catalog.retention),
             catalog.guards,
+            masking_of(catalog.masking),
         )
 
     def capacity(self) -> dict[str, int]:
@@ -326,6 +332,8 @@ class Worker:
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return {
+            "owner": self.owner,
+            "leads": self._dispatcher.leads,
             "num_running_jobs": num_running,
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
@@ -336,6 +344,8 @@ class Worker:
                     "pid": client.pid,
                     "num_requests": client.num_held,
                     "num_restarts": client.num_restarts,
+                    "max_rows": client.sized.spec.max_sequences,
+                    "max_cache_tokens": client.sized.spec.max_cache_tokens,
                     **client.progress.to_json(),
                 }
                 for alias, replicas in self._clients.items()
@@ -360,6 +370,7 @@ class Worker:
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
                 self._languages[job.model],
+                self._maskers.masker_for(job.task, job.tenant),
             )
             attempt = Attempt(
                 job.fence,

@@ -43,6 +43,8 @@ def show(
             say(f"{'coverage':<{width}}  {line}")
     for name, value in details.contract.items():
         _section(name, value)
+    if details.job.reasoning is not None:
+        _section("reasoning", details.job.reasoning)
     if details.job.output is not None:
         _section("output", details.job.output)
     for number, alternative in enumerate(details.job.alternatives, start=2):
@@ -84,10 +86,12 @@ def _facts(details: "JobDetails") -> list[tuple[str, str]]:
         facts.append(
             ("took", f"{(job.finished_at - job.started_at).total_seconds():.3f} s running")
         )
+        thought = "" if job.reasoning is None else f", {job.reasoning_tokens} of them thought"
         facts.append(
             (
                 "tokens",
-                f"{job.prompt_tokens} in, {job.completion_tokens} out ({job.finish_reason})",
+                f"{job.prompt_tokens} in, {job.completion_tokens} out{thought} "
+                f"({job.finish_reason})",
             )
         )
     facts.append(
@@ -138,6 +142,8 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
         "owner": details.owner,
         "contract": dict(details.contract),
         "provenance": details.provenance,
+        "reasoning": details.job.reasoning,
+        "reasoning_tokens": details.job.reasoning_tokens,
         "messages": [{"id": str(each.id), "reason": each.reason} for each in details.messages],
         "coverage": details.coverage,
         **{

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tasks.contract import Contract
 
 EXAMPLES = (
+    "tidemill submit summarize reports/ --batch reports",
     "tidemill submit summarize --file reports.jsonl --batch reports",
     'tidemill submit translate "The sea was calm." --source-language en --target-language fr',
     'tidemill submit generate "Once upon a time" --param temperature=0.8',
@@ -36,7 +37,8 @@ def submit(
         str | None,
         typer.Option(
             help="A .jsonl, .csv, .tsv or .parquet file, a row each job and a column each field "
-            "of it; a folder of text files; `-` for JSON lines on standard input."
+            "of it; a document (.txt, .md, .html, .srt, .vtt; with the extra `files` .docx, .pdf, "
+            ".epub), or a folder of them; `-` for JSON lines on standard input."
         ),
     ] = None,
     as_text: Annotated[
@@ -70,6 +72,9 @@ def submit(
             "term without one stays as it is.",
         ),
     ] = None,
+    previous_job_id: Annotated[
+        str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
         options.LaneName | None,
@@ -81,10 +86,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again under it finds the first job.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it is finished.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
-    ] = False,
+    estimate: options.Estimate = False,
+    wait: options.Wait = False,
+    strict: options.Strict = False,
     errors: options.Errors = None,
     json: options.Json = False,
 ) -> None:
@@ -98,6 +102,7 @@ def submit(
     for name, value in (
         ("source_language", source_language),
         ("target_language", target_language),
+        ("previous_job_id", previous_job_id),
         ("model", model),
         ("lane", lane),
         ("priority", priority),
@@ -122,7 +127,9 @@ def submit(
                     param_hint=f"--{name.replace('_', '-')}",
                 )
         columns = options.pairs("--field", field or ())
-        _submit_files(task, files, defaults, columns, batch, run_key, wait, strict, errors, json)
+        _submit_files(
+            task, files, defaults, columns, batch, run_key, estimate, wait, strict, errors, json
+        )
         return
     if field:
         raise typer.BadParameter("is about the columns of a --file", param_hint="--field")
@@ -133,7 +140,7 @@ def submit(
     if text == "-" and not as_text:
         # Bytes that are no UTF-8 become lone surrogates, which the contract names.
         text = sys.stdin.buffer.read().decode(errors="surrogateescape")
-    _submit_text(task, text, defaults, batch, run_key, wait, json)
+    _submit_text(task, text, defaults, batch, run_key, estimate, wait, json)
 
 
 def _text_or_files(
@@ -195,6 +202,7 @@ def _submit_text(
     defaults: dict[str, Any],
     batch: str | None,
     run_key: str | None,
+    estimate: bool,
     wait: bool,
     json: bool,
 ) -> None:
@@ -203,7 +211,13 @@ def _submit_text(
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
-    require_ready()
+    database = require_ready()
+    if estimate:
+        from cli.estimate import estimated, say_estimate
+        from tasks import settings
+
+        say_estimate(estimated(database, settings.catalog(), [contract]), json)
+        return
     if batch is not None or run_key is not None:
         _submit_as_batch(contract, batch, run_key, wait, json)
         return
@@ -270,6 +284,7 @@ def _submit_files(
     columns: dict[str, str],
     batch: str | None,
     run_key: str | None,
+    estimate: bool,
     wait: bool,
     strict: bool,
     errors: Path | None,
@@ -277,7 +292,7 @@ def _submit_files(
 ) -> None:
     from datetime import datetime
 
-    from cli.ingest import open_source
+    from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
     from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
     from cli.stack.ready import require_ready
@@ -291,13 +306,15 @@ def _submit_files(
     catalog = settings.catalog()
     parts = [
         Part(
-            source=open_source(Path(file).expanduser()),
+            source=source,
             contract=CONTRACTS[task],
             defaults=defaults,
             columns=columns,
             tag=str(number) if len(files) > 1 else "",
         )
-        for number, file in enumerate(files, start=1)
+        for number, source in enumerate(
+            open_sources([Path(file).expanduser() for file in files]), start=1
+        )
     ]
     parts[0].check_defaults(catalog)
     require_ready()
@@ -306,6 +323,11 @@ def _submit_files(
     parser = RowParser(
         parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
     )
+    if estimate:
+        from cli.estimate import estimate_source
+
+        estimate_source(parser, catalog, complaints, json)
+        return
     enqueued = enqueue(
         parser,
         complaints,

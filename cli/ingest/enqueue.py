@@ -28,6 +28,7 @@ class Enqueued:
     num_new: int
     num_known: int  # there before, under the same run key
     num_bad: int
+    num_partial: int = 0  # documents parts of which gave no text
     was_complete: bool = False  # the run key's batch had been enqueued to the end before
     empty: tuple[str, ...] = ()  # sources that should have had rows
     failures: tuple[str, ...] = ()  # what other sources could not be read for
@@ -44,7 +45,9 @@ class Enqueued:
             )
         known = f", {plural(self.num_known, 'job')} there before" if self.num_known else ""
         bad = f", {plural(self.num_bad, 'row')} left out" if self.num_bad else ""
-        return f"enqueued {plural(self.num_new, 'job')} as batch {self.batch.name}{known}{bad}"
+        partial = f", {self.num_partial:,} with parts without text" if self.num_partial else ""
+        jobs = plural(self.num_new, "job")
+        return f"enqueued {jobs} as batch {self.batch.name}{known}{bad}{partial}"
 
     @property
     def as_json(self) -> dict[str, object]:
@@ -55,6 +58,7 @@ class Enqueued:
             "num_new": self.num_new,
             "num_known": self.num_known,
             "num_bad": self.num_bad,
+            "num_partial": self.num_partial,
             "empty_sources": list(self.empty),
             "failed_sources": list(self.failures),
         }
@@ -164,6 +168,7 @@ def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
         num_new=submitted.num_new if submitted else 0,
         num_known=submitted.num_known if submitted else 0,
         num_bad=parser.num_bad,
+        num_partial=parser.num_partial,
         empty=tuple(parser.empty),
         failures=tuple(parser.failures),
     )

@@ -1,4 +1,7 @@
-"""The file of `--errors`: each row that was left out, as a line of JSON."""
+"""The file of `--errors`: each row that was left out, as a line of JSON.
+
+So is each document of which a part gave no text, by the code `parts_without_text`.
+"""
 
 import json
 from collections.abc import Iterable
@@ -13,7 +16,7 @@ class ErrorsFile:
     """Written as rows are refused, so that what is there is whole whenever it ends.
 
     A line has source, place (`line 7`), position, code and problem, and nothing
-    of what the row's texts say. A file without lines: no row was refused.
+    of what the row's texts say. A file without lines: there is nothing to complain of.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,6 +29,10 @@ class ErrorsFile:
             source = Path(part.source.name)
             if source.exists() and self.path.exists() and source.samefile(self.path):
                 raise CommandError(f"--errors {self.path} is the source itself; name another file")
+            if source.is_dir() and self.path.resolve().is_relative_to(source.resolve()):
+                raise CommandError(
+                    f"--errors {self.path} lies in the folder that is read; name a file elsewhere"
+                )
 
     def open(self) -> None:
         """Empty it; raises CommandError where that cannot be."""

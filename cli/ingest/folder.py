@@ -1,23 +1,30 @@
-"""A folder of text files: each is one text, and its name the custom id."""
+"""Folders of documents, and a document by itself: each file is one text, its name the custom id."""
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from cli.documents import UnreadableDocument, read_document
 from cli.errors import SourceUnusable
 from cli.ingest.source import BadRow, CheckColumns, Row
 
-MAX_FILE_BYTES = 64 * 2**20  # more than any job may hold
+HIDDEN = (".", "~$")  # the latter: what Word keeps beside a document that is open
+MAX_METADATA_CHARACTERS = 512
 
 
 class FolderSource:
-    """The files directly in a folder, in the order of their names; hidden ones are left out."""
+    """The files in a folder and in those within it, in the order of their names.
+
+    Hidden ones are left out, and folders that are links are not entered. A file's
+    name is its path from `base`, by default the folder itself.
+    """
 
     exact_types = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: Path | None = None) -> None:
         self.name = str(path)
-        self._path = path
+        self.path = path
+        self.base = path if base is None else base
         self._num_files = 0
         self._num_read = 0
 
@@ -26,32 +33,71 @@ class FolderSource:
         return self._num_read / self._num_files if self._num_files else None
 
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
-        try:
-            with os.scandir(self._path) as entries:
-                names = sorted(
-                    entry.name
-                    for entry in entries
-                    if entry.is_file() and not entry.name.startswith(".")
-                )
-        except OSError as error:
-            raise SourceUnusable(f"{self.name} cannot be read: {error.strerror}") from error
-        self._num_files, self._num_read = len(names), 0
-        for position, name in enumerate(names, start=1):
+        found = sorted(_files(self.path), key=lambda each: each[0].parts)
+        self._num_files, self._num_read = len(found), 0
+        for position, (path, error) in enumerate(found, start=1):
             self._num_read = position
-            yield self._row(position, name)
+            if error is None:
+                yield row_of(position, path, self.base)
+            elif path == self.path:
+                raise SourceUnusable(f"{self.name} cannot be read: {error.strerror}") from error
+            else:
+                fault = f"cannot be read: {error.strerror}"
+                yield BadRow(position, f"folder {_shown(_name(path, self.base))}", fault)
 
-    def _row(self, position: int, name: str) -> Row | BadRow:
-        place = f"file {os.fsencode(name).decode(errors='replace')}"
-        path = self._path / name
+
+class DocumentSource:
+    """One document; its name is its path from `base`, by default the file's name alone."""
+
+    exact_types = True
+
+    def __init__(self, path: Path, base: Path | None = None) -> None:
+        self.name = str(path)
+        self.path = path
+        self.base = path.parent if base is None else base
+        self.fraction: float | None = None
+
+    def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
+        yield row_of(1, self.path, self.base)
+        self.fraction = 1.0
+
+
+def row_of(position: int, path: Path, base: Path) -> Row | BadRow:
+    """The job that a file is, or why it is none."""
+    name = _name(path, base)
+    place = f"file {_shown(name)}"
+    try:
+        document = read_document(path)
+    except UnreadableDocument as error:
+        return BadRow(position, place, error.fault, error.code)
+    fields = {"text": document.text, "custom_id": name}
+    if document.without_text is not None:
+        # Kept with the job, so that its result can be seen to be of a part.
+        fields["metadata.without_text"] = document.without_text[:MAX_METADATA_CHARACTERS]
+    return Row(position, place, fields, document.without_text)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, OSError | None]]:
+    """Every file, and every folder that cannot be read, with the reason."""
+    folders = [folder]
+    while folders:
+        folder = folders.pop()
         try:
-            num_bytes = path.stat().st_size
-            if num_bytes > MAX_FILE_BYTES:
-                fault = f"has {num_bytes:,} bytes, more than any job may; split the document"
-                return BadRow(position, place, fault)
-            text = path.read_bytes().decode("utf-8-sig")
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(HIDDEN):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(folder / entry.name)
+                    elif entry.is_file():
+                        yield folder / entry.name, None
         except OSError as error:
-            return BadRow(position, place, f"cannot be read: {error.strerror}")
-        except UnicodeDecodeError as error:
-            fault = f"is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})"
-            return BadRow(position, place, fault)
-        return Row(position, place, {"text": text, "custom_id": name})
+            yield folder, error
+
+
+def _name(path: Path, base: Path) -> str:
+    return PurePath(os.path.relpath(path, base)).as_posix()
+
+
+def _shown(name: str) -> str:
+    return os.fsencode(name).decode(errors="replace")

@@ -7,12 +7,14 @@ from typing import Any
 
 from cli.errors import ColumnsUnfit, CommandError, SourceEmpty
 from cli.ingest import BadRow, Row, Source
+from tasks import settings
 from tasks.catalog import Catalog
 from tasks.chat import ChatContract
 from tasks.contract import Contract
 from tasks.errors import ContractError, DuplicateId, Refused
 from tasks.first_seen import FirstSeen
 from tasks.generate import GenerateContract
+from tasks.previous_job import continued
 from tasks.summarize import SummarizeContract
 from tasks.translate import TranslateContract
 
@@ -185,11 +187,13 @@ class RowParser:
         self._keep = keep
         self._one_namespace = one_namespace
         self._current = 0
+        self._gaps_reported: set[tuple[str, str]] = set()
         self._begin()
 
     def _begin(self) -> None:
         self.num_good = 0
         self.num_bad = 0
+        self.num_partial = 0  # good ones, of documents parts of which gave no text
         self.empty: list[str] = []  # sources that had no rows and should have had some
         self.failures: list[str] = []  # of sources, where another went on
         self._seen = FirstSeen()
@@ -247,10 +251,12 @@ class RowParser:
 
     def _take(self, part: Part, row: Row | BadRow) -> Contract | None:
         if isinstance(row, BadRow):
-            self._refuse(part, row, "unreadable_row", row.fault, " ")
+            self._refuse(part, row, row.code, row.fault, " ")
             return None
         try:
             contract = part.contract_of(row.fields)
+            if getattr(contract, "previous_job_id", None) is not None:
+                continued(settings.database(), self._catalog, contract)
             route(self._catalog, contract)
             contract = self._with_key(part, row, contract)
             self._require_new(part, row, contract)
@@ -263,6 +269,8 @@ class RowParser:
         except Refused as error:
             self._refuse(part, row, error.code, str(error))
             return None
+        if row.without_text is not None:
+            self._report_gaps(part, row, row.without_text)
         return contract
 
     def _with_key(self, part: Part, row: Row, contract: Contract) -> Contract:
@@ -285,6 +293,18 @@ class RowParser:
         if contract.idempotency_key is not None:
             key = contract.idempotency_key
             self._seen.require_new("idempotency_key", key, place, contract.tenant)
+
+    def _report_gaps(self, part: Part, row: Row, without_text: str) -> None:
+        """Say what of a document gave no text: once, however often its source is read."""
+        self.num_partial += 1
+        if (part.source.name, row.place) in self._gaps_reported:
+            return
+        self._gaps_reported.add((part.source.name, row.place))
+        problem = f"no text in {without_text}; the rest goes through"
+        self._report(f"{part.source.name}, {row.place}: {problem}")
+        self._keep(
+            Refusal(part.source.name, row.place, row.position, "parts_without_text", problem)
+        )
 
     def _refuse(
         self, part: Part, row: Row | BadRow, code: str, problem: str, between: str = ": "

@@ -16,6 +16,7 @@ class Row:
     position: int  # from 1; of a line, a row or a file
     place: str  # where a person finds it: `line 7`
     fields: dict[str, Any]
+    without_text: str | None = None  # what of a document gave none: `pages 3, 7 of 10`
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class BadRow:
     position: int
     place: str
     fault: str
+    code: str = "unreadable_row"
 
 
 class Source(Protocol):

@@ -2,12 +2,13 @@
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cli.documents import DOCUMENT_SUFFIXES
 from cli.errors import SourceUnusable
 from cli.ingest.csv import CsvSource
-from cli.ingest.folder import FolderSource
+from cli.ingest.folder import DocumentSource, FolderSource
 from cli.ingest.jsonl import JsonlSource
 from cli.ingest.parquet import ParquetSource
 from cli.ingest.source import Source
@@ -52,6 +53,8 @@ def open_source(path: Path) -> Source:
         return FolderSource(path)
     if not path.exists():
         raise SourceUnusable(f"there is no file or folder {path}")
+    if path.suffix.lower() in DOCUMENT_SUFFIXES:
+        return DocumentSource(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None and path.suffix.lower() == ".gz":
         raise SourceUnusable(
@@ -60,7 +63,29 @@ def open_source(path: Path) -> Source:
         )
     if reader is None:
         raise SourceUnusable(
-            f"{path} is none of the known kinds: {', '.join(READERS)}, or a folder of text files; "
+            f"{path} is none of the known kinds: {', '.join(READERS)} hold rows, "
+            f"{', '.join(DOCUMENT_SUFFIXES)} are documents, and a folder holds documents; "
             f"`tidemill submit TASK - < {shlex.quote(str(path))}` submits what is in it as one text"
         )
     return reader(path)
+
+
+def open_sources(paths: Sequence[Path]) -> list[Source]:
+    """The sources at several paths, whose documents get names that tell them apart.
+
+    Those are their paths from the nearest folder that all of them are in: of jan/ and
+    feb/, `jan/1.txt` and `feb/1.txt`; of reports/*.txt, the same as of reports/.
+    """
+    sources = [open_source(path) for path in paths]
+    documents = [each for each in sources if isinstance(each, FolderSource | DocumentSource)]
+    if len(documents) > 1:
+        places = [
+            source.path.absolute().parent
+            if isinstance(source, DocumentSource)
+            else source.path.absolute()
+            for source in documents
+        ]
+        base = Path(os.path.commonpath([os.path.normpath(place) for place in places]))
+        for source in documents:
+            source.base = base
+    return sources

@@ -32,6 +32,8 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "prompt_tokens": lambda job: job.prompt_tokens,
     "completion_tokens": lambda job: job.completion_tokens,
     "left_out_characters": lambda job: job.left_out_characters,
+    "reasoning": lambda job: job.reasoning,
+    "reasoning_tokens": lambda job: job.reasoning_tokens,
     "error": _error,
     "error_code": lambda job: job.error.code if job.error else None,
     "error_message": lambda job: job.error.message if job.error else None,
@@ -57,8 +59,8 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "pruned_at": lambda job: _instant(job.pruned_at),
     "erased_at": lambda job: _instant(job.erased_at),
 }
-# What a record has where nobody chose; `alternatives` follow where there are some, and when
-# its texts went where they did.
+# What a record has where nobody chose; `alternatives` and `reasoning` follow where there are
+# some, and when its texts went where they did.
 FIELDS = (
     "id",
     "batch",
@@ -91,6 +93,8 @@ def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any
     made = {name: COLUMNS[name](job) for name in columns or FIELDS}
     if columns is None and job.alternatives:
         made["alternatives"] = list(job.alternatives)
+    if columns is None and job.reasoning is not None:
+        made |= {"reasoning": job.reasoning, "reasoning_tokens": job.reasoning_tokens}
     if columns is None and job.pruned_at:
         made |= {name: COLUMNS[name](job) for name in ("pruned_at", "erased_at")}
     return made

@@ -115,6 +115,7 @@ def write_parquet(
         "num_cut_parts": count,
         "num_missed_placeholders": count,
         "num_missed_terms": count,
+        "reasoning_tokens": count,
         "attempt": count,
         "error": pa.struct([("code", text), ("message", text)]),
         "metadata": pa.map_(text, text),
@@ -151,7 +152,9 @@ def _groups(jobs: Iterable[FoundJob]) -> Iterator[list[FoundJob]]:
     num_characters = 0
     for job in jobs:
         group.append(job)
-        num_characters += sum(map(len, (job.input or "", job.output or "", *job.alternatives)))
+        num_characters += sum(
+            map(len, filter(None, (job.input, job.output, job.reasoning, *job.alternatives)))
+        )
         if len(group) == MAX_GROUP_ROWS or num_characters > MAX_GROUP_CHARACTERS:
             yield group
             group, num_characters = [], 0
@@ -195,5 +198,13 @@ def _table_cell(name: str, job: FoundJob) -> Any:
         value = ", ".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, list):
         value = " | ".join(value)
-    is_text = name in ("input", "output", "alternatives", "error", "error_message", "reasons")
+    is_text = name in (
+        "input",
+        "output",
+        "alternatives",
+        "error",
+        "error_message",
+        "reasons",
+        "reasoning",
+    )
     return one_line(str(value), CELL_CHARACTERS if is_text else NAME_CHARACTERS)

@@ -1,8 +1,10 @@
 import gzip
 import json
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
@@ -10,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.errors import SourceEmpty, SourceUnusable
-from cli.ingest import BadRow, Row, Source, looks_like_source, open_source
+from cli.ingest import BadRow, Row, Source, looks_like_source, open_source, open_sources
 from cli.ingest.jsonl import parse_line
 from cli.ingest.sql import SqlSource
+from tests.documents import pdf
 
 
 def read(source: Source) -> list[Row | BadRow]:
@@ -287,20 +290,98 @@ def test_each_file_of_a_folder_is_a_text_and_its_name_the_custom_id(tmp_path: Pa
     write(tmp_path / "a.txt", b"\xef\xbb\xbffirst")
     write(tmp_path / "c.bin", b"\x00\xff")
     write(tmp_path / ".hidden", "no")
-    (tmp_path / "within").mkdir()
+    write(tmp_path / "~$d.docx", "no")
+    (tmp_path / "none").mkdir()
 
     first, second, bad = read(open_source(tmp_path))
 
     assert first == Row(1, "file a.txt", {"text": "first", "custom_id": "a.txt"})
     assert second == Row(2, "file b.txt", {"text": "second", "custom_id": "b.txt"})
     assert isinstance(bad, BadRow)
-    assert bad.place == "file c.bin"
+    assert (bad.place, bad.code) == ("file c.bin", "not_text")
+
+
+def test_folders_within_a_folder_are_read_and_links_to_folders_are_not(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/c.txt", "a/b/d.txt", ".git/no.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, name)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "z.txt").symlink_to(tmp_path / "b.txt")
+
+    rows = read(open_source(tmp_path))
+
+    named = [(row.place, row.fields["custom_id"]) for row in rows if isinstance(row, Row)]
+    names = ["a/b/d.txt", "a/c.txt", "b.txt", "z.txt"]
+    assert named == [(f"file {name}", name) for name in names]
+
+
+def test_a_folder_within_that_cannot_be_read_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    write(tmp_path / "a.txt", "text")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:  # whoever runs the tests may read everything
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    good, bad = read(open_source(tmp_path))
+
+    assert isinstance(good, Row)
+    assert bad == BadRow(2, "folder locked", "cannot be read: Permission denied")
+
+
+def test_what_of_a_document_gave_no_text_is_kept_with_its_job(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(["One.", ""]))
+
+    [row] = read(open_source(tmp_path / "a.pdf"))
+
+    assert isinstance(row, Row)
+    assert row.without_text == "page 2 of 2"
+    assert row.fields == {
+        "text": "One.",
+        "custom_id": "a.pdf",
+        "metadata.without_text": "page 2 of 2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["jan"], ["1.txt"]),
+        (["jan", "feb"], ["jan/1.txt", "feb/1.txt"]),
+        (["jan/1.txt"], ["1.txt"]),
+        (["jan/1.txt", "jan/../feb/1.txt"], ["jan/1.txt", "feb/1.txt"]),
+        (["feb/1.txt", "feb/2.md"], ["1.txt", "2.md"]),
+        (["rows.jsonl", "jan"], ["row", "1.txt"]),
+    ],
+)
+def test_documents_of_several_places_have_names_that_tell_them_apart(
+    tmp_path: Path, paths: list[str], names: list[str]
+) -> None:
+    for name in ("jan", "feb"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "1.txt", name)
+    write(tmp_path / "two", "x")
+    (tmp_path / "two").rename(tmp_path / "feb" / "2.md")
+    write(tmp_path / "rows.jsonl", '{"text": "x", "custom_id": "row"}')
+    if paths == ["jan", "feb"]:
+        (tmp_path / "feb" / "2.md").unlink()
+
+    rows = [
+        row for source in open_sources([tmp_path / path for path in paths]) for row in read(source)
+    ]
+
+    assert [row.fields["custom_id"] for row in rows if isinstance(row, Row)] == names
 
 
 def test_a_file_beyond_all_measure_is_not_even_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.ingest.folder.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("cli.documents.reading.MAX_FILE_BYTES", 10)
     write(tmp_path / "a.txt", "x" * 11)
 
     [bad] = read(open_source(tmp_path))
@@ -399,8 +480,8 @@ def test_a_text_is_taken_for_a_source_only_when_that_is_clear(
 
 def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(SourceUnusable, match=r"\.jsonl, \.ndjson, \.csv"):
-        open_source(write(tmp_path / "a.docx", "x"))
-    with pytest.raises(SourceUnusable, match=r"`tidemill submit TASK - < .*notes\.txt`"):
-        open_source(write(tmp_path / "notes.txt", "x"))
+        open_source(write(tmp_path / "a.doc", "x"))
+    with pytest.raises(SourceUnusable, match=r"`tidemill submit TASK - < .*notes\.log`"):
+        open_source(write(tmp_path / "notes.log", "x"))
     with pytest.raises(SourceUnusable, match="there is no file or folder"):
         open_source(tmp_path / "missing.jsonl")

@@ -1,0 +1,12 @@
+"""Documents: what a file of a known kind says, as plain text or Markdown."""
+
+from cli.documents.document import Document, UnreadableDocument
+from cli.documents.reading import DOCUMENT_SUFFIXES, MAX_FILE_BYTES, read_document
+
+__all__ = [
+    "DOCUMENT_SUFFIXES",
+    "MAX_FILE_BYTES",
+    "Document",
+    "UnreadableDocument",
+    "read_document",
+]

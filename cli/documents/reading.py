@@ -1,0 +1,33 @@
+"""Which reader takes a file, by its suffix; any other is a text."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cli.documents import docx, epub, markup, pdf, plain
+from cli.documents.document import Document, UnreadableDocument
+
+MAX_FILE_BYTES = 64 * 2**20
+
+READERS: Mapping[str, Callable[[bytes], Document]] = {
+    ".htm": markup.read,
+    ".html": markup.read,
+    ".xhtml": markup.read,
+    ".docx": docx.read,
+    ".pdf": pdf.read,
+    ".epub": epub.read,
+}
+# A file by itself is taken for a document by these; in a folder, every other one is a text, too.
+DOCUMENT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".srt", ".vtt", *READERS)
+
+
+def read_document(path: Path) -> Document:
+    """The text of a file; raises UnreadableDocument where it has none that can be had."""
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_FILE_BYTES:
+            fault = f"has {num_bytes:,} bytes, more than any job may; split the document"
+            raise UnreadableDocument("file_too_large", fault)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableDocument("unreadable_row", f"cannot be read: {error.strerror}") from error
+    return READERS.get(path.suffix.lower(), plain.read)(content)
