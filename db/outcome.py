@@ -85,6 +85,7 @@ class Outcome:
     blamed: bool = False  # counts towards the limit of failures
     delay_seconds: float = 0.0
     output: str | None = None  # of a failure: the answer that was refused
+    model: str | None = None  # whose queue the job goes to; None: the one that it came from
 
     def __post_init__(self) -> None:
         assert (self.answer is not None) == (self.state is JobState.SUCCEEDED)
@@ -115,6 +116,11 @@ class Outcome:
             blamed=True,
             delay_seconds=delay_seconds,
         )
+
+    @classmethod
+    def moved(cls, fence: Fence, model: str) -> "Outcome":
+        """On with another model, by a worker that serves it; what is finished is kept."""
+        return cls(fence=fence, state=JobState.QUEUED, model=model)
 
     @classmethod
     def released(cls, fence: Fence) -> "Outcome":

@@ -4,7 +4,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,27 @@ from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.messages import Output, Request
 from worker.backoff import backoff_seconds
 from worker.engine_client import EngineClient
-from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
+from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed, WayTooLong
 from worker.failpoints import passing
 from worker.guards.guard import Guard
 from worker.job_trace import JobTrace
 from worker.recipes import Fallible, Steps, Work, steps_of
-from worker.segments import finished_output, segment_of
+from worker.segments import finished_output, identity, segment_of
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_RETRY_SECONDS = 600.0
+# Each move is one attempt more, and finishes something; so many mean that nothing is kept.
+MAX_ATTEMPTS_ON_THE_WAY = 200
+
+
+class _Elsewhere(Exception):
+    """The recipe needs a model that this worker does not serve, and nothing else."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +70,18 @@ class Attempt:
         ids: Mapping[str, str] | None = None,
         guard: Guard | None = None,
         trace: JobTrace | None = None,
+        client_of: Callable[[str], EngineClient | None] = lambda alias: None,
     ) -> None:
-        """ids: what the log says of the job; trace: its spans, None where nobody wants any"""
+        """ids: what the log says of the job
+        trace: its spans; None where nobody wants any
+        client_of: the engine of another model, for a job that goes by way of several
+        """
         self.fence = fence
         self._work = work
         self._num_failures = num_failures
         self._client = client
+        self._client_of = client_of
+        self._clients: dict[str, EngineClient | None] = {client.spec.alias: client}
         self._settings = settings
         self._on_outcome = on_outcome
         self._on_segment = on_segment
@@ -82,6 +98,7 @@ class Attempt:
         self._unasked: Iterator[Request] = iter(())  # of the present step
         self._is_fallible = False  # the recipe takes failed outputs of this step too
         self._num_in_step = 0  # requests of it that were made
+        self._elsewhere: str | None = None  # a model that this step needs and we do not serve
         self._position = 0  # of the next request
         self._in_flight: dict[int, _Asked] = {}
         self._outputs: dict[int, Output] = {}  # of the present step, by index
@@ -135,6 +152,8 @@ class Attempt:
             requests = self._next_requests()
         except StopIteration as finished:
             self._examine(finished.value)
+        except _Elsewhere as elsewhere:
+            self._move(elsewhere.model)
         except JobError as error:
             self._fail(error)
         except Exception as error:
@@ -144,10 +163,10 @@ class Attempt:
             if requests:
                 if self.trace is not None:
                     self.trace.asked(requests)
-                self._client.submit(requests, self._receive)
+                self._submit(requests)
                 passing("requested")
                 if self._over:  # meanwhile, and its cancellation came before these
-                    self._client.cancel([each.id for each in requests])
+                    self._cancel([each.id for each in requests])
 
     def _begin(self) -> None:
         recipe = None if self._guard is None else self._guard.recipe
@@ -173,22 +192,56 @@ class Attempt:
         self._unasked = iter(requests)
         self._outputs = {}
         self._num_in_step = 0
+        self._elsewhere = None
         if self.trace is not None:
             self.trace.part_began()
+
+    def _client_for(self, request: Request) -> EngineClient | None:
+        """The engine of the request's model; None where this worker does not serve it."""
+        if request.model is None:
+            return self._client
+        if request.model not in self._clients:
+            self._clients[request.model] = self._client_of(request.model)
+        return self._clients[request.model]
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        by_client: dict[int, tuple[EngineClient, list[Request]]] = {}
+        for request in requests:
+            client = self._client_for(request)
+            assert client is not None
+            by_client.setdefault(id(client), (client, []))[1].append(request)
+        for client, own in by_client.values():
+            client.submit(own, self._receive)
+
+    def _cancel(self, request_ids: Sequence[int]) -> None:
+        """An engine that has none of these ignores them."""
+        for client in self._clients.values():
+            if client is not None:
+                client.cancel(request_ids)
 
     def _give_up(self, failure: RequestFailed) -> None:
         """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
         assert self._steps is not None
-        self._client.cancel(list(self._in_flight))
+        self._cancel(list(self._in_flight))
         self._in_flight.clear()
         self._enter(self._steps.throw(failure))
 
     def _take(self, asked: _Asked, output: Output) -> None:
         self._outputs[asked.index] = output
-        is_one_of_many = self._position > 1
-        if is_one_of_many and self._on_segment is not None and output.choices:
+        request, client = asked.request, self._client_for(asked.request)
+        assert client is not None
+        if request.model is not None:
+            self._work.models[request.model] = identity(client.card)
+        is_one_of_many = self._position > 1 or request.model is not None
+        # On a way of several models a refusal is kept, too: the next worker cannot ask again.
+        is_kept = bool(output.choices) or (
+            request.model is not None
+            and output.failure is not None
+            and not output.failure.retryable
+        )
+        if is_one_of_many and self._on_segment is not None and is_kept:
             self._has_segments = True
-            segment = segment_of(asked.request, output, self._work.card)
+            segment = segment_of(request, output, client.card)
             self._on_segment(FinishedSegment(self.fence, asked.position, segment))
 
     def _next_requests(self) -> list[Request]:
@@ -207,14 +260,23 @@ class Attempt:
                 self._num_in_step += 1
                 self._position += 1
                 segment = self._segments.get(asked.position)
-                finished = finished_output(segment, request, self._work.card)
+                client = self._client_for(request)
+                finished = finished_output(
+                    segment, request, None if client is None else client.card
+                )
                 if finished is not None:
                     self._outputs[asked.index] = finished
+                    if segment is not None and request.model is not None:
+                        self._work.models[request.model] = segment["model"]
+                elif client is None:
+                    self._elsewhere = request.model
                 else:
                     self._in_flight[request.id] = asked
                     requests.append(request)
             if self._in_flight:
                 return requests
+            if self._elsewhere is not None:
+                raise _Elsewhere(self._elsewhere)
             outputs = tuple(self._outputs[index] for index in range(self._num_in_step))
             self._enter(self._steps.send(outputs))
 
@@ -223,6 +285,13 @@ class Attempt:
         """Enough to keep the engine busy; few, where somebody waits for other jobs as well."""
         num_rows = self._client.sized.spec.max_sequences or 1
         return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
+
+    def _move(self, model: str) -> None:
+        """On to a worker that serves a model; what is finished goes along as segments."""
+        if self.fence.attempt >= MAX_ATTEMPTS_ON_THE_WAY:
+            self._fail(WayTooLong(self.fence.attempt))
+        else:
+            self._end(Outcome.moved(self.fence, model))
 
     def _fail(self, error: JobError) -> None:
         num_failures = self._num_failures + 1
@@ -241,5 +310,5 @@ class Attempt:
             self._over = True
         if self.trace is not None:
             self.trace.ended(outcome)
-        self._client.cancel(list(self._in_flight))
+        self._cancel(list(self._in_flight))
         self._on_outcome(outcome)

@@ -10,6 +10,7 @@ WorkerError
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
     ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
+    ├── WayTooLong        it goes from model to model and comes to no end
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
     ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
@@ -100,7 +101,8 @@ class LanguageUnclear(JobError):
     def __init__(self, candidates: Iterable[tuple[str, float]], num_letters: int) -> None:
         seems = ", ".join(f"{code} {share:.0%}" for code, share in candidates) or "none"
         super().__init__(
-            f"the language of the text is not clear from its {num_letters} letters "
+            f"the language of the text is undetermined (und): its {num_letters} letters do not say "
+            "it clearly "
             f"(candidates: {seems}); give source_language"
         )
 
@@ -121,6 +123,17 @@ class AnswerNotValid(JobError):
         super().__init__(
             f"no answer is JSON as it was asked for ({times}); {remedy}. "
             "`tidemill show` has the last one"
+        )
+
+
+class WayTooLong(JobError):
+    code = "way_too_long"
+    retryable = False
+
+    def __init__(self, num_attempts: int) -> None:
+        super().__init__(
+            f"the job went from model to model in {num_attempts} attempts without coming to an "
+            "end; see whether the database keeps segments, or serve both models by one worker"
         )
 
 

@@ -404,6 +404,7 @@ class Worker:
                     model=job.model,
                     attempt=job.fence.attempt,
                 ),
+                self._client_of,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -451,6 +452,11 @@ class Worker:
         with self._lock:
             running = self._running.get(fence)
         return {"job_id": str(fence.job_id)} if running is None else running[1].ids
+
+    def _client_of(self, alias: str) -> EngineClient | None:
+        """The least busy engine of a model; None where this worker does not serve it."""
+        replicas = self._clients.get(alias)
+        return min(replicas, key=lambda client: client.num_held) if replicas else None
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """After the commit: the messages of these jobs may be acked."""

@@ -63,6 +63,14 @@ def submit(
     ] = None,
     source_language: Annotated[str | None, typer.Option(help="For translate: from.")] = None,
     target_language: Annotated[str | None, typer.Option(help="For translate: into.")] = None,
+    glossary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="For translate: a .csv, .tsv or .json file of terms and their translations; a "
+            "term without one stays as it is.",
+        ),
+    ] = None,
     previous_job_id: Annotated[
         str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
     ] = None,
@@ -114,6 +122,10 @@ def submit(
     ):
         if value is not None:
             defaults[name] = value
+    if glossary is not None:
+        from cli.ingest.glossary_file import read_glossary_file
+
+        defaults["glossary"] = read_glossary_file(Path(glossary).expanduser())
     found_by = options.pairs("--metadata", metadata or ())
     if found_by:
         defaults["metadata"] = found_by

@@ -86,6 +86,8 @@ class Request:
     json_schema: Mapping[str, Any] | None = None  # that the answer should match, where that can be
     options: Mapping[str, str] = field(default_factory=dict)  # of prompt_texts.OPTIONS
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
+    # For the parent: the alias of the model to ask, of a job that goes by way of several.
+    model: str | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -108,6 +110,7 @@ class Request:
             json_schema=data.get("json_schema"),
             options=data.get("options", {}),
             is_interactive=data.get("is_interactive", False),
+            model=data.get("model"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -135,6 +138,8 @@ class Request:
             data["options"] = dict(self.options)
         if self.is_interactive:
             data["is_interactive"] = True
+        if self.model is not None:
+            data["model"] = self.model
         return data
 
 

@@ -10,7 +10,7 @@ computed twice: so what it asks for follows from the job and from outputs alone.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -32,6 +32,8 @@ class Work:
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
     masker: Masker | None = None  # None: the model sees the text as it is
+    # Which models have answered so far, by alias, where a job goes by way of several.
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""
