@@ -518,7 +518,7 @@ def _payload_row(catalog: Catalog, contract: Contract, job_id: UUID) -> dict[str
         contract.task,
         contract.model,
         getattr(contract, "source_language", None),
-        contract.output_language,
+        contract.language_of_output,
     )
     if legs:
         # Kept with the job: a worker with another catalog takes it up where it was.
