@@ -59,6 +59,7 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    cached_parts: int | None = None  # of its requests, those that were not computed for it
     # When its texts went, by their age or for a person who asked; its counts stay.
     input_pruned_at: datetime | None = None
     output_pruned_at: datetime | None = None
@@ -371,6 +372,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            Result.cached_parts,
             Payload.pruned_at.label("input_pruned_at"),
             Result.pruned_at.label("output_pruned_at"),
             Job.erased_at,

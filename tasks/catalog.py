@@ -15,8 +15,8 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "retention")
 PAIR = ">"
+TABLES = ("models", "worker", "cache", "retention")
 AUTO = "auto"  # a source language that the worker finds out
 
 
@@ -53,7 +53,8 @@ class Catalog:
 
     path: Path
     models: Mapping[str, Model]
-    worker: Mapping[str, Any]  # the [worker] table, which the worker reads
+    worker: Mapping[str, Any]  # this and the next: tables that the worker reads
+    cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
 
     @classmethod
@@ -77,6 +78,7 @@ class Catalog:
             path=path,
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
+            cache=written.get("cache", {}),
             retention=written.get("retention", {}),
         )
 

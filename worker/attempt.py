@@ -4,44 +4,63 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from db.outcome import Fence, FinishedSegment, Outcome
+from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.messages import Output, Request
 from worker.backoff import backoff_seconds
+from worker.content_cache import ContentCache
+from worker.content_key import ContentKey
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
+from worker.kept_outputs import Kept, Page
 from worker.recipes import RECIPES, Fallible, Steps, Work
-from worker.segments import finished_output, segment_of
+from worker.segments import finished_output, is_cached, segment_of
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_RETRY_SECONDS = 600.0
+# Requests that are made, and looked for in the database, before there is room for them.
+PAGE_REQUESTS = 256
+PAGE_CHARACTERS = 500_000
 
 
-@dataclass(frozen=True, slots=True)
+class Pages(Protocol):
+    """Reads what is kept of a page, on another thread."""
+
+    def look_up(self, page: Page) -> None: ...
+
+
+@dataclass(slots=True)
 class _Asked:
-    """A request on its way, and where its output belongs."""
+    """A request, and where its output belongs."""
 
     request: Request
     index: int  # among those of its step
     position: int  # among all of the attempt
+    part: int | None  # among those that a model answers, from 1; None: it only measures
+    key: ContentKey | None  # in the content cache
+    kept: Output | None = None  # need not be computed
+    is_cached: bool = False  # and was computed for another job
 
 
 class Attempt:
     """Runs a claimed job on an engine; calls `on_outcome` exactly once.
 
-    Its recipe is advanced by one thread at a time: first the claimer's, then
-    the engine's reader. `release` and `abandon` may come from any thread.
+    Its recipe is advanced by one thread at a time: the claimer's, an engine's reader, or that
+    which reads what is kept. One that comes while another is at it leaves its move to that
+    one. `release` and `abandon` may come from any thread.
 
-    Of a job that is many requests only so many are at the engine at once, and the next
-    is made when one comes back: so a long document takes turns with other jobs, and its
-    requests are never all in memory. What came back is handed to `on_segment`, and what
-    an earlier attempt finished (`segments`) is not asked for again.
+    Of a job that is many requests only so many are at the engine at once, and the next goes
+    when one comes back: so a long document takes turns with other jobs. Its requests are made
+    a page ahead and are never all in memory; for each page the database is asked once what an
+    earlier attempt has finished (`segments`), and what the content cache has. What comes back
+    is handed to `on_segment`.
     """
 
     def __init__(
@@ -54,10 +73,14 @@ class Attempt:
         time_limit_seconds: float | None,
         on_outcome: Callable[[Outcome], None],
         on_segment: Callable[[FinishedSegment], None] | None = None,
-        segments: Mapping[int, dict[str, Any]] | None = None,
+        pages: Pages | None = None,
+        cache: ContentCache | None = None,
         ids: Mapping[str, str] | None = None,
     ) -> None:
-        """ids: what the log says of the job"""
+        """pages, cache: None where nothing is kept, for all requests to be computed
+
+        ids: what the log says of the job
+        """
         self.fence = fence
         self._work = work
         self._num_failures = num_failures
@@ -65,18 +88,32 @@ class Attempt:
         self._settings = settings
         self._on_outcome = on_outcome
         self._on_segment = on_segment
-        self._segments = segments or {}
-        self._has_segments = bool(segments)
+        self._pages = pages
+        self._cache = cache
+        self._sharing = None
+        if cache is not None and work.contract.get("use_cache") is not False:
+            self._sharing = cache.sharing(work.tenant, work.contract.get("seed") is not None)
+        # An earlier attempt may have left some.
+        self._has_segments = fence.attempt > 1
         self._ids = ids or {"job_id": str(fence.job_id)}
         self._time_limit_seconds = time_limit_seconds
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
         self._over = False
+        self._moves: deque[Callable[[], None]] = deque()  # that the thread at it has still to make
+        self._is_moving = False
         self._steps: Steps | None = None  # until it starts
+        self._num_steps = 0
         self._unasked: Iterator[Request] = iter(())  # of the present step
+        self._is_read = False  # of the present step every request was made
+        self._is_looking_up = False  # a page of it
+        self._ready: deque[_Asked] = deque()  # looked up, and next to go
         self._is_fallible = False  # the recipe takes failed outputs of this step too
         self._num_in_step = 0  # requests of it that were made
         self._position = 0  # of the next request
+        self._num_parts = 0
+        self._num_parts_before = 0  # the present step
+        self._cached_parts: list[int] = []
         self._in_flight: dict[int, _Asked] = {}
         self._outputs: dict[int, Output] = {}  # of the present step, by index
 
@@ -91,7 +128,7 @@ class Attempt:
         return self._over
 
     def start(self) -> None:
-        self._proceed(self._begin)
+        self._move(self._begin)
 
     def release(self) -> None:
         """Give the job back unfinished, without blame."""
@@ -107,37 +144,44 @@ class Attempt:
         if limit is not None and now - self._started_at > limit:
             self._fail(TimeLimitPassed(limit))
 
-    def _receive(self, output: Output) -> None:
-        if self._over:
-            return
-        asked = self._in_flight.pop(output.request_id, None)
-        if asked is None:
-            return  # of a step that the recipe has given up
-        passing("generated")
-        if output.failure is not None and not self._is_fallible:
-            failure = RequestFailed(output.failure)
-            self._proceed(lambda: self._give_up(failure))
-        else:
-            self._proceed(lambda: self._take(asked, output))
+    def _receive(self, output: Output, is_shared: bool = False) -> None:
+        self._move(lambda: self._arrive(output, is_shared))
+
+    def _move(self, move: Callable[[], None]) -> None:
+        """Make a move, or leave it to the thread that is making one."""
+        with self._lock:
+            self._moves.append(move)
+            if self._is_moving:
+                return
+            self._is_moving = True
+        while True:
+            with self._lock:
+                if self._over or not self._moves:
+                    self._moves.clear()
+                    self._is_moving = False
+                    return
+                move = self._moves.popleft()
+            self._proceed(move)
 
     def _proceed(self, move: Callable[[], None]) -> None:
         """Make a move, and ask for what there is room for after it."""
         try:
             move()
-            requests = self._next_requests()
+            asked = self._next_requests()
         except StopIteration as finished:
-            self._end(Outcome.succeeded(self.fence, finished.value, self._has_segments))
+            answer = self._with_cached_parts(finished.value)
+            self._end(Outcome.succeeded(self.fence, answer, self._has_segments))
         except JobError as error:
             self._fail(error)
         except Exception as error:
             log.exception("recipe failed", extra=dict(self._ids))
             self._fail(RecipeFailed(error))
         else:
-            if requests:
-                self._client.submit(requests, self._receive)
+            if asked:
+                self._submit(asked)
                 passing("requested")
                 if self._over:  # meanwhile, and its cancellation came before these
-                    self._client.cancel([each.id for each in requests])
+                    self._cancel([each.request.id for each in asked])
 
     def _begin(self) -> None:
         self._steps = RECIPES[self._work.task](self._work)
@@ -146,51 +190,150 @@ class Attempt:
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""
         self._is_fallible = isinstance(requests, Fallible)
+        self._num_steps += 1
+        self._num_parts_before = self._num_parts
         self._unasked = iter(requests)
+        self._is_read = self._is_looking_up = False
+        self._ready.clear()
         self._outputs = {}
         self._num_in_step = 0
+
+    def _arrive(self, output: Output, is_shared: bool) -> None:
+        asked = self._in_flight.pop(output.request_id, None)
+        if asked is None:
+            return  # of a step that the recipe has given up
+        passing("generated")
+        if output.failure is not None and not self._is_fallible:
+            self._give_up(RequestFailed(output.failure))
+        else:
+            asked.is_cached = is_shared
+            self._take(asked, output)
+            self._keep(asked, output)
 
     def _give_up(self, failure: RequestFailed) -> None:
         """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
         assert self._steps is not None
-        self._client.cancel(list(self._in_flight))
+        self._cancel(list(self._in_flight))
         self._in_flight.clear()
+        self._num_parts = self._num_parts_before
+        self._cached_parts = [each for each in self._cached_parts if each <= self._num_parts]
         self._enter(self._steps.throw(failure))
 
     def _take(self, asked: _Asked, output: Output) -> None:
         self._outputs[asked.index] = output
+        if asked.is_cached and asked.part is not None:
+            self._cached_parts.append(asked.part)
+
+    def _keep(self, asked: _Asked, output: Output) -> None:
+        """Hand an output over for the next attempt, should there be one."""
         is_one_of_many = self._position > 1
         if is_one_of_many and self._on_segment is not None and output.choices:
             self._has_segments = True
-            segment = segment_of(asked.request, output, self._work.card)
+            segment = segment_of(
+                asked.request, output, self._client.model_digest, is_cached=asked.is_cached
+            )
             self._on_segment(FinishedSegment(self.fence, asked.position, segment))
 
-    def _next_requests(self) -> list[Request]:
+    # --- requests --------------------------------------------------------------------------
+
+    def _next_requests(self) -> list[_Asked]:
         """What to ask for now, advancing the recipe past steps that are done.
 
         Raises StopIteration with the answer.
         """
         assert self._steps is not None
-        requests: list[Request] = []
+        requests: list[_Asked] = []
         while True:
             while len(self._in_flight) < self._max_in_flight:
-                request = next(self._unasked, None)
-                if request is None:
+                asked = self._next_ready()
+                if asked is None:
                     break
-                asked = _Asked(request, self._num_in_step, self._position)
-                self._num_in_step += 1
-                self._position += 1
-                segment = self._segments.get(asked.position)
-                finished = finished_output(segment, request, self._work.card)
-                if finished is not None:
-                    self._outputs[asked.index] = finished
-                else:
-                    self._in_flight[request.id] = asked
-                    requests.append(request)
-            if self._in_flight:
+                if asked.kept is not None:
+                    self._take(asked, asked.kept)
+                    continue
+                self._in_flight[asked.request.id] = asked
+                requests.append(asked)
+            if self._in_flight or self._is_looking_up:
                 return requests
             outputs = tuple(self._outputs[index] for index in range(self._num_in_step))
             self._enter(self._steps.send(outputs))
+
+    def _next_ready(self) -> _Asked | None:
+        """The next request that was looked up; None where that takes time, or none is left."""
+        if len(self._ready) <= PAGE_REQUESTS // 2 and not (self._is_read or self._is_looking_up):
+            self._look_up(self._next_page())
+        return self._ready.popleft() if self._ready else None
+
+    def _next_page(self) -> list[_Asked]:
+        page: list[_Asked] = []
+        num_characters = 0
+        while len(page) < PAGE_REQUESTS and num_characters < PAGE_CHARACTERS:
+            request = next(self._unasked, None)
+            if request is None:
+                self._is_read = True
+                break
+            part = None
+            if not request.measured_texts:
+                self._num_parts += 1
+                part = self._num_parts
+            key = None
+            if self._cache is not None and self._sharing is not None:
+                key = self._cache.key(request, self._sharing, self._client.model_digest)
+            page.append(_Asked(request, self._num_in_step, self._position, part, key))
+            self._num_in_step += 1
+            self._position += 1
+            num_characters += len(request.text or "") + sum(map(len, request.measured_texts))
+        return page
+
+    def _look_up(self, page: list[_Asked]) -> None:
+        """Find out which of a page need not be computed; those then follow what is ready."""
+        has_segments = self.fence.attempt > 1 and any(asked.part is not None for asked in page)
+        positions = range(page[0].position, page[-1].position + 1) if has_segments else range(0)
+        keys = [asked.key.digest for asked in page if asked.key and self._is_unknown(asked.key)]
+        if self._pages is None or not (positions or keys):
+            self._ready += page
+            return
+        self._is_looking_up = True
+        step = self._num_steps
+
+        def on_read(kept: Kept) -> None:
+            self._move(lambda: self._looked_up(step, page, kept))
+
+        self._pages.look_up(Page(self.fence.job_id, positions, keys, on_read))
+
+    def _is_unknown(self, key: ContentKey) -> bool:
+        """Whether only the database may know the answer."""
+        assert self._cache is not None
+        return self._cache.needs_database(key, self._work.is_interactive)
+
+    def _looked_up(self, step: int, page: list[_Asked], kept: Kept) -> None:
+        if step != self._num_steps:
+            return  # the recipe has given it up
+        self._is_looking_up = False
+        for asked in page:
+            segment = kept.segments.get(asked.position)
+            asked.kept = finished_output(segment, asked.request, self._client.model_digest)
+            if asked.kept is not None:
+                asked.is_cached = segment is not None and is_cached(segment)
+            elif asked.key is not None and self._cache is not None:
+                output = kept.outputs.get(asked.key.digest)
+                if output is not None:
+                    asked.kept = self._cache.read(self._client, asked.request, asked.key, output)
+                asked.is_cached = asked.kept is not None
+        self._ready += page
+
+    def _submit(self, asked: list[_Asked]) -> None:
+        if self._cache is None:
+            self._client.submit([each.request for each in asked], self._receive)
+        else:
+            requests = [(each.request, each.key) for each in asked]
+            self._cache.submit(self._client, self.fence, requests, self._receive)
+
+    def _cancel(self, request_ids: list[int]) -> None:
+        if self._cache is None:
+            self._client.cancel(request_ids)
+        else:
+            self._cache.cancel(self._client, request_ids)
 
     @property
     def _max_in_flight(self) -> int:
@@ -213,5 +356,27 @@ class Attempt:
             if self._over:
                 return
             self._over = True
-        self._client.cancel(list(self._in_flight))
+        self._cancel(list(self._in_flight))
         self._on_outcome(outcome)
+
+    def _with_cached_parts(self, answer: Answer) -> Answer:
+        """The answer, saying which of its requests were not computed for this job."""
+        if not self._cached_parts:
+            return answer
+        report = {"num_parts": self._num_parts, "cached": ranges(self._cached_parts)}
+        return replace(
+            answer,
+            provenance={**answer.provenance, "cached_parts": report},
+            cached_parts=len(self._cached_parts),
+        )
+
+
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers as [first, last] of each row of neighbours."""
+    rows: list[list[int]] = []
+    for number in sorted(numbers):
+        if rows and number == rows[-1][1] + 1:
+            rows[-1][1] = number
+        else:
+            rows.append([number, number])
+    return rows

@@ -35,15 +35,19 @@ from tasks.queues import queue_names
 from tasks.retention import retention_of
 from worker import quarantine
 from worker.attempt import Attempt
+from worker.cache_settings import CacheSettings
+from worker.cache_upkeep import CacheUpkeep
 from worker.claimer import ClaimedJob, Claimer
 from worker.committer import Committer
 from worker.consumer_watchdog import ConsumerWatchdog
+from worker.content_cache import ContentCache
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
+from worker.kept_outputs import KeptOutputs
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.model_record import changed_files
@@ -67,9 +71,11 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        cache_settings: CacheSettings | None = None,
         retention: Retention | None = None,
     ) -> None:
         """retention: of what is kept; None: for ever"""
+        cache_settings = cache_settings or CacheSettings()
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -107,6 +113,11 @@ class Worker:
             self._on_committed,
             self._ids_of,
         )
+        self._kept_outputs = KeptOutputs(database, cache_settings.ttl_seconds)
+        self._cache = ContentCache(cache_settings, self._committer.remember, self._metrics)
+        self._cache_upkeep = CacheUpkeep(
+            database, self.owner, self._cache, lambda: self._committer.num_cached_bytes
+        )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
         )
@@ -134,6 +145,8 @@ class Worker:
         self._parts = (
             self._quarantine,
             self._committer,
+            self._kept_outputs,
+            self._cache_upkeep,
             self._claimer,
             self._heartbeat,
             self._dispatcher,
@@ -154,6 +167,7 @@ class Worker:
             models,
             Settings.from_environment(catalog.worker, os.environ),
             on_consumer_stalled,
+            CacheSettings.of(catalog.cache),
             retention_of(catalog.retention),
         )
 
@@ -268,6 +282,8 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._kept_outputs.stop()
+        self._cache_upkeep.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
         self._metrics.stop()
@@ -323,6 +339,7 @@ class Worker:
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
             "num_messages_set_aside": quarantine.num_set_aside,
+            "cache": {"num_hits": self._cache.num_hits, "num_shared": self._cache.num_shared},
             "engines": [
                 {
                     "model": alias,
@@ -337,6 +354,10 @@ class Worker:
         }
 
     def _start_jobs(self, claimed: list[ClaimedJob]) -> None:
+        with self._kept_outputs.together():
+            self._start_each(claimed)
+
+    def _start_each(self, claimed: list[ClaimedJob]) -> None:
         for job in claimed:
             replicas = self._clients.get(job.model)
             if replicas is None:
@@ -353,6 +374,7 @@ class Worker:
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
                 self._languages[job.model],
+                job.tenant,
             )
             attempt = Attempt(
                 job.fence,
@@ -363,7 +385,8 @@ class Worker:
                 job.time_limit_seconds,
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
-                job.segments,
+                self._kept_outputs,
+                self._cache,
                 job.ids,
             )
             with self._lock:
@@ -420,6 +443,7 @@ class Worker:
                 (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes
             ]
             self._settled.notify_all()
+        self._cache_upkeep.notice()
         for fence, running in ended:
             if running is not None:
                 _, job = running

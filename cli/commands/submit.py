@@ -75,6 +75,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again under it finds the first job.")
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all of it, whatever was computed before.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Until it is finished.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
@@ -101,6 +104,8 @@ def submit(
     ):
         if value is not None:
             defaults[name] = value
+    if no_cache:
+        defaults["use_cache"] = False
     found_by = options.pairs("--metadata", metadata or ())
     if found_by:
         defaults["metadata"] = found_by

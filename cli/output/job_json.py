@@ -30,6 +30,7 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "prompt_tokens": lambda job: job.prompt_tokens,
     "completion_tokens": lambda job: job.completion_tokens,
     "left_out_characters": lambda job: job.left_out_characters,
+    "cached_parts": lambda job: job.cached_parts,
     "error": _error,
     "error_code": lambda job: job.error.code if job.error else None,
     "error_message": lambda job: job.error.message if job.error else None,

@@ -106,6 +106,7 @@ def write_parquet(
         "prompt_tokens": count,
         "completion_tokens": count,
         "left_out_characters": count,
+        "cached_parts": count,
         "attempt": count,
         "error": pa.struct([("code", text), ("message", text)]),
         "metadata": pa.map_(text, text),

@@ -29,6 +29,7 @@ class Work:
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
+    tenant: str = "default"
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""

@@ -1,6 +1,6 @@
 """A translation: a request for each sentence, and the document's own layout around them."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -174,7 +174,7 @@ def _finish(
 ) -> Generator[tuple[Request, ...], tuple[Output, ...], int]:
     """Translate all; what is too long for the model goes in parts. Returns how many were cut."""
     num_cut = 0
-    waiting = list(drafts)
+    waiting = deque(drafts)
     while pending := list(
         islice((each for draft in waiting for each in draft.pending()), MAX_TOGETHER)
     ):
@@ -198,7 +198,10 @@ def _finish(
                 num_cut += 1
             else:
                 raise RequestFailed(output.failure)
-        waiting = [draft for draft in waiting if next(draft.pending(), None) is not None]
+        # From the left, for they go in order: to look at all of them for every few that are
+        # done would be the square of a document's length.
+        while waiting and next(waiting[0].pending(), None) is None:
+            waiting.popleft()
     return num_cut
 
 
