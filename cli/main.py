@@ -18,10 +18,14 @@ from typing import Annotated
 import typer
 
 from cli.commands import (
+    audit,
+    backup,
     batches,
     cancel,
     demo,
     doctor,
+    erase,
+    export,
     messages,
     migrate,
     models,
@@ -73,11 +77,15 @@ for panel, name, command, example in (
     (KEEP, "models", models.models, "tidemill models"),
     (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
     (KEEP, "prune", prune.prune, "tidemill prune --dry-run"),
+    (KEEP, "backup", backup.backup, "tidemill backup tidemill-2026-01-31.db"),
+    (KEEP, "export", export.export, "tidemill export --tenant acme -o acme.jsonl"),
+    (KEEP, "erase", erase.erase, "tidemill erase --metadata patient=7 --dry-run"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     lines = [example] if isinstance(example, str) else example
     epilog = "\n\n".join(f"Example: {line}" for line in lines)
     app.command(name, rich_help_panel=panel, epilog=epilog)(command)
+app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
 
 
 def _version(asked: bool) -> None:

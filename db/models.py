@@ -275,6 +275,33 @@ class QuarantinedMessage(Base):
     body: Mapped[bytes]
 
 
+class AuditEntry(Base):
+    """An act: who did what to which objects, and a hash of it and all acts before."""
+
+    __tablename__ = "audit"
+
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    act: Mapped[str] = mapped_column(String(32))
+    objects: Mapped[dict[str, Any]]  # ids and numbers, never a user's text
+    previous_hash: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (Index("ix_audit_at", "at"),)
+
+
+class AuditHead(Base):
+    """The end of the chain: one row, and whoever appends to the chain holds it until the commit."""
+
+    __tablename__ = "audit_heads"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    previous_hash: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
 class WorkerRow(Base):
     """A live worker: which models it serves and how many jobs it can hold."""
 

@@ -7,13 +7,14 @@ from math import ceil, floor
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
 from db.lane import Lane
 from db.models import Batch, Job, ModelCardRow, Payload, Result
 from db.queries import claims, quarantine, submission
+from db.queries.conditions import has_pair
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
 
@@ -206,7 +207,7 @@ def find_results(
         state = JobState.SUCCEEDED if error_code is None else None
     named = (task, batch, language, tenant, text, custom_id, finish_reason, error_code)
     pairs = dict(metadata or {})
-    if not all(map(_can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
+    if not all(map(can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
         return iter(())
     database = database or database_from_environment()
     statement = _found_jobs()
@@ -227,7 +228,7 @@ def find_results(
     if error_code is not None:
         statement = statement.where(Job.error_code == error_code)
     for key, value in pairs.items():
-        statement = statement.where(_has_pair(database, key, value))
+        statement = statement.where(has_pair(database.dialect, Payload.metadata_, key, value))
     if since is not None:
         statement = statement.where(Job.created_at >= since)
     if until is not None:
@@ -245,7 +246,7 @@ def find_results(
     return _pages(database, statement, after, limit, sort, with_input)
 
 
-def _can_be_kept(name: object) -> bool:
+def can_be_kept(name: object) -> bool:
     """Whether any row can have it: no database keeps a NUL or half a character."""
     if not isinstance(name, str):
         return True
@@ -257,15 +258,6 @@ def _microseconds(name: str, seconds: float) -> float:
         raise ValueError(f"{name} is {seconds}; it must be seconds, from 0 to {MAX_DURATION:,}")
     # To the nanosecond, so that 0.1 is 100,000 and not a little more.
     return round(seconds * 1e6, 3)
-
-
-def _has_pair(database: Database, key: str, value: str) -> ColumnElement[bool]:
-    if database.dialect == "postgresql":
-        found: ColumnElement[bool] = Payload.metadata_[key].as_string() == value
-        return found
-    # SQLite compares the labels of a JSON path as they are written, escapes and all.
-    pair = func.json_each(Payload.metadata_).table_valued("key", "value")
-    return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
@@ -320,7 +312,7 @@ def find_batches(
 
     name: a batch's name, run key or id; None for every batch
     """
-    if not _can_be_kept(name):
+    if not can_be_kept(name):
         return []
     statement = select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
     if name is not None:

@@ -16,7 +16,7 @@ from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 PAIR = ">"
-TABLES = ("models", "worker", "cache", "retention")
+TABLES = ("models", "worker", "cache", "retention", "audit")
 AUTO = "auto"  # a source language that the worker finds out
 
 
@@ -55,6 +55,7 @@ class Catalog:
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # this and the next: tables that the worker reads
     cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
 
     @classmethod
@@ -79,6 +80,7 @@ class Catalog:
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
             cache=written.get("cache", {}),
+            audits_submits=_audits_submits(path, written.get("audit", {})),
             retention=written.get("retention", {}),
         )
 
@@ -111,6 +113,15 @@ class Catalog:
             if alias not in self.models:
                 raise UnknownModel(f"there is no model {alias!r}", self.models)
         return {alias: self.models[alias] for alias in aliases or self.models}
+
+
+def _audits_submits(path: Path, table: Any) -> bool:
+    if not isinstance(table, dict) or set(table) - {"submits"}:
+        raise SettingsError(f"{path}: the [audit] table has one setting, submits")
+    submits = table.get("submits", True)
+    if not isinstance(submits, bool):
+        raise SettingsError(f"{path}: audit.submits is {submits!r}; it can be true or false")
+    return submits
 
 
 def _model(path: Path, alias: str, table: Any) -> Model:

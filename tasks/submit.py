@@ -21,6 +21,7 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, Statement
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
+from db import audit
 from db.lane import Lane
 from db.models import Batch, Job, Payload
 from db.queries import dispatch, inserts, submission
@@ -102,13 +103,14 @@ def submit_request(
         return _persistently(
             lambda: _keep_refusal(contract.task, job_id_of(request.id), fields, refusal)
         )
-    return submit_message(
-        contract,
-        fields,
-        request.id,
-        not_before=_instant(request.get("not_before")),
-        not_after=_instant(request.get("not_after")),
-    )
+    with audit.acting_as(f"celery {request.origin or 'unnamed'}"):
+        return submit_message(
+            contract,
+            fields,
+            request.id,
+            not_before=_instant(request.get("not_before")),
+            not_after=_instant(request.get("not_after")),
+        )
 
 
 def submit_message(
@@ -217,7 +219,7 @@ def submit_batch(
     from tasks.notifications import Notifier  # brings redis-py, for those who submit batches
 
     database, catalog = settings.database(), settings.catalog()
-    batch = _open_batch(database, name, run_key, tenant, metadata or {})
+    batch = _open_batch(database, catalog, name, run_key, tenant, metadata or {})
     if batch.closed_at is not None:
         with database.read() as session:
             states = dict(session.execute(submission.job_states(batch.id)).all())
@@ -266,6 +268,7 @@ def _keep(
     with database.write() as session:
         if submission.insert_jobs(session, [job]):
             session.execute(submission.insert_payloads(), [payload])
+            _append_submit(session, catalog, {"jobs": [str(job["id"])]})
             publication = (
                 (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
             )
@@ -370,9 +373,23 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
         log.warning("job published, not marked", extra={"error": type(error).__name__})
 
 
+def _append_submit(session: Session, catalog: Catalog, objects: dict[str, Any]) -> None:
+    if catalog.audits_submits:
+        audit.append(session, audit.Act.SUBMIT, objects)
+
+
 def _open_batch(
-    database: Database, name: str, run_key: str | None, tenant: str, metadata: dict[str, str]
+    database: Database,
+    catalog: Catalog,
+    name: str,
+    run_key: str | None,
+    tenant: str,
+    metadata: dict[str, str],
 ) -> Batch:
+    """The batch by its run key, or a new one; one entry in the audit stands for all its jobs.
+
+    That is written before them: a submit that dies in the middle has left jobs, too.
+    """
     row = {
         "id": uuid7(),
         "name": name,
@@ -384,7 +401,10 @@ def _open_batch(
     with database.write() as session:
         session.execute(inserts.insert_unless_there(session, Batch), [row])
         found = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
-        return session.scalars(select(Batch).where(found)).one()
+        batch = session.scalars(select(Batch).where(found)).one()
+        if batch.closed_at is None:
+            _append_submit(session, catalog, {"batch": str(batch.id)})
+        return batch
 
 
 def _with_keys(

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from engine.protocol.cgroup import CGROUP, quota_cores
+
 CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -39,11 +40,3 @@ def core_of(number: int, cpus: Path) -> str:
         return (cpus / f"cpu{number}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(number)
-
-
-def quota_cores(cgroup: Path) -> int | None:
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return None if quota == "max" else max(int(quota) // int(period), 1)
-    except (OSError, ValueError):
-        return None

@@ -2,10 +2,8 @@
 
 import codecs
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -98,6 +96,7 @@ def results(
     """
     from cli.errors import NotFound
     from cli.output.job_json import FIELDS
+    from cli.output.output_file import opened
     from cli.output.writers import (
         DISPENSABLE,
         results_table,
@@ -173,7 +172,7 @@ def results(
     if input and chosen is None:
         place = FIELDS.index("output")
         chosen = [*FIELDS[:place], "input", *FIELDS[place:], "alternatives"]
-    with _opened(output) as to:
+    with opened(output) as to:
         if format == "parquet":
             write_parquet(jobs, to, chosen)
             return
@@ -222,21 +221,3 @@ def _require_place(output: Path, format: Format) -> None:
     else:
         return
     raise typer.BadParameter(fault, param_hint="-o")
-
-
-@contextmanager
-def _opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that gets its name when all is written."""
-    if output is None:
-        yield sys.stdout.buffer
-        return
-    part = output.with_name(output.name + ".part")
-    try:
-        with part.open("wb") as to:
-            yield to
-        part.replace(output)
-    except OSError as error:
-        # Those of a write have no name with them.
-        raise OSError(error.errno, error.strerror, str(output)) from error
-    finally:
-        part.unlink(missing_ok=True)

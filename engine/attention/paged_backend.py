@@ -1,80 +1,93 @@
-"""PagedAttentionBackend: all rows of a step attend in one call, by the tables of a page pool."""
+"""PagedAttentionBackend: all rows of a step attend in one call, by the tables of a paged cache."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.kv_cache.paged import BLANK, PagedSequenceCache, PagePool
-from engine.runners.static_step import CROSSED, LENGTH, StepInputs
+from engine.attention.base import AttentionBackend, ComputeBias, PromptAttention, Spans
+from engine.attention.prompt_attention import PaddedPrompts, SeparatePrompts
+from engine.kv_cache.paged import BLANK, PagedKVCache, PagedSequenceCache
 
 
-class PagedAttentionBackend:
-    def __init__(self, page_pool: PagePool, is_cross: bool) -> None:
-        self.page_pool = page_pool
+class PagedAttentionBackend(AttentionBackend):
+    def __init__(self, kv_cache: PagedKVCache, is_cross: bool) -> None:
+        """is_cross: whether rows attend to the encoder's output"""
+        self.kv_cache: PagedKVCache = kv_cache
         self.is_cross = is_cross
-        self.bias: Tensor | None = None
+        self.compute_bias: ComputeBias | None = None
         # Of a step, for all its layers:
-        self.read: Tensor | None = None  # (rows * columns,): which columns of the pool
-        self.written: Tensor | None = None  # (rows,)
-        self.mask: Tensor | None = None  # (rows, 1 or query heads, 1, columns)
+        self.read_slots: Tensor | None = None  # (rows * tokens,)
+        self.written_slots: Tensor | None = None  # (rows,)
+        self.mask: Tensor | None = None  # (rows, 1 or query heads, 1, tokens)
         # Of prompts:
-        self.placed: Tensor | None = None  # (tokens,)
+        self.prompt_slots: Tensor | None = None  # (tokens,)
 
-    def new_slot(self, num_rows: int, num_expected: int) -> PagedSequenceCache:
-        return self.page_pool.slot(num_rows)
-
-    def hold_prompts(
-        self, slots: list[PagedSequenceCache], spans: tuple[tuple[int, int], ...]
+    def prepare(
+        self,
+        decoding: Sequence[PagedSequenceCache],
+        admitted: Sequence[PagedSequenceCache] = (),
+        spans: Spans = (),
     ) -> None:
-        placed = [
-            slot.place_prompt(end - begin) for slot, (begin, end) in zip(slots, spans, strict=True)
-        ]
-        self.placed = torch.cat(placed)
+        """Reserve memory. What a step reads and writes comes with `prepare_rows`, for a recorded
+        step takes all that differs from tensors."""
+        for cache in decoding:
+            cache.reserve()
+        if admitted and not self.is_cross:
+            prompts = zip(admitted, spans, strict=True)
+            self.prompt_slots = torch.cat(
+                [cache.reserve_prompt(end - begin) for cache, (begin, end) in prompts]
+            )
 
-    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """keys, values: (1, heads, tokens, head size)"""
-        pool = self.page_pool.pool[layer]
-        assert self.placed is not None
-        pool[:, 0].index_copy_(0, self.placed, keys[0].transpose(0, 1))
-        pool[:, 1].index_copy_(0, self.placed, values[0].transpose(0, 1))
+    def prepare_rows(self, slots: Tensor, last: Tensor) -> None:
+        """Let `attend` read and write these token slots. Recorded with a step: reads no number.
 
-    def hold(self, slots: list[PagedSequenceCache]) -> None:
-        """Nothing: what a step reads and writes is told with its inputs."""
-
-    def hold_inputs(self, inputs: StepInputs) -> None:
-        """What the rows of the next step read and write, by tensors alone."""
-        columns = inputs.crossed_columns if self.is_cross else inputs.columns
-        last = inputs.told[CROSSED] - 1 if self.is_cross else inputs.told[LENGTH]
-        at = torch.arange(columns.shape[1], device=columns.device)
+        slots: (rows, tokens) int64, of each row's tokens
+        last:  (rows,) int64: the index of each row's last token
+        """
+        at = torch.arange(slots.shape[1], device=slots.device)
         is_hidden = at > last[:, None]
-        self.read = columns.masked_fill(is_hidden, BLANK).view(-1)
-        self.written = columns.gather(1, last[:, None])[:, 0]
+        self.read_slots = slots.masked_fill(is_hidden, BLANK).view(-1)
+        self.written_slots = slots.gather(1, last[:, None])[:, 0]
         is_hidden = is_hidden[:, None, None]
-        if self.bias is None:
+        if self.compute_bias is None:
             self.mask = ~is_hidden
-        else:
-            # (query heads, width): by how far back a token is, counted from the end.
-            newest = self.bias.shape[1] - 1
-            by_row = self.bias[:, (newest - last[:, None] + at).clamp(0, newest)]
-            self.mask = by_row.transpose(0, 1)[:, :, None].masked_fill(is_hidden, -torch.inf)
+            return
+        bias = self.compute_bias(slots.shape[1])
+        # (query heads, width): by how far back a token is, counted from the end.
+        newest = bias.shape[1] - 1
+        by_row = bias[:, (newest - last[:, None] + at).clamp(0, newest)]
+        self.mask = by_row.transpose(0, 1)[:, :, None].masked_fill(is_hidden, -torch.inf)
+
+    def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
+        device = self.kv_cache.shape.device
+        return PaddedPrompts.of(spans, num_tokens, device) or SeparatePrompts(spans)
+
+    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        slots, kv = self.prompt_slots, self.kv_cache.kv[layer]
+        assert slots is not None
+        # Without the tokens that pad the row behind the last prompt.
+        kv[:, 0].index_copy_(0, slots, keys[0, :, : len(slots)].transpose(0, 1))
+        kv[:, 1].index_copy_(0, slots, values[0, :, : len(slots)].transpose(0, 1))
 
     def attend(
         self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
     ) -> Tensor:
         num_rows, num_heads, _, head_size = query.shape
-        pool = self.page_pool.pool[layer]  # (columns, 2, heads, head size)
-        assert self.read is not None
-        assert self.written is not None
+        kv = self.kv_cache.kv[layer]  # (token slots, 2, heads, head size)
+        assert self.read_slots is not None
+        assert self.written_slots is not None
         if keys is not None and values is not None:
-            pool[:, 0].index_copy_(0, self.written, keys[:, :, 0])
-            pool[:, 1].index_copy_(0, self.written, values[:, :, 0])
-        seen = pool.index_select(0, self.read).view(num_rows, -1, *pool.shape[1:])
-        seen_keys, seen_values = seen.permute(2, 0, 3, 1, 4)
+            kv[:, 0].index_copy_(0, self.written_slots, keys[:, :, 0])
+            kv[:, 1].index_copy_(0, self.written_slots, values[:, :, 0])
+        gathered = kv.index_select(0, self.read_slots).view(num_rows, -1, *kv.shape[1:])
+        all_keys, all_values = gathered.permute(2, 0, 3, 1, 4)
         # Query heads that share a key head are its queries: no key is repeated.
-        asked = query.reshape(num_rows, seen.shape[3], -1, head_size)
-        attended = scaled_dot_product_attention(
-            asked, seen_keys, seen_values, attn_mask=self.mask, scale=scale
+        query = query.reshape(num_rows, gathered.shape[3], -1, head_size)
+        output = scaled_dot_product_attention(
+            query, all_keys, all_values, attn_mask=self.mask, scale=scale
         )
-        return attended.reshape(num_rows, 1, num_heads, head_size)
+        return output.reshape(num_rows, 1, num_heads, head_size)

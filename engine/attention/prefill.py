@@ -1,4 +1,4 @@
-"""Reading: prompts of any length in one row, one after the other, so that nothing is padded."""
+"""Prefill: prompts of any length one after the other in a single row, so that none is padded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from engine.attention.base import Spans
 from engine.core.sequence import Sequence
 from engine.cpu.linear import is_of_onednn
 
-# What is read at once: enough to keep the products busy, and little enough to stay in the
-# processor's caches. A GPU needs more to be busy; beyond it T5's bias grows large, which has
-# the square of it.
+# The tokens of a chunk: enough to keep matrix products busy, and few enough to stay in the
+# processor's caches. A GPU needs more to be busy; T5's bias grows with their square.
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 # oneDNN compiles a product for every number of rows and keeps it: a millisecond and 600 KiB
-# each, up to a thousand of them. So there are few numbers where it multiplies.
-MULTIPLE = 8
-ENCODER_MULTIPLE = 16  # a decoder's products come beside an encoder's
+# each, up to a thousand of them. So there are few numbers of rows where oneDNN multiplies.
+TOKEN_MULTIPLE = 8
+ENCODER_TOKEN_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
 def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
@@ -33,15 +32,15 @@ def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequenc
     return chunked
 
 
-def multiple_for(model: Any, of_onednn: int) -> int:
-    """Of which the tokens of a step are to be a multiple."""
+def token_multiple_for(model: Any, of_onednn: int) -> int:
+    """The number of which the token count of a prefill is to be a multiple."""
     return of_onednn if any(map(is_of_onednn, model.modules())) else 1
 
 
-def filled_up(
+def padded_to_multiple(
     prompts: list[tuple[int, ...]], multiple: int, num_before: int = 0
 ) -> list[tuple[int, ...]]:
-    """With one more, of which nothing is kept, where the tokens are of an odd number.
+    """Appends a dummy prompt, if needed, so that the token count is a multiple of `multiple`.
 
     num_before: tokens that come before the prompts
     """
@@ -49,8 +48,8 @@ def filled_up(
     return [*prompts, (0,) * num_more] if num_more else prompts
 
 
-def in_one_row(prompts: list[tuple[int, ...]]) -> tuple[list[int], Spans]:
-    """Returns all tokens, and where each prompt is among them."""
+def concatenated(prompts: list[tuple[int, ...]]) -> tuple[list[int], Spans]:
+    """The tokens of all prompts, and where each prompt is among them."""
     ids: list[int] = []
     spans = []
     for prompt in prompts:

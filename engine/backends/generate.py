@@ -37,26 +37,21 @@ from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
-from engine.sampling.batched_generate import (
+from engine.sampling.logits_processors import (
+    LOOKS_AT_THE_PROMPT,
     PerRequestSampler,
-    PerRequestStops,
-    keep_sampled_order,
-    warpers,
+    take_sampling_processors,
 )
 from engine.sampling.resolve_params import Settings
+from engine.sampling.stopping_criteria import PerRequestStops
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
-# Settings of a checkpoint's own that look at the prompt, so that its padding would show,
-# with the value at which they do nothing.
-LOOKS_AT_THE_PROMPT: dict[str, Any] = {
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-}
-# The same of those that look at the row so far, which in a decoder-only model begins with
-# the prompt. A decoder's row of an encoder-decoder is never padded in front.
+# Settings of a checkpoint's own that look at the row so far, with the value at which they do
+# nothing. In a decoder-only model the row begins with the prompt, so that its padding would show,
+# as it would to LOOKS_AT_THE_PROMPT. The row of an encoder-decoder is never padded in front.
 LOOKS_AT_THE_ROW: dict[str, Any] = {
     "bad_words_ids": None,
     "sequence_bias": None,
@@ -232,14 +227,16 @@ class GenerateBackend:
         input_ids, attention_mask = self.padded(sequences)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = PerRequestStops(
-            sequences, num_before, self.text.token_texts, rows_keep_their_place=not_beams(first)
+            sequences,
+            num_before,
+            self.text.token_texts,
+            is_beam_search=first.settings.num_beams > 1,
         )
         processors = LogitsProcessorList()
         if draws_here:
-            processors = warpers(settings, config, self.model.device)
+            processors = take_sampling_processors(self.model, config)
             processors.append(PerRequestSampler(sequences, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
-            keep_sampled_order(config)
         with torch.inference_mode(), self.seeded(settings.seed):
             if self.freshness is not None:
                 self.freshness.restore()
@@ -318,10 +315,6 @@ class GenerateBackend:
 def length_class(num_tokens: int) -> tuple[str, int]:
     """Lengths within a factor of about 1.4 share one, so that little is computed on padding."""
     return ("about", int(2 * math.log2(num_tokens)))
-
-
-def not_beams(sequence: Sequence) -> bool:
-    return sequence.settings.num_beams == 1
 
 
 def differs(own: Any, neutral: dict[str, Any]) -> bool:

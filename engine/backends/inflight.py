@@ -1,8 +1,9 @@
-"""InflightBackend: one step for sequences that each are somewhere else in their answer.
+"""InflightBackend: continuous batching. A step computes a token for sequences that are at
+different points of their answers.
 
-The model's own forward computes a token for every row; what differs from row to row
-(lengths, positions, processors, draws) is kept by sequence. A step that fails is run again
-one sequence at a time, so that only the culprit is blamed.
+All that differs from row to row (lengths, positions, logits processors, draws) is kept by
+sequence. A step that fails is run again one sequence at a time, so that only the culprit is
+blamed.
 """
 
 from __future__ import annotations
@@ -20,31 +21,35 @@ from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
-from engine.kv_cache.base import KVCacheManager
-from engine.kv_cache.contiguous import SequenceCache
+from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.logging import error_location
 from engine.sampling.beam_search import BeamSearch
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import Sampler, TokenChoice
 
 log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """The forward passes of one family."""
+    """The forward passes of one family of models."""
 
     kv_cache: KVCacheManager
 
-    def start_ids(self, sequence: Sequence) -> tuple[int, ...]: ...
+    def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
+        """The tokens of a row before the first new one."""
 
-    def read(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor | None]: ...
+    def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor | None]:
+        """Compute prompts. Returns their caches, and the logits of each first new token,
+        (sequences, vocab), or None where those come from the first step."""
 
-    def step(self, slots: list[SequenceCache], tokens: list[int]) -> Tensor: ...
+    def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
+        """Compute a step: store the newest token of each row, which the caller then counts, and
+        return the logits of the next, (rows, vocab), good until the next call."""
 
-    def can_mix(self, sequences: list[Sequence]) -> bool: ...
-
-    def read_and_step(
-        self, sequences: list[Sequence], slots: list[SequenceCache], tokens: list[int]
-    ) -> tuple[list[SequenceCache], Tensor]: ...
+    def prefill_and_decode(
+        self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
+    ) -> tuple[list[SequenceCache], Tensor] | None:
+        """Both in one forward pass. Returns the caches of the prompts, and the logits of the step
+        and then of the prompts: (rows + sequences, vocab). None if it takes more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,16 @@ class RunningSequence:
     """A sequence between its first step and its last."""
 
     sequence: Sequence
-    slot: SequenceCache
-    choice: Sampler | BeamSearch
+    cache: SequenceCache
+    choice: TokenChoice
 
 
 class InflightBackend:
-    """Always: a slot is held for each sequence that goes on, and for no other."""
+    """Always: each sequence that runs owns a cache, and no other does."""
 
     def __init__(self, exact: GenerateBackend, runner: Runner) -> None:
-        """exact: gives the configuration and shapes the answers, so that both engines agree"""
+        """exact: gives the generation configuration and cuts the answers, so that both backends
+        agree"""
         self.exact = exact
         self.runner = runner
         self.running_sequences: dict[int, RunningSequence] = {}
@@ -69,104 +75,111 @@ class InflightBackend:
     def run(
         self, running: tuple[Sequence, ...], admitted: tuple[Sequence, ...]
     ) -> list[Completion | None]:
-        """Read the prompts of those that join, and one more token for each row."""
-        mixed = self._mixed(list(running), list(admitted))
+        """Compute the prompts of `admitted`, and a token of each row: how each sequence ended,
+        or None where it goes on."""
+        mixed = self._run_mixed(list(running), list(admitted))
         if mixed is not None:
             return mixed
-        results = dict(zip(admitted, self._blaming(list(admitted), self._read), strict=True))
-        # An encoder-decoder has its first token from the step, beside those of the others.
-        begun = [each for each in admitted if self._waits_for_its_first(each)]
-        stepping = [*running, *begun]
-        results |= zip(stepping, self._blaming(stepping, self._step), strict=True)
+        results = dict(zip(admitted, self._blaming(list(admitted), self._prefill), strict=True))
+        # An encoder-decoder's first token comes from the step, beside those of the others.
+        encoded = [each for each in admitted if self._has_no_token(each)]
+        decoding = [*running, *encoded]
+        results |= zip(decoding, self._blaming(decoding, self._decode), strict=True)
         return [results[each] for each in (*running, *admitted)]
 
-    def _mixed(
+    def _run_mixed(
         self, running: list[Sequence], admitted: list[Sequence]
     ) -> list[Completion | None] | None:
-        """All of it at once; None where that cannot be, or fails."""
-        if not running or not admitted or not self.runner.can_mix(admitted):
+        """All of it in one forward pass; None where that cannot be, or fails."""
+        if not running or not admitted:
             return None
-        if len(parts_within([*running, *admitted], self.max_rows)) != 1:
+        if len(split_by_rows([*running, *admitted], self.max_rows)) != 1:
             return None
-        running_sequences = [self.running_sequences[each.id] for each in running]
-        tokens = [token for each in running_sequences for token in each.choice.next_ids]
+        decoding = [self.running_sequences[each.id] for each in running]
+        tokens = [token for each in decoding for token in each.choice.next_ids]
         try:
-            slots, logits = self.runner.read_and_step(
-                admitted, [each.slot for each in running_sequences], tokens
+            mixed = self.runner.prefill_and_decode(
+                admitted, [each.cache for each in decoding], tokens
             )
-            joined = self._start_running(admitted, slots)
+            if mixed is None:
+                return None
+            caches, logits = mixed
+            begun = self._start_running(admitted, caches)
             num_rows = [1] * len(tokens) + [each.num_rows for each in admitted]
             if max(num_rows) > 1:
                 logits = logits.repeat_interleave(torch.tensor(num_rows), dim=0)
-            argmax = self._argmax(logits, [*running_sequences, *joined])
+            argmax = self._argmax(logits, [*decoding, *begun])
         except Exception as error:
             if is_beyond_repair(error):
                 raise EngineBroken(f"the device failed: {type(error).__name__}") from error
-            # Apart, it can be told whose fault it is.
-            log.warning("step failed and is run apart", extra={"error": error_location(error)})
+            # In separate passes the culprit can be found.
+            log.warning("mixed step failed", extra={"error": error_location(error)})
             self.drop(admitted)
             return None
-        for each in running_sequences:
-            each.slot.length += 1
-        return self._choose([*running_sequences, *joined], logits, argmax)
+        for each in decoding:
+            each.cache.commit_token()
+        return self._choose([*decoding, *begun], logits, argmax)
 
-    def _waits_for_its_first(self, sequence: Sequence) -> bool:
-        flight = self.running_sequences.get(sequence.id)
-        return flight is not None and flight.slot.length == 0
+    def _has_no_token(self, sequence: Sequence) -> bool:
+        running = self.running_sequences.get(sequence.id)
+        return running is not None and running.cache.length == 0
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
-            flight = self.running_sequences.pop(sequence.id, None)
-            if flight is not None:
-                flight.slot.clear()
+            running = self.running_sequences.pop(sequence.id, None)
+            if running is not None:
+                running.cache.clear()
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if slots are held for others than those that run."""
+        """Raise InvariantBroken unless these sequences own caches, and no others.
+
+        running: those that the scheduler runs; none while the loop is idle
+        """
         ids = {each.id for each in running}
         if ids != self.running_sequences.keys():
             raise InvariantBroken(
-                f"slots of {sorted(self.running_sequences)}, but {sorted(ids)} run"
+                f"sequences {sorted(self.running_sequences)} own caches, but {sorted(ids)} run"
             )
-        for id_, flight in self.running_sequences.items():
-            slot = flight.slot
-            if not 0 < slot.length <= slot.capacity or slot.num_rows != flight.sequence.num_rows:
+        for id_, each in self.running_sequences.items():
+            cache = each.cache
+            if not 0 < cache.length <= cache.capacity or cache.num_rows != each.sequence.num_rows:
                 raise InvariantBroken(
-                    f"the slot of {id_} has {slot.num_rows} rows and {slot.length} "
-                    f"columns of {slot.capacity}"
+                    f"the cache of {id_} has {cache.num_rows} rows and {cache.length} "
+                    f"tokens of {cache.capacity}"
                 )
-        self.runner.kv_cache.check(each.slot for each in self.running_sequences.values())
+        self.runner.kv_cache.check(each.cache for each in self.running_sequences.values())
 
-    def _step(self, sequences: list[Sequence]) -> list[Completion | None]:
-        running_sequences = [self.running_sequences[each.id] for each in sequences]
-        tokens = [token for each in running_sequences for token in each.choice.next_ids]
-        logits = self.runner.step([each.slot for each in running_sequences], tokens)
-        argmax = self._argmax(logits, running_sequences)
+    def _decode(self, sequences: list[Sequence]) -> list[Completion | None]:
+        decoding = [self.running_sequences[each.id] for each in sequences]
+        tokens = [token for each in decoding for token in each.choice.next_ids]
+        logits = self.runner.decode([each.cache for each in decoding], tokens)
+        argmax = self._argmax(logits, decoding)
         # From here on nothing is run again.
-        for each in running_sequences:
-            each.slot.length += 1
-        return self._choose(running_sequences, logits, argmax)
+        for each in decoding:
+            each.cache.commit_token()
+        return self._choose(decoding, logits, argmax)
 
-    def _read(self, sequences: list[Sequence]) -> list[Completion | None]:
-        self.drop(sequences)  # what may be left of a reading that failed
-        slots, logits = self.runner.read(sequences)
-        running_sequences = self._start_running(sequences, slots)
+    def _prefill(self, sequences: list[Sequence]) -> list[Completion | None]:
+        self.drop(sequences)  # a prefill that failed may have left them running
+        caches, logits = self.runner.prefill(sequences)
+        begun = self._start_running(sequences, caches)
         if logits is None:
-            return [None] * len(running_sequences)
+            return [None] * len(begun)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
-        return self._choose(running_sequences, logits, self._argmax(logits, running_sequences))
+        return self._choose(begun, logits, self._argmax(logits, begun))
 
     def _start_running(
-        self, sequences: list[Sequence], slots: list[SequenceCache]
+        self, sequences: list[Sequence], caches: list[SequenceCache]
     ) -> list[RunningSequence]:
-        running_sequences = [
-            RunningSequence(sequence, slot, self._choice_of(sequence))
-            for sequence, slot in zip(sequences, slots, strict=True)
+        begun = [
+            RunningSequence(sequence, cache, self._choice_of(sequence))
+            for sequence, cache in zip(sequences, caches, strict=True)
         ]
-        self.running_sequences |= {each.sequence.id: each for each in running_sequences}
-        return running_sequences
+        self.running_sequences |= {each.sequence.id: each for each in begun}
+        return begun
 
-    def _choice_of(self, sequence: Sequence) -> Sampler | BeamSearch:
+    def _choice_of(self, sequence: Sequence) -> TokenChoice:
         config = self.exact.generation_config((sequence,))
         start_ids, model = self.runner.start_ids(sequence), self.exact.model
         if sequence.settings.num_beams > 1:
@@ -175,40 +188,43 @@ class InflightBackend:
         return Sampler(sequence, config, start_ids, texts, model)
 
     def _argmax(self, logits: Tensor, running_sequences: list[RunningSequence]) -> list[int]:
-        """Of every row at once, since most need no more, and one read-back is enough."""
-        if not any(each.choice.is_plain for each in running_sequences):
-            return [0] * len(logits)  # nobody looks
+        """Return the token of each row with the highest logit, with one device synchronisation.
+
+        logits: (rows, vocab)
+        """
+        if not any(each.choice.is_greedy for each in running_sequences):
+            return [0] * len(logits)  # unused
         return torch.argmax(logits, dim=-1).tolist()
 
     def _choose(
         self, running_sequences: list[RunningSequence], logits: Tensor, argmax: list[int]
     ) -> list[Completion | None]:
-        """logits: (rows, vocab); the next token of each row, and who ended with it."""
+        """Choose the next token of each row: how each sequence ended with it, or None.
+
+        logits: (rows, vocab)
+        """
         results: list[Completion | None] = []
         at = 0
-        for flight in running_sequences:
-            end = at + flight.slot.num_rows
-            results.append(self._choose_one(flight, logits[at:end], argmax[at:end]))
+        for running in running_sequences:
+            end = at + running.cache.num_rows
+            results.append(self._choose_one(running, logits[at:end], argmax[at:end]))
             at = end
         return results
 
     def _choose_one(
-        self, flight: RunningSequence, logits: Tensor, argmax: list[int]
+        self, running: RunningSequence, logits: Tensor, argmax: list[int]
     ) -> Completion | None:
-        choice = flight.choice
+        choice = running.choice
         try:
-            if choice.is_plain:
-                has_ended = choice.take(argmax)
-            else:
-                has_ended = choice.choose(logits.to(torch.float32, copy=True))
-                if choice.reordered is not None:
-                    flight.slot.reorder(choice.reordered)
+            has_ended = choice.advance(logits, argmax)
+            if choice.parents is not None:
+                running.cache.reorder(choice.parents)
         except Exception as error:
             # Not raised: the others of this step have theirs, and must not draw again.
-            return self._failed(flight.sequence, error, "choosing a token")
+            return self._failed(running.sequence, error, "choosing a token")
         if not has_ended:
             return None
-        sequence = flight.sequence
+        sequence = running.sequence
         self.drop([sequence])
         answers = choice.answers()
         return Completion(
@@ -220,9 +236,9 @@ class InflightBackend:
         sequences: list[Sequence],
         run: Callable[[list[Sequence]], list[Completion | None]],
     ) -> list[Completion | None]:
-        """Run all at once; if that fails, each by itself, or half as many rows if it was for
-        memory, now and from now on."""
-        parts = parts_within(sequences, self.max_rows)
+        """Run all at once. If that fails, run each alone; if it fails for want of memory, run
+        half as many rows at once, from now on."""
+        parts = split_by_rows(sequences, self.max_rows)
         if len(parts) != 1:
             return [result for part in parts for result in self._blaming(part, run)]
         try:
@@ -263,12 +279,12 @@ class InflightBackend:
         return Completion.failed(sequence, GenerationFailed(error, doing))
 
     def _free_unowned(self) -> None:
-        # A reading that failed may have made slots that nobody was given.
-        self.runner.kv_cache.free_all_but(each.slot for each in self.running_sequences.values())
+        # A prefill that failed may have made caches that no sequence was given.
+        self.runner.kv_cache.free_all_but(each.cache for each in self.running_sequences.values())
 
 
-def parts_within(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:
-    """In order, each part within so many rows or of a single sequence."""
+def split_by_rows(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:
+    """Parts, in order, each of at most `max_rows` rows or of a single sequence."""
     parts: list[list[Sequence]] = []
     num_rows = 0
     for sequence in sequences:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from engine.attention.hf_plugin import install
+from engine.attention.selection import kv_cache_for
 from engine.backends.generate import GenerateBackend
 from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
@@ -23,8 +24,9 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import Unloadable
-from engine.kv_cache.base import KVCacheManager, kv_cache_for, machine_for, refuse_beyond_memory
+from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.kv_shape import probe_kv_shape
+from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -92,7 +94,7 @@ class RouterBackend:
         self.sized = sized(spec, machine, "inflight", self.reason)
         if machine.room is not None:
             refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
-        kv_cache = kv_cache_for(self.sized.spec, checkpoint, shape, poisoned, is_paged)
+        kv_cache = kv_cache_for(self.sized.spec, shape, poisoned, is_paged)
         self.in_flight = InflightBackend(self.exact, runner_of(checkpoint, kv_cache))
         self.has_beams = supports_beam_search(checkpoint.model)
 

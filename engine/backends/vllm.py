@@ -27,8 +27,8 @@ from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.device_errors import release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, Unloadable
-from engine.kv_cache.base import machine_for, refuse_beyond_memory
 from engine.kv_cache.kv_shape import probe_kv_shape
+from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.paged import PAGE_TOKENS, num_pages
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec

@@ -1,4 +1,4 @@
-"""CpuAttentionBackend: compiled attention to contiguous slots, decode and prefill."""
+"""CpuAttentionBackend: compiled attention to contiguous caches, decode and prefill."""
 
 from __future__ import annotations
 
@@ -11,88 +11,91 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.base import (
+from engine.attention.torch_backend import (
     ContiguousAttentionBackend,
-    Spans,
     TorchAttentionBackend,
-    by_rows,
+    with_contiguous_heads,
 )
 from engine.cpu.captured_ops import captured_call
 from engine.cpu.self_test import agrees, kernel_module
-from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
+from engine.kv_cache.base import KVShape
+from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 log = logging.getLogger(__name__)
 
 
 class CpuAttentionBackend(ContiguousAttentionBackend):
-    """Attends by one compiled call a layer, whatever the lengths of the slots."""
+    """Attends by one compiled call a layer, whatever the lengths of the caches."""
 
-    by_ancestors = True
     is_repeatable = True
 
-    def __init__(self, kernel: Any, shape: KVShape, is_cross: bool, poisoned: bool) -> None:
-        super().__init__(shape, is_cross, poisoned)
+    def __init__(self, kernel: Any, kv_cache: ContiguousKVCache, is_cross: bool) -> None:
+        """kernel: the module `kernels.decode_attention`
+        kv_cache: of sequences whose rows have `ancestors`
+        is_cross: whether rows attend to the encoder's output"""
+        assert kv_cache.by_ancestors
+        super().__init__(kv_cache, is_cross)
+        shape = kv_cache.shape
         self.kernel = kernel
         self.prefill_kernel = kernel_module("kernels.prefill_attention")
         self.num_rows = 0
-        self.no_slots = SlotTable(kernel, shape.num_layers, [])
-        self.rows_table = self.prompts_table = self.no_slots
-        # The keys and values of the last step's slots, and how many columns each had.
+        self.no_caches = CacheTable(kernel, shape.num_layers, [])
+        self.rows_table = self.prompts_table = self.no_caches
+        # The keys and values of the last step's caches, and how many columns each had.
         self.held: list[tuple[ref[Tensor], int]] = []
         self.scratch = np.empty((0, 0), np.float32)
         self.first_arguments: tuple[int, ...] = ()  # of every kernel
 
-    def hold(self, slots: list[ContiguousSequenceCache]) -> None:
-        self.prompts_table = self.no_slots
-        if slots and not self.is_cross and self._are_a_column_longer(slots):
-            # The slots of the last step, as most of the time.
+    def _prepare_decode(self, caches: list[ContiguousSequenceCache]) -> None:
+        self.prompts_table = self.no_caches
+        if caches and not self.is_cross and self._are_a_column_longer(caches):
+            # The caches of the last step, as most of the time.
             self.rows_table.fields[:, :, self.kernel.NUM_COLUMNS] += 1
-            self.make_scratch_for(max(slot.length for slot in slots) + 1)
+            self.make_scratch_for(max(cache.length for cache in caches) + 1)
         else:
-            self._describe(slots)
-        self.held = [(ref(slot.kept), slot.length) for slot in slots]
+            self._describe(caches)
+        self.held = [(ref(cache.kv), cache.length) for cache in caches]
 
-    def _are_a_column_longer(self, slots: list[ContiguousSequenceCache]) -> bool:
-        return len(slots) == len(self.held) and all(
-            slot.kept is kept() and slot.length == length + 1
-            for slot, (kept, length) in zip(slots, self.held, strict=True)
+    def _are_a_column_longer(self, caches: list[ContiguousSequenceCache]) -> bool:
+        return len(caches) == len(self.held) and all(
+            cache.kv is kv() and cache.length == length + 1
+            for cache, (kv, length) in zip(caches, self.held, strict=True)
         )
 
-    def _describe(self, slots: list[ContiguousSequenceCache]) -> None:
-        self.num_rows = sum(slot.num_rows for slot in slots)
+    def _describe(self, caches: list[ContiguousSequenceCache]) -> None:
+        self.num_rows = sum(cache.num_rows for cache in caches)
         first_row = 0
         rows: list[tuple[int, ...]] = []
-        for slot in slots:
+        for cache in caches:
             ancestors: int = 0
             if self.is_cross:
-                assert slot.crossed is not None
-                kept, num_columns, row_stride = slot.crossed, slot.crossed.shape[3], 0
+                assert cache.encoded_kv is not None
+                kv, num_columns, row_stride = cache.encoded_kv, cache.encoded_kv.shape[3], 0
                 capacity = num_columns
             else:
-                kept, num_columns, row_stride = slot.kept, slot.length + 1, slot.kept.stride(2)
-                capacity = slot.capacity
-                if slot.ancestors is not None:
-                    ancestors = slot.ancestors.ctypes.data
+                kv, num_columns, row_stride = cache.kv, cache.length + 1, cache.kv.stride(2)
+                capacity = cache.capacity
+                if cache.ancestors is not None:
+                    ancestors = cache.ancestors.ctypes.data
             rows.append(
-                (*addresses_of(kept), capacity, row_stride, slot.num_rows, num_columns, first_row,
+                (*addresses_of(kv), capacity, row_stride, cache.num_rows, num_columns, first_row,
                  ancestors)
             )  # fmt: skip
-            first_row += slot.num_rows
+            first_row += cache.num_rows
             self.make_scratch_for(num_columns)
-        self.rows_table = SlotTable(self.kernel, self.shape.num_layers, rows)
+        self.rows_table = CacheTable(self.kernel, self.shape.num_layers, rows)
 
-    def hold_prompts(self, slots: list[ContiguousSequenceCache], spans: Spans) -> None:
-        super().hold_prompts(slots, spans)
-        if self.prefill_kernel is None:
+    def _prepare_prompts(self) -> None:
+        if self.prefill_kernel is None or not self.prompts:
             return
         rows: list[tuple[int, ...]] = []
-        for slot, (begin, end) in self.prompts:
+        for cache, (begin, end) in self.prompts:
             rows.append(
-                (*addresses_of(slot.kept), slot.capacity, slot.kept.stride(2),
-                 slot.num_written_rows, end - begin, self.num_rows + begin, 0)
+                (*addresses_of(cache.kv), cache.capacity, cache.kv.stride(2),
+                 cache.num_prompt_rows, end - begin, self.num_rows + begin, 0)
             )  # fmt: skip
             self.make_scratch(self.prefill_kernel.scratch_width(end - begin, self.shape.head_size))
-        self.prompts_table = SlotTable(self.kernel, self.shape.num_layers, rows)
+        self.prompts_table = CacheTable(self.kernel, self.shape.num_layers, rows)
 
     def make_scratch_for(self, num_columns: int) -> None:
         self.make_scratch(self.kernel.scratch_width(num_columns, self.shape.head_size))
@@ -114,8 +117,10 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         assert num_rows == self.num_rows
         attended = torch.empty((num_rows, 1, num_heads, head_size))
         if keys is not None and values is not None:
-            keys, values = by_rows(keys), by_rows(values)
-        captured_call(self._attend, layer, by_rows(query), keys, values, scale, attended)
+            keys, values = with_contiguous_heads(keys), with_contiguous_heads(values)
+        captured_call(
+            self._attend, layer, with_contiguous_heads(query), keys, values, scale, attended
+        )
         return attended
 
     def _attend(
@@ -146,7 +151,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
     def merged_arguments(
         self, qkv: int, width: int, cos: int, sin: int, scale: float, attended: int
     ) -> tuple[float, ...]:
-        """Return a kernel's arguments after those of the slots, for queries, keys and values that
+        """Return a kernel's arguments after those of the caches, for queries, keys and values that
         lie one after the other and are yet to be rotated.
 
         qkv:      the address of (tokens, heads of queries, keys and values * head size)
@@ -162,15 +167,15 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         )  # fmt: skip
 
 
-class SlotTable:
-    """The slots of a step as a kernel reads them, layer by layer."""
+class CacheTable:
+    """The caches of a step as a kernel reads them, layer by layer."""
 
     def __init__(self, kernel: Any, num_layers: int, rows: list[tuple[int, ...]]) -> None:
-        """rows: a tuple for each slot: the address of its keys, the bytes from layer to layer and
+        """rows: a tuple for each cache: the address of its keys, the bytes from layer to layer and
         from keys to values, and then its fields from CAPACITY on"""
-        self.num_slots = len(rows)
+        self.num_caches = len(rows)
         described = np.array(rows, np.int64).reshape(len(rows), kernel.NUM_SLOT_FIELDS + 1)
-        # (layers, slots, slot fields)
+        # (layers, caches, cache fields)
         self.fields = np.zeros((num_layers, len(rows), kernel.NUM_SLOT_FIELDS), np.int64)
         keys = described[:, 0] + np.arange(num_layers)[:, None] * described[:, 1]
         self.fields[:, :, kernel.KEYS] = keys
@@ -179,52 +184,58 @@ class SlotTable:
         self.address, self.layer_bytes = self.fields.ctypes.data, self.fields.strides[0]
 
     def of_layer(self, layer: int) -> tuple[int, int]:
-        """Return the number of slots and the address of their fields in one layer."""
-        return self.num_slots, self.address + layer * self.layer_bytes
+        """Return the number of caches and the address of their fields in one layer."""
+        return self.num_caches, self.address + layer * self.layer_bytes
 
     def of_layers(self) -> np.ndarray:
         """Return the addresses of all layers: (layers,) int64."""
         return self.address + np.arange(len(self.fields)) * self.layer_bytes
 
 
-def addresses_of(kept: Tensor) -> tuple[int, int, int]:
+def addresses_of(kv: Tensor) -> tuple[int, int, int]:
     """Return the address of the first layer's keys, and the bytes from layer to layer and from
-    keys to values. kept: (layers, keys and values, ...) float32"""
-    return kept.data_ptr(), 4 * kept.stride(0), 4 * kept.stride(1)
+    keys to values. kv: (layers, keys and values, ...) float32"""
+    return kv.data_ptr(), 4 * kv.stride(0), 4 * kv.stride(1)
 
 
-def cpu_attention_for(shape: KVShape, is_cross: bool, poisoned: bool) -> CpuAttentionBackend | None:
-    """Return the compiled backend, or None where it cannot be compiled or disagrees with torch."""
+def decode_kernel_for(shape: KVShape) -> Any:
+    """Return the compiled kernel for contiguous caches; None where it cannot be compiled or
+    disagrees with torch."""
+    if shape.device.type != "cpu" or shape.dtype != torch.float32:
+        return None
     kernel = kernel_module("kernels.decode_attention")
     if kernel is None:
         log.warning("nothing can be compiled here, attention is slow")
         return None
 
-    def attended(attention: ContiguousAttentionBackend) -> Iterator[Tensor]:
-        draw = torch.Generator().manual_seed(0)
-        slots = [attention.new_slot(num_rows) for num_rows in (1, 2)]
-        for num_tokens, slot in zip((37, 5), slots, strict=True):
-            slot.make_room(num_tokens + 1)
-            sizes = (shape.num_heads, num_tokens, shape.head_size)
-            slot.keep_crossed(torch.randn((shape.num_layers, 2, *sizes), generator=draw))
-            slot.fill(0, *torch.randn((2, *sizes), generator=draw))
-            slot.filled(num_tokens)
-        attention.hold(slots)
-        query, keys, values = torch.randn(
-            (3, 3, shape.num_heads, 1, shape.head_size), generator=draw
-        )
-        scale = 1.0 / shape.head_size
-        if is_cross:
-            yield attention.attend(0, query, None, None, scale)
-        else:
-            yield attention.attend(0, query, keys, values, scale)
+    def compiled() -> Iterator[Tensor]:
+        kv_cache = ContiguousKVCache(shape, by_ancestors=True)
+        for is_cross in (False, True):
+            yield trial_output(CpuAttentionBackend(kernel, kv_cache, is_cross))
 
     def plain() -> Iterator[Tensor]:
-        return attended(TorchAttentionBackend(shape, is_cross, poisoned))
+        kv_cache = ContiguousKVCache(shape)
+        for is_cross in (False, True):
+            yield trial_output(TorchAttentionBackend(kv_cache, is_cross))
 
-    def compiled() -> Iterator[Tensor]:
-        return attended(CpuAttentionBackend(kernel, shape, is_cross, poisoned))
+    return kernel if agrees("decode attention", compiled, plain) else None
 
-    if not agrees("decode attention", compiled, plain):
-        return None
-    return CpuAttentionBackend(kernel, shape, is_cross, poisoned)
+
+def trial_output(attention: ContiguousAttentionBackend) -> Tensor:
+    """Attend from a step of random sequences, the same for every backend. Returns (rows, 1, query
+    heads, head size)."""
+    draw = torch.Generator().manual_seed(0)
+    shape = attention.shape
+    caches = [attention.kv_cache.new_sequence(num_rows) for num_rows in (1, 2)]
+    for num_tokens, cache in zip((37, 5), caches, strict=True):
+        cache.reserve(num_tokens + 1)
+        sizes = (shape.num_heads, num_tokens, shape.head_size)
+        cache.write_encoded(torch.randn((shape.num_layers, 2, *sizes), generator=draw))
+        cache.write_prompt(0, *torch.randn((2, *sizes), generator=draw))
+        cache.commit_prompt(num_tokens)
+    attention.prepare(caches)
+    query, keys, values = torch.randn((3, 3, shape.num_heads, 1, shape.head_size), generator=draw)
+    scale = 1.0 / shape.head_size
+    if attention.is_cross:
+        return attention.attend(0, query, None, None, scale)
+    return attention.attend(0, query, keys, values, scale)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.base import Spans
+from engine.attention.forward_context import DecoderContext
+from engine.attention.prompt_attention import SeparatePrompts
 from engine.cpu import packed_gemm
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.call_table import Call, CallTable
@@ -30,7 +32,6 @@ from engine.cpu.merged_linear import LinearSlice
 from engine.cpu.self_test import agrees
 from engine.cpu.thread_pool import FLOAT_BYTES
 from engine.kv_cache.contiguous import rounded_up
-from engine.kv_cache.hf_cache import InflightSelfCache
 
 EMBED, COS, SIN, NUM_FIRST = range(4)  # the calls before the layers
 # The calls of a layer, in their order. From GATHER_HIDDEN on, the last layer goes on with only
@@ -147,14 +148,14 @@ class FusedStep:
     def _prepare_attention(self) -> None:
         attention = self.attention
         self.arguments[:, ATTENTION, : len(attention.first_arguments)] = attention.first_arguments
-        for call, function, slots in (
+        for call, function, caches in (
             (DECODE, decode_attention.run, attention.rows_table),
             (WRITE_PROMPTS, prefill_attention.write_prompts, attention.prompts_table),
             (PREFILL, prefill_attention.attend_prompts, attention.prompts_table),
         ):
-            self.functions[:, call] = function.address if slots.num_slots else 0
-            self.arguments[:, call, decode_attention.NUM_SLOTS] = slots.num_slots
-            self.arguments[:, call, decode_attention.SLOTS] = slots.of_layers()
+            self.functions[:, call] = function.address if caches.num_caches else 0
+            self.arguments[:, call, decode_attention.NUM_SLOTS] = caches.num_caches
+            self.arguments[:, call, decode_attention.SLOTS] = caches.of_layers()
 
     def _prepare_gather(self, indices: np.ndarray | None) -> None:
         """Let the last layer go on with the rows at the indices only; None: with all."""
@@ -298,25 +299,21 @@ def is_fusible(layer: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A step of the self-test; the attention holds its slots."""
+    """A step of the self-test, for which the attention is prepared."""
 
-    cache: InflightSelfCache
-    spans: Spans
+    context: DecoderContext
     ids: list[int]
     positions: list[int]
     indices: list[int]
 
     def logits_of(self, model: Any) -> Tensor:
-        """Return (indices, vocab), by the model's own code or by its fused step."""
-        if isinstance(model, FusedStep):
-            return model(self.ids, self.positions, self.indices)
+        """Return (indices, vocab), by the model's own code."""
         logits: Tensor = model(
             torch.tensor([self.ids]),
             position_ids=torch.tensor([self.positions]),
             attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool),  # not used by our attention
-            past_key_values=self.cache,
-            use_cache=True,
-            spans=self.spans,
+            use_cache=False,
+            forward_context=self.context,
         ).logits[0]
         return logits[self.indices]
 
@@ -325,16 +322,16 @@ def trial_logits(
     attention: CpuAttentionBackend, logits_of: Callable[[Trial], Tensor]
 ) -> Iterator[Tensor]:
     """Yield the logits of a prompt, and of one more token with another prompt beside it."""
-    cache = InflightSelfCache(attention.shape, attention)
     ids = [3 * each % 7 for each in range(NUM_TEST_TOKENS)]
-    first, second = attention.new_slot(1), attention.new_slot(2)
+    first, second = (attention.kv_cache.new_sequence(num_rows) for num_rows in (1, 2))
     half = NUM_TEST_TOKENS // 2
     spans: Spans = ((0, half),)
-    cache.hold_prompts([first], spans)
-    yield logits_of(Trial(cache, spans, ids[:half], list(range(half)), list(range(half)))).clone()
-    first.filled(half)
-    cache.hold([first])
+    attention.prepare([], [first], spans)
+    context = DecoderContext(attention, SeparatePrompts(spans))
+    yield logits_of(Trial(context, ids[:half], list(range(half)), list(range(half)))).clone()
+    first.commit_prompt(half)
     spans = ((0, NUM_TEST_TOKENS - 1),)
-    cache.hold_prompts([second], spans, num_stepping=1)
+    attention.prepare([first], [second], spans)
+    context = DecoderContext(attention, SeparatePrompts(spans), num_decode_tokens=1)
     positions = [half, *range(NUM_TEST_TOKENS - 1)]
-    yield logits_of(Trial(cache, spans, ids, positions, [0, NUM_TEST_TOKENS - 1])).clone()
+    yield logits_of(Trial(context, ids, positions, [0, NUM_TEST_TOKENS - 1])).clone()

@@ -1,4 +1,4 @@
-"""Memory: how much of it is free for keys and values, and what need not be held."""
+"""The memory that is free for keys and values, and the heap that need not be kept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from engine.protocol import cgroup
+
 MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
-UNKNOWN_BYTES = 4 * 2**30  # where the system does not say
+UNKNOWN_BYTES = 4 * 2**30  # where the system has no figure
 
 # Of glibc. Left to itself it moves these bounds by what was freed last.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -19,13 +20,16 @@ HEAP_BYTES = 32 * 2**20  # what is larger is not in the heap; glibc allows no mo
 
 
 def free_bytes(device: torch.device) -> int:
+    """The memory of a device that is free: of a CPU, within the container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(available(MEMINFO), within_cgroup(CGROUP))
+    in_container = cgroup.free_memory_bytes()
+    on_machine = available_bytes(MEMINFO)
+    return on_machine if in_container is None else min(on_machine, in_container)
 
 
-def available(meminfo: Path) -> int:
-    """What the system could give without swapping."""
+def available_bytes(meminfo: Path) -> int:
+    """The memory that the system could give without swapping."""
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:
@@ -34,23 +38,13 @@ def available(meminfo: Path) -> int:
     return 1024 * next(kilobytes, UNKNOWN_BYTES // 1024)
 
 
-def within_cgroup(cgroup: Path) -> int:
-    """What a container may still take; very much where nothing bounds it."""
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 2**62
-    return 2**62 if limit == "max" else max(int(limit) - used, 0)
-
-
 def trim_heap() -> None:
-    """Give back what loading a model left in it, a hundred megabytes, and keep from now on what a
-    step takes and frees: new pages are filled with zeros first. Other libraries than glibc have
-    no such calls.
+    """Return the memory that loading a model freed, a hundred megabytes, to the system, and keep
+    from now on the memory that a step takes and frees: new pages are filled with zeros first. Only
+    glibc has such calls.
 
-    Python's collector leaves alone from now on what is there, and stays: to go through all of it
-    is several steps' time.
+    Python's collector ignores from now on all objects that exist: a collection that looks at them
+    takes as long as several steps.
     """
     gc.collect()
     gc.freeze()

@@ -1,105 +1,37 @@
-"""InflightSelfCache, InflightCrossCache: what the model's own code takes for its cache, by slots.
+"""What an encoder-decoder of `transformers` is given as its past keys and values.
 
-What it carries from there to the attention function is a CacheView: whose columns, and which
-layer of them.
+The attention function stores and reads keys itself (`attention/forward_context.py`), as the
+continuous batching of `transformers` does with its `cache` argument. A decoder-only model needs
+no `past_key_values` then. A decoder beside an encoder does: only with one does it reuse the keys
+of the encoder's output instead of computing them at every step.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
-from engine.attention.base import AttentionBackend, Spans
-from engine.kv_cache.contiguous import KVShape, SequenceCache
+from engine.kv_cache.base import KVShape
 
 
-class CacheView:
-    """Stands for the keys or the values of all rows of a step.
+class PassThroughCache(Cache):
+    """A cache that returns what it is given."""
 
-    The models hand it on untouched; T5 asks for its shape.
-    """
-
-    __slots__ = ("attention", "layer", "new", "shape")
-
-    def __init__(
-        self, attention: AttentionBackend, layer: int, new: Tensor | None, shape: tuple[int, ...]
-    ) -> None:
-        """new: (rows, heads, 1, head size), what the step adds"""
-        self.attention = attention
-        self.layer = layer
-        self.new = new
-        self.shape = shape
-
-
-class MixedCacheView:
-    """Stands for the keys or the values of tokens of a step and of prompts after them."""
-
-    __slots__ = ("attention", "layer", "num_stepping", "shape", "tokens")
-
-    def __init__(
-        self, attention: AttentionBackend, layer: int, tokens: Tensor, num_stepping: int
-    ) -> None:
-        """tokens: (1, heads, tokens, head size)"""
-        self.attention = attention
-        self.layer = layer
-        self.tokens = tokens
-        self.num_stepping = num_stepping
-        self.shape = tuple(tokens.shape)
-
-
-class InflightSelfCache(Cache):
-    """Reads whole prompts into slots, or adds a column to each row of a step, or both."""
-
-    def __init__(self, shape: KVShape, attention: AttentionBackend) -> None:
-        layers: Any = [SlotLayer() for _ in range(shape.num_layers)]
+    def __init__(self, shape: KVShape) -> None:
+        layers: Any = [PlaceholderLayer() for _ in range(shape.num_layers)]
         super().__init__(layers=layers)
-        self.attention = attention
-        self.is_reading = False
-        self.num_stepping = 0  # tokens before the prompts that are read
-
-    def hold(self, slots: list[SequenceCache]) -> None:
-        """Those of the next step."""
-        for slot in slots:
-            slot.make_room()
-        self.is_reading = False
-        self.attention.hold(slots)
-
-    def hold_prompts(self, slots: list[SequenceCache], spans: Spans, num_stepping: int = 0) -> None:
-        """Empty ones, for prompts that are read one after the other in a single row; behind
-        so many tokens of those that are held."""
-        self.is_reading = True
-        self.num_stepping = num_stepping
-        if not num_stepping:
-            self.attention.hold([])
-        self.attention.hold_prompts(slots, spans)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """key_states, value_states: (rows, heads, 1, head size), or (1, heads, tokens, head size)
-        of prompts"""
-        if not self.is_reading:
-            shape = tuple(key_states.shape)
-            return (
-                CacheView(self.attention, layer_idx, key_states, shape),
-                CacheView(self.attention, layer_idx, value_states, shape),
-            )
-        num_stepping = self.num_stepping
-        if not num_stepping:
-            self.attention.fill(layer_idx, key_states, value_states)
-            return key_states, value_states
-        self.attention.fill(
-            layer_idx, key_states[:, :, num_stepping:], value_states[:, :, num_stepping:]
-        )
-        return (
-            MixedCacheView(self.attention, layer_idx, key_states, num_stepping),
-            MixedCacheView(self.attention, layer_idx, value_states, num_stepping),
-        )
+    ) -> tuple[Tensor, Tensor]:
+        """key_states, value_states: (rows, heads, 1, head size); returns them."""
+        return key_states, value_states
 
-    # The models ask for one length of all rows. There is none; what they would do with it
-    # (masks, positions) is done by row in `attention` and `positions`.
+    # The models ask for one length of all rows. There is none; masks and positions, which they
+    # would compute from it, are given by row.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -115,45 +47,44 @@ class InflightSelfCache(Cache):
         return False
 
 
-class InflightCrossCache(Cache):
-    """What the encoder left for the rows of one step."""
+class EncodedPlaceholder(Cache):
+    """A cache that has been filled, as far as a model can see: each of its layers has the same
+    keys, `keys`, of which a model looks at the shape only. The attention function knows by them
+    that it is called for the encoder's output."""
 
-    def __init__(self, shape: KVShape, attention: AttentionBackend) -> None:
-        layers: Any = [CrossLayer(self, each) for each in range(shape.num_layers)]
+    def __init__(self, shape: KVShape) -> None:
+        layers: Any = [EncodedLayer(self) for _ in range(shape.num_layers)]
         super().__init__(layers=layers)
-        self.attention = attention
-        self.view_shape: tuple[int, ...] = (0, shape.num_heads, 1, shape.head_size)
+        self.of_a_row = torch.zeros((1, shape.num_heads, 1, shape.head_size), device=shape.device)
+        self.keys = self.of_a_row
 
-    def hold(self, slots: list[SequenceCache]) -> None:
-        self.attention.hold(slots)
-
-    def shape_rows(self, num_rows: int) -> None:
-        """Of the next step."""
-        self.view_shape = (num_rows, *self.view_shape[1:])
+    def resize(self, num_rows: int) -> Tensor:
+        """Let the keys be those of a step of `num_rows`; returns (rows, heads, 1, head size)."""
+        self.keys = self.of_a_row.expand(num_rows, -1, -1, -1)
+        return self.keys
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 1  # more than none: the encoder has been read
+        return 1  # more than none: the encoder has run
 
     @property
     def is_compileable(self) -> bool:
         return False
 
 
-class SlotLayer:
+class PlaceholderLayer:
     is_sliding = False
     is_compileable = False
     is_initialized = True
 
 
-class CrossLayer(SlotLayer):
-    def __init__(self, cache: InflightCrossCache, index: int) -> None:
+class EncodedLayer(PlaceholderLayer):
+    def __init__(self, cache: EncodedPlaceholder) -> None:
         self.cache = cache
-        self.index = index
 
     @property
-    def keys(self) -> CacheView:
-        return CacheView(self.cache.attention, self.index, None, self.cache.view_shape)
+    def keys(self) -> Tensor:
+        return self.cache.keys
 
     @property
-    def values(self) -> CacheView:
-        return self.keys
+    def values(self) -> Tensor:
+        return self.cache.keys

@@ -1,6 +1,6 @@
-"""Probing: what a model keeps of a token, seen by letting it read one.
+"""The shape of the keys and values that a model keeps, found by one forward pass.
 
-Configurations name it in a dozen ways; the model's own cache does in one.
+Configurations name it in a dozen ways; the model's own cache has it in one.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
-from engine.kv_cache.contiguous import KVShape
+from engine.kv_cache.base import KVShape
 
 
 @torch.inference_mode()
 def probe_kv_shape(model: Any) -> KVShape:
-    """Of the decoder's own tokens; of the encoder's it keeps as much."""
+    """The shape of a decoder's own tokens, which is that of its encoder's tokens, too."""
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past: Any
     if model.config.is_encoder_decoder:

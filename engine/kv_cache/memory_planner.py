@@ -1,15 +1,29 @@
-"""DeviceMemory: how many tokens of keys and values a GPU has room for.
+"""The memory for keys and values: how many tokens of them a device has room for.
 
-Planned from what is free when the weights are in, for they are counted then and need no
-guess. A guess is what a step needs beside them; it is made high.
+On a GPU it is planned from the memory that is free when the weights are loaded, for they are
+counted then and need no estimate. The memory that a step needs beside them is estimated, high.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from engine.backends.loader import Checkpoint
+from engine.errors import Unloadable
+from engine.kv_cache.base import KVShape
+from engine.kv_cache.free_memory import free_bytes
+from engine.kv_cache.paged import PAGE_TOKENS, next_power_of_two, num_pages, padded_to_pages
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.limits import Machine
 
 MiB = 2**20
-LIBRARY_BYTES = 512 * MiB  # workspaces of cuBLAS, graphs, the heap's odds and ends
+LIBRARY_BYTES = 512 * MiB  # workspaces of cuBLAS, graphs, fragments of the heap
+# Rows times tokens, padded, whose keys a step gathers at once in each layer. A long row among
+# many short ones would make all of them as long, so it takes a step of its own.
+MAX_GATHERED_TOKENS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +31,8 @@ class DeviceMemory:
     free_bytes: int
     total_bytes: int
 
-    def room(self, utilization: float, reserve_bytes: int, bytes_per_token: int) -> int:
-        """Tokens that may be kept; none if there is no room.
+    def max_tokens(self, utilization: float, reserve_bytes: int, bytes_per_token: int) -> int:
+        """The number of tokens whose keys and values fit; 0 if none do.
 
         utilization:     the share of the device that we may use, with what is used already
         reserve_bytes:   needed for a step, not kept
@@ -31,23 +45,77 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """What a step needs for a moment, at most."""
+    """The most memory that a step needs for a moment."""
 
     num_rows: int
-    num_places: int  # rows times tokens that they look back on
-    num_read_tokens: int  # of prompts, read at once
+    num_gathered_tokens: int
+    num_prefill_tokens: int
     bytes_per_token: int  # keys and values in all layers
     num_layers: int
-    width: int  # of a token between two layers
+    hidden_size: int
     vocab_size: int
     item_bytes: int  # of a number of the model
 
     @property
     def num_bytes(self) -> int:
-        # A layer's keys and values of all rows, as they are gathered from the page_pool.
-        gathered = self.num_places * self.bytes_per_token // self.num_layers
-        # Those of the model, and in float32 what processors and searches make of them.
+        gathered = self.num_gathered_tokens * self.bytes_per_token // self.num_layers
+        # The model's own, and in float32 those that logits processors and searches make.
         logits = self.num_rows * self.vocab_size * (2 * self.item_bytes + 4 * 4)
-        # Between two layers: the widest is four times as wide and there are a few of them.
-        between = self.num_read_tokens * self.width * self.item_bytes * 16
-        return gathered + logits + between + LIBRARY_BYTES
+        # Of a layer: its widest states are four times as wide, and there are a few of them.
+        states = self.num_prefill_tokens * self.hidden_size * self.item_bytes * 16
+        return gathered + logits + states + LIBRARY_BYTES
+
+
+def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
+    """The limits of this machine for a model that is loaded."""
+    device = checkpoint.model.device
+    room = None
+    if device.type == "cuda":
+        # Measured once: other processes change it, and what was planned must be what fits.
+        memory = DeviceMemory(*torch.cuda.mem_get_info(device))
+        room = partial(max_paged_tokens, checkpoint=checkpoint, shape=shape, memory=memory)
+    return Machine(
+        device.type,
+        free_bytes(device),
+        checkpoint.card.max_context_tokens,
+        shape.bytes_per_token,
+        room,
+    )
+
+
+def max_paged_tokens(
+    spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
+) -> int:
+    """The largest `max_cache_tokens` that fits. memory: with the weights loaded"""
+    assert spec.max_sequences is not None
+    assert spec.max_step_tokens is not None
+    config = checkpoint.config.get_text_config()
+    # T5 has no limit of its own, but no prompt is longer than what a step computes.
+    longest = checkpoint.card.max_context_tokens or spec.max_step_tokens
+    step = StepMemory(
+        num_rows=next_power_of_two(spec.max_sequences),
+        num_gathered_tokens=max(MAX_GATHERED_TOKENS, padded_to_pages(longest)),
+        num_prefill_tokens=spec.max_step_tokens,
+        bytes_per_token=shape.bytes_per_token,
+        num_layers=shape.num_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        item_bytes=shape.dtype.itemsize,
+    )
+    max_tokens = memory.max_tokens(
+        spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token
+    )
+    # Some of it goes to pages that are begun and not full.
+    return max(0, max_tokens - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
+
+
+def refuse_beyond_memory(spec: EngineSpec, max_tokens: int) -> None:
+    """Raises Unloadable if the spec asks for more than `max_tokens`. spec: complete"""
+    assert spec.max_cache_tokens is not None
+    if spec.max_cache_tokens > max_tokens:
+        raise Unloadable(
+            f"model {spec.alias!r} is to hold {spec.max_cache_tokens} tokens (max_cache_tokens), "
+            f"and the GPU has room for {max_tokens} beside the weights (gpu_memory_utilization "
+            f"is {spec.gpu_memory_utilization}); lower the one, or raise the other in "
+            "tidemill.toml"
+        )

@@ -1,6 +1,6 @@
-"""GraphCache: what a device does in a step, recorded once for each shape and done again as a whole.
+"""GraphCache: steps recorded once for each shape and replayed as a whole.
 
-On a GPU a recording is a graph of CUDA's, on a CPU a tape.
+On a GPU a recording is a CUDA graph, on a CPU a list of captured calls.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Shape = TypeVar("Shape", bound=Hashable)
 Result = TypeVar("Result")
 Step = Callable[[], Result]
-# Runs a step; returns what it returned, and what does it again.
+# Runs a step; returns its result, and a function that repeats it.
 Record = Callable[[Step[Result]], tuple[Result, Step[Result]]]
 
 MAX_GRAPHS = 64  # each keeps some megabytes
@@ -28,13 +28,13 @@ NUM_WARM_UPS = 2  # what libraries set up at their first call cannot be recorded
 
 
 class GraphCache(Generic[Shape, Result]):
-    """Those used last, at most `max_graphs`."""
+    """The recordings used last, at most `max_graphs`."""
 
     def __init__(
         self, record: Record[Result] | None, max_graphs: int = MAX_GRAPHS, worth_after: int = 1
     ) -> None:
         """record:      None: nothing is recorded
-        worth_after: how often a shape must have been met, for one that seldom comes back is
+        worth_after: how often a shape must have been met first: one that seldom comes back is
                      not worth a recording
         """
         self.record = record
@@ -44,8 +44,11 @@ class GraphCache(Generic[Shape, Result]):
         self.met: Counter[Shape] = Counter()
 
     def run(self, shape: Shape, step: Step[Result]) -> Result:
-        """step: does the same work for the same shape, in tensors that stay where they are;
-        it may be run several times"""
+        """Run a step, recorded if it is worth it.
+
+        step: does the same work for the same shape, in tensors at fixed addresses; it may be run
+              several times
+        """
         again = self.recorded.pop(shape, None)
         if again is not None:
             self.recorded[shape] = again
@@ -63,7 +66,7 @@ class GraphCache(Generic[Shape, Result]):
                 raise
             written = step()  # what fails here too is no fault of the recording
             log.warning(
-                "no graphs, steps are run as written", extra={"error": error_location(error)}
+                "recording failed, steps run eagerly", extra={"error": error_location(error)}
             )
             self.record = None
             return written
@@ -74,8 +77,8 @@ class GraphCache(Generic[Shape, Result]):
 
 
 class Recorder:
-    """Of CUDA. All recordings share one pool of memory: no two run at once, and what a step
-    leaves is used up before the next."""
+    """Records CUDA graphs. All share one pool of memory: no two run at once, and the result of a
+    step is used up before the next."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -89,7 +92,7 @@ class Recorder:
                 step()
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        # What other threads of the process ask of the device meanwhile is no part of it.
+        # Calls of other threads of the process are no part of it.
         with torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         ):
@@ -99,4 +102,5 @@ class Recorder:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
+    """The recorder of a CUDA device; None for others, where nothing is recorded."""
     return Recorder(device) if device.type == "cuda" else None

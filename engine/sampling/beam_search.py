@@ -1,7 +1,7 @@
 """BeamSearch: beam search of one request, a step at a time.
 
-The search itself is that of `transformers`: what `generate` does between two forward passes
-of one request, by the same functions. Its beams are rows of one slot.
+The search is that of `transformers`: it calls the functions that `generate` calls between two
+forward passes of one request. The beams are rows of one sequence.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from engine.core.sequence import Sequence
-from engine.sampling.sampler import processors
+from engine.sampling.logits_processors import request_processors
 
-# Private to `transformers`. Where a version has other ones, beams are left to `generate`.
+# Private functions of `transformers`. Where a version lacks one, `generate` runs the beams.
 STEPS = (
     "_get_top_k_continuations",
     "_get_running_beams_for_next_iteration",
@@ -26,16 +26,14 @@ NEVER = -1.0e9
 
 
 def supports_beam_search(model: Any) -> bool:
+    """Whether this version of `transformers` has all of STEPS."""
     return all(hasattr(model, each) for each in STEPS)
 
 
 class BeamSearch:
-    """Shapes are those of `generate` with one request: (1, beams, ...)."""
+    """A TokenChoice. Shapes are those of `generate` with one request: (1, beams, ...)."""
 
-    is_plain = False
-
-    def take(self, tokens: list[int]) -> bool:
-        raise AssertionError("a search is not led by the argmax logit")
+    is_greedy = False
 
     def __init__(
         self,
@@ -48,16 +46,16 @@ class BeamSearch:
         """config: a complete generation configuration, without sampling"""
         self.model = model
         self.settings = sequence.settings
-        self.num_before = self.num_columns = len(start_ids)
-        self.max_columns = self.num_before + config.max_new_tokens
-        self.processors = processors(model, config, sequence, start_ids)
+        self.num_before = self.num_tokens = len(start_ids)
+        self.max_tokens = self.num_before + config.max_new_tokens
+        self.processors = request_processors(model, config, sequence, start_ids)
         eos_ids = config.eos_token_id
         self.eos_ids = None if eos_ids is None else torch.tensor(eos_ids, device=device)
         num_beams = self.settings.num_beams
         self.num_kept = max(2, 1 + len(eos_ids or ())) * num_beams
         self.is_top = torch.arange(self.num_kept, device=device) < num_beams
         self.running = torch.full(
-            (1, num_beams, self.max_columns), config.pad_token_id, device=device
+            (1, num_beams, self.max_tokens), config.pad_token_id, device=device
         )
         self.running[:, :, : self.num_before] = torch.tensor(start_ids, device=device)
         self.finished = self.running.clone()
@@ -70,18 +68,16 @@ class BeamSearch:
         self.running_parents = torch.full(
             (1, num_beams, config.max_new_tokens), -1, dtype=torch.int32, device=device
         )
-        self.parents = self.running_parents.clone()
-        self.reordered: Tensor | None = None  # (beams,): whose columns each beam goes on from
+        self.finished_parents = self.running_parents.clone()
+        self.parents: Tensor | None = None
 
     @property
     def next_ids(self) -> list[int]:
-        """What the model reads next, by beam."""
-        return self.running[0, :, self.num_columns - 1].tolist()
+        return self.running[0, :, self.num_tokens - 1].tolist()
 
-    def choose(self, logits: Tensor) -> bool:
-        """logits: (beams, vocab) float32; returns whether the search has ended."""
-        num_beams, length = self.settings.num_beams, self.num_columns
-        scores = torch.log_softmax(logits, dim=-1)
+    def advance(self, logits: Tensor, argmax: list[int]) -> bool:
+        num_beams, length = self.settings.num_beams, self.num_tokens
+        scores = torch.log_softmax(logits.to(torch.float32), dim=-1)
         so_far: Any = self.running[0, :, :length]
         scores = self.processors(so_far, scores)
         summed = (scores[None] + self.running_scores[:, :, None]).reshape(1, -1)
@@ -106,13 +102,13 @@ class BeamSearch:
                 num_beams=num_beams,
             )
         )
-        self.finished, self.scores, self.parents, self.is_finished = (
+        self.finished, self.scores, self.finished_parents, self.is_finished = (
             self.model._update_finished_beams(
                 sequences=self.finished,
                 topk_running_sequences=top_rows,
                 beam_scores=self.scores,
                 topk_log_probs=top_scores,
-                beam_indices=self.parents,
+                beam_indices=self.finished_parents,
                 topk_running_beam_indices=top_parents,
                 is_early_stop_heuristic_unsatisfied=self.can_improve,
                 is_sent_finished=self.is_finished,
@@ -125,20 +121,20 @@ class BeamSearch:
                 early_stopping=self.settings.early_stopping,
             )
         )
-        self.reordered = self.running_parents[0, :, length - self.num_before].long()
-        self.num_columns += 1
+        self.parents = self.running_parents[0, :, length - self.num_before].long()
+        self.num_tokens += 1
         return self._is_over(ends)
 
     def answers(self) -> list[tuple[list[int], int | None]]:
-        """New tokens of each returned row; a search with stop texts does not come here."""
+        """The new tokens of each returned beam. Searches with stop texts run by `generate`."""
         num_returned = self.settings.num_return_sequences
-        num_new = int((self.parents[0, :num_returned] >= 0).sum(dim=1).max())
+        num_new = int((self.finished_parents[0, :num_returned] >= 0).sum(dim=1).max())
         new = self.finished[0, :num_returned, self.num_before : self.num_before + num_new]
         return [(row, None) for row in new.tolist()]
 
     def _ends(self, tokens: Tensor) -> Tensor:
         """tokens: (1, kept); returns the same shape in bool."""
-        if self.num_columns + 1 >= self.max_columns:
+        if self.num_tokens + 1 >= self.max_tokens:
             return torch.ones_like(tokens, dtype=torch.bool)
         if self.eos_ids is None:
             return torch.zeros_like(tokens, dtype=torch.bool)
@@ -150,8 +146,8 @@ class BeamSearch:
             running_beam_scores=self.running_scores,
             beam_scores=self.scores,
             is_sent_finished=self.is_finished,
-            cur_len=self.num_columns,
-            max_length=self.max_columns,
+            cur_len=self.num_tokens,
+            max_length=self.max_tokens,
             decoder_prompt_len=self.num_before,
             early_stopping=self.settings.early_stopping,
             length_penalty=self.settings.length_penalty,

@@ -135,18 +135,18 @@ def room_before_answer(params: Params, settings: Settings, room: Room) -> int | 
 
 def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
     """A job that names a way to sample wants to sample, unless it says otherwise."""
-    asked = {
+    requested = {
         name: value
         for name in ("temperature", "top_k", "top_p")
         if (value := getattr(params, name)) is not None
     }
     if params.do_sample is None:
-        if "temperature" in asked:
-            return bool(asked["temperature"] > 0)
-        return True if asked else bool(own.get("do_sample", False))
-    if not params.do_sample and any(asked[name] != 0 for name in asked):
-        raise UnsupportedParameter(next(iter(asked)), "it has no effect with do_sample=false")
-    if params.do_sample and asked.get("temperature") == 0:
+        if "temperature" in requested:
+            return bool(requested["temperature"] > 0)
+        return True if requested else bool(own.get("do_sample", False))
+    if not params.do_sample and any(requested[name] != 0 for name in requested):
+        raise UnsupportedParameter(next(iter(requested)), "it has no effect with do_sample=false")
+    if params.do_sample and requested.get("temperature") == 0:
         raise UnsupportedParameter("temperature", "0 cannot be sampled; use do_sample=false")
     return params.do_sample
 

@@ -8,17 +8,24 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, update
 
+from db import erasure
 from db.clock import seconds_from_now
-from db.models import CacheEntry
+from db.erasure import Person
+from db.models import CacheEntry, Job
+from db.outcome import FinishedRequest, Outcome
+from db.queries.cancel_retry import cancel_jobs
 from db.session import Database
 from tasks.generate import GenerateContract
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
 from tasks.translate import TranslateContract
+from tests.jobs import answer, claim, insert_job
 from tests.serving import serving
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
 from worker.cache_settings import CacheSettings
 from worker.cache_upkeep import CacheUpkeep
+from worker.committer import Committer
+from worker.settings import Settings
 
 PAGE_HEADER = "Harbour report, confidential."
 WORDS = "The tide came in and the boats went out with it again today."
@@ -294,3 +301,36 @@ def test_documents_share_the_sentences_that_they_have_in_common(producer: Cluste
         assert worker.num_computed == 3 + 3
         reports = [worker.details(each).job.cached_parts for each in letters]
         assert sum(each or 0 for each in reports) == 2 * 3
+
+
+def test_whoever_is_erased_leaves_nothing_in_the_cache(producer: Cluster) -> None:
+    """The tenant's entries go, which are only a cache, and other tenants' stay."""
+    database = producer.database
+    hers = {"tenant": "one", "metadata": {"patient": "seven"}}
+    with serving(producer) as worker:
+        worker.run([generate("of hers", **hers), generate("of another", tenant="two")])
+        assert num_entries(database) == 2
+        erasure.erase(database, Person(metadata={"patient": "seven"}))
+        with database.read() as session:
+            assert session.scalars(select(CacheEntry.tenant)).all() == ["two"]
+
+
+def test_an_answer_to_a_job_that_was_cancelled_is_not_kept(producer: Cluster) -> None:
+    """Its text may have been erased while the model read it."""
+    database = producer.database
+    fences = claim(database, [insert_job(database), insert_job(database)])
+    finished = [
+        FinishedRequest(fence, number.to_bytes(32, "big"), "default", b"{}")
+        for number, fence in enumerate(fences)
+    ]
+    with database.write() as session:
+        session.execute(cancel_jobs(Job.id == fences[0].job_id))
+    committer = Committer(database, Settings(), lambda outcomes: None)
+    committer.start()
+    for each in finished:
+        committer.remember(each)
+    for fence in fences:
+        committer.put(Outcome.succeeded(fence, answer()))
+    committer.stop()
+    with database.read() as session:
+        assert session.scalars(select(CacheEntry.key)).all() == [finished[1].key]

@@ -45,12 +45,12 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             "engine": "exact" if engine_name == "exact" else "inflight",
             **settings,
         }
-        if engine_name == "page_pool":
+        if engine_name == "paged":
             settings.setdefault("max_cache_tokens", 16_384)  # it is made at once
         spec = EngineSpec(**settings)
         if engine_name == "exact":
             return Bench(GenerateBackend.load(spec), spec)
-        is_paged = engine_name == "page_pool"
+        is_paged = engine_name == "paged"
         engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=is_paged)
         return Bench(engine, spec)
 
@@ -58,8 +58,8 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _soon_on_tape() -> Iterator[None]:
-    """Runs here are short: a number of rows is recorded when it is met again."""
+def _record_early() -> Iterator[None]:
+    """Runs here are short: a step is recorded when its number of rows is met again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured_step, "WORTH_AFTER", 1)
         yield

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from engine.protocol.messages import Params, Request
+from engine.runners.captured_step import CapturedExecutor
+from engine.runners.step_executor import FusedExecutor
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
@@ -141,12 +143,12 @@ def test_every_answer_in_company_is_the_answer_alone(kind, alone_answers_of, ben
 def assert_captured_or_fused(bench: Bench) -> None:
     """Its steps were captured and replayed, and not given up; or they are fused, which needs no
     capture."""
-    runner = bench.loop.engine.in_flight.runner
-    if getattr(runner, "fused_step", None) is not None:
+    executor = bench.loop.engine.in_flight.runner.executor
+    if isinstance(executor, FusedExecutor):
         return
-    graphs = runner.captured_step.graphs
-    assert graphs.record is not None
-    assert graphs.recorded
+    assert isinstance(executor, CapturedExecutor)
+    assert executor.graphs.record is not None
+    assert executor.graphs.recorded
 
 
 def assert_varied(said: list[list[int]]) -> None:

@@ -1,4 +1,4 @@
-"""In flight, whoever comes and goes, every answer is the one that `generate` gives alone."""
+"""In flight, whatever requests come and go, every answer is the one that `generate` gives alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.attention.base import TorchAttentionBackend
+from engine.attention.torch_backend import TorchAttentionBackend
 from engine.backends import weight_layout
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend, load
@@ -24,6 +24,7 @@ from engine.errors import EngineBroken, InvariantBroken, Unloadable
 from engine.kv_cache.contiguous import BUCKET_TOKENS
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
+from engine.runners.step_executor import EagerExecutor
 from tests import checkpoints
 from tests.parity.alone import Alone
 from tests.parity.test_engine import alone_of, assert_captured_or_fused, requests_of
@@ -72,9 +73,7 @@ ARRIVAL = st.tuples(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(arrivals=st.lists(ARRIVAL, min_size=1, max_size=14))
-def test_whoever_comes_and_goes_an_answer_is_that_of_one_alone(
-    kind, arrivals, asked_of, small_bench_of
-):
+def test_requests_that_come_and_go_answer_as_alone(kind, arrivals, asked_of, small_bench_of):
     bench = small_bench_of(kind)
     let_come_and_go(bench, asked_of(kind), arrivals)
 
@@ -114,7 +113,7 @@ def seen_by(bench):
     return [each for plan in bench.plans for each in plan.sequences]
 
 
-def test_they_come_and_go_while_others_go_on(bench_of):
+def test_requests_join_and_leave_while_others_run(bench_of):
     bench = bench_of("llama", max_sequences=4)
     bench.answers(
         request(at, text, params=replace(GREEDY, max_new_tokens=4 + 9 * (at % 3)))
@@ -126,7 +125,7 @@ def test_they_come_and_go_while_others_go_on(bench_of):
     assert bench.loop.engine.in_flight.running_sequences == {}
 
 
-def test_what_is_not_proved_is_generated_while_others_go_on(bench_of, folder_of):
+def test_a_request_that_is_not_proved_runs_by_generate_while_others_run(bench_of, folder_of):
     bench, alone = bench_of("t5"), Alone("t5", folder_of("t5"))
     text, other = checkpoints.sentences(2)
     bench.submit(request(0, text, params=replace(GREEDY, max_new_tokens=30)))
@@ -231,14 +230,14 @@ def test_by_plain_torch_every_answer_is_the_same(kind, bench_of, asked_of):
     outputs = bench.answers(one for one, _ in asked_of(kind))
     for one, expected in asked_of(kind):
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
-    assert bench.loop.engine.in_flight.runner.captured_step.graphs.recorded == {}
 
 
 def assert_plain(bench) -> None:
     """Every part that a step runs is torch's or the model's own."""
     runner = bench.loop.engine.in_flight.runner
-    assert isinstance(runner.kv_cache.attention, TorchAttentionBackend)
-    assert isinstance(runner.kv_cache.cross, TorchAttentionBackend)
+    assert type(runner.executor) is EagerExecutor  # nothing is captured or fused
+    assert isinstance(runner.attention, TorchAttentionBackend)
+    assert isinstance(getattr(runner, "cross_attention", runner.attention), TorchAttentionBackend)
     ours = [
         type(each).__name__
         for each in runner.model.modules()
@@ -319,22 +318,22 @@ def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeyp
         assert [list(each.token_ids) for each in outputs[one.id].choices] == expected
 
 
-def test_a_slot_grows_with_its_sequence_and_is_given_back(bench_of):
+def test_a_cache_grows_with_its_sequence_and_is_freed_at_its_end(bench_of):
     bench = bench_of("gpt2")
     bench.submit(request(0, "the mill", params=replace(GREEDY, max_new_tokens=200)))
     running_sequences = bench.loop.engine.in_flight.running_sequences
     capacities = []
     while bench.advance() is not None:
-        capacities += [flight.slot.capacity for flight in running_sequences.values()]
+        capacities += [each.cache.capacity for each in running_sequences.values()]
     assert capacities == sorted(capacities)
     assert capacities[0] == BUCKET_TOKENS
     (output,) = bench.collect()
-    num_columns = output.prompt_tokens + output.choices[0].completion_tokens
-    assert capacities[-1] < num_columns + BUCKET_TOKENS
+    num_tokens = output.prompt_tokens + output.choices[0].completion_tokens
+    assert capacities[-1] < num_tokens + BUCKET_TOKENS
     assert running_sequences == {}
 
 
-def test_what_the_cache_can_never_hold_is_refused_with_numbers(bench_of):
+def test_a_request_larger_than_the_cache_is_refused_with_numbers(bench_of):
     bench = bench_of("gpt2", max_cache_tokens=60)
     (output,) = bench.answers(
         [request(0, "the mill", params=Params(max_new_tokens=100, do_sample=False))]
@@ -348,16 +347,21 @@ def test_what_the_cache_can_never_hold_is_refused_with_numbers(bench_of):
     assert max(len(plan.sequences) for plan in bench.plans) == 1
 
 
-def test_slots_of_others_than_those_that_run_are_noticed(bench_of):
+def test_caches_of_sequences_that_do_not_run_are_noticed(bench_of):
     bench = bench_of("gpt2")
     bench.submit(request(0, "the mill"))
     bench.advance()
-    in_flight = bench.loop.engine.in_flight
-    with pytest.raises(InvariantBroken, match=r"slots of \[0\], but \[\] run"):
-        in_flight.check([])
-    in_flight.running_sequences[0].slot.length = 0
-    with pytest.raises(InvariantBroken, match="0 columns"):
-        in_flight.check(bench.scheduler.running.values())
+    engine = bench.loop.engine
+    with pytest.raises(InvariantBroken, match=r"sequences \[0\] own caches, but \[\] run"):
+        engine.check(())
+    cache = engine.in_flight.running_sequences[0].cache
+    cache.length = 0
+    with pytest.raises(InvariantBroken, match="0 tokens"):
+        engine.check(bench.scheduler.running.values())
+    cache.commit_prompt(cache.capacity)
+    engine.in_flight.runner.kv_cache.buffer_pool.put(cache.kv)
+    with pytest.raises(InvariantBroken, match="2 sequences and pooled buffers have 1 tensors"):
+        engine.check(bench.scheduler.running.values())
 
 
 # When a step fails
@@ -376,7 +380,7 @@ def break_when(bench, name: str, fails) -> None:
 
     def run(first, *rest):
         running_sequences = bench.loop.engine.in_flight.running_sequences
-        ids = {each.sequence.id for each in running_sequences.values() if each.slot in first}
+        ids = {each.sequence.id for each in running_sequences.values() if each.cache in first}
         ids |= {each.id for each in first if hasattr(each, "prompt_ids")}
         result = whole(first, *rest)
         if (error := fails(ids)) is not None:
@@ -386,7 +390,7 @@ def break_when(bench, name: str, fails) -> None:
     setattr(runner, name, run)
 
 
-@pytest.mark.parametrize("name", ["read", "step"])
+@pytest.mark.parametrize("name", ["prefill", "decode"])
 def test_a_request_that_makes_a_step_fail_fails_alone(bench_of, name):
     expected = bench_of("gpt2").answers(prompts())
     bench = bench_of("gpt2")
@@ -400,13 +404,13 @@ def test_a_request_that_makes_a_step_fail_fails_alone(bench_of, name):
     assert outputs == expected
 
 
-def test_a_choice_that_fails_fails_alone(bench_of):
+def test_a_sampler_that_fails_fails_its_request_alone(bench_of):
     bench = bench_of("gpt2")
     expected = bench.answers(prompts())
     bench.submit(*(replace(each, id=each.id + 100) for each in prompts()))
     bench.advance()
-    flight = bench.loop.engine.in_flight.running_sequences[CULPRIT + 100]
-    flight.choice.take = lambda tokens: [][0]
+    running = bench.loop.engine.in_flight.running_sequences[CULPRIT + 100]
+    running.choice.advance = lambda logits, argmax: [][0]
     outputs = {each.request_id - 100: each for each in bench.finish()}
     assert outputs.pop(CULPRIT).failure.code == "generation_failed"
     assert all(each.choices == expected[id_].choices for id_, each in outputs.items())
@@ -414,7 +418,7 @@ def test_a_choice_that_fails_fails_alone(bench_of):
 
 def test_a_request_that_does_not_fit_says_so_and_may_be_tried_again(bench_of):
     bench = bench_of("gpt2")
-    break_when(bench, "step", lambda ids: torch.OutOfMemoryError() if CULPRIT in ids else None)
+    break_when(bench, "decode", lambda ids: torch.OutOfMemoryError() if CULPRIT in ids else None)
     outputs = bench.answers(prompts())
     failed = {id_: each.failure for id_, each in outputs.items() if each.failure is not None}
     assert failed.keys() == {CULPRIT}
@@ -430,7 +434,7 @@ def test_a_step_that_finds_no_memory_is_halved_and_no_later_one_is_as_large(benc
         tried.append(len(ids))
         return torch.OutOfMemoryError() if len(ids) > 3 else None
 
-    break_when(bench, "step", fails)
+    break_when(bench, "decode", fails)
     assert bench.answers(prompts()) == expected
     assert tried[:2] == [8, 4]
     assert max(tried[2:]) == 2
@@ -446,7 +450,7 @@ def test_a_step_that_finds_no_memory_is_halved_and_no_later_one_is_as_large(benc
 
 def test_a_device_beyond_repair_ends_the_engine(bench_of):
     bench = bench_of("gpt2")
-    break_when(bench, "step", lambda ids: torch.AcceleratorError("an illegal memory access"))
+    break_when(bench, "decode", lambda ids: torch.AcceleratorError("an illegal memory access"))
     bench.submit(*prompts())
     bench.advance()
     with pytest.raises(EngineBroken):
@@ -456,7 +460,7 @@ def test_a_device_beyond_repair_ends_the_engine(bench_of):
 # Which engine
 
 
-def test_in_flight_is_what_is_meant_unless_another_is_named(folder_of):
+def test_the_backend_is_in_flight_unless_another_is_named(folder_of):
     def engine(name: str) -> object:
         folder = str(folder_of("llama"))
         return load(EngineSpec(alias="a", checkpoint=folder, device="cpu", engine=name))
@@ -483,7 +487,7 @@ def test_in_flight_is_what_is_meant_unless_another_is_named(folder_of):
         ("mistral", {"sliding_window": 16}, "window"),
     ],
 )
-def test_what_is_not_proved_is_exact_or_refused(kind, own, said, folder_of, tmp_path):
+def test_an_unproved_model_runs_by_generate_or_is_refused(kind, own, said, folder_of, tmp_path):
     folder = tmp_path / kind
     shutil.copytree(folder_of(kind), folder)
     path = folder / "config.json"
@@ -496,31 +500,44 @@ def test_what_is_not_proved_is_exact_or_refused(kind, own, said, folder_of, tmp_
         load(replace(spec, engine="inflight"))
 
 
-def test_prompts_are_read_in_the_step_that_they_join(asked_of, small_bench_of, monkeypatch):
-    """And not apart from it, where a model has one set of weights for both."""
-    bench = small_bench_of("llama")
-    runner = bench.loop.engine.in_flight.runner
-    whole, mixed = runner.read_and_step, []
+@pytest.fixture
+def count_mixed(monkeypatch):
+    """A function that makes a bench count the forward passes that are prefill and decode in one;
+    `after` runs when such a pass has been computed."""
 
-    def read_and_step(sequences, slots, tokens):
-        mixed.append(len(sequences))
-        return whole(sequences, slots, tokens)
+    def watch(bench, after=lambda: None) -> list[int]:
+        runner = bench.loop.engine.in_flight.runner
+        whole, mixed = runner.prefill_and_decode, []
 
-    monkeypatch.setattr(runner, "read_and_step", read_and_step)
-    let_come_and_go(bench, asked_of("llama"), [(at % 3, at, None) for at in range(12)])
-    assert mixed
+        def prefill_and_decode(sequences, caches, tokens):
+            result = whole(sequences, caches, tokens)
+            if result is not None:
+                mixed.append(len(sequences))
+                after()
+            return result
+
+        monkeypatch.setattr(runner, "prefill_and_decode", prefill_and_decode)
+        return mixed
+
+    return watch
 
 
-def test_a_step_with_prompts_that_fails_is_run_apart(asked_of, small_bench_of, monkeypatch):
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_decoder_only_model_prefills_in_the_pass_that_decodes(
+    kind, asked_of, small_bench_of, count_mixed
+):
+    """It reads its weights once for both. An encoder-decoder has other weights for prompts."""
+    bench = small_bench_of(kind)
+    mixed = count_mixed(bench)
+    let_come_and_go(bench, asked_of(kind), [(at % 3, at, None) for at in range(12)])
+    assert bool(mixed) == (kind == "llama")
+
+
+def test_a_mixed_pass_that_fails_is_run_again_as_two(asked_of, small_bench_of, count_mixed):
+    def fail():
+        raise RuntimeError("after all was written, which must not matter")
+
     bench = small_bench_of("gpt2")
-    runner = bench.loop.engine.in_flight.runner
-    whole, failed = runner.read_and_step, []
-
-    def read_and_step(sequences, slots, tokens):
-        whole(sequences, slots, tokens)  # what it has written must not matter
-        failed.append(len(sequences))
-        raise RuntimeError("after all was written")
-
-    monkeypatch.setattr(runner, "read_and_step", read_and_step)
+    failed = count_mixed(bench, after=fail)
     let_come_and_go(bench, asked_of("gpt2"), [(at % 3, at, None) for at in range(12)])
     assert failed

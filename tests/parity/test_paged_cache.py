@@ -1,5 +1,5 @@
-"""Keys and values in a page pool, as on a GPU: every answer is the one that `generate` gives
-alone. What a GPU would record is run as written, in the same shapes."""
+"""A paged KV cache, as on a GPU: every answer is the one that `generate` gives alone. The steps
+that a GPU would record run eagerly here, in the same shapes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from engine.attention.hf_plugin import install
 from engine.backends.loader import Checkpoint
 from engine.backends.router import runner_of
 from engine.errors import InvariantBroken, Unloadable
-from engine.kv_cache.base import PagedKVCache, max_paged_tokens, refuse_beyond_memory
 from engine.kv_cache.kv_shape import probe_kv_shape
-from engine.kv_cache.memory_planner import DeviceMemory
+from engine.kv_cache.memory_planner import (
+    DeviceMemory,
+    max_paged_tokens,
+    refuse_beyond_memory,
+)
+from engine.kv_cache.paged import PagedKVCache
 from engine.protocol.engine_spec import EngineSpec
-from engine.runners.static_step import StepInputs, StepShape
+from engine.runners.graph_executor import StepInputs, StepShape
 from tests.parity.alone import Alone
 from tests.parity.test_engine import alone_of, assert_varied, requests_of
 from tests.parity.test_inflight import (
@@ -39,15 +43,15 @@ FAMILIES = (
 
 @pytest.fixture(scope="module")
 def engine_name() -> str:
-    return "page_pool"
+    return "paged"
 
 
-def arena_of(bench):
-    return bench.loop.engine.in_flight.runner.kv_cache.page_pool
+def kv_cache_of(bench):
+    return bench.loop.engine.in_flight.runner.kv_cache
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_every_answer_by_way_of_an_arena_is_the_answer_alone(kind, folder_of, bench_of):
+def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, folder_of, bench_of):
     alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
     # Some of every way to ask, and those with long answers.
     asked = [
@@ -64,16 +68,14 @@ def test_every_answer_by_way_of_an_arena_is_the_answer_alone(kind, folder_of, be
             wrong.append((name, outputs[one.id], expected))
     assert wrong == []
     assert_varied(said)
-    shapes = bench.loop.engine.in_flight.runner.static_step.inputs
-    # Rows were filled up, and looked back on more than a page.
+    shapes = bench.loop.engine.in_flight.runner.executor.inputs
+    # Rows were padded, and attended to more than a page.
     assert {each.num_rows for each in shapes} <= {1, 2, 4, 8, 16}
-    assert max(each.num_columns for each in shapes) > 64
+    assert max(each.num_tokens for each in shapes) > 64
 
 
 @pytest.mark.parametrize("kind", ["t5", "marian", "llama"])
-def test_whoever_comes_and_goes_in_an_arena_an_answer_is_that_of_one_alone(
-    kind, folder_of, bench_of
-):
+def test_requests_that_come_and_go_in_a_paged_cache_answer_as_alone(kind, folder_of, bench_of):
     alone, draw = Alone(kind, folder_of(kind)), random.Random(kind)
     asked = [(one, alone_of(alone, one, how)) for _, one, how in draw.sample(requests_of(kind), 12)]
     bench = bench_of(kind, max_sequences=6, max_step_tokens=500)
@@ -88,49 +90,49 @@ def test_whoever_comes_and_goes_in_an_arena_an_answer_is_that_of_one_alone(
         )
 
 
-@pytest.mark.parametrize("name", ["read", "step"])
+@pytest.mark.parametrize("name", ["prefill", "decode"])
 @pytest.mark.parametrize("kind", ["bart", "gpt2"])
-def test_a_step_that_fails_leaves_nothing_in_the_arena(kind, name, bench_of):
+def test_a_step_that_fails_leaves_no_pages_owned(kind, name, bench_of):
     expected = bench_of(kind).answers(prompts())
     bench = bench_of(kind)
     break_when(bench, name, lambda ids: ValueError() if CULPRIT in ids else None)
-    outputs = bench.answers(prompts())  # the page_pool is checked after every step
+    outputs = bench.answers(prompts())  # the cache is checked after every step
     assert outputs.pop(CULPRIT).failure.code == "generation_failed"
     expected.pop(CULPRIT)
     assert outputs == expected
-    arena_of(bench).check([])
+    kv_cache_of(bench).check([])
 
 
-def test_an_arena_that_is_as_large_as_the_scheduler_counts_is_large_enough(bench_of):
+def test_a_paged_cache_of_the_size_that_the_scheduler_counts_is_large_enough(bench_of):
     # Prompts and answers that end a column after a page, in as many rows as there may be.
     bench = bench_of("llama", max_sequences=6, max_cache_tokens=700)
     beams = replace(GREEDY, max_new_tokens=66, num_beams=3)
     bench.answers(request(at, "the mill", params=beams) for at in range(6))
     assert max(len(plan.sequences) for plan in bench.plans) == 2
-    arena_of(bench).check([])
+    kv_cache_of(bench).check([])
 
 
-def test_what_others_hold_in_an_arena_is_noticed(bench_of):
+def test_pages_of_sequences_that_do_not_run_are_noticed(bench_of):
     bench = bench_of("gpt2")
     bench.submit(request(0, "the mill"))
     bench.advance()
-    page_pool = arena_of(bench)
-    stray = page_pool.slot(2)
+    kv_cache = kv_cache_of(bench)
+    stray = kv_cache.new_sequence(2)
     with pytest.raises(InvariantBroken, match="rows are free"):
         bench.advance()
     stray.clear()
     bench.advance()
-    page_pool.pool[0, 0, 0, 0, 0] = 1.0
+    kv_cache.kv[0, 0, 0, 0, 0] = 1.0
     with pytest.raises(InvariantBroken, match="blank"):
         bench.advance()
 
 
 @pytest.mark.parametrize("kind", ["bart", "llama"])
-def test_a_step_that_would_look_back_on_too_much_is_run_in_parts(kind, folder_of, bench_of):
-    """Long ones apart from short ones; no answer changes, nor whose it is."""
+def test_a_step_that_would_gather_too_many_keys_is_split_by_length(kind, folder_of, bench_of):
+    """Long rows apart from short ones; no answer changes, nor whose it is."""
     alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
-    step = bench.loop.engine.in_flight.runner.static_step
-    step.max_places = 8 * 64
+    step = bench.loop.engine.in_flight.runner.executor
+    step.max_gathered_tokens = 8 * 64
     asked = requests_of(kind)[::4]
     texts = [
         replace(one, text=(one.text or "") + " river" * (90 * (one.id % 2))) for _, one, _ in asked
@@ -140,13 +142,13 @@ def test_a_step_that_would_look_back_on_too_much_is_run_in_parts(kind, folder_of
         got = [list(each.token_ids) for each in outputs[one.id].choices]
         assert got == alone_of(alone, one, how)
     shapes = step.inputs
-    assert max(max(each.num_columns, each.num_crossed) for each in shapes) > 64
-    assert all(each.num_rows <= 4 or each.num_places <= 8 * 64 for each in shapes)
+    assert max(max(each.num_tokens, each.num_encoded_tokens) for each in shapes) > 64
+    assert all(each.num_rows <= 4 or each.num_gathered_tokens <= 8 * 64 for each in shapes)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
-def test_a_short_prompt_is_read_beside_a_long_one_as_it_is_alone(kind, bench_of):
-    """Two of like length lie side by side; one among many short ones is read by itself."""
+def test_a_short_prompt_beside_a_long_one_is_computed_as_it_is_alone(kind, bench_of):
+    """Prompts of like length are padded to one call; a long one among short ones is not."""
     texts = ["the mill " * 40, *("river keeper " * at for at in range(1, 9))]
     bench = bench_of(kind, max_sequences=16)
     together = bench.answers(request(at, text) for at, text in enumerate(texts))
@@ -172,7 +174,7 @@ class OnlyOn(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_static_step_asks_for_no_number_and_brings_none(kind, folder_of):
+def test_a_recorded_step_reads_no_number_back_and_copies_none(kind, folder_of):
     """Tensors on `meta` have no numbers, so that whatever asks for one fails; and nothing
     comes from the host. Both would end the recording of a graph."""
     spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
@@ -182,15 +184,15 @@ def test_a_static_step_asks_for_no_number_and_brings_none(kind, folder_of):
     checkpoint.model.to("meta")
     kv_cache = PagedKVCache(shape, max_rows=8, max_tokens=1000)
     runner = runner_of(checkpoint, kv_cache)
-    num_crossed = 64 if checkpoint.config.is_encoder_decoder else 0
-    inputs = StepInputs(StepShape(4, 128, num_crossed), kv_cache.page_pool)
+    num_encoded_tokens = 64 if checkpoint.config.is_encoder_decoder else 0
+    inputs = StepInputs(StepShape(4, 128, num_encoded_tokens), kv_cache)
     with torch.inference_mode(), OnlyOn("meta") as watched:
-        logits = runner.static_step.forward(inputs)
+        logits = runner.executor.forward(inputs)
     assert logits.shape[0] == 4
     assert watched.others == []
 
 
-def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folder_of):
+def test_more_cache_tokens_than_fit_a_gpu_are_refused_with_the_number_that_fits(folder_of):
     spec = EngineSpec(
         alias="mill",
         checkpoint=str(folder_of("gpt2")),
@@ -208,7 +210,7 @@ def test_what_a_gpu_has_no_room_for_is_refused_with_the_number_that_it_has(folde
         refuse_beyond_memory(replace(spec, max_cache_tokens=room + 1), room)
 
 
-def test_an_arena_for_which_memory_is_not_found_is_refused_in_words(bench_of):
+def test_a_paged_cache_larger_than_memory_is_refused_in_words(bench_of):
     with pytest.raises(Unloadable, match="no room for the 1000000000000 tokens that model 'gpt2'"):
         bench_of("gpt2", max_cache_tokens=10**12)
 
@@ -220,7 +222,7 @@ def test_every_answer_of_a_gpu_is_the_answer_alone(kind, folder_of, bench_of):
     bench = bench_of(kind, device="cuda", dtype="float32", max_sequences=12)
     asked = requests_of(kind)
     outputs = bench.answers(one for _, one, _ in asked)
-    graphs = bench.loop.engine.in_flight.runner.static_step.graphs
+    graphs = bench.loop.engine.in_flight.runner.executor.graphs
     assert graphs.record is not None  # it was never given up
     assert graphs.recorded
     wrong = [

@@ -194,7 +194,14 @@ def test_segments_attempts_and_messages_are_deleted(database: Database) -> None:
 
     pruned = at_once(database, Retention(for_all=ages))
 
-    assert pruned == {"payloads": 1, "outputs": 0, "segments": 2, "attempts": 1, "messages": 1}
+    assert pruned == {
+        "payloads": 1,
+        "outputs": 0,
+        "segments": 2,
+        "attempts": 1,
+        "messages": 1,
+        "audit entries": 0,
+    }
     assert [num_rows(database, Segment, each) for each in (old, new)] == [0, 2]
     assert [num_rows(database, AttemptRow, each) for each in (old, new)] == [0, 1]
     with database.read() as session:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.cpu_count import quota_cores, threads_of_an_engine, usable_cores, whole_cores
+from engine.protocol.cgroup import quota_cores
+from worker.cpu_count import threads_of_an_engine, usable_cores, whole_cores
 
 
 @pytest.mark.parametrize(

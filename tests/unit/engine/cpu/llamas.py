@@ -9,10 +9,11 @@ import torch
 import transformers as hf
 
 from engine.attention.hf_plugin import install as install_attention
+from engine.attention.selection import contiguous_kv_cache
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, pack
 from engine.cpu.packed_gemm import PackedGemmLinear
-from engine.kv_cache.base import ContiguousKVCache
+from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 
@@ -53,18 +54,19 @@ def laid_out(model: Any, make: MakeLinear | None = None, min_weights: int = 0) -
 
 
 def kv_cache_of(model: Any) -> ContiguousKVCache:
-    return ContiguousKVCache(probe_kv_shape(model), poisoned=True)
+    return contiguous_kv_cache(probe_kv_shape(model), poisoned=True)
 
 
 def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Tensor:
-    """Of the last token of each: the first is read, two join it, and all take a step."""
+    """(requested, vocab): the first prompt is computed, two join it, and all take a step."""
     first, *others = [sequence(each) for each in prompts]
-    slots, _ = runner.read([first])
-    others_slots, mixed = runner.read_and_step(others, slots, [11] * first.num_rows)
-    slots[0].length += 1
-    slots += others_slots
-    rows = [token for slot in slots for token in [13] * slot.num_rows]
-    return torch.cat([mixed.clone(), runner.step(slots, rows)])
+    caches, _ = runner.prefill([first])
+    mixed = runner.prefill_and_decode(others, caches, [11] * first.num_rows)
+    assert mixed is not None
+    caches[0].commit_token()
+    caches += mixed[0]
+    rows = [token for cache in caches for token in [13] * cache.num_rows]
+    return torch.cat([mixed[1].clone(), runner.decode(caches, rows)])
 
 
 def sequence(prompt: list[int], num_rows: int | None = None) -> Any:

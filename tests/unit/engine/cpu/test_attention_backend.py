@@ -1,6 +1,7 @@
 """Compiled attention gives what torch's gives, whatever the slots are."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.attention.base import ContiguousAttentionBackend, TorchAttentionBackend
+from engine.attention.selection import attention_for, contiguous_kv_cache
+from engine.attention.torch_backend import ContiguousAttentionBackend, TorchAttentionBackend
 from engine.cpu import quantized
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.self_test import kernel_module
-from engine.kv_cache.base import attention_backend_for
-from engine.kv_cache.contiguous import ContiguousSequenceCache, KVShape
+from engine.kv_cache.base import KVShape
+from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 LAYERS, HEADS = 2, 2
 # Those that are whole registers have code of their own.
@@ -35,14 +37,14 @@ def slots_of(
 ) -> list[ContiguousSequenceCache]:
     slots, size = [], attention.shape.head_size
     for num_columns, num_rows in sizes:
-        slot = attention.new_slot(num_rows)
-        slot.make_room(num_columns + 1)
+        slot = attention.kv_cache.new_sequence(num_rows)
+        slot.reserve(num_columns + 1)
         for layer in range(LAYERS):
             keys, values = torch.randn(2, HEADS, num_columns, size, generator=draw)
-            slot.fill(layer, keys, values)
-        slot.filled(num_columns)
+            slot.write_prompt(layer, keys, values)
+        slot.commit_prompt(num_columns)
         crossed = torch.randn(LAYERS, 2, HEADS, num_columns + 1, size, generator=draw)
-        slot.crossed = crossed
+        slot.encoded_kv = crossed
         slots.append(slot)
     return slots
 
@@ -55,9 +57,9 @@ def test_the_kernel_computes_what_torch_does(
     sizes: list[tuple[int, int]], size: int, group: int, has_bias: bool, seed: int
 ) -> None:
     shape = shape_of(size)
-    compiled = attention_backend_for(shape, is_cross=False, poisoned=True)
+    compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=False)
     assert isinstance(compiled, CpuAttentionBackend)
-    by_torch = TorchAttentionBackend(shape, is_cross=False, poisoned=True)
+    by_torch = TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=False)
     drawn = [
         slots_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
     ]
@@ -72,14 +74,12 @@ def test_the_kernel_computes_what_torch_does(
         new = torch.randn(LAYERS, 2, num_rows, HEADS, 1, size, generator=draw)
         seen = []
         for attention, slots in zip((compiled, by_torch), drawn, strict=True):
-            for slot in slots:
-                slot.make_room()
-            attention.hold(slots)
+            attention.prepare(slots)
             seen.append(
                 [attention.attend(each, asked[each], *new[each], 0.3) for each in range(LAYERS)]
             )
             for slot, rows in zip(slots, places, strict=True):
-                slot.length += 1
+                slot.commit_token()
                 slot.reorder(rows)
         for one, other in zip(*seen, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -90,13 +90,16 @@ def test_rows_of_a_request_read_the_same_prompt(
     sizes: list[tuple[int, int]], size: int, seed: int
 ) -> None:
     shape = shape_of(size)
-    compiled = attention_backend_for(shape, is_cross=True, poisoned=True)
+    compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=True)
     assert isinstance(compiled, CpuAttentionBackend)
     slots = slots_of(sizes, compiled, torch.Generator().manual_seed(seed))
     asked = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size)
     seen = []
-    for attention in (compiled, TorchAttentionBackend(shape, is_cross=True, poisoned=True)):
-        attention.hold(slots)
+    for attention in (
+        compiled,
+        TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=True),
+    ):
+        attention.prepare(slots)
         seen.append(attention.attend(1, asked, None, None, 1.0))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
 
@@ -139,27 +142,31 @@ def test_a_kernel_that_attends_wrongly_is_not_used(
     is_cross: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shape = shape_of(32)
-    assert isinstance(attention_backend_for(shape, is_cross, poisoned=True), CpuAttentionBackend)
     whole = CpuAttentionBackend.attend
-    monkeypatch.setattr(CpuAttentionBackend, "attend", lambda *call: 1.01 * whole(*call))
+
+    def attend(attention: CpuAttentionBackend, *arguments: Any) -> torch.Tensor:
+        return whole(attention, *arguments) * (1.01 if attention.is_cross == is_cross else 1)
+
+    assert isinstance(attention_for(contiguous_kv_cache(shape), is_cross), CpuAttentionBackend)
+    monkeypatch.setattr(CpuAttentionBackend, "attend", attend)
     with caplog.at_level(logging.WARNING):
-        attention = attention_backend_for(shape, is_cross, poisoned=True)
-    assert isinstance(attention, TorchAttentionBackend)
+        kv_cache = contiguous_kv_cache(shape)
+    assert isinstance(attention_for(kv_cache, is_cross), TorchAttentionBackend)
     assert [each.message for each in caplog.records] == ["kernel disagrees with torch"]
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 63, 64, 65, 300])
 def test_a_prompt_is_written_and_attended_to_as_by_torch(num_tokens: int) -> None:
     size, heads = 16, 4
-    attention = attention_backend_for(shape_of(size), is_cross=False, poisoned=True)
+    attention = attention_for(contiguous_kv_cache(shape_of(size), poisoned=True))
     assert isinstance(attention, CpuAttentionBackend)
     draw = torch.Generator().manual_seed(num_tokens)
     qkv = torch.randn(num_tokens, (heads + 2 * HEADS) * size, generator=draw)
     ones, zeros = torch.ones(num_tokens, size), torch.zeros(num_tokens, size)
     found = torch.full((num_tokens, heads * size), torch.nan)
-    slot = attention.new_slot(1, num_tokens + 4)
-    attention.hold([])
-    attention.hold_prompts([slot], ((0, num_tokens),))
+    num_threads = torch.get_num_threads()  # for which there is scratch memory
+    slot = attention.kv_cache.new_sequence(1, num_tokens + 4)
+    attention.prepare([], [slot], ((0, num_tokens),))
     arguments = (
         *attention.first_arguments,
         *attention.prompts_table.of_layer(1),
@@ -167,8 +174,8 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(num_tokens: int) -> Non
             qkv.data_ptr(), heads * size, ones.data_ptr(), zeros.data_ptr(), 0.25, found.data_ptr()
         ),
     )
-    attention.prefill_kernel.write_prompts(2, *arguments)
-    attention.prefill_kernel.attend_prompts(2, *arguments)
+    attention.prefill_kernel.write_prompts(num_threads, *arguments)
+    attention.prefill_kernel.attend_prompts(num_threads, *arguments)
     query, key, value = (
         qkv.view(1, num_tokens, -1, size).transpose(1, 2).split([heads, HEADS, HEADS], dim=1)
     )
@@ -177,5 +184,5 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(num_tokens: int) -> Non
     )
     of_tokens = expected[0].transpose(0, 1).reshape(num_tokens, -1)
     torch.testing.assert_close(found, of_tokens, rtol=1e-5, atol=1e-5)
-    assert torch.equal(slot.kept[1, 0, 0, :, :num_tokens], key[0])
-    assert torch.equal(slot.kept[1, 1, 0, :, :num_tokens], value[0])
+    assert torch.equal(slot.kv[1, 0, 0, :, :num_tokens], key[0])
+    assert torch.equal(slot.kv[1, 1, 0, :, :num_tokens], value[0])

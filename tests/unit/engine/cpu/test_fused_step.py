@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from engine.attention.hf_plugin import install as install_attention
+from engine.attention.selection import contiguous_kv_cache
 from engine.cpu.linear import MakeLinear, PackedLinear
 from engine.cpu.quantized import Int8Linear
-from engine.kv_cache.base import ContiguousKVCache
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
+from engine.runners.step_executor import EagerExecutor, FusedExecutor
 from tests.unit.engine.cpu.llamas import (
     HEAD_SIZE,
     kv_cache_of,
@@ -33,15 +34,16 @@ def _inference() -> Iterator[None]:
 
 def runner_of(model: Any, is_fused: bool = True) -> CausalRunner:
     runner = CausalRunner(laid_out(model), kv_cache_of(model))
-    assert (runner.fused_step is not None) == is_fused
+    assert isinstance(runner.executor, FusedExecutor) == is_fused
     return runner
 
 
 def plain_runner_of(model: Any) -> CausalRunner:
     """One that runs the model's own code, by plain torch."""
     install_attention(model)
-    runner = CausalRunner(model, ContiguousKVCache(probe_kv_shape(model), True, cpu_kernels=False))
-    assert runner.fused_step is None
+    kv_cache = contiguous_kv_cache(probe_kv_shape(model), poisoned=True, cpu_kernels=False)
+    runner = CausalRunner(model, kv_cache)
+    assert type(runner.executor) is EagerExecutor
     return runner
 
 
@@ -52,11 +54,11 @@ def prompt_of(num_tokens: int) -> list[int]:
 
 def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) -> list[Any]:
     """After the prompt, and after each of what follows."""
-    (slot,), read = runner.read([sequence(prompt, num_rows=1)])
+    (slot,), read = runner.prefill([sequence(prompt, num_rows=1)])
     seen = [read[0]]
     for token in following:
-        seen.append(runner.step([slot], [token])[0].clone())
-        slot.length += 1
+        seen.append(runner.decode([slot], [token])[0].clone())
+        slot.commit_token()
     return seen
 
 
@@ -69,12 +71,12 @@ def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: 
     torch.set_num_threads(num_threads)
     try:
         of_first, of_second = (logits_alone(runner, each, [3, 4]) for each in (first, second))
-        (one,), read = runner.read([sequence(first, num_rows=1)])
+        (one,), read = runner.prefill([sequence(first, num_rows=1)])
         assert torch.equal(read[0], of_first[0])
-        (other,), mixed = runner.read_and_step([sequence(second, num_rows=1)], [one], [3])
+        (other,), mixed = runner.prefill_and_decode([sequence(second, num_rows=1)], [one], [3])
         assert torch.equal(mixed, torch.stack([of_first[1], of_second[0]]))
-        one.length += 1
-        together = runner.step([one, other], [4, 3])
+        one.commit_token()
+        together = runner.decode([one, other], [4, 3])
         assert torch.equal(together, torch.stack([of_first[2], of_second[1]]))
     finally:
         torch.set_num_threads(before)
@@ -105,7 +107,7 @@ def test_a_model_of_other_parts_is_not_fused(
 ) -> None:
     model = model_of(kind, head_size)
     runner = CausalRunner(laid_out(model, make), kv_cache_of(model))
-    assert runner.fused_step is None
+    assert not isinstance(runner.executor, FusedExecutor)
 
 
 def test_the_buffers_grow_with_longer_prompts_and_later_positions() -> None:
@@ -120,7 +122,7 @@ def test_the_buffers_grow_with_longer_prompts_and_later_positions() -> None:
 def test_prompts_prefilled_in_several_chunks_keep_their_logits() -> None:
     runner = runner_of(model_of("llama"))
     prompts = [prompt_of(size) for size in (300, 290, 280)]
-    _, read = runner.read([sequence(each, num_rows=1) for each in prompts])
+    _, read = runner.prefill([sequence(each, num_rows=1) for each in prompts])
     for each, prompt in zip(read, prompts, strict=True):
         assert torch.equal(each, logits_alone(runner, prompt, [])[0])
 
@@ -129,7 +131,7 @@ def test_prompts_prefilled_in_several_chunks_keep_their_logits() -> None:
 def test_a_token_without_an_embedding_is_refused(token: int) -> None:
     runner = runner_of(model_of("llama"))
     with pytest.raises(IndexError):
-        runner.read([sequence([5, token, 6], num_rows=1)])
+        runner.prefill([sequence([5, token, 6], num_rows=1)])
     expected = logits_alone(runner_of(model_of("llama")), [5, 6], [7])
     torch.testing.assert_close(logits_alone(runner, [5, 6], [7]), expected, rtol=0, atol=0)
 
@@ -152,8 +154,8 @@ def test_a_hook_beside_the_layers_is_found_by_the_self_test(
 
 def test_beams_of_one_request_are_rows() -> None:
     runner = runner_of(model_of("llama"))
-    (slot,), read = runner.read([sequence(prompt_of(20), num_rows=3)])
+    (slot,), read = runner.prefill([sequence(prompt_of(20), num_rows=3)])
     assert read.shape == (1, 97)
-    stepped = runner.step([slot], [1, 2, 3]).clone()
+    stepped = runner.decode([slot], [1, 2, 3]).clone()
     for row, token in enumerate((1, 2, 3)):
         assert torch.equal(stepped[row], logits_alone(runner, prompt_of(20), [token])[1])

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from engine.device_errors import is_out_of_memory
+from engine.errors import InvariantBroken
+from engine.kv_cache.base import KVShape
 from engine.kv_cache.contiguous import (
     BUCKET_TOKENS,
-    MAX_LEFT,
+    MAX_POOLED_BUFFERS,
     BufferPool,
+    ContiguousKVCache,
     ContiguousSequenceCache,
-    KVShape,
 )
 from engine.kv_cache.free_memory import trim_heap
 
@@ -25,29 +27,32 @@ def rss_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def slot(num_layers: int = 8, num_rows: int = 1, **told: Any) -> ContiguousSequenceCache:
-    """A column of each row is 8 KiB a layer."""
-    shape = KVShape(num_layers, 8, 128, torch.float32, torch.device("cpu"))
-    return ContiguousSequenceCache(shape, num_rows, by_ancestors=True, **told)
+def shape_of(num_layers: int) -> KVShape:
+    return KVShape(num_layers, 8, 128, torch.float32, torch.device("cpu"))
+
+
+def new_cache(num_layers: int = 8, num_rows: int = 1, **options: Any) -> ContiguousSequenceCache:
+    """A token of each row takes 8 KiB a layer."""
+    return ContiguousSequenceCache(shape_of(num_layers), num_rows, by_ancestors=True, **options)
 
 
 @pytest.mark.parametrize("num_layers", [2, 64])
-def test_what_is_kept_stays_when_a_slot_grows(num_layers):
-    grown = slot(num_layers)
-    grown.make_room(1)
-    written = torch.arange(grown.kept[..., :3, :].numel()).reshape(grown.kept[..., :3, :].shape)
-    grown.kept[..., :3, :] = written
-    grown.filled(3)
-    grown.make_room(100)
+def test_keys_are_kept_when_a_cache_grows(num_layers):
+    grown = new_cache(num_layers)
+    grown.reserve(1)
+    written = torch.arange(grown.kv[..., :3, :].numel()).reshape(grown.kv[..., :3, :].shape)
+    grown.kv[..., :3, :] = written
+    grown.commit_prompt(3)
+    grown.reserve(100)
     assert grown.capacity >= 103
-    assert torch.equal(grown.kept[..., :3, :], written.float())
+    assert torch.equal(grown.kv[..., :3, :], written.float())
 
 
-def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
-    large = slot(16, num_rows=4)
-    large.make_room(200)
-    assert large.kept.numel() * 4 >= 64 * MEGABYTE
-    large.kept.fill_(1.0)
+def test_a_large_cache_is_returned_to_the_system_whatever_was_allocated_after_it():
+    large = new_cache(16, num_rows=4)
+    large.reserve(200)
+    assert large.kv.numel() * 4 >= 64 * MEGABYTE
+    large.kv.fill_(1.0)
     later = [np.ones(MEGABYTE // 8) for _ in range(8)]  # the top of the heap, above it
     held = rss_bytes()
     large.clear()
@@ -55,81 +60,96 @@ def test_a_large_slot_goes_back_to_the_system_whatever_was_made_after_it():
     assert len(later) == 8
 
 
-def test_a_large_slot_has_room_for_what_is_expected_from_the_start():
-    expecting, modest = slot(num_expected=1000), slot(num_layers=1, num_expected=60)
-    expecting.make_room(3)
+def test_a_large_cache_never_moves_and_uses_memory_only_where_it_was_written():
+    expecting, modest = new_cache(max_tokens=1000), new_cache(num_layers=1, max_tokens=60)
+    expecting.reserve(3)
     assert expecting.capacity == 1024  # of whole buckets
-    place = expecting.kept.data_ptr()
-    expecting.filled(3)
-    expecting.make_room(900)
-    assert expecting.kept.data_ptr() == place
+    place = expecting.kv.data_ptr()
+    expecting.commit_prompt(3)
+    expecting.reserve(900)
+    assert expecting.kv.data_ptr() == place
     held = rss_bytes()
-    assert expecting.kept.numel() * 4 == 64 * MEGABYTE
-    expecting.kept.fill_(1.0)
+    assert expecting.kv.numel() * 4 == 64 * MEGABYTE
+    expecting.kv.fill_(1.0)
     assert rss_bytes() > held + 60 * MEGABYTE  # what nobody wrote to is not there
-    modest.make_room(3)
+    modest.reserve(3)
     assert modest.capacity == BUCKET_TOKENS
 
 
-def test_a_slot_has_the_memory_of_one_that_ended() -> None:
+def test_a_new_cache_reuses_the_smallest_pooled_buffer_that_is_large_enough() -> None:
     buffer_pool = BufferPool(9 * MEGABYTE)
-    first, second, third = (slot(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
+    first, second, third = (new_cache(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
     for each, num_columns in ((first, 300), (second, 100), (third, 100)):
-        each.make_room(num_columns)
-    large, small = first.kept.data_ptr(), second.kept.data_ptr()
+        each.reserve(num_columns)
+    large, small = first.kv.data_ptr(), second.kv.data_ptr()
     first.clear()
     second.clear()
-    again, larger, none_left = (slot(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
-    again.make_room(70)  # the smallest in which it has room
-    larger.make_room(70)
-    none_left.make_room(70)
-    assert [again.kept.data_ptr(), larger.kept.data_ptr()] == [small, large]
-    assert none_left.kept.data_ptr() not in (small, large)
+    again, larger, none_left = (new_cache(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
+    again.reserve(70)  # the smallest in which it has room
+    larger.reserve(70)
+    none_left.reserve(70)
+    assert [again.kv.data_ptr(), larger.kv.data_ptr()] == [small, large]
+    assert none_left.kv.data_ptr() not in (small, large)
     assert again.capacity == larger.capacity == 2 * BUCKET_TOKENS
     for each in (third, larger, none_left, again):
         each.clear()
     # The first that were left went back: there is room for one of 5 MiB and two of 2.
-    assert [each.nbytes() for each in buffer_pool.left] == [
+    assert [each.nbytes() for each in buffer_pool.buffers] == [
         5 * MEGABYTE,
         2 * MEGABYTE,
         2 * MEGABYTE,
     ]
     buffer_pool.clear()
-    assert not buffer_pool.left
+    assert not buffer_pool.buffers
 
 
-def test_no_more_than_a_few_slots_leave_their_memory() -> None:
+def test_the_pool_keeps_the_newest_few_buffers() -> None:
     buffer_pool = BufferPool(1024 * MEGABYTE)
-    slots = [slot(num_layers=2, buffer_pool=buffer_pool) for _ in range(MAX_LEFT + 2)]
+    slots = [
+        new_cache(num_layers=2, buffer_pool=buffer_pool) for _ in range(MAX_POOLED_BUFFERS + 2)
+    ]
     for each in slots:
-        each.make_room(10)
-    places = [each.kept.data_ptr() for each in slots]
+        each.reserve(10)
+    places = [each.kv.data_ptr() for each in slots]
     for each in slots:
         each.clear()
-    assert [each.data_ptr() for each in buffer_pool.left] == places[2:]
+    assert [each.data_ptr() for each in buffer_pool.buffers] == places[2:]
 
 
-def test_what_a_slot_left_is_poisoned_for_the_next() -> None:
+def test_a_reused_buffer_holds_nothing_of_the_sequence_before() -> None:
     buffer_pool = BufferPool(MEGABYTE)
-    before = slot(num_layers=2, buffer_pool=buffer_pool, poisoned=True)
-    before.make_room(10)
-    before.kept.fill_(1.0)
-    place = before.kept.data_ptr()
+    before = new_cache(num_layers=2, buffer_pool=buffer_pool, poisoned=True)
+    before.reserve(10)
+    before.kv.fill_(1.0)
+    place = before.kv.data_ptr()
     before.clear()
-    after = slot(num_layers=2, buffer_pool=buffer_pool, poisoned=True)
-    after.make_room(10)
-    assert after.kept.data_ptr() == place
-    assert after.kept.isnan().all()
+    after = new_cache(num_layers=2, buffer_pool=buffer_pool, poisoned=True)
+    after.reserve(10)
+    assert after.kv.data_ptr() == place
+    assert after.kv.isnan().all()
 
 
-def test_a_slot_for_which_there_is_no_memory_says_so():
-    endless = slot()
+def test_two_sequences_with_the_same_memory_are_noticed():
+    kv_cache = ContiguousKVCache(shape_of(2))
+    caches = [kv_cache.new_sequence(1), kv_cache.new_sequence(1)]
+    for each in caches:
+        each.reserve(10)
+    kv_cache.check(caches)
+    caches[0].clear()
+    kv_cache.check(caches)
+    caches[1].kv = caches[1].kv.new_empty(0).set_(kv_cache.buffer_pool.buffers[0])
+    with pytest.raises(InvariantBroken, match="2 sequences and pooled buffers have 1 tensors"):
+        kv_cache.check(caches)
+
+
+def test_a_cache_that_cannot_be_allocated_counts_as_out_of_memory():
+    endless = new_cache()
     with pytest.raises(MemoryError) as caught:
-        endless.make_room(2**40)
+        endless.reserve(2**40)
     assert is_out_of_memory(caught.value)
 
 
-def test_what_was_freed_goes_back_to_the_system():
+def test_trimming_the_heap_returns_freed_memory_to_the_system():
     # Below what lies above them in the heap, or they would go back by themselves.
     freed = [np.ones(4096) for _ in range(2048)]
     kept = [each.copy() for each in freed[::64]]
@@ -139,7 +159,5 @@ def test_what_was_freed_goes_back_to_the_system():
         trim_heap()
         assert rss_bytes() < held - 32 * MEGABYTE
         assert len(kept) == 32
-        # What stays is gone through no more.
-        assert gc.get_freeze_count() > len(gc.get_objects())
     finally:
         gc.unfreeze()

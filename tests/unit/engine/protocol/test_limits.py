@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import SpecError
-from engine.kv_cache.free_memory import UNKNOWN_BYTES, available, within_cgroup
+from engine.kv_cache.free_memory import UNKNOWN_BYTES, available_bytes
+from engine.protocol import cgroup
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, CPU_SEQUENCES, GPU_SEQUENCES, Machine, sized
 
@@ -85,14 +86,19 @@ def test_a_step_has_room_for_a_token_of_each_row():
     assert size(Machine("cpu", GIB), max_sequences=10_000).spec.max_step_tokens == 10_000
 
 
-def test_the_memory_that_is_free_is_read_from_the_system(tmp_path: Path):
+def test_the_memory_that_is_available_is_read_from_the_system(tmp_path: Path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 99 kB\nMemAvailable:    2048 kB\n")
-    assert available(meminfo) == 2048 * 1024
-    assert available(tmp_path / "nothing") == UNKNOWN_BYTES
+    assert available_bytes(meminfo) == 2048 * 1024
+    assert available_bytes(tmp_path / "nothing") == UNKNOWN_BYTES
+
+
+def test_a_container_bounds_the_memory_unless_it_has_no_limit(tmp_path: Path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert within_cgroup(tmp_path) == 600
+    assert cgroup.free_memory_bytes(tmp_path) == 600
+    (tmp_path / "memory.current").write_text("1400\n")
+    assert cgroup.free_memory_bytes(tmp_path) == 0
     (tmp_path / "memory.max").write_text("max\n")
-    assert within_cgroup(tmp_path) > 2**60
-    assert within_cgroup(tmp_path / "nothing") > 2**60
+    assert cgroup.free_memory_bytes(tmp_path) is None
+    assert cgroup.free_memory_bytes(tmp_path / "nothing") is None

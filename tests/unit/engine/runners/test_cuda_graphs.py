@@ -7,7 +7,7 @@ from engine.runners.cuda_graphs import GraphCache
 
 
 class Recorder:
-    """Runs what it records, as every recorder does, and counts."""
+    """Runs the step that it records, as every recorder does, and counts its recordings."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -21,7 +21,7 @@ class Recorder:
 
 
 def run_each(graphs, *shapes):
-    """What each of the shapes came to, and in which order they were run."""
+    """The result of each shape's step, and the shapes in the order in which steps ran."""
     runs = []
 
     def step_of(shape):
@@ -34,7 +34,7 @@ def run_each(graphs, *shapes):
     return [graphs.run(shape, step_of(shape)) for shape in shapes], runs
 
 
-def test_a_shape_is_recorded_when_it_comes_again_and_then_never_more():
+def test_a_shape_is_recorded_once_at_its_second_step():
     recorder = Recorder()
     graphs = GraphCache(recorder)
     run_each(graphs, 1, 2)
@@ -45,13 +45,13 @@ def test_a_shape_is_recorded_when_it_comes_again_and_then_never_more():
     assert recorder.num_recorded == 2
 
 
-def test_whichever_way_a_step_is_run_its_result_is_returned():
+def test_a_recorded_step_returns_what_an_eager_one_does():
     results, runs = run_each(GraphCache(Recorder()), 1, 1, 1, 2, 1)
     assert results == ["of 1", "of 1", "of 1", "of 2", "of 1"]
     assert runs[-2:] == [2, 1]
 
 
-def test_those_used_last_are_kept():
+def test_the_shapes_used_last_are_kept():
     recorder = Recorder()
     graphs = GraphCache(recorder, max_graphs=2)
     run_each(graphs, 1, 1, 2, 2, 1, 3, 3)
@@ -62,17 +62,17 @@ def test_those_used_last_are_kept():
     assert recorder.num_recorded == 4
 
 
-def test_where_recording_fails_steps_are_run_as_written_and_it_is_said_once(caplog):
+def test_a_failed_recording_is_logged_once_and_all_steps_run_eagerly(caplog):
     graphs = GraphCache(Recorder(RuntimeError("operation not permitted")))
     with caplog.at_level(logging.WARNING):
         results, runs = run_each(graphs, 1, 2, 1, 2, 1)
     assert runs == [1, 2, 1, 2, 1]
     assert results == ["of 1", "of 2", "of 1", "of 2", "of 1"]
-    assert [each.message for each in caplog.records] == ["no graphs, steps are run as written"]
+    assert [each.message for each in caplog.records] == ["recording failed, steps run eagerly"]
     assert graphs.record is None
 
 
-def test_a_step_that_fails_by_itself_is_no_reason_to_record_no_more(caplog):
+def test_a_step_that_also_fails_eagerly_does_not_end_recording(caplog):
     recorder = Recorder()
     graphs = GraphCache(recorder)
 
@@ -90,7 +90,7 @@ def test_a_step_that_fails_by_itself_is_no_reason_to_record_no_more(caplog):
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError(), torch.AcceleratorError("an illegal memory access")]
 )
-def test_what_is_no_fault_of_recording_is_not_taken_for_one(error):
+def test_device_faults_while_recording_are_raised(error):
     graphs = GraphCache(Recorder(error))
     run_each(graphs, 1)
     with pytest.raises(type(error)):
@@ -98,7 +98,7 @@ def test_what_is_no_fault_of_recording_is_not_taken_for_one(error):
     assert graphs.record is not None
 
 
-def test_without_a_recorder_nothing_is_recorded():
+def test_without_a_recorder_every_step_runs_eagerly():
     graphs = GraphCache(None)
     results, runs = run_each(graphs, 1, 1)
     assert runs == [1, 1]

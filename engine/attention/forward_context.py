@@ -1,0 +1,88 @@
+"""ForwardContext: what the attention function knows of the forward pass that calls it.
+
+A runner passes one to the model as `forward_context=...`, and the model's own code hands it on
+to the attention function with its other keyword arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import AttentionBackend, PromptAttention
+
+
+class ForwardContext(Protocol):
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        position_bias: Tensor | None,
+    ) -> Tensor:
+        """query:      (rows, query heads, tokens, head size)
+        key, value: (rows, heads, tokens, head size), of the same tokens
+        returns:    (rows, tokens, query heads, head size)
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderContext:
+    """Of an encoder, which keeps nothing."""
+
+    prompts: PromptAttention
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        position_bias: Tensor | None,
+    ) -> Tensor:
+        return self.prompts.attend(query, key, value, False, scale, position_bias)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderContext:
+    """Of a decoder. Without `prompts` each row has one token. With them there is a single row:
+    the tokens of a decode step, if any, and then the prompts."""
+
+    attention: AttentionBackend
+    prompts: PromptAttention | None = None
+    num_decode_tokens: int = 0  # before the prompts
+    # Beside an encoder:
+    cross_attention: AttentionBackend | None = None
+    encoded_keys: Tensor | None = None  # the placeholder by which cross-attention is known
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        position_bias: Tensor | None,
+    ) -> Tensor:
+        if key is self.encoded_keys:
+            assert self.cross_attention is not None
+            return self.cross_attention.attend(layer, query, None, None, scale)
+        if self.prompts is None:
+            return self.attention.attend(layer, query, key, value, scale)
+        num_decode = self.num_decode_tokens
+        query_, key_, value_ = (each[:, :, num_decode:] for each in (query, key, value))
+        self.attention.write_prompts(layer, key_, value_)
+        output = self.prompts.attend(query_, key_, value_, True, scale, None)
+        if not num_decode:
+            return output
+        query_, key_, value_ = (
+            each[0, :, :num_decode].transpose(0, 1)[:, :, None] for each in (query, key, value)
+        )
+        decoded = self.attention.attend(layer, query_, key_, value_, scale)
+        return torch.cat([decoded.transpose(0, 1), output], dim=1)

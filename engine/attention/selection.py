@@ -1,0 +1,69 @@
+"""The choice of a KV cache and of the attention backends that read it, when a model is loaded."""
+
+from __future__ import annotations
+
+from engine.attention.base import AttentionBackend
+from engine.attention.paged_backend import PagedAttentionBackend
+from engine.attention.torch_backend import TorchAttentionBackend
+from engine.cpu.attention_backend import CpuAttentionBackend, decode_kernel_for
+from engine.cpu.self_test import kernel_module, kernels_enabled
+from engine.device_errors import is_out_of_memory
+from engine.errors import Unloadable
+from engine.kv_cache.base import KVCacheManager, KVShape
+from engine.kv_cache.contiguous import ContiguousKVCache
+from engine.kv_cache.paged import PagedKVCache
+from engine.protocol.engine_spec import EngineSpec
+
+
+def kv_cache_for(
+    spec: EngineSpec, shape: KVShape, poisoned: bool = False, is_paged: bool | None = None
+) -> KVCacheManager:
+    """Return the KV cache of a model. Raises Unloadable.
+
+    spec:     complete
+    poisoned: memory that must not be read is NaN; for tests
+    is_paged: None: on a GPU
+    """
+    if is_paged is None:
+        is_paged = shape.device.type == "cuda"
+    if not is_paged:
+        return contiguous_kv_cache(shape, poisoned, kernels_enabled(spec.cpu_kernels))
+    assert spec.max_sequences is not None
+    assert spec.max_cache_tokens is not None
+    try:
+        return PagedKVCache(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # Another process may have taken it since it was measured.
+        raise Unloadable(
+            f"there is no room for the {spec.max_cache_tokens} tokens that model "
+            f"{spec.alias!r} is to hold, at {shape.bytes_per_token} bytes each; "
+            "lower its gpu_memory_utilization or max_cache_tokens in tidemill.toml"
+        ) from error
+
+
+def contiguous_kv_cache(
+    shape: KVShape, poisoned: bool = False, cpu_kernels: bool = True
+) -> ContiguousKVCache:
+    """Return a contiguous cache for the fastest attention that there is for it.
+
+    poisoned:    see ContiguousSequenceCache
+    cpu_kernels: whether compiled attention may serve; it has to agree with torch first
+    """
+    by_ancestors = cpu_kernels and decode_kernel_for(shape) is not None
+    return ContiguousKVCache(shape, by_ancestors, poisoned)
+
+
+def attention_for(kv_cache: KVCacheManager, is_cross: bool = False) -> AttentionBackend:
+    """Return the attention to a KV cache.
+
+    is_cross: whether rows attend to the encoder's output
+    """
+    if isinstance(kv_cache, PagedKVCache):
+        return PagedAttentionBackend(kv_cache, is_cross)
+    assert isinstance(kv_cache, ContiguousKVCache)
+    if not kv_cache.by_ancestors:
+        return TorchAttentionBackend(kv_cache, is_cross)
+    # Only the compiled kernel follows the ancestors of beams, and the cache was made for it.
+    return CpuAttentionBackend(kernel_module("kernels.decode_attention"), kv_cache, is_cross)

@@ -1,0 +1,41 @@
+"""The choice of a step executor, when a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.attention.base import AttentionBackend
+from engine.attention.paged_backend import PagedAttentionBackend
+from engine.attention.torch_backend import ContiguousAttentionBackend
+from engine.cpu.attention_backend import CpuAttentionBackend
+from engine.cpu.self_test import kernel_module
+from engine.runners.captured_step import CapturedExecutor
+from engine.runners.graph_executor import GraphExecutor
+from engine.runners.step_executor import (
+    DecodeForward,
+    EagerExecutor,
+    FusedExecutor,
+    PrefillForward,
+    StepExecutor,
+)
+
+
+def executor_for(
+    model: Any,
+    decode: DecodeForward,
+    prefill: PrefillForward,
+    attention: AttentionBackend,
+    cross_attention: AttentionBackend | None = None,
+) -> StepExecutor:
+    """Return the fastest executor of a model's forward passes that computes the same."""
+    if isinstance(attention, PagedAttentionBackend):
+        assert cross_attention is None or isinstance(cross_attention, PagedAttentionBackend)
+        return GraphExecutor(decode, prefill, attention, cross_attention)
+    assert isinstance(attention, ContiguousAttentionBackend)
+    if cross_attention is None and isinstance(attention, CpuAttentionBackend):
+        module = kernel_module("fused_step")
+        fused_step = module and module.fused_step_for(model, attention)
+        if fused_step is not None:
+            return FusedExecutor(fused_step)
+    executor = CapturedExecutor if attention.is_repeatable else EagerExecutor
+    return executor(decode, prefill, model.device)
