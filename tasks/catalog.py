@@ -15,8 +15,8 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+TABLES = ("models", "worker", "cache", "guards", "masking", "retention", "audit")
 PAIR = ">"
-TABLES = ("models", "worker", "cache", "retention", "audit")
 AUTO = "auto"  # a source language that the worker finds out
 
 
@@ -56,7 +56,9 @@ class Catalog:
     worker: Mapping[str, Any]  # this and the next: tables that the worker reads
     cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
+    guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
+    masking: Any = dataclasses.field(default_factory=dict)  # as tasks.masking reads it
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -81,7 +83,9 @@ class Catalog:
             worker=written.get("worker", {}),
             cache=written.get("cache", {}),
             audits_submits=_audits_submits(path, written.get("audit", {})),
+            guards=written.get("guards", {}),
             retention=written.get("retention", {}),
+            masking=written.get("masking", {}),
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:

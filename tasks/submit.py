@@ -34,6 +34,7 @@ from tasks.contract import Contract
 from tasks.errors import ContractError, IdempotencyConflict, Problem, Refused
 from tasks.first_seen import FirstSeen
 from tasks.outage import Outage
+from tasks.previous_job import continued
 from tasks.quarantine import EndedJob, Reason, SetAside, job_id_of, keep, keep_ended
 from tasks.queues import SUBMISSIONS
 
@@ -210,8 +211,8 @@ def submit_batch(
     run_key makes a second call harmless: jobs that are there stay as they are,
     and jobs that a broken first call left out are added. The nth contract
     without an idempotency key of its own goes by its custom id, or else by n.
-    Raises Refused at the first contract that names an unknown model or
-    language, and DuplicateId where two contracts of the call have the same
+    Raises Refused at the first contract that names an unknown model,
+    language or previous job, and DuplicateId where two contracts of the call have the same
     custom id (or idempotency key, where they bring their own); what was kept
     before it stays, and a second call goes on. is_complete is called after the
     last contract: False leaves the batch open for a second call to add to.
@@ -228,7 +229,11 @@ def submit_batch(
     keyed = _with_keys(contracts, run_key)
     with Notifier() as notifier:
         for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
-            jobs, payloads = _rows(catalog, chunk, batch.id)
+            jobs, payloads = _rows(
+                catalog,
+                [(continued(database, catalog, contract), key) for contract, key in chunk],
+                batch.id,
+            )
             with database.write() as session:
                 inserted = submission.insert_jobs(session, jobs)
                 new_payloads = [payload for payload in payloads if payload["job_id"] in inserted]
@@ -260,6 +265,7 @@ def _keep(
 
     job_id: of the message that it came by
     """
+    contract = continued(database, catalog, contract)
     job = _job_row(catalog, contract, job_id or uuid7(), None, contract.idempotency_key)
     job["not_before"] = not_before
     if not_after is not None:
@@ -481,4 +487,9 @@ def _job_row(
 
 
 def _payload_row(contract: Contract, job_id: UUID) -> dict[str, Any]:
-    return {"job_id": job_id, "contract": contract.work(), "metadata": contract.metadata}
+    return {
+        "job_id": job_id,
+        "contract": contract.work(),
+        "metadata": contract.metadata,
+        "previous_job_id": getattr(contract, "previous_job_id", None),
+    }

@@ -17,8 +17,9 @@ from worker.content_key import ContentKey
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
+from worker.guards.guard import Guard
 from worker.kept_outputs import Kept, Page
-from worker.recipes import RECIPES, Fallible, Steps, Work
+from worker.recipes import Fallible, Steps, Work, steps_of
 from worker.segments import finished_output, is_cached, segment_of
 from worker.settings import Settings
 
@@ -76,6 +77,7 @@ class Attempt:
         pages: Pages | None = None,
         cache: ContentCache | None = None,
         ids: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """pages, cache: None where nothing is kept, for all requests to be computed
 
@@ -95,6 +97,7 @@ class Attempt:
             self._sharing = cache.sharing(work.tenant, work.contract.get("seed") is not None)
         # An earlier attempt may have left some.
         self._has_segments = fence.attempt > 1
+        self._guard = guard
         self._ids = ids or {"job_id": str(fence.job_id)}
         self._time_limit_seconds = time_limit_seconds
         self._started_at = time.monotonic()
@@ -169,8 +172,7 @@ class Attempt:
             move()
             asked = self._next_requests()
         except StopIteration as finished:
-            answer = self._with_cached_parts(finished.value)
-            self._end(Outcome.succeeded(self.fence, answer, self._has_segments))
+            self._examine(self._with_cached_parts(finished.value))
         except JobError as error:
             self._fail(error)
         except Exception as error:
@@ -184,8 +186,22 @@ class Attempt:
                     self._cancel([each.request.id for each in asked])
 
     def _begin(self) -> None:
-        self._steps = RECIPES[self._work.task](self._work)
+        recipe = None if self._guard is None else self._guard.recipe
+        self._steps = steps_of(self._work, recipe)
         self._enter(next(self._steps))
+
+    def _examine(self, answer: Answer) -> None:
+        if self._guard is None:
+            self._conclude(answer)
+        else:
+            self._guard.examine(self._work, answer, self._conclude)
+
+    def _conclude(self, verdict: Answer | JobError) -> None:
+        """On the thread of the last output, or on the guards'."""
+        if isinstance(verdict, JobError):
+            self._fail(verdict)
+        else:
+            self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
 
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""
@@ -273,7 +289,7 @@ class Attempt:
                 self._is_read = True
                 break
             part = None
-            if not request.measured_texts:
+            if not request.is_measured:
                 self._num_parts += 1
                 part = self._num_parts
             key = None

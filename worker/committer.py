@@ -390,6 +390,9 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "coverage": answer.coverage,
         "left_out_characters": answer.left_out_characters,
         "cached_parts": answer.cached_parts,
+        **answer.signals.to_row(),
+        "reasoning": answer.reasoning,
+        "reasoning_tokens": answer.reasoning_tokens,
     }
 
 

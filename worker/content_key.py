@@ -61,7 +61,7 @@ class Sharing:
         not count. Whether a job samples that does not say so is the checkpoint's to say: its
         output tells.
         """
-        if request.measured_texts or (samples(request.params) and not self.has_seed):
+        if request.is_measured or (samples(request.params) and not self.has_seed):
             return None
         scope = "" if self.tenant is None else f"tenant {self.tenant}"
         asked = request_digest(request, model, with_seed=self.has_seed)

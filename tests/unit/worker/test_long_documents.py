@@ -76,7 +76,7 @@ class Instant:
             on_output(self._answer(request))
 
     def _answer(self, request: Request) -> Output:
-        if request.measured_texts:
+        if request.is_measured:
             lengths = tuple(len(each.split()) for each in request.measured_texts)
             measured = Measurement(num_tokens=lengths, max_prompt_tokens=CONTEXT, max_new_tokens=8)
             return Output(request_id=request.id, measurement=measured)
