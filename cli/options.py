@@ -30,7 +30,7 @@ StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "ex
 # As in `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
-    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters"),
+    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters", "cached_parts"),
     *(
         "reasoning",
         "reasoning_tokens",

@@ -54,6 +54,7 @@ class Answer:
     model_card: dict[str, Any] | None = None  # what it shares with others of its model
     coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
     left_out_characters: int | None = None  # of the source
+    cached_parts: int = 0  # its requests that others had asked before, or at the same time
     signals: Signals = NO_SIGNALS
     reasoning: str | None = None  # what the model thought before it answered
     reasoning_tokens: int | None = None  # of the completion's
@@ -66,6 +67,16 @@ class FinishedSegment:
     fence: Fence
     position: int  # of its request among all of the job
     output: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """What a model answered, to be kept for whoever asks it the same."""
+
+    fence: Fence  # of an attempt that it answers
+    key: bytes  # of all that decides the answer
+    tenant: str | None  # who may see it; None: everybody
+    output: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,7 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    cached_parts: int | None = None  # of its requests, those that were not computed for it
     # Signals of the result's quality, as in `db.outcome.Signals`.
     length_ratio: float | None = None
     repetition: float | None = None
@@ -449,6 +450,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            Result.cached_parts,
             *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
             Result.reasoning,
             Result.reasoning_tokens,

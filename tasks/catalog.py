@@ -16,7 +16,10 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "prompts", "guards", "masking", "retention", "audit", "canaries")
+TABLES = (
+    *("models", "worker", "prompts", "cache", "guards"),
+    *("masking", "retention", "audit", "canaries"),
+)
 PAIR = ">"
 AUTO = ("auto", "und")  # a source language that the worker finds out
 ENGLISH = "en"  # between two languages that no model has together, where there is a choice
@@ -68,7 +71,8 @@ class Catalog:
 
     path: Path
     models: Mapping[str, Model]
-    worker: Mapping[str, Any]  # the [worker] table, which the worker reads
+    worker: Mapping[str, Any]  # this and the next: tables that the worker reads
+    cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
     guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
@@ -99,6 +103,7 @@ class Catalog:
                 for alias, table in tables.items()
             },
             worker=written.get("worker", {}),
+            cache=written.get("cache", {}),
             audits_submits=_audits_submits(path, written.get("audit", {})),
             guards=written.get("guards", {}),
             retention=written.get("retention", {}),

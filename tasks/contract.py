@@ -214,6 +214,8 @@ class Contract(Params):
         Annotated[str, StringConstraints(max_length=512), Storable],
     ] = Field(default_factory=dict, max_length=MAX_METADATA_PAIRS)
     idempotency_key: Name | None = None
+    # False: nothing is taken from the content cache, and nothing is added to it.
+    use_cache: TruthValue | None = None
     deadline: Instant | None = None  # then it is worth nothing more: expired
     time_limit_seconds: Annotated[float, Field(gt=0, le=86400), Number] | None = (
         None  # of one attempt
@@ -243,9 +245,8 @@ class Contract(Params):
     @classmethod
     def own_fields(cls) -> frozenset[str]:
         """The fields that say what the work is, as against who wants it and how urgently."""
-        return frozenset(cls.model_fields) - (
-            frozenset(Contract.model_fields) - frozenset(Params.model_fields)
-        )
+        shared = frozenset(Contract.model_fields) - frozenset(Params.model_fields)
+        return frozenset(cls.model_fields) - shared | {"use_cache"}
 
     def work(self) -> dict[str, Any]:
         """What is kept for the recipe: the task's fields and the params that were given."""

@@ -5,17 +5,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.orm import Session
-
 from db.lane import Lane
 from db.outcome import Fence
 from db.queries import claims
-from db.queries import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
@@ -51,7 +48,6 @@ class ClaimedJob:
     claim_began_ns: int  # since the epoch
     contract: dict[str, Any]
     delivery: Delivery
-    segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
 
     @property
     def ids(self) -> dict[str, str]:
@@ -167,7 +163,6 @@ class Claimer:
             contracts = with_dialogues(
                 session, dict(session.execute(claims.payloads_of(ids)).all())
             )
-            segments = self._segments(session, [row.id for row in rows if row.attempt > 1])
             not_taken = named.keys() - set(ids)
             unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
             keep(session, [_unknown_jobs(unknown)] if unknown else [])
@@ -186,21 +181,9 @@ class Claimer:
                 began_ns,
                 contracts[row.id],
                 named[row.id],
-                segments.get(row.id, {}),
             )
             for row in rows
         ]
-
-    @staticmethod
-    def _segments(
-        session: Session, job_ids: Sequence[UUID]
-    ) -> dict[UUID, dict[int, dict[str, Any]]]:
-        """What earlier attempts of these jobs have finished."""
-        found: dict[UUID, dict[int, dict[str, Any]]] = {}
-        if job_ids:
-            for job_id, position, output in session.execute(segment_queries.segments_of(job_ids)):
-                found.setdefault(job_id, {})[position] = output
-        return found
 
 
 def _unknown_jobs(job_ids: Collection[UUID]) -> SetAside:

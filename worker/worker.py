@@ -37,9 +37,12 @@ from tasks.queues import queue_names
 from tasks.retention import retention_of
 from worker import quarantine
 from worker.attempt import Attempt
+from worker.cache_settings import CacheSettings
+from worker.cache_upkeep import CacheUpkeep
 from worker.claimer import ClaimedJob, Claimer
 from worker.committer import Committer
 from worker.consumer_watchdog import ConsumerWatchdog
+from worker.content_cache import ContentCache
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
@@ -48,6 +51,7 @@ from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
 from worker.job_trace import JobTrace
+from worker.kept_outputs import KeptOutputs
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
@@ -72,6 +76,7 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        cache_settings: CacheSettings | None = None,
         retention: Retention | None = None,
         guards: Mapping[str, Any] | None = None,
         masking: Masking | None = None,
@@ -82,6 +87,7 @@ class Worker:
         masking: what of a job's text the model does not see; None: nothing
         canaries: submitted every night
         """
+        cache_settings = cache_settings or CacheSettings()
         self.settings = settings
         self._canaries = canaries
         self._guard = Guard(guards if guards is not None else {})
@@ -122,6 +128,11 @@ class Worker:
             self._on_committed,
             self._ids_of,
         )
+        self._kept_outputs = KeptOutputs(database, cache_settings.ttl_seconds)
+        self._cache = ContentCache(cache_settings, self._committer.remember, self._metrics)
+        self._cache_upkeep = CacheUpkeep(
+            database, self.owner, self._cache, lambda: self._committer.num_cached_bytes
+        )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
         )
@@ -153,6 +164,8 @@ class Worker:
         self._parts = (
             self._quarantine,
             self._committer,
+            self._kept_outputs,
+            self._cache_upkeep,
             self._claimer,
             self._heartbeat,
             self._dispatcher,
@@ -173,6 +186,7 @@ class Worker:
             models,
             Settings.from_environment(catalog.worker, os.environ),
             on_consumer_stalled,
+            CacheSettings.of(catalog.cache),
             retention_of(catalog.retention),
             catalog.guards,
             masking_of(catalog.masking),
@@ -291,6 +305,8 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._kept_outputs.stop()
+        self._cache_upkeep.stop()
         self._guard.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
@@ -349,6 +365,7 @@ class Worker:
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
             "num_messages_set_aside": quarantine.num_set_aside,
+            "cache": {"num_hits": self._cache.num_hits, "num_shared": self._cache.num_shared},
             "engines": [
                 {
                     "model": alias,
@@ -365,6 +382,10 @@ class Worker:
         }
 
     def _start_jobs(self, claimed: list[ClaimedJob]) -> None:
+        with self._kept_outputs.together():
+            self._start_each(claimed)
+
+    def _start_each(self, claimed: list[ClaimedJob]) -> None:
         for job in claimed:
             replicas = self._clients.get(job.model)
             if replicas is None:
@@ -381,6 +402,7 @@ class Worker:
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
                 self._languages[job.model],
+                job.tenant,
                 self._maskers.masker_for(job.task, job.tenant),
             )
             attempt = Attempt(
@@ -392,7 +414,8 @@ class Worker:
                 job.time_limit_seconds,
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
-                job.segments,
+                self._kept_outputs,
+                self._cache,
                 job.ids,
                 self._guard,
                 JobTrace.of(
@@ -465,6 +488,7 @@ class Worker:
                 (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes
             ]
             self._settled.notify_all()
+        self._cache_upkeep.notice()
         for fence, running in ended:
             if running is not None:
                 attempt, job = running

@@ -94,6 +94,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again under it finds the first job.")
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all of it, whatever was computed before.")
+    ] = False,
     estimate: options.Estimate = False,
     wait: options.Wait = False,
     strict: options.Strict = False,
@@ -126,6 +129,8 @@ def submit(
         from cli.ingest.glossary_file import read_glossary_file
 
         defaults["glossary"] = read_glossary_file(Path(glossary).expanduser())
+    if no_cache:
+        defaults["use_cache"] = False
     found_by = options.pairs("--metadata", metadata or ())
     if found_by:
         defaults["metadata"] = found_by

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.clock import now, seconds_from_now
-from db.models import AttemptRow, Job, Payload, QuarantinedMessage, Result, Segment
+from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
 from db.retention import ClassAges
 
 Key = tuple[Any, ...]
@@ -222,6 +222,7 @@ PRUNABLES = (
         lambda ages: _of_finished_job(AttemptRow.job_id, ages),
         _deleting(AttemptRow),
     ),
+    aged_rows("cached answers", "cache", CacheEntry.key, CacheEntry.created_at),
     # What somebody sent and is no job's: as old as what jobs were sent.
     aged_rows("messages", "payloads", QuarantinedMessage.id, QuarantinedMessage.arrived_at),
 )

@@ -31,6 +31,7 @@ class Work:
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
+    tenant: str = "default"
     masker: Masker | None = None  # None: the model sees the text as it is
     # Which models have answered so far, by alias, where a job goes by way of several.
     models: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ def load(folder: Path, text: str) -> Catalog:
         ("[models.a\n", "is not valid TOML: "),
         (
             "[model.a]\n",
-            "unknown table model; known: models, worker, prompts, guards",
+            "unknown table model; known: models, worker, prompts, cache, guards",
         ),
         ("[models]\na = 5\n", "models.a is not a table; write [models.a]"),
         ('[models.a]\ntasks = ["chat"]\n', "models.a.checkpoint Field required"),

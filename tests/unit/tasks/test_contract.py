@@ -162,7 +162,7 @@ TRUTH_VALUES = sorted(fields_of(bool))
 
 def test_every_number_and_truth_value_of_a_contract_is_tried_below() -> None:
     assert {"max_new_tokens", "temperature", "seed", "priority", "time_limit_seconds"} < {*NUMBERS}
-    assert TRUTH_VALUES == ["do_sample", "early_stopping", "json_object"]
+    assert TRUTH_VALUES == ["do_sample", "early_stopping", "json_object", "use_cache"]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
