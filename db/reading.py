@@ -1,5 +1,6 @@
 """The reading API: jobs with their results, page by page, without knowing the tables."""
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
+from db.encryption.key_ring import Unopenable
+from db.errors import DatabaseError
 from db.lane import Lane
 from db.models import AttemptRow, Batch, Job, ModelCardRow, Payload, Result
 from db.outcome import SIGNALS
@@ -29,6 +32,10 @@ MAX_DURATION = 10**9  # seconds, some thirty years
 Order = Literal["oldest", "newest"]
 # Of a filter that nobody gave, where None means something else.
 _UNSAID: Final = cast(Any, object())
+
+
+class SearchImpossible(DatabaseError):
+    """The database cannot look into what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +286,11 @@ def find_results(
     if not all(map(can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
         return iter(())
     database = database or database_from_environment()
+    if text is not None and database.keys is not None:
+        raise SearchImpossible(
+            "outputs are encrypted, so the database cannot search their text; "
+            "find jobs by their metadata, or export them and search there"
+        )
     statement = _found_jobs()
     if task is not None:
         statement = statement.where(Job.task == task)
@@ -386,6 +398,13 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         coverage=coverage,
         refused_output=refused,
     )
+
+
+def require_keys(database: Database) -> None:
+    """Raise KeysUnusable where this process lacks the key of the text that was sent last."""
+    newest = select(Payload.contract).order_by(Payload.job_id.desc()).limit(1)
+    with contextlib.suppress(Unopenable), database.read() as session:
+        session.execute(newest).first()
 
 
 def find_batches(

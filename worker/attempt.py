@@ -59,6 +59,7 @@ class _Asked:
     key: ContentKey | None  # in the content cache
     kept: Output | None = None  # need not be computed
     is_cached: bool = False  # and was computed for another job
+    is_segment: bool = False  # an earlier attempt has left it
 
 
 class Attempt:
@@ -304,6 +305,9 @@ class Attempt:
                     break
                 if asked.kept is not None:
                     self._take(asked, asked.kept)
+                    if asked.request.model is not None and not asked.is_segment:
+                        # For a worker on the way that has this model no more.
+                        self._keep(asked, asked.kept)
                     continue
                 if self._client_for(asked.request) is None:
                     self._elsewhere = asked.request.model
@@ -382,6 +386,7 @@ class Attempt:
         asked.kept = finished_output(segment, request, model)
         if asked.kept is not None:
             assert segment is not None
+            asked.is_segment = True
             asked.is_cached = is_cached(segment)
             if request.model is not None:
                 self._work.models[request.model] = segment["model"]

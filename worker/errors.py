@@ -11,6 +11,7 @@ WorkerError
     ├── LanguageUnclear   the text's language is not to be told
     ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
     ├── WayTooLong        it goes from model to model and comes to no end
+    ├── TextUnopenable    what was sent was changed in the database, and opens no more
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
     ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
@@ -165,3 +166,13 @@ class ResultUnkept(JobError):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"the database refused the result: {type(error).__name__}")
+
+
+class TextUnopenable(JobError):
+    code = "text_unopenable"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what was sent is encrypted and does not open: it was changed or moved in the database"
+        )

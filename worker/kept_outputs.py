@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from db.encryption.key_ring import Unopenable
 from db.queries import cache as cache_queries
 from db.queries import segments as segment_queries
 from db.session import Database
@@ -107,6 +108,10 @@ class KeptOutputs:
         while True:
             try:
                 kept = self._read(pages)
+            except Unopenable:
+                # Somebody changed it in the database. It only saves work: go on without.
+                log.error("what is kept does not open", extra={"num_pages": len(pages)})
+                return [Kept()] * len(pages)
             except Exception as error:  # whatever it is: this thread may not die
                 self._away.began(error)
                 if not any(page.positions for page in pages):

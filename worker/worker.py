@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 from db.lane import Lane
 from db.outcome import Fence, Outcome
+from db.reading import require_keys
 from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
@@ -248,6 +249,7 @@ class Worker:
     def start(self) -> None:
         """Load every model, then begin; raises before any job is taken if one cannot be."""
         require_current(self._database)
+        require_keys(self._database)
         self._metrics.start()
         with ThreadPoolExecutor(max_workers=len(self._engines)) as pool:
             loading = [pool.submit(client.start) for client in self._engines]

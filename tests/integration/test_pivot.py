@@ -52,19 +52,24 @@ def test_two_workers_of_one_model_each_do_what_one_worker_of_both_does(producer:
     ] == [("german", "de", "en", "fake"), ("french", "en", "fr", "fake")]
     assert len(output.split("\n\n")) == len(LINES)
 
+    fields = {"text": TEXT, "source_language": "de", "target_language": "fr"}
     with producer.worker(TIDEMILL_MODELS="german"):
-        other = submit(text=TEXT, source_language="de", target_language="fr").id
+        other = submit(use_cache=False, **fields).id
+        # Of this one the cache has every answer, and a worker on the way must have them, too.
+        cached = submit(**fields).id
         until(lambda: producer.job(other).model == "french", "the job in the other's queue")
         assert producer.job(other).failures == 0
+        until(lambda: producer.job(cached).model == "french", "the other one there, too")
     num_kept = num_segments(database)
     assert num_kept >= len(LINES)
     with producer.worker(TIDEMILL_MODELS="french"):
-        producer.wait_until_finished(2)
+        producer.wait_until_finished(3)
         assert num_generated(producer) >= len(LINES)
     again, document_again, attempt = translated(database, other)
     assert again == output
     assert document_again["route"] == document["route"]
     assert attempt == 2
+    assert translated(database, cached)[::2] == (output, 2)
     assert num_segments(database) == 0, "a job that has its result needs none"
 
 

@@ -16,6 +16,7 @@ from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Output, Params, Request
 from tests import checkpoints
+from tests.attempts import Pages
 from tests.workers import PATIENCE_SECONDS, ROOT
 from worker.attempt import Attempt
 from worker.documents.glossary import Glossary
@@ -64,7 +65,7 @@ class Translator:
             outcomes.append(outcome)
             ended.set()
 
-        fence = Fence(uuid4(), attempt, "me")
+        fence = Fence(uuid4(), max(attempt, 2) if segments else attempt, "me")
         contract = {"text": text, "source_language": "en", "target_language": "fr", **fields}
         card = self.client.card
         work = Work(fence.job_id, "translate", contract, card, self._ids, False, languages)
@@ -80,7 +81,7 @@ class Translator:
             None,
             end,
             lambda segment: kept.update({segment.position: segment.output}),
-            dict(kept),
+            Pages(dict(kept)),
             guard=guard,
             client_of=clients.get,
         ).start()
