@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import typer
@@ -12,6 +13,7 @@ from cli import options
 from cli.lookup import found_batch
 from cli.output.terminal import plural, say, warn, write_json
 from cli.stack.ready import require_ready
+from db.audit import Act, append
 from db.models import Job
 from db.reading import FoundJob, find_job
 from db.session import Database
@@ -24,9 +26,11 @@ class Chosen:
     database: Database
     condition: ColumnElement[bool]
     job_ids: tuple[UUID, ...]  # empty where a batch was named
+    batch_id: UUID | None = None
 
     def change(
         self,
+        act: Act,
         change: Callable[[int], ReturningUpdate[UUID]],
         on_changed: Callable[[], None] = lambda: None,
     ) -> list[UUID]:
@@ -40,11 +44,18 @@ class Chosen:
         while True:
             with self.database.write() as session:
                 some = session.scalars(change(MAX_AT_ONCE)).all()
+                if some:
+                    append(session, act, self._audited(some))
             if some:
                 on_changed()
             changed += some
             if len(some) < MAX_AT_ONCE:
                 return changed
+
+    def _audited(self, changed: Sequence[UUID]) -> dict[str, Any]:
+        if self.batch_id is not None:
+            return {"batch": str(self.batch_id), "num_jobs": len(changed)}
+        return {"jobs": [str(job_id) for job_id in changed]}
 
     def report(self, done: str, changed: Sequence[UUID], otherwise: str, json: bool) -> None:
         """Say which jobs were changed and which were not; status 1 if one does not exist."""
@@ -81,7 +92,8 @@ def chosen_jobs(names: Sequence[str], batch: str | None) -> Chosen:
     job_ids = options.job_ids(names)
     database = require_ready()
     if batch is not None:
-        return Chosen(database, Job.batch_id == found_batch(batch).id, ())
+        batch_id = found_batch(batch).id
+        return Chosen(database, Job.batch_id == batch_id, (), batch_id)
     return Chosen(database, Job.id.in_(job_ids), tuple(job_ids))
 
 

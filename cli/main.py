@@ -18,10 +18,14 @@ from typing import Annotated
 import typer
 
 from cli.commands import (
+    audit,
+    backup,
     batches,
     cancel,
     demo,
     doctor,
+    erase,
+    export,
     messages,
     migrate,
     models,
@@ -33,6 +37,7 @@ from cli.commands import (
     show,
     status,
     submit,
+    top,
     up,
     watch,
     worker,
@@ -61,6 +66,7 @@ for panel, name, command, example in (
     (ENQUEUE, "retry", retry.retry, "tidemill retry --batch nightly-2026-01-31"),
     (READ, "watch", watch.watch, "tidemill watch nightly-2026-01-31"),
     (READ, "status", status.status, "tidemill status --json"),
+    (READ, "top", top.top, "tidemill top"),
     (READ, "batches", batches.batches, "tidemill batches --limit 5"),
     (READ, "results", results.results, "tidemill results --batch NAME --format jsonl | jq .output"),
     (READ, "show", show.show, "tidemill show 01a20a9c-8646-70ad-ab14-32e4e2328b4c"),
@@ -73,11 +79,15 @@ for panel, name, command, example in (
     (KEEP, "models", models.models, "tidemill models"),
     (KEEP, "messages", messages.messages, "tidemill messages --limit 20"),
     (KEEP, "prune", prune.prune, "tidemill prune --dry-run"),
+    (KEEP, "backup", backup.backup, "tidemill backup tidemill-2026-01-31.db"),
+    (KEEP, "export", export.export, "tidemill export --tenant acme -o acme.jsonl"),
+    (KEEP, "erase", erase.erase, "tidemill erase --metadata patient=7 --dry-run"),
     (KEEP, "doctor", doctor.doctor, "tidemill doctor"),
 ):
     lines = [example] if isinstance(example, str) else example
     epilog = "\n\n".join(f"Example: {line}" for line in lines)
     app.command(name, rich_help_panel=panel, epilog=epilog)(command)
+app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
 
 
 def _version(asked: bool) -> None:

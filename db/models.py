@@ -171,6 +171,8 @@ class Payload(Base):
     )
     contract: Mapped[dict[str, Any]]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    # The chat that this one continues. No foreign key: that job may go before this one does.
+    previous_job_id: Mapped[UUID | None]
     pruned_at: Mapped[datetime | None]  # since when the contract is empty
 
 
@@ -195,6 +197,18 @@ class Result(Base):
     model_card_id: Mapped[UUID | None]
     coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
+    # The signals of `db.outcome.Signals`, each None where it says nothing of this result.
+    length_ratio: Mapped[float | None]
+    repetition: Mapped[float | None]
+    detected_language: Mapped[str | None] = mapped_column(String(32))
+    untranslated_share: Mapped[float | None]
+    num_empty_parts: Mapped[int | None]
+    num_cut_parts: Mapped[int | None]
+    num_missed_placeholders: Mapped[int | None]
+    num_missed_terms: Mapped[int | None]
+    suspicions: Mapped[str | None]  # codes with spaces in between; None: nothing is suspicious
+    reasoning: Mapped[str | None] = mapped_column(Text)  # what the model thought before it answered
+    reasoning_tokens: Mapped[int | None]  # of the completion's
     pruned_at: Mapped[datetime | None]  # since when there is no text here, only counts
 
 
@@ -236,6 +250,7 @@ class AttemptRow(Base):
     next_state: Mapped[str] = mapped_column(String(16))  # where the job went from there
     error_code: Mapped[str | None] = mapped_column(String(64))  # None: released unblamed
     error_message: Mapped[str | None] = mapped_column(Text)
+    output: Mapped[str | None] = mapped_column(Text)  # the answer that was refused
 
 
 class QuarantinedMessage(Base):
@@ -253,6 +268,33 @@ class QuarantinedMessage(Base):
     job_id: Mapped[UUID | None] = mapped_column(index=True)
     num_bytes: Mapped[int] = mapped_column(BigInteger)  # of the message; the body may be less
     body: Mapped[bytes]
+
+
+class AuditEntry(Base):
+    """An act: who did what to which objects, and a hash of it and all acts before."""
+
+    __tablename__ = "audit"
+
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    act: Mapped[str] = mapped_column(String(32))
+    objects: Mapped[dict[str, Any]]  # ids and numbers, never a user's text
+    previous_hash: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (Index("ix_audit_at", "at"),)
+
+
+class AuditHead(Base):
+    """The end of the chain: one row, and whoever appends to the chain holds it until the commit."""
+
+    __tablename__ = "audit_heads"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    previous_hash: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
 
 
 class WorkerRow(Base):

@@ -3,9 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session
 
-from db.queries.retention import PRUNABLES, Key, Prunable
+from db import audit
+from db.models import AuditEntry
+from db.queries import audit as audit_queries
+from db.queries.retention import PRUNABLES as OTHERS
+from db.queries.retention import Key, Prunable
 from db.retention import ClassAges, Retention
 from db.session import Database
 
@@ -13,6 +18,29 @@ ROWS = 250  # of one transaction
 # Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
 SHARE = 0.05
 MAX_PAUSE_SECONDS = 2.0
+
+
+def _prune_audit(session: Session, condition: ColumnElement[bool]) -> int:
+    """Cut the chain's beginning off, and append where it was cut: so this cut is seen for one."""
+    last = session.execute(audit_queries.last_of(condition)).first()
+    if last is None:
+        return 0
+    num: int = session.execute(audit_queries.cut(last.sequence)).rowcount  # type: ignore[attr-defined]
+    through = {"audit_through": last.sequence, "audit_hash": last.hash}
+    audit.append(session, audit.Act.PRUNE, through)
+    return num
+
+
+PRUNABLES = (
+    *OTHERS,
+    Prunable(
+        "audit entries",
+        "audit",
+        (AuditEntry.sequence,),
+        lambda ages: audit_queries.is_older(ages.for_all),
+        _prune_audit,
+    ),
+)
 
 
 def prune(
@@ -30,6 +58,23 @@ def prune(
     pause:     waits for so many seconds; so jobs have the database for most of the time
     """
     pruned = dict.fromkeys((each.name for each in PRUNABLES), 0)
+    try:
+        _prune(database, retention, pruned, on_pruned, is_ended, pause)
+    finally:
+        if any(pruned.values()):
+            with database.write() as session:
+                audit.append(session, audit.Act.PRUNE, {"pruned": pruned})
+    return pruned
+
+
+def _prune(
+    database: Database,
+    retention: Retention,
+    pruned: dict[str, int],
+    on_pruned: Callable[[str, int], None],
+    is_ended: Callable[[], bool],
+    pause: Callable[[float], object],
+) -> None:
     for prunable, ages in _of_an_age(retention):
         after: Key | None = None
         while not is_ended():
@@ -45,7 +90,6 @@ def prune(
             on_pruned(prunable.name, num)
             after = keys[-1]
             pause(min(seconds * (1 / SHARE - 1), MAX_PAUSE_SECONDS))
-    return pruned
 
 
 def num_prunable(database: Database, retention: Retention) -> dict[str, int]:

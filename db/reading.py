@@ -1,21 +1,25 @@
 """The reading API: jobs with their results, page by page, without knowing the tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from math import ceil, floor
+from math import ceil, floor, isfinite
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
 from db.lane import Lane
 from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.outcome import SIGNALS
 from db.queries import claims, quarantine, submission
+from db.queries.conditions import has_pair
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
+from db.suspicion import Suspicion
 
 PAGE = 1000
 MAX_MESSAGES = 20  # named with one job
@@ -59,6 +63,18 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    # Signals of the result's quality, as in `db.outcome.Signals`.
+    length_ratio: float | None = None
+    repetition: float | None = None
+    detected_language: str | None = None
+    untranslated_share: float | None = None
+    num_empty_parts: int | None = None
+    num_cut_parts: int | None = None
+    num_missed_placeholders: int | None = None
+    num_missed_terms: int | None = None
+    suspicions: tuple[Suspicion, ...] = ()
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
     # When its texts went, by their age or for a person who asked; its counts stay.
     input_pruned_at: datetime | None = None
     output_pruned_at: datetime | None = None
@@ -103,6 +119,53 @@ class Cursor:
     def parse(cls, text: str) -> "Cursor":
         instant, _, job_id = text.rpartition("_")
         return cls(datetime.fromisoformat(instant), UUID(job_id))
+
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], ColumnElement[bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFilter:
+    """A condition on one signal of a result; a result without that signal is left out."""
+
+    name: str  # one of `db.outcome.SIGNALS`
+    comparison: str  # one of COMPARISONS
+    value: float | str
+
+    @classmethod
+    def parse(cls, text: str) -> "SignalFilter":
+        """Read `length_ratio<0.3` or `detected_language=en`; raises ValueError with the fault."""
+        comparison = next((each for each in COMPARISONS if each in text), None)
+        if comparison is None:
+            raise ValueError(f"{text!r} must be NAME<VALUE, with one of {' '.join(COMPARISONS)}")
+        name, value = (each.strip() for each in text.split(comparison, 1))
+        if name not in SIGNALS:
+            raise ValueError(f"{name!r} is no signal; there are {', '.join(SIGNALS)}")
+        if name == "detected_language":
+            if comparison != "=" or not can_be_kept(value):
+                raise ValueError("detected_language can only be = a code such as en")
+            return cls(name, comparison, value)
+        try:
+            return cls(name, comparison, _number(value))
+        except ValueError:
+            raise ValueError(f"{value!r} is no number, as {name} is") from None
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        return COMPARISONS[self.comparison](getattr(Result, self.name), self.value)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +237,9 @@ def find_results(
     min_duration: float | None = None,
     max_duration: float | None = None,
     is_whole: bool | None = None,
+    is_suspicious: bool | None = None,
+    suspicion: Suspicion | str | None = None,
+    signals: Iterable[SignalFilter] = (),
     sort: Order = "oldest",
     after: Cursor | None = None,
     limit: int | None = None,
@@ -193,6 +259,9 @@ def find_results(
     error_code: of the last attempt, as in `prompt_too_long`
     min_duration, max_duration: `run_seconds`, both included; jobs without are left out
     is_whole: whether all of a source was read; jobs that have no source are left out
+    is_suspicious: whether a guard found anything suspicious in the result
+    suspicion: a reason that the result is suspicious for
+    signals:  each of which the result's signals must fulfil; see `SignalFilter.parse`
     sort:     oldest or newest first
     after:    the `cursor` of a job: only what follows it in that order
     with_input: read what the jobs were asked, too: the text, or the messages of a chat
@@ -205,7 +274,7 @@ def find_results(
         state = JobState.SUCCEEDED if error_code is None else None
     named = (task, batch, language, tenant, text, custom_id, finish_reason, error_code)
     pairs = dict(metadata or {})
-    if not all(map(_can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
+    if not all(map(can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
         return iter(())
     database = database or database_from_environment()
     statement = _found_jobs()
@@ -226,7 +295,7 @@ def find_results(
     if error_code is not None:
         statement = statement.where(Job.error_code == error_code)
     for key, value in pairs.items():
-        statement = statement.where(_has_pair(database, key, value))
+        statement = statement.where(has_pair(database.dialect, Payload.metadata_, key, value))
     if since is not None:
         statement = statement.where(Job.created_at >= since)
     if until is not None:
@@ -241,10 +310,18 @@ def find_results(
     if is_whole is not None:
         left_out = Result.left_out_characters
         statement = statement.where(left_out == 0 if is_whole else left_out > 0)
+    if is_suspicious is not None:
+        found = Result.suspicions.is_not(None)
+        statement = statement.where(found if is_suspicious else Result.suspicions.is_(None))
+    if suspicion is not None:
+        codes = literal(" ") + Result.suspicions + literal(" ")
+        statement = statement.where(codes.contains(f" {Suspicion(suspicion)} ", autoescape=True))
+    for each in signals:
+        statement = statement.where(each.condition)
     return _pages(database, statement, after, limit, sort, with_input)
 
 
-def _can_be_kept(name: object) -> bool:
+def can_be_kept(name: object) -> bool:
     """Whether any row can have it: no database keeps a NUL or half a character."""
     if not isinstance(name, str):
         return True
@@ -256,15 +333,6 @@ def _microseconds(name: str, seconds: float) -> float:
         raise ValueError(f"{name} is {seconds}; it must be seconds, from 0 to {MAX_DURATION:,}")
     # To the nanosecond, so that 0.1 is 100,000 and not a little more.
     return round(seconds * 1e6, 3)
-
-
-def _has_pair(database: Database, key: str, value: str) -> ColumnElement[bool]:
-    if database.dialect == "postgresql":
-        found: ColumnElement[bool] = Payload.metadata_[key].as_string() == value
-        return found
-    # SQLite compares the labels of a JSON path as they are written, escapes and all.
-    pair = func.json_each(Payload.metadata_).table_valued("key", "value")
-    return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
@@ -319,7 +387,7 @@ def find_batches(
 
     name: a batch's name, run key or id; None for every batch
     """
-    if not _can_be_kept(name):
+    if not can_be_kept(name):
         return []
     statement = select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
     if name is not None:
@@ -371,6 +439,9 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
+            Result.reasoning,
+            Result.reasoning_tokens,
             Payload.pruned_at.label("input_pruned_at"),
             Result.pruned_at.label("output_pruned_at"),
             Job.erased_at,
@@ -459,9 +530,16 @@ def _found_job(row: Row[Any]) -> FoundJob:
             "state": JobState(row.state),
             "output": row.output if row.output_pruned_at is None else None,
             "alternatives": tuple(row.alternatives or ()),
+            "suspicions": _suspicions(row.suspicions),
             "error": JobError(code, message or "") if code else None,
         }
     )
+
+
+def _suspicions(codes: str | None) -> tuple[Suspicion, ...]:
+    """Those that this version knows: a newer worker may have written others."""
+    known = set(Suspicion)
+    return tuple(Suspicion(code) for code in (codes or "").split() if code in known)
 
 
 def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
+from db import audit
 from db.errors import DatabaseError, DatabaseLocked
 from db.lock_holders import is_locked
+from db.models import AuditHead
 from db.session import Database
 
 # Alembic is imported by what migrates and by nothing else: it is a fifth of the time in
@@ -92,6 +95,7 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
     if to == "base" or (to in known and before is not None and to < before):
         with _migrating(database) as connection:
             command.downgrade(config(connection), to)
+            _append_migration(connection, before, to)
         return before, revision(database)
     # A transaction for each revision, so that none holds the locks of all of them.
     goal = scripts.get_revision(to).revision
@@ -101,7 +105,16 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
             # Another that migrates at the same time may have been first.
             if _revision(connection) == script.down_revision:
                 command.upgrade(config(connection), script.revision)
+                if script.revision == head():  # before that, its table may be another
+                    _append_migration(connection, before, script.revision)
     return before, revision(database)
+
+
+def _append_migration(connection: Connection, before: str | None, after: str) -> None:
+    if inspect(connection).has_table(AuditHead.__tablename__):
+        with Session(connection, join_transaction_mode="rollback_only") as session:
+            audit.append(session, audit.Act.MIGRATE, {"from": before, "to": after})
+            session.flush()
 
 
 def _prepare(database: Database, script: "Script") -> None:

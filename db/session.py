@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,7 @@ def _sqlite(url: URL) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
         # SQLite's own knows the case of 26 letters.
         connection.create_function("lower", 1, _lower, deterministic=True)
+        connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -103,6 +105,10 @@ def _sqlite(url: URL) -> Engine:
 
 def _lower(text: str | None) -> str | None:
     return None if text is None else text.lower()
+
+
+def _sha256_hex(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
 
 def _postgresql(url: URL) -> Engine:

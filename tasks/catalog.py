@@ -15,7 +15,7 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "retention")
+TABLES = ("models", "worker", "guards", "masking", "retention", "audit")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
@@ -54,7 +54,10 @@ class Catalog:
     path: Path
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # the [worker] table, which the worker reads
+    audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
+    guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
+    masking: Any = dataclasses.field(default_factory=dict)  # as tasks.masking reads it
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -77,7 +80,10 @@ class Catalog:
             path=path,
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
+            audits_submits=_audits_submits(path, written.get("audit", {})),
+            guards=written.get("guards", {}),
             retention=written.get("retention", {}),
+            masking=written.get("masking", {}),
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:
@@ -109,6 +115,15 @@ class Catalog:
             if alias not in self.models:
                 raise UnknownModel(f"there is no model {alias!r}", self.models)
         return {alias: self.models[alias] for alias in aliases or self.models}
+
+
+def _audits_submits(path: Path, table: Any) -> bool:
+    if not isinstance(table, dict) or set(table) - {"submits"}:
+        raise SettingsError(f"{path}: the [audit] table has one setting, submits")
+    submits = table.get("submits", True)
+    if not isinstance(submits, bool):
+        raise SettingsError(f"{path}: audit.submits is {submits!r}; it can be true or false")
+    return submits
 
 
 def _model(path: Path, alias: str, table: Any) -> Model:

@@ -23,6 +23,7 @@ from tasks.errors import SettingsError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 MAX_SECONDS = 10**10  # some three hundred years
+MIN_AUDIT_SECONDS = 86_400.0  # its last hash is logged once a day
 _AGE = re.compile(r"([0-9]{1,9})\s*([smhdw])")
 _PARTS = ("at", "tasks", "tenants")
 
@@ -63,7 +64,10 @@ def _ages(place: str, table: Mapping[str, Any], others: tuple[str, ...]) -> Ages
         if name not in ROW_CLASSES:
             known = ", ".join((*ROW_CLASSES, *others))
             raise SettingsError(f"{place}.{name} is not a setting; known: {known}")
-    return {name: age_seconds(f"{place}.{name}", value) for name, value in table.items()}
+    ages = {name: age_seconds(f"{place}.{name}", value) for name, value in table.items()}
+    if ages.get("audit", MIN_AUDIT_SECONDS) < MIN_AUDIT_SECONDS:
+        raise SettingsError(f"{place}.audit is {table['audit']!r}; the least is a day, 1d")
+    return ages
 
 
 def age_seconds(setting: str, value: Any) -> float:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, Statement
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
+from db import audit
 from db.lane import Lane
 from db.models import Batch, Job, Payload
 from db.queries import dispatch, inserts, submission
@@ -33,6 +34,7 @@ from tasks.contract import Contract
 from tasks.errors import ContractError, IdempotencyConflict, Problem, Refused
 from tasks.first_seen import FirstSeen
 from tasks.outage import Outage
+from tasks.previous_job import continued
 from tasks.quarantine import EndedJob, Reason, SetAside, job_id_of, keep, keep_ended
 from tasks.queues import SUBMISSIONS
 
@@ -102,13 +104,14 @@ def submit_request(
         return _persistently(
             lambda: _keep_refusal(contract.task, job_id_of(request.id), fields, refusal)
         )
-    return submit_message(
-        contract,
-        fields,
-        request.id,
-        not_before=_instant(request.get("not_before")),
-        not_after=_instant(request.get("not_after")),
-    )
+    with audit.acting_as(f"celery {request.origin or 'unnamed'}"):
+        return submit_message(
+            contract,
+            fields,
+            request.id,
+            not_before=_instant(request.get("not_before")),
+            not_after=_instant(request.get("not_after")),
+        )
 
 
 def submit_message(
@@ -208,8 +211,8 @@ def submit_batch(
     run_key makes a second call harmless: jobs that are there stay as they are,
     and jobs that a broken first call left out are added. The nth contract
     without an idempotency key of its own goes by its custom id, or else by n.
-    Raises Refused at the first contract that names an unknown model or
-    language, and DuplicateId where two contracts of the call have the same
+    Raises Refused at the first contract that names an unknown model,
+    language or previous job, and DuplicateId where two contracts of the call have the same
     custom id (or idempotency key, where they bring their own); what was kept
     before it stays, and a second call goes on. is_complete is called after the
     last contract: False leaves the batch open for a second call to add to.
@@ -217,7 +220,7 @@ def submit_batch(
     from tasks.notifications import Notifier  # brings redis-py, for those who submit batches
 
     database, catalog = settings.database(), settings.catalog()
-    batch = _open_batch(database, name, run_key, tenant, metadata or {})
+    batch = _open_batch(database, catalog, name, run_key, tenant, metadata or {})
     if batch.closed_at is not None:
         with database.read() as session:
             states = dict(session.execute(submission.job_states(batch.id)).all())
@@ -226,7 +229,11 @@ def submit_batch(
     keyed = _with_keys(contracts, run_key)
     with Notifier() as notifier:
         for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
-            jobs, payloads = _rows(catalog, chunk, batch.id)
+            jobs, payloads = _rows(
+                catalog,
+                [(continued(database, catalog, contract), key) for contract, key in chunk],
+                batch.id,
+            )
             with database.write() as session:
                 inserted = submission.insert_jobs(session, jobs)
                 new_payloads = [payload for payload in payloads if payload["job_id"] in inserted]
@@ -258,6 +265,7 @@ def _keep(
 
     job_id: of the message that it came by
     """
+    contract = continued(database, catalog, contract)
     job = _job_row(catalog, contract, job_id or uuid7(), None, contract.idempotency_key)
     job["not_before"] = not_before
     if not_after is not None:
@@ -266,6 +274,7 @@ def _keep(
     with database.write() as session:
         if submission.insert_jobs(session, [job]):
             session.execute(submission.insert_payloads(), [payload])
+            _append_submit(session, catalog, {"jobs": [str(job["id"])]})
             publication = (
                 (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
             )
@@ -370,9 +379,23 @@ def _ring(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
         log.warning("job published, not marked", extra={"error": type(error).__name__})
 
 
+def _append_submit(session: Session, catalog: Catalog, objects: dict[str, Any]) -> None:
+    if catalog.audits_submits:
+        audit.append(session, audit.Act.SUBMIT, objects)
+
+
 def _open_batch(
-    database: Database, name: str, run_key: str | None, tenant: str, metadata: dict[str, str]
+    database: Database,
+    catalog: Catalog,
+    name: str,
+    run_key: str | None,
+    tenant: str,
+    metadata: dict[str, str],
 ) -> Batch:
+    """The batch by its run key, or a new one; one entry in the audit stands for all its jobs.
+
+    That is written before them: a submit that dies in the middle has left jobs, too.
+    """
     row = {
         "id": uuid7(),
         "name": name,
@@ -384,7 +407,10 @@ def _open_batch(
     with database.write() as session:
         session.execute(inserts.insert_unless_there(session, Batch), [row])
         found = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
-        return session.scalars(select(Batch).where(found)).one()
+        batch = session.scalars(select(Batch).where(found)).one()
+        if batch.closed_at is None:
+            _append_submit(session, catalog, {"batch": str(batch.id)})
+        return batch
 
 
 def _with_keys(
@@ -461,4 +487,9 @@ def _job_row(
 
 
 def _payload_row(contract: Contract, job_id: UUID) -> dict[str, Any]:
-    return {"job_id": job_id, "contract": contract.work(), "metadata": contract.metadata}
+    return {
+        "job_id": job_id,
+        "contract": contract.work(),
+        "metadata": contract.metadata,
+        "previous_job_id": getattr(contract, "previous_job_id", None),
+    }

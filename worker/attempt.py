@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from db.outcome import Fence, FinishedSegment, Outcome
+from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.messages import Output, Request
 from worker.backoff import backoff_seconds
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
-from worker.recipes import RECIPES, Fallible, Steps, Work
+from worker.guards.guard import Guard
+from worker.recipes import Fallible, Steps, Work, steps_of
 from worker.segments import finished_output, segment_of
 from worker.settings import Settings
 
@@ -56,6 +57,7 @@ class Attempt:
         on_segment: Callable[[FinishedSegment], None] | None = None,
         segments: Mapping[int, dict[str, Any]] | None = None,
         ids: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """ids: what the log says of the job"""
         self.fence = fence
@@ -65,6 +67,7 @@ class Attempt:
         self._settings = settings
         self._on_outcome = on_outcome
         self._on_segment = on_segment
+        self._guard = guard
         self._segments = segments or {}
         self._has_segments = bool(segments)
         self._ids = ids or {"job_id": str(fence.job_id)}
@@ -126,7 +129,7 @@ class Attempt:
             move()
             requests = self._next_requests()
         except StopIteration as finished:
-            self._end(Outcome.succeeded(self.fence, finished.value, self._has_segments))
+            self._examine(finished.value)
         except JobError as error:
             self._fail(error)
         except Exception as error:
@@ -140,8 +143,22 @@ class Attempt:
                     self._client.cancel([each.id for each in requests])
 
     def _begin(self) -> None:
-        self._steps = RECIPES[self._work.task](self._work)
+        recipe = None if self._guard is None else self._guard.recipe
+        self._steps = steps_of(self._work, recipe)
         self._enter(next(self._steps))
+
+    def _examine(self, answer: Answer) -> None:
+        if self._guard is None:
+            self._conclude(answer)
+        else:
+            self._guard.examine(self._work, answer, self._conclude)
+
+    def _conclude(self, verdict: Answer | JobError) -> None:
+        """On the thread of the last output, or on the guards'."""
+        if isinstance(verdict, JobError):
+            self._fail(verdict)
+        else:
+            self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
 
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""

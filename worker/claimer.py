@@ -22,6 +22,7 @@ from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
+from worker.dialogue import with_dialogues
 from worker.failpoints import passing
 from worker.settings import Settings
 
@@ -159,8 +160,8 @@ class Claimer:
                 session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
-            contracts: dict[UUID, dict[str, Any]] = dict(
-                session.execute(claims.payloads_of(ids)).all()
+            contracts = with_dialogues(
+                session, dict(session.execute(claims.payloads_of(ids)).all())
             )
             segments = self._segments(session, [row.id for row in rows if row.attempt > 1])
             not_taken = named.keys() - set(ids)

@@ -16,8 +16,11 @@ def cancel(
 ) -> None:
     """Cancel jobs that are not finished. What is running writes no result."""
     from cli.job_selection import chosen_jobs
+    from db.audit import Act
     from db.queries import cancel_retry
 
     chosen = chosen_jobs(jobs or [], batch)
-    changed = chosen.change(lambda limit: cancel_retry.cancel_jobs(chosen.condition, limit))
+    changed = chosen.change(
+        Act.CANCEL, lambda limit: cancel_retry.cancel_jobs(chosen.condition, limit)
+    )
     chosen.report("cancelled", changed, "finished already", json)

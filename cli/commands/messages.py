@@ -42,6 +42,7 @@ def messages(
     from sqlalchemy import select
 
     from cli.stack.ready import require_ready
+    from db.audit import Act, append
     from db.models import QuarantinedMessage
     from db.queries import quarantine
 
@@ -70,6 +71,9 @@ def messages(
     if requeue or delete:
         with database.write() as session:
             session.execute(quarantine.delete_quarantined(ids or None))
+            act = Act.REQUEUE if requeue else Act.FORGET
+            named = {"messages": [str(each.id) for each in found]} if ids else {}
+            append(session, act, named or {"num_messages": num_kept})
         if not requeue:
             note(f"{plural(len(found) if ids else num_kept, 'message')} deleted")
         return

@@ -7,6 +7,8 @@ import typer
 from cli import options
 from cli.output.terminal import note, plural, say, write_json
 
+SINGULAR = {"audit entries": "audit entry"}
+
 
 def prune(
     dry_run: Annotated[
@@ -47,7 +49,11 @@ def prune(
         write_json({"dry_run": dry_run, "pruned": counts})
     else:
         going = "would go" if dry_run else "went"
-        some = [plural(num, name.removesuffix("s")) for name, num in counts.items() if num]
+        some = [
+            plural(num, SINGULAR.get(name, name.removesuffix("s")))
+            for name, num in counts.items()
+            if num
+        ]
         say(f"{going}: {', '.join(some)}" if some else "nothing is old enough to go")
     if not dry_run:
         interrupts.raise_if_any()

@@ -25,6 +25,7 @@ def retry(
     from sqlalchemy import select
 
     from cli.job_selection import chosen_jobs
+    from db.audit import Act
     from db.clock import now
     from db.models import Job
     from db.queries import cancel_retry
@@ -47,6 +48,7 @@ def retry(
     condition = chosen.condition & can_run & (Job.finished_at <= asked_at)
     with Notifier() as notifier:
         changed = chosen.change(
+            Act.RETRY,
             lambda limit: cancel_retry.retry_jobs(condition, states, limit),
             on_changed=notifier.notify,
         )

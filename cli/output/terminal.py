@@ -168,6 +168,9 @@ def _of_one_line(text: str) -> Text:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`, `3 batches`."""
-    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
-    return f"{number:,} {noun}{ending}"
+    """`1 job`, `2 jobs`, `3 batches`, `4 entries`."""
+    if number == 1:
+        return f"{number:,} {noun}"
+    if noun.endswith("ry"):
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}{'es' if noun.endswith('ch') else 's'}"

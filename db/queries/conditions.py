@@ -1,8 +1,9 @@
 """Conditions that several statements share."""
 
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, literal_column, or_
+from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, or_, select
 
 from db.clock import now
 from db.models import Job
@@ -35,3 +36,13 @@ def outstanding() -> ColumnElement[bool]:
 def locked(jobs: Select[UUID]) -> Select[UUID]:
     """Lock these rows one after the other; SQLite has one writer and needs none of it."""
     return jobs.order_by(Job.id).with_for_update()
+
+
+def has_pair(dialect: str, metadata: Any, key: str, value: str) -> ColumnElement[bool]:
+    """Whether a column of metadata holds a pair."""
+    if dialect == "postgresql":
+        found: ColumnElement[bool] = metadata[key].as_string() == value
+        return found
+    # SQLite compares the labels of a JSON path as they are written, escapes and all.
+    pair = func.json_each(metadata).table_valued("key", "value")
+    return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))

@@ -14,12 +14,21 @@ from db.queries.inserts import table
 
 
 def running_among(owner: str, attempts: Sequence[tuple[UUID, int]]) -> Select[UUID, int]:
-    """Those of the attempts that are still the ones to write."""
-    return select(Job.id, Job.attempt).where(
-        Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
-        tuple_(Job.id, Job.attempt).in_(attempts),
-        Job.owner == owner,
-        Job.state == RUNNING,
+    """Those of the attempts that are still the ones to write, until the end of the transaction.
+
+    Locked, or somebody could cancel a job and erase its text between this and what is
+    written because of it.
+    """
+    return (
+        select(Job.id, Job.attempt)
+        .where(
+            Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
+            tuple_(Job.id, Job.attempt).in_(attempts),
+            Job.owner == owner,
+            Job.state == RUNNING,
+        )
+        .order_by(Job.id)
+        .with_for_update()
     )
 
 

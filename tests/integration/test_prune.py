@@ -54,7 +54,14 @@ def test_what_is_old_is_pruned_and_said_to_be(stored: InProcess) -> None:
     pruned = stored("prune", "--json")
     assert pruned.json == {
         "dry_run": False,
-        "pruned": {"payloads": 2, "outputs": 0, "segments": 0, "attempts": 0, "messages": 0},
+        "pruned": {
+            "payloads": 2,
+            "outputs": 0,
+            "segments": 0,
+            "attempts": 0,
+            "messages": 0,
+            "audit entries": 0,
+        },
     }
     assert stored("prune").out == "nothing is old enough to go\n"
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from threading import Event
 
+from db import audit
 from db.pruning import prune
 from db.queries import dispatch
 from db.retention import Retention, seconds_until
@@ -73,16 +74,21 @@ class NightlyPass:
 
     def _run(self) -> None:
         self._renewed_at = time.monotonic()
-        pruned = prune(
-            self._database,
-            self._retention,
-            on_pruned=self._renew,
-            is_ended=self._stopping.is_set,
-            pause=self._stopping.wait,
-        )
+        with audit.acting_as(f"worker {self._owner}"):
+            pruned = prune(
+                self._database,
+                self._retention,
+                on_pruned=self._renew,
+                is_ended=self._stopping.is_set,
+                pause=self._stopping.wait,
+            )
         is_over = not self._stopping.is_set()
         self._hold(self._seconds_until_next() if is_over else 0)
         log.info("nightly pass", extra={"pruned": pruned, "is_over": is_over})
+        # Where whoever can write to the database cannot: what is cut off the chain's end, or
+        # written anew, no longer has this hash.
+        head = audit.head(self._database)
+        log.info("audit head", extra={"sequence": head.sequence, "hash": head.hash})
 
     def _renew(self, name: str, num: int) -> None:
         if time.monotonic() > self._renewed_at + PASS_SECONDS / 3:

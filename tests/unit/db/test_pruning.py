@@ -37,6 +37,8 @@ def finished(database: Database, days_ago: float = 0, **fields: Any) -> UUID:
         prompt_tokens=3,
         completion_tokens=2,
         provenance={"settings": {"stop": ["secret"]}},
+        reasoning="secret thought",
+        reasoning_tokens=2,
         coverage={"parts": 1},
         left_out_characters=4,
     )
@@ -95,6 +97,7 @@ def test_texts_go_and_counts_stay(database: Database) -> None:
     assert row(database, Payload, old).contract == {}
     result = row(database, Result, old)
     assert (result.output, result.provenance, result.coverage) == ("", {}, None)
+    assert (result.reasoning, result.reasoning_tokens) == (None, 2)
     kept = find_job(new, database=database)
     assert kept is not None
     assert (kept.output, kept.alternatives, kept.pruned_at) == ("an answer", ("another",), None)
@@ -194,7 +197,14 @@ def test_segments_attempts_and_messages_are_deleted(database: Database) -> None:
 
     pruned = at_once(database, Retention(for_all=ages))
 
-    assert pruned == {"payloads": 1, "outputs": 0, "segments": 2, "attempts": 1, "messages": 1}
+    assert pruned == {
+        "payloads": 1,
+        "outputs": 0,
+        "segments": 2,
+        "attempts": 1,
+        "messages": 1,
+        "audit entries": 0,
+    }
     assert [num_rows(database, Segment, each) for each in (old, new)] == [0, 2]
     assert [num_rows(database, AttemptRow, each) for each in (old, new)] == [0, 1]
     with database.read() as session:

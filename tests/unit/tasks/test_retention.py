@@ -65,6 +65,7 @@ def test_what_is_no_age_is_named(value: object) -> None:
         ({"tasks": {"chat": {"audit": "1d"}}}, r"say retention\.audit"),
         ({"tenants": {"acme": {"cache": "1d"}}}, r"say retention\.cache"),
         ({"tenants": {"acme": {"at": "1d"}}}, r"retention\.tenants\.acme\.at is not a setting"),
+        ({"audit": "23h"}, r"retention\.audit is '23h'; the least is a day"),
         ({"tenants": "acme"}, r"retention\.tenants is not a table"),
         ({"tasks": {"chat": "1d"}}, r"retention\.tasks\.chat is not a table"),
         ({"at": "25:00"}, r"retention\.at is '25:00'"),

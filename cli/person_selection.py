@@ -1,0 +1,29 @@
+"""The person whom a request is about, as commands name them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+
+if TYPE_CHECKING:
+    from db.erasure import Person
+
+Tenant = Annotated[str | None, typer.Option(help="Everything of this tenant.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Whatever has each of these pairs."),
+]
+
+
+def person_of(tenant: str | None, metadata: Sequence[str] | None) -> "Person":
+    """A usage error where nobody is named."""
+    from db.erasure import Person
+
+    if tenant is None and not metadata:
+        raise typer.BadParameter("say whose: --tenant NAME, --metadata KEY=VALUE, or both")
+    try:
+        return Person(tenant=tenant, metadata=options.pairs("--metadata", metadata or ()))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -1,0 +1,218 @@
+"""The audit: who did what to which objects, in a chain in which nothing can be changed unseen.
+
+An entry is appended in the transaction of its act, so that there is neither without the other.
+Its hash is that of the hash before it and of its own content. The row of `audit_heads` has the
+last of them, and whoever appends holds that row until its commit; so an append comes last in
+its transaction, and holds nobody up for longer than a commit takes.
+
+Who can write to the database can write the whole chain anew. What that cannot change is a
+hash that was logged: `verify` is told of one, and looks for it.
+"""
+
+import hashlib
+import json
+import os
+import pwd
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.models import AuditEntry, AuditHead
+from db.queries import audit
+from db.session import Database
+
+GENESIS = "0" * 64  # the hash before the first
+PAGE = 1000
+MAX_ACTOR_CHARACTERS = 256
+
+
+class Act(StrEnum):
+    SUBMIT = "submit"
+    CANCEL = "cancel"
+    RETRY = "retry"
+    PRUNE = "prune"
+    EXPORT = "export"
+    ERASE = "erase"
+    BACKUP = "backup"
+    REQUEUE = "requeue"  # of a message that was set aside
+    FORGET = "forget"  # the same, deleted
+    MIGRATE = "migrate"
+    ROTATE_KEYS = "rotate_keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last entry of the chain; of an empty one the sequence is 0."""
+
+    sequence: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What became of the chain: `faults` is empty where every entry is what it was."""
+
+    num_entries: int
+    first: int  # the sequence of the oldest that is kept
+    head: Head
+    faults: tuple[str, ...]
+
+
+_actor: ContextVar[str | None] = ContextVar("actor", default=None)
+
+
+@contextmanager
+def acting_as(actor: str) -> Iterator[None]:
+    """Within it, acts are by this one: `celery ORIGIN`, `worker NAME`."""
+    clean = actor.replace("\x00", "").encode(errors="replace").decode()
+    token = _actor.set(clean[:MAX_ACTOR_CHARACTERS])
+    try:
+        yield
+    finally:
+        _actor.reset(token)
+
+
+def present_actor() -> str:
+    """Who acts: whoever `acting_as` says, else the user of this process."""
+    return _actor.get() or _process_user(os.getuid())
+
+
+@cache
+def _process_user(uid: int) -> str:
+    # Of the process, not of the environment, which anybody may set.
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    return f"user {name}@{socket.gethostname()}"[:MAX_ACTOR_CHARACTERS]
+
+
+def append(session: Session, act: Act, objects: Mapping[str, Any]) -> None:
+    """Append an act of the present actor; the last statement of its transaction.
+
+    objects: ids, names of ours and numbers, JSON-able; never a user's text
+    """
+    at, actor = datetime.now(UTC), present_actor()
+    content = _content(at, actor, act, objects)
+    place = audit.advance_head(session, content)
+    if place is None:
+        session.execute(audit.insert_head(session, GENESIS))
+        place = audit.advance_head(session, content)
+    assert place is not None
+    row = {"at": at, "actor": actor, "act": act.value, "objects": dict(objects)}
+    session.execute(audit.insert_entry(), [{**row, **place._mapping}])
+
+
+def _content(at: datetime, actor: str, act: str, objects: Mapping[str, Any]) -> str:
+    parts = {"at": at.isoformat(), "actor": actor, "act": str(act), "objects": objects}
+    return json.dumps(parts, sort_keys=True, separators=(",", ":"))
+
+
+def head(database: Database) -> Head:
+    """The end of the chain, as it should be logged where nobody can change it."""
+    with database.read() as session:
+        row = session.scalars(select(AuditHead)).first()
+    return Head(0, GENESIS) if row is None else Head(row.sequence, row.hash)
+
+
+def entries(
+    database: Database,
+    *,
+    act: str | None = None,
+    actor: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    after: int | None = None,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> Iterator[AuditEntry]:
+    """Entries in their order, page by page.
+
+    actor: a part of the name; after: the sequence of an entry, only what follows it
+    """
+    statement = audit.entries(act, actor, since, until)
+    left = limit
+    while left is None or left > 0:
+        num = PAGE if left is None else min(PAGE, left)
+        with database.read() as session:
+            page = session.scalars(audit.page(statement, after, num, newest_first)).all()
+        yield from page
+        if len(page) < num:
+            return
+        after = page[-1].sequence
+        left = None if left is None else left - num
+
+
+def verify(database: Database, known_hash: str | None = None) -> Verification:
+    """Compute the chain anew, from the oldest entry that is kept.
+
+    known_hash: one that was logged, and must be in the chain
+    """
+    chain = _Chain(known_hash)
+    while True:
+        num_before = chain.num
+        for entry in entries(database, after=chain.last.sequence):
+            chain.add(entry)
+        end = head(database)  # after the entries, which may go on meanwhile
+        if end.sequence <= chain.last.sequence or chain.num == num_before:
+            return chain.verified(end)
+
+
+class _Chain:
+    """The entries so far, and what was wrong with them."""
+
+    def __init__(self, known_hash: str | None) -> None:
+        self._known_hash = known_hash
+        self._is_known = known_hash in (None, GENESIS)
+        self._begins_after = self._pruned_through = self.last = Head(0, GENESIS)
+        self._faults: list[str] = []
+        self.num = 0
+
+    def add(self, entry: AuditEntry) -> None:
+        if self.num == 0:
+            self._begins_after = Head(entry.sequence - 1, entry.previous_hash)
+        elif entry.sequence != self.last.sequence + 1:
+            self._faults.append(_missing(self.last.sequence + 1, entry.sequence - 1))
+        elif entry.previous_hash != self.last.hash:
+            self._faults.append(f"entry {entry.sequence} does not follow the one before it")
+        content = _content(entry.at, entry.actor, entry.act, entry.objects)
+        if hashlib.sha256((entry.previous_hash + content).encode()).hexdigest() != entry.hash:
+            self._faults.append(f"entry {entry.sequence} was changed")
+        if entry.act == Act.PRUNE and "audit_through" in entry.objects:
+            through = entry.objects["audit_through"], entry.objects["audit_hash"]
+            self._pruned_through = Head(*through)
+        self._is_known |= entry.hash == self._known_hash
+        self.num += 1
+        self.last = Head(entry.sequence, entry.hash)
+
+    def verified(self, end: Head) -> Verification:
+        faults = list(self._faults)
+        if self._begins_after != self._pruned_through:
+            gap = self._pruned_through.sequence + 1, self._begins_after.sequence
+            faults.insert(0, _missing(*gap))
+        if self.last.sequence < end.sequence:
+            faults.append(_missing(self.last.sequence + 1, end.sequence))
+        elif self.last != end:
+            faults.append("the chain does not end with the entry that was appended last")
+        if not self._is_known:
+            faults.append(
+                f"no entry has the hash {self._known_hash}: the chain was cut, or written anew"
+            )
+        return Verification(self.num, self._begins_after.sequence + 1, end, tuple(faults))
+
+
+def _missing(first: int, last: int) -> str:
+    if first > last:
+        return f"entry {first} does not follow what was pruned before it"
+    if first == last:
+        return f"entry {first} is missing"
+    return f"entries {first} to {last} are missing"
