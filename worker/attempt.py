@@ -15,6 +15,7 @@ from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
 from worker.guards.guard import Guard
+from worker.job_trace import JobTrace
 from worker.recipes import Fallible, Steps, Work, steps_of
 from worker.segments import finished_output, segment_of
 from worker.settings import Settings
@@ -58,8 +59,9 @@ class Attempt:
         segments: Mapping[int, dict[str, Any]] | None = None,
         ids: Mapping[str, str] | None = None,
         guard: Guard | None = None,
+        trace: JobTrace | None = None,
     ) -> None:
-        """ids: what the log says of the job"""
+        """ids: what the log says of the job; trace: its spans, None where nobody wants any"""
         self.fence = fence
         self._work = work
         self._num_failures = num_failures
@@ -71,6 +73,7 @@ class Attempt:
         self._segments = segments or {}
         self._has_segments = bool(segments)
         self._ids = ids or {"job_id": str(fence.job_id)}
+        self.trace = trace
         self._time_limit_seconds = time_limit_seconds
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
@@ -116,6 +119,8 @@ class Attempt:
         asked = self._in_flight.pop(output.request_id, None)
         if asked is None:
             return  # of a step that the recipe has given up
+        if self.trace is not None:
+            self.trace.answered(output)
         passing("generated")
         if output.failure is not None and not self._is_fallible:
             failure = RequestFailed(output.failure)
@@ -137,6 +142,8 @@ class Attempt:
             self._fail(RecipeFailed(error))
         else:
             if requests:
+                if self.trace is not None:
+                    self.trace.asked(requests)
                 self._client.submit(requests, self._receive)
                 passing("requested")
                 if self._over:  # meanwhile, and its cancellation came before these
@@ -166,6 +173,8 @@ class Attempt:
         self._unasked = iter(requests)
         self._outputs = {}
         self._num_in_step = 0
+        if self.trace is not None:
+            self.trace.part_began()
 
     def _give_up(self, failure: RequestFailed) -> None:
         """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
@@ -230,5 +239,7 @@ class Attempt:
             if self._over:
                 return
             self._over = True
+        if self.trace is not None:
+            self.trace.ended(outcome)
         self._client.cancel(list(self._in_flight))
         self._on_outcome(outcome)

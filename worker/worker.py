@@ -30,6 +30,7 @@ from engine.protocol.limits import AS_CONFIGURED
 from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
+from tasks.canaries import Canary, canaries_of
 from tasks.catalog import Model
 from tasks.masking import Masking, masking_of
 from tasks.queues import queue_names
@@ -46,6 +47,7 @@ from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
+from worker.job_trace import JobTrace
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
@@ -73,12 +75,15 @@ class Worker:
         retention: Retention | None = None,
         guards: Mapping[str, Any] | None = None,
         masking: Masking | None = None,
+        canaries: Sequence[Canary] = (),
     ) -> None:
         """retention: of what is kept; None: for ever
         guards: the [guards] table of `tidemill.toml`
         masking: what of a job's text the model does not see; None: nothing
+        canaries: submitted every night
         """
         self.settings = settings
+        self._canaries = canaries
         self._guard = Guard(guards if guards is not None else {})
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
@@ -132,7 +137,11 @@ class Worker:
         )
         self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
         self._nightly = NightlyPass(
-            database, self.owner, retention or Retention(), lambda: self._dispatcher.leads
+            database,
+            self.owner,
+            retention or Retention(),
+            lambda: self._dispatcher.leads,
+            canaries=canaries,
         )
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
@@ -167,6 +176,7 @@ class Worker:
             retention_of(catalog.retention),
             catalog.guards,
             masking_of(catalog.masking),
+            canaries_of(catalog.canaries),
         )
 
     def capacity(self) -> dict[str, int]:
@@ -208,6 +218,7 @@ class Worker:
             lambda: self._dispatcher.leads,
             [model.alias for model in self._models],
             Path.cwd(),
+            canaries=self._canaries,
         )
         return PrometheusMetrics(
             self.settings.metrics_host, self.settings.metrics_port, self.figures, watch
@@ -384,6 +395,15 @@ class Worker:
                 job.segments,
                 job.ids,
                 self._guard,
+                JobTrace.of(
+                    job.fence.job_id,
+                    job.batch_id,
+                    job.traceparent,
+                    job.claim_began_ns,
+                    task=job.task,
+                    model=job.model,
+                    attempt=job.fence.attempt,
+                ),
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -441,7 +461,9 @@ class Worker:
             self._settled.notify_all()
         for fence, running in ended:
             if running is not None:
-                _, job = running
+                attempt, job = running
+                if attempt.trace is not None:
+                    attempt.trace.committed()
                 job.delivery.settle([fence.job_id])
 
     def _attempts(self) -> list[Attempt]:

@@ -194,8 +194,8 @@ def _submit_text(
     wait: bool,
     json: bool,
 ) -> None:
-    from cli.ingest.row_parsing import CONTRACTS
     from cli.stack.ready import require_ready, say_if_nobody_works
+    from tasks.contracts import CONTRACTS
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
@@ -282,9 +282,10 @@ def _submit_files(
 
     from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
-    from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
+    from cli.ingest.row_parsing import Part, RowParser
     from cli.stack.ready import require_ready
     from tasks import settings
+    from tasks.contracts import CONTRACTS
 
     if "-" in files and strict:
         raise typer.BadParameter(

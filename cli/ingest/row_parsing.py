@@ -13,15 +13,8 @@ from tasks.chat import ChatContract
 from tasks.contract import Contract
 from tasks.errors import ContractError, DuplicateId, Refused
 from tasks.first_seen import FirstSeen
-from tasks.generate import GenerateContract
 from tasks.previous_job import continued
-from tasks.summarize import SummarizeContract
-from tasks.translate import TranslateContract
 
-CONTRACTS: Mapping[str, type[Contract]] = {
-    contract.task: contract
-    for contract in (SummarizeContract, TranslateContract, GenerateContract, ChatContract)
-}
 METADATA = "metadata."
 MAX_KEY_CHARACTERS = 256
 MAX_COLUMN_SHOWN, MAX_COLUMNS_SHOWN = 64, 20

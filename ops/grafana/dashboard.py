@@ -107,6 +107,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "s",
         ),
     ),
+    "Quality": (
+        Panel(
+            "Signals that have changed",
+            {f"max by (model) (tidemill_quality_changed_signals{{{MODEL}}})": "{{model}}"},
+            says="The last day against four weeks; `tidemill quality` says which.",
+            width=12,
+        ),
+        Panel(
+            "Canaries that failed or changed",
+            {"max(tidemill_canaries_alarming)": "canaries"},
+            says="`tidemill canaries` shows their answers.",
+            width=12,
+        ),
+    ),
     "Engines": (
         Panel(
             "Rows used, of rows there are",
