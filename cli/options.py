@@ -13,13 +13,28 @@ from engine.protocol.task_names import TaskName as TaskName
 
 LaneName = Literal["interactive", "bulk"]
 FinishReason = Literal["stop", "length"]
+# As in `db.suspicion.Suspicion`, without loading the database: a test compares.
+SuspicionName = Literal[
+    "empty",
+    "cut_by_length",
+    "too_short",
+    "too_long",
+    "repetition",
+    "wrong_language",
+    "untranslated",
+    "placeholders_missed",
+    "terms_missed",
+]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
 
 # As in `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
-    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters", "error"),
+    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters"),
     *(
+        "reasoning",
+        "reasoning_tokens",
+        "error",
         "error_code",
         "error_message",
         "metadata",
@@ -29,7 +44,10 @@ COLUMNS = (
         "created_at",
         "started_at",
     ),
-    *("finished_at", "wait_seconds", "run_seconds", "pruned_at", "erased_at"),
+    *("finished_at", "wait_seconds", "run_seconds"),
+    *("suspicions", "reasons", "length_ratio", "repetition", "detected_language"),
+    *("untranslated_share", "num_empty_parts", "num_cut_parts", "num_missed_placeholders"),
+    *("num_missed_terms", "pruned_at", "erased_at"),
 )
 
 MAX_SECONDS = 10**9  # as in db.reading
@@ -50,6 +68,16 @@ MetricsPort = Annotated[
         max=65535,
         metavar="PORT",
         help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Until it is finished.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Enqueue nothing; say how many documents, parts and tokens it is, what was answered "
+        "before, and how long it should take at the rate of recent results.",
     ),
 ]
 Models = Annotated[

@@ -171,6 +171,8 @@ class Payload(Base):
     )
     contract: Mapped[dict[str, Any]]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    # The chat that this one continues. No foreign key: that job may go before this one does.
+    previous_job_id: Mapped[UUID | None]
     pruned_at: Mapped[datetime | None]  # since when the contract is empty
 
 
@@ -195,6 +197,18 @@ class Result(Base):
     model_card_id: Mapped[UUID | None]
     coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
+    # The signals of `db.outcome.Signals`, each None where it says nothing of this result.
+    length_ratio: Mapped[float | None]
+    repetition: Mapped[float | None]
+    detected_language: Mapped[str | None] = mapped_column(String(32))
+    untranslated_share: Mapped[float | None]
+    num_empty_parts: Mapped[int | None]
+    num_cut_parts: Mapped[int | None]
+    num_missed_placeholders: Mapped[int | None]
+    num_missed_terms: Mapped[int | None]
+    suspicions: Mapped[str | None]  # codes with spaces in between; None: nothing is suspicious
+    reasoning: Mapped[str | None] = mapped_column(Text)  # what the model thought before it answered
+    reasoning_tokens: Mapped[int | None]  # of the completion's
     pruned_at: Mapped[datetime | None]  # since when there is no text here, only counts
 
 
@@ -236,6 +250,7 @@ class AttemptRow(Base):
     next_state: Mapped[str] = mapped_column(String(16))  # where the job went from there
     error_code: Mapped[str | None] = mapped_column(String(64))  # None: released unblamed
     error_message: Mapped[str | None] = mapped_column(Text)
+    output: Mapped[str | None] = mapped_column(Text)  # the answer that was refused
 
 
 class QuarantinedMessage(Base):

@@ -1,10 +1,11 @@
 """What an attempt came to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
 from db.states import JobState
+from db.suspicion import Suspicion
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,30 @@ class Fence:
     job_id: UUID
     attempt: int
     owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """Cheap signs of an answer's quality; None: this one says nothing of the answer."""
+
+    length_ratio: float | None = None  # of the source's; an ideograph counts as three letters
+    repetition: float | None = None  # share of its most repetitive stretch, 0 to 1
+    detected_language: str | None = None  # what the answer seems to be in
+    untranslated_share: float | None = None  # of the letters of sentences of several words
+    num_empty_parts: int | None = None
+    num_cut_parts: int | None = None  # that ended at their limit of length
+    num_missed_placeholders: int | None = None
+    num_missed_terms: int | None = None  # of the glossary
+    suspicions: tuple[Suspicion, ...] = ()
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of a result."""
+        row = {name: getattr(self, name) for name in SIGNALS}
+        return {**row, "suspicions": " ".join(self.suspicions) or None}
+
+
+SIGNALS = tuple(each.name for each in fields(Signals) if each.name != "suspicions")
+NO_SIGNALS = Signals()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +54,9 @@ class Answer:
     model_card: dict[str, Any] | None = None  # what it shares with others of its model
     coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
     left_out_characters: int | None = None  # of the source
+    signals: Signals = NO_SIGNALS
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The reading API: jobs with their results, page by page, without knowing the tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from math import ceil, floor
+from math import ceil, floor, isfinite
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
@@ -13,10 +14,12 @@ from sqlalchemy.orm import aliased
 from db.clock import microseconds_between
 from db.lane import Lane
 from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.outcome import SIGNALS
 from db.queries import claims, quarantine, submission
 from db.queries.conditions import has_pair
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState
+from db.suspicion import Suspicion
 
 PAGE = 1000
 MAX_MESSAGES = 20  # named with one job
@@ -60,6 +63,18 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    # Signals of the result's quality, as in `db.outcome.Signals`.
+    length_ratio: float | None = None
+    repetition: float | None = None
+    detected_language: str | None = None
+    untranslated_share: float | None = None
+    num_empty_parts: int | None = None
+    num_cut_parts: int | None = None
+    num_missed_placeholders: int | None = None
+    num_missed_terms: int | None = None
+    suspicions: tuple[Suspicion, ...] = ()
+    reasoning: str | None = None  # what the model thought before it answered
+    reasoning_tokens: int | None = None  # of the completion's
     # When its texts went, by their age or for a person who asked; its counts stay.
     input_pruned_at: datetime | None = None
     output_pruned_at: datetime | None = None
@@ -104,6 +119,53 @@ class Cursor:
     def parse(cls, text: str) -> "Cursor":
         instant, _, job_id = text.rpartition("_")
         return cls(datetime.fromisoformat(instant), UUID(job_id))
+
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], ColumnElement[bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFilter:
+    """A condition on one signal of a result; a result without that signal is left out."""
+
+    name: str  # one of `db.outcome.SIGNALS`
+    comparison: str  # one of COMPARISONS
+    value: float | str
+
+    @classmethod
+    def parse(cls, text: str) -> "SignalFilter":
+        """Read `length_ratio<0.3` or `detected_language=en`; raises ValueError with the fault."""
+        comparison = next((each for each in COMPARISONS if each in text), None)
+        if comparison is None:
+            raise ValueError(f"{text!r} must be NAME<VALUE, with one of {' '.join(COMPARISONS)}")
+        name, value = (each.strip() for each in text.split(comparison, 1))
+        if name not in SIGNALS:
+            raise ValueError(f"{name!r} is no signal; there are {', '.join(SIGNALS)}")
+        if name == "detected_language":
+            if comparison != "=" or not can_be_kept(value):
+                raise ValueError("detected_language can only be = a code such as en")
+            return cls(name, comparison, value)
+        try:
+            return cls(name, comparison, _number(value))
+        except ValueError:
+            raise ValueError(f"{value!r} is no number, as {name} is") from None
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        return COMPARISONS[self.comparison](getattr(Result, self.name), self.value)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +237,9 @@ def find_results(
     min_duration: float | None = None,
     max_duration: float | None = None,
     is_whole: bool | None = None,
+    is_suspicious: bool | None = None,
+    suspicion: Suspicion | str | None = None,
+    signals: Iterable[SignalFilter] = (),
     sort: Order = "oldest",
     after: Cursor | None = None,
     limit: int | None = None,
@@ -194,6 +259,9 @@ def find_results(
     error_code: of the last attempt, as in `prompt_too_long`
     min_duration, max_duration: `run_seconds`, both included; jobs without are left out
     is_whole: whether all of a source was read; jobs that have no source are left out
+    is_suspicious: whether a guard found anything suspicious in the result
+    suspicion: a reason that the result is suspicious for
+    signals:  each of which the result's signals must fulfil; see `SignalFilter.parse`
     sort:     oldest or newest first
     after:    the `cursor` of a job: only what follows it in that order
     with_input: read what the jobs were asked, too: the text, or the messages of a chat
@@ -242,6 +310,14 @@ def find_results(
     if is_whole is not None:
         left_out = Result.left_out_characters
         statement = statement.where(left_out == 0 if is_whole else left_out > 0)
+    if is_suspicious is not None:
+        found = Result.suspicions.is_not(None)
+        statement = statement.where(found if is_suspicious else Result.suspicions.is_(None))
+    if suspicion is not None:
+        codes = literal(" ") + Result.suspicions + literal(" ")
+        statement = statement.where(codes.contains(f" {Suspicion(suspicion)} ", autoescape=True))
+    for each in signals:
+        statement = statement.where(each.condition)
     return _pages(database, statement, after, limit, sort, with_input)
 
 
@@ -363,6 +439,9 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
+            Result.reasoning,
+            Result.reasoning_tokens,
             Payload.pruned_at.label("input_pruned_at"),
             Result.pruned_at.label("output_pruned_at"),
             Job.erased_at,
@@ -451,9 +530,16 @@ def _found_job(row: Row[Any]) -> FoundJob:
             "state": JobState(row.state),
             "output": row.output if row.output_pruned_at is None else None,
             "alternatives": tuple(row.alternatives or ()),
+            "suspicions": _suspicions(row.suspicions),
             "error": JobError(code, message or "") if code else None,
         }
     )
+
+
+def _suspicions(codes: str | None) -> tuple[Suspicion, ...]:
+    """Those that this version knows: a newer worker may have written others."""
+    known = set(Suspicion)
+    return tuple(Suspicion(code) for code in (codes or "").split() if code in known)
 
 
 def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:

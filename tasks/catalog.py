@@ -15,7 +15,7 @@ from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-TABLES = ("models", "worker", "retention", "audit")
+TABLES = ("models", "worker", "guards", "masking", "retention", "audit", "canaries")
 PAIR = ">"
 AUTO = "auto"  # a source language that the worker finds out
 
@@ -55,7 +55,10 @@ class Catalog:
     models: Mapping[str, Model]
     worker: Mapping[str, Any]  # the [worker] table, which the worker reads
     audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
+    guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
     retention: Any = dataclasses.field(default_factory=dict)  # as tasks.retention reads it
+    masking: Any = dataclasses.field(default_factory=dict)  # as tasks.masking reads it
+    canaries: Any = dataclasses.field(default_factory=list)  # as tasks.canaries reads it
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -79,7 +82,10 @@ class Catalog:
             models={alias: _model(path, alias, table) for alias, table in tables.items()},
             worker=written.get("worker", {}),
             audits_submits=_audits_submits(path, written.get("audit", {})),
+            guards=written.get("guards", {}),
             retention=written.get("retention", {}),
+            masking=written.get("masking", {}),
+            canaries=written.get("canaries", []),
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:

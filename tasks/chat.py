@@ -7,7 +7,7 @@ from celery import Task
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from tasks.app import app
-from tasks.contract import MAX_TEXT_CHARACTERS, Contract, Storable, clash, not_huge
+from tasks.contract import MAX_TEXT_CHARACTERS, Contract, JobId, Storable, clash, not_huge
 from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 MAX_TEMPLATE_KWARGS = 32
@@ -37,6 +37,8 @@ class ChatContract(Contract):
     task: ClassVar[str] = "chat"
 
     messages: tuple[Message, ...] = Field(min_length=1, max_length=1000)
+    # A chat of the same tenant that has succeeded: its dialogue and answer come before these.
+    previous_job_id: JobId | None = None
     # Switches of the model's chat template, such as {"enable_thinking": False}.
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
         default=None, max_length=MAX_TEMPLATE_KWARGS

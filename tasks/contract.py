@@ -6,6 +6,7 @@ a mistake is the caller's to read and not the night's to find.
 
 import difflib
 from typing import Annotated, Any, ClassVar, Self
+from uuid import UUID
 
 from pydantic import (
     AwareDatetime,
@@ -69,6 +70,20 @@ def is_truth_value(value: Any, info: ValidationInfo) -> Any:
     raise PydanticCustomError("no_truth_value", "must be true or false")
 
 
+def is_id(value: Any) -> Any:
+    """Refuse what is no job's id, without a word of what it is."""
+    if isinstance(value, str):
+        try:
+            return UUID(value)
+        except ValueError:
+            pass
+    if isinstance(value, UUID):
+        return value
+    raise PydanticCustomError(
+        "no_id", "must be a job's id, such as 01a20a9c-8646-70ad-ab14-32e4e2328b4c"
+    )
+
+
 def not_a_truth_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("no_instant", "must be a date and time")
@@ -103,6 +118,7 @@ def clash(field: str, fault: str) -> PydanticCustomError:
 Number = BeforeValidator(is_number)
 TruthValue = Annotated[bool, BeforeValidator(is_truth_value)]
 Instant = Annotated[AwareDatetime, BeforeValidator(not_a_truth_value)]
+JobId = Annotated[UUID, BeforeValidator(is_id)]
 Storable = BeforeValidator(storable)
 # The order is inside out: the last validator looks first.
 Text = Annotated[str, BeforeValidator(not_blank), Storable, BeforeValidator(not_huge)]

@@ -7,11 +7,15 @@ TidemillError
     ├── UnknownModel         no model by that name, or none for that task
     ├── UnknownLanguage      no model for that pair of languages
     ├── DuplicateId          another job of the same batch goes by that id
+    ├── UnknownPreviousJob   the tenant has no job by that id to continue
+    ├── PreviousJobUnfinished  the job to continue has no answer yet
+    ├── PreviousJobUnusable  the job to continue is no chat, or has not succeeded
     └── IdempotencyConflict  the key was used for another job
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 
 class TidemillError(Exception):
@@ -72,6 +76,32 @@ class DuplicateId(Refused):
         self.field, self.place, self.first_place = field, place, first_place
         self.fault = f"{field}: is that of {first_place} too; each job of a batch needs its own"
         super().__init__(f"{place}: {self.fault}")
+
+
+class UnknownPreviousJob(Refused):
+    """Whether another tenant has such a job is nobody else's to know."""
+
+    code = "unknown_previous_job"
+
+    def __init__(self, job_id: UUID, tenant: str) -> None:
+        super().__init__(f"previous_job_id: the tenant {tenant!r} has no job {job_id}")
+
+
+class PreviousJobUnfinished(Refused):
+    code = "previous_job_unfinished"
+
+    def __init__(self, job_id: UUID, state: str) -> None:
+        super().__init__(
+            f"previous_job_id: the job {job_id} is still {state}; "
+            "submit what follows its answer when that is there"
+        )
+
+
+class PreviousJobUnusable(Refused):
+    code = "previous_job_unusable"
+
+    def __init__(self, job_id: UUID, reason: str) -> None:
+        super().__init__(f"previous_job_id: the job {job_id} cannot be continued: {reason}")
 
 
 class IdempotencyConflict(Refused):

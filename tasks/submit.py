@@ -34,8 +34,10 @@ from tasks.contract import Contract
 from tasks.errors import ContractError, IdempotencyConflict, Problem, Refused
 from tasks.first_seen import FirstSeen
 from tasks.outage import Outage
+from tasks.previous_job import continued
 from tasks.quarantine import EndedJob, Reason, SetAside, job_id_of, keep, keep_ended
 from tasks.queues import SUBMISSIONS
+from tasks.tracing import submitting
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +86,12 @@ class SubmittedBatch:
 
 def submit_contract(contract: Contract) -> SubmittedJob:
     """Keep one job and publish it; raises Refused when it is not taken."""
-    submitted, message = _keep(settings.database(), settings.catalog(), contract)
-    if message is not None:
-        _ring(settings.database(), *message)
+    with submitting(contract.task) as traceparent:
+        submitted, message = _keep(
+            settings.database(), settings.catalog(), contract, traceparent=traceparent
+        )
+        if message is not None:
+            _ring(settings.database(), *message)
     return submitted
 
 
@@ -103,13 +108,17 @@ def submit_request(
         return _persistently(
             lambda: _keep_refusal(contract.task, job_id_of(request.id), fields, refusal)
         )
-    with audit.acting_as(f"celery {request.origin or 'unnamed'}"):
+    with (
+        audit.acting_as(f"celery {request.origin or 'unnamed'}"),
+        submitting(contract.task, request.get("traceparent")) as traceparent,
+    ):
         return submit_message(
             contract,
             fields,
             request.id,
             not_before=_instant(request.get("not_before")),
             not_after=_instant(request.get("not_after")),
+            traceparent=traceparent,
         )
 
 
@@ -119,6 +128,7 @@ def submit_message(
     message_id: str,
     not_before: datetime | None = None,
     not_after: datetime | None = None,
+    traceparent: str | None = None,
 ) -> str:
     """Keep the job of a Celery message; returns its id, which is the message's own
     (or, where that is no UUID, one made from it).
@@ -128,7 +138,9 @@ def submit_message(
     away the message waits here, unacked.
     """
     return _persistently(
-        lambda: _submit_message(contract, fields, job_id_of(message_id), not_before, not_after)
+        lambda: _submit_message(
+            contract, fields, job_id_of(message_id), not_before, not_after, traceparent
+        )
     )
 
 
@@ -143,11 +155,18 @@ def _submit_message(
     job_id: UUID,
     not_before: datetime | None,
     not_after: datetime | None,
+    traceparent: str | None,
 ) -> str:
     try:
         parsed = contract.parse(fields)
         submitted, message = _keep(
-            settings.database(), settings.catalog(), parsed, job_id, not_before, not_after
+            settings.database(),
+            settings.catalog(),
+            parsed,
+            job_id,
+            not_before,
+            not_after,
+            traceparent,
         )
     except Refused as refusal:
         return _keep_refusal(contract.task, job_id, fields, refusal)
@@ -210,8 +229,8 @@ def submit_batch(
     run_key makes a second call harmless: jobs that are there stay as they are,
     and jobs that a broken first call left out are added. The nth contract
     without an idempotency key of its own goes by its custom id, or else by n.
-    Raises Refused at the first contract that names an unknown model or
-    language, and DuplicateId where two contracts of the call have the same
+    Raises Refused at the first contract that names an unknown model,
+    language or previous job, and DuplicateId where two contracts of the call have the same
     custom id (or idempotency key, where they bring their own); what was kept
     before it stays, and a second call goes on. is_complete is called after the
     last contract: False leaves the batch open for a second call to add to.
@@ -226,9 +245,15 @@ def submit_batch(
         return SubmittedBatch(batch.id, batch.name, 0, sum(states.values()))
     num_new = num_known = 0
     keyed = _with_keys(contracts, run_key)
-    with Notifier() as notifier:
+    with Notifier() as notifier, submitting("batch") as traceparent:
         for chunk in iter(lambda: list(islice(keyed, CHUNK)), []):
-            jobs, payloads = _rows(catalog, chunk, batch.id)
+            jobs, payloads = _rows(
+                catalog,
+                [(continued(database, catalog, contract), key) for contract, key in chunk],
+                batch.id,
+            )
+            for job in jobs if traceparent is not None else ():
+                job["traceparent"] = traceparent
             with database.write() as session:
                 inserted = submission.insert_jobs(session, jobs)
                 new_payloads = [payload for payload in payloads if payload["job_id"] in inserted]
@@ -255,13 +280,16 @@ def _keep(
     job_id: UUID | None = None,
     not_before: datetime | None = None,
     not_after: datetime | None = None,
+    traceparent: str | None = None,
 ) -> tuple[SubmittedJob, tuple[str, Lane, UUID] | None]:
     """Insert one job; also returns what to publish, unless it was there, or is to wait.
 
     job_id: of the message that it came by
     """
+    contract = continued(database, catalog, contract)
     job = _job_row(catalog, contract, job_id or uuid7(), None, contract.idempotency_key)
     job["not_before"] = not_before
+    job["traceparent"] = traceparent
     if not_after is not None:
         job["deadline"] = min(not_after, job["deadline"] or not_after)
     payload = _payload_row(contract, job["id"])
@@ -481,4 +509,9 @@ def _job_row(
 
 
 def _payload_row(contract: Contract, job_id: UUID) -> dict[str, Any]:
-    return {"job_id": job_id, "contract": contract.work(), "metadata": contract.metadata}
+    return {
+        "job_id": job_id,
+        "contract": contract.work(),
+        "metadata": contract.metadata,
+        "previous_job_id": getattr(contract, "previous_job_id", None),
+    }

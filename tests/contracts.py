@@ -5,17 +5,9 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from tasks.chat import ChatContract
 from tasks.contract import Contract
+from tasks.contracts import CONTRACTS
 from tasks.errors import ContractError
-from tasks.generate import GenerateContract
-from tasks.summarize import SummarizeContract
-from tasks.translate import TranslateContract
-
-CONTRACTS: dict[str, type[Contract]] = {
-    each.task: each
-    for each in (SummarizeContract, TranslateContract, GenerateContract, ChatContract)
-}
 
 WORDS = st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=20).map(" ".join)
 LANGUAGES = st.sampled_from(["en", "fr", "de", "pt-BR", "fra_Latn", "zh"])

@@ -13,10 +13,11 @@ from uuid_utils.compat import uuid7
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import Job, Payload, Result
-from db.outcome import Answer, Fence
-from db.queries import claims, submission
+from db.outcome import Answer, Fence, Outcome
+from db.queries import claims, completion, submission
 from db.session import Database
 from db.states import JobState
+from worker.committer import result_row
 
 ROW: dict[str, Any] = {
     "task": "summarize",
@@ -139,6 +140,15 @@ def answer(output: str = "an answer") -> Answer:
         completion_tokens=2,
         provenance={"model_type": "fake"},
     )
+
+
+def succeed(database: Database, job_id: UUID, said: Answer) -> None:
+    """Let a queued job have this answer."""
+    (fence,) = claim(database, [job_id])
+    outcome = Outcome.succeeded(fence, said)
+    with database.write() as session:
+        session.execute(completion.finish_attempts([outcome]))
+        session.execute(completion.insert_results(), [result_row(outcome)])
 
 
 @contextmanager

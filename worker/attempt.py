@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from db.outcome import Fence, FinishedSegment, Outcome
+from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.messages import Output, Request
 from worker.backoff import backoff_seconds
 from worker.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed
 from worker.failpoints import passing
-from worker.recipes import RECIPES, Fallible, Steps, Work
+from worker.guards.guard import Guard
+from worker.job_trace import JobTrace
+from worker.recipes import Fallible, Steps, Work, steps_of
 from worker.segments import finished_output, segment_of
 from worker.settings import Settings
 
@@ -56,8 +58,10 @@ class Attempt:
         on_segment: Callable[[FinishedSegment], None] | None = None,
         segments: Mapping[int, dict[str, Any]] | None = None,
         ids: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+        trace: JobTrace | None = None,
     ) -> None:
-        """ids: what the log says of the job"""
+        """ids: what the log says of the job; trace: its spans, None where nobody wants any"""
         self.fence = fence
         self._work = work
         self._num_failures = num_failures
@@ -65,9 +69,11 @@ class Attempt:
         self._settings = settings
         self._on_outcome = on_outcome
         self._on_segment = on_segment
+        self._guard = guard
         self._segments = segments or {}
         self._has_segments = bool(segments)
         self._ids = ids or {"job_id": str(fence.job_id)}
+        self.trace = trace
         self._time_limit_seconds = time_limit_seconds
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
@@ -113,6 +119,8 @@ class Attempt:
         asked = self._in_flight.pop(output.request_id, None)
         if asked is None:
             return  # of a step that the recipe has given up
+        if self.trace is not None:
+            self.trace.answered(output)
         passing("generated")
         if output.failure is not None and not self._is_fallible:
             failure = RequestFailed(output.failure)
@@ -126,7 +134,7 @@ class Attempt:
             move()
             requests = self._next_requests()
         except StopIteration as finished:
-            self._end(Outcome.succeeded(self.fence, finished.value, self._has_segments))
+            self._examine(finished.value)
         except JobError as error:
             self._fail(error)
         except Exception as error:
@@ -134,14 +142,30 @@ class Attempt:
             self._fail(RecipeFailed(error))
         else:
             if requests:
+                if self.trace is not None:
+                    self.trace.asked(requests)
                 self._client.submit(requests, self._receive)
                 passing("requested")
                 if self._over:  # meanwhile, and its cancellation came before these
                     self._client.cancel([each.id for each in requests])
 
     def _begin(self) -> None:
-        self._steps = RECIPES[self._work.task](self._work)
+        recipe = None if self._guard is None else self._guard.recipe
+        self._steps = steps_of(self._work, recipe)
         self._enter(next(self._steps))
+
+    def _examine(self, answer: Answer) -> None:
+        if self._guard is None:
+            self._conclude(answer)
+        else:
+            self._guard.examine(self._work, answer, self._conclude)
+
+    def _conclude(self, verdict: Answer | JobError) -> None:
+        """On the thread of the last output, or on the guards'."""
+        if isinstance(verdict, JobError):
+            self._fail(verdict)
+        else:
+            self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
 
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""
@@ -149,6 +173,8 @@ class Attempt:
         self._unasked = iter(requests)
         self._outputs = {}
         self._num_in_step = 0
+        if self.trace is not None:
+            self.trace.part_began()
 
     def _give_up(self, failure: RequestFailed) -> None:
         """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
@@ -213,5 +239,7 @@ class Attempt:
             if self._over:
                 return
             self._over = True
+        if self.trace is not None:
+            self.trace.ended(outcome)
         self._client.cancel(list(self._in_flight))
         self._on_outcome(outcome)

@@ -20,8 +20,10 @@ from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
+from tasks.tracing import own_traceparent
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
+from worker.dialogue import with_dialogues
 from worker.failpoints import passing
 from worker.settings import Settings
 
@@ -46,6 +48,7 @@ class ClaimedJob:
     batch_id: UUID | None
     traceparent: str | None
     wait_seconds: float  # since it was submitted
+    claim_began_ns: int  # since the epoch
     contract: dict[str, Any]
     delivery: Delivery
     segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
@@ -57,7 +60,8 @@ class ClaimedJob:
         if self.batch_id is not None:
             ids["batch_id"] = str(self.batch_id)
         if self.traceparent is not None:
-            ids["trace_id"] = self.traceparent.split("-")[1]
+            own = own_traceparent(self.fence.job_id, self.batch_id, self.traceparent)
+            ids["trace_id"] = own.split("-")[1]
         return ids
 
 
@@ -148,6 +152,7 @@ class Claimer:
             return
 
     def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
+        began_ns = time.time_ns()
         # A job that two deliveries name belongs to the first; the other is done with it.
         named: dict[UUID, Delivery] = {}
         for delivery in deliveries:
@@ -159,8 +164,8 @@ class Claimer:
                 session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
-            contracts: dict[UUID, dict[str, Any]] = dict(
-                session.execute(claims.payloads_of(ids)).all()
+            contracts = with_dialogues(
+                session, dict(session.execute(claims.payloads_of(ids)).all())
             )
             segments = self._segments(session, [row.id for row in rows if row.attempt > 1])
             not_taken = named.keys() - set(ids)
@@ -178,6 +183,7 @@ class Claimer:
                 row.batch_id,
                 row.traceparent,
                 (row.started_at - row.created_at).total_seconds(),
+                began_ns,
                 contracts[row.id],
                 named[row.id],
                 segments.get(row.id, {}),

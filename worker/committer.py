@@ -308,6 +308,9 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "model_card_id": None if answer.model_card is None else model_card_id(answer.model_card),
         "coverage": answer.coverage,
         "left_out_characters": answer.left_out_characters,
+        **answer.signals.to_row(),
+        "reasoning": answer.reasoning,
+        "reasoning_tokens": answer.reasoning_tokens,
     }
 
 

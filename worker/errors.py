@@ -9,11 +9,14 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
+    ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
 """
 
 from collections.abc import Iterable
 
+from db.suspicion import HasSignals, Suspicion, in_words
 from engine.protocol.messages import RequestFailure
 from tasks.errors import TidemillError
 
@@ -97,6 +100,28 @@ class LanguageUnclear(JobError):
         super().__init__(
             f"the language of the text is not clear from its {num_letters} letters "
             f"(candidates: {seems}); give source_language"
+        )
+
+
+class QualityGuardFailed(JobError):
+    code = "quality_guard"
+    retryable = False
+
+    def __init__(self, suspicions: Iterable[Suspicion], signals: HasSignals) -> None:
+        reasons = "; ".join(f"{each} ({in_words(each, signals)})" for each in suspicions)
+        super().__init__(
+            f"the answer is suspicious: {reasons}; [guards] in tidemill.toml says to fail"
+        )
+
+
+class PreviousJobGone(JobError):
+    code = "previous_job_gone"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a job of the dialogue that this one continues is no longer in the database; "
+            "begin a new dialogue, or send its messages"
         )
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -30,7 +30,9 @@ from engine.protocol.limits import AS_CONFIGURED
 from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks import settings as places
+from tasks.canaries import Canary, canaries_of
 from tasks.catalog import Model
+from tasks.masking import Masking, masking_of
 from tasks.queues import queue_names
 from tasks.retention import retention_of
 from worker import quarantine
@@ -43,7 +45,10 @@ from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engine_client import EngineClient
+from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
+from worker.job_trace import JobTrace
+from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.model_record import changed_files
@@ -68,9 +73,18 @@ class Worker:
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
         retention: Retention | None = None,
+        guards: Mapping[str, Any] | None = None,
+        masking: Masking | None = None,
+        canaries: Sequence[Canary] = (),
     ) -> None:
-        """retention: of what is kept; None: for ever"""
+        """retention: of what is kept; None: for ever
+        guards: the [guards] table of `tidemill.toml`
+        masking: what of a job's text the model does not see; None: nothing
+        canaries: submitted every night
+        """
         self.settings = settings
+        self._canaries = canaries
+        self._guard = Guard(guards if guards is not None else {})
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
         self._models = models
@@ -86,6 +100,7 @@ class Worker:
             for model in models
         }
         self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
+        self._maskers = Maskers(masking or Masking())
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
         self._lock = threading.RLock()
@@ -122,7 +137,11 @@ class Worker:
         )
         self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
         self._nightly = NightlyPass(
-            database, self.owner, retention or Retention(), lambda: self._dispatcher.leads
+            database,
+            self.owner,
+            retention or Retention(),
+            lambda: self._dispatcher.leads,
+            canaries=canaries,
         )
         self._watchdog = ConsumerWatchdog(
             queue_names(self._clients),
@@ -155,6 +174,9 @@ class Worker:
             Settings.from_environment(catalog.worker, os.environ),
             on_consumer_stalled,
             retention_of(catalog.retention),
+            catalog.guards,
+            masking_of(catalog.masking),
+            canaries_of(catalog.canaries),
         )
 
     def capacity(self) -> dict[str, int]:
@@ -196,6 +218,7 @@ class Worker:
             lambda: self._dispatcher.leads,
             [model.alias for model in self._models],
             Path.cwd(),
+            canaries=self._canaries,
         )
         return PrometheusMetrics(
             self.settings.metrics_host, self.settings.metrics_port, self.figures, watch
@@ -268,6 +291,7 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._guard.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
         self._metrics.stop()
@@ -319,6 +343,8 @@ class Worker:
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return {
+            "owner": self.owner,
+            "leads": self._dispatcher.leads,
             "num_running_jobs": num_running,
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
@@ -329,6 +355,8 @@ class Worker:
                     "pid": client.pid,
                     "num_requests": client.num_held,
                     "num_restarts": client.num_restarts,
+                    "max_rows": client.sized.spec.max_sequences,
+                    "max_cache_tokens": client.sized.spec.max_cache_tokens,
                     **client.progress.to_json(),
                 }
                 for alias, replicas in self._clients.items()
@@ -353,6 +381,7 @@ class Worker:
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
                 self._languages[job.model],
+                self._maskers.masker_for(job.task, job.tenant),
             )
             attempt = Attempt(
                 job.fence,
@@ -365,6 +394,16 @@ class Worker:
                 self._committer.keep,
                 job.segments,
                 job.ids,
+                self._guard,
+                JobTrace.of(
+                    job.fence.job_id,
+                    job.batch_id,
+                    job.traceparent,
+                    job.claim_began_ns,
+                    task=job.task,
+                    model=job.model,
+                    attempt=job.fence.attempt,
+                ),
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -422,7 +461,9 @@ class Worker:
             self._settled.notify_all()
         for fence, running in ended:
             if running is not None:
-                _, job = running
+                attempt, job = running
+                if attempt.trace is not None:
+                    attempt.trace.committed()
                 job.delivery.settle([fence.job_id])
 
     def _attempts(self) -> list[Attempt]:

@@ -111,6 +111,7 @@ def _look_at_up() -> list[Finding]:
 def _look_at_redis() -> list[Finding]:
     from cli.errors import BrokerUnreachable
     from cli.stack.broker import look_at_broker
+    from cli.stack.exposure import redis_exposure
     from db.masking import masked
     from tasks import settings
     from tasks.errors import SettingsError
@@ -130,15 +131,20 @@ def _look_at_redis() -> list[Finding]:
                 "memory is short; set `maxmemory-policy noeviction`",
             )
         )
+    if (exposure := redis_exposure(url, look.access)) is not None:
+        findings.append(Finding("access", False, f"Redis: {exposure}"))
     return findings + [Finding("redis", False, fault) for fault in look.faults]
 
 
 def _look_at_database(database: "Database") -> list[Finding]:
+    from cli.stack.exposure import database_exposure
     from cli.stack.write_trial import write_fault
     from db.schema import head, require_current
 
     require_current(database)
     findings = [Finding("database", True, f"{database.shown_url} is at revision {head()}")]
+    if (exposure := database_exposure(database.url)) is not None:
+        findings.append(Finding("access", False, f"the database: {exposure}"))
     if (fault := write_fault(database)) is not None:
         findings.append(Finding("database", False, f"it takes no write: {fault}"))
     return findings

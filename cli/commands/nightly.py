@@ -19,10 +19,9 @@ def nightly(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and check everything, enqueue nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Until the batch is finished.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
-    ] = False,
+    estimate: options.Estimate = False,
+    wait: options.Wait = False,
+    strict: options.Strict = False,
     errors: options.Errors = None,
     json: options.Json = False,
 ) -> None:
@@ -48,11 +47,16 @@ def nightly(
     folder = config.resolve().parent
     complaints = Complaints(errors or night.errors_of(folder, today))
     # A source may be gone once its night is done; a second start is harmless all the same.
-    done = not dry_run and complete_batch(run_key) is not None
+    done = not (dry_run or estimate) and complete_batch(run_key) is not None
     parts = [] if done else night.parts_of(folder, today)
     for part in parts:
         part.check_defaults(catalog)
     parser = RowParser(parts, catalog, run_key, complaints.report, complaints.keep)
+    if estimate:
+        from cli.estimate import estimate_source
+
+        estimate_source(parser, catalog, complaints, json)
+        return
     if dry_run:
         with complaints.opened(parts):
             parser.check()

@@ -93,7 +93,7 @@ def reproduce(
 
 def contract_again(first: "JobDetails") -> "Contract":
     """The contract of a job, with what its model settled where the job left it open."""
-    from cli.ingest.row_parsing import CONTRACTS
+    from tasks.contracts import CONTRACTS
 
     contract = CONTRACTS[first.job.task]
     fields = dict(first.contract)

@@ -9,14 +9,16 @@ import typer
 
 from cli import options
 from cli.output.escaping import visible
-from cli.output.terminal import note, out, plural, print_table, say
+from cli.output.terminal import err, note, out, plural, print_table, say, warn
 
 TABLE_LIMIT = 50
+MAX_LISTED = 50  # names of files, of one kind
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
 
 
 def results(
+    context: typer.Context,
     task: Annotated[options.TaskName | None, typer.Option(help="Of this kind.")] = None,
     batch: Annotated[str | None, typer.Option(help="Of a batch: name, run key or id.")] = None,
     state: Annotated[
@@ -53,6 +55,19 @@ def results(
     incomplete: Annotated[
         bool, typer.Option("--incomplete", help="Made from a part of the source only.")
     ] = False,
+    suspicious: Annotated[
+        bool, typer.Option("--suspicious", help="Flagged by a guard; with the reasons.")
+    ] = False,
+    reason: Annotated[
+        options.SuspicionName | None, typer.Option(help="Flagged for this reason.")
+    ] = None,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME<VALUE",
+            help="Each of these holds, as 'repetition>0.3' or detected_language=en.",
+        ),
+    ] = None,
     sort: Annotated[
         Literal["oldest", "newest"], typer.Option(help="Which comes first, by submission.")
     ] = "oldest",
@@ -80,6 +95,15 @@ def results(
         Path | None,
         typer.Option("--output", "-o", help="A file, complete or not there at all."),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines, as --format jsonl.")] = False,
+    to_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A file for each job of a --batch, under the name of its source; what is there "
+            "already is skipped.",
+        ),
+    ] = None,
     raw: Annotated[
         bool,
         typer.Option(
@@ -94,20 +118,28 @@ def results(
     JSON lines and Parquet hold every text as it is; a table and what goes to a
     terminal shows control characters as escapes.
     """
+    if to_folder is not None:
+        _require_batch_alone(context)
+        assert batch is not None
+        _write_folder(batch, to_folder)
+        return
     from cli.errors import NotFound
-    from cli.output.job_json import FIELDS
+    from cli.output.job_json import FIELDS, SIGNAL_FIELDS
     from cli.output.output_file import opened
     from cli.output.writers import (
         DISPENSABLE,
+        TABLE_COLUMNS,
         results_table,
         write_csv,
         write_jsonl,
         write_parquet,
     )
     from cli.stack.ready import require_ready
-    from db.reading import Cursor, find_batches, find_results
+    from db.reading import Cursor, SignalFilter, find_batches, find_results
 
-    format = format or _format_of(output)
+    if json and format not in (None, "jsonl"):
+        raise typer.BadParameter("is --format jsonl; give one", param_hint="--json")
+    format = "jsonl" if json else format or _format_of(output)
     if output is not None:
         _require_place(output, format)
     if format == "parquet" and output is None and sys.stdout.isatty():
@@ -133,6 +165,10 @@ def results(
         raise typer.BadParameter(
             "is no cursor; a table that does not end prints one", param_hint="--after"
         ) from None
+    try:
+        signals = [SignalFilter.parse(each) for each in signal or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--signal") from None
     pairs = options.pairs("--metadata", metadata or ())
     first, last = options.instant("--since", since), options.instant("--until", until)
     database = require_ready()
@@ -154,24 +190,33 @@ def results(
         min_duration=shortest,
         max_duration=longest,
         is_whole=False if incomplete else None,
+        is_suspicious=True if suspicious else None,
+        suspicion=reason,
+        signals=signals,
         sort=sort,
         after=cursor,
         limit=limit,
         with_input=input or "input" in (chosen or ()),
         database=database,
     )
+    shows_signals = chosen is None and bool(suspicious or reason or signals)
     if format == "table":
+        if shows_signals:
+            chosen = [*TABLE_COLUMNS[:-2], *(["input"] if input else []), "reasons", "output"]
         found = list(jobs)
         if not found:
             say("no job matches" if state == "all" else f"no {state} job matches")
             return
-        print_table(results_table(found, chosen), () if chosen else DISPENSABLE)
+        is_ours = chosen is None or shows_signals
+        print_table(results_table(found, chosen), DISPENSABLE if is_ours else ())
         if len(found) == limit:
             note(f"{plural(limit, 'job')}; what follows: --after {found[-1].cursor}")
         return
     if input and chosen is None:
         place = FIELDS.index("output")
         chosen = [*FIELDS[:place], "input", *FIELDS[place:], "alternatives"]
+    if shows_signals:
+        chosen = [*(chosen or (*FIELDS, "alternatives")), *SIGNAL_FIELDS]
     with opened(output) as to:
         if format == "parquet":
             write_parquet(jobs, to, chosen)
@@ -183,6 +228,64 @@ def results(
             write_csv(jobs, _Shown(utf8), chosen, raw=raw)
         else:
             write_csv(jobs, utf8, chosen, raw=raw)
+
+
+def _require_batch_alone(context: typer.Context) -> None:
+    """A usage error where a folder is asked for of anything but one whole batch."""
+    if context.params["batch"] is None:
+        raise typer.BadParameter(
+            "needs the --batch that is to be written", param_hint="--to-folder"
+        )
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if is_given and name not in ("batch", "to_folder"):
+            raise typer.BadParameter(
+                "takes a whole --batch and nothing beside it",
+                param_hint=f"--to-folder with --{name.replace('_', '-')}",
+            )
+
+
+def _write_folder(batch: str, folder: Path) -> None:
+    """Write the outputs of a batch as files; status 1 where one of its jobs has no file then."""
+    from cli.lookup import found_batch
+    from cli.output.result_folder import ResultFolder
+    from cli.stack.ready import require_ready
+    from db.reading import find_results
+
+    database = require_ready()
+    found = found_batch(batch)
+    again = "the same command, run again, goes on"
+    with ResultFolder(folder) as to_folder:
+        written = to_folder.written
+        try:
+            with err.status(f"writing to {folder}"):
+                to_folder.write(find_results(batch=found.id, state=None, database=database))
+        except KeyboardInterrupt:
+            note(f"{plural(written.num_written, 'file')} written; {again}")
+            raise typer.Exit(130) from None
+    there = f", {written.num_there_before:,} were there before" if written.num_there_before else ""
+    say(f"wrote {plural(written.num_written, 'file')} to {folder}{there}")
+    if written.partial:
+        _list("made from a part of the source only", written.partial)
+    if written.renamed:
+        _list("under another name, for theirs was taken", written.renamed)
+    if written.num_unfinished:
+        note(f"{plural(written.num_unfinished, 'job')} not finished; {again}")
+    if written.unwritable:
+        _list("not written", [f"{name}: {why}" for name, why in written.unwritable])
+    if written.without_output:
+        _list("without a result", [f"{name}: {why}" for name, why in written.without_output])
+    if written.num_unfinished or written.unwritable or written.without_output:
+        raise typer.Exit(1)
+
+
+def _list(what: str, lines: list[str]) -> None:
+    warn(f"{what}: {len(lines):,}")
+    for line in lines[:MAX_LISTED]:
+        note("  " + visible(line, one_line=True))
+    if len(lines) > MAX_LISTED:
+        note(f"  ... and {len(lines) - MAX_LISTED:,} more")
 
 
 class _Shown:

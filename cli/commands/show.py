@@ -43,6 +43,8 @@ def show(
             say(f"{'coverage':<{width}}  {line}")
     for name, value in details.contract.items():
         _section(name, value)
+    if details.job.reasoning is not None:
+        _section("reasoning", details.job.reasoning)
     if details.job.output is not None:
         _section("output", details.job.output)
     for number, alternative in enumerate(details.job.alternatives, start=2):
@@ -53,6 +55,8 @@ def show(
 
 
 def _facts(details: "JobDetails") -> list[tuple[str, str]]:
+    from db.suspicion import in_words
+
     job = details.job
     facts: list[tuple[str, Any]] = [
         ("id", job.id),
@@ -82,12 +86,17 @@ def _facts(details: "JobDetails") -> list[tuple[str, str]]:
         facts.append(
             ("took", f"{(job.finished_at - job.started_at).total_seconds():.3f} s running")
         )
+        thought = "" if job.reasoning is None else f", {job.reasoning_tokens} of them thought"
         facts.append(
             (
                 "tokens",
-                f"{job.prompt_tokens} in, {job.completion_tokens} out ({job.finish_reason})",
+                f"{job.prompt_tokens} in, {job.completion_tokens} out{thought} "
+                f"({job.finish_reason})",
             )
         )
+    facts.append(
+        ("suspicious", "; ".join(f"{each} ({in_words(each, job)})" for each in job.suspicions))
+    )
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
@@ -114,10 +123,14 @@ def _section(name: str, value: Any) -> None:
 
 
 def _as_json(details: "JobDetails") -> dict[str, Any]:
-    from cli.output.job_json import record
+    from cli.output.job_json import FIELDS, SIGNAL_FIELDS, record
 
+    alternatives = (
+        {"alternatives": list(details.job.alternatives)} if (details.job.alternatives) else {}
+    )
     return {
-        **record(details.job),
+        **record(details.job, (*FIELDS, *SIGNAL_FIELDS)),
+        **alternatives,
         "tenant": details.job.tenant,
         "language": details.job.language,
         "lane": details.lane.value,
@@ -129,6 +142,8 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
         "owner": details.owner,
         "contract": dict(details.contract),
         "provenance": details.provenance,
+        "reasoning": details.job.reasoning,
+        "reasoning_tokens": details.job.reasoning_tokens,
         "messages": [{"id": str(each.id), "reason": each.reason} for each in details.messages],
         "coverage": details.coverage,
         **{

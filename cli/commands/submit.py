@@ -64,6 +64,9 @@ def submit(
     ] = None,
     source_language: Annotated[str | None, typer.Option(help="For translate: from.")] = None,
     target_language: Annotated[str | None, typer.Option(help="For translate: into.")] = None,
+    previous_job_id: Annotated[
+        str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
         options.LaneName | None,
@@ -75,10 +78,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again under it finds the first job.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it is finished.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")
-    ] = False,
+    estimate: options.Estimate = False,
+    wait: options.Wait = False,
+    strict: options.Strict = False,
     errors: options.Errors = None,
     json: options.Json = False,
 ) -> None:
@@ -92,6 +94,7 @@ def submit(
     for name, value in (
         ("source_language", source_language),
         ("target_language", target_language),
+        ("previous_job_id", previous_job_id),
         ("model", model),
         ("lane", lane),
         ("priority", priority),
@@ -112,7 +115,9 @@ def submit(
                     param_hint=f"--{name.replace('_', '-')}",
                 )
         columns = options.pairs("--field", field or ())
-        _submit_files(task, files, defaults, columns, batch, run_key, wait, strict, errors, json)
+        _submit_files(
+            task, files, defaults, columns, batch, run_key, estimate, wait, strict, errors, json
+        )
         return
     if field:
         raise typer.BadParameter("is about the columns of a --file", param_hint="--field")
@@ -123,7 +128,7 @@ def submit(
     if text == "-" and not as_text:
         # Bytes that are no UTF-8 become lone surrogates, which the contract names.
         text = sys.stdin.buffer.read().decode(errors="surrogateescape")
-    _submit_text(task, text, defaults, batch, run_key, wait, json)
+    _submit_text(task, text, defaults, batch, run_key, estimate, wait, json)
 
 
 def _text_or_files(
@@ -185,15 +190,22 @@ def _submit_text(
     defaults: dict[str, Any],
     batch: str | None,
     run_key: str | None,
+    estimate: bool,
     wait: bool,
     json: bool,
 ) -> None:
-    from cli.ingest.row_parsing import CONTRACTS
     from cli.stack.ready import require_ready, say_if_nobody_works
+    from tasks.contracts import CONTRACTS
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
-    require_ready()
+    database = require_ready()
+    if estimate:
+        from cli.estimate import estimated, say_estimate
+        from tasks import settings
+
+        say_estimate(estimated(database, settings.catalog(), [contract]), json)
+        return
     if batch is not None or run_key is not None:
         _submit_as_batch(contract, batch, run_key, wait, json)
         return
@@ -260,6 +272,7 @@ def _submit_files(
     columns: dict[str, str],
     batch: str | None,
     run_key: str | None,
+    estimate: bool,
     wait: bool,
     strict: bool,
     errors: Path | None,
@@ -269,9 +282,10 @@ def _submit_files(
 
     from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
-    from cli.ingest.row_parsing import CONTRACTS, Part, RowParser
+    from cli.ingest.row_parsing import Part, RowParser
     from cli.stack.ready import require_ready
     from tasks import settings
+    from tasks.contracts import CONTRACTS
 
     if "-" in files and strict:
         raise typer.BadParameter(
@@ -298,6 +312,11 @@ def _submit_files(
     parser = RowParser(
         parts, catalog, run_key, complaints.report, complaints.keep, one_namespace=len(parts) > 1
     )
+    if estimate:
+        from cli.estimate import estimate_source
+
+        estimate_source(parser, catalog, complaints, json)
+        return
     enqueued = enqueue(
         parser,
         complaints,

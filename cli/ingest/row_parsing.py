@@ -7,19 +7,14 @@ from typing import Any
 
 from cli.errors import ColumnsUnfit, CommandError, SourceEmpty
 from cli.ingest import BadRow, Row, Source
+from tasks import settings
 from tasks.catalog import Catalog
 from tasks.chat import ChatContract
 from tasks.contract import Contract
 from tasks.errors import ContractError, DuplicateId, Refused
 from tasks.first_seen import FirstSeen
-from tasks.generate import GenerateContract
-from tasks.summarize import SummarizeContract
-from tasks.translate import TranslateContract
+from tasks.previous_job import continued
 
-CONTRACTS: Mapping[str, type[Contract]] = {
-    contract.task: contract
-    for contract in (SummarizeContract, TranslateContract, GenerateContract, ChatContract)
-}
 METADATA = "metadata."
 MAX_KEY_CHARACTERS = 256
 MAX_COLUMN_SHOWN, MAX_COLUMNS_SHOWN = 64, 20
@@ -253,6 +248,8 @@ class RowParser:
             return None
         try:
             contract = part.contract_of(row.fields)
+            if getattr(contract, "previous_job_id", None) is not None:
+                continued(settings.database(), self._catalog, contract)
             route(self._catalog, contract)
             contract = self._with_key(part, row, contract)
             self._require_new(part, row, contract)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from db.outcome import SIGNALS
 from db.reading import FoundJob
+from db.suspicion import in_words
 
 
 def _instant(at: datetime | None) -> str | None:
@@ -30,6 +32,8 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "prompt_tokens": lambda job: job.prompt_tokens,
     "completion_tokens": lambda job: job.completion_tokens,
     "left_out_characters": lambda job: job.left_out_characters,
+    "reasoning": lambda job: job.reasoning,
+    "reasoning_tokens": lambda job: job.reasoning_tokens,
     "error": _error,
     "error_code": lambda job: job.error.code if job.error else None,
     "error_message": lambda job: job.error.message if job.error else None,
@@ -42,11 +46,21 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "finished_at": lambda job: _instant(job.finished_at),
     "wait_seconds": lambda job: job.wait_seconds,
     "run_seconds": lambda job: job.run_seconds,
+    "suspicions": lambda job: [each.value for each in job.suspicions],
+    "reasons": lambda job: [in_words(each, job) for each in job.suspicions],
+    "length_ratio": lambda job: job.length_ratio,
+    "repetition": lambda job: job.repetition,
+    "detected_language": lambda job: job.detected_language,
+    "untranslated_share": lambda job: job.untranslated_share,
+    "num_empty_parts": lambda job: job.num_empty_parts,
+    "num_cut_parts": lambda job: job.num_cut_parts,
+    "num_missed_placeholders": lambda job: job.num_missed_placeholders,
+    "num_missed_terms": lambda job: job.num_missed_terms,
     "pruned_at": lambda job: _instant(job.pruned_at),
     "erased_at": lambda job: _instant(job.erased_at),
 }
-# What a record has where nobody chose; `alternatives` follow where there are some, and when
-# its texts went where they did.
+# What a record has where nobody chose; `alternatives` and `reasoning` follow where there are
+# some, and when its texts went where they did.
 FIELDS = (
     "id",
     "batch",
@@ -70,11 +84,17 @@ FIELDS = (
 )
 
 
+# What follows them where somebody looks for what is suspicious.
+SIGNAL_FIELDS = ("suspicions", "reasons", *SIGNALS)
+
+
 def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any]:
     """The columns in their order, JSON-able; by default `FIELDS`."""
     made = {name: COLUMNS[name](job) for name in columns or FIELDS}
     if columns is None and job.alternatives:
         made["alternatives"] = list(job.alternatives)
+    if columns is None and job.reasoning is not None:
+        made |= {"reasoning": job.reasoning, "reasoning_tokens": job.reasoning_tokens}
     if columns is None and job.pruned_at:
         made |= {name: COLUMNS[name](job) for name in ("pruned_at", "erased_at")}
     return made

@@ -106,6 +106,16 @@ def write_parquet(
         "prompt_tokens": count,
         "completion_tokens": count,
         "left_out_characters": count,
+        "suspicions": pa.list_(text),
+        "reasons": pa.list_(text),
+        "length_ratio": pa.float64(),
+        "repetition": pa.float64(),
+        "untranslated_share": pa.float64(),
+        "num_empty_parts": count,
+        "num_cut_parts": count,
+        "num_missed_placeholders": count,
+        "num_missed_terms": count,
+        "reasoning_tokens": count,
         "attempt": count,
         "error": pa.struct([("code", text), ("message", text)]),
         "metadata": pa.map_(text, text),
@@ -142,7 +152,9 @@ def _groups(jobs: Iterable[FoundJob]) -> Iterator[list[FoundJob]]:
     num_characters = 0
     for job in jobs:
         group.append(job)
-        num_characters += sum(map(len, (job.input or "", job.output or "", *job.alternatives)))
+        num_characters += sum(
+            map(len, filter(None, (job.input, job.output, job.reasoning, *job.alternatives)))
+        )
         if len(group) == MAX_GROUP_ROWS or num_characters > MAX_GROUP_CHARACTERS:
             yield group
             group, num_characters = [], 0
@@ -186,5 +198,13 @@ def _table_cell(name: str, job: FoundJob) -> Any:
         value = ", ".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, list):
         value = " | ".join(value)
-    is_text = name in ("input", "output", "alternatives", "error", "error_message")
+    is_text = name in (
+        "input",
+        "output",
+        "alternatives",
+        "error",
+        "error_message",
+        "reasons",
+        "reasoning",
+    )
     return one_line(str(value), CELL_CHARACTERS if is_text else NAME_CHARACTERS)

@@ -22,6 +22,7 @@ class BrokerLook:
     num_unacked: int  # delivered to workers, not acked yet
     faults: tuple[str, ...]  # what it says has gone wrong, a sentence each
     folder: str | None  # where it keeps its files, on its own machine
+    access: dict[str, str]  # its settings of who may reach it; empty where it does not say
 
 
 # What `INFO` says went wrong, and what to do.
@@ -48,6 +49,7 @@ def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
                 *lengths, num_unacked = pipeline.execute()
             refusal = _trial_write(client)
             folder = _folder(client)
+            access = _access(client)
     except redis.AuthenticationError as error:
         raise BrokerUnreachable(
             f"Redis at {masked(url)} refuses the password: {error}; put the right one into "
@@ -68,6 +70,7 @@ def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
         num_unacked=int(num_unacked),
         faults=(*_faults(info), *refusal),
         folder=folder,
+        access=access,
     )
 
 
@@ -92,6 +95,17 @@ def _trial_write(client: "redis.Redis") -> tuple[str, ...]:
     except redis.ResponseError as error:
         return (f"it refuses to write: {error}",)
     return ()
+
+
+def _access(client: "redis.Redis") -> dict[str, str]:
+    try:
+        return {
+            name: str(value)
+            for name in ("bind", "protected-mode")
+            for value in client.config_get(name).values()
+        }
+    except redis.RedisError:
+        return {}
 
 
 def _folder(client: "redis.Redis") -> str | None:

@@ -132,7 +132,14 @@ def empty_results(condition: ColumnElement[bool]) -> Update:
     """Take out of results whatever may hold a text; the counts stay, and which model it was."""
     emptied = update(Result).where(condition)
     return _quietly(
-        emptied.values(output="", alternatives=[], provenance={}, coverage=None, pruned_at=now())
+        emptied.values(
+            output="",
+            alternatives=[],
+            reasoning=None,
+            provenance={},
+            coverage=None,
+            pruned_at=now(),
+        )
     )
 
 

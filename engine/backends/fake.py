@@ -17,7 +17,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.core.completion import Completion, GeneratedTokens
 from engine.core.scheduler import StepPlan
@@ -42,6 +42,7 @@ from engine.protocol.messages import (
 )
 from engine.sampling.resolve_params import Room, Settings, resolve
 from engine.text.characters import sanitize
+from engine.text.reasoning import THINK
 from engine.text.stop_strings import cut_at_stop, stop_position
 from engine.text.token_lengths import no_pause
 
@@ -103,7 +104,13 @@ class FakeBackend:
         max_tokens = self.spec.max_input_tokens or MAX_CONTEXT_TOKENS
         room = Room(num_before=1, max_context_tokens=None, max_new_tokens=self.spec.max_new_tokens)
         return Measurement(
-            num_tokens=tuple(len(sanitize(each).split()) for each in request.measured_texts),
+            num_tokens=tuple(
+                len(prompt_words(each))
+                for each in (
+                    *(replace(request, text=each) for each in request.measured_texts),
+                    *(replace(request, messages=each) for each in request.measured_messages),
+                )
+            ),
             max_prompt_tokens=min(max_tokens, self.sized.spec.max_step_tokens),
             max_new_tokens=resolve(request.params, {}, room, fresh_seed=0).max_new_tokens,
         )
@@ -159,8 +166,22 @@ class FakeBackend:
         return Completion(sequence, tuple(row.answer() for row in rows))
 
     def _choice(self, answer: GeneratedTokens, words: list[str], stop: tuple[str, ...]) -> Choice:
-        text = cut_at_stop(spoken(answer.token_ids, words), stop)
-        return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
+        token_ids, thought = answer.token_ids, None
+        spoken_words = [words[each] for each in token_ids]
+        if spoken_words[:1] == [THINK[0]]:
+            num = spoken_words.index(THINK[1]) + 1 if THINK[1] in spoken_words else len(token_ids)
+            thought = " ".join(word for word in spoken_words[:num] if word not in THINK)
+            token_ids = token_ids[num:]
+        choice = Choice(
+            cut_at_stop(spoken(token_ids, words), stop),
+            answer.finish_reason,
+            len(answer.token_ids),
+            answer.token_ids,
+        )
+        if thought is None:
+            return choice
+        num_tokens = len(answer.token_ids) - len(token_ids)
+        return replace(choice, reasoning=thought, reasoning_tokens=num_tokens)
 
     @staticmethod
     def _holds(sequence: Sequence, text: str | None) -> bool:

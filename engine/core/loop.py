@@ -49,6 +49,8 @@ class Loop:
         self.num_in_flight = 0
         self.num_by_generate = 0
         self.busy_seconds = 0.0
+        self.num_rows = 0  # of the last step; this and the next are 0 when there is none
+        self.num_cache_tokens = 0
         self.num_row_steps = 0
         self.step_counts = [0] * (len(STEP_SECONDS) + 1)
 
@@ -65,13 +67,22 @@ class Loop:
         self.cancel()
         plan = self.scheduler.next_step(self.engine.max_rows)
         if plan is None:
+            self.rest()
             return None
-        self.num_row_steps += self.scheduler.num_rows
+        self.num_rows = self.scheduler.num_rows
+        self.num_cache_tokens = self.scheduler.num_cache_tokens
+        self.num_row_steps += self.num_rows
         results = self.step(plan)
         finished = self.scheduler.apply(plan, results)
         self.count(plan, finished)
         self.outbox.put(finished, self.progress())
         return plan
+
+    def rest(self) -> None:
+        """Let the parent know, within seconds, that nothing is held between steps any more."""
+        if self.num_rows:
+            self.num_rows = self.num_cache_tokens = 0
+            self.outbox.put([], self.progress())
 
     def check(self) -> None:
         """Raise InvariantBroken if scheduler, tracker and backend disagree about what they hold."""
@@ -125,8 +136,8 @@ class Loop:
             num_in_flight=self.num_in_flight,
             num_by_generate=self.num_by_generate,
             busy_seconds=self.busy_seconds,
-            num_rows=self.scheduler.num_rows,
-            num_cache_tokens=self.scheduler.num_cache_tokens,
+            num_rows=self.num_rows,
+            num_cache_tokens=self.num_cache_tokens,
             num_row_steps=self.num_row_steps,
             step_counts=tuple(self.step_counts),
         )

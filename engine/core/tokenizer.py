@@ -62,7 +62,7 @@ class TokenizerThread(Thread):
 
         try:
             self.stop_if_cancelled(request)
-            if request.measured_texts:
+            if request.is_measured:
                 measurement = self.engine.measure(request, between_slices)
                 self.outbox.refuse(Output(request_id=request.id, measurement=measurement))
                 return

@@ -12,8 +12,8 @@ does not parse is our own mistake.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from engine.errors import RequestError
@@ -77,12 +77,18 @@ class Request:
     text: str | None = None  # None for chat
     # Texts whose prompts are to be counted; then nothing is generated, and `text` is None.
     measured_texts: tuple[str, ...] = ()
+    measured_messages: tuple[tuple[Message, ...], ...] = ()  # the same for chat
     messages: tuple[Message, ...] = ()  # chat only
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether prompts are to be counted, and nothing is generated."""
+        return bool(self.measured_texts or self.measured_messages)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -91,7 +97,8 @@ class Request:
             task=data["task"],
             text=data.get("text"),
             measured_texts=tuple(data.get("measured_texts", ())),
-            messages=tuple(Message(*each) for each in data.get("messages", ())),
+            measured_messages=tuple(map(_read_messages, data.get("measured_messages", ()))),
+            messages=_read_messages(data.get("messages", ())),
             source_language=data.get("source_language"),
             target_language=data.get("target_language"),
             params=Params.from_json(data["params"]),
@@ -108,8 +115,10 @@ class Request:
         }
         if self.measured_texts:
             data["measured_texts"] = list(self.measured_texts)
+        if self.measured_messages:
+            data["measured_messages"] = [_write_messages(each) for each in self.measured_messages]
         if self.messages:
-            data["messages"] = [[each.role, each.content] for each in self.messages]
+            data["messages"] = _write_messages(self.messages)
         if self.source_language is not None:
             data["source_language"] = self.source_language
         if self.target_language is not None:
@@ -119,6 +128,14 @@ class Request:
         if self.is_interactive:
             data["is_interactive"] = True
         return data
+
+
+def _read_messages(data: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(*each) for each in data)
+
+
+def _write_messages(messages: Iterable[Message]) -> list[list[str]]:
+    return [[each.role, each.content] for each in messages]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +150,21 @@ class Choice:
     finish_reason: FinishReason
     completion_tokens: int
     token_ids: tuple[int, ...] = ()
+    reasoning: str | None = None  # what a model thought before it answered
+    reasoning_tokens: int = 0  # of the completion's
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Self:
+        text, finish_reason, completion_tokens, *thought = data
+        choice = cls(text, finish_reason, completion_tokens)
+        if not thought:
+            return choice
+        reasoning, reasoning_tokens = thought
+        return replace(choice, reasoning=reasoning, reasoning_tokens=reasoning_tokens)
+
+    def to_json(self) -> list[Any]:
+        thought = [] if self.reasoning is None else [self.reasoning, self.reasoning_tokens]
+        return [self.text, self.finish_reason, self.completion_tokens, *thought]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +216,7 @@ class Output:
         failure, measurement = data.get("failure"), data.get("measurement")
         return cls(
             request_id=data["request_id"],
-            choices=tuple(Choice(*each) for each in data["choices"]),
+            choices=tuple(map(Choice.from_json, data["choices"])),
             prompt_tokens=data["prompt_tokens"],
             settings=data["settings"],
             failure=None if failure is None else RequestFailure(*failure),
@@ -194,9 +226,7 @@ class Output:
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {
             "request_id": self.request_id,
-            "choices": [
-                [each.text, each.finish_reason, each.completion_tokens] for each in self.choices
-            ],
+            "choices": [each.to_json() for each in self.choices],
             "prompt_tokens": self.prompt_tokens,
             "settings": dict(self.settings),
         }
@@ -220,7 +250,7 @@ class Progress:
     num_in_flight: int = 0
     num_by_generate: int = 0
     busy_seconds: float = 0.0  # in steps; the engine was idle for the rest
-    num_rows: int = 0  # taken now, and so the next
+    num_rows: int = 0  # of the last step, and so the next; 0 when nothing runs
     num_cache_tokens: int = 0  # places of the KV cache
     num_row_steps: int = 0  # the rows of every step, added up
     step_counts: tuple[int, ...] = ()  # steps by their time: up to each of STEP_SECONDS, and longer

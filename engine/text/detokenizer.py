@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 
-def text_of(tokenizer: Any, token_ids: list[int]) -> str:
-    """The text of the ids, special tokens left out.
+def text_of(tokenizer: Any, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+    """The text of the ids, special tokens left out or not.
 
     An embedding is often larger than its vocabulary, and a model may generate an id that has no
     token. Some tokenizers raise on such an id; it is left out then.
     """
     try:
-        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         known = [each for each in token_ids if knows(tokenizer, each)]
-        return str(tokenizer.decode(known, skip_special_tokens=True))
+        return str(tokenizer.decode(known, skip_special_tokens=skip_special_tokens))
 
 
 def knows(tokenizer: Any, token_id: int) -> bool:

@@ -21,6 +21,7 @@ from engine.sampling.resolve_params import Room, resolve, room_before_answer
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.prompts import Prompt, Prompts
+from engine.text.reasoning import ThoughtSplitter
 from engine.text.stop_strings import TokenTexts, cut_at_stop, stop_position
 from engine.text.token_lengths import no_pause
 
@@ -77,6 +78,7 @@ class TextProcessor:
         self.token_texts = TokenTexts(
             checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
         )
+        self.thoughts = ThoughtSplitter(checkpoint.tokenizer)
         # Three threads use a tokenizer: this one changes its source language as it encodes,
         # and a tokenizer must not be changed while another thread reads it.
         self.prompts = Prompts(
@@ -128,7 +130,8 @@ class TextProcessor:
         max_cache_tokens: int | None,
         between_slices: Callable[[], None] = no_pause,
     ) -> Measurement:
-        """The numbers of tokens of the prompts of its `measured_texts`, and how many there may be.
+        """The numbers of tokens of the prompts of its `measured_texts` or `measured_messages`, and
+        how many there may be.
         Raises RequestError.
 
         max_cache_tokens: of a backend that keeps keys and values between steps; else None
@@ -150,8 +153,11 @@ class TextProcessor:
             bounds.append((max_cache_tokens - answers) // num_prefills)
         return Measurement(
             num_tokens=tuple(
-                self._num_tokens(replace(request, text=each), between_slices)
-                for each in request.measured_texts
+                self._num_tokens(prompt, between_slices)
+                for prompt in (
+                    *(replace(request, text=each) for each in request.measured_texts),
+                    *(replace(request, messages=each) for each in request.measured_messages),
+                )
             ),
             max_prompt_tokens=max(min(each for each in bounds if each is not None), 0),
             max_new_tokens=settings.max_new_tokens,
@@ -213,14 +219,28 @@ class TextProcessor:
                 raise TokenOutOfRange(id_, num_ids)
 
     def _choice(self, sequence: Sequence, answer: GeneratedTokens) -> Choice:
-        text = sanitize(text_of(self.checkpoint.tokenizer, list(answer.token_ids)))
+        token_ids = list(answer.token_ids)
+        thought = None
+        if self.prompts.is_rendered(sequence.request):
+            thought = self.thoughts.thought(sequence.prompt_ids, token_ids)
+        if thought is not None:
+            token_ids = token_ids[thought.num_tokens :]
+        text = sanitize(text_of(self.checkpoint.tokenizer, token_ids))
         stops = sequence.settings.stop
         if stop_position(text, stops) is not None:
             text = cut_at_stop(text, stops)
         elif stops and answer.finish_reason == "stop":
             # Of special tokens, which are not in the text, or begun in the prompt.
-            before = self.token_texts.before_stop(sequence, list(answer.token_ids))
+            before = self.token_texts.before_stop(sequence, token_ids)
             text = text if before is None else sanitize(before)
         # A continuation begins where its prompt ended, perhaps with a space.
         text = text if sequence.request.task == "generate" else text.strip()
-        return Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
+        choice = Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
+        if thought is None:
+            return choice
+        return replace(
+            choice,
+            text=(sanitize(thought.rest) + text).strip(),
+            reasoning=sanitize(thought.text),
+            reasoning_tokens=thought.num_tokens,
+        )

@@ -11,7 +11,6 @@ decoder-only     the chat template if there is one; else a text to be continued
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ from engine.errors import (
     PromptTooLong,
     TextTooLong,
     UnknownLanguage,
-    UnsupportedParameter,
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request
 from engine.text.characters import sanitize
+from engine.text.chat_template import ChatTemplate
 from engine.text.languages import Languages, closest, is_language, standard_tag
 from engine.text.token_lengths import PrefixBound, no_pause
 
@@ -100,6 +99,7 @@ class Prompts:
         self.task_params: Mapping[str, Mapping[str, Any]] = (
             getattr(config, "task_specific_params", None) or {}
         )
+        self.chat_template = ChatTemplate(tokenizer)
         self.language_ids = language_ids(tokenizer)  # token ids by the checkpoint's own codes
         self.start_id = start_id
         self.own_source: str | None = getattr(tokenizer, "src_lang", None)
@@ -152,6 +152,12 @@ class Prompts:
         if self.is_encoder_decoder:
             return self._seq2seq(request, text, template)
         return self._causal(request, text, template)
+
+    def is_rendered(self, request: Request) -> bool:
+        """Whether a chat template writes the prompt."""
+        if request.task == "chat":
+            return True
+        return request.task != "generate" and not self.is_encoder_decoder and self.has_chat
 
     def params_of(self, request: Request) -> Mapping[str, Any]:
         """The entry of `task_specific_params` for the request's task; empty if there is none."""
@@ -208,10 +214,13 @@ class Prompts:
         raise UnknownLanguage("target_language", request.target_language, targets)
 
     def _causal(self, request: Request, text: str, template: str | None) -> PromptText:
-        has_chat = bool(getattr(self.tokenizer, "chat_template", None))
-        default = (INSTRUCTIONS if has_chat else CONTINUATIONS)[request.task]
+        default = (INSTRUCTIONS if self.has_chat else CONTINUATIONS)[request.task]
         filled = self._filled(template or default, request, text)
-        return self._chat([("user", filled)], {}) if has_chat else PromptText(filled)
+        return self._chat([("user", filled)], {}) if self.has_chat else PromptText(filled)
+
+    @property
+    def has_chat(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     def _own_template(self, request: Request, has_language_tokens: bool) -> str | None:
         """`summarize: {text}`, in the checkpoint's own words if it has some."""
@@ -259,27 +268,11 @@ class Prompts:
     def _chat(
         self, messages: list[tuple[str, str]], template_kwargs: Mapping[str, Any]
     ) -> PromptText:
-        if self.is_encoder_decoder or not getattr(self.tokenizer, "chat_template", None):
+        if self.is_encoder_decoder or not self.has_chat:
             raise NoChatTemplate(self.spec.alias)
         if not any(content.strip() for _, content in messages):
             raise EmptyPrompt("every message is empty")
-        turns = [{"role": role, "content": content} for role, content in messages]
-        try:
-            # A copy, for a template may change what it is given.
-            rendered: str = self.tokenizer.apply_chat_template(
-                turns,
-                add_generation_prompt=True,
-                tokenize=False,
-                **copy.deepcopy(dict(template_kwargs)),
-            )
-        except Exception as error:
-            # Templates are programs of the checkpoint and refuse by raising what they like,
-            # the user's own words among it, so what they say is not repeated.
-            reason = "the chat template of the model refuses these roles in this order"
-            if template_kwargs:
-                reason += ", or its chat_template_kwargs"
-            raise UnsupportedParameter("messages", reason) from error
-
+        rendered = self.chat_template.render(messages, template_kwargs)
         return PromptText(sanitize(rendered), is_rendered=True)
 
     def _tokenize(self, written: PromptText, text: str, **how: Any) -> list[int]:

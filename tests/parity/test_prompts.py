@@ -11,6 +11,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.backends.router import load
 from engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Message, Request
@@ -163,6 +164,84 @@ def test_switches_reach_the_template(folder_of):
     with pytest.raises(UnsupportedParameter) as refused:
         chat(strict="a secret")
     assert "secret" not in str(refused.value)
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate: user, assistant, \\'and so on\\'') }}"
+    "{% endif %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def chat_of(prompts: Prompts, *messages: Message) -> str:
+    return prompts.write(Request(id=0, task="chat", messages=messages)).text
+
+
+def test_a_templates_own_words_of_refusal_reach_the_user(folder_of):
+    prompts = prompts_of(folder_of("qwen2"))
+    prompts.tokenizer.chat_template = ALTERNATING
+    with pytest.raises(UnsupportedParameter) as refused:
+        chat_of(prompts, Message("user", "mill"), Message("user", "mill"))
+    assert str(refused.value) == (
+        "messages: the chat template of the model says: "
+        "Conversation roles must alternate: user, assistant, 'and so on'"
+    )
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "{{ raise_exception('no: ' + messages[0]['content']) }}",
+        "{{ raise_exception(messages[0]['content']) }}",
+        "{{ 1 / (messages[0]['content'] | length - 8) }}",
+        "{{ messages[0]['content'].secret.secret }}",
+        "{{ raise_exception('') }}",
+    ],
+)
+def test_words_that_may_be_the_users_are_not_repeated(folder_of, raised):
+    prompts = prompts_of(folder_of("qwen2"))
+    prompts.tokenizer.chat_template = raised
+    with pytest.raises(UnsupportedParameter) as refused:
+        chat_of(prompts, Message("user", "a secret"))
+    assert "secret" not in str(refused.value)
+    assert "refuses these roles" in str(refused.value)
+
+
+PARTS = (
+    "{% for m in messages %}[{{ m['role'] }}]{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_that_wants_content_as_a_list_gets_it_so(folder_of):
+    prompts = prompts_of(folder_of("qwen2"))
+    dialogue = (Message("system", "be brief"), Message("user", "mill"))
+    prompts.tokenizer.chat_template = PARTS
+    assert chat_of(prompts, *dialogue) == "[system]be brief[user]mill"
+    either = PARTS.replace(
+        "{% for part",
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part",
+    ).replace("{% endfor %}{% endfor %}", "{% endfor %}{% endif %}{% endfor %}")
+    other = prompts_of(folder_of("qwen2"))
+    other.tokenizer.chat_template = either
+    assert chat_of(other, *dialogue) == "[system]be brief[user]mill"
+    assert not other.chat_template.content_is_list, "a text is what it always was"
+
+
+def test_dialogues_are_measured_as_they_are_read(folder_of):
+    spec = EngineSpec(alias="tiny", checkpoint=str(folder_of("qwen2")), device="cpu")
+    engine = load(spec)
+    dialogues = tuple(
+        tuple(Message("user" if at % 2 == 0 else "assistant", "mill " * at) for at in range(num))
+        for num in (1, 3, 5)
+    )[1:]
+    request = Request(id=1, task="chat", measured_messages=dialogues)
+    assert Request.from_json(request.to_json()) == request
+    measured = engine.measure(request)
+    read = [
+        engine.encode(Request(id=2, task="chat", messages=each)).prompt_ids for each in dialogues
+    ]
+    assert measured.num_tokens == tuple(map(len, read))
 
 
 COUNTED = ["t5", "gpt2", "llama", "qwen2", "mbart", "nllb", "m2m100", "marian"]

@@ -19,8 +19,8 @@ from db.states import FINISHED
 from engine.protocol.messages import Request
 from tasks import generate, submit_batch
 from tasks.contract import Contract
+from tasks.contracts import CONTRACTS
 from tests import checkpoints
-from tests.contracts import CONTRACTS
 from tests.parity.alone import Alone
 from tests.parity.test_engine import TASK, alone_of
 from tests.producers import producing

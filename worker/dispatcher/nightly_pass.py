@@ -7,7 +7,7 @@ leader of then goes on. A night on which no worker ran is made up for when one s
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from threading import Event
 
@@ -16,6 +16,8 @@ from db.pruning import prune
 from db.queries import dispatch
 from db.retention import Retention, seconds_until
 from db.session import Database
+from tasks.canaries import Canary, submit_canaries
+from tasks.errors import Refused
 from worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
@@ -36,13 +38,16 @@ class NightlyPass:
         retention: Retention,
         leads: Callable[[], bool],
         now: Callable[[], datetime] = datetime.now,
+        canaries: Sequence[Canary] = (),
     ) -> None:
-        """leads: whether this worker is the leader; now: local, for when the night is"""
+        """leads: whether this worker is the leader; now: local, for when the night is;
+        canaries: what is submitted in each pass"""
         self._database = database
         self._owner = owner
         self._retention = retention
         self._leads = leads
         self._now = now
+        self._canaries = canaries
         self._stopping = Event()
         self._renewed_at = 0.0
         self._thread = PeriodicThread("nightly-pass", LOOK_SECONDS, self.tick)
@@ -83,12 +88,21 @@ class NightlyPass:
                 pause=self._stopping.wait,
             )
         is_over = not self._stopping.is_set()
+        if is_over and self._canaries:
+            self._submit_canaries()
         self._hold(self._seconds_until_next() if is_over else 0)
         log.info("nightly pass", extra={"pruned": pruned, "is_over": is_over})
         # Where whoever can write to the database cannot: what is cut off the chain's end, or
         # written anew, no longer has this hash.
         head = audit.head(self._database)
         log.info("audit head", extra={"sequence": head.sequence, "hash": head.hash})
+
+    def _submit_canaries(self) -> None:
+        try:
+            submit_canaries(self._canaries, f"canaries-{self._now():%Y-%m-%d}")
+        except Refused as error:
+            # The rest of the night is as good without; `tidemill canaries` shows none of today.
+            log.error("canaries refused", extra={"error": type(error).__name__})
 
     def _renew(self, name: str, num: int) -> None:
         if time.monotonic() > self._renewed_at + PASS_SECONDS / 3:

@@ -60,6 +60,12 @@ def detect(text: str, among: Iterable[str] = ()) -> Guess:
     return Guess(language if is_known else None, confidence, candidates, num_letters)
 
 
+@cache
+def detectable() -> frozenset[str]:
+    """The languages that a text can be found to be in, by their short codes."""
+    return frozenset(map(short_code, _identifier().labels)) - {NO_LANGUAGE}
+
+
 def _likeliest(shares: dict[str, float]) -> tuple[tuple[str, float], ...]:
     total = sum(shares.values())
     best = sorted(shares.items(), key=lambda each: -each[1])[:NUM_CANDIDATES]

@@ -27,12 +27,15 @@ MARKUP = re.compile(
     rf"|{LINK_TARGET}"
     rf"|!?\[(?=[^\[\]\n]{{0,300}}(?:{LINK_TARGET}))"
 )
+# What stands for something that the model is not to see; `worker/masking` makes them.
+MASKED = re.compile(r"⟦[A-Z][A-Z0-9]{0,30}_[0-9]{1,9}⟧")
 VALUE = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:https?|ftp|file)://|mailto:|www\.(?=\w))"
     # The alphabets whose words stand apart: Chinese may follow without a space.
     r"(?:[\w\-.~:/?#\[\]@!$&'()*+,;=%](?<![\u0e00-\U0010ffff])){1,2000}"
     r"(?<![.,;:!?'\")\]*_])"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
+    rf"|{MASKED.pattern}"
     r"|\$?\{\{[^{}\n\x00]{1,200}\}\}|\{%[^{}\n\x00]{1,200}%\}|[$#]\{[^{}\n\x00]{1,200}\}"
     r"|\{[^{}\s\x00][^{}\n\x00]{0,100}\}|\{\}"
     r"|%\(\w{1,64}\)[#0 +-]{0,4}\d{0,4}(?:\.\d{1,4})?[a-zA-Z]"
@@ -40,7 +43,7 @@ VALUE = re.compile(
     r"|(?<![\w%])%(?:\d{1,2}\$)?[#0+-]{0,4}\d{0,4}(?:\.\d{1,4})?(?:ll?|hh?|z)?[sdiufFeEgGxXoc@](?!\w)"
 )
 # A text without any of these holds nothing of the kind.
-ANY = re.compile(r"[`<&{\]%@*~_]|://|mailto:|www\.")
+ANY = re.compile(r"[`<&{\]%@*~_⟦]|://|mailto:|www\.")
 EMPHASIS = re.compile(
     r"(?<![\w*~])(\*{1,3}|~~)(?=[^\s*~])[^*~\n]{1,200}?(?<=\S)(\1)(?![*~])"
     r"|(?<![\w_])(_{1,3})(?=[^\s_])[^_\n]{1,200}?(?<=\S)(\3)(?![\w_])"
@@ -67,7 +70,7 @@ def find_spans(text: str) -> list[Span]:
     _add(spans, text, CODE, is_markup=False)
     _add(spans, text, MARKUP, is_markup=True)
     _add(spans, text, VALUE, is_markup=False)
-    free = _blanked(text, spans)
+    free = blanked(text, spans)
     emphasis = [
         Span(*found.span(group), is_markup=True)
         for found in EMPHASIS.finditer(free)
@@ -78,12 +81,13 @@ def find_spans(text: str) -> list[Span]:
 
 
 def _add(spans: list[Span], text: str, pattern: re.Pattern[str], *, is_markup: bool) -> None:
-    free = _blanked(text, spans)
+    free = blanked(text, spans)
     spans += [Span(*found.span(), is_markup) for found in pattern.finditer(free)]
     spans.sort()
 
 
-def _blanked(text: str, spans: Iterable[Span]) -> str:
+def blanked(text: str, spans: Iterable[Span]) -> str:
+    """The text with NUL where the spans are."""
     return "".join(_replaced(text, spans, lambda span: "\x00" * (span.end - span.start)))
 
 

@@ -2,8 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -19,13 +20,17 @@ from db.figures import (
     num_live_workers,
 )
 from db.lane import Lane
+from db.quality import Drift, find_drift
 from db.session import Database
 from engine.protocol.task_names import TaskName
+from tasks.canaries import Canary, canary_outcomes
 from worker.periodic_thread import PeriodicThread
 
 WATCH_SECONDS = 5.0
 # Of a statement's own time: so it takes the database one part in so many, however long its table.
 REST_FACTOR = 50.0
+JUDGE_SECONDS = 600.0  # between two looks at quality, which changes by the day
+NEWEST, REFERENCE = timedelta(days=1), timedelta(days=28)
 STALE_SECONDS = 60.0  # figures that are older than this are not shown
 OTHER = "other"  # a label for what the configuration does not name
 MAX_CODES = 64  # of errors, that are labels; the rest are OTHER
@@ -53,6 +58,7 @@ class DatabaseWatch:
         models: Iterable[str],
         folder: Path,
         clock: Callable[[], float] = time.monotonic,
+        canaries: Sequence[Canary] = (),
     ) -> None:
         """models: those of the configuration; folder: on the disk that is this worker's"""
         self._database = database
@@ -62,6 +68,10 @@ class DatabaseWatch:
         if database.file is not None:
             self._folders["database"] = database.file.parent
         self._clock = clock
+        self._canaries = canaries
+        self._drift: tuple[Drift, ...] = ()
+        self._num_alarming = 0
+        self._judge_at = 0.0  # not before then is quality looked at again
         self._looked: _Looked | None = None
         self._ended: tuple[EndedJobs, ...] = ()
         self._count_at = 0.0  # not before then are ended jobs counted again
@@ -89,9 +99,21 @@ class DatabaseWatch:
                 self._ended = tuple(find_ended_jobs(session))
                 took_seconds = self._clock() - counted_at
                 self._count_at = counted_at + max(WATCH_SECONDS, REST_FACTOR * took_seconds)
+        if self._clock() >= self._judge_at:
+            self._judge()
         now = self._clock()
         self._looked = _Looked(now, backlog, batches, num_workers, self._ended)
         return max(WATCH_SECONDS, REST_FACTOR * (counted_at - started_at))
+
+    def _judge(self) -> None:
+        """Compare the newest results with those before, and canaries with what they should say."""
+        started_at = self._clock()
+        with self._database.read() as session:
+            self._drift = tuple(find_drift(session, period=NEWEST, reference=REFERENCE))
+        outcomes = canary_outcomes(self._canaries, self._database)
+        self._num_alarming = sum(each.is_alarming for each in outcomes)
+        now = self._clock()
+        self._judge_at = now + max(JUDGE_SECONDS, REST_FACTOR * (now - started_at))
 
     def known(self, task: str, model: str) -> tuple[str, str]:
         """Labels for a task and a model, which a row may have from another configuration."""
@@ -113,6 +135,7 @@ class DatabaseWatch:
             "tidemill_workers", "Workers that live.", value=float(looked.num_workers)
         )
         yield from self._of_jobs(looked.ended)
+        yield from self._of_quality()
 
     def _disks(self) -> Iterator[Metric]:
         free = GaugeMetricFamily(
@@ -153,6 +176,33 @@ class DatabaseWatch:
             for place, figures in by_place.items():
                 family.add_metric(place, figures[index])
             yield family
+
+    def _of_quality(self) -> Iterator[Metric]:
+        # What is stable is shown as 0: a line that ends says nothing.
+        changed = dict.fromkeys(self._models, 0.0)
+        index = GaugeMetricFamily(
+            "tidemill_quality_index",
+            "Population stability index of the last day's results against the weeks before.",
+            labels=["task", "model", "signal"],
+        )
+        for each in self._drift:
+            task, model = self.known(each.task, each.model)
+            index.add_metric([task, model, each.signal], each.index)
+            changed[model] = changed.get(model, 0.0) + (each.verdict == "changed")
+        yield index
+        family = GaugeMetricFamily(
+            "tidemill_quality_changed_signals",
+            "Signals of a model's results that have changed since the weeks before.",
+            labels=["model"],
+        )
+        for model, num in changed.items():
+            family.add_metric([model], num)
+        yield family
+        yield GaugeMetricFamily(
+            "tidemill_canaries_alarming",
+            "Canaries that failed or answered otherwise than they should.",
+            value=float(self._num_alarming),
+        )
 
     def _of_jobs(self, ended: Iterable[EndedJobs]) -> Iterator[Metric]:
         jobs: dict[tuple[str, str, str, str], float] = {}

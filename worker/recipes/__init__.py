@@ -1,5 +1,8 @@
 """The recipes, one a task."""
 
+from dataclasses import replace
+
+from worker.masking.masker import Masker
 from worker.recipes.chat import chat
 from worker.recipes.generate import generate
 from worker.recipes.recipe import Fallible, Recipe, Steps, Work
@@ -13,4 +16,18 @@ RECIPES: dict[str, Recipe] = {
     "chat": chat,
 }
 
-__all__ = ["RECIPES", "Fallible", "Recipe", "Steps", "Work"]
+
+def steps_of(work: Work, recipe: Recipe | None = None) -> Steps:
+    """A job's recipe, or the given one that stands for it; where the job's text is masked, it sees
+    placeholders and nothing else."""
+    recipe = recipe or RECIPES[work.task]
+    return recipe(work) if work.masker is None else _masked(recipe, work, work.masker)
+
+
+def _masked(recipe: Recipe, work: Work, masker: Masker) -> Steps:
+    masked = masker.masked(work.contract)
+    answer = yield from recipe(replace(work, contract=masked.contract))
+    return masked.restored(answer)
+
+
+__all__ = ["RECIPES", "Fallible", "Recipe", "Steps", "Work", "steps_of"]

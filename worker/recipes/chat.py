@@ -1,14 +1,73 @@
-"""The assistant's next message: one request with the whole dialogue."""
+"""The assistant's next message: one request with the whole dialogue, or with what of it fits."""
 
-from worker.recipes.recipe import Steps, Work, answer_of
+from dataclasses import replace
+from typing import Any
+
+from engine.protocol.messages import Output
+from worker.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
+from worker.errors import PreviousJobGone
+from worker.recipes.recipe import Asking, Steps, Work, answer_of
 
 
 def chat(work: Work) -> Steps:
-    (output,) = yield (
-        work.request(
-            task="chat",
-            messages=work.messages,
-            chat_template_kwargs=work.contract.get("chat_template_kwargs", {}),
-        ),
+    own = messages_of(work.contract)
+    dialogue: Dialogue | None = work.contract.get("dialogue")
+    if dialogue is None:
+        (output,) = yield (_request(work, messages=own),)
+        return answer_of(work, output)
+    if dialogue.is_broken:
+        raise PreviousJobGone
+    system, own = split_system(own)
+    before = system or dialogue.system
+    num_left_out = yield from _num_left_out(work, before, dialogue.turns, own)
+    kept = dialogue.turns[num_left_out:]
+    (output,) = yield (_request(work, messages=_messages(before, kept, own)),)
+    return replace(
+        answer_of(work, output, dialogue=_report(work, dialogue, num_left_out)),
+        left_out_characters=dialogue.characters_unread
+        + num_characters(dialogue.turns[:num_left_out]),
     )
-    return answer_of(work, output)
+
+
+def _num_left_out(
+    work: Work, system: Messages, turns: tuple[Messages, ...], own: Messages
+) -> Asking[int]:
+    """How many of the oldest turns have to go for the prompt to leave room for the answer.
+
+    Found by halving: with fewer turns a prompt is never longer. Where it is too long even
+    without any, the engine refuses it, and says by how much.
+    """
+    least, most = 0, len(turns)
+    num = 0  # most dialogues fit whole
+    while least < most:
+        prompt = _messages(system, turns[num:], own)
+        (output,) = yield (_request(work, measured_messages=(prompt,)),)
+        if _fits(output):
+            most = num
+        else:
+            least = num + 1
+        num = (least + most) // 2
+    return least
+
+
+def _fits(output: Output) -> bool:
+    assert output.measurement is not None
+    (num_tokens,) = output.measurement.num_tokens
+    return num_tokens <= output.measurement.max_prompt_tokens
+
+
+def _messages(system: Messages, turns: tuple[Messages, ...], own: Messages) -> Messages:
+    return (*system, *(message for turn in turns for message in turn), *own)
+
+
+def _request(work: Work, **prompt: Any) -> Any:
+    switches = work.contract.get("chat_template_kwargs", {})
+    return work.request(task="chat", chat_template_kwargs=switches, **prompt)
+
+
+def _report(work: Work, dialogue: Dialogue, num_left_out: int) -> dict[str, Any]:
+    return {
+        "previous_job_id": work.contract["previous_job_id"],
+        "turns": len(dialogue.turns) + dialogue.num_unread,
+        "turns_left_out": num_left_out + dialogue.num_unread,
+    }

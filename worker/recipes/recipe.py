@@ -15,7 +15,8 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
-from engine.protocol.messages import Message, ModelCard, Output, Params, Request
+from engine.protocol.messages import ModelCard, Output, Params, Request
+from worker.masking.masker import Masker
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Work:
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
+    masker: Masker | None = None  # None: the model sees the text as it is
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""
@@ -49,10 +51,6 @@ class Work:
         given.setdefault("seed", self.job_id.int & (2**63 - 1))
         return Params(**given)
 
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        return tuple(Message(**message) for message in self.contract["messages"])
-
 
 PARAMS = tuple(Params.__dataclass_fields__)
 
@@ -70,8 +68,11 @@ Steps: TypeAlias = Asking[Answer]
 Recipe: TypeAlias = Callable[[Work], Steps]
 
 
-def answer_of(work: Work, output: Output) -> Answer:
-    """The answer of a job that is one request."""
+def answer_of(work: Work, output: Output, **provenance: Any) -> Answer:
+    """The answer of a job that is one request.
+
+    provenance: what the result says of itself beside the settings
+    """
     best, *others = output.choices
     return Answer(
         output=best.text,
@@ -79,6 +80,16 @@ def answer_of(work: Work, output: Output) -> Answer:
         finish_reason=best.finish_reason,
         prompt_tokens=output.prompt_tokens,
         completion_tokens=sum(choice.completion_tokens for choice in output.choices),
-        provenance={"settings": dict(output.settings)},
+        provenance={"settings": dict(output.settings), **provenance},
         model_card=work.card.to_json(),
+        reasoning=best.reasoning,
+        reasoning_tokens=reasoning_tokens([output]),
     )
+
+
+def reasoning_tokens(outputs: Iterable[Output]) -> int | None:
+    """How many of the completions' tokens were thought; None where no model thinks."""
+    choices = [choice for each in outputs for choice in each.choices]
+    if all(choice.reasoning is None for choice in choices):
+        return None
+    return sum(choice.reasoning_tokens for choice in choices)

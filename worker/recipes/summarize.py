@@ -13,7 +13,7 @@ from worker.documents.coverage import Coverage, Span, left_out
 from worker.documents.words import count_words, first_words
 from worker.errors import RequestFailed, SummaryNotShorter
 from worker.recipes.parts import Part, Ruler, cut, first_part, ruler
-from worker.recipes.recipe import Asking, Steps, Work, answer_of
+from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
 
 # A longer text is not tried whole: to refuse it takes time in which nobody else is served.
 MAX_TRIED_CHARACTERS = 100_000
@@ -186,6 +186,7 @@ def _answer(
         "completion_tokens": sum(
             choice.completion_tokens for each in outputs for choice in each.choices
         ),
+        "reasoning_tokens": reasoning_tokens(outputs),
         "coverage": coverage.to_json(),
         "left_out_characters": coverage.left_out_characters,
     }

@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from db.outcome import Answer
-from engine.protocol.messages import Output, Request
+from db.outcome import Answer, Signals
+from engine.protocol.messages import Output, Params, Request
 from worker.documents.languages import detect, short_code
 from worker.documents.placeholders import Span, missed
 from worker.documents.translatable import Sentence, Translatable, cut, fragments
 from worker.errors import LanguageUnclear, RequestFailed
+from worker.guards.measures import length_of
+from worker.guards.reasons import untranslated
 from worker.recipes.recipe import Fallible, Steps, Work
 
 AUTO = "auto"
@@ -21,6 +23,7 @@ MAX_TOGETHER = 256  # requests of one document at once, so that others get their
 MAX_CHARACTERS = 2_000  # of a part, where the model names no limit
 CHARACTERS_PER_TOKEN = 8  # more than any sentence has
 MIN_CHARACTERS = 8  # a part as short as this is not cut further
+MIN_NEW_TOKENS = 4  # of an answer that was empty at first
 MAX_REPORTED = 100  # sentences with misses that a result lists
 
 
@@ -51,6 +54,11 @@ class Draft:
                     yield from part.outputs()
         elif self.output is not None:
             yield self.output
+
+    @property
+    def has_empty(self) -> bool:
+        """Whether the model had nothing to say to this text, or to a part of it."""
+        return any(_is_empty(output) for output in self.outputs())
 
     def choice(self, index: int) -> str:
         """The translation; index: of the sequences returned."""
@@ -120,6 +128,8 @@ def translate(work: Work) -> Steps:
         "num_cut": num_cut,
         "num_placeholders": sum(len(drafts[key_of(each)].spans) for each in document.sentences),
         "num_retried": len(retried),
+        "num_asked_again": usage.num_asked_again,
+        "empty": list(islice(_empty(document, drafts), MAX_REPORTED)),
         "missed": list(islice(_misses(document, drafts), MAX_REPORTED)),
     }
     finish_reasons = {output.choices[0].finish_reason for output in outputs}
@@ -134,6 +144,27 @@ def translate(work: Work) -> Steps:
             "document": report,
         },
         model_card=work.card.to_json(),
+        signals=_signals(document, drafts),
+    )
+
+
+def _signals(document: Translatable, drafts: dict[Key, Draft]) -> Signals:
+    """What the sentences say of the whole; every one counts, those that are equal too."""
+    pairs = [(each.text, drafts[key_of(each)].choice(0)) for each in document.sentences]
+    num_before = sum(length_of(source) for source, _ in pairs)
+    num_after = sum(length_of(translation) for _, translation in pairs)
+    letters = [untranslated(source, translation) for source, translation in pairs]
+    num_left, num_letters = (sum(each[at] for each in letters) for at in (0, 1))
+    own = [drafts[key_of(each)] for each in document.sentences]
+    return Signals(
+        length_ratio=round(num_after / num_before, 4) if num_before else None,
+        untranslated_share=round(num_left / num_letters, 4) if num_letters else None,
+        num_empty_parts=sum(draft.has_empty for draft in own),
+        num_cut_parts=sum(
+            any(output.choices[0].finish_reason == "length" for output in draft.outputs())
+            for draft in own
+        ),
+        num_missed_placeholders=sum(sum(map(abs, draft.miss().values())) for draft in own),
     )
 
 
@@ -143,6 +174,7 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    num_asked_again: int = 0  # because the answer was empty
 
     def add(self, output: Output) -> None:
         self.prompt_tokens += output.prompt_tokens
@@ -198,8 +230,47 @@ def _finish(
                 num_cut += 1
             else:
                 raise RequestFailed(output.failure)
+        yield from _ask_again(work, source, [each for each in pending if _is_silent(each)], usage)
         waiting = [draft for draft in waiting if next(draft.pending(), None) is not None]
     return num_cut
+
+
+def _ask_again(
+    work: Work, source: str, drafts: Sequence[Draft], usage: Usage
+) -> Generator[tuple[Request, ...], tuple[Output, ...], None]:
+    """Texts to which the model had nothing to say, once more: so that it may not end at once."""
+    if not drafts:
+        return
+    outputs = yield Fallible(
+        work.request(
+            task="translate",
+            text=draft.text,
+            source_language=source,
+            target_language=work.contract["target_language"],
+            params=_not_silent(work.params, draft),
+        )
+        for draft in drafts
+    )
+    usage.num_asked_again += len(drafts)
+    for draft, output in zip(drafts, outputs, strict=True):
+        usage.add(output)
+        if output.failure is None and not _is_empty(output):
+            draft.output = output
+
+
+def _is_silent(draft: Draft) -> bool:
+    return draft.output is not None and _is_empty(draft.output)
+
+
+def _is_empty(output: Output) -> bool:
+    return not output.choices[0].text.strip()
+
+
+def _not_silent(params: Params, draft: Draft) -> Params:
+    assert draft.output is not None
+    most = int(draft.output.settings.get("max_new_tokens") or MIN_NEW_TOKENS)
+    least = max(min(MIN_NEW_TOKENS, most), params.min_new_tokens or 0)
+    return replace(params, min_new_tokens=least)
 
 
 def _documents(
@@ -222,6 +293,13 @@ def _documents(
         )
         for index in range(num_choices)
     ]
+
+
+def _empty(document: Translatable, drafts: dict[Key, Draft]) -> Iterator[dict[str, Any]]:
+    """The sentences to which the model had nothing to say, at a second try either."""
+    for number, sentence in enumerate(document.sentences):
+        if drafts[key_of(sentence)].has_empty:
+            yield {"sentence": number, "start": sentence.start, "end": sentence.end}
 
 
 def _misses(document: Translatable, drafts: dict[Key, Draft]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from db.clock import Instant
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

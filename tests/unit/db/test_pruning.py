@@ -37,6 +37,8 @@ def finished(database: Database, days_ago: float = 0, **fields: Any) -> UUID:
         prompt_tokens=3,
         completion_tokens=2,
         provenance={"settings": {"stop": ["secret"]}},
+        reasoning="secret thought",
+        reasoning_tokens=2,
         coverage={"parts": 1},
         left_out_characters=4,
     )
@@ -95,6 +97,7 @@ def test_texts_go_and_counts_stay(database: Database) -> None:
     assert row(database, Payload, old).contract == {}
     result = row(database, Result, old)
     assert (result.output, result.provenance, result.coverage) == ("", {}, None)
+    assert (result.reasoning, result.reasoning_tokens) == (None, 2)
     kept = find_job(new, database=database)
     assert kept is not None
     assert (kept.output, kept.alternatives, kept.pruned_at) == ("an answer", ("another",), None)

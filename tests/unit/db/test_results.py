@@ -12,11 +12,13 @@ from sqlalchemy import update
 from uuid_utils.compat import uuid7
 
 from db import Cursor, FoundJob, find_job, find_results, reading
-from db.models import Batch, Job, Payload
-from db.outcome import Answer, Outcome
+from db.models import Batch, Job, Payload, Result
+from db.outcome import Answer, Outcome, Signals
 from db.queries import cancel_retry, completion, inserts
+from db.reading import SignalFilter
 from db.session import Database
 from db.states import JobState
+from db.suspicion import Suspicion
 from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row, set_columns
 from worker.committer import result_row
 
@@ -435,3 +437,67 @@ def test_what_no_database_keeps_is_not_found(database: Database, name: str) -> N
     assert ids(find_results(metadata={name: "x"}, database=database)) == []
     assert ids(find_results(metadata={"x": name}, database=database)) == []
     assert reading.find_batches(name, database=database) == []
+
+
+SIGNALS = Signals(
+    length_ratio=0.25,
+    repetition=0.8,
+    detected_language="en",
+    untranslated_share=0.5,
+    num_empty_parts=1,
+    num_cut_parts=2,
+    num_missed_placeholders=3,
+    num_missed_terms=4,
+    suspicions=(Suspicion.TOO_SHORT, Suspicion.REPETITION),
+)
+
+
+def test_what_is_suspicious_is_found_by_reason_and_by_signal(database: Database) -> None:
+    plain, odd, old = (insert_job(database) for _ in range(3))
+    measured = Signals(length_ratio=1.0, repetition=0.0, num_empty_parts=0, detected_language="fr")
+    finish(database, plain, dataclasses.replace(answer(), signals=measured))
+    finish(database, odd, dataclasses.replace(answer(), signals=SIGNALS))
+    finish(database, old, answer())
+
+    (found,) = find_results(is_suspicious=True, database=database)
+    assert found.id == odd
+    assert found.suspicions == ("too_short", "repetition")
+    for name in dataclasses.asdict(SIGNALS):
+        assert getattr(found, name) == getattr(SIGNALS, name)
+    assert ids(find_results(is_suspicious=False, database=database)) == [plain, old]
+    assert ids(find_results(suspicion="repetition", database=database)) == [odd]
+    assert ids(find_results(suspicion="too_long", database=database)) == []
+
+    def by(*conditions: str) -> list[UUID]:
+        signals = [SignalFilter.parse(each) for each in conditions]
+        return ids(find_results(signals=signals, database=database))
+
+    assert by("length_ratio<0.3") == by("repetition >= 0.8") == by("num_missed_terms=4") == [odd]
+    assert by("length_ratio<=1") == [plain, odd]
+    assert by("detected_language=fr") == [plain]
+    assert by("length_ratio<=1", "num_empty_parts>0") == [odd]
+    assert by("length_ratio>1") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("length_ratio", "must be NAME<VALUE"),
+        ("output=a", "'output' is no signal; there are length_ratio"),
+        ("repetition<much", "'much' is no number"),
+        ("repetition<nan", "'nan' is no number"),
+        ("detected_language<en", "can only be = a code"),
+        ("detected_language=\x00", "can only be = a code"),
+    ],
+)
+def test_what_is_no_condition_on_a_signal_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        SignalFilter.parse(text)
+
+
+def test_a_reason_of_a_newer_worker_harms_no_reader(database: Database) -> None:
+    job_id = succeeded(database)
+    with database.write() as session:
+        session.execute(update(Result).values(suspicions="repetition uncanny"))
+    (found,) = find_results(is_suspicious=True, database=database)
+    assert (found.id, found.suspicions) == (job_id, ("repetition",))

@@ -36,7 +36,10 @@ def load(folder: Path, text: str) -> Catalog:
     [
         ("", "names no models; add a [models.NAME] table"),
         ("[models.a\n", "is not valid TOML: "),
-        ("[model.a]\n", "unknown table model; known: models, worker"),
+        (
+            "[model.a]\n",
+            "unknown table model; known: models, worker, guards, masking, retention, audit",
+        ),
         ("[models]\na = 5\n", "models.a is not a table; write [models.a]"),
         ('[models.a]\ntasks = ["chat"]\n', "models.a.checkpoint Field required"),
         ('[models.a]\ncheckpoint = "x"\ntasks = []\n', "models.a.tasks "),

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import transformers as hf
 
 from db.outcome import Answer, Fence, Outcome
 from db.states import JobState
@@ -17,6 +18,7 @@ from tests import checkpoints
 from tests.workers import PATIENCE_SECONDS, ROOT
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
+from worker.guards.guard import Guard
 from worker.recipes import Work
 from worker.settings import Settings
 
@@ -40,7 +42,14 @@ class Translator:
         self.client.start()
         self._ids = count(1)
 
-    def outcome(self, text: str, *, languages: tuple[str, ...] = (), **fields: Any) -> Outcome:
+    def outcome(
+        self,
+        text: str,
+        *,
+        languages: tuple[str, ...] = (),
+        guards: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Outcome:
         ended = threading.Event()
         outcomes: list[Outcome] = []
 
@@ -52,8 +61,11 @@ class Translator:
         contract = {"text": text, "source_language": "en", "target_language": "fr", **fields}
         card = self.client.card
         work = Work(fence.job_id, "translate", contract, card, self._ids, False, languages)
-        Attempt(fence, work, 0, self.client, Settings(), None, end).start()
+        guard = None if guards is None else Guard(guards)
+        Attempt(fence, work, 0, self.client, Settings(), None, end, guard=guard).start()
         assert ended.wait(PATIENCE_SECONDS)
+        if guard is not None:
+            guard.stop()
         (outcome,) = outcomes
         return outcome
 
@@ -263,3 +275,75 @@ def test_no_sentence_is_dropped(nllb: Translator, user_case: str) -> None:
     answer = nllb.answer(user_case, max_new_tokens=12)
     assert answer.output == joint.join(" ".join(alone(each).split()) for each in (one, other))
     assert report(answer)["num_sentences"] == 2
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Translator]:
+    """A model that ends at once, unless it may not."""
+    folder = checkpoints.build("marian", Path(tmp_path_factory.mktemp("silent")))
+    model = hf.MarianMTModel.from_pretrained(folder)
+    model.final_logits_bias[0, model.config.eos_token_id] = 1000.0
+    model.save_pretrained(folder)
+    it = Translator(EngineSpec(alias="silent", checkpoint=str(folder), device="cpu", threads=1))
+    yield it
+    it.client.stop()
+
+
+def test_a_sentence_that_came_out_empty_is_asked_for_another_way(silent: Translator) -> None:
+    text = "The mill turned.\n\nThe boat closed."
+    answer = silent.answer(text)
+    first, second = answer.output.split("\n\n")
+    assert first
+    assert second
+    assert report(answer)["num_asked_again"] == 2
+    assert report(answer)["empty"] == []
+    assert answer.signals.num_empty_parts == 0
+
+
+def test_a_sentence_that_stays_empty_is_reported(translator: Translator) -> None:
+    text = "The ferry waits at the harbour. The tide is low."
+    answer = translator.answer(text, stop=["La mar"])
+    assert answer.output == "Le bac attend au port. "
+    assert report(answer)["empty"] == [{"sentence": 1, "start": 32, "end": 48}]
+    assert text[32:48] == "The tide is low."
+    assert report(answer)["num_asked_again"] == 1
+    assert answer.signals.num_empty_parts == 1
+
+
+def test_the_signals_of_a_translation(translator: Translator) -> None:
+    answer = translator.answer(" ".join(SIX) + " Nell Nell Nell Nell.")
+    signals = answer.signals
+    assert signals.num_missed_placeholders == signals.num_empty_parts == 0
+    assert signals.length_ratio == pytest.approx(1.1, abs=0.3)
+    assert signals.untranslated_share is not None
+    assert signals.untranslated_share < 0.2
+    cut = translator.answer(" ".join(SIX), max_new_tokens=3)
+    assert cut.signals.num_cut_parts == 6
+
+
+def test_a_guard_asks_for_a_part_again_with_other_settings(translator: Translator) -> None:
+    text = " ".join(SIX)
+    again = {"actions": {"cut_by_length": "retry"}, "retry_with": {"max_new_tokens": 60}}
+    flagged = translator.answer(text, max_new_tokens=3, guards={})
+    retried = translator.answer(text, max_new_tokens=3, guards=again)
+    assert flagged.signals.suspicions[:1] == ("cut_by_length",)
+    assert "guards" not in flagged.provenance
+    assert retried.output == " ".join(SIX.values())
+    assert retried.signals.suspicions == ()
+    assert retried.provenance["guards"] == {"num_retried": 6, "num_better": 6}
+    assert retried.prompt_tokens == 2 * flagged.prompt_tokens, "what was dropped was computed, too"
+
+
+def test_a_retry_that_is_no_better_is_dropped_and_may_fail_the_job(translator: Translator) -> None:
+    again = {"actions": {"cut_by_length": "retry"}, "retry_with": {"max_new_tokens": 3}}
+    flagged = translator.answer("The tide is low.", max_new_tokens=3, guards={})
+    retried = translator.answer("The tide is low.", max_new_tokens=3, guards=again)
+    assert retried.output == flagged.output
+    assert retried.signals.suspicions == flagged.signals.suspicions
+    assert retried.provenance["guards"] == {"num_retried": 1, "num_better": 0}
+    refused = {**again, "retry_with": {"max_new_tokens": 100_000}}
+    answer = translator.answer("The tide is low.", max_new_tokens=3, guards=refused)
+    assert answer.output == flagged.output, "what the engine refuses costs nothing"
+    fatal = {**again, "actions": {"cut_by_length": "retry_or_fail"}}
+    outcome = translator.outcome("The tide is low.", max_new_tokens=3, guards=fatal)
+    assert (outcome.state, outcome.error_code) == (JobState.FAILED, "quality_guard")

@@ -1,0 +1,6 @@
+"""Estimates: how much work a source is, and how long it should take, before it is enqueued."""
+
+from cli.estimate.estimate import Estimate, estimated
+from cli.estimate.source import estimate_source, say_estimate
+
+__all__ = ["Estimate", "estimate_source", "estimated", "say_estimate"]

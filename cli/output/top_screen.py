@@ -1,0 +1,88 @@
+"""`tidemill top` as tables."""
+
+from datetime import timedelta
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cli.output.terminal import plural, table
+from cli.stack.top_look import EngineNow, Snapshot
+
+
+def screen(snapshot: Snapshot) -> RenderableType:
+    parts: list[RenderableType] = [Text(_headline(snapshot)), Text("")]
+    if not snapshot.redis_answers:
+        parts.append(Text("Redis does not answer, so what the workers do is not known", "red"))
+    parts += [_workers(snapshot), Text(""), _backlog(snapshot)]
+    return Group(*parts)
+
+
+def _headline(snapshot: Snapshot) -> str:
+    num_queued = sum(each.num_queued for each in snapshot.backlog)
+    num_running = sum(each.num_running for each in snapshot.backlog)
+    return ", ".join(
+        [
+            plural(len(snapshot.workers), "worker"),
+            f"{num_running:,} running",
+            f"{num_queued:,} queued",
+            f"{snapshot.tokens_per_second:,.0f} tokens/s",
+            f"ETA {duration(snapshot.eta_seconds)}",
+        ]
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`1:02:03`; a dash where nobody knows."""
+    return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _workers(snapshot: Snapshot) -> Table:
+    made = table("worker", "model", "rows", "KV cache", "waiting", "tokens/s", "restarts")
+    _right(made, 2)
+    for worker in snapshot.workers:
+        name = f"{worker.name}{' (leads)' if worker.leads else ''}"
+        if not worker.answers:
+            made.add_row(name, "does not answer", "", "", "", "", "")
+        for engine in worker.engines:
+            made.add_row(
+                name,
+                engine.model,
+                f"{engine.num_rows:,} of {engine.max_rows or 0:,}",
+                _cache(engine),
+                f"{engine.num_waiting:,}",
+                f"{engine.tokens_per_second:,.0f}",
+                f"{engine.num_restarts:,}",
+            )
+            name = ""
+    if not snapshot.workers:
+        made.add_row("none is running; start one with `tidemill worker`", "", "", "", "", "", "")
+    return made
+
+
+def _cache(engine: EngineNow) -> str:
+    if not engine.max_cache_tokens:
+        return "-"
+    return f"{engine.num_cache_tokens / engine.max_cache_tokens:.0%}"
+
+
+def _backlog(snapshot: Snapshot) -> Table:
+    made = table("backlog", "lane", "queued", "running", "tokens", "oldest")
+    _right(made, 2)
+    for each in snapshot.backlog:
+        made.add_row(
+            each.model,
+            each.lane,
+            f"{each.num_queued:,}",
+            f"{each.num_running:,}",
+            f"{each.num_tokens:,}",
+            duration(each.oldest_seconds) if each.num_queued else "-",
+        )
+    if not snapshot.backlog:
+        made.add_row("nothing waits", "", "", "", "", "")
+    return made
+
+
+def _right(made: Table, since: int) -> None:
+    for column in made.columns[since:]:
+        column.justify = "right"

@@ -1,0 +1,71 @@
+"""Who else may come in: a Redis or a database that answers strangers."""
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from sqlalchemy.engine import URL
+
+LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
+# Of libpq: what lets in without a password in the URL.
+CREDENTIALS = ("passfile", "password", "service", "sslcert")
+
+
+def is_local(host: str | None) -> bool:
+    """Whether only this machine can reach it; None or a path: a socket."""
+    if not host or host.startswith("/") or host in LOCAL_NAMES:
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
+    """A sentence on a Redis that lets strangers in; None for one that does not.
+
+    settings: what it says of itself; empty where it does not say
+    """
+    parts = urlsplit(url)
+    if parts.password or parse_qs(parts.query).get("ssl_certfile"):
+        return None
+    if not is_local(parts.hostname):
+        return (
+            f"{parts.hostname} lets in without a password whoever can reach it, to read job ids "
+            "and to send jobs; set `requirepass` there, and the password in TIDEMILL_REDIS_URL"
+        )
+    bound = settings.get("bind", "127.0.0.1").split()
+    addresses = [address.lstrip("-") for address in bound]
+    others = not bound or any(not is_local(address) for address in addresses)
+    if others and settings.get("protected-mode") == "no":
+        return (
+            f"it listens for other machines ({' '.join(addresses) or 'all addresses'}) without a "
+            "password; bind it to 127.0.0.1, or set `requirepass`"
+        )
+    return None
+
+
+def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
+    """A sentence on a PostgreSQL that lets strangers in; None for one that does not."""
+    if url.get_backend_name() == "sqlite" or url.password:
+        return None
+    hosts = [url.host] if url.host else _listed(url.query.get("host"))
+    remote = [host for host in hosts if not is_local(host)]
+    if not remote:
+        return None
+    named = any(name in url.query for name in CREDENTIALS)
+    given = any(environment.get(name) for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE"))
+    if named or given or (Path.home() / ".pgpass").is_file():
+        return None
+    return (
+        f"{', '.join(remote)} lets in without a password whoever can reach it, to read every "
+        "text; ask for one in its pg_hba.conf (scram-sha-256), and give it in "
+        "TIDEMILL_DATABASE_URL"
+    )
+
+
+def _listed(hosts: str | tuple[str, ...] | None) -> list[str]:
+    joined = ",".join(hosts) if isinstance(hosts, tuple) else hosts or ""
+    return [host for host in joined.split(",") if host]

@@ -1,0 +1,48 @@
+"""Dialogues: the jobs that a chat continues, from its previous one to the first."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Integer, Select, literal, select
+
+from db.models import Job, Payload, Result
+from db.states import JobState
+
+MAX_JOBS = 100_000  # of one dialogue; what is before them is not looked for
+
+
+def previous_job(job_id: UUID, tenant: str) -> Select[str, str, str, datetime | None]:
+    """The (task, state, model, pruned_at) of a job, if it is that tenant's."""
+    return select(Job.task, Job.state, Job.model, Job.pruned_at).where(
+        Job.id == job_id, Job.tenant == tenant
+    )
+
+
+def chain(job_id: UUID) -> Select[UUID, UUID | None]:
+    """The (id, id of its previous) of a job and of all that it continues, the newest first.
+
+    The last of them continues no other; else one that it continues is gone.
+    """
+    newest = (
+        select(Payload.job_id, Payload.previous_job_id, literal(0, Integer).label("depth"))
+        .where(Payload.job_id == job_id)
+        .cte("chain", recursive=True)
+    )
+    links = newest.union_all(
+        select(Payload.job_id, Payload.previous_job_id, newest.c.depth + 1)
+        .join(newest, Payload.job_id == newest.c.previous_job_id)
+        .where(newest.c.depth < MAX_JOBS - 1)
+    )
+    return select(links.c.job_id, links.c.previous_job_id).order_by(links.c.depth)
+
+
+def spoken(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any], str]:
+    """The (id, contract, output) of those of the jobs that have succeeded and still have both."""
+    return (
+        select(Job.id, Payload.contract, Result.output)
+        .join(Payload, Payload.job_id == Job.id)
+        .join(Result, Result.job_id == Job.id)
+        .where(Job.id.in_(job_ids), Job.state == JobState.SUCCEEDED, Job.pruned_at.is_(None))
+    )

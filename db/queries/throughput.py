@@ -1,0 +1,80 @@
+"""Throughput: how fast models were of late, how much waits for them, what was asked before."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+
+from db.models import Job, ModelCardRow, Payload, Result
+from db.states import UNFINISHED, JobState
+
+
+def recent_results(
+    model: str, task: str, limit: int
+) -> Select[datetime | None, datetime | None, int, int | None, int | None, Any]:
+    """Of the newest: from when to when it ran, characters, tokens in and out, coverage."""
+    return (
+        select(
+            Job.started_at,
+            Job.finished_at,
+            Job.num_characters,
+            Result.prompt_tokens,
+            Result.completion_tokens,
+            Result.coverage,
+        )
+        .join(Result, Result.job_id == Job.id)
+        .where(Job.model == model, Job.task == task, Job.state == JobState.SUCCEEDED)
+        .order_by(Job.created_at.desc(), Job.id.desc())
+        .limit(limit)
+    )
+
+
+def newest_model_card(model: str) -> Select[dict[str, Any]]:
+    """What the newest result of a model says of it."""
+    return (
+        select(ModelCardRow.content)
+        .join(Result, Result.model_card_id == ModelCardRow.id)
+        .join(Job, Job.id == Result.job_id)
+        .where(Job.model == model, Job.state == JobState.SUCCEEDED)
+        .order_by(Job.created_at.desc(), Job.id.desc())
+        .limit(1)
+    )
+
+
+def waiting_characters(models: Sequence[str]) -> Select[str, str, int, int]:
+    """(model, task, jobs, characters) of what is in line and runs."""
+    return (
+        select(Job.model, Job.task, func.count(), func.sum(Job.num_characters))
+        .where(Job.model.in_(models), Job.state.in_(UNFINISHED))
+        .group_by(Job.model, Job.task)
+    )
+
+
+def contracts_of_length(
+    model: str, task: str, tenant: str, lengths: Sequence[int]
+) -> Select[UUID, dict[str, Any]]:
+    """What was asked, and answered, in texts of these lengths."""
+    return (
+        select(Job.id, Payload.contract)
+        .join(Payload, Payload.job_id == Job.id)
+        .where(
+            Job.model == model,
+            Job.task == task,
+            Job.tenant == tenant,
+            Job.state == JobState.SUCCEEDED,
+            Job.num_characters.in_(lengths),
+        )
+    )
+
+
+def progress_by_kind(batch_id: UUID) -> Select[str, str, str, int, int, int | None]:
+    """(model, task, state, jobs, characters, tokens) of a batch; tokens: of its results."""
+    tokens = func.sum(Result.prompt_tokens + Result.completion_tokens)
+    return (
+        select(Job.model, Job.task, Job.state, func.count(), func.sum(Job.num_characters), tokens)
+        .outerjoin(Result, Result.job_id == Job.id)
+        .where(Job.batch_id == batch_id)
+        .group_by(Job.model, Job.task, Job.state)
+    )

@@ -1,0 +1,113 @@
+"""Canaries: jobs of the configuration that run every night, and whose answers must not change.
+
+[[canaries]]
+name = "gate"
+task = "translate"
+expected = "Le meunier ouvre le portail."   # left out: the answer of the night before
+text = "The miller opens the gate."
+source_language = "en"
+target_language = "fr"
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from db.reading import FoundJob, find_batches, find_results
+from db.session import Database, database_from_environment
+from db.states import FINISHED, JobState
+from engine.protocol.task_names import TASK_NAMES
+from tasks.contract import Contract
+from tasks.contracts import CONTRACTS
+from tasks.errors import ContractError, SettingsError
+from tasks.submit import SubmittedBatch, submit_batch
+
+BATCH = "canaries"  # the name of all their batches
+MAX_BATCHES = 20  # looked through for the last answer of each
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    name: str
+    contract: Contract
+    expected: str | None  # None: what it answered the time before
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryOutcome:
+    """What became of a canary the last time."""
+
+    name: str
+    job: FoundJob | None  # None: it has not finished once
+    expected: str | None  # None: there is nothing yet to hold it against
+
+    @property
+    def verdict(self) -> str:
+        if self.job is None:
+            return "unknown"
+        if self.job.state is not JobState.SUCCEEDED:
+            return "failed"
+        if self.expected is None:
+            return "first"
+        return "same" if self.job.output == self.expected else "changed"
+
+    @property
+    def is_alarming(self) -> bool:
+        return self.verdict in ("failed", "changed")
+
+
+def canaries_of(tables: Any) -> tuple[Canary, ...]:
+    """The canaries of a configuration's [[canaries]]; raises SettingsError naming the fault."""
+    if not isinstance(tables, list):
+        raise SettingsError("canaries is a list; write [[canaries]]")
+    canaries = tuple(_canary(number, table) for number, table in enumerate(tables, start=1))
+    names = [each.name for each in canaries]
+    if len(set(names)) < len(names):
+        raise SettingsError("canaries: each has a name of its own")
+    return canaries
+
+
+def _canary(number: int, table: Any) -> Canary:
+    if not isinstance(table, dict):
+        raise SettingsError(f"canary {number} is not a table; write [[canaries]]")
+    fields = dict(table)
+    name, task = fields.pop("name", None), fields.pop("task", None)
+    expected = fields.pop("expected", None)
+    if not isinstance(name, str) or not 0 < len(name) <= 128:
+        raise SettingsError(f"canary {number} needs a name of at most 128 characters")
+    if task not in TASK_NAMES:
+        raise SettingsError(f"canary {name}: task is one of {', '.join(TASK_NAMES)}")
+    if expected is not None and not isinstance(expected, str):
+        raise SettingsError(f"canary {name}: expected is a text")
+    contract = CONTRACTS[task]
+    # An answer that was kept shows nothing of the model.
+    fresh = {"use_cache": False} if "use_cache" in contract.model_fields else {}
+    try:
+        made = contract.parse({**fields, **fresh, "custom_id": name})
+    except ContractError as error:
+        raise SettingsError(f"canary {name}: {error}") from None
+    return Canary(name, made, expected)
+
+
+def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
+    """Submit every canary, once for a run key."""
+    return submit_batch((each.contract for each in canaries), name=BATCH, run_key=run_key)
+
+
+def canary_outcomes(
+    canaries: Sequence[Canary], database: Database | None = None
+) -> list[CanaryOutcome]:
+    """What each canary answered the last time, beside what it should have."""
+    database = database or database_from_environment()
+    ended: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
+    for batch in find_batches(BATCH, limit=MAX_BATCHES, database=database):
+        for job in find_results(batch=batch.id, state=None, database=database):
+            if job.state in FINISHED and job.custom_id in ended:
+                ended[job.custom_id].append(job)
+    outcomes = []
+    for canary in canaries:
+        jobs = ended[canary.name]
+        before = (job.output for job in jobs[1:] if job.state is JobState.SUCCEEDED)
+        expected = next(before, None) if canary.expected is None else canary.expected
+        outcomes.append(CanaryOutcome(canary.name, jobs[0] if jobs else None, expected))
+    return outcomes

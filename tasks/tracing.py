@@ -1,0 +1,86 @@
+"""Traces: which trace a job belongs to, and OpenTelemetry's tracer where an application has one.
+
+Only its API is used, and nothing of it is imported unless it is there already: whoever runs
+`opentelemetry-instrument`, or sets a tracer provider, gets spans. No span holds a text.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import SpanContext, Tracer
+
+TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+def tracer() -> "Tracer | None":
+    """None: nobody in this process wants spans."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None
+    made: Tracer = provider.get_tracer("tidemill")
+    return made
+
+
+def read_traceparent(given: Any) -> str | None:
+    """W3C's header, or None where it is none: it may come from anywhere."""
+    return given if isinstance(given, str) and TRACEPARENT.fullmatch(given) else None
+
+
+@contextmanager
+def submitting(what: str, traceparent: Any = None) -> Iterator[str | None]:
+    """A span around a submission; yields what the row of a job keeps of it.
+
+    what: a task, or "batch"; traceparent: of whoever sent it, where that is another process
+    """
+    given = read_traceparent(traceparent)
+    found = tracer()
+    if found is None:
+        yield given
+        return
+    parent = context_of(given) if given is not None else None
+    with found.start_as_current_span(
+        "tidemill.submit", parent, attributes={"tidemill.task": what}, record_exception=False
+    ) as span:
+        yield traceparent_of(span.get_span_context())
+
+
+def traceparent_of(span: "SpanContext") -> str | None:
+    if not span.is_valid:
+        return None
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def span_context(traceparent: str) -> "SpanContext":
+    from opentelemetry.trace import SpanContext, TraceFlags
+
+    found = TRACEPARENT.fullmatch(traceparent)
+    assert found is not None, "read_traceparent lets no other through"
+    return SpanContext(
+        int(found[1], 16),
+        int(found[2], 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(found[3], 16)),
+    )
+
+
+def context_of(traceparent: str) -> "Context":
+    from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+    return set_span_in_context(NonRecordingSpan(span_context(traceparent)))
+
+
+def own_traceparent(job_id: UUID, batch_id: UUID | None, traceparent: str) -> str:
+    """That of a job: its submission's, but of a batch's jobs each has a trace of its own, or
+    one trace would have fifty thousand; its number is the job's, at every attempt."""
+    if batch_id is None:
+        return traceparent
+    return f"00-{job_id.hex}-{job_id.hex[16:]}-{traceparent[-2:]}"

@@ -1,0 +1,93 @@
+"""Canaries: run every night, and alarming when an answer is another than it should be."""
+
+import json
+from datetime import datetime
+
+import pytest
+from sqlalchemy import update
+
+from db.clock import seconds_from_now
+from db.models import Leadership
+from db.retention import Retention
+from tasks import settings
+from tasks.canaries import canaries_of, canary_outcomes
+from tests.commands import CommandLine
+from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
+from worker.dispatcher.nightly_pass import NIGHTLY, NightlyPass
+
+CANARIES = """
+[[canaries]]
+name = "right"
+task = "generate"
+text = "the mill"
+max_new_tokens = 2
+expected = "{right}"
+
+[[canaries]]
+name = "wrong"
+task = "generate"
+text = "the mill"
+max_new_tokens = 2
+expected = "something else"
+
+[[canaries]]
+name = "unsaid"
+task = "generate"
+text = "the mill"
+max_new_tokens = 2
+"""
+
+
+@pytest.fixture
+def command_line(producer: Cluster) -> CommandLine:
+    return CommandLine(
+        producer.folder,
+        {
+            "TIDEMILL_DATABASE_URL": producer.database_url,
+            "TIDEMILL_REDIS_URL": producer.redis_url,
+            "COLUMNS": "200",
+        },
+    )
+
+
+def verdicts(command_line: CommandLine, *arguments: str) -> tuple[int, dict[str, str]]:
+    ended = command_line("canaries", "--json", *arguments)
+    assert ended.out, ended.err
+    return ended.status, {each["name"]: each["verdict"] for each in json.loads(ended.out)}
+
+
+@on_sqlite
+def test_a_changed_answer_is_alarming_by_hand_and_at_night(
+    producer: Cluster, command_line: CommandLine
+) -> None:
+    config = producer.folder / "tidemill.toml"
+    text = config.read_text()
+    with producer.worker():
+        said = command_line(
+            "submit", "generate", "the mill", "--param", "max_new_tokens=2", "--wait", "--json"
+        )
+        assert said.out, said.err
+        config.write_text(text + CANARIES.format(right=json.loads(said.out)["output"]))
+        assert verdicts(command_line)[1] == dict.fromkeys(("right", "wrong", "unsaid"), "unknown")
+        status, first = verdicts(command_line, "--run")
+        assert (status, first) == (1, {"right": "same", "wrong": "changed", "unsaid": "first"})
+
+        settings.catalog.cache_clear()
+        canaries = canaries_of(settings.catalog().canaries)
+        database = producer.database
+        nightly = NightlyPass(
+            database, "test", Retention(), lambda: True, lambda: datetime(2026, 11, 29, 3), canaries
+        )
+        nightly.tick()
+        with database.write() as session:
+            due = update(Leadership).where(Leadership.name == NIGHTLY)
+            session.execute(due.values(until=seconds_from_now(-1)))
+        nightly.tick()
+        until(
+            lambda: (
+                [each.verdict for each in canary_outcomes(canaries, database)]
+                == ["same", "changed", "same"]
+            ),
+            "the night's answers",
+            PATIENCE_SECONDS,
+        )

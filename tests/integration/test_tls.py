@@ -1,0 +1,106 @@
+"""TLS to Redis and to PostgreSQL, by their URLs alone, with certificates of the test's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+from sqlalchemy import make_url, text
+
+from cli.errors import BrokerUnreachable
+from cli.stack.broker import look_at_broker
+from db import JobState
+from db.errors import DatabaseError
+from db.schema import migrate, require_current
+from db.session import Database
+from tasks import generate
+from tests.producers import producing
+from tests.servers import PostgresServer, ValkeyServer
+from tests.tls import Certificates, in_front_of
+from tests.workers import Cluster
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.made(tmp_path_factory.mktemp("ours"))
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.made(tmp_path_factory.mktemp("theirs"))
+
+
+@pytest.fixture
+def redis_port(valkey: ValkeyServer, certificates: Certificates) -> Iterator[int]:
+    with in_front_of(("127.0.0.1", valkey.port), certificates) as port:
+        yield port
+
+
+def redis_url(port: int, number: str, authority: Path, host: str = "localhost") -> str:
+    return f"rediss://{host}:{port}/{number}?ssl_cert_reqs=required&ssl_ca_certs={quote(str(authority))}"
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer, certificates: Certificates) -> Iterator[str]:
+    """Through the proxy, and with the whole check."""
+    url = make_url(postgres.new_database())
+    folder = str(url.query["host"])
+    with in_front_of(f"{folder}/.s.PGSQL.{url.port or 5432}", certificates, postgres=True) as port:
+        secured = url.set(
+            host="localhost",
+            port=port,
+            query={"sslmode": "verify-full", "sslrootcert": str(certificates.authority)},
+        )
+        yield secured.render_as_string(hide_password=False)
+
+
+def test_a_job_goes_through_both(
+    valkey: ValkeyServer,
+    redis_port: int,
+    postgres_url: str,
+    certificates: Certificates,
+    tmp_path: Path,
+) -> None:
+    number = urlsplit(valkey.new_database()).path.strip("/")
+    database = Database(postgres_url)
+    migrate(database)
+    url = redis_url(redis_port, number, certificates.authority)
+    cluster = Cluster(tmp_path, database, url)
+    config = cluster.configure()
+    try:
+        with producing(postgres_url, url, config), cluster.worker() as worker:
+            assert generate.submit(text="a b c").wait(90).state is JobState.SUCCEEDED
+        assert "certificate" not in worker.log.lower()
+        with database.read() as session:
+            # The server behind the proxy sees a socket: what is asked is our own end.
+            session.execute(text("SELECT 1"))
+            driver = session.connection().connection.driver_connection
+            assert driver is not None
+            assert driver.pgconn.ssl_in_use
+    finally:
+        cluster.end()
+        database.close()
+
+
+def test_a_certificate_of_somebody_else_is_refused(
+    redis_port: int, postgres_url: str, strangers: Certificates
+) -> None:
+    with pytest.raises(BrokerUnreachable, match="certificate"):
+        look_at_broker(redis_url(redis_port, "0", strangers.authority))
+    url = make_url(postgres_url).update_query_dict({"sslrootcert": str(strangers.authority)})
+    database = Database(url)
+    with pytest.raises(DatabaseError, match="certificate"):
+        require_current(database)
+    database.close()
+
+
+def test_a_certificate_for_another_name_is_refused(
+    redis_port: int, postgres_url: str, certificates: Certificates
+) -> None:
+    named = redis_url(redis_port, "0", certificates.authority, host="127.0.0.1")
+    with pytest.raises(BrokerUnreachable, match="certificate"):
+        look_at_broker(named)
+    database = Database(make_url(postgres_url).set(host="127.0.0.1"))
+    with pytest.raises(DatabaseError, match="certificate"):
+        require_current(database)
+    database.close()

@@ -1,0 +1,45 @@
+"""`tidemill top`, beside a worker that works and beside none."""
+
+from tasks import generate, submit_batch
+from tasks.generate import GenerateContract
+from tests.commands import CommandLine, InProcess
+from tests.workers import Cluster, on_sqlite, until
+
+
+@on_sqlite
+def test_a_snapshot_has_workers_rows_rates_and_the_backlog(producer: Cluster) -> None:
+    producer.configure(fake_step_seconds=0.05, max_sequences=4)
+    tidemill = CommandLine(producer.folder, producer.environment)
+    with producer.worker():
+        until(lambda: generate.submit(text="a b").wait(90), "a first job")
+        contract = GenerateContract.parse({"text": "a b c", "max_new_tokens": 40})
+        submit_batch([contract] * 60, name="many")
+        producer.wait_for("running", 4)
+        snapshot = tidemill("top", "--json", "--seconds", "3").json
+        shown = tidemill("top", "--seconds", "0.2")
+    (worker,) = snapshot["workers"]
+    assert worker["answers"]
+    assert worker["leads"]
+    (engine,) = worker["engines"]
+    assert (engine["model"], engine["num_rows"], engine["max_rows"]) == ("fake", 4, 4)
+    assert snapshot["tokens_per_second"] == engine["tokens_per_second"] > 0
+    (bulk,) = [each for each in snapshot["backlog"] if each["lane"] == "bulk"]
+    assert 0 < bulk["num_queued"] + bulk["num_running"] <= 60
+    assert snapshot["eta_seconds"] == (
+        sum(each["num_tokens"] for each in snapshot["backlog"]) / snapshot["tokens_per_second"]
+    )
+    assert snapshot["batches"]["num"] == 1
+    assert shown.status == 0
+    assert "4 of 4" in shown.out
+    assert "tokens/s" in shown.out
+
+
+def test_without_workers_and_without_redis_it_says_so(stored: InProcess) -> None:
+    shown = stored("top", "--seconds", "0.2")
+    assert shown.status == 0
+    assert "0 workers, 0 running, 0 queued, 0 tokens/s, ETA 0:00:00" in shown.out
+    assert "Redis does not answer" in shown.out
+    assert "none is running" in shown.out
+    snapshot = stored("top", "--json", "--seconds", "0.2").json
+    assert snapshot["workers"] == snapshot["backlog"] == []
+    assert not snapshot["redis_answers"]

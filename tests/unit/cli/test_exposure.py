@@ -1,0 +1,52 @@
+"""A Redis or a database that lets strangers in is told from one that does not."""
+
+import pytest
+from sqlalchemy import make_url
+
+from cli.stack.exposure import database_exposure, redis_exposure
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "is_open"),
+    [
+        ("redis://127.0.0.1:6379/0", {}, False),
+        ("redis://[::1]:6379/0", {}, False),
+        ("redis://localhost/0", {"bind": "127.0.0.1 -::1", "protected-mode": "yes"}, False),
+        ("redis://localhost/0", {"bind": "0.0.0.0", "protected-mode": "no"}, True),
+        ("redis://localhost/0", {"bind": "* -::*", "protected-mode": "no"}, True),
+        ("redis://localhost/0", {"bind": "", "protected-mode": "no"}, True),
+        ("redis://localhost/0", {"bind": "* -::*", "protected-mode": "yes"}, False),
+        ("redis://:secret@localhost/0", {"bind": "0.0.0.0", "protected-mode": "no"}, False),
+        ("redis://10.0.0.7:6379/0", {}, True),
+        ("redis://redis:6379/0", {}, True),
+        ("rediss://redis.example:6379/0", {}, True),
+        ("redis://:secret@10.0.0.7:6379/0", {}, False),
+        ("redis://user:secret@redis.example/0", {}, False),
+        ("rediss://redis.example/0?ssl_certfile=/own.pem", {}, False),
+    ],
+)
+def test_a_redis(url: str, settings: dict[str, str], is_open: bool) -> None:
+    assert (redis_exposure(url, settings) is not None) is is_open
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "is_open"),
+    [
+        ("sqlite:////tmp/x.db", {}, False),
+        ("postgresql://u@localhost/x", {}, False),
+        ("postgresql:///x?host=/run/postgresql", {}, False),
+        ("postgresql://u@db.example/x", {}, True),
+        ("postgresql+psycopg://u@10.0.0.7:5432/x", {}, True),
+        ("postgresql:///x?host=localhost,db.example", {}, True),
+        ("postgresql://u:secret@db.example/x", {}, False),
+        ("postgresql://u@db.example/x", {"PGPASSWORD": "secret"}, False),
+        ("postgresql://u@db.example/x?sslcert=own.pem", {}, False),
+    ],
+)
+def test_a_database(
+    url: str, environment: dict[str, str], is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    sentence = database_exposure(make_url(url), environment)
+    assert (sentence is not None) is is_open
+    assert "secret" not in (sentence or "")

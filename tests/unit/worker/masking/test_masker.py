@@ -1,0 +1,115 @@
+"""What is taken out of a text stands in the answer again, and what the model did is reported."""
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+
+from db.outcome import Answer
+from engine.protocol.messages import Message
+from tasks.masking import MaskingRules
+from tests.jobs import answer
+from worker.dialogue import Dialogue
+from worker.masking.finders import Match, finders_of
+from worker.masking.masker import Masker
+
+EMAILS = Masker(finders_of(MaskingRules(frozenset({"email"}))))
+
+
+def restored(text: str, output: str) -> Answer:
+    return EMAILS.masked({"text": text}).restored(answer(output))
+
+
+def test_a_kept_placeholder_is_the_users_own_text_again() -> None:
+    made = restored("Write to a@b.de or c@d.de.", "Écrire à ⟦EMAIL_2⟧ ou ⟦EMAIL_1⟧.")
+    assert made.output == "Écrire à c@d.de ou a@b.de."
+    assert made.provenance["masking"] == {"masked": {"EMAIL": 2}, "lost": {}, "invented": {}}
+
+
+def test_what_the_model_lost_or_invented_is_reported_and_no_value_is() -> None:
+    made = restored("a@b.de and a@b.de and c@d.de", "⟦EMAIL_1⟧, ⟦EMAIL_9⟧ ⟦CARD_1⟧ ⟦ EMAIL_2⟧")
+    assert made.output == "a@b.de, ⟦EMAIL_9⟧ ⟦CARD_1⟧ ⟦ EMAIL_2⟧"
+    assert made.provenance["masking"] == {
+        "masked": {"EMAIL": 2},
+        "lost": {"⟦EMAIL_1⟧": 1, "⟦EMAIL_2⟧": 1},
+        "invented": {"⟦CARD_1⟧": 1, "⟦EMAIL_9⟧": 1},
+    }
+    assert "@" not in str(made.provenance)
+
+
+def test_a_value_that_looks_like_a_placeholder_is_put_back_once() -> None:
+    masker = Masker(finders_of(MaskingRules(patterns={"K": "⟦X_1⟧!|b"})))
+    work = masker.masked({"text": "⟦X_1⟧! b"})
+    assert work.contract["text"] == "⟦K_1⟧ ⟦K_2⟧"
+    assert work.restored(answer("⟦K_2⟧ ⟦K_1⟧")).output == "b ⟦X_1⟧!"
+
+
+def test_every_turn_of_a_chat_is_masked_and_its_roles_are_not() -> None:
+    contract = {
+        "messages": [
+            {"role": "user", "content": "I am a@b.de"},
+            {"role": "assistant", "content": [{"type": "text", "text": "a@b.de, c@d.de"}]},
+        ],
+        "max_new_tokens": 5,
+    }
+    assert EMAILS.masked(contract).contract == {
+        "messages": [
+            {"role": "user", "content": "I am ⟦EMAIL_1⟧"},
+            {"role": "assistant", "content": [{"type": "text", "text": "⟦EMAIL_1⟧, ⟦EMAIL_2⟧"}]},
+        ],
+        "max_new_tokens": 5,
+    }
+
+
+def test_another_attempt_makes_the_same_placeholders() -> None:
+    contract = {"text": "c@d.de a@b.de c@d.de"}
+    assert EMAILS.masked(contract).contract == EMAILS.masked(contract).contract
+
+
+def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> None:
+    def find(text: str) -> Iterable[Match]:
+        return [
+            Match(0, 3, "NAME"),
+            Match(1, 5, "NAME"),
+            Match(4, 99, "NAME"),
+            Match(4, 7, "low"),
+            Match(6, 6, "NAME"),
+        ]
+
+    work = Masker((SimpleNamespace(find=find),)).masked({"text": "Ada met Bob"})
+    assert work.contract["text"] == "⟦NAME_1⟧ met Bob"
+
+
+def test_the_turns_before_a_chat_are_masked_with_the_same_placeholders() -> None:
+    before = Dialogue(
+        system=(Message("system", "You serve ada@example.org."),),
+        turns=((Message("user", "I am bob@example.org"), Message("assistant", "Hello")),),
+    )
+    contract = {
+        "messages": [{"role": "user", "content": "Write to bob@example.org and ada@example.org"}],
+        "dialogue": before,
+    }
+    work = EMAILS.masked(contract)
+    seen: Dialogue = work.contract["dialogue"]
+    (question,) = work.contract["messages"]
+    assert "@" not in "".join(each.content for each in seen.messages) + question["content"]
+    names = {value: name for name, value in work.values.items()}
+    assert seen.system[0].content == f"You serve {names['ada@example.org']}."
+    assert (
+        question["content"]
+        == f"Write to {names['bob@example.org']} and " + names["ada@example.org"]
+    )
+
+
+def test_a_thought_is_for_the_user_as_the_answer_is() -> None:
+    work = EMAILS.masked({"text": "Is ada@example.org right?"})
+    (name,) = work.values
+    answer = Answer(
+        output=f"{name} is.",
+        reasoning=f"They ask of {name}.",
+        finish_reason="stop",
+        prompt_tokens=1,
+        completion_tokens=1,
+        provenance={},
+    )
+    restored = work.restored(answer)
+    assert restored.output == "ada@example.org is."
+    assert restored.reasoning == "They ask of ada@example.org."

@@ -1,0 +1,95 @@
+"""Guard: measures every answer before it is written, and says what is done about it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from db.outcome import Answer
+from db.reading import input_of
+from worker.documents.languages import short_code
+from worker.errors import JobError, QualityGuardFailed
+from worker.guards.reasons import are_quick, measured, suspicions
+from worker.guards.retries import retrying
+from worker.guards.settings import GuardSettings
+from worker.recipes import RECIPES, Steps, Work
+
+log = logging.getLogger(__name__)
+
+Verdict = Callable[[Answer | JobError], None]
+
+
+class Guard:
+    """The guards of a worker, with a thread for what takes more than some microseconds."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        """table: [guards] of `tidemill.toml`; raises SettingsError"""
+        self._settings = GuardSettings.by_task(table)
+        self._thread = ThreadPoolExecutor(1, "guards")
+
+    def stop(self) -> None:
+        self._thread.shutdown(wait=False)
+
+    def recipe(self, work: Work) -> Steps:
+        """The recipe of a job, whose suspicious parts are tried again where settings say so."""
+        steps = RECIPES[work.task](work)
+        settings = self._settings[work.task]
+        if not settings.retries:
+            return steps
+        return retrying(steps, settings, language_of(work), work.request_ids)
+
+    def examine(self, work: Work, answer: Answer, then: Verdict) -> None:
+        """Call `then` with the answer and its signals, or with the error that fails the job;
+        at once for a short answer, from the guards' thread for another."""
+        settings = self._settings[work.task]
+        source = input_of(work.contract) or ""
+        if not settings.enabled:
+            then(answer)
+        elif are_quick(settings, source, answer.output):
+            then(self._verdict(settings, work, source, answer))
+        else:
+            try:
+                self._thread.submit(lambda: then(self._verdict(settings, work, source, answer)))
+            except RuntimeError:  # it has stopped
+                then(answer)
+
+    @staticmethod
+    def _verdict(
+        settings: GuardSettings, work: Work, source: str, answer: Answer
+    ) -> Answer | JobError:
+        try:
+            return judged(settings, source, answer, language_of(work))
+        except Exception as error:
+            # What is ours costs a result its signals, never the job. Only the type: a message
+            # may hold the user's text.
+            log.error(
+                "guard failed",
+                extra={"job_id": str(work.job_id), "error": type(error).__name__},
+            )
+            return answer
+
+
+def judged(
+    settings: GuardSettings, source: str, answer: Answer, language: str | None
+) -> Answer | JobError:
+    """The answer with its signals; or the error of a guard that fails the job."""
+    given = answer.signals
+    coverage = answer.coverage or {}
+    if given.num_empty_parts is None:
+        given = replace(given, num_empty_parts=int(not answer.output.strip()))
+    if given.num_cut_parts is None:
+        num_cut = coverage.get("parts_cut", 0) + (answer.finish_reason == "length")
+        given = replace(given, num_cut_parts=num_cut)
+    signals = measured(settings, source, answer.output, given, language)
+    signals = replace(signals, suspicions=suspicions(settings, source, signals, language))
+    fatal = [each for each in signals.suspicions if settings.action_for(each).fails]
+    if fatal:
+        return QualityGuardFailed(fatal, signals)
+    return replace(answer, signals=signals)
+
+
+def language_of(work: Work) -> str | None:
+    """The language that an answer should be in; None: that of its source, or any."""
+    code = work.contract.get("target_language") or work.contract.get("output_language")
+    return None if code is None else short_code(code)

@@ -1,0 +1,106 @@
+"""What of an answer is suspicious: signals against the settings. Pure but for the language."""
+
+from dataclasses import replace
+from typing import Any
+
+from db.outcome import Signals
+from db.suspicion import Suspicion
+from worker.documents.languages import detect, detectable
+from worker.guards.measures import (
+    MAX_CHARACTERS,
+    has_words_to_translate,
+    is_left_as_it_was,
+    length_of,
+    repetition_of,
+)
+from worker.guards.settings import GuardSettings
+
+SAMPLE_CHARACTERS = 600  # of a text whose language is looked at
+# Of a repetition that the source has too, so much more makes the answer's its own.
+MORE_REPETITION = 0.2
+MIN_CONFIDENCE = 0.8  # in a language, before it is called the wrong one
+# Written so alike that no short text tells them apart.
+ALIKE = ({"hr", "sr", "bs", "sh"}, {"id", "ms"}, {"no", "da"}, {"cs", "sk"}, {"gl", "pt"})
+
+
+def measured(
+    settings: GuardSettings, source: str, answer: str, signals: Signals, language: str | None = None
+) -> Signals:
+    """The signals completed by what is measured of these texts; what is given stays.
+
+    language: that the answer should have, in two letters; None: that of the source
+    """
+    num_before, num_after = length_of(source), length_of(answer)
+    changes: dict[str, Any] = {}
+    if signals.length_ratio is None and num_before:
+        changes["length_ratio"] = round(num_after / num_before, 4)
+    if signals.repetition is None:
+        changes["repetition"] = round(repetition_of(answer), 4)
+    if settings.language and num_after >= settings.min_letters:
+        changes["detected_language"] = detected(answer)
+    return replace(signals, **changes)
+
+
+def detected(text: str) -> str | None:
+    """The language that a text is surely in, in two letters."""
+    guess = detect(_sample(text))
+    return guess.language if guess.confidence >= MIN_CONFIDENCE else None
+
+
+def suspicions(
+    settings: GuardSettings, source: str, signals: Signals, language: str | None = None
+) -> tuple[Suspicion, ...]:
+    """What is suspicious, in the order of `Suspicion`."""
+    is_judged = length_of(source) >= settings.min_letters
+    ratio, repetition = signals.length_ratio, signals.repetition or 0.0
+    is_empty = (signals.num_empty_parts or 0) > settings.max_empty_parts
+    found = {
+        Suspicion.EMPTY: is_empty,
+        Suspicion.CUT_BY_LENGTH: (signals.num_cut_parts or 0) > settings.max_cut_parts,
+        Suspicion.TOO_SHORT: is_judged and ratio is not None and ratio < settings.min_length_ratio,
+        Suspicion.TOO_LONG: is_judged and ratio is not None and ratio > settings.max_length_ratio,
+        Suspicion.REPETITION: repetition > settings.max_repetition
+        and repetition > repetition_of(source) + MORE_REPETITION,
+        Suspicion.WRONG_LANGUAGE: _is_wrong_language(settings, source, signals, language),
+        Suspicion.UNTRANSLATED: is_judged
+        and (signals.untranslated_share or 0.0) > settings.max_untranslated,
+        Suspicion.PLACEHOLDERS_MISSED: (signals.num_missed_placeholders or 0)
+        > settings.max_missed_placeholders,
+        Suspicion.TERMS_MISSED: (signals.num_missed_terms or 0) > settings.max_missed_terms,
+    }
+    return tuple(each for each in Suspicion if found[each])
+
+
+def untranslated(source: str, translation: str) -> tuple[int, int]:
+    """Of a sentence: its letters that stayed as they were, and those that say anything of it."""
+    if not has_words_to_translate(source):
+        return 0, 0
+    length = length_of(source)
+    return (length if is_left_as_it_was(source, translation) else 0), length
+
+
+def are_quick(settings: GuardSettings, source: str, answer: str) -> bool:
+    """Whether a few microseconds do, so that no other thread need be asked."""
+    if len(source) + len(answer) > MAX_CHARACTERS // 20:
+        return False
+    return not settings.language or length_of(answer) < settings.min_letters
+
+
+def _is_wrong_language(
+    settings: GuardSettings, source: str, signals: Signals, language: str | None
+) -> bool:
+    seems = signals.detected_language
+    if seems is None:
+        return False
+    expected = language
+    if expected is None and length_of(source) >= settings.min_letters:
+        expected = detected(source)
+    if expected is None or expected == seems or expected not in detectable():
+        return False
+    return not any({expected, seems} <= group for group in ALIKE)
+
+
+def _sample(text: str) -> str:
+    """From the middle, where a text is most itself."""
+    start = max((len(text) - SAMPLE_CHARACTERS) // 2, 0)
+    return text[start : start + SAMPLE_CHARACTERS]
