@@ -71,7 +71,7 @@ def build(kind: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))
-        (KINDS | UNPROVED | UNLISTED | NOT_IN_FLIGHT)[kind](folder)
+        (KINDS | UNPROVED | UNLISTED | NOT_IN_FLIGHT | SCALED)[kind](folder)
     return folder
 
 
@@ -496,9 +496,19 @@ def llama_longrope(folder: Path) -> None:
 
 
 def llama_dynamic(folder: Path) -> None:
-    """Its rotary frequencies would grow beyond the positions, which the worker refuses."""
+    """Its rotary frequencies grow beyond the positions."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
+
+
+def llama_yarn(folder: Path) -> None:
+    """As Qwen's cards say: the context is the factor times the original."""
+    rope = {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+        "original_max_position_embeddings": 48,
+    }  # fmt: skip
+    own = {"rope_parameters": rope, "max_position_embeddings": 48}
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, **own)
 
 
 def bigbird_pegasus(folder: Path) -> None:
@@ -679,3 +689,5 @@ NOT_IN_FLIGHT: dict[str, Callable[[Path], None]] = {
         max_decoder_position_embeddings=POSITIONS,
     ),
 }  # fmt: skip
+# Listed, with a context that is longer than the positions that their configurations name.
+SCALED: dict[str, Callable[[Path], None]] = {"llama_yarn": llama_yarn}

@@ -454,3 +454,39 @@ def test_much_longer_rows_take_a_pass_of_their_own(folder_of, monkeypatch):
     assert isinstance(engine, RouterBackend)
     assert {each[-1] > 16 for each in widths} == {True, False}
     assert all(each[0] > 16 or each[-1] <= 16 for each in widths)
+
+
+# Context is what rotary scaling makes of it
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_tokens", "backend"),
+    [("llama_yarn", 140, RouterBackend), ("llama_dynamic", 400, GenerateBackend)],
+)
+def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
+    kind, num_tokens, backend, folder_of
+):
+    spec = spec_of(folder_of(kind))
+    engine = load(spec)
+    assert isinstance(engine, backend)
+    bench = Bench(engine, spec)
+    alone = Alone(kind, folder_of(kind))
+    text = " ".join(checkpoints.sentences(60, seed=9))
+    ids = alone.tokenizer(text)["input_ids"][:num_tokens]
+    text = alone.tokenizer.decode(ids, skip_special_tokens=True)
+    params = Params(max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    asked = [
+        Request(id=at, task="generate", text=each, params=params)
+        for at, each in enumerate([text, *checkpoints.sentences(3), text])
+    ]
+    outputs = bench.answers(asked)
+    assert outputs[0].failure is None
+    assert outputs[0].prompt_tokens > alone.model.config.max_position_embeddings
+    for each in asked:
+        (expected,) = Alone(kind, folder_of(kind)).generate(
+            each.text, max_new_tokens=6, min_new_tokens=6, do_sample=False
+        )
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+    limit = engine.checkpoint.limits.max_answer_context_tokens
+    too_long = Request(id=9, task="generate", text=text * limit, params=params)
+    assert bench.answers([too_long])[9].failure.code == "prompt_too_long"
