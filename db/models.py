@@ -14,6 +14,7 @@ from sqlalchemy import (
     CheckConstraint,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -200,6 +201,7 @@ class Result(Base):
     # What of a source was read, and in how many parts.
     coverage: Mapped[dict[str, Any] | None] = mapped_column(SealedJSON("results", "coverage"))
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
+    cached_parts: Mapped[int | None]  # answers to its requests that were not computed for it
     # The signals of `db.outcome.Signals`, each None where it says nothing of this result.
     length_ratio: Mapped[float | None]
     repetition: Mapped[float | None]
@@ -239,6 +241,24 @@ class Segment(Base):
         SealedJSON("segments", "output", ("job_id", "position"))
     )
     created_at: Mapped[datetime] = mapped_column(default=now())
+
+
+class CacheEntry(Base):
+    """What a model answered to a request, for others that ask it the same."""
+
+    __tablename__ = "cache_entries"
+
+    key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)  # of all that decides it
+    tenant: Mapped[str | None] = mapped_column(String(128))  # whose; None: everybody's
+    output: Mapped[bytes] = mapped_column(SealedBytes("cache_entries", "output", ("key",)))
+    num_bytes: Mapped[int]  # of the output, for the sum of all
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    used_at: Mapped[datetime] = mapped_column(default=now())  # the last time, to the hour
+
+    __table_args__ = (
+        Index("ix_cache_entries_created_at", "created_at"),
+        Index("ix_cache_entries_used_at_num_bytes", "used_at", "num_bytes"),
+    )
 
 
 class AttemptRow(Base):

@@ -16,7 +16,7 @@ from db.clock import microseconds_between
 from db.encryption.key_ring import Unopenable
 from db.errors import DatabaseError
 from db.lane import Lane
-from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.models import AttemptRow, Batch, Job, ModelCardRow, Payload, Result
 from db.outcome import SIGNALS
 from db.queries import claims, quarantine, submission
 from db.queries.conditions import has_pair
@@ -70,6 +70,7 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    cached_parts: int | None = None  # of its requests, those that were not computed for it
     # Signals of the result's quality, as in `db.outcome.Signals`.
     length_ratio: float | None = None
     repetition: float | None = None
@@ -225,6 +226,7 @@ class JobDetails:
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
     coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
     messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
+    refused_output: str | None = None  # of a failed job: its last answer, which was not as asked
 
 
 def find_results(
@@ -360,14 +362,22 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance, ModelCardRow.content, Result.coverage)
+        select(
+            Job,
+            Payload.contract,
+            Result.provenance,
+            ModelCardRow.content,
+            Result.coverage,
+            AttemptRow.output,
+        )
         .join(Payload, Payload.job_id == Job.id)
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == Job.id, AttemptRow.attempt == Job.attempt))
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance, model_card, coverage = session.execute(statement).one()
+        row, contract, provenance, model_card, coverage, refused = session.execute(statement).one()
         messages = session.execute(quarantine.quarantined_of(job_id, MAX_MESSAGES)).all()
     return JobDetails(
         job=job,
@@ -386,6 +396,7 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         provenance=None if provenance is None else {**(model_card or {}), **provenance},
         messages=tuple(MessageSetAside(*each) for each in messages),
         coverage=coverage,
+        refused_output=refused,
     )
 
 
@@ -458,6 +469,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            Result.cached_parts,
             *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
             Result.reasoning,
             Result.reasoning_tokens,

@@ -16,7 +16,6 @@ from db.encryption.key_ring import Unopenable
 from db.lane import Lane
 from db.outcome import Fence, Outcome
 from db.queries import claims, completion
-from db.queries import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
@@ -53,7 +52,6 @@ class ClaimedJob:
     claim_began_ns: int  # since the epoch
     contract: dict[str, Any]
     delivery: Delivery
-    segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
 
     @property
     def ids(self) -> dict[str, str]:
@@ -170,7 +168,6 @@ class Claimer:
             unopenable = [row for row in rows if row.id not in contracts]
             self._fail(session, [Fence(row.id, row.attempt, self._owner) for row in unopenable])
             rows = [row for row in rows if row.id in contracts]
-            segments = self._segments(session, [row.id for row in rows if row.attempt > 1])
             not_taken = named.keys() - set(ids)
             unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
             keep(session, [_unknown_jobs(unknown)] if unknown else [])
@@ -189,7 +186,6 @@ class Claimer:
                 began_ns,
                 contracts[row.id],
                 named[row.id],
-                segments.get(row.id, {}),
             )
             for row in rows
         ]
@@ -217,23 +213,6 @@ class Claimer:
         session.execute(completion.finish_attempts(failed))
         for fence in fences:
             log.error("text does not open", extra={"job_id": str(fence.job_id)})
-
-    @staticmethod
-    def _segments(
-        session: Session, job_ids: Sequence[UUID]
-    ) -> dict[UUID, dict[int, dict[str, Any]]]:
-        """What earlier attempts of these jobs have finished."""
-        found: dict[UUID, dict[int, dict[str, Any]]] = {}
-        if not job_ids:
-            return found
-        try:
-            for job_id, position, output in session.execute(segment_queries.segments_of(job_ids)):
-                found.setdefault(job_id, {})[position] = output
-        except Unopenable:
-            # They only save work: the jobs go on without.
-            log.error("segments do not open", extra={"num_jobs": len(job_ids)})
-            return {}
-        return found
 
 
 def _unknown_jobs(job_ids: Collection[UUID]) -> SetAside:

@@ -92,15 +92,16 @@ def test_rows_of_a_request_read_the_same_prompt(
     shape = shape_of(size)
     compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=True)
     assert isinstance(compiled, CpuAttentionBackend)
-    slots = slots_of(sizes, compiled, torch.Generator().manual_seed(seed))
-    asked = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size)
+    draw = torch.Generator().manual_seed(seed)
+    slots = slots_of(sizes, compiled, draw)
+    query = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size, generator=draw)
     seen = []
     for attention in (
         compiled,
         TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=True),
     ):
         attention.prepare(slots)
-        seen.append(attention.attend(1, asked, None, None, 1.0))
+        seen.append(attention.attend(1, query, None, None, 1.0))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
 
 
