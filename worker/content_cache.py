@@ -19,7 +19,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -79,7 +79,16 @@ class ContentCache:
     each request that a flight answers is in `_joined`, unless nobody wants it any more.
     """
 
-    def __init__(self, settings: CacheSettings, keep: Keep, metrics: Metrics = NO_METRICS) -> None:
+    def __init__(
+        self,
+        settings: CacheSettings,
+        keep: Keep,
+        metrics: Metrics = NO_METRICS,
+        fingerprint: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """fingerprint: makes of a digest one that says nothing to who has not the key of the
+        texts; whoever can guess a text could find by its plain digest that it was asked"""
+        self._fingerprint = fingerprint
         self.settings = settings
         self._metrics = metrics
         self.num_hits = 0  # answers that the database or memory had
@@ -105,7 +114,12 @@ class ContentCache:
     def key(self, request: Request, sharing: Sharing, model: bytes) -> ContentKey | None:
         """A request's key; None where its answer is shared with nobody."""
         draws = model in self._samplers and samples(request.params) is None
-        return None if draws and not sharing.has_seed else sharing.key(request, model)
+        if draws and not sharing.has_seed:
+            return None
+        key = sharing.key(request, model)
+        if key is None or self._fingerprint is None:
+            return key
+        return replace(key, digest=self._fingerprint(key.digest))
 
     def needs_database(self, key: ContentKey, is_interactive: bool) -> bool:
         """Whether only the database may know an answer: none is in memory, or on its way."""

@@ -130,7 +130,12 @@ class Worker:
             self._ids_of,
         )
         self._kept_outputs = KeptOutputs(database, cache_settings.ttl_seconds)
-        self._cache = ContentCache(cache_settings, self._committer.remember, self._metrics)
+        self._cache = ContentCache(
+            cache_settings,
+            self._committer.remember,
+            self._metrics,
+            None if database.keys is None else database.keys.fingerprint,
+        )
         self._cache_upkeep = CacheUpkeep(
             database, self.owner, self._cache, lambda: self._committer.num_cached_bytes
         )

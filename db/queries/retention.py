@@ -7,7 +7,6 @@ so again, for a job may be put back in line after its page was read.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -41,7 +40,7 @@ class Prunable:
     key: tuple[InstrumentedAttribute[Any], ...]
     is_due: Callable[[ClassAges], ColumnElement[bool]]
     prune: Callable[[Session, ColumnElement[bool]], int]  # rows of a condition
-    pruned_at: InstrumentedAttribute[datetime | None] | None = None  # of rows that stay
+    pruned_at: InstrumentedAttribute[Any] | None = None  # of rows that stay
 
     def page(self, after: Key | None, limit: int) -> Select[Any]:
         """The next keys of what is there, due or not, in their order.

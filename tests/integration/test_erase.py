@@ -209,7 +209,8 @@ def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -
     (fence,) = claim(database, [job_id])
     writing = Committer(database, Settings(), lambda outcomes: None)
     with database.write() as session:
-        writing._write_segments(session, [FinishedSegment(fence, 0, {"output": LONG})])
+        running = writing._running(session, [fence])
+        writing._write_segments(session, [FinishedSegment(fence, 0, {"output": LONG})], running)
         with database.write() as other:
             # It is left alone until that is committed.
             assert erasure.erasure.erase_jobs(other, [job_id])[0] == []

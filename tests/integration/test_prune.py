@@ -51,18 +51,9 @@ def test_what_is_old_is_pruned_and_said_to_be(stored: InProcess) -> None:
     dry = stored("prune", "--dry-run")
     assert (dry.status, dry.out) == (0, "would go: 2 payloads\n")
     assert stored("prune", "--dry-run", "--json").json["pruned"]["payloads"] == 2
-    pruned = stored("prune", "--json")
-    assert pruned.json == {
-        "dry_run": False,
-        "pruned": {
-            "payloads": 2,
-            "outputs": 0,
-            "segments": 0,
-            "attempts": 0,
-            "messages": 0,
-            "audit entries": 0,
-        },
-    }
+    pruned = stored("prune", "--json").json
+    assert pruned["dry_run"] is False
+    assert {name: num for name, num in pruned["pruned"].items() if num} == {"payloads": 2}
     assert stored("prune").out == "nothing is old enough to go\n"
 
     listed = stored("results", "--state", "all", "--format", "jsonl", "--input")

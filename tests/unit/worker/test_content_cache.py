@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from db.encryption.key_ring import KeyRing
 from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, ModelCard, Output, Params, Request, RequestFailure
@@ -411,3 +412,19 @@ def test_many_threads_that_ask_the_same_are_all_answered_and_nobody_waits_for_ev
     engine.join()
     assert {each.id for each in stayed} <= asker.received.keys()
     assert len(asker.received) <= len(stayed) + len(left)
+
+
+def test_with_keys_what_an_answer_is_found_by_says_nothing_to_who_has_none() -> None:
+    """Else whoever reads the table could try texts until a digest is there."""
+    plain, sealed, rotated = Asker(), Asker(), Asker()
+    for asker, names in ((sealed, ("k1",)), (rotated, ("k2", "k1"))):
+        ring = KeyRing({name: name.encode().ljust(32, b".") for name in names})
+        asker.cache = ContentCache(asker.settings, asker.kept.append, fingerprint=ring.fingerprint)
+    for asker in (plain, sealed, rotated):
+        first = asker.ask()
+        asker.ask()
+        asker.engine.answer(first)
+
+    keys = [{each.key for each in asker.kept} for asker in (plain, sealed, rotated)]
+    assert [len(of_one) for of_one in keys] == [1, 1, 1], "equal requests still share"
+    assert len(set.union(*keys)) == 3
