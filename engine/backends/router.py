@@ -92,8 +92,8 @@ class RouterBackend:
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = sized(spec, machine, "inflight", self.reason)
-        if machine.room is not None:
-            refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
+        if machine.max_paged_tokens is not None:
+            refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
         kv_cache = kv_cache_for(self.sized.spec, shape, poisoned, is_paged)
         self.in_flight = InflightBackend(self.exact, runner_of(checkpoint, kv_cache))
         self.has_beams = supports_beam_search(checkpoint.model)
