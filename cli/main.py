@@ -27,6 +27,7 @@ from cli.commands import (
     doctor,
     erase,
     export,
+    keys,
     messages,
     migrate,
     models,
@@ -92,6 +93,7 @@ for panel, name, command, example in (
     epilog = "\n\n".join(f"Example: {line}" for line in lines)
     app.command(name, rich_help_panel=panel, epilog=epilog)(command)
 app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
+app.add_typer(keys.keys, name="keys", rich_help_panel=KEEP)
 
 
 def _version(asked: bool) -> None:

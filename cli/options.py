@@ -30,7 +30,7 @@ StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "ex
 # As in `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
-    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters"),
+    *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters", "cached_parts"),
     *(
         "reasoning",
         "reasoning_tokens",
@@ -101,6 +101,17 @@ def params(given: Iterable[str]) -> dict[str, Any]:
     """`--param` texts: a value that reads as JSON is that (60, 0.7, true, ["."]), else a text."""
     made: Mapping[str, str] = pairs("--param", given)
     return {key: _json_or_text(value) for key, value in made.items()}
+
+
+def json_file(path: Path) -> Any:
+    """What a JSON file holds; a usage error names one that cannot be read or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fault = f"{path} cannot be read: {error.strerror}"
+    except (RecursionError, ValueError):
+        fault = f"{path} holds no JSON"
+    raise typer.BadParameter(fault, param_hint="--json-schema")
 
 
 def instant(option: str, text: str | None) -> datetime | None:

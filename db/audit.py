@@ -103,13 +103,10 @@ def append(session: Session, act: Act, objects: Mapping[str, Any]) -> None:
     """
     at, actor = datetime.now(UTC), present_actor()
     content = _content(at, actor, act, objects)
-    place = audit.advance_head(session, content)
-    if place is None:
-        session.execute(audit.insert_head(session, GENESIS))
-        place = audit.advance_head(session, content)
-    assert place is not None
     row = {"at": at, "actor": actor, "act": act.value, "objects": dict(objects)}
-    session.execute(audit.insert_entry(), [{**row, **place._mapping}])
+    if not audit.append_entry(session.connection(), content, row):
+        session.execute(audit.insert_head(session, GENESIS))
+        assert audit.append_entry(session.connection(), content, row)
 
 
 def _content(at: datetime, actor: str, act: str, objects: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from db.queries.conditions import QUEUED, RUNNING
 from db.session import Database
 from db.states import UNFINISHED
 
+DISPATCHER = "dispatcher"  # the leadership of whoever publishes; there are others
+
 # What a sweep every second would long have seen to, if anybody swept.
 OVERDUE_SECONDS = 15.0
 WAITING_SECONDS = 60.0  # of a job that somebody waits for
@@ -70,7 +72,9 @@ def _workers(session: Session) -> Iterator[WorkerHealth]:
         )
     }
     at: datetime = session.execute(select(now())).scalar_one()
-    leader = session.scalar(select(Leadership.leader).where(Leadership.until >= now()))
+    leader = session.scalar(
+        select(Leadership.leader).where(Leadership.name == DISPATCHER, Leadership.until >= now())
+    )
     rows = {
         row.name: row
         for row in session.scalars(select(WorkerRow).where(WorkerRow.alive_until >= at))

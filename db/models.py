@@ -14,6 +14,7 @@ from sqlalchemy import (
     CheckConstraint,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -24,6 +25,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from db.clock import Instant, now
+from db.encryption.sealed import SealedBytes, SealedJSON, SealedText
 from db.lane import Lane
 from db.states import JobState
 
@@ -169,7 +171,7 @@ class Payload(Base):
     job_id: Mapped[UUID] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
-    contract: Mapped[dict[str, Any]]
+    contract: Mapped[dict[str, Any]] = mapped_column(SealedJSON("payloads", "contract"))
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     # The chat that this one continues. No foreign key: that job may go before this one does.
     previous_job_id: Mapped[UUID | None]
@@ -184,19 +186,22 @@ class Result(Base):
     job_id: Mapped[UUID] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
-    output: Mapped[str] = mapped_column(Text)
-    alternatives: Mapped[list[str]]  # further returned sequences, best first
+    output: Mapped[str] = mapped_column(SealedText("results", "output"))
+    # Further returned sequences, best first.
+    alternatives: Mapped[list[str]] = mapped_column(SealedJSON("results", "alternatives"))
     finish_reason: Mapped[str] = mapped_column(String(16))
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     # Of this answer alone: the settings used. What it shares with others is the model card's;
     # a worker of a revision before 0004 writes both here.
-    provenance: Mapped[dict[str, Any]]
+    provenance: Mapped[dict[str, Any]] = mapped_column(SealedJSON("results", "provenance"))
     # No foreign key: its check would lock one card's row for every result of all workers.
     # Cards are never deleted.
     model_card_id: Mapped[UUID | None]
-    coverage: Mapped[dict[str, Any] | None]  # what of a source was read, and in how many parts
+    # What of a source was read, and in how many parts.
+    coverage: Mapped[dict[str, Any] | None] = mapped_column(SealedJSON("results", "coverage"))
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
+    cached_parts: Mapped[int | None]  # answers to its requests that were not computed for it
     # The signals of `db.outcome.Signals`, each None where it says nothing of this result.
     length_ratio: Mapped[float | None]
     repetition: Mapped[float | None]
@@ -207,7 +212,8 @@ class Result(Base):
     num_missed_placeholders: Mapped[int | None]
     num_missed_terms: Mapped[int | None]
     suspicions: Mapped[str | None]  # codes with spaces in between; None: nothing is suspicious
-    reasoning: Mapped[str | None] = mapped_column(Text)  # what the model thought before it answered
+    # What the model thought before it answered.
+    reasoning: Mapped[str | None] = mapped_column(SealedText("results", "reasoning"))
     reasoning_tokens: Mapped[int | None]  # of the completion's
     pruned_at: Mapped[datetime | None]  # since when there is no text here, only counts
 
@@ -231,8 +237,28 @@ class Segment(Base):
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    output: Mapped[dict[str, Any]]
+    output: Mapped[dict[str, Any]] = mapped_column(
+        SealedJSON("segments", "output", ("job_id", "position"))
+    )
     created_at: Mapped[datetime] = mapped_column(default=now())
+
+
+class CacheEntry(Base):
+    """What a model answered to a request, for others that ask it the same."""
+
+    __tablename__ = "cache_entries"
+
+    key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)  # of all that decides it
+    tenant: Mapped[str | None] = mapped_column(String(128))  # whose; None: everybody's
+    output: Mapped[bytes] = mapped_column(SealedBytes("cache_entries", "output", ("key",)))
+    num_bytes: Mapped[int]  # of the output, for the sum of all
+    created_at: Mapped[datetime] = mapped_column(default=now())
+    used_at: Mapped[datetime] = mapped_column(default=now())  # the last time, to the hour
+
+    __table_args__ = (
+        Index("ix_cache_entries_created_at", "created_at"),
+        Index("ix_cache_entries_used_at_num_bytes", "used_at", "num_bytes"),
+    )
 
 
 class AttemptRow(Base):
@@ -250,7 +276,9 @@ class AttemptRow(Base):
     next_state: Mapped[str] = mapped_column(String(16))  # where the job went from there
     error_code: Mapped[str | None] = mapped_column(String(64))  # None: released unblamed
     error_message: Mapped[str | None] = mapped_column(Text)
-    output: Mapped[str | None] = mapped_column(Text)  # the answer that was refused
+    output: Mapped[str | None] = mapped_column(  # the answer that was refused
+        SealedText("attempts", "output", ("job_id", "attempt"))
+    )
 
 
 class QuarantinedMessage(Base):
@@ -267,7 +295,7 @@ class QuarantinedMessage(Base):
     # No foreign key: the job may be gone, and the message is kept all the same.
     job_id: Mapped[UUID | None] = mapped_column(index=True)
     num_bytes: Mapped[int] = mapped_column(BigInteger)  # of the message; the body may be less
-    body: Mapped[bytes]
+    body: Mapped[bytes] = mapped_column(SealedBytes("quarantined_messages", "body", ("id",)))
 
 
 class AuditEntry(Base):

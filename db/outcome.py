@@ -54,6 +54,7 @@ class Answer:
     model_card: dict[str, Any] | None = None  # what it shares with others of its model
     coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
     left_out_characters: int | None = None  # of the source
+    cached_parts: int = 0  # its requests that others had asked before, or at the same time
     signals: Signals = NO_SIGNALS
     reasoning: str | None = None  # what the model thought before it answered
     reasoning_tokens: int | None = None  # of the completion's
@@ -66,6 +67,16 @@ class FinishedSegment:
     fence: Fence
     position: int  # of its request among all of the job
     output: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """What a model answered, to be kept for whoever asks it the same."""
+
+    fence: Fence  # of an attempt that it answers
+    key: bytes  # of all that decides the answer
+    tenant: str | None  # who may see it; None: everybody
+    output: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,8 @@ class Outcome:
     error_message: str | None = None
     blamed: bool = False  # counts towards the limit of failures
     delay_seconds: float = 0.0
+    output: str | None = None  # of a failure: the answer that was refused
+    model: str | None = None  # whose queue the job goes to; None: the one that it came from
 
     def __post_init__(self) -> None:
         assert (self.answer is not None) == (self.state is JobState.SUCCEEDED)
@@ -94,13 +107,14 @@ class Outcome:
         return cls(fence=fence, state=JobState.SUCCEEDED, answer=answer, has_segments=has_segments)
 
     @classmethod
-    def failed(cls, fence: Fence, code: str, message: str) -> "Outcome":
+    def failed(cls, fence: Fence, code: str, message: str, output: str | None = None) -> "Outcome":
         return cls(
             fence=fence,
             state=JobState.FAILED,
             error_code=code,
             error_message=message,
             blamed=True,
+            output=output,
         )
 
     @classmethod
@@ -113,6 +127,11 @@ class Outcome:
             blamed=True,
             delay_seconds=delay_seconds,
         )
+
+    @classmethod
+    def moved(cls, fence: Fence, model: str) -> "Outcome":
+        """On with another model, by a worker that serves it; what is finished is kept."""
+        return cls(fence=fence, state=JobState.QUEUED, model=model)
 
     @classmethod
     def released(cls, fence: Fence) -> "Outcome":

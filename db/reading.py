@@ -1,5 +1,6 @@
 """The reading API: jobs with their results, page by page, without knowing the tables."""
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,10 @@ from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from db.clock import microseconds_between
+from db.encryption.key_ring import Unopenable
+from db.errors import DatabaseError
 from db.lane import Lane
-from db.models import Batch, Job, ModelCardRow, Payload, Result
+from db.models import AttemptRow, Batch, Job, ModelCardRow, Payload, Result
 from db.outcome import SIGNALS
 from db.queries import claims, quarantine, submission
 from db.queries.conditions import has_pair
@@ -29,6 +32,10 @@ MAX_DURATION = 10**9  # seconds, some thirty years
 Order = Literal["oldest", "newest"]
 # Of a filter that nobody gave, where None means something else.
 _UNSAID: Final = cast(Any, object())
+
+
+class SearchImpossible(DatabaseError):
+    """The database cannot look into what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class FoundJob:
     finished_at: datetime | None
     input: str | None = None
     left_out_characters: int | None = None  # of its source; None where that says nothing
+    cached_parts: int | None = None  # of its requests, those that were not computed for it
     # Signals of the result's quality, as in `db.outcome.Signals`.
     length_ratio: float | None = None
     repetition: float | None = None
@@ -218,6 +226,7 @@ class JobDetails:
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
     coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
     messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
+    refused_output: str | None = None  # of a failed job: its last answer, which was not as asked
 
 
 def find_results(
@@ -277,6 +286,11 @@ def find_results(
     if not all(map(can_be_kept, (*named, *pairs.keys(), *pairs.values()))):
         return iter(())
     database = database or database_from_environment()
+    if text is not None and database.keys is not None:
+        raise SearchImpossible(
+            "outputs are encrypted, so the database cannot search their text; "
+            "find jobs by their metadata, or export them and search there"
+        )
     statement = _found_jobs()
     if task is not None:
         statement = statement.where(Job.task == task)
@@ -348,14 +362,22 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
     if job is None:
         return None
     statement = (
-        select(Job, Payload.contract, Result.provenance, ModelCardRow.content, Result.coverage)
+        select(
+            Job,
+            Payload.contract,
+            Result.provenance,
+            ModelCardRow.content,
+            Result.coverage,
+            AttemptRow.output,
+        )
         .join(Payload, Payload.job_id == Job.id)
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == Job.id, AttemptRow.attempt == Job.attempt))
         .outerjoin(Result, and_(Result.job_id == Job.id, Job.state == JobState.SUCCEEDED))
         .outerjoin(ModelCardRow, ModelCardRow.id == Result.model_card_id)
         .where(Job.id == job_id)
     )
     with database.read() as session:
-        row, contract, provenance, model_card, coverage = session.execute(statement).one()
+        row, contract, provenance, model_card, coverage, refused = session.execute(statement).one()
         messages = session.execute(quarantine.quarantined_of(job_id, MAX_MESSAGES)).all()
     return JobDetails(
         job=job,
@@ -374,7 +396,15 @@ def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetail
         provenance=None if provenance is None else {**(model_card or {}), **provenance},
         messages=tuple(MessageSetAside(*each) for each in messages),
         coverage=coverage,
+        refused_output=refused,
     )
+
+
+def require_keys(database: Database) -> None:
+    """Raise KeysUnusable where this process lacks the key of the text that was sent last."""
+    newest = select(Payload.contract).order_by(Payload.job_id.desc()).limit(1)
+    with contextlib.suppress(Unopenable), database.read() as session:
+        session.execute(newest).first()
 
 
 def find_batches(
@@ -439,6 +469,7 @@ def _found_jobs() -> Select[*tuple[Any, ...]]:
             Result.prompt_tokens,
             Result.completion_tokens,
             Result.left_out_characters,
+            Result.cached_parts,
             *(getattr(Result, name) for name in (*SIGNALS, "suspicions")),
             Result.reasoning,
             Result.reasoning_tokens,

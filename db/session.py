@@ -14,6 +14,8 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.orm import Session
 
 from db.database_url import read_database_url
+from db.encryption.key_ring import KeyRing, key_ring
+from db.encryption.sealed import seal_inserts
 from db.errors import DatabaseError
 from db.lock_holders import is_locked, locked_sentence
 from db.masking import masked
@@ -29,8 +31,15 @@ class Database:
     deferred transaction that upgrades fails at once, whatever the timeout.
     """
 
-    def __init__(self, url: str | URL) -> None:
+    def __init__(self, url: str | URL, keys: KeyRing | None = None) -> None:
+        """keys: what texts are sealed with; by default those of the environment"""
         self.url = url if isinstance(url, URL) else read_database_url(url)
+        self._keys = keys
+
+    @cached_property
+    def keys(self) -> KeyRing | None:
+        """What texts are sealed with; None: they are not. Raises KeysUnusable."""
+        return self._keys or key_ring(os.environ)
 
     @property
     def dialect(self) -> Literal["postgresql", "sqlite"]:
@@ -48,7 +57,11 @@ class Database:
 
     @cached_property
     def engine(self) -> Engine:
-        return _sqlite(self.url) if self.dialect == "sqlite" else _postgresql(self.url)
+        keys = self.keys
+        engine = _sqlite(self.url) if self.dialect == "sqlite" else _postgresql(self.url)
+        if keys is not None:
+            seal_inserts(engine, keys)
+        return engine
 
     @contextmanager
     def write(self) -> Iterator[Session]:

@@ -13,6 +13,7 @@ EngineError
     ├── UnknownLanguage       unknown_language
     ├── UnsupportedParameter  unsupported_parameter
     ├── NoChatTemplate        no_chat_template
+    ├── SchemaTooComplex      schema_too_complex
     ├── GenerationFailed      generation_failed
     ├── TokenOutOfRange       token_out_of_range
     └── OutOfMemory           out_of_memory, retryable
@@ -128,6 +129,16 @@ class NoChatTemplate(RequestError):
         super().__init__(
             f"model {alias!r} has no chat template; use a chat model, "
             "or the task generate with a plain text"
+        )
+
+
+class SchemaTooComplex(RequestError):
+    code = "schema_too_complex"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "json_schema is too complex to hold an answer to; make it smaller, with shorter "
+            "patterns and fewer alternatives"
         )
 
 

@@ -1,4 +1,5 @@
-"""Write the jobs of the demo's nightly batch: one file a task, one contract a line.
+"""Write the jobs of the demo's nightly batch: one file a task, one contract a line; and two
+documents.
 
     python examples/make_nightly.py
 
@@ -22,6 +23,7 @@ from world.towns import TOWNS
 
 NIGHTLY = Path(__file__).parent / "nightly"
 SEED = 20_000
+REPORTS_A_MONTH = 14
 Fields = dict[str, Any]
 
 
@@ -59,6 +61,29 @@ FILES: dict[str, tuple[Callable[[Random], Iterator[Fields]], str, int]] = {
 }
 
 
+def yearbook() -> str:
+    """A report of some twenty parts: what happened in a year, a section for each month."""
+    reports = islice(held_out(make_report, SEED + 1), 12 * REPORTS_A_MONTH)
+    months = [
+        "\n\n".join(
+            [f"## Month {month}", *(each.text for each in islice(reports, REPORTS_A_MONTH))]
+        )
+        for month in range(1, 13)
+    ]
+    return "\n\n".join(["# The estuary, a year", *months]) + "\n"
+
+
+def letter() -> str:
+    """A letter of several paragraphs, with a list, to be translated with its layout."""
+    sentences = [each.english for each in islice(held_out(make_sentence, SEED + 1), 12)]
+    paragraphs = [" ".join(sentences[at : at + 3]) for at in (0, 3, 6)]
+    items = "\n".join(f"- {sentence}" for sentence in sentences[9:])
+    return "\n\n".join([*paragraphs, items]) + "\n"
+
+
+DOCUMENTS: dict[str, Callable[[], str]] = {"yearbook.md": yearbook, "letter.md": letter}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the jobs of the demo's nightly batch.")
     parser.add_argument(
@@ -73,6 +98,9 @@ def main() -> None:
                 job = {"custom_id": f"{noun}-{number:03}", **fields}
                 file.write(json.dumps(job, ensure_ascii=False) + "\n")
         print(f"{folder / name}: {num_jobs} jobs")
+    for name, write in DOCUMENTS.items():
+        (folder / name).write_text(write(), encoding="utf-8")
+        print(f"{folder / name}: a document")
 
 
 def _distinct(jobs: Iterator[Fields]) -> Iterator[Fields]:

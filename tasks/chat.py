@@ -7,7 +7,8 @@ from celery import Task
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from tasks.app import app
-from tasks.contract import MAX_TEXT_CHARACTERS, Contract, JobId, Storable, clash, not_huge
+from tasks.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
+from tasks.json_answer import JsonAnswerContract
 from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 MAX_TEMPLATE_KWARGS = 32
@@ -33,7 +34,7 @@ class Message(BaseModel):
     content: Annotated[str, Storable, BeforeValidator(not_huge)]
 
 
-class ChatContract(Contract):
+class ChatContract(JsonAnswerContract):
     task: ClassVar[str] = "chat"
 
     messages: tuple[Message, ...] = Field(min_length=1, max_length=1000)

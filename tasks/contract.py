@@ -56,7 +56,7 @@ def is_number(value: Any, info: ValidationInfo) -> Any:
     """Refuse a truth value where a number belongs, and a text unless the source has only those."""
     if isinstance(value, bool):
         raise PydanticCustomError("no_number", "must be a number")
-    if isinstance(storable(value), str) and not _reads_texts(info):
+    if isinstance(storable(value), str) and not reads_texts(info):
         raise PydanticCustomError("no_number", "must be a number, not a text")
     return value
 
@@ -65,7 +65,7 @@ def is_truth_value(value: Any, info: ValidationInfo) -> Any:
     """Refuse what is neither true nor false, and 1 or "yes" unless the source has only those."""
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | str) and _reads_texts(info):
+    if isinstance(value, int | str) and reads_texts(info):
         return value
     raise PydanticCustomError("no_truth_value", "must be true or false")
 
@@ -90,7 +90,8 @@ def not_a_truth_value(value: Any) -> Any:
     return value
 
 
-def _reads_texts(info: ValidationInfo) -> bool:
+def reads_texts(info: ValidationInfo) -> bool:
+    """Whether the source has nothing but texts."""
     return bool(info.context and info.context.get("reads_texts"))
 
 
@@ -213,6 +214,8 @@ class Contract(Params):
         Annotated[str, StringConstraints(max_length=512), Storable],
     ] = Field(default_factory=dict, max_length=MAX_METADATA_PAIRS)
     idempotency_key: Name | None = None
+    # False: nothing is taken from the content cache, and nothing is added to it.
+    use_cache: TruthValue | None = None
     deadline: Instant | None = None  # then it is worth nothing more: expired
     time_limit_seconds: Annotated[float, Field(gt=0, le=86400), Number] | None = (
         None  # of one attempt
@@ -242,9 +245,8 @@ class Contract(Params):
     @classmethod
     def own_fields(cls) -> frozenset[str]:
         """The fields that say what the work is, as against who wants it and how urgently."""
-        return frozenset(cls.model_fields) - (
-            frozenset(Contract.model_fields) - frozenset(Params.model_fields)
-        )
+        shared = frozenset(Contract.model_fields) - frozenset(Params.model_fields)
+        return frozenset(cls.model_fields) - shared | {"use_cache"}
 
     def work(self) -> dict[str, Any]:
         """What is kept for the recipe: the task's fields and the params that were given."""
@@ -256,7 +258,7 @@ class Contract(Params):
         raise NotImplementedError
 
     @property
-    def output_language(self) -> str | None:
+    def language_of_output(self) -> str | None:
         return None
 
     @classmethod

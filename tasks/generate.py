@@ -5,11 +5,12 @@ from typing import Any, ClassVar
 from celery import Task
 
 from tasks.app import app
-from tasks.contract import Contract, Text
+from tasks.contract import Text
+from tasks.json_answer import JsonAnswerContract
 from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 
-class GenerateContract(Contract):
+class GenerateContract(JsonAnswerContract):
     task: ClassVar[str] = "generate"
 
     text: Text

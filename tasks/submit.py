@@ -42,6 +42,7 @@ from tasks.tracing import submitting
 log = logging.getLogger(__name__)
 
 CHUNK = 1000
+ROUTE = "route"  # of a translation by way of several models, beside the contract's own fields
 RETRY_SECONDS = 1.0  # between two tries to keep the job of a message
 HOLD_SECONDS = 30.0  # of trying; then the message goes back, behind the others
 
@@ -292,7 +293,7 @@ def _keep(
     job["traceparent"] = traceparent
     if not_after is not None:
         job["deadline"] = min(not_after, job["deadline"] or not_after)
-    payload = _payload_row(contract, job["id"])
+    payload = _payload_row(catalog, contract, job["id"])
     with database.write() as session:
         if submission.insert_jobs(session, [job]):
             session.execute(submission.insert_payloads(), [payload])
@@ -332,7 +333,9 @@ def _differs(known: Any, job: dict[str, Any], payload: dict[str, Any]) -> bool:
     """Whether the job that is known was asked something else, as far as that is still kept."""
     if known.task != job["task"]:
         return True
-    return known.pruned_at is None and known.contract != payload["contract"]
+    if known.pruned_at is not None:
+        return False
+    return _as_given(known.contract) != _as_given(payload["contract"])
 
 
 def _conflict(job: dict[str, Any], payload: dict[str, Any]) -> SetAside:
@@ -456,7 +459,8 @@ def _rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     jobs = [_job_row(catalog, contract, uuid7(), batch_id, key) for contract, key in chunk]
     payloads = [
-        _payload_row(contract, job["id"]) for (contract, _), job in zip(chunk, jobs, strict=True)
+        _payload_row(catalog, contract, job["id"])
+        for (contract, _), job in zip(chunk, jobs, strict=True)
     ]
     return jobs, payloads
 
@@ -483,7 +487,7 @@ def _job_row(
         contract.task,
         contract.model,
         getattr(contract, "source_language", None),
-        contract.output_language,
+        contract.language_of_output,
     )
     lane = contract.lane or (Lane.INTERACTIVE if batch_id is None else Lane.BULK)
     if key is not None and len(key) > 256:
@@ -501,17 +505,32 @@ def _job_row(
         "batch_id": batch_id,
         "custom_id": contract.custom_id,
         "idempotency_key": key,
-        "language": contract.output_language,
+        "language": contract.language_of_output,
         "num_characters": contract.num_characters,
         "deadline": contract.deadline,
         "time_limit_seconds": contract.time_limit_seconds,
     }
 
 
-def _payload_row(contract: Contract, job_id: UUID) -> dict[str, Any]:
+def _payload_row(catalog: Catalog, contract: Contract, job_id: UUID) -> dict[str, Any]:
+    work = contract.work()
+    legs = catalog.legs(
+        contract.task,
+        contract.model,
+        getattr(contract, "source_language", None),
+        contract.language_of_output,
+    )
+    if legs:
+        # Kept with the job: a worker with another catalog takes it up where it was.
+        work[ROUTE] = [leg.to_json() for leg in legs]
     return {
         "job_id": job_id,
-        "contract": contract.work(),
+        "contract": work,
         "metadata": contract.metadata,
         "previous_job_id": getattr(contract, "previous_job_id", None),
     }
+
+
+def _as_given(contract: dict[str, Any]) -> dict[str, Any]:
+    """A kept contract without what we added."""
+    return {name: value for name, value in contract.items() if name != ROUTE}

@@ -3,11 +3,15 @@
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from celery import Task
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from tasks.app import app
-from tasks.contract import Contract, Number, Text, clash
+from tasks.contract import Contract, Language, Number, Storable, Text, clash, not_blank
 from tasks.submit import SubmittedJob, submit_contract, submit_request
+
+Option = Annotated[
+    str, StringConstraints(min_length=1, max_length=500), BeforeValidator(not_blank), Storable
+]
 
 
 class SummarizeContract(Contract):
@@ -18,6 +22,10 @@ class SummarizeContract(Contract):
     strategy: Literal["auto", "map_reduce", "refine", "truncate", "fail"] | None = None
     max_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
     min_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
+    # For models that take instructions.
+    style: Option | None = None  # as in "bullet points"
+    focus: Option | None = None  # as in "what it costs"
+    output_language: Language | None = None
     ratio: Annotated[float, Field(gt=0, le=1), Number] | None = None  # of the source's words
 
     @model_validator(mode="after")
@@ -25,6 +33,10 @@ class SummarizeContract(Contract):
         if self.min_words is not None and self.min_words > (self.max_words or 10**9):
             raise clash("min_words", "is above max_words; lower it")
         return self
+
+    @property
+    def language_of_output(self) -> str | None:
+        return self.output_language
 
     @property
     def num_characters(self) -> int:

@@ -6,6 +6,7 @@ from celery import Task
 
 from tasks.app import app
 from tasks.contract import Contract, Language, Text
+from tasks.glossary import Glossary
 from tasks.submit import SubmittedJob, submit_contract, submit_request
 
 
@@ -17,13 +18,15 @@ class TranslateContract(Contract):
     target_language: Language
     # None: subtitles are known by their first lines.
     format: Literal["text", "subtitles"] | None = None
+    # Term -> its translation, or null for what is not to be translated; see docs/documents.md.
+    glossary: Glossary = None
 
     @property
     def num_characters(self) -> int:
         return len(self.text)
 
     @property
-    def output_language(self) -> str:
+    def language_of_output(self) -> str:
         return self.target_language
 
 

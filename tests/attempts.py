@@ -13,6 +13,8 @@ from engine.protocol.messages import Output, Request
 from tests.workers import PATIENCE_SECONDS
 from worker.attempt import Attempt
 from worker.engine_client import EngineClient
+from worker.kept_outputs import Kept, Page
+from worker.masking.masker import Masker
 from worker.recipes import Work
 from worker.settings import Settings
 
@@ -42,6 +44,19 @@ IDS = itertools.count(1)
 
 
 @dataclass
+class Pages:
+    """The segments of an earlier attempt, and the pages in which they were read."""
+
+    segments: Mapping[int, dict[str, Any]]
+    read: list[range] = field(default_factory=list)
+
+    def look_up(self, page: Page) -> None:
+        self.read.append(page.positions)
+        kept = {each: self.segments[each] for each in page.positions if each in self.segments}
+        page.on_read(Kept(kept))
+
+
+@dataclass
 class Run:
     """One attempt, from its start to its outcome."""
 
@@ -50,18 +65,33 @@ class Run:
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     is_interactive: bool = False
     task: str = "summarize"
+    masker: Masker | None = None
     kept: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop_after: int | None = None  # kept segments
     outcome: Outcome | None = None
     over: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> "Run":
-        fence = Fence(JOB_ID, 1, "one")
+        fence = Fence(JOB_ID, 2 if self.segments else 1, "one")
         work = Work(
-            JOB_ID, self.task, dict(self.contract), self.client.card, IDS, self.is_interactive
+            JOB_ID,
+            self.task,
+            dict(self.contract),
+            self.client.card,
+            IDS,
+            self.is_interactive,
+            masker=self.masker,
         )
         self.attempt = Attempt(
-            fence, work, 0, self.client, Settings(), None, self._end, self._keep, self.segments
+            fence,
+            work,
+            0,
+            self.client,
+            Settings(),
+            None,
+            self._end,
+            self._keep,
+            Pages(self.segments),
         )
         self.attempt.start()
         return self

@@ -26,7 +26,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 WIDTH = 32
 # Where the usual seed gives a model that repeats itself or does not hear its encoder.
-SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0, "bigbird_pegasus": 2, "nllb_moe": 0}
+SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0, "bigbird_pegasus": 2, "nllb_moe": 0, "t5gemma": 5}
 POSITIONS = 256
 
 CHATML = (
@@ -71,7 +71,7 @@ def build(kind: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))
-        (KINDS | UNPROVED | UNLISTED)[kind](folder)
+        (KINDS | UNPROVED | UNLISTED | NOT_IN_FLIGHT | SCALED)[kind](folder)
     return folder
 
 
@@ -496,9 +496,19 @@ def llama_longrope(folder: Path) -> None:
 
 
 def llama_dynamic(folder: Path) -> None:
-    """Its rotary frequencies would grow beyond the positions, which the worker refuses."""
+    """Its rotary frequencies grow beyond the positions."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
+
+
+def llama_yarn(folder: Path) -> None:
+    """As Qwen's cards say: the context is the factor times the original."""
+    rope = {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+        "original_max_position_embeddings": 48,
+    }  # fmt: skip
+    own = {"rope_parameters": rope, "max_position_embeddings": 48}
+    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, **own)
 
 
 def bigbird_pegasus(folder: Path) -> None:
@@ -576,20 +586,108 @@ LONGCAT = {
     "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "v_head_dim": 8, "head_dim": 8,
 }  # fmt: skip
-# Families that no list names, and of which it shows at load that their requests may share one.
+
+
+def unlisted_seq2seq(config_type: Any, model_type: str, **own: Any) -> Callable[[Path], None]:
+    """An encoder-decoder that is named nowhere, with the tokenizer of T5 or Pegasus."""
+
+    def write(folder: Path) -> None:
+        if model_type == "t5":
+            tokenizer = t5_tokenizer()
+            sizes = {"d_kv": 8, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 4}
+            config = config_type(
+                vocab_size=len(tokenizer), d_model=WIDTH, decoder_start_token_id=0,
+                pad_token_id=0, eos_token_id=1, tie_word_embeddings=False, **sizes, **own,
+            )  # fmt: skip
+        else:
+            source = build("pegasus", folder / "source")
+            tokenizer = hf.AutoTokenizer.from_pretrained(source)
+            shutil.rmtree(source)
+            config = config_type(**bart_like(tokenizer, decoder_start_token_id=0, **own))
+        save(folder, tokenizer, hf.AutoModelForSeq2SeqLM.from_config(config))
+
+    return write
+
+
+def t5gemma(folder: Path) -> None:
+    """Windows in every other layer of both stacks."""
+    tokenizer = t5_tokenizer()
+    stack = {
+        **llama_like(tokenizer), "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 12,
+        "query_pre_attn_scalar": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    config = hf.T5GemmaConfig(
+        encoder=stack, decoder=stack, vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    save(folder, tokenizer, hf.T5GemmaForConditionalGeneration(config))
+
+
+GQA = {"num_key_value_heads": 2}
+WINDOWED = {**GQA, "head_dim": 8, "sliding_window": 12}
+EXPERTS = {
+    **GQA, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": WIDTH,
+}  # fmt: skip
+LATENT = {
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": WIDTH, "first_k_dense_replace": 1, "n_shared_experts": 1,
+    "n_group": 1, "topk_group": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+# Families that no list names, and that are proved when they are loaded: a line for each. Windows
+# are shorter than most prompts.
 UNLISTED: dict[str, Callable[[Path], None]] = {
     "bloom": unlisted(hf.BloomConfig, n_layer=2, n_head=4),
+    "mpt": unlisted(hf.MptConfig, d_model=WIDTH, n_layers=2, n_heads=4, max_seq_len=POSITIONS),
     "falcon": unlisted(hf.FalconConfig),
-    # Its windows are shorter than most prompts.
-    "gemma2": unlisted(
-        hf.Gemma2Config, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8,
-        sliding_window=12,
-    ),
+    "falcon_alibi": unlisted(hf.FalconConfig, alibi=True, multi_query=False),
+    "gpt_bigcode": unlisted(hf.GPTBigCodeConfig, n_embd=WIDTH, n_layer=2, n_head=4),
     "gptj": unlisted(
         hf.GPTJConfig, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=POSITIONS, rotary_dim=8
     ),
-    "granite": unlisted(hf.GraniteConfig, num_key_value_heads=2),
-    "jamba": unlisted(hf.JambaConfig, num_key_value_heads=2, **JAMBA),
-    "longcat": unlisted(hf.LongcatFlashConfig, **LONGCAT),
+    "gemma": unlisted(hf.GemmaConfig, **GQA, head_dim=8),
+    "gemma2": unlisted(hf.Gemma2Config, **WINDOWED, query_pre_attn_scalar=8),
+    "gemma3": unlisted(hf.Gemma3TextConfig, **WINDOWED, query_pre_attn_scalar=8),
     "phi": unlisted(hf.PhiConfig),
+    "phi3": unlisted(hf.Phi3Config, **GQA, sliding_window=12),
+    "stablelm": unlisted(hf.StableLmConfig, **GQA),
+    "olmo": unlisted(hf.OlmoConfig, **GQA),
+    "olmo2": unlisted(hf.Olmo2Config, **GQA),
+    "olmo3": unlisted(hf.Olmo3Config, **GQA, sliding_window=12),
+    "granite": unlisted(hf.GraniteConfig, **GQA),
+    "smollm3": unlisted(hf.SmolLM3Config, **GQA),
+    "glm4": unlisted(hf.Glm4Config, **GQA, head_dim=8),
+    "cohere": unlisted(hf.CohereConfig, **GQA),
+    "cohere2": unlisted(hf.Cohere2Config, **WINDOWED),
+    "starcoder2": unlisted(hf.Starcoder2Config, **GQA, sliding_window=12),
+    "mistral_window": unlisted(hf.MistralConfig, **WINDOWED),
+    "qwen2_window": unlisted(
+        hf.Qwen2Config, **GQA, use_sliding_window=True, sliding_window=12, max_window_layers=1
+    ),
+    "mixtral": unlisted(hf.MixtralConfig, **EXPERTS),
+    "qwen3_moe": unlisted(hf.Qwen3MoeConfig, **EXPERTS, head_dim=8),
+    "gpt_oss": unlisted(hf.GptOssConfig, **EXPERTS, head_dim=8, sliding_window=12),
+    "deepseek_v2": unlisted(hf.DeepseekV2Config, **LATENT),
+    "deepseek_v3": unlisted(hf.DeepseekV3Config, **LATENT),
+    "longcat": unlisted(hf.LongcatFlashConfig, **LONGCAT),
+    "umt5": unlisted_seq2seq(hf.UMT5Config, "t5"),
+    "longt5": unlisted_seq2seq(hf.LongT5Config, "t5", local_radius=8),
+    "t5gemma": t5gemma,
+    "blenderbot": unlisted_seq2seq(hf.BlenderbotConfig, "pegasus"),
+    "pegasus_x": unlisted_seq2seq(
+        hf.PegasusXConfig, "pegasus", block_size=8, num_global_tokens=4
+    ),
 }  # fmt: skip
+# Of which requests may share a call of `generate`, and which do not run in flight.
+NOT_IN_FLIGHT: dict[str, Callable[[Path], None]] = {
+    "jamba": unlisted(hf.JambaConfig, num_key_value_heads=2, **JAMBA),
+    "led": unlisted_seq2seq(
+        hf.LEDConfig, "pegasus", attention_window=8, max_encoder_position_embeddings=POSITIONS,
+        max_decoder_position_embeddings=POSITIONS,
+    ),
+}  # fmt: skip
+# Listed, with a context that is longer than the positions that their configurations name.
+SCALED: dict[str, Callable[[Path], None]] = {"llama_yarn": llama_yarn}

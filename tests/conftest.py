@@ -1,5 +1,6 @@
 """What every test may use: servers of their own, started once and only when asked for."""
 
+import os
 from collections.abc import Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.servers import PostgresServer, ValkeyServer
 from tests.workers import Cluster
 
 TESTS = Path(__file__).parent
+# What one run finds out about a checkpoint must not decide another; processes inherit this.
+os.environ["TIDEMILL_CACHE"] = ""
 
 # The same examples every time: what passes here passes there. And no clock: how long an
 # example takes is not what any of these tests is about.

@@ -12,10 +12,10 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from db.encryption.key_ring import Unopenable
 from db.lane import Lane
-from db.outcome import Fence
-from db.queries import claims
-from db.queries import segments as segment_queries
+from db.outcome import Fence, Outcome
+from db.queries import claims, completion
 from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
@@ -24,6 +24,7 @@ from tasks.tracing import own_traceparent
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
 from worker.dialogue import with_dialogues
+from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings
 
@@ -51,7 +52,6 @@ class ClaimedJob:
     claim_began_ns: int  # since the epoch
     contract: dict[str, Any]
     delivery: Delivery
-    segments: dict[int, dict[str, Any]]  # parts that an earlier attempt finished, by position
 
     @property
     def ids(self) -> dict[str, str]:
@@ -164,10 +164,10 @@ class Claimer:
                 session, sorted(named), self._owner, self._settings.lease_seconds
             ).all()
             ids = [row.id for row in rows]
-            contracts = with_dialogues(
-                session, dict(session.execute(claims.payloads_of(ids)).all())
-            )
-            segments = self._segments(session, [row.id for row in rows if row.attempt > 1])
+            contracts = with_dialogues(session, self._contracts(session, ids))
+            unopenable = [row for row in rows if row.id not in contracts]
+            self._fail(session, [Fence(row.id, row.attempt, self._owner) for row in unopenable])
+            rows = [row for row in rows if row.id in contracts]
             not_taken = named.keys() - set(ids)
             unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
             keep(session, [_unknown_jobs(unknown)] if unknown else [])
@@ -186,21 +186,33 @@ class Claimer:
                 began_ns,
                 contracts[row.id],
                 named[row.id],
-                segments.get(row.id, {}),
             )
             for row in rows
         ]
 
     @staticmethod
-    def _segments(
-        session: Session, job_ids: Sequence[UUID]
-    ) -> dict[UUID, dict[int, dict[str, Any]]]:
-        """What earlier attempts of these jobs have finished."""
-        found: dict[UUID, dict[int, dict[str, Any]]] = {}
-        if job_ids:
-            for job_id, position, output in session.execute(segment_queries.segments_of(job_ids)):
-                found.setdefault(job_id, {})[position] = output
+    def _contracts(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+        """What the jobs were asked; one that somebody changed in the database is left out."""
+        try:
+            return dict(session.execute(claims.payloads_of(job_ids)).all())
+        except Unopenable:
+            if len(job_ids) == 1:
+                return {}
+        found: dict[UUID, dict[str, Any]] = {}
+        for job_id in job_ids:
+            found |= Claimer._contracts(session, [job_id])
         return found
+
+    @staticmethod
+    def _fail(session: Session, fences: Sequence[Fence]) -> None:
+        """End the attempts whose text does not open."""
+        if not fences:
+            return
+        error = TextUnopenable()
+        failed = [Outcome.failed(fence, error.code, str(error)) for fence in fences]
+        session.execute(completion.finish_attempts(failed))
+        for fence in fences:
+            log.error("text does not open", extra={"job_id": str(fence.job_id)})
 
 
 def _unknown_jobs(job_ids: Collection[UUID]) -> SetAside:

@@ -4,16 +4,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from db.model_card import model_card_id
-from db.outcome import Fence, FinishedSegment, Outcome
+from db.outcome import Fence, FinishedRequest, FinishedSegment, Outcome
+from db.queries import cache as cache_queries
 from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
 from db.session import Database
@@ -29,8 +30,11 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 
-Write = Outcome | FinishedSegment
-W = TypeVar("W", Outcome, FinishedSegment)
+MAX_REMEMBERED = 1024  # answers for the content cache that one commit takes along
+MAX_REMEMBERED_BYTES = 64 * 2**20  # held while the database is away; a cache may forget
+
+Write = Outcome | FinishedSegment | FinishedRequest
+AttemptId = tuple[UUID, int]
 Written = Callable[[Sequence[Outcome]], None]
 
 
@@ -41,10 +45,14 @@ def flush_due(num_buffered: int, oldest_at: float, now: float, settings: Setting
     return num_buffered >= settings.flush_outcomes or now - oldest_at >= settings.flush_seconds
 
 
-def by_owner(writes: Sequence[W]) -> dict[str, list[W]]:
+def attempt_of(fence: Fence) -> AttemptId:
+    return fence.job_id, fence.attempt
+
+
+def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """In practice one: a worker writes for itself."""
-    owners: dict[str, list[W]] = {}
-    for each in writes:
+    owners: dict[str, list[Outcome]] = {}
+    for each in outcomes:
         owners.setdefault(each.fence.owner, []).append(each)
     return owners
 
@@ -76,8 +84,11 @@ class Committer:
         self._are_all = are_all
         self._on_committed = on_committed
         self._ids_of = ids_of
-        self._buffer: deque[tuple[float, Write]] = deque()
+        self._buffer: deque[tuple[float, Outcome | FinishedSegment]] = deque()
         self._num_outcomes = 0  # in the buffer; the rest are segments
+        self._remembered: deque[FinishedRequest] = deque()
+        self._num_remembered_bytes = 0
+        self.num_cached_bytes = 0  # that were written
         self._changed = threading.Condition()
         self._is_urgent = False  # something in the buffer
         self._model_cards: set[UUID] = set()  # those that are in the database
@@ -105,7 +116,18 @@ class Committer:
         with self._changed:
             self._append(segment)
 
-    def _append(self, write: Write) -> None:
+    def remember(self, finished: FinishedRequest) -> None:
+        """Hand an answer over for the content cache: it goes with the next commit there is.
+
+        It comes before the outcome or segment that it led to, and so is kept no later.
+        """
+        with self._changed:
+            self._remembered.append(finished)
+            self._num_remembered_bytes += len(finished.output)
+            while self._num_remembered_bytes > MAX_REMEMBERED_BYTES:
+                self._num_remembered_bytes -= len(self._remembered.popleft().output)
+
+    def _append(self, write: Outcome | FinishedSegment) -> None:
         self._buffer.append((time.monotonic(), write))
         # Not for each: waking a thread that only waits on is time of the engine's.
         if len(self._buffer) == 1 or self._is_due(time.monotonic()):
@@ -142,9 +164,11 @@ class Committer:
         num_failures = 0
         while writes := self._next_flush():
             outcomes = [each for each in writes if isinstance(each, Outcome)]
+            remembered = self._take_remembered()
             try:
-                self._write(writes)
+                self._write([*remembered, *writes])
             except Exception as error:  # whatever it is: this thread may not die
+                self._give_back(remembered)
                 away.began(error, num_outcomes=len(outcomes))
                 self._model_cards.clear()  # it may come back as it was before them
                 if self._stopping:
@@ -162,6 +186,7 @@ class Committer:
                 for _ in writes:
                     self._buffer.popleft()
                 self._num_outcomes -= len(outcomes)
+                self.num_cached_bytes += sum(len(each.output) for each in remembered)
                 self._changed.notify_all()
             if len(outcomes) < len(writes):
                 passing("kept")
@@ -170,7 +195,20 @@ class Committer:
                 self._on_written(outcomes)
                 passing("acked")
 
-    def _next_flush(self) -> list[Write]:
+    def _take_remembered(self) -> list[FinishedRequest]:
+        with self._changed:
+            num = min(len(self._remembered), MAX_REMEMBERED)
+            taken = [self._remembered.popleft() for _ in range(num)]
+            self._num_remembered_bytes -= sum(len(each.output) for each in taken)
+            return taken
+
+    def _give_back(self, remembered: Sequence[FinishedRequest]) -> None:
+        """They go with the next commit that succeeds."""
+        with self._changed:
+            self._remembered.extendleft(reversed(remembered))
+            self._num_remembered_bytes += sum(len(each.output) for each in remembered)
+
+    def _next_flush(self) -> list[Outcome | FinishedSegment]:
         """What to write next, which stays in the buffer; nothing when it is time to end."""
         with self._changed:
             while not (self._stopping or self._is_due(now := time.monotonic())):
@@ -196,6 +234,9 @@ class Committer:
                 self._write(writes[half:])
                 return
             (refused,) = writes
+            if isinstance(refused, FinishedRequest):
+                log.warning("answer not cached", extra={"error": type(error).__name__})
+                return
             if isinstance(refused, FinishedSegment):
                 # Only to save work later; the job goes on without.
                 log.warning("segment refused", extra=self._ids_of(refused.fence))
@@ -207,17 +248,59 @@ class Committer:
     def _commit(self, writes: Sequence[Write]) -> None:
         outcomes = [each for each in writes if isinstance(each, Outcome)]
         segments = [each for each in writes if isinstance(each, FinishedSegment)]
+        finished = [each for each in writes if isinstance(each, FinishedRequest)]
+        ending = {attempt_of(each.fence) for each in outcomes}
         with self._database.write() as session:
             model_cards = self._write_model_cards(session, outcomes)
-            self._write_segments(session, segments)
+            running = self._running(
+                session,
+                [
+                    *(each.fence for each in segments),
+                    *(each.fence for each in finished if attempt_of(each.fence) not in ending),
+                ],
+            )
+            self._write_segments(session, segments, running)
             written = [
                 *self._write_answers(session, [each for each in outcomes if each.answer]),
                 *self._write_others(session, [each for each in outcomes if not each.answer]),
             ]
+            own = running | {attempt_of(each.fence) for each in written}
+            self._write_finished(session, finished, own)
             passing("committing")
         self._model_cards |= model_cards
         if outcomes:
             self._on_committed(written, len(outcomes) - len(written))
+
+    def _write_finished(
+        self, session: Session, finished: Sequence[FinishedRequest], own: Set[AttemptId]
+    ) -> None:
+        """own: the attempts that may write. What was computed for one that was cancelled is not
+        kept: its text may be gone, for a person who asked."""
+        # By key, for two of one key in a statement are an error to PostgreSQL. In order of
+        # keys, and after every job is locked: two flushes cannot wait for each other.
+        by_key = {each.key: each for each in finished if attempt_of(each.fence) in own}
+        rows = [
+            {
+                "key": each.key,
+                "tenant": each.tenant,
+                "output": each.output,
+                "num_bytes": len(each.output),
+            }
+            for _, each in sorted(by_key.items())
+        ]
+        if rows:
+            session.execute(cache_queries.insert_entries(session), rows)
+
+    def _running(self, session: Session, fences: Iterable[Fence]) -> set[AttemptId]:
+        """Those of the attempts that are still the ones to write."""
+        attempts: dict[str, set[AttemptId]] = {}
+        for fence in fences:
+            attempts.setdefault(fence.owner, set()).add(attempt_of(fence))
+        running: set[AttemptId] = set()
+        for owner, own in attempts.items():
+            found = session.execute(segment_queries.running_among(owner, sorted(own)))
+            running |= {(job_id, attempt) for job_id, attempt in found}
+        return running
 
     def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Insert the cards that this worker has not committed yet; returns their ids."""
@@ -249,23 +332,21 @@ class Committer:
             if done:
                 session.execute(segment_queries.delete_segments(done))
 
-    def _write_segments(self, session: Session, segments: Sequence[FinishedSegment]) -> None:
-        for owner, own in by_owner(segments).items():
-            attempts = sorted({(each.fence.job_id, each.fence.attempt) for each in own})
-            found = session.execute(segment_queries.running_among(owner, attempts))
-            running = {tuple(row) for row in found}
-            # By place: two of one place in a statement are an error to PostgreSQL.
-            rows = {
-                (each.fence.job_id, each.position): {
-                    "job_id": each.fence.job_id,
-                    "position": each.position,
-                    "output": each.output,
-                }
-                for each in own
-                if (each.fence.job_id, each.fence.attempt) in running
+    def _write_segments(
+        self, session: Session, segments: Sequence[FinishedSegment], running: Set[AttemptId]
+    ) -> None:
+        # By place: two of one place in a statement are an error to PostgreSQL.
+        rows = {
+            (each.fence.job_id, each.position): {
+                "job_id": each.fence.job_id,
+                "position": each.position,
+                "output": each.output,
             }
-            if rows:
-                session.execute(segment_queries.insert_segments(session), list(rows.values()))
+            for each in segments
+            if attempt_of(each.fence) in running
+        }
+        if rows:
+            session.execute(segment_queries.insert_segments(session), list(rows.values()))
 
     def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Returns those that the fence let through."""
@@ -308,6 +389,7 @@ def result_row(outcome: Outcome) -> dict[str, Any]:
         "model_card_id": None if answer.model_card is None else model_card_id(answer.model_card),
         "coverage": answer.coverage,
         "left_out_characters": answer.left_out_characters,
+        "cached_parts": answer.cached_parts,
         **answer.signals.to_row(),
         "reasoning": answer.reasoning,
         "reasoning_tokens": answer.reasoning_tokens,
@@ -323,4 +405,5 @@ def attempt_row(outcome: Outcome, started_at: datetime | None) -> dict[str, Any]
         "next_state": outcome.state,
         "error_code": outcome.error_code,
         "error_message": outcome.error_message,
+        "output": outcome.output,
     }

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from db.encryption.key_ring import Unopenable
 from db.queries import dialogues
 from engine.protocol.messages import Message
 
@@ -83,7 +84,11 @@ def read_dialogue(session: Session, newest: UUID) -> Dialogue:
     system: Messages = ()
     turns: list[Messages] = []  # the newest first
     num_read = num_unread = characters_unread = 0
-    for contract, output in _spoken(session, [job.job_id for job in jobs]):
+    try:
+        spoken = list(_spoken(session, [job.job_id for job in jobs]))
+    except Unopenable:  # somebody changed it in the database
+        return Dialogue(is_broken=True)
+    for contract, output in spoken:
         if contract is None or "messages" not in contract:
             return Dialogue(is_broken=True)
         own_system, rest = split_system(messages_of(contract))

@@ -39,6 +39,7 @@ from engine.protocol.messages import (
     to_bytes,
 )
 from worker.backoff import backoff_seconds
+from worker.content_key import model_digest
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
 from worker.metrics.figures import EngineFigures
@@ -69,6 +70,7 @@ class EngineClient:
         self.spec = spec
         self.progress = Progress()
         self.num_restarts = 0
+        self.model_digest = b""  # of what is loaded; see `worker.content_key`
         self._card: ModelCard | None = None
         self._sized: Sized | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -224,6 +226,7 @@ class EngineClient:
         assert isinstance(answer, Ready), answer
         with self._lock:
             self._card = answer.card
+            self.model_digest = model_digest(self.spec, answer.card)
             self._sized = answer.sized
             self._ready = True
             self._wake.notify_all()

@@ -9,6 +9,9 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
+    ├── WayTooLong        it goes from model to model and comes to no end
+    ├── TextUnopenable    what was sent was changed in the database, and opens no more
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
     ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
@@ -32,6 +35,7 @@ class EngineUnusable(WorkerError):
 class JobError(WorkerError):
     code: str
     retryable: bool
+    output: str | None = None  # the answer that was refused; never part of the message
 
 
 class RequestFailed(JobError):
@@ -98,8 +102,39 @@ class LanguageUnclear(JobError):
     def __init__(self, candidates: Iterable[tuple[str, float]], num_letters: int) -> None:
         seems = ", ".join(f"{code} {share:.0%}" for code, share in candidates) or "none"
         super().__init__(
-            f"the language of the text is not clear from its {num_letters} letters "
+            f"the language of the text is undetermined (und): its {num_letters} letters do not say "
+            "it clearly "
             f"(candidates: {seems}); give source_language"
+        )
+
+
+class AnswerNotValid(JobError):
+    code = "answer_not_valid"
+    retryable = False
+
+    def __init__(self, output: str, num_asked: int, is_cut: bool) -> None:
+        """is_cut: the last answer ended at its limit of length"""
+        self.output = output
+        times = "once" if num_asked == 1 else f"{num_asked} times"
+        remedy = (
+            "the last was cut at its limit of length: raise max_new_tokens"
+            if is_cut
+            else "say in the prompt what is wanted, simplify the schema, or use another model"
+        )
+        super().__init__(
+            f"no answer is JSON as it was asked for ({times}); {remedy}. "
+            "`tidemill show` has the last one"
+        )
+
+
+class WayTooLong(JobError):
+    code = "way_too_long"
+    retryable = False
+
+    def __init__(self, num_attempts: int) -> None:
+        super().__init__(
+            f"the job went from model to model in {num_attempts} attempts without coming to an "
+            "end; see whether the database keeps segments, or serve both models by one worker"
         )
 
 
@@ -131,3 +166,13 @@ class ResultUnkept(JobError):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"the database refused the result: {type(error).__name__}")
+
+
+class TextUnopenable(JobError):
+    code = "text_unopenable"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what was sent is encrypted and does not open: it was changed or moved in the database"
+        )

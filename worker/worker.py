@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 from db.lane import Lane
 from db.outcome import Fence, Outcome
+from db.reading import require_keys
 from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
@@ -37,9 +38,12 @@ from tasks.queues import queue_names
 from tasks.retention import retention_of
 from worker import quarantine
 from worker.attempt import Attempt
+from worker.cache_settings import CacheSettings
+from worker.cache_upkeep import CacheUpkeep
 from worker.claimer import ClaimedJob, Claimer
 from worker.committer import Committer
 from worker.consumer_watchdog import ConsumerWatchdog
+from worker.content_cache import ContentCache
 from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
@@ -48,6 +52,7 @@ from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
 from worker.job_trace import JobTrace
+from worker.kept_outputs import KeptOutputs
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
@@ -72,6 +77,7 @@ class Worker:
         models: Sequence[Model],
         settings: Settings,
         on_consumer_stalled: Callable[[], None],
+        cache_settings: CacheSettings | None = None,
         retention: Retention | None = None,
         guards: Mapping[str, Any] | None = None,
         masking: Masking | None = None,
@@ -82,6 +88,7 @@ class Worker:
         masking: what of a job's text the model does not see; None: nothing
         canaries: submitted every night
         """
+        cache_settings = cache_settings or CacheSettings()
         self.settings = settings
         self._canaries = canaries
         self._guard = Guard(guards if guards is not None else {})
@@ -122,6 +129,11 @@ class Worker:
             self._on_committed,
             self._ids_of,
         )
+        self._kept_outputs = KeptOutputs(database, cache_settings.ttl_seconds)
+        self._cache = ContentCache(cache_settings, self._committer.remember, self._metrics)
+        self._cache_upkeep = CacheUpkeep(
+            database, self.owner, self._cache, lambda: self._committer.num_cached_bytes
+        )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
         )
@@ -153,6 +165,8 @@ class Worker:
         self._parts = (
             self._quarantine,
             self._committer,
+            self._kept_outputs,
+            self._cache_upkeep,
             self._claimer,
             self._heartbeat,
             self._dispatcher,
@@ -173,6 +187,7 @@ class Worker:
             models,
             Settings.from_environment(catalog.worker, os.environ),
             on_consumer_stalled,
+            CacheSettings.of(catalog.cache),
             retention_of(catalog.retention),
             catalog.guards,
             masking_of(catalog.masking),
@@ -234,6 +249,7 @@ class Worker:
     def start(self) -> None:
         """Load every model, then begin; raises before any job is taken if one cannot be."""
         require_current(self._database)
+        require_keys(self._database)
         self._metrics.start()
         with ThreadPoolExecutor(max_workers=len(self._engines)) as pool:
             loading = [pool.submit(client.start) for client in self._engines]
@@ -291,6 +307,8 @@ class Worker:
         self.drain(0)
         for client in self._engines:
             client.stop()
+        self._kept_outputs.stop()
+        self._cache_upkeep.stop()
         self._guard.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
@@ -349,6 +367,7 @@ class Worker:
             "num_deliveries": num_deliveries,
             "num_unwritten_outcomes": self._committer.num_unwritten,
             "num_messages_set_aside": quarantine.num_set_aside,
+            "cache": {"num_hits": self._cache.num_hits, "num_shared": self._cache.num_shared},
             "engines": [
                 {
                     "model": alias,
@@ -365,6 +384,10 @@ class Worker:
         }
 
     def _start_jobs(self, claimed: list[ClaimedJob]) -> None:
+        with self._kept_outputs.together():
+            self._start_each(claimed)
+
+    def _start_each(self, claimed: list[ClaimedJob]) -> None:
         for job in claimed:
             replicas = self._clients.get(job.model)
             if replicas is None:
@@ -381,6 +404,7 @@ class Worker:
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
                 self._languages[job.model],
+                job.tenant,
                 self._maskers.masker_for(job.task, job.tenant),
             )
             attempt = Attempt(
@@ -392,7 +416,8 @@ class Worker:
                 job.time_limit_seconds,
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
-                job.segments,
+                self._kept_outputs,
+                self._cache,
                 job.ids,
                 self._guard,
                 JobTrace.of(
@@ -404,6 +429,7 @@ class Worker:
                     model=job.model,
                     attempt=job.fence.attempt,
                 ),
+                self._client_of,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -452,6 +478,11 @@ class Worker:
             running = self._running.get(fence)
         return {"job_id": str(fence.job_id)} if running is None else running[1].ids
 
+    def _client_of(self, alias: str) -> EngineClient | None:
+        """The least busy engine of a model; None where this worker does not serve it."""
+        replicas = self._clients.get(alias)
+        return min(replicas, key=lambda client: client.num_held) if replicas else None
+
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """After the commit: the messages of these jobs may be acked."""
         with self._settled:
@@ -459,6 +490,7 @@ class Worker:
                 (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes
             ]
             self._settled.notify_all()
+        self._cache_upkeep.notice()
         for fence, running in ended:
             if running is not None:
                 attempt, job = running

@@ -20,6 +20,7 @@ DATA_DIR = Path(".tidemill/demo")
 NIGHT = Path("examples/nightly.toml")
 CONFIG = Path("tidemill.toml")
 SHOWN_PER_TASK = 3
+COVERAGE_WIDTH = 60
 
 
 def demo() -> None:
@@ -104,6 +105,7 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
         batch = watch(batch, check=go_on)
     jobs = list(find_results(batch=batch.id, state=None, database=stack.database))
     _print_examples(jobs)
+    _print_documents(jobs)
     runs = list(_runs(jobs, ready_at))
     _print_totals(jobs, runs)
     _print_summary(runs, load_seconds)
@@ -166,6 +168,29 @@ def _print_examples(jobs: Sequence["FoundJob"]) -> None:
             made.add_row(task, job.custom_id or "", one_line(answer or str(job.state), 100))
         made.add_section()
     print_table(made)
+
+
+def _print_documents(jobs: Sequence["FoundJob"]) -> None:
+    """What was read of the texts that came as files of their own."""
+    from cli.output.coverage import coverage_lines
+    from db.reading import find_details
+    from tasks import settings
+
+    for job in jobs:
+        if Path(job.custom_id or "").suffix != ".md":
+            continue
+        details = find_details(job.id, database=settings.database())
+        assert details is not None
+        document = (details.provenance or {}).get("document")
+        if details.coverage is not None:
+            say(f"\n{job.custom_id}, {job.task}: read")
+            for line in coverage_lines(details.coverage, COVERAGE_WIDTH):
+                say(f"  {line}")
+        elif document is not None:
+            say(
+                f"\n{job.custom_id}, {job.task}: {document['num_translated']:,} of "
+                f"{document['num_sentences']:,} sentences translated, its layout kept"
+            )
 
 
 def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[Run]) -> None:

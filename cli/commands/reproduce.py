@@ -96,7 +96,8 @@ def contract_again(first: "JobDetails") -> "Contract":
     from tasks.contracts import CONTRACTS
 
     contract = CONTRACTS[first.job.task]
-    fields = dict(first.contract)
+    # A way through several models is found again.
+    fields = {name: value for name, value in first.contract.items() if name != "route"}
     settings = dict((first.provenance or {}).get("settings", {}))
     # A job that draws and names no seed has one by its id.
     fields["seed"] = settings.get("seed", first.job.id.int & (2**63 - 1))
@@ -111,7 +112,7 @@ def contract_again(first: "JobDetails") -> "Contract":
         {
             **fields,
             **({"use_cache": False} if "use_cache" in contract.model_fields else {}),
-            "model": first.job.model,
+            **({} if "route" in first.contract else {"model": first.job.model}),
             "tenant": first.job.tenant,
             # Its own as well: whoever erases a person finds both by them.
             "metadata": {**first.job.metadata, "reproduces": str(first.job.id)},

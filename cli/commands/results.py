@@ -264,7 +264,9 @@ def _write_folder(batch: str, folder: Path) -> None:
         except KeyboardInterrupt:
             note(f"{plural(written.num_written, 'file')} written; {again}")
             raise typer.Exit(130) from None
-    there = f", {written.num_there_before:,} were there before" if written.num_there_before else ""
+    num_before = written.num_there_before
+    be = "was" if num_before == 1 else "were"
+    there = f", {num_before:,} {be} there before" if num_before else ""
     say(f"wrote {plural(written.num_written, 'file')} to {folder}{there}")
     if written.partial:
         _list("made from a part of the source only", written.partial)

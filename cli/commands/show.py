@@ -47,6 +47,8 @@ def show(
         _section("reasoning", details.job.reasoning)
     if details.job.output is not None:
         _section("output", details.job.output)
+    if details.refused_output is not None:
+        _section("refused output", details.refused_output)
     for number, alternative in enumerate(details.job.alternatives, start=2):
         _section(f"output {number}", alternative)
     if details.provenance is not None:
@@ -142,6 +144,7 @@ def _as_json(details: "JobDetails") -> dict[str, Any]:
         "owner": details.owner,
         "contract": dict(details.contract),
         "provenance": details.provenance,
+        "refused_output": details.refused_output,
         "reasoning": details.job.reasoning,
         "reasoning_tokens": details.job.reasoning_tokens,
         "messages": [{"id": str(each.id), "reason": each.reason} for each in details.messages],

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tasks.contract import Contract
 
 EXAMPLES = (
-    "tidemill submit summarize reports/ --batch reports",
     "tidemill submit summarize --file reports.jsonl --batch reports",
     'tidemill submit translate "The sea was calm." --source-language en --target-language fr',
     'tidemill submit generate "Once upon a time" --param temperature=0.8',
@@ -64,9 +63,26 @@ def submit(
     ] = None,
     source_language: Annotated[str | None, typer.Option(help="For translate: from.")] = None,
     target_language: Annotated[str | None, typer.Option(help="For translate: into.")] = None,
+    glossary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="For translate: a .csv, .tsv or .json file of terms and their translations; a "
+            "term without one stays as it is.",
+        ),
+    ] = None,
     previous_job_id: Annotated[
         str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For generate and chat: the answer is JSON that matches."
+        ),
+    ] = None,
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="For generate and chat: the answer is an object.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
         options.LaneName | None,
@@ -78,6 +94,9 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting again under it finds the first job.")
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all of it, whatever was computed before.")
+    ] = False,
     estimate: options.Estimate = False,
     wait: options.Wait = False,
     strict: options.Strict = False,
@@ -95,6 +114,8 @@ def submit(
         ("source_language", source_language),
         ("target_language", target_language),
         ("previous_job_id", previous_job_id),
+        ("json_schema", None if json_schema is None else options.json_file(json_schema)),
+        ("json_object", json_object or None),
         ("model", model),
         ("lane", lane),
         ("priority", priority),
@@ -104,6 +125,12 @@ def submit(
     ):
         if value is not None:
             defaults[name] = value
+    if glossary is not None:
+        from cli.ingest.glossary_file import read_glossary_file
+
+        defaults["glossary"] = read_glossary_file(Path(glossary).expanduser())
+    if no_cache:
+        defaults["use_cache"] = False
     found_by = options.pairs("--metadata", metadata or ())
     if found_by:
         defaults["metadata"] = found_by

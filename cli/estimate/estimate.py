@@ -121,7 +121,7 @@ def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract
     gatherings: dict[tuple[str, str], _Gathering] = {}
     for contract in contracts:
         source = getattr(contract, "source_language", None)
-        model = catalog.route(contract.task, contract.model, source, contract.output_language)
+        model = catalog.route(contract.task, contract.model, source, contract.language_of_output)
         key = (model.alias, contract.task)
         if key not in gatherings:
             gatherings[key] = _Gathering(database, model, contract.task)

@@ -15,7 +15,7 @@ from cli.output.terminal import plural
 
 MAX_CELL_CHARACTERS = 64 * 2**20
 # Their cells may hold JSON; everything else is a text, or a number that reads like one.
-JSON_FIELDS = frozenset({"messages", "metadata", "stop"})
+JSON_FIELDS = frozenset({"messages", "metadata", "stop", "glossary"})
 
 
 class CsvSource:

@@ -1,5 +1,6 @@
 """Folders of documents, and a document by itself: each file is one text, its name the custom id."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -42,8 +43,9 @@ class FolderSource:
             elif path == self.path:
                 raise SourceUnusable(f"{self.name} cannot be read: {error.strerror}") from error
             else:
+                kind = "folder" if os.path.isdir(path) else "file"
                 fault = f"cannot be read: {error.strerror}"
-                yield BadRow(position, f"folder {_shown(_name(path, self.base))}", fault)
+                yield BadRow(position, f"{kind} {_shown(_name(path, self.base))}", fault)
 
 
 class DocumentSource:
@@ -78,7 +80,7 @@ def row_of(position: int, path: Path, base: Path) -> Row | BadRow:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, OSError | None]]:
-    """Every file, and every folder that cannot be read, with the reason."""
+    """Every file, and all that cannot be read, with the reason."""
     folders = [folder]
     while folders:
         folder = folders.pop()
@@ -89,10 +91,19 @@ def _files(folder: Path) -> Iterator[tuple[Path, OSError | None]]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(folder / entry.name)
-                    elif entry.is_file():
+                    # os.path's: a link to itself must not end the reading of the others.
+                    elif os.path.isfile(entry):
                         yield folder / entry.name, None
+                    elif not os.path.isdir(entry):
+                        yield folder / entry.name, OSError(errno.EINVAL, _unreadable(entry))
         except OSError as error:
             yield folder, error
+
+
+def _unreadable(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink() and not os.path.exists(entry):
+        return "it is a link that leads nowhere"
+    return "it is neither a file nor a folder"
 
 
 def _name(path: Path, base: Path) -> str:

@@ -138,7 +138,7 @@ def route(catalog: Catalog, contract: Contract) -> None:
         contract.task,
         contract.model,
         getattr(contract, "source_language", None),
-        contract.output_language,
+        contract.language_of_output,
     )
 
 

@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "prompt_tokens": lambda job: job.prompt_tokens,
     "completion_tokens": lambda job: job.completion_tokens,
     "left_out_characters": lambda job: job.left_out_characters,
+    "cached_parts": lambda job: job.cached_parts,
     "reasoning": lambda job: job.reasoning,
     "reasoning_tokens": lambda job: job.reasoning_tokens,
     "error": _error,

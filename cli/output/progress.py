@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from cli.output.batch_tokens import BatchTokens
 from cli.output.escaping import visible
 from cli.output.terminal import Screen, err, one_line, plural
 from db.reading import FoundBatch, find_batches
@@ -38,14 +39,14 @@ STYLES = {
 
 
 class RateColumn(TextColumn):
-    """Jobs a second, of late."""
+    """Tokens a second, of late."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} jobs/s")
+        return Text("" if speed is None else f"{speed:,.0f} tokens/s")
 
 
 class EtaColumn(TimeRemainingColumn):
@@ -123,7 +124,7 @@ def watch(
 
 
 def _watch_bar(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
-    columns: list[ProgressColumn] = [TextColumn("{task.completed:,.0f}/{task.total:,.0f}")]
+    columns: list[ProgressColumn] = [TextColumn("{task.fields[jobs]}")]
     if console.width >= NARROW:
         columns = [
             SpinnerColumn(console.spinner),
@@ -135,19 +136,22 @@ def _watch_bar(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) 
             TextColumn("{task.fields[states]}"),
         ]
     shown = list(JobState) if console.width >= WIDE else [JobState.FAILED]
+    tokens = BatchTokens(batch.id)
+
+    def fields(now: FoundBatch) -> dict[str, Any]:
+        done = tokens.at(now.num_unfinished == 0)
+        return {
+            "total": done.total,
+            "completed": done.finished,
+            "jobs": f"{_num_finished(now):,}/{now.num_jobs:,}",
+            "states": _states(now, shown),
+        }
+
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(
-            "",
-            name=_short(batch.name, console),
-            total=batch.num_jobs,
-            completed=_num_finished(batch),
-            states=_states(batch, shown),
-        )
+        bar = progress.add_task("", name=_short(batch.name, console), **fields(batch))
         now = batch
         for now in looks:
-            progress.update(
-                bar, total=now.num_jobs, completed=_num_finished(now), states=_states(now, shown)
-            )
+            progress.update(bar, **fields(now))
     return now
 
 
@@ -162,7 +166,8 @@ def _short(name: str, console: Screen) -> str:
 
 
 def _watch_lines(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
-    started, num_before = time.monotonic(), _num_finished(batch)
+    tokens = BatchTokens(batch.id)
+    started, before = time.monotonic(), tokens.at(batch.num_unfinished == 0)
     spoken: float | None = None
     now = batch
     for now in looks:
@@ -170,13 +175,14 @@ def _watch_lines(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]
         if not is_finished(now) and spoken is not None and at - spoken < PLAIN_SECONDS:
             continue
         spoken = at
-        num_done = _num_finished(now)
-        rate = (num_done - num_before) / max(at - started, 1e-9)
-        left = now.num_jobs - num_done
+        done = tokens.at(now.num_unfinished == 0)
+        rate = max(done.finished - before.finished, 0.0) / max(at - started, 1e-9)
+        left = done.total - done.finished
         eta = f", about {left / rate:,.0f} s to go" if rate and left else ""
         console.print(
-            f"{visible(now.name, one_line=True)}: {num_done:,} of {plural(now.num_jobs, 'job')} "
-            f"finished ({states_in_words(now)}), {rate:,.1f} jobs/s{eta}",
+            f"{visible(now.name, one_line=True)}: {_num_finished(now):,} of "
+            f"{plural(now.num_jobs, 'job')} finished ({states_in_words(now)}), "
+            f"{rate:,.0f} tokens/s{eta}",
             soft_wrap=True,
         )
     return now

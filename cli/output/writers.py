@@ -106,6 +106,7 @@ def write_parquet(
         "prompt_tokens": count,
         "completion_tokens": count,
         "left_out_characters": count,
+        "cached_parts": count,
         "suspicions": pa.list_(text),
         "reasons": pa.list_(text),
         "length_ratio": pa.float64(),

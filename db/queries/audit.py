@@ -1,14 +1,15 @@
 """The audit: its chain goes on, and is read."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Delete,
     Insert,
-    Row,
     Select,
     String,
     bindparam,
@@ -22,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 from sqlalchemy.sql.functions import FunctionElement
 
 from db.clock import seconds_from_now
@@ -51,39 +52,60 @@ def _sqlite(element: sha256_hex, compiler: SQLCompiler, **kw: Any) -> str:
     return f"sha256_hex({compiler.process(element.clauses, **kw)})"  # of db.session
 
 
-def advance_head(session: Session, content: str) -> Row[int, str, str] | None:
-    """Make an entry's hash the chain's last; returns (sequence, previous_hash, hash).
+def append_entry(connection: Connection, content: str, row: Mapping[str, Any]) -> bool:
+    """Append an entry to the chain; False where none was begun.
 
-    None: no chain was begun. Whoever comes meanwhile waits for the commit. In the database,
-    for to read the hash and to compute here would be a way more under that lock.
+    Whoever comes meanwhile waits for the commit. The hash is computed in the database, for to
+    read the last one and to compute here would be a way more under that lock. Every submit
+    does this, so the statements are the bare tables' and built once.
     """
-    return session.execute(_advance_head(), {"content": content}).first()
+    if connection.dialect.name == "postgresql":
+        appended = connection.execute(_append_at_once(), {**row, "content": content})
+        return appended.first() is not None
+    place = connection.execute(_advance_head(), {"content": content}).first()
+    if place is None:
+        return False
+    connection.execute(_insert_entry(), {**row, **place._mapping})
+    return True
 
 
 @cache
-def _advance_head() -> ReturningUpdate[int, str, str]:
+def _advance_head() -> ReturningUpdate[Any]:
+    head = table(AuditHead)
     content = bindparam("content", type_=String)
     return (
-        update(AuditHead)
-        .where(AuditHead.name == CHAIN)
+        update(head)
+        .where(head.c.name == CHAIN)
         .values(
-            sequence=AuditHead.sequence + 1,
-            previous_hash=AuditHead.hash,
-            hash=sha256_hex(AuditHead.hash + content),
+            sequence=head.c.sequence + 1,
+            previous_hash=head.c.hash,
+            hash=sha256_hex(head.c.hash + content),
         )
-        .returning(AuditHead.sequence, AuditHead.previous_hash, AuditHead.hash)
-        .execution_options(synchronize_session=False)
+        .returning(head.c.sequence, head.c.previous_hash, head.c.hash)
     )
+
+
+@cache
+def _append_at_once() -> ReturningInsert[int]:
+    """Both in one statement, which SQLite has none for."""
+    entry = table(AuditEntry)
+    advanced = _advance_head().cte("advanced")
+    own = ("at", "actor", "act", "objects")
+    given = [bindparam(name, type_=entry.c[name].type) for name in own]
+    names = [*own, "sequence", "previous_hash", "hash"]
+    chained = select(*given, advanced.c.sequence, advanced.c.previous_hash, advanced.c.hash)
+    return insert(entry).from_select(names, chained).returning(entry.c.sequence)
+
+
+@cache
+def _insert_entry() -> Insert:
+    return insert(table(AuditEntry))
 
 
 def insert_head(session: Session, genesis: str) -> Insert:
     """Begin the chain, unless somebody has."""
     first = {"name": CHAIN, "sequence": 0, "previous_hash": genesis, "hash": genesis}
     return insert_unless_there(session, AuditHead).values(first)
-
-
-def insert_entry() -> Insert:
-    return insert(table(AuditEntry))
 
 
 def entries(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     case,
     column,
+    func,
     insert,
     null,
     tuple_,
@@ -86,6 +87,7 @@ def finish_attempts(
             column("error_message", String),
             column("blamed", Integer),
             column("delay_seconds", Float),
+            column("model", String),
             name="ended",
         )
         .data(
@@ -99,6 +101,7 @@ def finish_attempts(
                     outcome.error_message,
                     int(outcome.blamed),
                     outcome.delay_seconds,
+                    outcome.model,
                 )
                 # In order of id: two flushes that share jobs must lock alike.
                 for outcome in sorted(outcomes, key=lambda outcome: outcome.fence.job_id)
@@ -118,6 +121,7 @@ def finish_attempts(
         )
         .values(
             state=ended.c.state,
+            model=func.coalesce(ended.c.model, Job.model),
             owner=None,
             lease_until=None,
             failures=Job.failures + ended.c.blamed,

@@ -10,6 +10,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import now
 from db.models import AttemptRow, Base, Batch, Job, Payload, QuarantinedMessage, Result, Segment
+from db.queries.cache import forget_those_of_jobs
 from db.queries.conditions import has_pair
 from db.queries.retention import empty_payloads, empty_results
 from db.states import UNFINISHED, JobState
@@ -98,7 +99,7 @@ def erase_jobs(session: Session, job_ids: Sequence[UUID]) -> tuple[Sequence[UUID
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id.in_(job_ids))
-        .values(error_message=None)
+        .values(error_message=None, output=None)
         .execution_options(**quietly)
     )
     messages: int = session.execute(
@@ -110,7 +111,8 @@ def erase_jobs(session: Session, job_ids: Sequence[UUID]) -> tuple[Sequence[UUID
 
 
 def forget_cached(session: Session, job_ids: Sequence[UUID]) -> None:
-    """Forget the answers that are kept for others and may be theirs. Nothing is, yet."""
+    """Forget the answers that are kept for others and may be theirs: all of their tenants'."""
+    session.execute(forget_those_of_jobs(job_ids))
 
 
 def erase_batches(dialect: str, person: "Person") -> ReturningUpdate[UUID]:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.clock import now, seconds_from_now
-from db.models import AttemptRow, Job, Payload, QuarantinedMessage, Result, Segment
+from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
 from db.retention import ClassAges
 
 Key = tuple[Any, ...]
@@ -103,6 +103,11 @@ def _prune_outputs(session: Session, condition: ColumnElement[bool]) -> int:
         session.execute(_empty_metadata(job_ids))
         session.execute(_mark_pruned(job_ids))
     return len(job_ids)
+
+
+def _prune_refused_outputs(session: Session, condition: ColumnElement[bool]) -> int:
+    emptied = session.execute(_quietly(update(AttemptRow).where(condition).values(output=None)))
+    return emptied.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
 def _locked_jobs(
@@ -197,6 +202,13 @@ PRUNABLES = (
         _prune_outputs,
     ),
     Prunable(
+        "refused outputs",
+        "outputs",
+        (AttemptRow.job_id, AttemptRow.attempt),
+        lambda ages: AttemptRow.output.is_not(None) & _of_finished_job(AttemptRow.job_id, ages),
+        _prune_refused_outputs,
+    ),
+    Prunable(
         "segments",
         "segments",
         (Segment.job_id, Segment.position),
@@ -210,6 +222,7 @@ PRUNABLES = (
         lambda ages: _of_finished_job(AttemptRow.job_id, ages),
         _deleting(AttemptRow),
     ),
+    aged_rows("cached answers", "cache", CacheEntry.key, CacheEntry.created_at),
     # What somebody sent and is no job's: as old as what jobs were sent.
     aged_rows("messages", "payloads", QuarantinedMessage.id, QuarantinedMessage.arrived_at),
 )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, delete, select, tuple_
+from sqlalchemy import Delete, Integer, Select, Uuid, column, delete, select, tuple_, values
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -42,9 +42,20 @@ def insert_segments(session: Session) -> postgresql.Insert | sqlite.Insert:
     )
 
 
-def segments_of(job_ids: Sequence[UUID]) -> Select[UUID, int, dict[str, Any]]:
-    return select(Segment.job_id, Segment.position, Segment.output).where(
-        Segment.job_id.in_(job_ids)
+def segments_between(
+    pages: Sequence[tuple[UUID, int, int]],
+) -> Select[UUID, int, dict[str, Any]]:
+    """The (job, position, output) of pages: (job, first position, the one behind the last)."""
+    page = (
+        values(column("job_id", Uuid), column("first", Integer), column("behind", Integer))
+        .data(list(pages))
+        .cte("page")
+    )
+    return select(Segment.job_id, Segment.position, Segment.output).join(
+        page,
+        (Segment.job_id == page.c.job_id)
+        & (Segment.position >= page.c.first)
+        & (Segment.position < page.c.behind),
     )
 
 

@@ -83,7 +83,7 @@ class FakeBackend:
             raise PromptTooLong(len(words), max_tokens, "shorten it")
         for name in ("source_language", "target_language"):
             language = getattr(request, name)
-            if language and self.spec.languages and language not in self.spec.languages:
+            if language and not _is_among(language, self.spec.languages):
                 raise UnknownLanguage(name, language, self.spec.languages)
         # The context is the spec's for prompts only: a fake answer may be of any length.
         limits = AnswerLimits(
@@ -196,7 +196,8 @@ def prompt_words(request: Request) -> list[str]:
     """The tokens of a fake prompt."""
     if request.task == "chat":
         return [word for each in request.messages for word in sanitize(each.content).split()]
-    return sanitize(request.text or "").split()
+    words = [word for each in request.options.values() for word in sanitize(each).split()]
+    return [*words, *sanitize(request.text or "").split()]
 
 
 def spoken(token_ids: Iterable[int], words: list[str]) -> str:
@@ -230,6 +231,14 @@ class FakeRow:
     def answer(self) -> GeneratedTokens:
         assert self.finish_reason is not None
         return GeneratedTokens(tuple(self.token_ids), self.finish_reason)
+
+
+def _is_among(language: str, languages: tuple[str, ...]) -> bool:
+    if not languages or language in languages:
+        return True
+    from engine.text.languages import closest  # only where a code is not as the spec has it
+
+    return closest(language, languages) is not None
 
 
 def fake_rows(sequence: Sequence) -> list[FakeRow]:

@@ -37,6 +37,7 @@ from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.sampling.grammar_processor import GrammarProcessor
 from engine.sampling.logits_processors import (
     LOOKS_AT_THE_PROMPT,
     PerRequestSampler,
@@ -79,11 +80,23 @@ class BatchKey:
     alone: int | None  # the id of a request that shares with nobody
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What was found out before about requests that share a call."""
+
+    why_alone: str | None  # None: they may
+
+
 class GenerateBackend:
     def __init__(
-        self, spec: EngineSpec, checkpoint: Checkpoint, reason: str = AS_CONFIGURED
+        self,
+        spec: EngineSpec,
+        checkpoint: Checkpoint,
+        reason: str = AS_CONFIGURED,
+        sharing: Sharing | None = None,
     ) -> None:
-        """reason: why not in flight"""
+        """reason: why not in flight
+        sharing: None: is found out here if it is not known of the family"""
         device = checkpoint.model.device
         machine = Machine(device.type, free_bytes(device), checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "exact", reason)
@@ -92,22 +105,24 @@ class GenerateBackend:
         self.model = checkpoint.model
         self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
+        self.text = TextProcessor(
+            spec, checkpoint, self.sized.spec.max_step_tokens, follows_grammars=True
+        )
         self.freshness: Freshness | None = None  # of what runs alone
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
         why_not = why_not_proved(self.model)
         if why_not is not None:
-            self._try_batches(why_not)
+            self._try_batches(why_not if reason == AS_CONFIGURED else reason, sharing)
 
-    def _try_batches(self, why_not: str) -> None:
+    def _try_batches(self, why_not: str, sharing: Sharing | None) -> None:
         """Let requests share calls if that is shown to change nothing.
 
         why_not: why it is not known beforehand
         """
         # What runs alone may also leave something on the model for the next request.
         freshness = Freshness(self.model)
-        self.why_alone = why_not_batched(self, freshness)
+        self.why_alone = why_not_batched(self, freshness) if sharing is None else sharing.why_alone
         if self.why_alone is None:
             tried = "in batches, which were tried at load"
             reason = f"{tried if is_tried(self) else 'in batches'}; {why_not}"
@@ -233,8 +248,10 @@ class GenerateBackend:
             is_beam_search=first.settings.num_beams > 1,
         )
         processors = LogitsProcessorList()
+        if any(each.grammar is not None for each in sequences):
+            processors.append(GrammarProcessor(sequences, num_before))
         if draws_here:
-            processors = take_sampling_processors(self.model, config)
+            processors.extend(take_sampling_processors(self.model, config))
             processors.append(PerRequestSampler(sequences, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
         with torch.inference_mode(), self.seeded(settings.seed):

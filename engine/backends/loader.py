@@ -319,8 +319,21 @@ def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
     for name in (f"max_{side}_position_embeddings", "max_position_embeddings", "n_positions"):
         value = getattr(text_config, name, None)
         if isinstance(value, int) and value > 0:
-            return value
+            return max(value, scaled_context(text_config, value))
     return None
+
+
+def scaled_context(text_config: Any, num_positions: int) -> int:
+    """The context that rotary scaling makes of the positions that a configuration names.
+
+    Many name it already; recipes as Qwen's for YaRN leave the original there.
+    """
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    factor = rope.get("factor")
+    # One with parameters for each kind of layer names the scaled context.
+    if rope.get("rope_type") not in ("yarn", "dynamic", "linear") or not factor:
+        return num_positions
+    return int(factor * (rope.get("original_max_position_embeddings") or num_positions))
 
 
 def limits_of(spec: EngineSpec, config: Any, tokenizer: Any) -> Limits:

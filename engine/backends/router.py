@@ -6,6 +6,7 @@ step in which it joins, with its like; the sequences in flight wait that long an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,17 +15,21 @@ import torch
 
 from engine.attention.hf_plugin import install
 from engine.attention.selection import kv_cache_for
-from engine.backends.generate import GenerateBackend
+from engine.backends import verdicts
+from engine.backends.batch_probe import is_tried
+from engine.backends.generate import GenerateBackend, Sharing
 from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
-from engine.backends.proved_families import why_not_proved
+from engine.backends.proved_families import length_bound_rope, why_not_proved
+from engine.backends.self_proof import Disproved, prove
 from engine.backends.weight_layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
-from engine.errors import Unloadable
+from engine.errors import Unloadable, in_words
 from engine.kv_cache.base import KVCacheManager
+from engine.kv_cache.joined import JoinedKVCache, UnknownCache
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.protocol.engine_spec import EngineSpec
@@ -32,10 +37,13 @@ from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.protocol.task_names import TaskName
 from engine.runners.causal import CausalRunner
+from engine.runners.own_cache import OwnCacheRunner, probe_own_shape
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.token_lengths import no_pause
+
+log = logging.getLogger(__name__)
 
 # What a checkpoint's own generation configuration may say. The first are attended to in
 # flight, or by what both engines share; the others have no say in the tokens.
@@ -76,27 +84,55 @@ class RouterBackend:
         checkpoint: Checkpoint,
         poisoned: bool = False,
         is_paged: bool | None = None,
+        exact: GenerateBackend | None = None,
+        by_own_cache: bool = False,
     ) -> None:
-        """poisoned: memory that must not be read is NaN; for tests
-        is_paged: keys and values in one; None: on a GPU"""
+        """poisoned: memory that must not be read is NaN, or far off; for tests
+        is_paged: keys and values in one; None: on a GPU
+        exact: if it was made before, of weights that are laid out
+        by_own_cache: attention and cache are the model's own, of which nothing is known"""
         self.spec = spec
         self.checkpoint = checkpoint
-        self.exact = GenerateBackend(spec, checkpoint)
+        self.exact = exact or GenerateBackend(spec, checkpoint)
         self.text = self.exact.text
         self.reason = reason_of(self.exact)
         self.card: ModelCard = replace(
             checkpoint.card, engine="inflight", engine_reason=self.reason
         )
-        lay_out(checkpoint.model, spec, checkpoint.reload)
+        if exact is None:
+            lay_out(checkpoint.model, spec, checkpoint.reload)
+        if by_own_cache:
+            runner = self._runner_by_own_cache(poisoned)
+        else:
+            runner = self._runner(poisoned, is_paged)
+        self.in_flight = InflightBackend(self.exact, runner)
+        self.has_beams = supports_beam_search(checkpoint.model)
+
+    def _runner(self, poisoned: bool, is_paged: bool | None) -> Runner:
+        checkpoint = self.checkpoint
         install(checkpoint.model)
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
-        self.sized = sized(spec, machine, "inflight", self.reason)
+        self.sized = sized(self.spec, machine, "inflight", self.reason)
         if machine.max_paged_tokens is not None:
             refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
-        kv_cache = kv_cache_for(self.sized.spec, shape, poisoned, is_paged)
-        self.in_flight = InflightBackend(self.exact, runner_of(checkpoint, kv_cache))
-        self.has_beams = supports_beam_search(checkpoint.model)
+        return runner_of(checkpoint, kv_cache_for(self.sized.spec, shape, poisoned, is_paged))
+
+    def _runner_by_own_cache(self, poisoned: bool) -> Runner:
+        checkpoint = self.checkpoint
+        shape = probe_own_shape(checkpoint.model)
+        # Nothing is reserved, so that there is no room to be planned.
+        machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
+        self.sized = sized(self.spec, machine, "inflight", self.reason)
+        kv_cache = JoinedKVCache(shape, poisoned)
+        return OwnCacheRunner(checkpoint.model, kv_cache, start_id_of(checkpoint))
+
+    def note_proof(self, how: str) -> None:
+        """Let the card and the settings say how it was proved."""
+        self.reason = reason_of(self.exact, how)
+        self.card = replace(self.card, engine_reason=self.reason)
+        if self.spec.engine == "auto":
+            self.sized = replace(self.sized, reasons={**self.sized.reasons, "engine": self.reason})
 
     @property
     def max_rows(self) -> int | None:
@@ -165,7 +201,9 @@ def is_attended_to(name: str, value: Any) -> bool:
     return name in NEUTRAL and bool(value == NEUTRAL[name])
 
 
-def reason_of(exact: GenerateBackend) -> str:
+def reason_of(
+    exact: GenerateBackend, how_proved: str = "proved to answer as model.generate does"
+) -> str:
     """Why in flight, and which settings of the checkpoint cost which tasks that."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
@@ -173,7 +211,7 @@ def reason_of(exact: GenerateBackend) -> str:
         if names:
             kept_out.setdefault(names, []).append(task)
     if not kept_out:
-        return "proved to answer as model.generate does"
+        return how_proved
     said = "; ".join(f"{names} ({', '.join(tasks)})" for names, tasks in kept_out.items())
     return f"but by model.generate, for its generation configuration sets {said}"
 
@@ -182,14 +220,82 @@ def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
     """The engine that the spec means. Raises Unloadable."""
     checkpoint = Checkpoint.load(spec)
     reason = why_not_in_flight(checkpoint)
-    if spec.engine != "exact" and reason is None:
+    if spec.engine == "exact":
+        lay_out(checkpoint.model, spec, checkpoint.reload)
+        return GenerateBackend(spec, checkpoint, reason or AS_CONFIGURED)
+    if reason is None:
         return RouterBackend(spec, checkpoint)
+    return load_unlisted(spec, checkpoint, reason)
+
+
+def load_unlisted(
+    spec: EngineSpec, checkpoint: Checkpoint, why_not_listed: str
+) -> RouterBackend | GenerateBackend:
+    """In flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
+    key = verdicts.key_of(spec, checkpoint)
+    kept = verdicts.read(key)
+    why_not = why_not_tried(checkpoint)
+    lay_out(checkpoint.model, spec, checkpoint.reload)
+    exact = router = None
+    if why_not is None and kept is not None:
+        exact = GenerateBackend(spec, checkpoint, sharing=Sharing(kept["why_alone"]))
+        why_not = kept["why_not"]
+        if why_not is None:
+            router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=True)
+            router.note_proof(f"{kept['how']} (at an earlier start)")
+    elif why_not is None:
+        exact = GenerateBackend(spec, checkpoint)
+        how = None
+        try:
+            router, how = proved(spec, checkpoint, exact)
+            router.note_proof(how)
+        except Disproved as disproved:
+            why_not = str(disproved)
+        verdicts.write(key, {"how": how, "why_not": why_not, "why_alone": exact.why_alone})
+    extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
+    if router is not None:
+        log.info("proved in flight", extra={**extra, "proof": router.reason})
+        return router
+    log.warning("not in flight", extra={**extra, "reason": why_not})
     if spec.engine == "inflight":
         raise Unloadable(
-            f'model {spec.alias!r} cannot run in flight: {reason}; use engine = "auto"'
+            f'model {spec.alias!r} cannot run in flight: {why_not}; use engine = "auto"'
         )
-    lay_out(checkpoint.model, spec, checkpoint.reload)
-    return GenerateBackend(spec, checkpoint, reason or AS_CONFIGURED)
+    reason = f"{why_not_listed}, and was not proved at load: {why_not}"
+    sharing = None if exact is None else Sharing(exact.why_alone)
+    return GenerateBackend(spec, checkpoint, reason, sharing)
+
+
+def proved(
+    spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend
+) -> tuple[RouterBackend, str]:
+    """The backend, and how it was proved. Raises Disproved."""
+    if is_tried(exact) and exact.why_alone is not None:
+        raise Disproved(exact.why_alone)  # what rows do to each other, they do in flight, too
+    try:
+        router = RouterBackend(spec, checkpoint, poisoned=True, exact=exact, by_own_cache=True)
+    except UnknownCache as error:
+        raise Disproved(str(error)) from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"its cache is of a kind of its own ({type(error).__name__}: {in_words(error)})"
+        raise Disproved(reason) from error
+    proof = prove(exact, router.in_flight.runner, router.has_beams)
+    kv_cache = router.in_flight.runner.kv_cache
+    assert isinstance(kv_cache, JoinedKVCache)
+    kv_cache.poisoned = False
+    return router, str(proof)
+
+
+def why_not_tried(checkpoint: Checkpoint) -> str | None:
+    """None if a proof is worth its time: what no few short requests would show."""
+    config = checkpoint.config
+    if (rope := length_bound_rope(config)) is not None:
+        return rope
+    if any("expert_capacity" in name for name in config.to_dict()):
+        return "its experts take a bounded number of tokens, for which rows compete"
+    if config.is_encoder_decoder and start_id_of(checkpoint) is None:
+        return "it does not say from which token its decoder starts"
+    return None
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:

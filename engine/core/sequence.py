@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from engine.protocol.messages import Request
 from engine.sampling.resolve_params import ResolvedParams
+
+if TYPE_CHECKING:
+    from engine.text.grammars import Grammar
 
 
 class SequenceState(Enum):
@@ -38,6 +42,7 @@ class Sequence:
     # The tokens with which the answer of a translator begins; None: those of the checkpoint.
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
+    grammar: Grammar | None = None  # that its rows follow
     # Whether the step that admits it is its only one. It may share that step with running
     # sequences that have another batch key.
     runs_to_completion: bool = False

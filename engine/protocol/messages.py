@@ -83,7 +83,11 @@ class Request:
     target_language: str | None = None
     params: Params = field(default_factory=Params)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
+    json_schema: Mapping[str, Any] | None = None  # that the answer should match, where that can be
+    options: Mapping[str, str] = field(default_factory=dict)  # of prompt_texts.OPTIONS
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
+    # For the parent: the alias of the model to ask, of a job that goes by way of several.
+    model: str | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -103,7 +107,10 @@ class Request:
             target_language=data.get("target_language"),
             params=Params.from_json(data["params"]),
             chat_template_kwargs=data.get("chat_template_kwargs", {}),
+            json_schema=data.get("json_schema"),
+            options=data.get("options", {}),
             is_interactive=data.get("is_interactive", False),
+            model=data.get("model"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -125,8 +132,14 @@ class Request:
             data["target_language"] = self.target_language
         if self.chat_template_kwargs:
             data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
+        if self.json_schema is not None:
+            data["json_schema"] = dict(self.json_schema)
+        if self.options:
+            data["options"] = dict(self.options)
         if self.is_interactive:
             data["is_interactive"] = True
+        if self.model is not None:
+            data["model"] = self.model
         return data
 
 

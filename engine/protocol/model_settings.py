@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from engine.errors import SpecError
+from engine.protocol import prompt_texts
 from engine.protocol.task_names import TASK_NAMES, TaskName
 
 Engine = Literal["auto", "inflight", "exact", "ctranslate2", "vllm", "fake"]
@@ -51,6 +52,7 @@ class ModelSettings:
     max_new_tokens: int | None = None  # for requests that name no length; None: the checkpoint's
 
     prompt: Mapping[TaskName, str] = field(default_factory=dict)  # task -> template with {text} ...
+    prompts: Mapping[str, str] = field(default_factory=dict)  # see engine/protocol/prompt_texts.py
 
     # For tests and demonstrations; only the fake engine reads them.
     fake_step_seconds: float = 0.0  # how long a step pretends to compute
@@ -97,6 +99,9 @@ class ModelSettings:
         for task, template in self.prompt.items():
             self._one_of("a task under prompt", task, TASK_NAMES)
             self._check_template(task, template)
+        fault = prompt_texts.fault_of(self.prompts)
+        if fault is not None:
+            raise SpecError(f"of the prompts of model {self.alias!r} {fault}")
 
     def _one_of(self, name: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
@@ -110,13 +115,13 @@ class ModelSettings:
             raise SpecError(f"{name} of model {self.alias!r} is {value}; it is at least 1")
 
     def _check_template(self, task: str, template: str) -> None:
-        allowed = {"text": "", "source_language": "", "target_language": ""}
+        allowed = {"text": "", "source_language": "", "target_language": "", "options": ""}
         try:
             template.format_map(allowed)
         except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise SpecError(
                 f"the prompt for {task} of model {self.alias!r} cannot be filled in ({error}); "
-                "it may hold {text}, {source_language} and {target_language}"
+                "it may hold {text}, {source_language}, {target_language} and {options}"
             ) from error
         if "{text}" not in template:
             raise SpecError(f"the prompt for {task} of model {self.alias!r} has no {{text}}")

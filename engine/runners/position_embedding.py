@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -47,6 +48,9 @@ class PerTokenPositionEmbedding(nn.Module):
             return self.inner(input_ids, *args, **kwargs)  # type: ignore[no-any-return]  # a module
         if self.is_sinusoidal_table:
             return self._look_up_sinusoids(input_ids)
+        if not hasattr(self.inner, "weight"):  # PEGASUS-X computes them, of one length a call
+            rows = zip(input_ids.split(1), self.positions[:, 0].tolist(), strict=True)
+            return torch.cat([self.inner(row, length) for row, length in rows])
         offset = getattr(self.inner, "offset", 0)
         return nn.functional.embedding(self.positions + offset, self.inner.weight)
 
@@ -60,3 +64,14 @@ class PerTokenPositionEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self.inner.weight  # type: ignore[no-any-return]  # a parameter
+
+
+def install_position_embedding(stack: Any) -> PerTokenPositionEmbedding | None:
+    """Replace a stack's position embedding by ours; returns it, or None if the stack has none."""
+    if not hasattr(stack, "embed_positions"):
+        return None
+    if isinstance(stack.embed_positions, PerTokenPositionEmbedding):
+        return stack.embed_positions
+    embedding = PerTokenPositionEmbedding(stack.embed_positions)
+    stack.embed_positions = embedding
+    return embedding

@@ -27,7 +27,7 @@ from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
 from engine.runners.causal import unused_mask
-from engine.runners.position_embedding import PerTokenPositionEmbedding
+from engine.runners.position_embedding import install_position_embedding
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch
 
@@ -156,15 +156,6 @@ class Seq2SeqRunner:
             1, num_tokens, past_seen_tokens=num_tokens - 1
         )
         return bias[0, :, 0].contiguous()
-
-
-def install_position_embedding(stack: Any) -> PerTokenPositionEmbedding | None:
-    """Replace a stack's position embedding by ours; returns it, or None if the stack has none."""
-    if not hasattr(stack, "embed_positions"):
-        return None
-    embedding = PerTokenPositionEmbedding(stack.embed_positions)
-    stack.embed_positions = embedding
-    return embedding
 
 
 def cross_projections_of(decoder: Any) -> list[tuple[Any, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from engine.core.sequence import Sequence
+from engine.sampling.grammar_processor import GrammarProcessor
 
 # Settings of a checkpoint that look at the prompt, with the value at which they do nothing.
 LOOKS_AT_THE_PROMPT: dict[str, Any] = {
@@ -49,7 +50,10 @@ def request_processors(
     prompt = None
     if any(getattr(config, name, None) is not None for name in LOOKS_AT_THE_PROMPT):
         prompt = torch.tensor([sequence.prompt_ids], device=device)
-    return build(model, config, len(start_ids), prompt)
+    own = LogitsProcessorList()
+    if sequence.grammar is not None:
+        own.append(GrammarProcessor((sequence,), len(start_ids)))
+    return build(model, config, len(start_ids), prompt, own)
 
 
 def take_sampling_processors(model: Any, config: Any) -> LogitsProcessorList:
@@ -63,13 +67,24 @@ def take_sampling_processors(model: Any, config: Any) -> LogitsProcessorList:
     return build(model, sampling, 0, None)
 
 
-def build(model: Any, config: Any, num_before: int, prompt: Tensor | None) -> LogitsProcessorList:
+def build(
+    model: Any,
+    config: Any,
+    num_before: int,
+    prompt: Tensor | None,
+    own: LogitsProcessorList | None = None,
+) -> LogitsProcessorList:
     """See `request_processors`. num_before: tokens before the first new one
-    prompt: (1, tokens) int64, where a processor looks at it"""
+    prompt: (1, tokens) int64, where a processor looks at it
+    own: of ours, which come before those of sampling, as they do in `generate`"""
     device, eos_ids = model.device, config.eos_token_id
     config._eos_token_tensor = None if eos_ids is None else torch.tensor(eos_ids, device=device)
     listed: LogitsProcessorList = model._get_logits_processor(
-        config, input_ids_seq_length=num_before, encoder_input_ids=prompt, device=str(device)
+        config,
+        input_ids_seq_length=num_before,
+        encoder_input_ids=prompt,
+        logits_processor=own,
+        device=str(device),
     )
     return listed
 

@@ -166,8 +166,8 @@ def closest(language: str, tags: tuple[str, ...]) -> str | None:
     wanted = Tag.read(language)
     if wanted is None:
         return None
-    found = [(tag, own) for tag in tags if (own := Tag.read(tag)) and is_same(wanted, own)]
-    return best_of(wanted, found)
+    matches = [(tag, own) for tag in tags if (own := Tag.read(tag)) and is_same(wanted, own)]
+    return best_of(wanted, matches)
 
 
 def is_same(wanted: Tag, own: Tag) -> bool:
@@ -184,29 +184,29 @@ DIALECTS: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 
-def best_of(wanted: Tag, found: list[tuple[str, Tag]]) -> str | None:
+def best_of(wanted: Tag, matches: list[tuple[str, Tag]]) -> str | None:
     """By script, then by region; None rather than one that was not meant."""
-    if any(own.language == wanted.language for _, own in found):
-        found = [each for each in found if each[1].language == wanted.language]
-    in_script = [each for each in found if each[1].written == wanted.written]
+    if any(own.language == wanted.language for _, own in matches):
+        matches = [each for each in matches if each[1].language == wanted.language]
+    in_script = [each for each in matches if each[1].written == wanted.written]
     if in_script:
-        found = in_script
-    elif wanted.script is not None or len(found) > 1 or implies_script(wanted):
+        matches = in_script
+    elif wanted.script is not None or len(matches) > 1 or implies_script(wanted):
         return None
     if wanted.region is None:
         # `pt` is `pt_XX` before it is `pt_PT`.
-        found.sort(key=lambda each: each[1].region is not None)
-        return found[0][0] if found else None
-    exact = [tag for tag, own in found if own.region == wanted.region]
+        matches.sort(key=lambda each: each[1].region is not None)
+        return matches[0][0] if matches else None
+    exact = [tag for tag, own in matches if own.region == wanted.region]
     if exact:
         return exact[0]
     if wanted.language in HAS_DIALECTS:
-        found = [each for each in found if each[1].is_macrolanguage]
-    general = [tag for tag, own in found if own.region is None]
+        matches = [each for each in matches if each[1].is_macrolanguage]
+    general = [tag for tag, own in matches if own.region is None]
     if general:
         return general[0]
     # A region in a checkpoint's code is often no more than where the language comes from.
-    return next((tag for tag, own in found if is_home(own) and not is_plural(own)), None)
+    return next((tag for tag, own in matches if is_home(own) and not is_plural(own)), None)
 
 
 def implies_script(tag: Tag) -> bool:

@@ -20,6 +20,7 @@ from engine.protocol.messages import Choice, FinishReason, Measurement, Output, 
 from engine.sampling.resolve_params import AnswerLimits, max_prompt_tokens, resolve
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
+from engine.text.grammars import Grammars
 from engine.text.prompts import Prompt, Prompts
 from engine.text.reasoning import ThoughtSplitter
 from engine.text.stop_strings import TokenTexts, cut_at_stop, stop_position
@@ -68,15 +69,26 @@ class TextProcessor:
     """
 
     def __init__(
-        self, spec: EngineSpec, checkpoint: TextCheckpoint, max_step_tokens: int | None
+        self,
+        spec: EngineSpec,
+        checkpoint: TextCheckpoint,
+        max_step_tokens: int | None,
+        follows_grammars: bool = False,
     ) -> None:
-        """max_step_tokens: the most prompt tokens of one step, as sized"""
+        """
+        max_step_tokens:  the most prompt tokens of one step, as sized
+        follows_grammars: whether the backend holds rows to the grammar of their sequence
+        """
+        self.follows_grammars = follows_grammars
         self.spec = spec
         self.checkpoint = checkpoint
         self.max_step_tokens = max_step_tokens
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         self.token_texts = TokenTexts(
             checkpoint.tokenizer, goes_on_from_prompt=not self.is_encoder_decoder
+        )
+        self.grammars = Grammars(
+            checkpoint.tokenizer, self.token_texts, checkpoint.num_ids, checkpoint.eos_token_ids
         )
         self.thoughts = ThoughtSplitter(checkpoint.tokenizer)
         # Three threads use a tokenizer: this one changes its source language as it encodes,
@@ -112,6 +124,10 @@ class TextProcessor:
         )
         own = self.own_settings(request)
         settings = resolve(request.params, own, answer_limits, fresh_seed=secrets.randbits(32))
+        grammar = None
+        if self.follows_grammars and request.json_schema is not None:
+            mark = self.thoughts.mark_to_come(prompt.token_ids)
+            grammar = self.grammars.of(request.json_schema, mark, between_slices)
         # An encoder reads a prompt once; a decoder-only model reads it for every row.
         num_prefills = 1 if self.is_encoder_decoder else settings.num_rows
         return Sequence(
@@ -122,6 +138,7 @@ class TextProcessor:
             num_prefill_tokens=num_tokens * num_prefills,
             forced_bos_token_id=prompt.forced_bos_token_id,
             decoder_start_token_id=prompt.decoder_start_token_id,
+            grammar=grammar,
         )
 
     def measure(
@@ -201,6 +218,10 @@ class TextProcessor:
         """The output of a completion that has answers, not an error."""
         sequence = completion.sequence
         settings = sequence.settings.to_json()
+        if (version := self.prompts.version_of(sequence.request)) is not None:
+            settings["prompt_version"] = version
+        if sequence.grammar is not None:
+            settings["is_constrained"] = True
         if sequence.request.chat_template_kwargs:
             settings["chat_template_kwargs"] = dict(sequence.request.chat_template_kwargs)
         return Output(

@@ -16,15 +16,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import langcodes
+
 from engine.errors import (
     EmptyPrompt,
     NoChatTemplate,
     PromptTooLong,
     TextTooLong,
     UnknownLanguage,
+    UnsupportedParameter,
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request
+from engine.protocol.prompt_texts import OPTIONS, PROMPTS, version_of
 from engine.text.characters import sanitize
 from engine.text.chat_template import ChatTemplate
 from engine.text.languages import Languages, closest, is_language, standard_tag
@@ -35,18 +39,12 @@ NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 TARGET_TOKEN = re.compile(r">>([\w-]+)<<|<2([A-Za-z]{2,}[\w-]*)>")
 PAIR = re.compile(r"translation_(\w+?)_to_(\w+)")
 
+TAKES_NONE = "this model takes no instructions; use one with a chat template, or leave it out"
 CONTINUATIONS = {
     "summarize": "{text}\n\nTL;DR:",
     "translate": (
         "Translate from {source_language} to {target_language}.\n\n"
         "{source_language}: {text}\n{target_language}:"
-    ),
-}
-INSTRUCTIONS = {
-    "summarize": "Summarize the following text in a few sentences.\n\n{text}",
-    "translate": (
-        "Translate the following text from {source_language} to {target_language}. "
-        "Answer with the translation only.\n\n{text}"
     ),
 }
 
@@ -100,6 +98,7 @@ class Prompts:
             getattr(config, "task_specific_params", None) or {}
         )
         self.chat_template = ChatTemplate(tokenizer)
+        self.texts = {**PROMPTS, **spec.prompts}
         self.language_ids = language_ids(tokenizer)  # token ids by the checkpoint's own codes
         self.start_id = start_id
         self.own_source: str | None = getattr(tokenizer, "src_lang", None)
@@ -177,6 +176,7 @@ class Prompts:
         return None
 
     def _seq2seq(self, request: Request, text: str, template: str | None) -> PromptText:
+        self._refuse_options(request, TAKES_NONE)
         has_language_tokens = self.is_multi_target or bool(self.language_ids)
         if template is None:
             if request.task == "translate" and not has_language_tokens:
@@ -214,9 +214,28 @@ class Prompts:
         raise UnknownLanguage("target_language", request.target_language, targets)
 
     def _causal(self, request: Request, text: str, template: str | None) -> PromptText:
-        default = (INSTRUCTIONS if self.has_chat else CONTINUATIONS)[request.task]
-        filled = self._filled(template or default, request, text)
-        return self._chat([("user", filled)], {}) if self.has_chat else PromptText(filled)
+        if not self.has_chat:
+            self._refuse_options(request, TAKES_NONE)
+            return PromptText(self._filled(template or CONTINUATIONS[request.task], request, text))
+        filled = self._filled(template or self.texts[request.task], request, text)
+        return self._chat([("user", filled)], {})
+
+    def version_of(self, request: Request) -> str | None:
+        """The version of the prompt texts that the prompt is made of; None where it is of none."""
+        is_ours = request.task in self.texts and request.task not in self.spec.prompt
+        return version_of(self.spec.prompts) if is_ours and self.is_rendered(request) else None
+
+    def _refuse_options(self, request: Request, reason: str) -> None:
+        for name in request.options:
+            raise UnsupportedParameter(name, reason)
+
+    def _option(self, name: str, value: str) -> str:
+        """The sentence of an option."""
+        if name == "output_language":
+            if not is_language(value):
+                raise UnknownLanguage(name, value, ("any ISO 639 code",))
+            value = langcodes.Language.get(standard_tag(value)).display_name("en")
+        return self.texts[OPTIONS[name]].format_map({name: sanitize(value)})
 
     @property
     def has_chat(self) -> bool:
@@ -236,7 +255,10 @@ class Prompts:
         return "translate {source_language} to {target_language}: {text}"
 
     def _filled(self, template: str, request: Request, text: str) -> str:
-        values = {"text": text}
+        if "{options}" not in template:
+            self._refuse_options(request, "the prompt template of the model has no {options}")
+        options = (self._option(name, value) for name, value in request.options.items())
+        values = {"text": text, "options": "".join(f" {each}" for each in options)}
         for name in ("source_language", "target_language"):
             if f"{{{name}" in template:
                 values[name] = self.languages.english_name(name, getattr(request, name))

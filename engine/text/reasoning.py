@@ -71,6 +71,11 @@ class ThoughtSplitter:
                 return self._split(answer_ids, answer, *marks)
         return None
 
+    def mark_to_come(self, prompt_ids: Iterable[int]) -> str | None:
+        """The mark that ends the thought which a prompt begins; None if it begins none."""
+        prompt = self._raw(list(prompt_ids)[-TAIL_TOKENS:]).rstrip() if self.own else ""
+        return next((closing for opening, closing in self.own if prompt.endswith(opening)), None)
+
     def _split(self, answer_ids: list[int], answer: str, opening: str, closing: str) -> Thought:
         if closing not in answer:
             return Thought(

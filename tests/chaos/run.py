@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from db.models import Job
 from db.queries import cancel_retry
 from db.states import JobState
-from tasks import generate, submit_batch
+from tasks import generate, submit_batch, summarize
 from tasks.generate import GenerateContract
 from tests.chaos import checker
 from tests.chaos.checker import Bounds
@@ -32,6 +32,8 @@ SHORT: dict[str, Any] = {
 }
 BOUNDS = Bounds(lease_seconds=2.0, lead_seconds=1.0, dispatch_seconds=0.2, allowance_seconds=10.0)
 
+# So many words that it is a part of its own, which documents share.
+HEADER = " ".join(f"header{number}" for number in range(20))
 Returned = TypeVar("Returned")
 
 
@@ -74,6 +76,24 @@ class Run:
             **fields,
         }
         job_id = self.persistently(lambda: generate.submit(**contract)).id
+        self.history.write("submitted", batch_id=None, job_ids=[job_id])
+        return job_id
+
+    def submit_document(self, num_sentences: int = 40) -> UUID:
+        """A document that is read in parts, all with the job's own word; a header, which every
+        document has, stands between them."""
+        self.num_submitted += 1
+        number = self.num_submitted
+        sentences = (
+            f"word job{number} stands in sentence {line} of it." for line in range(num_sentences)
+        )
+        contract = {
+            "text": "\n\n".join(f"{HEADER}\n\n{each}" for each in sentences),
+            "strategy": "map_reduce",
+            "max_new_tokens": 8,
+            "idempotency_key": f"document {number}",
+        }
+        job_id = self.persistently(lambda: summarize.submit(**contract)).id
         self.history.write("submitted", batch_id=None, job_ids=[job_id])
         return job_id
 

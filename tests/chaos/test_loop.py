@@ -92,7 +92,9 @@ def scene(
             "consumer_stall_seconds": 10.0,
             "stall_seconds": STALL_SECONDS,
         }
-        path = cluster.configure(worker=worker, fake_step_seconds=0.02, max_sequences=16)
+        path = cluster.configure(
+            worker=worker, fake_step_seconds=0.02, max_sequences=16, max_input_tokens=32
+        )
         stack.enter_context(producing(url, cluster.redis_url, path))
 
         seed = int(os.environ.get("TIDEMILL_CHAOS_SEED", random.randrange(2**32)))
@@ -148,6 +150,8 @@ def keep_busy(scene: Scene, over: threading.Event) -> None:
     run, chance = scene.run, random.Random(scene.chance.random())
     while not over.wait(0.2):
         run.submit_one()
+        if chance.random() < 0.2:
+            run.submit_document()
         if run.num_unfinished() < BACKLOG:
             batch = run.submit(200, num_tokens=20)
             run.cancel(chance.sample(batch, 5))

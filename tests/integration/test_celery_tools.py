@@ -45,7 +45,9 @@ def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> Non
         assert f"{worker.name}: OK" in busy.celery("status", "-d", worker.name)
         assert inspect(busy, "active") == []
 
-        submitted = [generate.submit(text="a b c", max_new_tokens=10_000) for _ in range(3)]
+        submitted = [
+            generate.submit(text=f"a b {number}", max_new_tokens=10_000) for number in range(3)
+        ]
         busy.wait_for(JobState.RUNNING, 3)
 
         (active,) = json.loads(

@@ -210,14 +210,14 @@ def test_a_wrong_text_is_refused_with_the_fault(
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("notes.txt", "notes.txt is none of the known kinds: .jsonl"),
+        ("notes.log", "notes.log is none of the known kinds: .jsonl"),
         ("reprots.jsonl", "there is no file or folder reprots.jsonl"),
     ],
 )
 def test_the_name_of_a_file_is_not_submitted_as_a_text(
     stored: InProcess, name: str, fault: str
 ) -> None:
-    stored.write("notes.txt", "What the keeper wrote.")
+    stored.write("notes.log", "What the keeper wrote.")
 
     ended = stored("submit", "summarize", name)
 
@@ -269,3 +269,24 @@ def test_the_help_of_submit_has_an_example_of_each_task_that_runs(
     assert ended.status == 0, ended.err
     [row] = stored("results", "--state", "all", "--format", "jsonl").out.splitlines()
     assert (json.loads(row)["task"], json.loads(row)["state"]) == (task, "queued")
+
+
+def test_a_glossary_comes_from_a_file_and_a_clash_is_refused(stored: InProcess) -> None:
+    (stored.folder / "terms.csv").write_text("term,translation\nharbour,port\nTidemill,\n")
+    (stored.folder / "clash.json").write_text('{"bank": "banque", "Bank": "rive"}')
+    command = ("submit", "translate", "The harbour.", "--source-language", "en")
+    command += ("--target-language", "fr")
+
+    ended = stored(*command, "--glossary", "terms.csv", "--batch", "b", "--json")
+    assert ended.status == 0, ended.err
+    (line,) = stored("results", "--state", "all", "--format", "jsonl").out.splitlines()
+    shown = stored("show", json.loads(line)["id"], "--json").json
+    assert shown["contract"]["glossary"] == {"harbour": "port", "Tidemill": None}
+
+    refused = stored(*command, "--glossary", "clash.json")
+    assert refused.status == 1
+    assert "has two translations for one term, in entries 1 and 2" in " ".join(refused.err.split())
+    assert "cannot be read" in stored(*command, "--glossary", "none.csv").err
+    other = stored("submit", "summarize", "A text.", "--glossary", "terms.csv")
+    assert other.status == 1
+    assert "glossary: is not a field of summarize" in " ".join(other.err.split())

@@ -1,13 +1,20 @@
 """A document through real workers: killed in the middle, it is taken up where it was."""
 
+from collections.abc import Callable, Iterable
+
+import pytest
 from sqlalchemy import func, select
 
-from db.models import Result, Segment
+from db.models import Segment
 from db.reading import find_details
 from db.session import Database
 from db.states import JobState
-from tasks.summarize import submit
-from tests.workers import Cluster, on_sqlite, until
+from engine.protocol.messages import Output, Request
+from tasks.submit import submit_contract
+from tasks.summarize import SummarizeContract
+from tests.serving import serving
+from tests.workers import Cluster, on_sqlite
+from worker.worker import Worker
 
 CONTEXT = 40
 REPORT = "\n\n".join(
@@ -33,33 +40,56 @@ def num_generated(cluster: Cluster) -> int:
 
 
 @on_sqlite
-def test_a_worker_killed_in_the_reduce_repeats_no_finished_part(producer: Cluster) -> None:
-    producer.configure(**LIMITS, worker={"lease_seconds": 2.0, "renew_seconds": 0.5})
+def test_a_worker_killed_in_the_reduce_repeats_no_finished_part(
+    producer: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = producer.database
-
-    with producer.worker():
-        whole = submit(text=REPORT, strategy="map_reduce", max_new_tokens=8).id
-        producer.wait_for(JobState.SUCCEEDED)
-        num_requests = until(lambda: num_generated(producer), "a count")
-    with database.read() as session:
-        expected = session.scalars(select(Result).where(Result.job_id == whole)).one()
-        assert expected.coverage is not None
-        num_parts = expected.coverage["parts"]
+    contract = SummarizeContract.parse(
+        # Or all of it were in the content cache, and no other attempt needed its segments.
+        {"text": REPORT, "strategy": "map_reduce", "max_new_tokens": 8, "use_cache": False}
+    )
+    with serving(producer, **LIMITS) as worker:
+        asked = requests_of(worker.worker, monkeypatch)
+        (whole,) = worker.run([contract])
+        expected = worker.details(whole)
+        num_requests = worker.num_computed
+    assert expected.coverage is not None
+    num_parts, num_rounds = expected.coverage["parts"], expected.coverage["rounds"]
+    assert num_rounds > 3
     assert num_segments(database) == 0, "a job that has its result needs none"
-    assert num_requests > num_parts + 2
 
-    # Measuring is answered by the engine too, and passes the same moment: some before the parts.
-    killed = producer.start_worker(TIDEMILL_FAIL_AT=f"generated:{num_requests + 2}")
-    job_id = submit(text=REPORT, strategy="map_reduce", max_new_tokens=8).id
+    producer.configure(**LIMITS, worker={"lease_seconds": 2.0, "renew_seconds": 0.5})
+    # Measuring is answered by the engine too, and passes the same moment.
+    killed = producer.start_worker(TIDEMILL_FAIL_AT=f"generated:{len(asked) - 1}")
+    job_id = submit_contract(contract).id
     killed.wait()
     num_kept = num_segments(database)
-    assert num_kept > num_parts // 2
+    assert num_parts < num_kept < num_requests, "it died in the reduce"
 
     with producer.worker():
         producer.wait_for(JobState.SUCCEEDED, 2)
         assert num_generated(producer) == num_requests - num_kept
     details = find_details(job_id, database=database)
     assert details is not None
-    assert details.job.output == expected.output
+    assert details.job.output == expected.job.output
     assert details.job.attempt > 1
+    assert details.job.cached_parts == 0
     assert num_segments(database) == 0
+
+
+def requests_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Every request that a worker sends to its engines from now on."""
+    asked: list[Request] = []
+    for client in worker._engines:
+
+        def submit(
+            requests: Iterable[Request],
+            on_output: Callable[[Output], None],
+            submit: Callable[..., None] = client.submit,
+        ) -> None:
+            own = list(requests)
+            asked.extend(own)
+            submit(own, on_output)
+
+        monkeypatch.setattr(client, "submit", submit)
+    return asked

@@ -53,6 +53,7 @@ def said(text: str = LONG) -> Answer:
         completion_tokens=2,
         provenance={"settings": {"stop": [CANARY]}},
         coverage={"glossary": CANARY},
+        reasoning=LONG,
     )
 
 

@@ -1,6 +1,7 @@
 """Files in: documents of every kind become jobs, and each that cannot is told by a code."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_what_gives_no_text_is_told_by_a_code_and_the_others_go_on(
         "file scan.pdf": "no_text",
         "file torn.docx": "broken_file",
     }
+
+
+def test_a_link_to_nothing_and_a_pipe_in_a_folder_are_told_and_the_others_go_on(
+    stored: InProcess, reports: Path
+) -> None:
+    (reports / "gone.txt").symlink_to(reports / "nowhere.txt")
+    (reports / "loop.txt").symlink_to(reports / "loop.txt")
+    os.mkfifo(reports / "old" / "pipe.txt")
+    (reports / "again").symlink_to(reports / "old")  # a folder that is not entered, as promised
+
+    ended = stored("submit", "summarize", "reports/", "--batch", "b")
+
+    assert ended.status == 1
+    assert "enqueued 6 jobs as batch b, 3 rows left out" in ended.out
+    for name, reason in (
+        ("gone.txt", "it is a link that leads nowhere"),
+        ("loop.txt", "it is a link that leads nowhere"),
+        ("old/pipe.txt", "it is neither a file nor a folder"),
+    ):
+        assert f"file {name} cannot be read: {reason}" in ended.err
 
 
 def test_strict_reads_twice_and_complains_once(stored: InProcess, reports: Path) -> None:

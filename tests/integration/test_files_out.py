@@ -85,7 +85,7 @@ def test_running_again_writes_what_is_missing_and_touches_nothing_else(
 
     ended = stored(*TO_FOLDER)
 
-    assert (ended.status, ended.out) == (0, "wrote 2 files to out, 1 were there before\n")
+    assert (ended.status, ended.out) == (0, "wrote 2 files to out, 1 was there before\n")
     assert files(out) == {"a.txt": "edited since", "b.txt": "first", "c.txt": "of c.txt"}
     assert stored(*TO_FOLDER).out == "wrote 0 files to out, 3 were there before\n"
 

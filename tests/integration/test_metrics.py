@@ -127,7 +127,7 @@ def test_the_engines_own_figures_cross_the_pipe(producer: Cluster) -> None:
         max_cache_tokens=4096,
     )
     with producer.worker():
-        jobs = [generate.submit(text="a b c", max_new_tokens=150) for _ in range(3)]
+        jobs = [generate.submit(text=f"a b {number}", max_new_tokens=150) for number in range(3)]
         busy = until(
             lambda: (scrape := Scrape.of(port)).total("tidemill_engine_rows") == 3 and scrape,
             "three rows",

@@ -35,7 +35,7 @@ def wait_until_listening(cluster: Cluster, num_workers: int = 1) -> None:
 
     def leads() -> bool:
         with cluster.database.read() as session:
-            return session.query(Leadership).count() == 1
+            return session.get(Leadership, "dispatcher") is not None
 
     until(leads, "a leader")
     channel = f"/{cluster.redis_url.rpartition('/')[2]}.tidemill.notifications"

@@ -49,8 +49,9 @@ def test_rows_and_texts_are_read_from_it(stored: InProcess, name: str) -> None:
     assert [each.status for each in ended] == [0] * 4, [each.err for each in ended]
     watched = f"`tidemill watch {shlex.quote(BATCH)}`"
     assert watched in ended[3].err, "a line to copy into a shell"
-    one_path = f"{name}/{name}/{name}.txt"
-    one = stored("submit", "summarize", f"./{name}/{name}/{name}.txt")
+    (folder / f"{name}.log").write_text("of no kind that is known")
+    one_path = f"{name}/{name}.log"
+    one = stored("submit", "summarize", f"./{one_path}")
     assert f"- < {shlex.quote(one_path)}`" in one.err
     assert texts(stored) == ["of JSON lines", "of CSV", "of a folder", "of a folder"]
 

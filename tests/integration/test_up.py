@@ -207,18 +207,22 @@ def test_the_demo_goes_the_whole_road_and_knows_its_batch_again(tidemill: Comman
     texts = [{"text": f"text {number}", "custom_id": f"{number}"} for number in range(5)]
     for name in ("reports", "sentences", "stories", "questions"):
         tidemill.write(f"examples/nightly/{name}.jsonl", *texts)
+    for name in ("yearbook", "letter"):
+        (examples / "nightly" / f"{name}.md").write_text("# Head\n\nOne. Two.\n\n- Three.\n")
 
     first = tidemill("demo")
     second = tidemill("demo")
 
     assert first.status == 0, first.err
-    assert "enqueued 20 jobs as batch demo-" in first.out
+    assert "enqueued 22 jobs as batch demo-" in first.out
     for task in ("summarize", "translate", "generate", "chat"):
         assert f"\n{task}" in first.out
     assert "Try next:" in first.out
     assert re.search(r"^loaded parrot, terse in [\d.]+ s$", first.out, re.M)
     assert re.search(r"^load  [\d.]+ s, once, before the first job was submitted$", first.out, re.M)
-    assert re.search(r"^work  20 jobs in [\d.]+ s: \S+ jobs/s, \S+ tokens/s$", first.out, re.M)
+    assert re.search(r"^work  22 jobs in [\d.]+ s: \S+ jobs/s, \S+ tokens/s$", first.out, re.M)
+    assert "yearbook.md, summarize: read\n  28 of 28 characters" in first.out
+    assert "letter.md, translate: 4 of 4 sentences translated" in first.out
     head = next(line for line in first.out.splitlines() if "wait p50/p95" in line)
     assert "run p50/p95" in head
     of_all = next(line for line in first.out.splitlines() if line.startswith("all "))
@@ -226,4 +230,4 @@ def test_the_demo_goes_the_whole_road_and_knows_its_batch_again(tidemill: Comman
     assert "load  " not in second.out, "nothing was loaded for a batch that is finished"
     assert second.status == 0
     assert "already enqueued under run key demo-" in second.out
-    assert "20 jobs (20 succeeded)" in second.out
+    assert "22 jobs (22 succeeded)" in second.out

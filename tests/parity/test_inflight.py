@@ -474,17 +474,10 @@ def test_the_backend_is_in_flight_unless_another_is_named(folder_of):
     ("kind", "own", "said"),
     [
         (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
-            "window",
-        ),
-        (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rotary positions",
         ),
-        ("gpt2", {"reorder_and_upcast_attn": True}, "attention"),
-        ("mistral", {"sliding_window": 16}, "window"),
     ],
 )
 def test_an_unproved_model_runs_by_generate_or_is_refused(kind, own, said, folder_of, tmp_path):

@@ -356,3 +356,63 @@ def test_another_language_between_the_slices_changes_no_prompt(folder_of):
     prompt = prompts.encode(long, lambda: found.append(prompts.encode(other)))
     assert prompt == fresh.encode(long)
     assert set(found) == {fresh.encode(other)}
+
+
+OPTIONS = {"style": "bullet points", "focus": "what it {costs}", "output_language": "fr"}
+
+
+def summary(**options: str) -> Request:
+    return Request(id=0, task="summarize", text=TEXT, options=options)
+
+
+def test_the_options_of_a_summary_are_sentences_of_its_instruction(folder_of):
+    prompts = prompts_of(folder_of("qwen2"))
+    plain, told = prompts.write(summary()).text, prompts.write(summary(**OPTIONS)).text
+    assert f"Summarize the following text in a few sentences.\n\n{TEXT}" in plain
+    assert (
+        "Summarize the following text in a few sentences. "
+        "Write the summary in this style: bullet points. "
+        "Pay attention above all to: what it {costs}. "
+        f"Write the summary in French.\n\n{TEXT}"
+    ) in told
+    assert prompts.version_of(summary()) == "1"
+    request = summary(**OPTIONS)
+    assert Request.from_json(request.to_json()) == request
+
+
+def test_prompt_texts_are_overridden_by_name_and_their_version_says_so(folder_of):
+    ours = {"summarize": "Sum up:{options}\n{text}", "summarize_style": "As {style}."}
+    prompts = prompts_of(folder_of("qwen2"), prompts=ours)
+    written = prompts.write(summary(style="a haiku", output_language="pt-BR")).text
+    assert f"Sum up: As a haiku. Write the summary in Portuguese (Brazil).\n{TEXT}" in written
+    version = prompts.version_of(summary())
+    assert version is not None
+    assert version.startswith("1+")
+    other = prompts_of(folder_of("qwen2"), prompts={**ours, "summarize_style": "Like {style}."})
+    assert other.version_of(summary()) != version
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_model_that_takes_no_instructions_refuses_each_option_by_name(kind, name, folder_of):
+    prompts = prompts_of(folder_of(kind))
+    with pytest.raises(UnsupportedParameter, match=f"^{name}: this model takes no instructions"):
+        prompts.write(summary(**{name: OPTIONS[name]}))
+    assert prompts.version_of(summary()) is None
+
+
+def test_a_template_without_a_place_for_options_refuses_them(folder_of):
+    prompts = prompts_of(folder_of("qwen2"), prompt={"summarize": "TL;DR {text}"})
+    with pytest.raises(UnsupportedParameter, match=r"^style: the prompt template of the model"):
+        prompts.write(summary(style="a haiku"))
+    assert prompts.version_of(summary()) is None
+    placed = prompts_of(folder_of("qwen2"), prompt={"summarize": "TL;DR{options} {text}"})
+    assert (
+        f"TL;DR Write the summary in this style: a haiku. {TEXT}"
+        in placed.write(summary(style="a haiku")).text
+    )
+
+
+def test_a_language_that_is_none_is_refused(folder_of):
+    with pytest.raises(UnknownLanguage):
+        prompts_of(folder_of("qwen2")).write(summary(output_language="xx"))

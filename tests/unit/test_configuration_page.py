@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from tasks.catalog import Model
 from tests.workers import ROOT
+from worker.cache_settings import CacheSettings
 from worker.settings import Settings
 
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
@@ -39,3 +40,14 @@ def test_every_setting_of_the_worker_has_a_row_with_its_default() -> None:
         for name, field in Settings.__dataclass_fields__.items()
         if name not in INTERNAL
     }
+
+
+def test_every_setting_of_the_cache_has_a_row_with_its_default() -> None:
+    shown = {names[0]: default for names, default in rows("cache")}
+    assert shown == {
+        "enabled": "`true`",
+        "ttl_seconds": f"{CacheSettings().ttl_seconds:.0f}, thirty days",
+        "max_size": f'`"{CacheSettings().max_size}"`',
+        "shared_between_tenants": "`false`",
+    }
+    assert shown.keys() == CacheSettings.__dataclass_fields__.keys()

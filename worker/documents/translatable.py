@@ -5,13 +5,15 @@ Sentences and form tile the source: joined as they are, they are the source agai
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Self
 
+from worker.documents.graphemes import is_between_graphemes, safe_cut
 from worker.documents.layout import Run, runs_of
-from worker.documents.placeholders import Span, between, find_spans, hidden
+from worker.documents.pieces import pieces
+from worker.documents.placeholders import Span, find_spans, hidden
 from worker.documents.sentences import sentence_ends
 from worker.documents.subtitles import cue_runs, is_subtitles
 
@@ -19,6 +21,7 @@ Format = Literal["text", "subtitles"]
 # Written without spaces between sentences.
 SPACELESS = frozenset({"zh", "ja", "yue", "wuu", "lzh"})
 SPACELESS_LETTER = re.compile("[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60]")
+COMMAS = ";,\uff1b\uff0c\u3001\u060c\u061b"
 OPENS = re.compile(r"<[A-Za-z\d]|!?\[|\{\\")
 
 
@@ -222,18 +225,26 @@ def broken(translation: str, breaks: Sequence[tuple[float, str]]) -> str:
     return "".join([*parts, translation[at:]])
 
 
-def fragments(text: str, spans: Sequence[Span]) -> list[tuple[str, bool]]:
-    """The text in parts, and whether each is to be translated: what stands between spans."""
+def fragments(
+    text: str, spans: Sequence[Span], written: Mapping[Span, str] | None = None
+) -> list[tuple[str, bool]]:
+    """The text in parts, and whether each is to be translated: what stands between spans.
+
+    written: what stands in the translation for a span; the others stay as they are
+    """
     parts: list[tuple[str, bool]] = []
-    kept = 0
-    for start, end in between(spans, len(text)):
-        left, right = _stripped(text, start, end)
+    kept, at = "", 0
+    for span in (*spans, Span(len(text), len(text))):
+        left, right = _stripped(text, at, span.start)
         # The comma behind a placeholder begins no text that a model knows.
-        left = next((at for at in range(left, right) if text[at].isalnum()), right)
+        left = next((each for each in range(left, right) if text[each].isalnum()), right)
         if any(character.isalpha() for character in text[left:right]):
-            parts += [(text[kept:left], False), (text[left:right], True)]
-            kept = right
-    return [part for part in (*parts, (text[kept:], False)) if part[0]]
+            parts += [(kept + text[at:left], False), (text[left:right], True)]
+            kept, at = "", right
+        stays = (written or {}).get(span, span.of(text))
+        kept += text[at : span.start] + stays
+        at = span.end
+    return [part for part in (*parts, (kept, False)) if part[0]]
 
 
 def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:
@@ -241,13 +252,21 @@ def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:
     parts: list[tuple[str, bool]] = []
     at = 0
     while len(text) - at > max_characters:
-        end = max(text.rfind(mark, at + max_characters // 2, at + max_characters) for mark in ";,")
-        if end < 0:
-            end = text.rfind(" ", at + max_characters // 2, at + max_characters)
-        end = at + max_characters if end < 0 else end + 1
+        end = _cut_end(text, at, max_characters)
         parts += _apart(text[at:end])
         at = end
     return [*parts, *_apart(text[at:])]
+
+
+def _cut_end(text: str, start: int, max_characters: int) -> int:
+    """Behind a comma, else a space, else where a word of a script without spaces ends."""
+    least, most = start + max_characters // 2, start + max_characters
+    for marks in (COMMAS, " "):
+        end = max(text.rfind(mark, least, most) for mark in marks) + 1
+        if end > 0 and is_between_graphemes(text, end):
+            return end
+    end = start + len(pieces(text[start : most + max_characters], max_characters)[0])
+    return end if end >= least and end > start else safe_cut(text, start, most)
 
 
 def _apart(part: str) -> list[tuple[str, bool]]:

@@ -7,6 +7,7 @@ from typing import Any
 from db.outcome import Answer, Signals
 from db.suspicion import Suspicion
 from engine.protocol.messages import Output, Params, Request
+from worker.documents.languages import short_code
 from worker.guards.reasons import measured, suspicions, untranslated
 from worker.guards.settings import GuardSettings
 from worker.recipes.recipe import Fallible, Steps
@@ -137,6 +138,8 @@ def _suspicions(
     best = output.choices[0]
     num_left, num_letters = 0, 0
     if request.task == "translate":
+        # On a way through several languages, this one's.
+        language = short_code(request.target_language or language or "")
         num_left, num_letters = untranslated(source, best.text)
     given = Signals(
         num_empty_parts=int(not best.text.strip()),

@@ -63,7 +63,7 @@ class Masker:
 
 
 # Fields of a contract that a model reads, in whatever they are nested.
-TEXTS = ("text", "messages", "dialogue", "focus", "glossary", "context", "tools", "system")
+TEXTS = ("text", "messages", "dialogue", "style", "focus", "glossary", "context", "tools", "system")
 # Within messages: words of the protocol, which are none of the user's.
 KEPT_KEYS = ("role", "type")
 
@@ -142,13 +142,14 @@ class MaskedWork:
         }
         return replace(
             answer,
-            output=self._put_back(answer.output),
-            reasoning=None if answer.reasoning is None else self._put_back(answer.reasoning),
-            alternatives=tuple(map(self._put_back, answer.alternatives)),
+            output=self.put_back(answer.output),
+            reasoning=None if answer.reasoning is None else self.put_back(answer.reasoning),
+            alternatives=tuple(map(self.put_back, answer.alternatives)),
             provenance={**answer.provenance, "masking": report},
         )
 
-    def _put_back(self, text: str) -> str:
+    def put_back(self, text: str) -> str:
+        """The text with what its placeholders stand for."""
         # At one stroke: what a placeholder stands for is no place for another.
         return MASKED.sub(lambda found: self.values.get(found.group(), found.group()), text)
 

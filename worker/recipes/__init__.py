@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from worker.errors import JobError
 from worker.masking.masker import Masker
 from worker.recipes.chat import chat
 from worker.recipes.generate import generate
@@ -26,7 +27,12 @@ def steps_of(work: Work, recipe: Recipe | None = None) -> Steps:
 
 def _masked(recipe: Recipe, work: Work, masker: Masker) -> Steps:
     masked = masker.masked(work.contract)
-    answer = yield from recipe(replace(work, contract=masked.contract))
+    try:
+        answer = yield from recipe(replace(work, contract=masked.contract))
+    except JobError as error:
+        if error.output is not None:
+            error.output = masked.put_back(error.output)
+        raise
     return masked.restored(answer)
 
 

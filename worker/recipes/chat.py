@@ -1,29 +1,40 @@
 """The assistant's next message: one request with the whole dialogue, or with what of it fits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.protocol.messages import Output
+from engine.protocol.messages import Message, Output, Request
 from worker.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
 from worker.errors import PreviousJobGone
-from worker.recipes.recipe import Asking, Steps, Work, answer_of
+from worker.recipes.json_answer import (
+    Ask,
+    RefusedAnswer,
+    answered,
+    request_to_mend,
+    schema_of,
+)
+from worker.recipes.recipe import Asking, Steps, Work
 
 
 def chat(work: Work) -> Steps:
     own = messages_of(work.contract)
     dialogue: Dialogue | None = work.contract.get("dialogue")
     if dialogue is None:
-        (output,) = yield (_request(work, messages=own),)
-        return answer_of(work, output)
+        return (yield from answered(work, _asking(work, own)))
     if dialogue.is_broken:
         raise PreviousJobGone
     system, own = split_system(own)
     before = system or dialogue.system
     num_left_out = yield from _num_left_out(work, before, dialogue.turns, own)
     kept = dialogue.turns[num_left_out:]
-    (output,) = yield (_request(work, messages=_messages(before, kept, own)),)
+    answer = yield from answered(
+        work,
+        _asking(work, _messages(before, kept, own)),
+        dialogue=_report(work, dialogue, num_left_out),
+    )
     return replace(
-        answer_of(work, output, dialogue=_report(work, dialogue, num_left_out)),
+        answer,
         left_out_characters=dialogue.characters_unread
         + num_characters(dialogue.turns[:num_left_out]),
     )
@@ -60,7 +71,18 @@ def _messages(system: Messages, turns: tuple[Messages, ...], own: Messages) -> M
     return (*system, *(message for turn in turns for message in turn), *own)
 
 
-def _request(work: Work, **prompt: Any) -> Any:
+def _asking(work: Work, messages: Messages) -> Ask:
+    def ask(refused: Sequence[RefusedAnswer]) -> Request:
+        mended = list(messages)
+        for each in refused[-1:]:  # the last alone: a prompt has little room
+            mended.append(Message("assistant", each.text))
+            mended.append(Message("user", request_to_mend(work, each)))
+        return _request(work, messages=tuple(mended), json_schema=schema_of(work))
+
+    return ask
+
+
+def _request(work: Work, **prompt: Any) -> Request:
     switches = work.contract.get("chat_template_kwargs", {})
     return work.request(task="chat", chat_template_kwargs=switches, **prompt)
 

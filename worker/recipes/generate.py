@@ -1,8 +1,17 @@
-"""Text that goes on from a prompt: one request."""
+"""Text that goes on from a prompt: one request, or as many as it takes to be JSON."""
 
-from worker.recipes.recipe import Steps, Work, answer_of
+from collections.abc import Sequence
+
+from engine.protocol.messages import Request
+from worker.recipes.json_answer import RefusedAnswer, answered, request_to_mend, schema_of
+from worker.recipes.recipe import Steps, Work
 
 
 def generate(work: Work) -> Steps:
-    (output,) = yield (work.request(task="generate", text=work.contract["text"]),)
-    return answer_of(work, output)
+    def ask(refused: Sequence[RefusedAnswer]) -> Request:
+        text = work.contract["text"]
+        if refused:  # the last alone: a prompt has little room
+            text = f"{text}\n\n{refused[-1].text}\n\n{request_to_mend(work, refused[-1])}\n\n"
+        return work.request(task="generate", text=text, json_schema=schema_of(work))
+
+    return (yield from answered(work, ask))

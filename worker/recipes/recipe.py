@@ -10,12 +10,13 @@ computed twice: so what it asks for follows from the job and from outputs alone.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
 from engine.protocol.messages import ModelCard, Output, Params, Request
+from engine.protocol.prompt_texts import OPTIONS
 from worker.masking.masker import Masker
 
 
@@ -30,13 +31,17 @@ class Work:
     request_ids: Iterator[int]
     is_interactive: bool = False  # somebody waits for it
     languages: tuple[str, ...] = ()  # of the model, as `tidemill.toml` names them
+    tenant: str = "default"
     masker: Masker | None = None  # None: the model sees the text as it is
+    # Which models have answered so far, by alias, where a job goes by way of several.
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""
         return Request(
             id=next(self.request_ids),
             is_interactive=self.is_interactive,
+            options={name: self.contract[name] for name in OPTIONS if name in self.contract},
             **{"params": self.params, **fields},
         )
 

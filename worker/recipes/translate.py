@@ -1,6 +1,8 @@
-"""A translation: a request for each sentence, and the document's own layout around them."""
+"""A translation: a request for each sentence, and the document's own layout around them.
 
-from collections import Counter
+Where the job has a route of several models, each sentence goes through one after the other.
+"""
+
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -8,15 +10,16 @@ from typing import Any
 
 from db.outcome import Answer, Signals
 from engine.protocol.messages import Output, Params, Request
+from worker.documents.glossary import Glossary
 from worker.documents.languages import detect, short_code
-from worker.documents.placeholders import Span, missed
-from worker.documents.translatable import Sentence, Translatable, cut, fragments
+from worker.documents.translatable import Sentence, Translatable, cut
 from worker.errors import LanguageUnclear, RequestFailed
 from worker.guards.measures import length_of
 from worker.guards.reasons import untranslated
+from worker.recipes.draft import Draft, is_empty
 from worker.recipes.recipe import Fallible, Steps, Work
 
-AUTO = "auto"
+AUTO = ("auto", "und")  # a source language that is found out
 PAIR = ">"
 TOO_LONG = "prompt_too_long"
 MAX_TOGETHER = 256  # requests of one document at once, so that others get their turn
@@ -27,116 +30,66 @@ MIN_NEW_TOKENS = 4  # of an answer that was empty at first
 MAX_REPORTED = 100  # sentences with misses that a result lists
 
 
-@dataclass(slots=True)
-class Draft:
-    """A text on its way: one request, or the parts that it had to be taken apart into."""
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One model's part of the way; `model` is None where it is the job's own."""
 
-    text: str
-    max_characters: int  # of the parts, if it is too long
-    spans: tuple[Span, ...] = ()
-    output: Output | None = None
-    parts: "list[Draft | str] | None" = None
-
-    def pending(self) -> "Iterator[Draft]":
-        """What still needs a request."""
-        if self.parts is not None:
-            for part in self.parts:
-                if isinstance(part, Draft):
-                    yield from part.pending()
-        elif self.output is None:
-            yield self
-
-    def outputs(self) -> Iterator[Output]:
-        """Of the requests that the text is made of."""
-        if self.parts is not None:
-            for part in self.parts:
-                if isinstance(part, Draft):
-                    yield from part.outputs()
-        elif self.output is not None:
-            yield self.output
-
-    @property
-    def has_empty(self) -> bool:
-        """Whether the model had nothing to say to this text, or to a part of it."""
-        return any(_is_empty(output) for output in self.outputs())
-
-    def choice(self, index: int) -> str:
-        """The translation; index: of the sequences returned."""
-        if self.parts is not None:
-            return "".join(
-                part if isinstance(part, str) else part.choice(index).strip() for part in self.parts
-            )
-        assert self.output is not None
-        return self.output.choices[index].text
-
-    def take_apart(self, parts: Iterable[tuple[str, bool]]) -> None:
-        """Into (text, whether it is to be translated)."""
-        self.parts = [
-            Draft(text, self.max_characters // 4) if translatable else text
-            for text, translatable in parts
-        ]
-
-    def miss(self) -> Counter[str]:
-        """The placeholders that a translation has too few or too many of."""
-        if not self.spans:
-            return Counter()
-        num_choices = min((len(output.choices) for output in self.outputs()), default=1)
-        found = (missed(self.text, self.spans, self.choice(each)) for each in range(num_choices))
-        return next(filter(None, found), Counter())
+    source: str
+    target: str
+    model: str | None = None
 
 
-Key = tuple[str, tuple[Span, ...]]
-
-
-def key_of(sentence: Sentence) -> Key:
-    """Sentences that are one to the model, and are asked for once."""
-    return sentence.text, sentence.spans
+Drafts = dict[Sentence, Draft]
 
 
 def translate(work: Work) -> Steps:
     text: str = work.contract["text"]
-    target: str = work.contract["target_language"]
-    source, detected = _source(work, text, target)
+    legs, detected = _legs(work, text)
+    source, target = legs[0].source, legs[-1].target
     document = Translatable.of(text, short_code(source), work.contract.get("format"))
-    longest = work.card.max_context_tokens or MAX_CHARACTERS
-    drafts = {
-        key_of(sentence): Draft(sentence.text, longest, sentence.spans)
-        for sentence in document.sentences
-    }
-    endless = [each for each in drafts.values() if len(each.text) > CHARACTERS_PER_TOKEN * longest]
+    # On a route no model's own limit counts: the next engine must cut alike.
+    longest = (work.card.max_context_tokens if len(legs) == 1 else None) or MAX_CHARACTERS
+    drafts = _drafts(document, Glossary(work.contract.get("glossary") or {}), longest)
+    own = list(dict.fromkeys(drafts.values()))
+    endless = [each for each in own if len(each.text) > CHARACTERS_PER_TOKEN * longest]
     for draft in endless:
         draft.take_apart(cut(draft.text, longest))
     usage = Usage()
     num_cut = len(endless)
-    num_cut += yield from _finish(work, source, drafts.values(), usage)
-    retried = [draft for draft in drafts.values() if draft.miss()]
-    for draft in retried:
-        # Around the placeholders instead of with them: then nothing can touch these.
-        draft.take_apart(fragments(draft.text, draft.spans))
-    num_cut += yield from _finish(work, source, retried, usage)
+    num_cut += yield from _finish(work, legs, own, usage)
+    held = [draft for draft in own if not draft.miss() and draft.miss_terms()]
+    for draft in held:
+        draft.hold_terms()
+    num_cut += yield from _finish(work, legs, held, usage)
+    around = [draft for draft in own if draft.miss() or draft.miss_terms()]
+    for draft in around:
+        draft.go_around()
+    num_cut += yield from _finish(work, legs, around, usage)
 
-    outputs = [output for draft in drafts.values() for output in draft.outputs()]
+    outputs = [output for draft in own for output in draft.outputs()]
     best, *others = _documents(document, drafts, outputs, short_code(target))
-    report = {
+    report: dict[str, Any] = {
         **document.coverage(),
         "format": document.format,
         "source_language": source,
         **detected,
-        "num_translated": sum(
-            bool(drafts[key_of(each)].choice(0).strip()) for each in document.sentences
-        ),
+        "num_translated": sum(bool(each.choice(0).strip()) for each in drafts.values()),
         "num_cut": num_cut,
-        "num_placeholders": sum(len(drafts[key_of(each)].spans) for each in document.sentences),
-        "num_retried": len(retried),
+        "num_placeholders": sum(len(each.spans) for each in drafts.values()),
+        "num_terms": sum(len(each.terms) for each in drafts.values()),
+        "num_retried": len(set(map(id, (*held, *around)))),
         "num_asked_again": usage.num_asked_again,
-        "empty": list(islice(_empty(document, drafts), MAX_REPORTED)),
-        "missed": list(islice(_misses(document, drafts), MAX_REPORTED)),
+        "empty": list(islice(_empty(drafts), MAX_REPORTED)),
+        "missed": list(islice(_misses(drafts), MAX_REPORTED)),
+        "missed_terms": list(islice(_missed_terms(drafts), MAX_REPORTED)),
     }
-    finish_reasons = {output.choices[0].finish_reason for output in outputs}
+    if len(legs) > 1:
+        report["route"] = [_in_report(work, leg) for leg in legs]
+    is_cut = any(draft.is_cut for draft in own)
     return Answer(
         output=best,
         alternatives=tuple(others),
-        finish_reason="length" if "length" in finish_reasons else "stop",
+        finish_reason="length" if is_cut else "stop",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         provenance={
@@ -144,27 +97,38 @@ def translate(work: Work) -> Steps:
             "document": report,
         },
         model_card=work.card.to_json(),
-        signals=_signals(document, drafts),
+        signals=_signals(drafts),
     )
 
 
-def _signals(document: Translatable, drafts: dict[Key, Draft]) -> Signals:
+def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
+    """A draft for each sentence; those that are equal share one, and are asked for once."""
+    made: dict[Any, Draft] = {}
+    drafts: Drafts = {}
+    for sentence in document.sentences:
+        key = sentence.text, sentence.spans
+        if key not in made:
+            terms = glossary.find(sentence.text, sentence.spans)
+            made[key] = Draft(sentence.text, longest, sentence.spans, terms)
+        drafts[sentence] = made[key]
+    return drafts
+
+
+def _signals(drafts: Drafts) -> Signals:
     """What the sentences say of the whole; every one counts, those that are equal too."""
-    pairs = [(each.text, drafts[key_of(each)].choice(0)) for each in document.sentences]
+    pairs = [(sentence.text, draft.choice(0)) for sentence, draft in drafts.items()]
     num_before = sum(length_of(source) for source, _ in pairs)
     num_after = sum(length_of(translation) for _, translation in pairs)
     letters = [untranslated(source, translation) for source, translation in pairs]
     num_left, num_letters = (sum(each[at] for each in letters) for at in (0, 1))
-    own = [drafts[key_of(each)] for each in document.sentences]
+    own = drafts.values()
     return Signals(
         length_ratio=round(num_after / num_before, 4) if num_before else None,
         untranslated_share=round(num_left / num_letters, 4) if num_letters else None,
         num_empty_parts=sum(draft.has_empty for draft in own),
-        num_cut_parts=sum(
-            any(output.choices[0].finish_reason == "length" for output in draft.outputs())
-            for draft in own
-        ),
+        num_cut_parts=sum(draft.is_cut for draft in own),
         num_missed_placeholders=sum(sum(map(abs, draft.miss().values())) for draft in own),
+        num_missed_terms=sum(sum(draft.miss_terms().values()) for draft in own),
     )
 
 
@@ -181,15 +145,26 @@ class Usage:
         self.completion_tokens += sum(each.completion_tokens for each in output.choices)
 
 
-def _source(work: Work, text: str, target: str) -> tuple[str, dict[str, Any]]:
-    """The source language, and what the result says of how it was found."""
-    named: str = work.contract["source_language"]
-    if named.lower() != AUTO:
-        return named, {}
-    guess = detect(text, _sources(work.languages, target))
+def _legs(work: Work, text: str) -> tuple[list[Leg], dict[str, Any]]:
+    """The way from the source to the target, and what the result says of how it was found."""
+    contract = work.contract
+    route: Sequence[dict[str, Any]] = contract.get("route") or (contract,)
+    legs = [
+        Leg(
+            each["source_language"],
+            each["target_language"],
+            each.get("model") if len(route) > 1 else None,
+        )
+        for each in route
+    ]
+    first = legs[0]
+    if first.source.lower() not in AUTO:
+        return legs, {}
+    guess = detect(text, _sources(route[0].get("languages", work.languages), first.target))
     if guess.language is None:
         raise LanguageUnclear(guess.candidates, guess.num_letters)
-    return guess.language, {"detected_confidence": round(guess.confidence, 4)}
+    legs[0] = replace(first, source=guess.language)
+    return legs, {"detected_confidence": round(guess.confidence, 4)}
 
 
 def _sources(languages: Iterable[str], target: str) -> tuple[str, ...]:
@@ -201,83 +176,91 @@ def _sources(languages: Iterable[str], target: str) -> tuple[str, ...]:
     return (*into, *(each for each in single if short_code(each) != short_code(target)))
 
 
+def _in_report(work: Work, leg: Leg) -> dict[str, Any]:
+    assert leg.model is not None
+    return {
+        **work.models.get(leg.model, {}),
+        "model": leg.model,
+        "source_language": leg.source,
+        "target_language": leg.target,
+    }
+
+
 def _finish(
-    work: Work, source: str, drafts: Iterable[Draft], usage: Usage
+    work: Work, legs: Sequence[Leg], drafts: Iterable[Draft], usage: Usage
 ) -> Generator[tuple[Request, ...], tuple[Output, ...], int]:
-    """Translate all; what is too long for the model goes in parts. Returns how many were cut."""
+    """Translate all; what is too long for a model goes in parts. Returns how many were cut."""
     num_cut = 0
-    waiting = list(drafts)
-    while pending := list(
-        islice((each for draft in waiting for each in draft.pending()), MAX_TOGETHER)
-    ):
-        outputs = yield Fallible(
-            work.request(
-                task="translate",
-                text=draft.text,
-                source_language=source,
-                target_language=work.contract["target_language"],
-            )
-            for draft in pending
-        )
-        for draft, output in zip(pending, outputs, strict=True):
-            usage.add(output)
-            if output.failure is None:
-                draft.output = output
-            elif output.failure.code == TOO_LONG and draft.max_characters >= MIN_CHARACTERS:
-                draft.take_apart(
-                    cut(draft.text, min(draft.max_characters, len(draft.text) // 2 + 1))
-                )
-                num_cut += 1
-            else:
-                raise RequestFailed(output.failure)
-        yield from _ask_again(work, source, [each for each in pending if _is_silent(each)], usage)
-        waiting = [draft for draft in waiting if next(draft.pending(), None) is not None]
+    waiting = [each for draft in drafts for each in draft.pending()]
+    while waiting:
+        too_long: list[Draft] = []
+        # All of them through one model before the next, which may be another worker's.
+        for leg in legs:
+            for first in range(0, len(waiting), MAX_TOGETHER):
+                together = waiting[first : first + MAX_TOGETHER]
+                outputs = yield from _ask(work, leg, together, usage, leg is legs[-1])
+                for draft, output in zip(together, outputs, strict=True):
+                    if output.failure is None:
+                        draft.take(output, is_last=leg is legs[-1])
+                    elif output.failure.code == TOO_LONG and draft.max_characters >= MIN_CHARACTERS:
+                        draft.take_apart(
+                            cut(draft.text, min(draft.max_characters, len(draft.text) // 2 + 1))
+                        )
+                        too_long.append(draft)
+                    else:
+                        raise RequestFailed(output.failure)
+            waiting = [draft for draft in waiting if draft.is_pending]
+        num_cut += len(too_long)
+        waiting = [each for draft in too_long for each in draft.pending()]
     return num_cut
 
 
-def _ask_again(
-    work: Work, source: str, drafts: Sequence[Draft], usage: Usage
-) -> Generator[tuple[Request, ...], tuple[Output, ...], None]:
-    """Texts to which the model had nothing to say, once more: so that it may not end at once."""
-    if not drafts:
-        return
-    outputs = yield Fallible(
-        work.request(
-            task="translate",
-            text=draft.text,
-            source_language=source,
-            target_language=work.contract["target_language"],
-            params=_not_silent(work.params, draft),
-        )
-        for draft in drafts
-    )
-    usage.num_asked_again += len(drafts)
-    for draft, output in zip(drafts, outputs, strict=True):
+def _ask(
+    work: Work, leg: Leg, drafts: Sequence[Draft], usage: Usage, is_last: bool
+) -> Generator[tuple[Request, ...], tuple[Output, ...], list[Output]]:
+    """What a model says to these; to those that it says nothing to, asked once another way."""
+    params = work.params
+    if not is_last:
+        # Further answers and stop texts are about the target language.
+        params = replace(params, num_return_sequences=None, stop=())
+    outputs = list((yield Fallible(_request(work, leg, each, params) for each in drafts)))
+    for output in outputs:
         usage.add(output)
-        if output.failure is None and not _is_empty(output):
-            draft.output = output
+    silent = [
+        at for at, output in enumerate(outputs) if output.failure is None and is_empty(output)
+    ]
+    if silent:
+        again = yield Fallible(
+            _request(work, leg, drafts[at], _not_silent(params, outputs[at])) for at in silent
+        )
+        usage.num_asked_again += len(silent)
+        for at, output in zip(silent, again, strict=True):
+            usage.add(output)
+            if output.failure is None and not is_empty(output):
+                outputs[at] = output
+    return outputs
 
 
-def _is_silent(draft: Draft) -> bool:
-    return draft.output is not None and _is_empty(draft.output)
+def _request(work: Work, leg: Leg, draft: Draft, params: Params) -> Request:
+    return work.request(
+        task="translate",
+        text=draft.words,
+        source_language=leg.source,
+        target_language=leg.target,
+        params=params,
+        model=leg.model,
+    )
 
 
-def _is_empty(output: Output) -> bool:
-    return not output.choices[0].text.strip()
-
-
-def _not_silent(params: Params, draft: Draft) -> Params:
-    assert draft.output is not None
-    most = int(draft.output.settings.get("max_new_tokens") or MIN_NEW_TOKENS)
+def _not_silent(params: Params, output: Output) -> Params:
+    """A model that had nothing to say may not end at once."""
+    most = int(output.settings.get("max_new_tokens") or MIN_NEW_TOKENS)
     least = max(min(MIN_NEW_TOKENS, most), params.min_new_tokens or 0)
     return replace(params, min_new_tokens=least)
 
 
 def _documents(
-    document: Translatable,
-    drafts: dict[Key, Draft],
-    outputs: Sequence[Output],
-    language: str,
+    document: Translatable, drafts: Drafts, outputs: Sequence[Output], language: str
 ) -> list[str]:
     """The document once for each sequence that was asked for, the best first."""
     num_choices = min((len(output.choices) for output in outputs), default=1)
@@ -287,7 +270,7 @@ def _documents(
             [
                 # Alone, it is the model's answer to the letter.
                 text if is_whole else " ".join(text.split()) if "\n" in text else text.strip()
-                for text in (drafts[key_of(each)].choice(index) for each in document.sentences)
+                for text in (drafts[each].choice(index) for each in document.sentences)
             ],
             language,
         )
@@ -295,21 +278,27 @@ def _documents(
     ]
 
 
-def _empty(document: Translatable, drafts: dict[Key, Draft]) -> Iterator[dict[str, Any]]:
-    """The sentences to which the model had nothing to say, at a second try either."""
-    for number, sentence in enumerate(document.sentences):
-        if drafts[key_of(sentence)].has_empty:
-            yield {"sentence": number, "start": sentence.start, "end": sentence.end}
+def _empty(drafts: Drafts) -> Iterator[dict[str, Any]]:
+    """The sentences to which a model had nothing to say, at a second try either."""
+    for place, draft in _places(drafts):
+        if draft.has_empty:
+            yield place
 
 
-def _misses(document: Translatable, drafts: dict[Key, Draft]) -> Iterator[dict[str, Any]]:
+def _misses(drafts: Drafts) -> Iterator[dict[str, Any]]:
     """The sentences whose placeholders did not come out as they went in."""
-    for number, sentence in enumerate(document.sentences):
-        differences = drafts[key_of(sentence)].miss()
-        if differences:
-            yield {
-                "sentence": number,
-                "start": sentence.start,
-                "end": sentence.end,
-                "placeholders": dict(differences),
-            }
+    for place, draft in _places(drafts):
+        if differences := draft.miss():
+            yield {**place, "placeholders": dict(differences)}
+
+
+def _missed_terms(drafts: Drafts) -> Iterator[dict[str, Any]]:
+    """The sentences whose terms have not the translation of the glossary."""
+    for place, draft in _places(drafts):
+        if missing := draft.miss_terms():
+            yield {**place, "terms": dict(missing)}
+
+
+def _places(drafts: Drafts) -> Iterator[tuple[dict[str, Any], Draft]]:
+    for number, (sentence, draft) in enumerate(drafts.items()):
+        yield {"sentence": number, "start": sentence.start, "end": sentence.end}, draft

@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from db import find_job, pruning
 from db.clock import seconds_from_now
-from db.models import AttemptRow, Job, Payload, QuarantinedMessage, Result, Segment
+from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
 from db.outcome import Answer, Outcome
 from db.pruning import num_prunable, prune
 from db.queries import cancel_retry, completion, inserts
@@ -193,15 +193,30 @@ def test_segments_attempts_and_messages_are_deleted(database: Database) -> None:
                 for message, year in zip(messages, (2001, 2999), strict=True)
             ],
         )
-    ages = dict.fromkeys(("payloads", "segments", "attempts"), 2 * DAY)
+        session.execute(
+            inserts.table(CacheEntry).insert(),
+            [
+                {
+                    "key": bytes([year % 100]) * 32,
+                    "output": b"x",
+                    "num_bytes": 1,
+                    "created_at": datetime.fromisoformat(f"{year}-01-31T00:00:00+00:00"),
+                    "used_at": datetime.fromisoformat("2999-01-31T00:00:00+00:00"),
+                }
+                for year in (2001, 2999)
+            ],
+        )
+    ages = dict.fromkeys(("payloads", "segments", "attempts", "cache"), 2 * DAY)
 
     pruned = at_once(database, Retention(for_all=ages))
 
     assert pruned == {
         "payloads": 1,
         "outputs": 0,
+        "refused outputs": 0,
         "segments": 2,
         "attempts": 1,
+        "cached answers": 1,
         "messages": 1,
         "audit entries": 0,
     }

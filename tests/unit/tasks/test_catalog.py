@@ -38,7 +38,7 @@ def load(folder: Path, text: str) -> Catalog:
         ("[models.a\n", "is not valid TOML: "),
         (
             "[model.a]\n",
-            "unknown table model; known: models, worker, guards, masking, retention, audit",
+            "unknown table model; known: models, worker, prompts, cache, guards",
         ),
         ("[models]\na = 5\n", "models.a is not a table; write [models.a]"),
         ('[models.a]\ntasks = ["chat"]\n', "models.a.checkpoint Field required"),
@@ -145,3 +145,131 @@ def test_a_source_that_is_to_be_found_out_goes_where_its_target_is_known(
 ) -> None:
     model = Model(alias="one", checkpoint="x", tasks=("translate",), languages=tuple(languages))
     assert model.translates("auto", target) is takes
+
+
+PROMPTED = """
+[prompts]
+summarize_style = "As {style}."
+summarize_focus = "See to {focus}."
+
+[models.one]
+checkpoint = "fake"
+tasks = ["summarize"]
+
+[models.one.prompts]
+summarize_style = "Like {style}."
+
+[models.two]
+checkpoint = "fake"
+tasks = ["summarize"]
+"""
+
+
+def test_prompts_are_every_model_s_unless_it_has_its_own(tmp_path: Path) -> None:
+    config = tmp_path / "tidemill.toml"
+    config.write_text(PROMPTED)
+    models = Catalog.load(config).models
+    assert models["one"].prompts == {
+        "summarize_style": "Like {style}.",
+        "summarize_focus": "See to {focus}.",
+    }
+    assert models["two"].prompts["summarize_style"] == "As {style}."
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('sumarize = "{text}"', "sumarize is not one of summarize, "),
+        ('summarize = "no text"', r"summarize has no \{text\}"),
+        ('summarize = "{text} {style}"', r"cannot be filled in; it may hold \{text\}, \{options\}"),
+        ('summarize_style = "{"', "summarize_style cannot be filled in"),
+        ("summarize = 7", "prompts"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_refused_with_its_name(
+    tmp_path: Path, line: str, says: str
+) -> None:
+    config = tmp_path / "tidemill.toml"
+    config.write_text(f"[prompts]\n{line}\n[models.one]\ncheckpoint = 'x'\ntasks = ['summarize']\n")
+    with pytest.raises(SettingsError, match=says):
+        Catalog.load(config)
+
+
+PIVOTS = """
+[models.german]
+checkpoint = "a"
+tasks = ["translate"]
+languages = ["de>it", "de>en"]
+
+[models.many]
+checkpoint = "b"
+tasks = ["translate"]
+languages = ["it", "es", "eng_Latn"]
+
+[models.french]
+checkpoint = "c"
+tasks = ["translate"]
+languages = ["en>fr", "it>fr"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "way"),
+    [
+        # By way of English where there is a choice, and by each model's own codes.
+        ("de", "fr", ["german de en", "french en fr"]),
+        ("de", "es", ["german de en", "many eng_Latn es"]),
+        ("es", "fr", ["many es eng_Latn", "french en fr"]),
+        ("de-AT", "fra_Latn", ["german de-AT en", "french en fra_Latn"]),
+        # Done by one.
+        ("de", "it", []),
+        ("deu", "it-IT", []),
+        ("it", "fr", []),
+        # By none.
+        ("fr", "de", None),
+        ("de", "de", None),
+        ("fr", "fr", None),
+        ("de", "xx", None),
+        ("auto", "de", None),
+    ],
+)
+def test_a_pair_that_no_model_has_goes_by_way_of_a_third_language(
+    tmp_path: Path, source: str, target: str, way: list[str] | None
+) -> None:
+    catalog = load(tmp_path, PIVOTS)
+    if way is None:
+        with pytest.raises(UnknownLanguage, match="known: de>it, de>en, it>es, it>eng_Latn"):
+            catalog.route("translate", None, source, target)
+        assert catalog.legs("translate", None, source, target) == ()
+        return
+    legs = catalog.legs("translate", None, source, target)
+    assert [f"{each.model.alias} {each.source} {each.target}" for each in legs] == way
+    if way:
+        assert catalog.route("translate", None, source, target) is legs[0].model
+
+
+def test_a_model_that_is_named_goes_by_way_of_none(tmp_path: Path) -> None:
+    catalog = load(tmp_path, PIVOTS)
+    with pytest.raises(UnknownLanguage):
+        catalog.route("translate", "german", "de", "fr")
+    assert catalog.legs("translate", "german", "de", "fr") == ()
+
+
+@pytest.mark.parametrize(
+    ("languages", "source", "target", "takes"),
+    [
+        (("en>fr",), "eng_Latn", "fr-CA", True),
+        (("eng_Latn", "pbt_Arab"), "en", "ps", True),
+        (("en_XX>ar_AR",), "en-GB", "ar-EG", True),
+        (("eng_Latn", "arb_Arab", "arz_Arab"), "en", "ar-EG", True),
+        (("en>zh",), "en", "zh-TW", False),
+        (("en>pt_PT",), "en", "pt-BR", False),
+        (("en>fr",), "und", "fr", True),
+        (("en", "fr"), "en-US", "en-GB", False),
+    ],
+)
+def test_codes_that_mean_a_models_languages_are_taken(
+    languages: tuple[str, ...], source: str, target: str, takes: bool
+) -> None:
+    model = Model(alias="one", checkpoint="x", tasks=("translate",), languages=languages)
+    assert model.translates(source, target) is takes

@@ -11,6 +11,7 @@ from tasks.contract import MAX_TEXT_CHARACTERS, Contract
 from tasks.errors import ContractError
 from tasks.generate import GenerateContract
 from tasks.summarize import SummarizeContract
+from tasks.translate import TranslateContract
 from tests.contracts import CONTRACTS, acceptable_contracts, wild_fields
 
 TEXT = {"text": "a b c"}
@@ -161,7 +162,7 @@ TRUTH_VALUES = sorted(fields_of(bool))
 
 def test_every_number_and_truth_value_of_a_contract_is_tried_below() -> None:
     assert {"max_new_tokens", "temperature", "seed", "priority", "time_limit_seconds"} < {*NUMBERS}
-    assert TRUTH_VALUES == ["do_sample", "early_stopping"]
+    assert TRUTH_VALUES == ["do_sample", "early_stopping", "json_object", "use_cache"]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -332,3 +333,64 @@ def test_switches_of_a_chat_template_are_kept_for_the_recipe():
         {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": switches}
     )
     assert contract.work()["chat_template_kwargs"] == switches
+
+
+def test_a_summary_has_the_language_that_it_was_asked_for() -> None:
+    contract = SummarizeContract.parse({**TEXT, "style": "a haiku", "output_language": "fr"})
+    assert contract.language_of_output == "fr"
+    assert contract.work() == {**TEXT, "style": "a haiku", "output_language": "fr"}
+    for name, wrong in (("style", " "), ("focus", "x" * 501), ("output_language", "no language")):
+        with pytest.raises(ContractError, match=name):
+            SummarizeContract.parse({**TEXT, name: wrong})
+
+
+TRANSLATE = {"text": "The harbour.", "source_language": "en", "target_language": "fr"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"harbour": "port", "Tidemill": None}, {"harbour": "port", "Tidemill": None}),
+        ([["harbour", "port"], ["Tidemill", None]], {"harbour": "port", "Tidemill": None}),
+        ({" sea   salt ": " sel  marin "}, {"sea salt": "sel marin"}),
+        ({"harbour": " "}, {"harbour": None}),
+        ({"Harbour": "port", "harbour": "port"}, {"Harbour": "port"}),
+    ],
+)
+def test_a_glossary_is_kept_as_it_is_meant(given, kept):
+    contract = TranslateContract.parse({**TRANSLATE, "glossary": given})
+    assert contract.work()["glossary"] == kept
+
+
+@pytest.mark.parametrize("nothing", [None, {}, []])
+def test_an_empty_glossary_is_none(nothing):
+    assert "glossary" not in TranslateContract.parse({**TRANSLATE, "glossary": nothing}).work()
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"Bank": "banque", "bank": "rive"}, "has two translations for one term, in entries 1"),
+        ([["bank", "banque"], ["x", "y"], ["bank", "rive"]], "in entries 1 and 3"),
+        ({"caf\u00e9": "a", "cafe\u0301": "b"}, "two translations for one term"),
+        ({"sea  salt": "a", "sea salt": None}, "two translations for one term"),
+        ({"": "x"}, "has no term in entry 1"),
+        ({"a": "b", " \n": "x"}, "has no term in entry 2"),
+        ({"a": 3}, "has a translation that is no text in entry 1"),
+        ([["a"]], "has no [term, translation] in entry 1"),
+        ([["a", "b", "c"]], "has no [term, translation] in entry 1"),
+        ({"a" * 300: "b"}, "has a term of 300 characters in entry 1"),
+        ({f"term {each}": None for each in range(5001)}, "has more than 5000 terms"),
+        ("harbour=port", "must be an object of term to translation"),
+        (7, "must be an object of term to translation"),
+        ({"a\x00": "b"}, "holds a NUL byte"),
+        ({"a": "\ud800"}, "half a character"),
+    ],
+)
+def test_a_wrong_glossary_is_refused_without_its_words(given, fault):
+    with pytest.raises(ContractError) as refused:
+        TranslateContract.parse({**TRANSLATE, "glossary": given})
+    (problem,) = refused.value.problems
+    assert problem.field == "glossary"
+    assert fault in problem.fault
+    assert "banque" not in str(refused.value)

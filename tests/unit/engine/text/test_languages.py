@@ -1,4 +1,7 @@
+import langcodes
 import pytest
+from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES as M2M100_CODES
+from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50_CODES
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
 from engine.errors import UnknownLanguage
@@ -128,3 +131,54 @@ def test_every_code_of_nllb_is_found_by_itself_and_by_its_tag(code):
     assert found.split("_")[0] == language
     if sum(each.startswith(language) for each in NLLB_ALL) == 1:
         assert found == code
+
+
+M2M100_ALL = tuple(M2M100_CODES["m2m100"])
+MBART50_ALL = tuple(MBART50_CODES)
+
+
+def preferred_tags(code):
+    """The code as BCP 47 has it, with and without its macrolanguage, and without what is usual."""
+    tag = code.removesuffix("_XX").replace("_", "-")
+    return {langcodes.standardize_tag(tag), langcodes.standardize_tag(tag, macro=True)}
+
+
+@pytest.mark.parametrize("own", [NLLB_ALL, M2M100_ALL, MBART50_ALL])
+def test_every_code_is_found_by_the_tag_that_bcp_47_prefers(own):
+    languages = Languages(own)
+    # Two codes of one macrolanguage: its tag is that of the one that is named so.
+    same = {"twi_Latn": "aka_Latn"}
+    for code in own:
+        for tag in preferred_tags(code):
+            expected = {code, same.get(code, code)}
+            assert languages.own_code("target_language", tag) in expected, tag
+
+
+@pytest.mark.parametrize("own", [M2M100_ALL, MBART50_ALL])
+def test_every_code_is_found_by_its_three_letters_and_by_nllbs(own):
+    languages = Languages(own)
+    for code in own:
+        language = langcodes.Language.get(code.split("_")[0])
+        if not language.is_valid():
+            continue  # M2M100's `ns`
+        assert languages.own_code("target_language", language.to_alpha3()) == code
+        script = language.maximize().script
+        assert languages.own_code("target_language", f"{language.to_alpha3()}_{script}") == code
+
+
+@pytest.mark.parametrize(
+    ("macrolanguage", "code"),
+    [
+        ("ar", "arb_Arab"), ("ay", "ayr_Latn"), ("az", "azj_Latn"), ("fa", "pes_Arab"),
+        ("ff", "fuv_Latn"), ("ku", "kmr_Latn"), ("lv", "lvs_Latn"), ("mg", "plt_Latn"),
+        ("mn", "khk_Cyrl"), ("ms", "zsm_Latn"), ("ne", "npi_Deva"), ("no", "nob_Latn"),
+        ("om", "gaz_Latn"), ("or", "ory_Orya"), ("ps", "pbt_Arab"), ("qu", "quy_Latn"),
+        ("sq", "als_Latn"), ("sw", "swh_Latn"), ("uz", "uzn_Latn"), ("yi", "ydd_Hebr"),
+        ("zh", "zho_Hans"),
+    ],
+)  # fmt: skip
+def test_a_macrolanguage_is_its_usual_member(macrolanguage, code):
+    languages = Languages(NLLB_ALL)
+    three = langcodes.Language.get(macrolanguage).to_alpha3()
+    for tag in (macrolanguage, three, macrolanguage.upper(), code.replace("_", "-")):
+        assert languages.own_code("target_language", tag) == code

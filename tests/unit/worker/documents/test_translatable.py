@@ -1,9 +1,12 @@
 """A document is its sentences and its form; put together again, nothing is lost."""
 
+import unicodedata
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from worker.documents.graphemes import is_between_graphemes
 from worker.documents.translatable import Translatable, broken, cut
 
 LETTER = """# The mill
@@ -302,3 +305,68 @@ def test_a_text_of_many_lines_is_split_in_a_time_that_grows_with_its_length() ->
     document = Translatable.of(text, "en")
     assert len(document.sentences) == 40_000
     assert document.join([each.text for each in document.sentences], "en") == text
+
+
+FAMILY = "👨‍👩‍👧‍👦"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["e\u0301" * 300, FAMILY * 100, "🇫🇷" * 200, "각" * 300, "👍🏽" * 200, "नमस्ते" * 100,
+     "a,\u0301" * 200, "שלום" * 100, "مرحبا، " * 100],
+)  # fmt: skip
+def test_a_cut_takes_no_character_apart(text: str) -> None:
+    ends, at = [], 0
+    for part, _ in cut(text, 50):
+        at += len(part)
+        ends.append(at)
+    assert at == len(text)
+    assert len(ends) > 1
+    assert all(is_between_graphemes(text, end) for end in ends)
+
+
+def test_a_long_sentence_without_spaces_is_cut_at_its_words() -> None:
+    thai = "ประเทศไทยมีท่าเรือที่สวยงามและมีเรือข้ามฟากรออยู่ทุกเช้า" * 5
+    parts = [part for part, _ in cut(thai, 60)]
+    assert "".join(parts) == thai
+    assert len(parts) > 4
+    # No part begins with what only follows within a word.
+    assert not any(unicodedata.category(part[0]).startswith("M") for part in parts)
+    chinese = "今天港口很好，渡船在等，" * 20
+    assert all(part.endswith("，") for part, _ in cut(chinese, 50))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 1_000_000,
+        "The tide is low. " * 60_000,
+        "今天天气很好。" * 150_000,
+        "word " * 200_000,
+        "{x} " * 250_000,
+        "e\u0301" * 500_000,
+    ],
+)
+def test_one_line_of_a_million_characters(text: str) -> None:
+    document = Translatable.of(text, "en")
+    assert document.join([text[each.start : each.end] for each in document.sentences]) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "sentences"),
+    [
+        ("שלום עולם. מה שלומך?", "he", ["שלום עולם.", "מה שלומך?"]),
+        ("مرحبا بالعالم. كيف حالك؟", "ar", ["مرحبا بالعالم.", "كيف حالك؟"]),
+        ("\u202bשלום.\u202c The tide.", "he", None),
+        ("| اليوم | Tide |\n|---|---|\n| مرحبا | It is low. |", "ar",
+         ["اليوم", "Tide", "مرحبا", "It is low."]),
+        ("Low tide 🌊. Ferry 👨‍👩‍👧‍👦 waits! 🇫🇷", "en", None),
+    ],
+)  # fmt: skip
+def test_right_to_left_emoji_and_tables(
+    text: str, language: str, sentences: list[str] | None
+) -> None:
+    document = Translatable.of(text, language)
+    if sentences is not None:
+        assert [each.text for each in document.sentences] == sentences
+    assert document.join([text[each.start : each.end] for each in document.sentences]) == text

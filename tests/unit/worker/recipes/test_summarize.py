@@ -237,3 +237,13 @@ def test_an_answer_as_long_as_the_context_leaves_no_room_for_parts() -> None:
     finally:
         client.stop()
     assert (outcome.state, outcome.error_code) == (JobState.FAILED, "parts_too_small")
+
+
+def test_options_are_in_the_prompt_of_every_part(client: CountingClient) -> None:
+    """The fake engine reads their words before the text's, so its parts have less room."""
+    options = {"style": "bullet points", "focus": "the mill", "output_language": "fr"}
+    answer = Run(client, {"text": REPORT, "strategy": "map_reduce", **options}).answer()
+    assert coverage(answer)["left_out_characters"] == 0
+    assert all(request.options == options for request in client.asked)
+    for request in client.generated:
+        assert len((request.text or "").split()) <= CONTEXT - 5

@@ -14,12 +14,16 @@ import transformers as hf
 from db.outcome import Answer, Fence, Outcome
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Choice, Output, Params, Request
 from tests import checkpoints
+from tests.attempts import Pages
 from tests.workers import PATIENCE_SECONDS, ROOT
 from worker.attempt import Attempt
+from worker.documents.glossary import Glossary
 from worker.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.recipes import Work
+from worker.recipes.draft import Draft
 from worker.settings import Settings
 
 SIX = {
@@ -48,8 +52,12 @@ class Translator:
         *,
         languages: tuple[str, ...] = (),
         guards: dict[str, Any] | None = None,
+        others: "tuple[Translator, ...]" = (),
+        segments: dict[int, dict[str, Any]] | None = None,
+        attempt: int = 1,
         **fields: Any,
     ) -> Outcome:
+        """others: whose models the same worker serves; segments: of earlier attempts, added to"""
         ended = threading.Event()
         outcomes: list[Outcome] = []
 
@@ -57,17 +65,52 @@ class Translator:
             outcomes.append(outcome)
             ended.set()
 
-        fence = Fence(uuid4(), 1, "me")
+        fence = Fence(uuid4(), max(attempt, 2) if segments else attempt, "me")
         contract = {"text": text, "source_language": "en", "target_language": "fr", **fields}
         card = self.client.card
         work = Work(fence.job_id, "translate", contract, card, self._ids, False, languages)
         guard = None if guards is None else Guard(guards)
-        Attempt(fence, work, 0, self.client, Settings(), None, end, guard=guard).start()
+        kept: dict[int, dict[str, Any]] = {} if segments is None else segments
+        clients = {each.client.spec.alias: each.client for each in others}
+        Attempt(
+            fence,
+            work,
+            0,
+            self.client,
+            Settings(),
+            None,
+            end,
+            lambda segment: kept.update({segment.position: segment.output}),
+            Pages(dict(kept)),
+            guard=guard,
+            client_of=clients.get,
+        ).start()
         assert ended.wait(PATIENCE_SECONDS)
         if guard is not None:
             guard.stop()
         (outcome,) = outcomes
         return outcome
+
+    def client_answer(self, text: str, **params: Any) -> str:
+        """What the engine says to a text as it is, whatever sentences are in it."""
+        ended = threading.Event()
+        outputs: list[Output] = []
+
+        def end(output: Output) -> None:
+            outputs.append(output)
+            ended.set()
+
+        request = Request(
+            id=next(self._ids),
+            task="translate",
+            text=text,
+            source_language="en",
+            target_language="fr",
+            params=Params(**params),
+        )
+        self.client.submit([request], end)
+        assert ended.wait(PATIENCE_SECONDS)
+        return outputs[0].choices[0].text
 
     def answer(self, text: str, **fields: Any) -> Answer:
         outcome = self.outcome(text, **fields)
@@ -347,3 +390,150 @@ def test_a_retry_that_is_no_better_is_dropped_and_may_fail_the_job(translator: T
     fatal = {**again, "actions": {"cut_by_length": "retry_or_fail"}}
     outcome = translator.outcome("The tide is low.", max_new_tokens=3, guards=fatal)
     assert (outcome.state, outcome.error_code) == (JobState.FAILED, "quality_guard")
+
+
+def test_a_glossary_is_kept_to(translator: Translator) -> None:
+    text = "The ferry waits at the harbour. The tide is low.\n\n- Did the girls find Nell's hat?"
+    glossary = {"harbour": "havre", "tide": "marée", "girls": None}
+    answer = translator.answer(text, glossary=glossary)
+    found = report(answer)
+    assert "havre" in answer.output
+    assert "port" not in answer.output
+    assert "girls" in answer.output
+    # What the model says by itself is asked for once.
+    assert "La marée est basse." in answer.output
+    assert (found["num_terms"], found["num_retried"], found["missed_terms"]) == (3, 2, [])
+    assert answer.signals.num_missed_terms == 0
+    assert answer.output.count("\n\n- ") == 1
+
+
+def test_terms_and_placeholders_in_one_sentence(translator: Translator) -> None:
+    answer = translator.answer(
+        "Hello {name}, the ferry waits at the **harbour**, see https://x.org/harbour.",
+        glossary={"harbour": "havre", "ferry": None},
+    )
+    assert answer.output.count("{name}") == 1
+    assert answer.output.count("https://x.org/harbour") == 1
+    assert "ferry" in answer.output
+    assert "**havre**" in answer.output
+    assert report(answer)["missed"] == report(answer)["missed_terms"] == []
+
+
+def test_a_term_that_cannot_be_kept_is_reported(translator: Translator) -> None:
+    answer = translator.answer(
+        "The tide is low. The ferry waits at the harbour.",
+        glossary={"harbour": "havre"},
+        stop=["havre", "au "],
+        guards={},
+    )
+    # What is cut within the parts around a term is no miss of it.
+    assert report(answer)["missed_terms"] == []
+    assert "havre" in answer.output
+
+
+def test_a_sentence_that_is_only_a_term(translator: Translator) -> None:
+    answer = translator.answer("Tidemill. The tide is low.", glossary={"Tidemill": None})
+    assert answer.output == "Tidemill. La marée est basse."
+    whole = translator.answer("Harbour", glossary={"harbour": "havre"})
+    assert whole.output == "Havre"
+    assert whole.finish_reason == "stop"
+
+
+def test_a_model_that_keeps_placeholders_keeps_terms_in_its_sentence() -> None:
+    """The second way: what stands for a term is read by the model, and is then the term."""
+    terms = Glossary({"harbour": "havre"}).find("The {T1} harbour")
+    draft = Draft("The {T1} harbour", 100, (), terms)
+    draft.hold_terms()
+    (held,) = draft.pending()
+    assert held.words == "The {T1} {TT1}"
+    choice = Choice("Le {T1} {TT1}.", "stop", 3)
+    held.take(Output(request_id=1, choices=(choice,)), is_last=True)
+    assert draft.choice(0) == "Le {T1} havre."
+    assert draft.miss_terms() == {}
+
+
+def test_a_way_through_two_models_is_one_after_the_other(
+    nllb: Translator, translator: Translator
+) -> None:
+    """Each sentence is what the second makes of what the first makes of it, alone."""
+    text = "Die Mühle drehte.\n\n- Der Hafen."
+    route = [
+        {"model": "nllb", "source_language": "de", "target_language": "en", "languages": []},
+        {"model": "toy", "source_language": "en", "target_language": "fr", "languages": []},
+    ]
+    answer = nllb.answer(
+        text, source_language="de", route=route, max_new_tokens=8, others=(translator,)
+    )
+
+    def alone(sentence: str) -> str:
+        middle = nllb.answer(sentence, source_language="de", target_language="en", max_new_tokens=8)
+        drafted = translator.client_answer(middle.output, max_new_tokens=8)
+        return " ".join(drafted.split())
+
+    first, second = "Die Mühle drehte.", "Der Hafen."
+    assert answer.output == f"{alone(first)}\n\n- {alone(second)}"
+    assert [each["model"] for each in report(answer)["route"]] == ["nllb", "toy"]
+    assert all("checkpoint" in each for each in report(answer)["route"])
+    assert report(answer)["source_language"] == "de"
+
+
+def test_a_job_goes_on_where_its_next_model_is(nllb: Translator, translator: Translator) -> None:
+    route = [
+        {
+            "model": "nllb",
+            "source_language": "auto",
+            "target_language": "en",
+            "languages": ["de>en", "it>en"],
+        },
+        {"model": "toy", "source_language": "en", "target_language": "fr", "languages": []},
+    ]
+    german = "Die Flut ist niedrig und die Fähre wartet im Hafen."
+    fields = {"source_language": "auto", "route": route, "max_new_tokens": 6, "seed": 1}
+    whole = nllb.answer(german, others=(translator,), **fields)
+    segments: dict[int, dict[str, Any]] = {}
+    moved = nllb.outcome(german, segments=segments, **fields)
+    assert (moved.state, moved.model, moved.blamed) == (JobState.QUEUED, "toy", False)
+    assert len(segments) == 1
+    num_prompts = nllb.client.progress.num_prompt_tokens
+    ended = translator.outcome(german, segments=segments, **fields)
+    assert ended.answer is not None
+    assert ended.answer.output == whole.output
+    assert report(ended.answer)["route"] == report(whole)["route"]
+    assert report(ended.answer)["source_language"] == "de"
+    assert nllb.client.progress.num_prompt_tokens == num_prompts
+    lost = translator.outcome(german, attempt=200, **fields)
+    assert (lost.state, lost.error_code) == (JobState.FAILED, "way_too_long")
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b\u200b", "\n\n- \n\n> \n", "| | |\n|---|---|\n| | |", "...", "🙂 🙂", "\ufeff"]
+)
+def test_empty_parts_come_back_as_they_are(translator: Translator, text: str) -> None:
+    answer = translator.answer(text, guards={})
+    assert answer.output == text
+    assert answer.signals.num_empty_parts == 0
+
+
+def test_a_mixed_text_is_in_its_main_language_or_in_none_that_is_told(nllb: Translator) -> None:
+    english = "The tide is low and the ferry waits at the harbour."
+    german = "Die Flut ist niedrig und die Fähre wartet im Hafen."
+    fields = {"source_language": "auto", "max_new_tokens": 2, "languages": ("en", "de", "fr")}
+    answer = nllb.answer(f"{german} {english} {german} {german}", **fields)
+    assert report(answer)["source_language"] == "de"
+    assert 0.5 <= report(answer)["detected_confidence"] <= 1
+    half = nllb.outcome(f"{german[:30]} {english[:30]}", **fields)
+    if half.answer is None:
+        assert half.error_code == "language_unclear"
+        assert "de " in (half.error_message or "")
+        assert "en " in (half.error_message or "")
+    else:
+        assert report(half.answer)["source_language"] in ("de", "en")
+
+
+def test_und_is_found_out_like_auto(translator: Translator) -> None:
+    answer = translator.answer(" ".join(SIX), source_language="und", languages=("en>fr",))
+    assert answer.output == " ".join(SIX.values())
+    assert report(answer)["source_language"] == "en"
+    outcome = translator.outcome("Zahlung", source_language="und", languages=("en>fr", "de>fr"))
+    assert outcome.error_code == "language_unclear"
+    assert "undetermined (und): its 7 letters" in (outcome.error_message or "")

@@ -1,0 +1,164 @@
+"""What reading documents costs, beside the same parts sent as plain jobs.
+
+    python -m benchmarks.documents [--documents 1000] [--quick] [--databases sqlite]
+    python -m benchmarks.documents --million
+
+Documents of log-normal length (median 800 words, one in 300 of 50,000) are summarized by
+a model with a context of 512 tokens. Every request that their recipes make is then sent
+as a job of its own to a worker and a database of the same kind. Meanwhile a short
+interactive job is submitted four times a second, in both. The engine is the fake one,
+whose tokens are words and whose steps take as long as `--step-ms` says, so that the
+engine is as fast as it is on any machine and what differs is the worker's.
+
+`--million` sends one document of 1,000,000 tokens and prints the memory over time.
+"""
+
+import argparse
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from benchmarks.pipeline import DATABASES, RAW, Road, python, worker
+
+MEDIAN_WORDS = 800
+SIGMA = 1.0
+LONGEST_WORDS = 50_000
+ONE_LONGEST_IN = 300
+MILLION = 1_000_000
+MAX_CONTEXT_TOKENS = 512
+SAMPLE_SECONDS = 0.25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the documents")
+    parser.add_argument("--million", action="store_true", help="one document of so many tokens")
+    parser.add_argument("--step-ms", type=float, default=5.0, help="of the fake engine")
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
+    arguments = parser.parse_args()
+    with Road.built() as road:
+        model = {
+            "checkpoint": "fake",
+            "engine": "fake",
+            "max_sequences": 32,
+            "max_input_tokens": MAX_CONTEXT_TOKENS,
+            "fake_step_seconds": arguments.step_ms / 1000,
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in model.items()]
+        tasks = 'tasks = ["summarize", "generate"]'
+        (road.folder / "tidemill.toml").write_text("\n".join(["[models.measured]", tasks, *lines]))
+        if arguments.million:
+            one_large(road, arguments.databases)
+        else:
+            number = arguments.documents // (20 if arguments.quick else 1)
+            against_plain_jobs(road, max(number, 1), arguments.databases)
+
+
+def against_plain_jobs(road: Road, num_documents: int, databases: list[str]) -> None:
+    documents, parts = road.folder / "documents.jsonl", road.folder / "parts.jsonl"
+    num_words = write_documents(documents, num_documents)
+    config = str(road.folder / "tidemill.toml")
+    producer = "benchmarks.documents_producer"
+    num_parts = int(python(producer, "parts", config, str(documents), str(parts)))
+    print(f"{num_documents:,} documents, {num_words:,} words, {num_parts:,} parts")
+    print(
+        f"{'database':11}{'sent as':11}{'parts/s':>9}{'of plain':>10}{'worker MiB, quarters':>29}"
+        f"{'peak':>6}{'interactive: longest, median':>31}"
+    )
+    for database in databases:
+        rates: list[float] = []
+        for name, path in (("plain jobs", parts), ("documents", documents)):
+            environment = road.environment(database)
+            with worker(environment), memory_of_worker() as samples:
+                ran = python(producer, "run", str(path), environment=environment)
+            seconds, longest, median = map(float, ran.split())
+            rates.append(num_parts / seconds)
+            print(
+                f"{database:11}{name:11}{rates[-1]:9,.0f}{rates[-1] / rates[0]:10.3f}"
+                f"{quarters(samples):>29}{max(samples):6,.0f}{longest:22.2f} s,{median:5.2f} s",
+                flush=True,
+            )
+
+
+def one_large(road: Road, databases: list[str]) -> None:
+    path = road.folder / "documents.jsonl"
+    draw = random.Random(6)
+    with path.open("w", encoding="utf-8") as file:
+        # Of three letters at most with its space, for a text has 4,000,000 characters at most.
+        print(json.dumps({"text": text_of(draw, MILLION, 2)}), file=file)
+    for database in databases:
+        environment = road.environment(database)
+        with worker(environment), memory_of_worker() as samples:
+            ran = python("benchmarks.documents_producer", "run", str(path), environment=environment)
+        seconds, longest, median = map(float, ran.split())
+        print(
+            f"{database}: {MILLION:,} tokens in {seconds:.1f} s, worker {quarters(samples)} MiB "
+            f"(peak {max(samples):,.0f}); interactive: longest {longest:.2f} s, median {median:.2f}"
+        )
+
+
+def write_documents(path: Path, num_documents: int) -> int:
+    """JSON lines of `text`; returns how many words they have."""
+    draw = random.Random(5)
+    num_words = 0
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_documents):
+            drawn = int(draw.lognormvariate(0, SIGMA) * MEDIAN_WORDS)
+            # The first is one of the longest, so that a small run has one, too.
+            length = LONGEST_WORDS if number % ONE_LONGEST_IN == 0 else min(drawn, LONGEST_WORDS)
+            num_words += max(length, 1)
+            print(json.dumps({"text": text_of(draw, max(length, 1), 6)}), file=file)
+    return num_words
+
+
+def text_of(draw: random.Random, num_words: int, max_letters: int) -> str:
+    """Sentences of twelve words in paragraphs of eight."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = []
+    for at in range(1, num_words + 1):
+        word = "".join(draw.choices(letters, k=draw.randint(1, max_letters)))
+        is_last = at % 12 == 0
+        first = word.capitalize() if at % 12 == 1 else word
+        words.append(f"{first}{'.' if is_last else ''}{chr(10) * 2 if at % 96 == 0 else ' '}")
+    return "".join(words).rstrip()
+
+
+@contextmanager
+def memory_of_worker() -> Iterator[list[float]]:
+    """MiB of the worker's own process, sampled until the end."""
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(SAMPLE_SECONDS):
+            for process in psutil.Process().children():
+                try:
+                    if "celery" in process.cmdline():
+                        samples.append(process.memory_info().rss / 2**20)
+                except psutil.Error:
+                    pass  # it has ended meanwhile
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+
+
+def quarters(samples: list[float]) -> str:
+    """The most in each quarter of the time: it is flat when they are alike."""
+    size = max(len(samples) // 4, 1)
+    parts = [samples[at * size : (at + 1) * size if at < 3 else None] for at in range(4)]
+    return ", ".join(f"{max(part):,.0f}" for part in parts if part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What encryption at rest costs of the whole road, and an entry in the audit of a submit.
+
+    python -m benchmarks.privacy [--jobs 20000] [--rounds 3] [--quick]
+
+The road is that of `benchmarks.pipeline`: the fake engine, so that a job costs next to nothing
+and every share is as large as it can be. A real model takes 10 to 1,000 times as long.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.pipeline import DATABASES, FAKE, RAW, Road, ask, spread, worker
+from db.encryption.key_ring import KeyRing, new_key
+from db.schema import migrate
+from db.session import Database
+from tasks.catalog import Catalog
+from tasks.generate import GenerateContract
+from tasks.submit import _keep
+
+TEXT = b"the tide turns and the wheel of the mill begins to move again " * 32  # 2 kB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="3,000 jobs")
+    parser.add_argument("--submits", action="store_true", help="only what a submit takes")
+    parser.add_argument("--database", choices=DATABASES, action="append")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.jobs = 3000
+    print(f"to seal and open 2 kB: {seconds_of_a_text() * 1e6:.1f} µs")
+    with Road.built() as road:
+        config = road.folder / "tidemill.toml"
+        road.configure(FAKE)
+        for name in arguments.database or DATABASES:
+            ways = [("plain", ""), ("sealed", new_key("k1"))]
+            speeds: dict[str, list[float]] = {way: [] for way, _ in ways}
+            for number in range(0 if arguments.submits else arguments.rounds):
+                for way, keys in ways[:: -1 if number % 2 else 1]:
+                    environment = {**road.environment(name), "TIDEMILL_KEYS": keys}
+                    with worker(environment):
+                        ask("run", arguments.jobs // 4, environment)  # to warm up
+                        speeds[way].append(float(ask("run", arguments.jobs, environment)))
+            if not arguments.submits:
+                shown = ", ".join(f"{way} {spread(of, ',.0f')}" for way, of in speeds.items())
+                print(f"{name:<11} jobs/s: {shown}", flush=True)
+            times: dict[bool, list[float]] = {True: [], False: []}
+            url = road.environment(name)["TIDEMILL_DATABASE_URL"]
+            for audits in [True, False, False, True] * arguments.rounds:
+                times[audits].append(microseconds_of_a_submit(url, config, audits))
+            print(
+                f"{name:<11} to keep a single job: {spread(times[False], ',.0f')} µs, "
+                f"with its entry in the audit {spread(times[True], ',.0f')} µs",
+                flush=True,
+            )
+
+
+def microseconds_of_a_submit(url: str, config: Path, audits: bool) -> float:
+    """Microseconds until one job is committed, in the middle of some hundreds."""
+    database = Database(url)
+    migrate(database)
+    catalog = replace(Catalog.load(config), audits_submits=audits)
+    times = []
+    for _ in range(300):
+        contract = GenerateContract.parse({"text": TEXT.decode()})
+        begun = time.perf_counter()
+        _keep(database, catalog, contract)
+        times.append(time.perf_counter() - begun)
+    database.close()
+    return statistics.median(times) * 1e6
+
+
+def seconds_of_a_text() -> float:
+    ring = KeyRing.parse(new_key("k1"), "this benchmark")
+    times = []
+    for _ in range(2000):
+        begun = time.perf_counter()
+        _, name, sealed = ring.seal(TEXT, "results.output/1").split("$")
+        ring.open(name, sealed, "results.output/1")
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

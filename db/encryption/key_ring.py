@@ -1,0 +1,146 @@
+"""Encryption of texts at rest: a ring of keys, and what a key makes of a value.
+
+A sealed value is `tm1$KEY$` and, in base64, a random nonce of 96 bits and what AES-256-GCM made
+of the plain bytes. The place that it belongs to (table, column, row) is authenticated with it:
+in another place it does not open.
+
+The keys are in the environment: `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE` names.
+A key is `NAME:BASE64` of 32 bytes; they are separated by commas or line breaks. The first seals,
+all of them open.
+"""
+
+import base64
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from db.errors import DatabaseError
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+MARK = "tm1$"
+NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+SEALED = re.compile(rf"tm1\$({NAME.pattern})\$([A-Za-z0-9+/]+=*)")
+
+
+class EncryptionError(DatabaseError):
+    """A text cannot be sealed or opened; the message says what to do, and holds nothing of it."""
+
+
+class KeysUnusable(EncryptionError):
+    pass
+
+
+class Unopenable(EncryptionError):
+    """A value was changed, or is not where it was sealed for."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """Keys by their names; the first is the one that seals."""
+
+    keys: Mapping[str, bytes] = field(repr=False)
+    _ciphers: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def primary(self) -> str:
+        return next(iter(self.keys))
+
+    def seal(self, plain: bytes, place: str) -> str:
+        nonce = os.urandom(NONCE_BYTES)
+        name = self.primary
+        sealed = self._cipher(name).encrypt(nonce, plain, _associated(name, place))
+        return f"{MARK}{name}${base64.b64encode(nonce + sealed).decode()}"
+
+    def open(self, name: str, sealed: str, place: str) -> bytes:
+        """The plain bytes of what follows the name of the key in a sealed value."""
+        from cryptography.exceptions import InvalidTag
+
+        if name not in self.keys:
+            raise KeysUnusable(
+                f"a text is sealed with the key {name}, which is not among "
+                f"{', '.join(self.keys)}; add it to TIDEMILL_KEYS or the file of TIDEMILL_KEYS_FILE"
+            )
+        data = base64.b64decode(sealed)
+        try:
+            plain: bytes = self._cipher(name).decrypt(
+                data[:NONCE_BYTES], data[NONCE_BYTES:], _associated(name, place)
+            )
+        except (InvalidTag, ValueError) as error:
+            raise Unopenable(
+                f"what is in {place} was not sealed for that place by the key {name}: "
+                "somebody changed or moved it, or this is another key of that name"
+            ) from error
+        return plain
+
+    def fingerprint(self, data: bytes) -> bytes:
+        """An HMAC-SHA256 under a key made from the primary: says nothing to who has no key."""
+        made = hmac.digest(self.keys[self.primary], b"tidemill fingerprint", hashlib.sha256)
+        return hmac.digest(made, data, hashlib.sha256)
+
+    def _cipher(self, name: str) -> Any:
+        cipher = self._ciphers.get(name)
+        if cipher is None:
+            try:
+                from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+            except ImportError as error:
+                raise KeysUnusable(
+                    'there are keys, and no library to use them: pip install "tidemill[privacy]"'
+                ) from error
+            cipher = self._ciphers[name] = AESGCM(self.keys[name])
+        return cipher
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Self:
+        """Read keys, the first of which seals; raises KeysUnusable naming the line, not the key."""
+        keys: dict[str, bytes] = {}
+        for number, line in enumerate(re.split(r"[\n,]", text), start=1):
+            if not line.strip() or line.strip().startswith("#"):
+                continue
+            name, _, encoded = line.strip().partition(":")
+            try:
+                key = base64.b64decode(encoded, validate=True)
+            except ValueError:
+                key = b""
+            if not NAME.fullmatch(name) or len(key) != KEY_BYTES:
+                raise KeysUnusable(
+                    f"key {number} of {source} is none: write NAME:BASE64 of 32 bytes, "
+                    "as `tidemill keys generate` does"
+                )
+            if name in keys:
+                raise KeysUnusable(f"{source} has two keys {name}; a name is used once")
+            keys[name] = key
+        if not keys:
+            raise KeysUnusable(f"{source} has no key; `tidemill keys generate` makes one")
+        return cls(keys)
+
+
+def _associated(key: str, place: str) -> bytes:
+    return f"{MARK}{key}${place}".encode()
+
+
+def new_key(name: str) -> str:
+    """A new random key as a line of a ring."""
+    return f"{name}:{base64.b64encode(os.urandom(KEY_BYTES)).decode()}"
+
+
+def key_ring(environment: Mapping[str, str]) -> KeyRing | None:
+    """The keys of this process; None: texts are not encrypted. Raises KeysUnusable."""
+    written, file = environment.get("TIDEMILL_KEYS"), environment.get("TIDEMILL_KEYS_FILE")
+    if written and file:
+        raise KeysUnusable("TIDEMILL_KEYS and TIDEMILL_KEYS_FILE are both set; set one")
+    if written:
+        return KeyRing.parse(written, "TIDEMILL_KEYS")
+    if not file:
+        return None
+    try:
+        return KeyRing.parse(Path(file).read_text(), file)
+    except OSError as error:
+        raise KeysUnusable(f"the keys in {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise KeysUnusable(f"{file} is no file of keys") from error

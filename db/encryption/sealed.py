@@ -1,0 +1,275 @@
+"""Column types whose values are sealed where there are keys, and open again for readers.
+
+A type never sees the row of its value, and the row is a part of what is authenticated. So the
+row comes to it from both sides:
+
+- *Written*: `seal_inserts` looks at each insert of an engine and hands every value over with
+  the key of its row (`Placed`). With keys, a value that comes without one is refused, so no
+  statement can forget to; an empty value holds no text and is left as it is.
+- *Read*: the type's column expression asks the database for the key of the row along with the
+  value, in one text, and the value opens only with it.
+
+Without keys the statements are what they would be without all this, but that a value which
+looks sealed is marked as plain, so that nobody can write one.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import JSON, Dialect, Engine, Insert, LargeBinary, Text, TypeDecorator, event
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+from db.encryption.key_ring import MARK, SEALED, EncryptionError, KeyRing, KeysUnusable
+
+PLAIN = f"{MARK}$plain$"  # before a plain text that begins like a sealed one: no key has no name
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A value and the key of the row that it is written to."""
+
+    value: Any
+    row_key: str
+
+
+def row_key(values: Iterable[Any]) -> str:
+    """The key of a row as it is authenticated, whatever the database makes of it."""
+    return "/".join(_part(value) for value in values)
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, UUID):
+        return value.hex
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def keys_of(dialect: Dialect) -> KeyRing | None:
+    return getattr(dialect, "tidemill_keys", None)
+
+
+class SealedType(TypeDecorator[Any]):
+    """A column whose values are sealed for their place."""
+
+    impl: Any = Text
+    impl_options: Mapping[str, Any] = {}
+    cache_ok = True
+
+    def __init__(self, table: str, column: str, key: tuple[str, ...] = ("job_id",)) -> None:
+        """key: the columns that say which row it is, in the order of `row_key`"""
+        super().__init__(**self.impl_options)
+        self.table, self.column, self.key = table, column, key
+
+    def encode(self, value: Any) -> bytes:
+        raise NotImplementedError
+
+    def decode(self, plain: bytes) -> Any:
+        raise NotImplementedError
+
+    def as_stored(self, sealed: str) -> Any:
+        """A sealed value as the column takes it."""
+        return sealed
+
+    def as_plain(self, value: Any) -> Any:
+        """A value as the column takes it without keys."""
+        return value
+
+    def from_text(self, text: str) -> Any:
+        """The column's value out of its text, as the database writes it."""
+        return text
+
+    def sealed_in(self, stored: Any) -> tuple[str, str] | None:
+        """The name of the key and the rest of a value that is sealed; None for a plain one."""
+        found = SEALED.fullmatch(stored) if isinstance(stored, str) else None
+        return (found[1], found[2]) if found else None
+
+    def plain_in(self, stored: Any) -> Any:
+        return stored
+
+    def place(self, key: str) -> str:
+        return f"{self.table}.{self.column}/{key}"
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        keys = keys_of(dialect)
+        if keys is None or not (value.value if isinstance(value, Placed) else value):
+            return self.as_plain(value.value if isinstance(value, Placed) else value)
+        if not isinstance(value, Placed):
+            raise EncryptionError(
+                f"{self.table}.{self.column} was to be written without its row, and so not sealed"
+            )
+        return self.as_stored(keys.seal(self.encode(value.value), self.place(value.row_key)))
+
+    def column_expression(self, column: Any) -> Any:
+        return with_row_key(self, column, *(column.table.c[name] for name in self.key))
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        keys = keys_of(dialect)
+        if keys is not None:
+            return lambda text: None if text is None else self.read(text, keys)
+        of_impl = self.impl_instance.dialect_impl(dialect).result_processor(dialect, coltype)
+
+        def plain(value: Any) -> Any:
+            stored = value if of_impl is None or value is None else of_impl(value)
+            sealed = self.sealed_in(stored)
+            if sealed is not None:
+                raise KeysUnusable(
+                    f"a text is sealed with the key {sealed[0]}; give this process its keys by "
+                    "TIDEMILL_KEYS or TIDEMILL_KEYS_FILE"
+                )
+            return self.plain_in(stored)
+
+        return plain
+
+    def read(self, text: str, keys: KeyRing) -> Any:
+        """The value of `key:value`, as `with_row_key` asks for it."""
+        key, _, rest = text.partition(":")
+        return self.open(self.from_text(rest), key.replace("-", "").lower(), keys)
+
+    def open(self, stored: Any, key: str, keys: KeyRing) -> Any:
+        sealed = self.sealed_in(stored)
+        if sealed is None:
+            return self.plain_in(stored)
+        return self.decode(keys.open(*sealed, self.place(key)))
+
+
+class SealedText(SealedType):
+    impl = Text
+    cache_ok = True
+
+    def encode(self, value: str) -> bytes:
+        return value.encode()
+
+    def decode(self, plain: bytes) -> str:
+        return plain.decode()
+
+    def as_plain(self, value: Any) -> Any:
+        return PLAIN + value if isinstance(value, str) and value.startswith(MARK) else value
+
+    def plain_in(self, stored: Any) -> Any:
+        return stored.removeprefix(PLAIN) if isinstance(stored, str) else stored
+
+
+class SealedJSON(SealedType):
+    """An object or a list: a text in its place is sealed, and never a user's."""
+
+    impl = JSON
+    impl_options = {"none_as_null": True}  # noqa: RUF012  (None is SQL's NULL, never JSON's)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(JSONB(none_as_null=True))
+        return dialect.type_descriptor(JSON(none_as_null=True))
+
+    def encode(self, value: Any) -> bytes:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    def decode(self, plain: bytes) -> Any:
+        return json.loads(plain)
+
+    def from_text(self, text: str) -> Any:
+        return json.loads(text)
+
+
+class SealedBytes(SealedType):
+    impl = LargeBinary
+    cache_ok = True
+
+    def encode(self, value: bytes) -> bytes:
+        return value
+
+    def decode(self, plain: bytes) -> bytes:
+        return plain
+
+    def as_stored(self, sealed: str) -> bytes:
+        return sealed.encode()
+
+    def as_plain(self, value: Any) -> Any:
+        if isinstance(value, bytes) and value.startswith(MARK.encode()):
+            return PLAIN.encode() + value
+        return value
+
+    def from_text(self, text: str) -> bytes:
+        return bytes.fromhex(text)
+
+    def sealed_in(self, stored: Any) -> tuple[str, str] | None:
+        if not isinstance(stored, bytes) or not stored.startswith(MARK.encode()):
+            return None
+        return super().sealed_in(stored.decode("ascii", "replace"))
+
+    def plain_in(self, stored: Any) -> Any:
+        return stored.removeprefix(PLAIN.encode()) if isinstance(stored, bytes) else stored
+
+
+class with_row_key(FunctionElement[Any]):
+    """A column; with keys, `key:value` as one text, so that neither comes without the other."""
+
+    name = "with_row_key"
+    inherit_cache = True
+
+    def __init__(self, type_: SealedType, column: Any, *keys: Any) -> None:
+        # Compiled as it is: the column's own expression would be this one again.
+        super().__init__(column, *keys)
+        self.type = type_
+
+
+@compiles(with_row_key)
+def _with_row_key(element: with_row_key, compiler: SQLCompiler, **kw: Any) -> str:
+    kw["within_columns_clause"] = False
+    column, *keys = (compiler.process(each, **kw) for each in element.clauses)
+    if keys_of(compiler.dialect) is None:
+        return column
+    is_postgresql = compiler.dialect.name == "postgresql"
+    of_row = [
+        _hex(text, is_postgresql)
+        if isinstance(clause.type, LargeBinary)
+        else f"CAST({text} AS VARCHAR)"
+        for text, clause in zip(keys, list(element.clauses)[1:], strict=True)
+    ]
+    value = _hex(column, is_postgresql) if isinstance(element.type, SealedBytes) else column
+    if is_postgresql and value is column:
+        value = f"CAST({column} AS TEXT)"
+    slash = " || '/' || "
+    return f"({slash.join(of_row)} || ':' || {value})"
+
+
+def _hex(column: str, is_postgresql: bool) -> str:
+    return f"encode({column}, 'hex')" if is_postgresql else f"hex({column})"
+
+
+def seal_inserts(engine: Engine, keys: KeyRing) -> None:
+    """Let whatever is inserted through this engine be sealed with these keys."""
+    engine.dialect.tidemill_keys = keys  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "before_execute", retval=True)
+    def place(
+        connection: object, statement: Any, rows: Any, row: Any, options: object
+    ) -> tuple[Any, Any, Any]:
+        if not isinstance(statement, Insert):
+            return statement, rows, row
+        types = {
+            column.key: column.type
+            for column in statement.table.c
+            if isinstance(column.type, SealedType)
+        }
+        if not types:
+            return statement, rows, row
+        return (
+            statement,
+            [_placed(each, types) for each in rows],
+            _placed(row, types) if row else row,
+        )
+
+
+def _placed(row: Mapping[str, Any], types: Mapping[str, SealedType]) -> dict[str, Any]:
+    placed = dict(row)
+    for name, type_ in types.items():
+        if name in placed and placed[name] is not None:
+            placed[name] = Placed(placed[name], row_key(placed[key] for key in type_.key))
+    return placed

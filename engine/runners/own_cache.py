@@ -1,0 +1,178 @@
+"""OwnCacheRunner: forward passes by a model's own code alone, attention and cache included.
+
+What a model is given is what `model.generate` gives it for a batch that is padded on the left:
+nothing of its attention need be known here, so windows, soft caps, sinks and ALiBi are its own.
+Prompts are computed one by one, so that none is padded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from engine.core.sequence import Sequence
+from engine.kv_cache.base import KVCacheManager, KVShape
+from engine.kv_cache.joined import Encoded, JoinedKVCache, JoinedSequenceCache, layers_of
+from engine.runners.position_embedding import install_position_embedding
+
+# Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
+# weights again, and saves memory and time where keys are the most of what is read.
+NO_MATTER = 512
+FACTOR = 4
+
+
+class OwnCacheRunner:
+    def __init__(self, model: Any, kv_cache: JoinedKVCache, default_start_id: int | None) -> None:
+        """default_start_id: of an encoder-decoder, unless a sequence names another"""
+        self.model = model
+        self.kv_cache: KVCacheManager = kv_cache
+        self.joined = kv_cache
+        self.default_start_id = default_start_id
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self.parameters = frozenset(inspect.signature(model.forward).parameters)
+        self.decoder_positions = None
+        if self.is_encoder_decoder:
+            self.decoder_positions = install_position_embedding(model.get_decoder())
+
+    def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
+        """The tokens of a row before the first new one."""
+        if not self.is_encoder_decoder:
+            return sequence.prompt_ids
+        start_id = sequence.decoder_start_token_id
+        start_id = self.default_start_id if start_id is None else start_id
+        assert start_id is not None
+        return (start_id,)
+
+    def prefill(self, sequences: list[Sequence]) -> tuple[list[Any], Tensor]:
+        """Compute prompts. Returns their caches, and the logits of each first new token:
+        (sequences, vocab)."""
+        done = [self._prefill(each) for each in sequences]
+        return [cache for cache, _ in done], torch.cat([logits for _, logits in done])
+
+    def prefill_and_decode(
+        self, sequences: list[Sequence], caches: list[Any], tokens: list[int]
+    ) -> None:
+        """Returns None: a prompt is computed without company."""
+
+    def _prefill(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
+        past = new_cache(self.model)
+        output = self._forward_prompt(sequence, past)
+        cache = self.joined.new_sequence(sequence.num_rows)
+        if self.is_encoder_decoder:
+            states, logits = output
+            cache.layers = layers_of(past.self_attention_cache)
+            cache.encoded = Encoded(states, layers_of(past.cross_attention_cache))
+            cache.commit_prompt(1)
+        else:
+            (logits,) = output
+            cache.layers = layers_of(past)
+            cache.commit_prompt(len(sequence.prompt_ids))
+        return cache, logits[:, -1]
+
+    def _forward_prompt(self, sequence: Sequence, past: Any) -> tuple[Tensor, ...]:
+        """The encoder's states, if there is an encoder, and the logits."""
+        prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
+        mask = torch.ones_like(prompt)
+        if not self.is_encoder_decoder:
+            positions = torch.arange(prompt.shape[1], device=prompt.device)[None]
+            return (self._forward(prompt, past, positions, is_first=True, attention_mask=mask),)
+        encoder = self.model.get_encoder()
+        encoded = encoder(input_ids=prompt, attention_mask=mask, return_dict=True)
+        start = torch.tensor([self.start_ids(sequence)], device=prompt.device)
+        logits = self._forward(
+            start, past, torch.zeros_like(start), is_first=True, attention_mask=mask,
+            decoder_attention_mask=torch.ones_like(start), encoder_outputs=encoded,
+        )  # fmt: skip
+        return encoded.last_hidden_state, logits
+
+    def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
+        """Compute a step: store the newest token of each row, which the caller then counts, and
+        return the logits of the next, (rows, vocab), good until the next call."""
+        row_tokens, at = {}, 0
+        for cache in caches:
+            row_tokens[cache] = tokens[at : at + cache.num_rows]
+            at += cache.num_rows
+        groups = by_length(caches)
+        if len(groups) == 1:
+            return self._decode(caches, tokens)
+        logits: dict[Any, Tensor] = {}
+        for group in groups:
+            found = self._decode(group, [token for each in group for token in row_tokens[each]])
+            logits |= zip(group, found.split([each.num_rows for each in group]), strict=True)
+        return torch.cat([logits[each] for each in caches])
+
+    def _decode(self, caches: list[JoinedSequenceCache], tokens: list[int]) -> Tensor:
+        rows = self.joined.join(caches)
+        lengths = [cache.length for cache in caches for _ in range(cache.num_rows)]
+        inputs = torch.tensor([tokens, lengths], device=self.model.device)
+        token_ids, positions = inputs[0, :, None], inputs[1, :, None]
+        if not self.is_encoder_decoder:
+            logits = self._forward(token_ids, rows.past, positions, attention_mask=rows.mask())
+            return logits[:, -1]
+        at: Any = nullcontext()
+        if self.decoder_positions is not None:
+            at = self.decoder_positions.at(positions)
+        with at:
+            logits = self._forward(
+                token_ids, rows.past, positions, attention_mask=rows.encoder_mask,
+                decoder_attention_mask=rows.mask(),
+                encoder_outputs=BaseModelOutput(last_hidden_state=rows.encoder_states),
+            )  # fmt: skip
+        return logits[:, -1]
+
+    def _forward(
+        self, token_ids: Tensor, past: Any, positions: Tensor, is_first: bool = False, **inputs: Any
+    ) -> Tensor:
+        """(rows, tokens, vocab) logits. token_ids, positions: (rows, tokens)"""
+        name = "decoder_position_ids" if self.is_encoder_decoder else "position_ids"
+        if name in self.parameters:
+            inputs[name] = positions
+        if "logits_to_keep" in self.parameters:
+            inputs["logits_to_keep"] = 1
+        prepared = self.model.prepare_inputs_for_generation(
+            token_ids, next_sequence_length=token_ids.shape[1], past_key_values=past,
+            use_cache=True, is_first_iteration=is_first, **inputs,
+        )  # fmt: skip
+        logits: Tensor = self.model(**prepared, return_dict=True).logits
+        return logits
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache that keeps every token: what a window hides, the model's mask hides."""
+    if model.config.is_encoder_decoder:
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return DynamicCache()
+
+
+def by_length(caches: list[JoinedSequenceCache]) -> list[list[JoinedSequenceCache]]:
+    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER."""
+    groups: dict[int, list[JoinedSequenceCache]] = {}
+    for each in caches:
+        num_tokens, group = each.length, 0
+        while num_tokens > NO_MATTER:
+            num_tokens //= FACTOR
+            group += 1
+        groups.setdefault(group, []).append(each)
+    return list(groups.values())
+
+
+@torch.inference_mode()
+def probe_own_shape(model: Any) -> KVShape:
+    """The size of what a model keeps of a token, as one layer with one head. Raises what the
+    model raises, and UnknownCache."""
+    token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+    past = new_cache(model)
+    if model.config.is_encoder_decoder:
+        model(input_ids=token, decoder_input_ids=token, past_key_values=past, use_cache=True)
+        layers = layers_of(past.self_attention_cache)
+    else:
+        model(token, past_key_values=past, use_cache=True)
+        layers = layers_of(past)
+    num_numbers = sum(each.numel() for both in layers for each in both)
+    return KVShape(1, 1, -(-num_numbers // 2), layers[0][0].dtype, model.device)

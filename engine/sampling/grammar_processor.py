@@ -1,0 +1,73 @@
+"""GrammarProcessor: only the tokens that a request's grammar allows, for each of its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from engine.core.sequence import Sequence
+from engine.text.grammars import Grammar
+
+Tokens = tuple[int, ...]
+THINKS: Any = object()  # of a row that has not come to its answer
+
+
+class GrammarProcessor(LogitsProcessor):
+    """Follows rows by their tokens, so that beams may change places. Rows without a grammar are
+    not touched."""
+
+    def __init__(self, sequences: tuple[Sequence, ...], num_before: int) -> None:
+        """num_before: tokens of a row before the first new one"""
+        self.num_before = num_before
+        self.grammars = [each.grammar for each in sequences for _ in range(each.num_rows)]
+        # By row's request and its new tokens; of the step before.
+        self.matchers: dict[tuple[int, Tokens], Any] = {}
+        self.owners = [each.id for each in sequences for _ in range(each.num_rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids: (rows, columns) int64; scores: (rows, vocab) float32"""
+        followed: dict[tuple[int, Tokens], Any] = {}
+        new_ids = input_ids[:, self.num_before :].tolist()
+        for row, (owner, grammar) in enumerate(zip(self.owners, self.grammars, strict=True)):
+            if grammar is None:
+                continue
+            tokens = tuple(new_ids[row])
+            matcher = followed.get((owner, tokens))
+            if matcher is None:
+                matcher = followed[owner, tokens] = self._advanced(owner, grammar, tokens)
+            if matcher is not None and matcher is not THINKS:
+                scores[row] = masked(scores[row], matcher, grammar)
+        self.matchers = followed
+        return scores
+
+    def _advanced(self, owner: int, grammar: Grammar, tokens: Tokens) -> Any:
+        """The matcher behind these tokens; THINKS, or None for a row that has ended."""
+        before = self.matchers.get((owner, tokens[:-1])) if tokens else THINKS
+        if before is THINKS:
+            return grammar.fresh() if grammar.begins_after(tokens) else THINKS
+        if before is None or tokens[-1] in grammar.eos_token_ids:
+            return None
+        matcher = before.deep_copy()  # other beams may go on from it, too
+        matcher.consume_token(tokens[-1])
+        return matcher
+
+
+def masked(scores: Tensor, matcher: Any, grammar: Grammar) -> Tensor:
+    """scores: (vocab,); returns them with what is not allowed at minus infinity."""
+    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    allowed = np.unpackbits(bits, bitorder="little")[: len(scores)].astype(bool)
+    allowed = np.pad(allowed, (0, len(scores) - len(allowed)))
+    if matcher.is_error() or not allowed.any():
+        # The vocabulary has no way on: what there is will be refused by whoever reads it.
+        allowed[:] = False
+        allowed[list(grammar.eos_token_ids)] = True
+    is_allowed = torch.from_numpy(allowed).to(scores.device)
+    made = scores.masked_fill(~is_allowed, -torch.inf)
+    if torch.isinf(made).all():
+        # Another processor forbids all that is left, as a ban of repetitions does with quotes.
+        return torch.where(is_allowed, 0.0, made)
+    return made

@@ -1,0 +1,102 @@
+"""`tidemill keys`, and a worker whose texts are encrypted."""
+
+import json
+
+from sqlalchemy import text
+
+from db import audit, find_job, find_results
+from db.encryption.key_ring import KeyRing, new_key
+from db.session import Database
+from db.states import JobState
+from tests.commands import InProcess
+from tests.jobs import insert_jobs, job_row
+from tests.workers import Cluster, until
+
+CANARY = "canary-4711"
+
+
+def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
+    assert stored("submit", "generate", f"{CANARY} plain").status == 0
+    none = stored("keys", "rotate")
+    assert (none.status, "there are no keys" in none.err) == (1, True)
+
+    file = stored.folder / "keys"
+    assert stored("keys", "generate", "--file", "keys", "--name", "k1").status == 0
+    assert file.stat().st_mode & 0o077 == 0
+    stored.process.environment["TIDEMILL_KEYS_FILE"] = str(file)
+    assert stored("submit", "generate", f"{CANARY} sealed").status == 0
+    listed = stored("keys", "list", "--json").json
+    assert (listed["first"], listed["keys"], listed["not_encrypted"]) == ("k1", {"k1": 1}, 1)
+
+    assert stored("keys", "generate", "--file", "keys", "--name", "k2").status == 0
+    again = stored("keys", "generate", "--file", "keys", "--name", "k2")
+    assert (again.status, "a name is used once" in again.err) == (1, True)
+    rotated = stored("keys", "rotate", "--json").json
+    assert (rotated["key"], rotated["left"]) == ("k2", 0)
+    assert rotated["sealed"]["payloads.contract"] == 2
+    listed = stored("keys", "list", "--json").json
+    assert (listed["keys"], listed["not_encrypted"]) == ({"k2": 2, "k1": 0}, 0)
+    assert "k2" in stored("keys", "list").out
+
+    file.write_text(file.read_text().splitlines()[0])  # without k1
+    shown = stored("results", "--state", "all", "--format", "jsonl", "--input").out
+    assert [json.loads(line)["input"] for line in shown.splitlines()] == [
+        f"{CANARY} plain",
+        f"{CANARY} sealed",
+    ]
+    searched = stored("results", "--text", "x")
+    assert (searched.status, "outputs are encrypted" in searched.err) == (1, True)
+    del stored.process.environment["TIDEMILL_KEYS_FILE"]
+    without = stored("results", "--state", "all", "--format", "jsonl")
+    assert without.status == 0  # no output yet, and the input was not asked for
+    asked = stored("results", "--state", "all", "--format", "jsonl", "--input")
+    assert (asked.status, "the key k2; give this process its keys" in asked.err) == (1, True)
+    assert stored("audit", "list", "--json").json[0]["act"] == "rotate_keys"
+
+
+def test_a_new_key_on_the_screen_is_one(stored: InProcess) -> None:
+    line = stored("keys", "generate", "--name", "k7").out
+    assert KeyRing.parse(line, "it").primary == "k7"
+    assert stored("keys", "generate", "--name", "k 7").status == 2
+
+
+def test_a_worker_seals_what_it_writes_and_one_bad_text_fails_alone(cluster: Cluster) -> None:
+    line = new_key("k1")
+    sealed = Database(cluster.database.url, KeyRing.parse(line, "it"))
+    rows = [job_row(model="fake", task="generate") for _ in range(6)]
+    moved, *others = insert_jobs(sealed, rows, text=f"{CANARY} was sent")
+    is_sqlite = sealed.dialect == "sqlite"
+    with sealed.write() as session:
+        session.execute(
+            text(
+                "UPDATE payloads SET contract = "
+                "(SELECT contract FROM payloads WHERE job_id = :other) WHERE job_id = :job"
+            ),
+            {
+                "job": moved.hex if is_sqlite else moved,
+                "other": others[0].hex if is_sqlite else others[0],
+            },
+        )
+
+    with cluster.worker(TIDEMILL_KEYS=line) as worker:
+        cluster.wait_until_finished(6)
+    assert cluster.states() == {"succeeded": 5, "failed": 1}
+    found = find_job(moved, database=sealed)
+    assert found is not None
+    assert found.error is not None
+    assert found.error.code == "text_unopenable"
+    assert CANARY not in worker.log
+    outputs = [each.output for each in find_results(database=sealed)]
+    assert len(outputs) == 5
+    with sealed.read() as session:
+        stored = str(session.execute(text("SELECT output, provenance FROM results")).all())
+    assert CANARY not in stored
+    assert not any(each and each in stored for each in outputs)
+
+    keyless = cluster.start_worker()
+    until(lambda: keyless.process.poll() is not None, "a worker that ends")
+    assert "give this process its keys" in keyless.log
+    assert cluster.states() == {"succeeded": 5, "failed": 1}
+    assert JobState.QUEUED not in cluster.states()
+    assert audit.verify(sealed).faults == ()
+    sealed.close()

@@ -1,0 +1,492 @@
+"""A family that no list names runs in flight once its checkpoint was proved, and not otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.backends import router, self_proof, verdicts
+from engine.backends.batch_probe import MAX_OFF
+from engine.backends.generate import GenerateBackend
+from engine.backends.loader import Checkpoint
+from engine.backends.router import RouterBackend, load
+from engine.backends.self_proof import Disproved, prove
+from engine.errors import Unloadable
+from engine.kv_cache import joined
+from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache, SpareLayer
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import Params, Request
+from engine.runners.own_cache import OwnCacheRunner
+from tests import checkpoints
+from tests.engines import Bench
+from tests.parity.alone import Alone
+
+SETTINGS = [
+    {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False},
+    {"max_new_tokens": 4, "do_sample": False},
+    {"max_new_tokens": 8, "do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+    {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.4},
+    {"max_new_tokens": 7, "do_sample": True, "seed": 5},
+]
+
+
+def spec_of(folder: Path, **settings) -> EngineSpec:
+    return EngineSpec(**{"alias": "a", "checkpoint": str(folder), "device": "cpu", **settings})
+
+
+def requests() -> list[Request]:
+    return [
+        Request(id=at, task="generate", text=text, params=Params(**SETTINGS[at % len(SETTINGS)]))
+        for at, text in enumerate(checkpoints.sentences(15, seed=3))
+    ]
+
+
+def let_join(bench: Bench, waiting: list[Request]) -> dict:
+    """They join two by two while others run."""
+    while waiting:
+        bench.submit(*waiting[:2])
+        waiting = waiting[2:]
+        bench.advance()
+    return {each.request_id: each for each in bench.finish()}
+
+
+@pytest.mark.parametrize("kind", checkpoints.UNLISTED)
+def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of):
+    spec = spec_of(folder_of(kind), max_sequences=8)
+    engine = load(spec)
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    assert engine.card.engine_reason.startswith("proved at load: 18 of 18 requests")
+    engine.in_flight.runner.kv_cache.poisoned = True
+    bench = Bench(engine, spec)
+    outputs = let_join(bench, requests())
+    assert bench.progress.num_in_flight == len(outputs) == 15
+    assert max(len(plan.sequences) for plan in bench.plans) > 2
+    alone = Alone(kind, folder_of(kind))
+    for each in requests():
+        expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
+        found = [list(choice.token_ids) for choice in outputs[each.id].choices]
+        assert outputs[each.id].failure is None
+        assert found == expected, f"{kind} {each.id}"
+    assert len({each.choices[0].token_ids for each in outputs.values()}) > 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("mistral", {"sliding_window": 16}),
+        ("gpt2", {"reorder_and_upcast_attn": True}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}),
+    ],
+)
+def test_an_odd_configuration_of_a_listed_family_is_proved_too(kind, own, folder_of, tmp_path):
+    folder = tmp_path / kind
+    shutil.copytree(folder_of(kind), folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | own
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+    assert isinstance(load(spec_of(folder, engine="inflight")), RouterBackend)
+
+
+# What is wrong shows
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bloom", "t5gemma", "blenderbot"])
+@pytest.mark.parametrize(
+    "fault", ["mask", "padding", "length", "rows", "reorder", "encoder", "window", "processors"]
+)
+def test_a_fault_in_flight_is_caught(kind, fault, folder_of, monkeypatch):
+    """Each breaks one thing that a step must get right."""
+    applies = {
+        "encoder": kind in ("t5gemma", "blenderbot"),
+        "window": kind in ("gemma2", "t5gemma"),
+    }
+    spec = spec_of(folder_of(kind))
+    checkpoint = Checkpoint.load(spec)
+    engine = RouterBackend(spec, checkpoint, poisoned=True, by_own_cache=True)
+    if not applies.get(fault, True):
+        fault = "rows"
+    break_it(fault, engine, monkeypatch)
+    with pytest.raises(Disproved):
+        prove(engine.exact, engine.in_flight.runner, engine.has_beams)
+
+
+def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
+    runner = engine.in_flight.runner
+    if fault == "mask":  # a row sees the columns before its first token
+        whole = JoinedRows.mask
+        monkeypatch.setattr(JoinedRows, "mask", lambda rows: torch.ones_like(whole(rows)))
+    elif fault == "padding":  # a row's first token is hidden from it
+        whole = JoinedRows.mask
+
+        def hidden(rows):
+            mask = whole(rows)
+            mask[:, :-2] = mask[:, :-2] * torch.roll(mask, 1, dims=1)[:, :-2]
+            mask[:, 0] = 0
+            return mask
+
+        monkeypatch.setattr(JoinedRows, "mask", hidden)
+    elif fault == "length":  # the newest token goes where the one before is
+        whole_resize = SpareLayer.resize
+
+        def resize(layer, num_columns):
+            whole_resize(layer, num_columns)
+            if layer.keys.shape[0] > 1:
+                layer.keys[:, :, -1] = layer.keys[:, :, 0]
+
+        monkeypatch.setattr(SpareLayer, "resize", resize)
+    elif fault == "rows":  # two rows of a step have each other's logits
+        decode = runner._decode
+        monkeypatch.setattr(
+            runner, "_decode", lambda caches, tokens: decode(caches, tokens).roll(1, dims=0)
+        )
+    elif fault == "reorder":  # beams keep the keys of others
+        monkeypatch.setattr(JoinedSequenceCache, "reorder", lambda cache, rows: None)
+    elif fault == "encoder":  # all of the longest prompt is seen
+        joined_of = JoinedKVCache._joined
+
+        def unmasked(manager, caches):
+            rows = joined_of(manager, caches)
+            rows.encoder_mask = torch.ones_like(rows.encoder_mask)
+            return rows
+
+        monkeypatch.setattr(JoinedKVCache, "_joined", unmasked)
+    elif fault == "window":  # in flight every token is seen
+        whole_decode = runner._decode
+        configs = {
+            id(each.config): each.config
+            for each in runner.model.modules()
+            if hasattr(each, "config") and hasattr(each.config, "sliding_window")
+        }
+
+        def decode(caches, tokens):
+            short = {id_: each.sliding_window for id_, each in configs.items()}
+            for each in configs.values():
+                each.sliding_window = 1000
+            try:
+                return whole_decode(caches, tokens)
+            finally:
+                for id_, each in configs.items():
+                    each.sliding_window = short[id_]
+
+        monkeypatch.setattr(runner, "_decode", decode)
+    else:  # a processor that looks back does nothing
+        whole_choice = engine.in_flight._choice_of
+
+        def choice_of(backend, sequence):
+            settings = replace(sequence.settings, repetition_penalty=1.0)
+            sequence.settings = settings
+            return whole_choice.__func__(backend, sequence)
+
+        monkeypatch.setattr(self_proof.RecordingBackend, "_choice_of", choice_of)
+
+
+def test_a_model_that_is_disproved_answers_by_generate_and_says_why(folder_of, monkeypatch, caplog):
+    monkeypatch.setattr(JoinedRows, "mask", lambda rows: torch.ones(
+        sum(each.num_rows for each in rows.caches), rows.num_columns() + 1, dtype=torch.int64
+    ))  # fmt: skip
+    spec = spec_of(folder_of("phi"))
+    engine = load(spec)
+    assert isinstance(engine, GenerateBackend)
+    assert "was not proved at load: rows that change" in engine.card.engine_reason
+    assert engine.sized.reasons["engine"].endswith("0.0001)")
+    assert "not in flight" in caplog.messages
+    with pytest.raises(Unloadable, match="have other logits than by"):
+        load(replace(spec, engine="inflight"))
+
+
+# Architectures that are nobody's
+
+MADE_UP = '''
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class MadeUpConfig(PreTrainedConfig):
+    model_type = "made_up"
+
+    def __init__(self, vocab_size=64, hidden_size=32, num_attention_heads=4,
+                 num_hidden_layers=2, max_position_embeddings=256, window=6, **kwargs):
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        self.num_attention_heads, self.num_hidden_layers = num_attention_heads, num_hidden_layers
+        self.max_position_embeddings, self.window = max_position_embeddings, window
+        super().__init__(**kwargs)
+
+
+class Layer(nn.Module):
+    """Learned positions, ALiBi, one key head, a soft cap, and a window in every other layer."""
+
+    def __init__(self, config, index):
+        super().__init__()
+        size = config.hidden_size
+        self.index, self.heads = index, config.num_attention_heads
+        self.window = config.window if index % 2 else None
+        self.q, self.kv = nn.Linear(size, size), nn.Linear(size, 2 * size // self.heads)
+        self.o, self.up, self.down = (nn.Linear(size, size) for _ in range(3))
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, states, past, mask):
+        rows, tokens, size = states.shape
+        normed = self.norm(states)
+        query = self.q(normed).view(rows, tokens, self.heads, -1).transpose(1, 2)
+        key, value = self.kv(normed)[:, None].chunk(2, -1)
+        key, value = past.update(key, value, self.index)
+        scores = 10 * torch.tanh(query @ key.transpose(-1, -2) / 20)
+        last = key.shape[2]
+        back = (torch.arange(last - tokens, last)[:, None] - torch.arange(last)).to(states.device)
+        slopes = 0.5 ** torch.arange(1, self.heads + 1, device=states.device)
+        scores = scores - slopes[:, None, None] * back
+        seen = (back >= 0) & (back < (self.window or last))
+        if mask is not None:
+            seen = seen & mask[:, None, None, :last].bool()
+        weights = scores.masked_fill(~seen, -1e9).softmax(-1)
+        output = (weights @ value).transpose(1, 2).reshape(rows, tokens, size)
+        return states + self.o(output) + self.down(torch.relu(self.up(normed)))
+
+
+class MadeUpForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class = MadeUpConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, at) for at in range(config.num_hidden_layers))
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, head):
+        self.lm_head = head
+
+    def forward(self, input_ids, past_key_values=None, attention_mask=None, position_ids=None,
+                use_cache=True, **kwargs):
+        if position_ids is None:
+            begin = past_key_values.get_seq_length()
+            position_ids = torch.arange(begin, begin + input_ids.shape[1])[None]
+        position_ids = position_ids.to(input_ids.device)
+        FLAW
+        states = self.embed(input_ids) + self.positions(position_ids)
+        for layer in self.layers:
+            states = layer(states, past_key_values, attention_mask)
+        return CausalLMOutputWithPast(logits=self.lm_head(states), past_key_values=past_key_values)
+'''
+
+
+def made_up(folder: Path, source: Path, flaw: str) -> Path:
+    """A checkpoint that brings its own code, which mixes known parts in a new way."""
+    import importlib.util
+    import sys
+
+    folder.mkdir()
+    name = "modeling_made_up"
+    path = folder / f"{name}.py"
+    path.write_text(MADE_UP.replace("FLAW", flaw))
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    tokenizer = checkpoints.hf.AutoTokenizer.from_pretrained(source)
+    eos = tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        config = module.MadeUpConfig(vocab_size=len(tokenizer), eos_token_id=eos)
+        config.auto_map = {
+            "AutoConfig": f"{name}.MadeUpConfig",
+            "AutoModelForCausalLM": f"{name}.MadeUpForCausalLM",
+        }
+        config.architectures = ["MadeUpForCausalLM"]
+        checkpoints.save(folder, tokenizer, module.MadeUpForCausalLM(config))
+    written = json.loads((folder / "config.json").read_text())
+    written["auto_map"] = config.auto_map
+    (folder / "config.json").write_text(json.dumps(written))
+    path.write_text(MADE_UP.replace("FLAW", flaw))
+    del sys.modules[name]
+    return folder
+
+
+def test_an_architecture_that_nobody_has_heard_of_runs_in_flight(folder_of, tmp_path):
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), "pass")
+    with pytest.raises(Unloadable, match="trust_remote_code"):
+        load(spec_of(folder))
+    spec = spec_of(folder, trust_remote_code=True)
+    engine = load(spec)
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    bench = Bench(engine, spec)
+    asked = requests()
+    outputs = let_join(bench, asked)
+    assert bench.progress.num_in_flight == len(asked)
+    alone = checkpoints.hf.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = checkpoints.hf.AutoTokenizer.from_pretrained(folder)
+    for each in asked[::5]:
+        ids = torch.tensor([tokenizer(each.text)["input_ids"]])
+        expected = alone.generate(ids, **SETTINGS[0])[0, ids.shape[1] :].tolist()
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        "position_ids = position_ids + (input_ids.shape[0] > 1)",
+        # Only in a row that has joined longer ones, and only past its prompt.
+        "position_ids = position_ids + int(attention_mask is not None "
+        "and input_ids.shape[1] == 1 and attention_mask.shape[1] > int(position_ids.min()) + 1)",
+        # Only from the fourth row on.
+        "position_ids = position_ids + (torch.arange(input_ids.shape[0])[:, None] > 2)",
+    ],
+)
+def test_a_position_off_by_one_in_company_is_caught(flaw, folder_of, tmp_path):
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), flaw)
+    engine = load(spec_of(folder, trust_remote_code=True))
+    assert isinstance(engine, GenerateBackend)
+    assert "others in company" in engine.card.engine_reason or "in flight" in (
+        engine.card.engine_reason
+    )
+
+
+# Half precision, and a second start
+
+
+def test_in_half_precision_logits_are_held_to_a_bound_and_the_agreement_is_said(folder_of):
+    engine = load(spec_of(folder_of("olmo2"), dtype="bfloat16"))
+    assert isinstance(engine, RouterBackend)
+    assert "of 18 requests answered in flight" in engine.card.engine_reason
+    bound = self_proof.max_off(engine.checkpoint.model)
+    assert MAX_OFF < 2**-8 < bound < 0.3
+
+
+def test_a_fault_shows_in_half_precision_too(folder_of, monkeypatch):
+    monkeypatch.setattr(joined, "POISON", 3.0)
+    spec = spec_of(folder_of("olmo2"), dtype="bfloat16")
+    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, by_own_cache=True)
+    break_it("mask", engine, monkeypatch)
+    with pytest.raises(Disproved, match="where rounding is at most"):
+        prove(engine.exact, engine.in_flight.runner, engine.has_beams)
+
+
+def test_a_second_start_takes_the_verdict_of_the_first(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
+    folder = tmp_path / "phi"
+    shutil.copytree(folder_of("phi"), folder)
+    spec = spec_of(folder)
+    assert "at an earlier start" not in load(spec).card.engine_reason
+    with monkeypatch.context() as patch:
+        patch.setattr(router, "prove", lambda *_: pytest.fail("it was proved again"))
+        again = load(spec)
+        assert isinstance(again, RouterBackend)
+        assert again.card.engine_reason.endswith("(at an earlier start)")
+    # Other weights are another checkpoint, whose verdict is its own.
+    proofs = []
+    monkeypatch.setattr(router, "prove", lambda *given: proofs.append(given) or prove(*given))
+    model = checkpoints.hf.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[0] += 1
+    model.save_pretrained(folder)
+    load(spec)
+    load(replace(spec, dtype="bfloat16"))
+    assert len(proofs) == 2
+
+
+def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
+    reasons = [load(spec_of(folder_of("led"))).card.engine_reason]
+    monkeypatch.setattr(router, "prove", lambda *_: pytest.fail("it was tried again"))
+    reasons.append(load(spec_of(folder_of("led"))).card.engine_reason)
+    assert reasons[0] == reasons[1]
+    assert "was not proved at load" in reasons[0]
+
+
+def test_a_step_that_fails_can_be_run_again(folder_of):
+    """A model that raises after some of its layers have stored the newest token."""
+    spec = spec_of(folder_of("gemma3"))
+    bench = Bench(load(spec), spec)
+    expected = let_join(bench, requests())
+    engine = load(spec)
+    bench, model, calls = Bench(engine, spec), engine.checkpoint.model, [0]
+
+    def fail(*_):
+        calls[0] += 1
+        if calls[0] % 5 == 0 and len(engine.in_flight.running_sequences) > 1:
+            raise ValueError("now and then")
+
+    # Fails a step of several, never the same one run alone.
+    whole = engine.in_flight.runner._decode
+
+    def decode(caches, tokens):
+        hook = model.lm_head.register_forward_hook(fail) if len(caches) > 1 else None
+        try:
+            return whole(caches, tokens)
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    engine.in_flight.runner._decode = decode
+    found = let_join(bench, requests())
+    assert calls[0] > 5
+    assert {id_: each.choices for id_, each in found.items()} == {
+        id_: each.choices for id_, each in expected.items()
+    }
+
+
+def test_much_longer_rows_take_a_pass_of_their_own(folder_of, monkeypatch):
+    monkeypatch.setattr("engine.runners.own_cache.NO_MATTER", 16)
+    widths = []
+    whole = OwnCacheRunner._decode
+
+    def decode(runner, caches, tokens):
+        widths.append(sorted(each.length for each in caches))
+        return whole(runner, caches, tokens)
+
+    monkeypatch.setattr(OwnCacheRunner, "_decode", decode)
+    engine = load(spec_of(folder_of("phi3")))
+    assert isinstance(engine, RouterBackend)
+    assert {each[-1] > 16 for each in widths} == {True, False}
+    assert all(each[0] > 16 or each[-1] <= 16 for each in widths)
+
+
+# Context is what rotary scaling makes of it
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_tokens", "backend"),
+    [("llama_yarn", 140, RouterBackend), ("llama_dynamic", 400, GenerateBackend)],
+)
+def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
+    kind, num_tokens, backend, folder_of
+):
+    spec = spec_of(folder_of(kind))
+    engine = load(spec)
+    assert isinstance(engine, backend)
+    bench = Bench(engine, spec)
+    alone = Alone(kind, folder_of(kind))
+    text = " ".join(checkpoints.sentences(60, seed=9))
+    ids = alone.tokenizer(text)["input_ids"][:num_tokens]
+    text = alone.tokenizer.decode(ids, skip_special_tokens=True)
+    params = Params(max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    asked = [
+        Request(id=at, task="generate", text=each, params=params)
+        for at, each in enumerate([text, *checkpoints.sentences(3), text])
+    ]
+    outputs = bench.answers(asked)
+    assert outputs[0].failure is None
+    assert outputs[0].prompt_tokens > alone.model.config.max_position_embeddings
+    for each in asked:
+        (expected,) = Alone(kind, folder_of(kind)).generate(
+            each.text, max_new_tokens=6, min_new_tokens=6, do_sample=False
+        )
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+    limit = engine.checkpoint.limits.max_answer_context_tokens
+    too_long = Request(id=9, task="generate", text=text * limit, params=params)
+    assert bench.answers([too_long])[9].failure.code == "prompt_too_long"

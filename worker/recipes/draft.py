@@ -1,0 +1,146 @@
+"""Draft: a sentence on its way to its translation."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from engine.protocol.messages import Output
+from worker.documents.glossary import Term, missed_terms
+from worker.documents.placeholders import Span, missed
+from worker.documents.translatable import fragments
+
+
+def is_empty(output: Output) -> bool:
+    return not output.choices[0].text.strip()
+
+
+@dataclass(slots=True, eq=False)
+class Draft:
+    """A text on its way: one request, or the parts that it had to be taken apart into."""
+
+    text: str
+    max_characters: int  # of the parts, if it is too long
+    spans: tuple[Span, ...] = ()
+    terms: tuple[Term, ...] = ()
+    restored: Mapping[str, str] = field(default_factory=dict)  # what stands for what, until the end
+    output: Output | None = None
+    parts: "list[Draft | str] | None" = None
+    between: str | None = None  # what one model made of it, for the next one
+    was_cut: bool = False  # an answer on its way ended at its limit
+
+    @property
+    def words(self) -> str:
+        """What the next model reads."""
+        return self.text if self.between is None else self.between
+
+    @property
+    def is_pending(self) -> bool:
+        return self.output is None and self.parts is None
+
+    def pending(self) -> "Iterator[Draft]":
+        """What still needs a request."""
+        if self.parts is not None:
+            for part in self.parts:
+                if isinstance(part, Draft):
+                    yield from part.pending()
+        elif self.output is None:
+            yield self
+
+    def outputs(self) -> Iterator[Output]:
+        """Of the last requests that the text is made of."""
+        for each in self._leaves():
+            if each.output is not None:
+                yield each.output
+
+    def _leaves(self) -> "Iterator[Draft]":
+        if self.parts is None:
+            yield self
+            return
+        for part in self.parts:
+            if isinstance(part, Draft):
+                yield from part._leaves()
+
+    @property
+    def has_empty(self) -> bool:
+        """Whether a model had nothing to say to this text, or to a part of it."""
+        return any(is_empty(output) for output in self.outputs())
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether an answer to it ended at its limit of length."""
+        return any(
+            each.was_cut
+            or (each.output is not None and each.output.choices[0].finish_reason == "length")
+            for each in self._leaves()
+        )
+
+    def choice(self, index: int) -> str:
+        """The translation; index: of the sequences returned."""
+        text = self._choice(index)
+        for placeholder, translation in self.restored.items():
+            text = text.replace(placeholder, translation)
+        return text
+
+    def _choice(self, index: int) -> str:
+        if self.parts is not None:
+            return "".join(
+                part if isinstance(part, str) else part.choice(index).strip() for part in self.parts
+            )
+        assert self.output is not None
+        return self.output.choices[index].text
+
+    def take(self, output: Output, *, is_last: bool) -> None:
+        """A model's answer: the translation, or what the next model reads."""
+        best = output.choices[0]
+        if is_last or is_empty(output):
+            self.output = output
+        else:
+            self.between = best.text
+            self.was_cut |= best.finish_reason == "length"
+
+    def take_apart(self, parts: Iterable[tuple[str, bool]]) -> None:
+        """Into (text, whether it is to be translated)."""
+        self.output = self.between = None
+        self.was_cut = False
+        self.parts = [
+            Draft(text, self.max_characters // 4) if translatable else text
+            for text, translatable in parts
+        ]
+
+    def hold_terms(self) -> None:
+        """Begin anew, with placeholders in place of terms."""
+        held, restored, at = [], {}, 0
+        for number, term in enumerate(self.terms, start=1):
+            placeholder = f"{{T{number}}}"
+            while placeholder in self.text:
+                placeholder = f"{{T{placeholder[1:-1]}}}"
+            restored[placeholder] = term.translation
+            held += [self.text[at : term.start], placeholder]
+            at = term.end
+        text = "".join([*held, self.text[at:]])
+        self.take_apart(())
+        self.parts = [Draft(text, self.max_characters, restored=restored)]
+
+    def go_around(self) -> None:
+        """Begin anew, around placeholders and terms: then nothing can touch these."""
+        spans = sorted([*self.spans, *(term.span for term in self.terms)])
+        written = {term.span: term.translation for term in self.terms}
+        self.take_apart(fragments(self.text, spans, written))
+
+    def miss(self) -> Counter[str]:
+        """The placeholders that a translation has too few or too many of."""
+        if not self.spans:
+            return Counter()
+        found = (missed(self.text, self.spans, each) for each in self._translations())
+        return next(filter(None, found), Counter())
+
+    def miss_terms(self) -> Counter[str]:
+        """The translations of terms that are not where they should be, and how many of each."""
+        if not self.terms:
+            return Counter()
+        found = (missed_terms(self.terms, each) for each in self._translations())
+        return next(filter(None, found), Counter())
+
+    def _translations(self) -> Iterator[str]:
+        num_choices = min((len(output.choices) for output in self.outputs()), default=1)
+        return (self.choice(each) for each in range(num_choices))
