@@ -24,7 +24,7 @@ from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.protocol.messages import Request
-from engine.sampling.resolve_params import Settings
+from engine.sampling.resolve_params import ResolvedParams
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
@@ -135,7 +135,7 @@ class BatchProbe:
         return answer
 
     def together(self, prompts: list[tuple[int, ...]], num_beams: int = 1) -> list[Answer]:
-        settings = Settings(
+        settings = ResolvedParams(
             max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=num_beams,
             num_return_sequences=num_beams,
         )  # fmt: skip
@@ -171,7 +171,7 @@ class BatchProbe:
         return config
 
 
-def sequence(prompt: tuple[int, ...], settings: Settings) -> Sequence:
+def sequence(prompt: tuple[int, ...], settings: ResolvedParams) -> Sequence:
     return Sequence(
         request=Request(id=0, task="generate"),
         prompt_ids=prompt,

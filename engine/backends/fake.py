@@ -40,7 +40,7 @@ from engine.protocol.messages import (
     Output,
     Request,
 )
-from engine.sampling.resolve_params import Room, Settings, resolve
+from engine.sampling.resolve_params import AnswerLimits, ResolvedParams, resolve
 from engine.text.characters import sanitize
 from engine.text.reasoning import THINK
 from engine.text.stop_strings import cut_at_stop, stop_position
@@ -86,8 +86,10 @@ class FakeBackend:
             if language and not _is_among(language, self.spec.languages):
                 raise UnknownLanguage(name, language, self.spec.languages)
         # The context is the spec's for prompts only: a fake answer may be of any length.
-        room = Room(num_before=1, max_context_tokens=None, max_new_tokens=self.spec.max_new_tokens)
-        settings = resolve(request.params, {}, room, fresh_seed=0)
+        limits = AnswerLimits(
+            num_before=1, max_context_tokens=None, max_new_tokens=self.spec.max_new_tokens
+        )
+        settings = resolve(request.params, {}, limits, fresh_seed=0)
         return Sequence(
             request=request,
             prompt_ids=tuple(range(len(words))),
@@ -102,7 +104,9 @@ class FakeBackend:
     ) -> Measurement:
         assert self.sized.spec.max_step_tokens is not None
         max_tokens = self.spec.max_input_tokens or MAX_CONTEXT_TOKENS
-        room = Room(num_before=1, max_context_tokens=None, max_new_tokens=self.spec.max_new_tokens)
+        limits = AnswerLimits(
+            num_before=1, max_context_tokens=None, max_new_tokens=self.spec.max_new_tokens
+        )
         return Measurement(
             num_tokens=tuple(
                 len(prompt_words(each))
@@ -112,7 +116,7 @@ class FakeBackend:
                 )
             ),
             max_prompt_tokens=min(max_tokens, self.sized.spec.max_step_tokens),
-            max_new_tokens=resolve(request.params, {}, room, fresh_seed=0).max_new_tokens,
+            max_new_tokens=resolve(request.params, {}, limits, fresh_seed=0).max_new_tokens,
         )
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
@@ -210,7 +214,7 @@ class FakeRow:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def advance(self, settings: Settings) -> None:
+    def advance(self, settings: ResolvedParams) -> None:
         """Draw the next word; set the finish reason if it is the last."""
         self.state = (self.state * 1103515245 + 12345) & 0x7FFFFFFF
         self.token_ids.append((self.state >> 8) % len(self.words))
@@ -250,7 +254,7 @@ def fake_rows(sequence: Sequence) -> list[FakeRow]:
     return rows
 
 
-def _stable_hash(request: Request, settings: Settings, words: list[str], index: int) -> int:
+def _stable_hash(request: Request, settings: ResolvedParams, words: list[str], index: int) -> int:
     """Lengths and stop texts are left out: they cut an answer and do not change it."""
     fields = (
         request.task,

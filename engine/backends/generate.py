@@ -43,7 +43,7 @@ from engine.sampling.logits_processors import (
     PerRequestSampler,
     take_sampling_processors,
 )
-from engine.sampling.resolve_params import Settings
+from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.stopping_criteria import PerRequestStops
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
@@ -73,7 +73,7 @@ RUNS_ALONE: dict[str, Any] = {
 class BatchKey:
     """What sequences have in common that share a call."""
 
-    settings: Settings  # without what may differ from row to row
+    settings: ResolvedParams  # without what may differ from row to row
     length_class: Hashable
     forced_bos_token_id: int | None
     decoder_start_token_id: int | None
@@ -283,7 +283,7 @@ class GenerateBackend:
         settings = first.settings.to_json()
         for name in ("seed", "stop"):
             settings.pop(name, None)
-        neutral = Settings(max_new_tokens=1).to_json()
+        neutral = ResolvedParams(max_new_tokens=1).to_json()
         for name, value in {**neutral, **settings}.items():
             setattr(config, name, value)
         config.max_new_tokens = max(each.settings.max_new_tokens for each in sequences)

@@ -11,15 +11,15 @@ from typing import Any
 
 from engine.backends.router import INERT, NEUTRAL
 from engine.errors import UnsupportedParameter
-from engine.sampling.resolve_params import SETTINGS, Settings
+from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 
 # What a request may have to be greedy: anything else could change the tokens.
-GREEDY = Settings(max_new_tokens=1)
+GREEDY = ResolvedParams(max_new_tokens=1)
 FREE = ("max_new_tokens", "min_new_tokens", "seed", "temperature", "top_k", "top_p")
 IDLE_WITHOUT_BEAMS = ("length_penalty", "early_stopping")
 
 
-def refuse_unless_greedy(settings: Settings, library: str) -> None:
+def refuse_unless_greedy(settings: ResolvedParams, library: str) -> None:
     """Raises UnsupportedParameter with the first that is not."""
     for name in SETTINGS:
         if name in FREE or name in IDLE_WITHOUT_BEAMS:

@@ -114,15 +114,15 @@ class RouterBackend:
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
-        if machine.room is not None:
-            refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
+        if machine.max_paged_tokens is not None:
+            refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
         return runner_of(checkpoint, kv_cache_for(self.sized.spec, shape, poisoned, is_paged))
 
     def _runner_by_own_cache(self, poisoned: bool) -> Runner:
         checkpoint = self.checkpoint
         shape = probe_own_shape(checkpoint.model)
         # Nothing is reserved, so that there is no room to be planned.
-        machine = replace(machine_for(checkpoint, shape), room=None)
+        machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
         return OwnCacheRunner(checkpoint.model, kv_cache, start_id_of(checkpoint))

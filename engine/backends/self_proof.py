@@ -27,7 +27,7 @@ from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.protocol.messages import Request
-from engine.sampling.resolve_params import Settings
+from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.sampler import TokenChoice
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def trials_of(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
     lengths = [min(each, longest) for each in LENGTHS]
     if bounds and longest <= SHORT_CONTEXT:
         lengths[5] = longest
-    greedy = Settings(max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=1)
-    special: dict[int, Settings] = {
+    greedy = ResolvedParams(max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=1)
+    special: dict[int, ResolvedParams] = {
         4: replace(greedy, repetition_penalty=1.3),
         7: replace(greedy, do_sample=True, seed=7, temperature=0.9),
         10: replace(greedy, no_repeat_ngram_size=2),
@@ -183,7 +183,7 @@ def trials_of(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
     ]
 
 
-def shortened(settings: Settings, num_steps: int) -> Settings:
+def shortened(settings: ResolvedParams, num_steps: int) -> ResolvedParams:
     return replace(settings, max_new_tokens=num_steps, min_new_tokens=num_steps)
 
 
@@ -205,7 +205,7 @@ def plain_prompts(exact: GenerateBackend, lengths: list[int]) -> list[tuple[int,
     ]
 
 
-def sequence(id_: int, prompt: tuple[int, ...], settings: Settings) -> Sequence:
+def sequence(id_: int, prompt: tuple[int, ...], settings: ResolvedParams) -> Sequence:
     return Sequence(
         request=Request(id=id_, task="generate"),
         prompt_ids=prompt,
@@ -256,7 +256,7 @@ def run_in_company(
         waiting = [each.sequence for each in order]
         drawn = None
         if has_beams and order is trials:
-            beams = Settings(max_new_tokens=NUM_STEPS, num_beams=3, num_return_sequences=3)
+            beams = ResolvedParams(max_new_tokens=NUM_STEPS, num_beams=3, num_return_sequences=3)
             drawn = sequence(len(trials) + 1, trials[0].sequence.prompt_ids, beams)
             waiting.insert(2, drawn)
         backend = RecordingBackend(exact, runner, drawn)

@@ -66,8 +66,8 @@ class VllmBackend:
         shape = probe_kv_shape(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = no_more_than_used(sized(spec, machine, "vllm", AS_CONFIGURED), checkpoint)
-        if machine.room is not None:
-            refuse_beyond_memory(self.sized.spec, machine.room(self.sized.spec))
+        if machine.max_paged_tokens is not None:
+            refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
         self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What was looked at is read again by vLLM, and once is enough.

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from engine.protocol.messages import Request
-from engine.sampling.resolve_params import Settings
+from engine.sampling.resolve_params import ResolvedParams
 
 if TYPE_CHECKING:
     from engine.text.grammars import Grammar
@@ -33,7 +33,7 @@ class Sequence:
 
     request: Request
     prompt_ids: tuple[int, ...]
-    settings: Settings
+    settings: ResolvedParams
     num_rows: int  # beams or returned sequences: they live and die together
     num_prefill_tokens: int  # prompt tokens computed in the step that admits it, all rows
     # Only sequences with equal keys share a step. This key, `runs_to_completion` and

@@ -42,24 +42,24 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.no_caches = CacheTable(kernel, shape.num_layers, [])
         self.rows_table = self.prompts_table = self.no_caches
         # The keys and values of the last step's caches, and how many columns each had.
-        self.held: list[tuple[ref[Tensor], int]] = []
+        self.last_step: list[tuple[ref[Tensor], int]] = []
         self.scratch = np.empty((0, 0), np.float32)
         self.first_arguments: tuple[int, ...] = ()  # of every kernel
 
     def _prepare_decode(self, caches: list[ContiguousSequenceCache]) -> None:
         self.prompts_table = self.no_caches
-        if caches and not self.is_cross and self._are_a_column_longer(caches):
+        if caches and not self.is_cross and self._are_a_token_longer(caches):
             # The caches of the last step, as most of the time.
             self.rows_table.fields[:, :, self.kernel.NUM_COLUMNS] += 1
             self.make_scratch_for(max(cache.length for cache in caches) + 1)
         else:
             self._describe(caches)
-        self.held = [(ref(cache.kv), cache.length) for cache in caches]
+        self.last_step = [(ref(cache.kv), cache.length) for cache in caches]
 
-    def _are_a_column_longer(self, caches: list[ContiguousSequenceCache]) -> bool:
-        return len(caches) == len(self.held) and all(
+    def _are_a_token_longer(self, caches: list[ContiguousSequenceCache]) -> bool:
+        return len(caches) == len(self.last_step) and all(
             cache.kv is kv() and cache.length == length + 1
-            for cache, (kv, length) in zip(caches, self.held, strict=True)
+            for cache, (kv, length) in zip(caches, self.last_step, strict=True)
         )
 
     def _describe(self, caches: list[ContiguousSequenceCache]) -> None:

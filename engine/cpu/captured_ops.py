@@ -23,7 +23,7 @@ from engine.cpu.op_buffers import (
     AllocatingCall,
     BufferPlan,
     BufferPool,
-    Call,
+    CapturedCall,
     CapturedGraph,
     address_of,
     tensors_in,
@@ -75,7 +75,7 @@ def captured_call(call: Callable[..., None], *arguments: Any) -> None:
         call(*arguments)
     finally:
         _thread.capture = capture
-    capture.calls.append(Call(call, arguments))
+    capture.calls.append(CapturedCall(call, arguments))
 
 
 class OpCapturer:
@@ -112,11 +112,11 @@ class Capture(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[CapturedCall] = []
         # By the address of a storage that the step allocates: the index of the call that does.
-        # Its tensors are held, so that no other storage gets the address.
+        # Its tensors live on in `allocated`, so that no other storage gets the address.
         self.born: dict[int, int] = {}
-        self.kept: list[Tensor] = []
+        self.allocated: list[Tensor] = []
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -141,12 +141,12 @@ class Capture(TorchDispatchMode):
         known = {address_of(each) for each in tensors_in((args, named))}
         result = function(*args, **named)
         made = tuple(tensors_in(result))
-        self.kept += made
+        self.allocated += made
         if function._schema.is_mutable:
             # It must neither return other tensors nor replace the storage of its arguments.
             if known != known.union(map(address_of, tensors_in((args, named, result)))):
                 raise NotCapturable(f"{function} returns other tensors, or resizes one")
-            self.calls.append(Call(function, args, named))
+            self.calls.append(CapturedCall(function, args, named))
             return result
         if any(each.is_mkldnn for each in made):
             raise NotCapturable(f"{function} returns a tensor without storage")
@@ -163,7 +163,7 @@ class Capture(TorchDispatchMode):
 
     def results(self) -> list[weakref.ref[Tensor]]:
         """Return the tensors that the step allocated."""
-        return [weakref.ref(each) for each in self.kept if address_of(each) in self.born]
+        return [weakref.ref(each) for each in self.allocated if address_of(each) in self.born]
 
 
 class RefuseValueReads(TorchFunctionMode):
@@ -208,13 +208,15 @@ def written_by(function: Any, args: Any, named: dict[str, Any]) -> Iterator[Tens
             yield from tensors_in(args[at] if at < len(args) else named.get(each.name))
 
 
-def call_into(function: Any, args: Any, named: dict[str, Any], made: tuple[Tensor, ...]) -> Call:
+def call_into(
+    function: Any, args: Any, named: dict[str, Any], made: tuple[Tensor, ...]
+) -> CapturedCall:
     """Return a call that writes its results to `made`, if the operation has such an overload."""
     overload = overload_with_out(function)
     if overload is None:
         return AllocatingCall(function, args, named, made)
     variant, names = overload
-    return Call(variant, args, named | dict(zip(names, made, strict=True)))
+    return CapturedCall(variant, args, named | dict(zip(names, made, strict=True)))
 
 
 _overloads: dict[Any, tuple[Any, tuple[str, ...]] | None] = {}

@@ -19,7 +19,7 @@ NAN_BYTE = 255  # a float whose bytes are all this is NaN
 
 
 @dataclass(slots=True)
-class Call:
+class CapturedCall:
     """An operation, or a function of ours, with its arguments."""
 
     function: Callable[..., Any]
@@ -36,7 +36,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class AllocatingCall(Call):
+class AllocatingCall(CapturedCall):
     """A call that allocates its results; the tensors of later calls are then attached to them."""
 
     results: tuple[Tensor, ...] = ()
@@ -72,7 +72,7 @@ class AttachedTensors:
 class CapturedGraph:
     """Replays a step; the result is overwritten by the next replay of any graph of the pool."""
 
-    def __init__(self, calls: list[Call], result: Tensor, plan: BufferPlan) -> None:
+    def __init__(self, calls: list[CapturedCall], result: Tensor, plan: BufferPlan) -> None:
         self.plan = plan
         self.calls: list[Callable[[], Any]] = []
         for call in calls:
@@ -104,7 +104,7 @@ class BufferPlan:
     an AllocatingCall."""
 
     def __init__(
-        self, calls: list[Call], born: dict[int, int], result: Tensor, pool: BufferPool
+        self, calls: list[CapturedCall], born: dict[int, int], result: Tensor, pool: BufferPool
     ) -> None:
         """born: by the address of a storage that the step allocates: the index of its call"""
         self.pool = pool

@@ -69,17 +69,17 @@ class StepMemory:
 def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
     """The limits of this machine for a model that is loaded."""
     device = checkpoint.model.device
-    room = None
+    max_tokens = None
     if device.type == "cuda":
         # Measured once: other processes change it, and what was planned must be what fits.
         memory = DeviceMemory(*torch.cuda.mem_get_info(device))
-        room = partial(max_paged_tokens, checkpoint=checkpoint, shape=shape, memory=memory)
+        max_tokens = partial(max_paged_tokens, checkpoint=checkpoint, shape=shape, memory=memory)
     return Machine(
         device.type,
         free_bytes(device),
         checkpoint.card.max_context_tokens,
         shape.bytes_per_token,
-        room,
+        max_tokens,
     )
 
 

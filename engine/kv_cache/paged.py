@@ -75,9 +75,9 @@ class PagedKVCache:
         self.free_pages += pages
 
     def free_all_but(self, caches: Iterable[PagedSequenceCache]) -> None:
-        kept = {cache.rows[0] for cache in caches}
+        owners = {cache.rows[0] for cache in caches}
         for row, cache in list(self.sequences.items()):
-            if row not in kept:
+            if row not in owners:
                 cache.clear()
 
     def check(self, caches: Iterable[PagedSequenceCache]) -> None:

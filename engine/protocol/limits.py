@@ -26,7 +26,7 @@ class Machine:
     max_context_tokens: int | None = None  # of the checkpoint, if it names a limit
     bytes_per_token: int | None = None  # of keys and values; None: none are kept between steps
     # How many tokens of keys and values fit on a GPU, given a spec with the other limits chosen.
-    room: Callable[[EngineSpec], int] | None = None
+    max_paged_tokens: Callable[[EngineSpec], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,11 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
 
 def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tuple[int, str]:
     """The number of tokens whose keys and values may be kept between steps, and the reason."""
-    if spec.kv_cache is None and machine.room is not None:
-        room, reason = machine.room(spec), f"gpu_memory_utilization = {spec.gpu_memory_utilization}"
+    if spec.kv_cache is None and machine.max_paged_tokens is not None:
+        room, reason = (
+            machine.max_paged_tokens(spec),
+            f"gpu_memory_utilization = {spec.gpu_memory_utilization}",
+        )
         if machine.max_context_tokens is not None and spec.max_sequences is not None:
             # A prompt and an answer each; the rest is left to `generate`.
             most = 2 * spec.max_sequences * machine.max_context_tokens

@@ -115,5 +115,5 @@ class PerRequestSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: (rows, vocab) float32, processed; returns them with one finite value a row."""
         drawn = [draw(scores[rows], generator) for rows, generator in self.streams]
-        chosen = torch.full_like(scores, -torch.inf)
-        return chosen.scatter_(1, torch.cat(drawn), 0.0)
+        only_drawn = torch.full_like(scores, -torch.inf)
+        return only_drawn.scatter_(1, torch.cat(drawn), 0.0)

@@ -1,4 +1,4 @@
-"""Settings: how one request is decoded, with nothing left open.
+"""ResolvedParams: how one request is decoded, with nothing left open.
 
 The job's parameters come first, then the spec's length, then the checkpoint's own
 generation configuration, then what `transformers` holds to be neutral. Its silent
@@ -19,7 +19,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ResolvedParams:
     """Resolved; equal settings decode alike. Neutral values are those of `transformers`."""
 
     max_new_tokens: int
@@ -56,7 +56,7 @@ class Settings:
         return data
 
 
-SETTINGS = tuple(each.name for each in fields(Settings))
+SETTINGS = tuple(each.name for each in fields(ResolvedParams))
 # Those that a job may set and a checkpoint may have an opinion on, taken as they are.
 INHERITED = (
     "temperature",
@@ -72,7 +72,7 @@ INHERITED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class AnswerLimits:
     """How many tokens an answer may have.
 
     `num_before` are the tokens that `max_length` and the context count before the first
@@ -84,13 +84,15 @@ class Room:
     max_new_tokens: int | None = None  # the spec's
 
     @property
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         if self.max_context_tokens is None:
             return None
         return max(self.max_context_tokens - self.num_before, 0)
 
 
-def resolve(params: Params, own: Mapping[str, Any], room: Room, fresh_seed: int) -> Settings:
+def resolve(
+    params: Params, own: Mapping[str, Any], limits: AnswerLimits, fresh_seed: int
+) -> ResolvedParams:
     """The settings of one request.
 
     own:        the checkpoint's generation configuration, without what it leaves open
@@ -107,9 +109,9 @@ def resolve(params: Params, own: Mapping[str, Any], room: Room, fresh_seed: int)
     do_sample = _do_sample(params, own)
     if not do_sample and values.get("temperature") == 0:
         del values["temperature"]  # greedy, said another way
-    settings = Settings(
-        max_new_tokens=_max_new_tokens(params, own, room),
-        min_new_tokens=_min_new_tokens(params, own, room),
+    settings = ResolvedParams(
+        max_new_tokens=_max_new_tokens(params, own, limits),
+        min_new_tokens=_min_new_tokens(params, own, limits),
         do_sample=do_sample,
         seed=None if not do_sample else fresh_seed if params.seed is None else params.seed,
         stop=params.stop or _own_stop(own),
@@ -119,15 +121,15 @@ def resolve(params: Params, own: Mapping[str, Any], room: Room, fresh_seed: int)
     return settings
 
 
-def room_before_answer(params: Params, settings: Settings, room: Room) -> int | None:
-    """How long the prompt of a decoder-only model may be, so that its answer has room; None
-    where nothing bounds it.
+def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLimits) -> int | None:
+    """Return how long the prompt of a decoder-only model may be, so that its answer fits into the
+    context; None where nothing bounds it.
 
     An answer whose length nobody asked for has to make do with half of the context.
     """
     if params.max_length is not None:
         return params.max_length // 2
-    context = room.max_context_tokens
+    context = limits.max_context_tokens
     if context is None or params.max_new_tokens is not None:
         return None if context is None else context - settings.max_new_tokens
     return max(context - settings.max_new_tokens, context // 2)
@@ -151,21 +153,21 @@ def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
     return params.do_sample
 
 
-def _max_new_tokens(params: Params, own: Mapping[str, Any], room: Room) -> int:
+def _max_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.max_new_tokens is not None and params.max_length is not None:
         raise UnsupportedParameter("max_length", "use it or max_new_tokens, not both")
-    left = room.left
+    left = limits.remaining
     if params.max_new_tokens is not None:
         return _within(left, "max_new_tokens", params.max_new_tokens, 0)
     if params.max_length is not None:
-        if params.max_length <= room.num_before:
+        if params.max_length <= limits.num_before:
             remedy = "max_length counts the prompt; raise it or use max_new_tokens"
-            raise PromptTooLong(room.num_before, params.max_length - 1, remedy)
-        return _within(left, "max_length", params.max_length, room.num_before)
-    wanted = room.max_new_tokens or own.get("max_new_tokens")
+            raise PromptTooLong(limits.num_before, params.max_length - 1, remedy)
+        return _within(left, "max_length", params.max_length, limits.num_before)
+    wanted = limits.max_new_tokens or own.get("max_new_tokens")
     if wanted is None and own.get("max_length") is not None:
         # A checkpoint's total that the prompt alone uses up says nothing about this request.
-        wanted = max(own["max_length"] - room.num_before, 0)
+        wanted = max(own["max_length"] - limits.num_before, 0)
     wanted = wanted or DEFAULT_MAX_NEW_TOKENS
     return int(wanted) if left is None else min(int(wanted), left)
 
@@ -177,12 +179,12 @@ def _within(left: int | None, name: str, num_tokens: int, num_before: int) -> in
     return num_tokens - num_before
 
 
-def _min_new_tokens(params: Params, own: Mapping[str, Any], room: Room) -> int:
+def _min_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.min_new_tokens is not None:
         return params.min_new_tokens
     if own.get("min_new_tokens") is not None:
         return int(own["min_new_tokens"])
-    return max(int(own.get("min_length") or 0) - room.num_before, 0)
+    return max(int(own.get("min_length") or 0) - limits.num_before, 0)
 
 
 def _own_stop(own: Mapping[str, Any]) -> tuple[str, ...]:
@@ -190,7 +192,7 @@ def _own_stop(own: Mapping[str, Any]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _refuse_contradictions(params: Params, settings: Settings) -> None:
+def _refuse_contradictions(params: Params, settings: ResolvedParams) -> None:
     num_returned, num_beams = settings.num_return_sequences, settings.num_beams
     if num_beams > 1 and num_returned > num_beams:
         raise UnsupportedParameter(

@@ -17,7 +17,7 @@ from engine.core.sequence import Sequence
 from engine.errors import EmptyPrompt, PromptTooLong, TextTooLong, TokenOutOfRange
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, FinishReason, Measurement, Output, Request
-from engine.sampling.resolve_params import Room, resolve, room_before_answer
+from engine.sampling.resolve_params import AnswerLimits, max_prompt_tokens, resolve
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.grammars import Grammars
@@ -117,13 +117,13 @@ class TextProcessor:
         limits = self.checkpoint.limits
         if limits.max_prompt_tokens is not None and num_tokens > limits.max_prompt_tokens:
             raise PromptTooLong(num_tokens, limits.max_prompt_tokens, "shorten or split the text")
-        room = Room(
+        answer_limits = AnswerLimits(
             num_before=1 if self.is_encoder_decoder else num_tokens,
             max_context_tokens=limits.max_answer_context_tokens,
             max_new_tokens=self.spec.max_new_tokens,
         )
         own = self.own_settings(request)
-        settings = resolve(request.params, own, room, fresh_seed=secrets.randbits(32))
+        settings = resolve(request.params, own, answer_limits, fresh_seed=secrets.randbits(32))
         grammar = None
         if self.follows_grammars and request.json_schema is not None:
             mark = self.thoughts.mark_to_come(prompt.token_ids)
@@ -154,17 +154,17 @@ class TextProcessor:
         max_cache_tokens: of a backend that keeps keys and values between steps; else None
         """
         limits = self.checkpoint.limits
-        room = Room(
+        answer_limits = AnswerLimits(
             num_before=1,
             max_context_tokens=limits.max_answer_context_tokens,
             max_new_tokens=self.spec.max_new_tokens,
         )
-        settings = resolve(request.params, self.own_settings(request), room, fresh_seed=0)
+        settings = resolve(request.params, self.own_settings(request), answer_limits, fresh_seed=0)
         assert self.max_step_tokens is not None
         num_prefills = 1 if self.is_encoder_decoder else settings.num_rows
         bounds = [limits.max_prompt_tokens, self.max_step_tokens // num_prefills]
         if not self.is_encoder_decoder:
-            bounds.append(room_before_answer(request.params, settings, room))
+            bounds.append(max_prompt_tokens(request.params, settings, answer_limits))
         if max_cache_tokens is not None:
             answers = settings.num_rows * (1 + settings.max_new_tokens)
             bounds.append((max_cache_tokens - answers) // num_prefills)

@@ -24,7 +24,7 @@ from engine.errors import EngineBroken, Unloadable, UnsupportedParameter
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Params, Request
-from engine.sampling.resolve_params import Settings
+from engine.sampling.resolve_params import ResolvedParams
 from tests import checkpoints
 from tests.engines import Bench, Child, Ids, child, needs_vllm
 from tests.parity.alone import Alone
@@ -316,7 +316,7 @@ def test_a_checkpoint_that_it_cannot_answer_for_is_not_loaded(
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", "a secret of the keeper"])
 def test_a_stop_is_refused_without_its_text_be_it_a_special_token_or_not(stop):
-    settings = Settings(max_new_tokens=4, stop=(stop,))
+    settings = ResolvedParams(max_new_tokens=4, stop=(stop,))
     with pytest.raises(UnsupportedParameter, match=r"^stop: .* vLLM") as refused:
         refuse_unless_greedy(settings, "vLLM")
     assert stop not in str(refused.value)

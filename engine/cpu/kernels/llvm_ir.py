@@ -88,10 +88,10 @@ def across(builder: Any, vectors: list[Any]) -> Any:
     return sums
 
 
-def by_case(builder: Any, chosen: Any, cases: Mapping[int, Callable[[], None]]) -> None:
-    """Emit a switch over `chosen`, an int64: each case emits its own code, others do nothing."""
+def by_case(builder: Any, selector: Any, cases: Mapping[int, Callable[[], None]]) -> None:
+    """Emit a switch over `selector`, an int64: each case emits its own code, others do nothing."""
     after = builder.append_basic_block("after")
-    switch = builder.switch(chosen, after)
+    switch = builder.switch(selector, after)
     for case, write in cases.items():
         block = builder.append_basic_block(f"case_{case}")
         switch.add_case(number(case), block)

@@ -9,7 +9,7 @@ from engine.core.scheduler import MAX_OVERTAKING, Scheduler, StepLimits, StepPla
 from engine.core.sequence import Sequence, SequenceState
 from engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
 from engine.protocol.messages import Request
-from engine.sampling.resolve_params import Settings
+from engine.sampling.resolve_params import ResolvedParams
 
 LIMITS = StepLimits(max_sequences=4, max_step_tokens=20)
 
@@ -21,7 +21,7 @@ def sequence(
     batch_key: Hashable = "a",
     is_interactive: bool = False,
 ) -> Sequence:
-    beams = Settings(max_new_tokens=5, num_beams=num_rows)
+    beams = ResolvedParams(max_new_tokens=5, num_beams=num_rows)
     return Sequence(
         request=Request(id=id_, task="generate", text="", is_interactive=is_interactive),
         prompt_ids=tuple(range(num_tokens)),

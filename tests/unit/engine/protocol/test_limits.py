@@ -65,14 +65,17 @@ def test_a_cache_of_no_size_is_refused_in_words(kv_cache):
 
 def test_a_gpu_has_room_for_what_its_other_limits_leave():
     machine = Machine(
-        "cuda", GIB, bytes_per_token=1, room=lambda it: it.max_sequences + it.max_step_tokens
+        "cuda",
+        GIB,
+        bytes_per_token=1,
+        max_paged_tokens=lambda it: it.max_sequences + it.max_step_tokens,
     )
     assert size(machine, max_sequences=9).spec.max_cache_tokens == 9 + 8192
     assert size(machine, kv_cache="1KiB").spec.max_cache_tokens == 1024
 
 
 def test_a_gpu_keeps_no_more_than_its_sequences_can_be():
-    machine = Machine("cuda", GIB, 1024, bytes_per_token=1, room=lambda it: 10**9)
+    machine = Machine("cuda", GIB, 1024, bytes_per_token=1, max_paged_tokens=lambda it: 10**9)
     assert size(machine, max_sequences=8).spec.max_cache_tokens == 2 * 8 * 1024
 
 

@@ -2,15 +2,17 @@ import pytest
 
 from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
 from engine.protocol.messages import Params
-from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS, Room, resolve
+from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS, AnswerLimits, resolve
 
-PROMPT = Room(num_before=10, max_context_tokens=50)  # a decoder-only model, ten tokens asked
-START = Room(num_before=1, max_context_tokens=50)  # an encoder-decoder
-ENDLESS = Room(num_before=1, max_context_tokens=None)
+PROMPT = AnswerLimits(
+    num_before=10, max_context_tokens=50
+)  # a decoder-only model, ten tokens asked
+START = AnswerLimits(num_before=1, max_context_tokens=50)  # an encoder-decoder
+ENDLESS = AnswerLimits(num_before=1, max_context_tokens=None)
 
 
-def settings(params=None, own=None, room=ENDLESS):
-    return resolve(params or Params(), own or {}, room, fresh_seed=99)
+def settings(params=None, own=None, limits=ENDLESS):
+    return resolve(params or Params(), own or {}, limits, fresh_seed=99)
 
 
 def test_a_request_without_any_length_gets_ours_and_not_the_librarys_twenty():
@@ -18,12 +20,12 @@ def test_a_request_without_any_length_gets_ours_and_not_the_librarys_twenty():
 
 
 @pytest.mark.parametrize(
-    ("params", "room", "own", "max_new_tokens"),
+    ("params", "limits", "own", "max_new_tokens"),
     [
         (Params(max_new_tokens=7), ENDLESS, {"max_length": 30}, 7),
         (Params(max_length=30), PROMPT, {}, 20),  # the prompt counts
         (Params(max_length=30), START, {}, 29),  # so does the start token
-        (Params(), Room(num_before=1, max_context_tokens=None, max_new_tokens=5), {}, 5),
+        (Params(), AnswerLimits(num_before=1, max_context_tokens=None, max_new_tokens=5), {}, 5),
         (Params(), ENDLESS, {"max_new_tokens": 12, "max_length": 30}, 12),
         (Params(), START, {"max_length": 30}, 29),
         (Params(), PROMPT, {"max_length": 30}, 20),
@@ -32,20 +34,20 @@ def test_a_request_without_any_length_gets_ours_and_not_the_librarys_twenty():
         (Params(), PROMPT, {"max_new_tokens": 100}, 40),  # a default is cut, not refused
     ],
 )
-def test_how_long_an_answer_may_be(params, room, own, max_new_tokens):
-    assert settings(params, own, room).max_new_tokens == max_new_tokens
+def test_how_long_an_answer_may_be(params, limits, own, max_new_tokens):
+    assert settings(params, own, limits).max_new_tokens == max_new_tokens
 
 
 def test_a_length_beyond_the_context_is_refused_with_numbers():
     with pytest.raises(OutputTooLong, match="max_new_tokens asks for 41 tokens; at most 40"):
-        settings(Params(max_new_tokens=41), room=PROMPT)
+        settings(Params(max_new_tokens=41), limits=PROMPT)
     with pytest.raises(OutputTooLong, match="max_length asks for 51 tokens; at most 50"):
-        settings(Params(max_length=51), room=PROMPT)
+        settings(Params(max_length=51), limits=PROMPT)
 
 
 def test_a_max_length_that_the_prompt_uses_up_is_refused_with_a_remedy():
     with pytest.raises(PromptTooLong, match=r"10 tokens.*use max_new_tokens"):
-        settings(Params(max_length=10), room=PROMPT)
+        settings(Params(max_length=10), limits=PROMPT)
 
 
 def test_the_job_wins_over_the_checkpoint_which_wins_over_what_is_neutral():
@@ -56,8 +58,8 @@ def test_the_job_wins_over_the_checkpoint_which_wins_over_what_is_neutral():
 
 
 def test_a_minimum_counts_new_tokens_whoever_names_it():
-    assert settings(own={"min_length": 30}, room=PROMPT).min_new_tokens == 20
-    assert settings(own={"min_length": 5}, room=PROMPT).min_new_tokens == 0
+    assert settings(own={"min_length": 30}, limits=PROMPT).min_new_tokens == 20
+    assert settings(own={"min_length": 5}, limits=PROMPT).min_new_tokens == 0
     assert settings(Params(min_new_tokens=3), {"min_length": 30}, PROMPT).min_new_tokens == 3
 
 
