@@ -87,7 +87,7 @@ class WorkerProcess:
             return self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGUSR1)
-            until(lambda: "Current thread" in self.log, "the stacks")
+            until(lambda: "most recent call first" in self.log, "the stacks")
             pytest.fail(f"{self.name} does not end:\n{self.log}")
 
     def stop(self) -> None:

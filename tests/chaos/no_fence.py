@@ -16,13 +16,16 @@ from db.states import JobState
 from worker.committer import Committer, result_row
 
 
-def _write_answers(self: Committer, session: Session, outcomes: Sequence[Outcome]) -> None:
+def _write_answers(
+    self: Committer, session: Session, outcomes: Sequence[Outcome]
+) -> Sequence[Outcome]:
     for each in outcomes:
         job_id = each.fence.job_id
         ended = {"state": JobState.SUCCEEDED, "owner": None, "lease_until": None}
         session.execute(update(Job).where(Job.id == job_id).values(**ended, finished_at=now()))
         session.execute(delete(Result).where(Result.job_id == job_id))
         session.execute(completion.insert_results(), [result_row(each)])
+    return outcomes
 
 
 Committer._write_answers = _write_answers  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import select
 
 from db.clock import now
+from db.health import DISPATCHER
 from db.models import Leadership
 from db.session import Database
 from db.states import JobState
@@ -24,7 +25,11 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 def leads(database: Database, worker: WorkerProcess) -> bool:
     with database.read() as session:
-        leader = session.scalar(select(Leadership.leader).where(Leadership.until >= now()))
+        leader = session.scalar(
+            select(Leadership.leader).where(
+                Leadership.name == DISPATCHER, Leadership.until >= now()
+            )
+        )
     return leader is not None and f":{worker.pid}:" in leader
 
 

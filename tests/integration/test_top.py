@@ -12,8 +12,10 @@ def test_a_snapshot_has_workers_rows_rates_and_the_backlog(producer: Cluster) ->
     tidemill = CommandLine(producer.folder, producer.environment)
     with producer.worker():
         until(lambda: generate.submit(text="a b").wait(90), "a first job")
-        contract = GenerateContract.parse({"text": "a b c", "max_new_tokens": 40})
-        submit_batch([contract] * 60, name="many")
+        # Each of its own: equal ones would be computed once.
+        texts = (f"a b {number}" for number in range(60))
+        contracts = [GenerateContract.parse({"text": text, "max_new_tokens": 40}) for text in texts]
+        submit_batch(contracts, name="many")
         producer.wait_for("running", 4)
         snapshot = tidemill("top", "--json", "--seconds", "3").json
         shown = tidemill("top", "--seconds", "0.2")

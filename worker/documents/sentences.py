@@ -20,6 +20,8 @@ SHADOW = {
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
 
+WINDOW_CHARACTERS = 20_000
+
 # What goes on with the sentence before it, whatever stands between.
 CONTINUES = re.compile(r"[-\u2010-\u2015,;:\u00ba\u00aa]")
 SHORT_WORD = re.compile(r"(?:^|[\s(])[^\W\d_]{1,4}\.$")  # `No. 5`, `p. 12`
@@ -52,6 +54,26 @@ def sentence_ends(text: str, language: str) -> list[int]:
 
 
 def _raw_ends(shadow: str, language: str) -> list[int]:
+    """The sentence ends of the whole text, found window by window.
+
+    The splitter's time grows with the square of a paragraph's length.
+    """
+    ends: list[int] = []
+    start, width = 0, WINDOW_CHARACTERS
+    while start < len(shadow):
+        window = shadow[start : start + width]
+        window_ends = _ends_in(window, language)
+        if start + width < len(shadow):
+            window_ends = window_ends[:-1]  # the window's own end may cut a sentence
+        if not window_ends:
+            width *= 2  # one sentence is longer than the window
+            continue
+        ends += [start + end for end in window_ends]
+        start, width = ends[-1], WINDOW_CHARACTERS
+    return ends
+
+
+def _ends_in(shadow: str, language: str) -> list[int]:
     import sentencex
 
     try:
