@@ -20,7 +20,7 @@ def backup(
     on PostgreSQL.
     """
     from cli.stack.ready import require_ready
-    from db.backup import back_up
+    from db.upkeep.backup import back_up
 
     copied = back_up(require_ready(), file)
     if json:

@@ -15,7 +15,7 @@ def batches(
     """List batches, newest first, with their jobs by state."""
     from cli.output.progress import states_in_words
     from cli.stack.ready import require_ready
-    from db.reading import find_batches
+    from db.reading.batches import find_batches
 
     found = find_batches(limit=limit, database=require_ready())
     if json:

@@ -22,8 +22,8 @@ def canaries(
     from cli.lookup import found_batch
     from cli.output.progress import watch
     from cli.stack.ready import require_ready, say_if_nobody_works
-    from tasks import settings
     from tasks.canaries import canaries_of, canary_outcomes, submit_canaries
+    from tasks.configuration import settings
 
     known = canaries_of(settings.catalog().canaries)
     database = require_ready()

@@ -14,7 +14,8 @@ from cli.output.terminal import err, note, one_line, plural, print_table, say, t
 
 if TYPE_CHECKING:
     from cli.stack.local_stack import LocalStack
-    from db.reading import FoundBatch, FoundJob
+    from db.reading.batches import FoundBatch
+    from db.reading.found_job import FoundJob
 
 DATA_DIR = Path(".tidemill/demo")
 NIGHT = Path("examples/nightly.toml")
@@ -70,8 +71,8 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
     from cli.ingest.nightly_config import NightlyConfig
     from cli.ingest.row_parsing import RowParser
     from cli.output.progress import is_finished, watch
-    from db.reading import find_results
-    from tasks import settings
+    from db.reading.results import find_results
+    from tasks.configuration import settings
 
     night = NightlyConfig.load(NIGHT)
     today = night.today()
@@ -146,7 +147,7 @@ def _load_models(stack: "LocalStack", go_on: Callable[[], None]) -> float:
 
     Before a job is submitted: one would wait for the models, and not for its turn.
     """
-    from tasks import settings
+    from tasks.configuration import settings
 
     names = ", ".join(settings.catalog().models)
     started = time.monotonic()
@@ -173,8 +174,8 @@ def _print_examples(jobs: Sequence["FoundJob"]) -> None:
 def _print_documents(jobs: Sequence["FoundJob"]) -> None:
     """What was read of the texts that came as files of their own."""
     from cli.output.coverage import coverage_lines
-    from db.reading import find_details
-    from tasks import settings
+    from db.reading.job_details import find_details
+    from tasks.configuration import settings
 
     for job in jobs:
         if Path(job.custom_id or "").suffix != ".md":

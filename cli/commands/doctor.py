@@ -11,9 +11,9 @@ from cli import options
 from cli.output.terminal import out, plural, write_json
 
 if TYPE_CHECKING:
-    from db.health import Overdue, WorkerHealth
+    from db.reading.health import Overdue, WorkerHealth
     from db.session import Database
-    from tasks.catalog import Catalog, Model
+    from tasks.configuration.catalog import Catalog, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def doctor(json: options.Json = False) -> None:
 def examine() -> list[Finding]:
     """Look at everything, whatever is found on the way."""
     from db.errors import DatabaseError
-    from tasks import settings
+    from tasks.configuration import settings
     from tasks.errors import SettingsError
 
     findings = _look_at_up()
@@ -87,7 +87,7 @@ def findings_of(findings: list[Finding], subject: str) -> bool:
 
 
 def _look_at_up() -> list[Finding]:
-    from db.address import data_dir, running_up
+    from db.connection.address import data_dir, running_up
 
     written = running_up(os.environ, Path.cwd())
     if not written:
@@ -112,8 +112,8 @@ def _look_at_redis() -> list[Finding]:
     from cli.errors import BrokerUnreachable
     from cli.stack.broker import look_at_broker
     from cli.stack.exposure import redis_exposure
-    from db.masking import masked
-    from tasks import settings
+    from db.connection.url_redaction import masked
+    from tasks.configuration import settings
     from tasks.errors import SettingsError
 
     try:
@@ -153,7 +153,7 @@ def _look_at_database(database: "Database") -> list[Finding]:
 def _look_at_disks(database: "Database | None") -> list[Finding]:
     """One for each disk that something of ours is written to, as far as it is of this machine."""
     from cli.stack.write_trial import rooms_of
-    from db.address import data_dir
+    from db.connection.address import data_dir
 
     folders = [data_dir(os.environ, Path.cwd())]
     if database is not None and database.file is not None:
@@ -168,7 +168,7 @@ def _redis_folders() -> list[str]:
 
     from cli.errors import BrokerUnreachable
     from cli.stack.broker import look_at_broker
-    from tasks import settings
+    from tasks.configuration import settings
     from tasks.errors import SettingsError
 
     try:
@@ -224,7 +224,7 @@ def _look_at_messages(database: "Database") -> Finding:
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
     """Who lives, what they hold, and what is overdue."""
-    from db.health import health
+    from db.reading.health import health
 
     found = health(database)
     findings = []

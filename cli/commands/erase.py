@@ -11,7 +11,7 @@ from cli.output.terminal import note, plural, say, warn, write_json
 from cli.person_selection import Metadata, Tenant
 
 if TYPE_CHECKING:
-    from db.erasure import Erased
+    from db.upkeep.erasure import Erased
 
 
 def erase(
@@ -33,7 +33,7 @@ def erase(
     from cli.errors import CommandError
     from cli.person_selection import person_of
     from cli.stack.ready import require_ready
-    from db import erasure
+    from db.upkeep import erasure
 
     person = person_of(tenant, metadata)
     database = require_ready()

@@ -27,7 +27,7 @@ def export(
     from cli.output.output_file import opened
     from cli.person_selection import person_of
     from cli.stack.ready import require_ready
-    from db import erasure
+    from db.upkeep import erasure
 
     person = person_of(tenant, metadata)
     database = require_ready()

@@ -118,9 +118,9 @@ def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
     import redis
 
     from cli.errors import BrokerUnreachable
-    from db.masking import masked
+    from db.connection.url_redaction import masked
     from db.queries import quarantine
-    from tasks import settings
+    from tasks.configuration import settings
 
     for message in found:
         if (

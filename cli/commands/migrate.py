@@ -20,7 +20,7 @@ def migrate(
 
     from cli.errors import CommandError
     from db import schema
-    from tasks import settings
+    from tasks.configuration import settings
 
     database = settings.database()
     if check:

@@ -15,7 +15,7 @@ def models(json: options.Json = False) -> None:
 
     Example: tidemill models --json | jq '.[].loaded[].settings'
     """
-    from tasks import settings
+    from tasks.configuration import settings
 
     catalog = settings.catalog()
     loaded = engines_by_model()
@@ -52,7 +52,7 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
     from db.errors import DatabaseError
     from db.queries import worker_registry
     from db.schema import require_current
-    from tasks import settings
+    from tasks.configuration import settings
     from tasks.errors import TidemillError
 
     found: dict[str, list[dict[str, Any]]] = {}

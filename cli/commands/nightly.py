@@ -36,7 +36,7 @@ def nightly(
     from cli.ingest.nightly_config import NightlyConfig
     from cli.ingest.row_parsing import RowParser
     from cli.stack.ready import require_ready
-    from tasks import settings
+    from tasks.configuration import settings
 
     night = NightlyConfig.load(config)
     today = day.date() if day is not None else night.today()

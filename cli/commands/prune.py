@@ -24,10 +24,10 @@ def prune(
     from cli.output.prune_progress import PruneProgress
     from cli.stack.interrupts import Interrupts
     from cli.stack.ready import require_ready
-    from db.pruning import num_prunable
-    from db.pruning import prune as prune_rows
-    from tasks import settings
-    from tasks.retention import retention_of
+    from db.upkeep.pruning import num_prunable
+    from db.upkeep.pruning import prune as prune_rows
+    from tasks.configuration import settings
+    from tasks.configuration.retention import retention_of
 
     catalog = settings.catalog()
     retention = retention_of(catalog.retention)

@@ -27,7 +27,7 @@ def quality(
     fewer than 50 results in either period are left out.
     """
     from cli.stack.ready import require_ready
-    from db.quality import find_drift
+    from db.reading.quality import find_drift
 
     database = require_ready()
     with database.read() as session:

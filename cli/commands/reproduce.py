@@ -9,8 +9,8 @@ from cli import options
 from cli.output.terminal import note, say, warn, write_json
 
 if TYPE_CHECKING:
-    from db.reading import JobDetails
-    from tasks.contract import Contract
+    from db.reading.job_details import JobDetails
+    from tasks.contracts.contract import Contract
 
 # Lengths in words come to settings that each request works out for itself.
 BY_REQUEST = frozenset({"max_words", "min_words", "ratio", "strategy"})
@@ -93,7 +93,7 @@ def reproduce(
 
 def contract_again(first: "JobDetails") -> "Contract":
     """The contract of a job, with what its model settled where the job left it open."""
-    from tasks.contracts import CONTRACTS
+    from tasks.contracts.by_task import CONTRACTS
 
     contract = CONTRACTS[first.job.task]
     # A way through several models is found again.

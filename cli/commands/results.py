@@ -135,7 +135,10 @@ def results(
         write_parquet,
     )
     from cli.stack.ready import require_ready
-    from db.reading import Cursor, SignalFilter, find_batches, find_results
+    from db.reading.batches import find_batches
+    from db.reading.found_job import Cursor
+    from db.reading.results import find_results
+    from db.reading.signal_filter import SignalFilter
 
     if json and format not in (None, "jsonl"):
         raise typer.BadParameter("is --format jsonl; give one", param_hint="--json")
@@ -251,7 +254,7 @@ def _write_folder(batch: str, folder: Path) -> None:
     from cli.lookup import found_batch
     from cli.output.result_folder import ResultFolder
     from cli.stack.ready import require_ready
-    from db.reading import find_results
+    from db.reading.results import find_results
 
     database = require_ready()
     found = found_batch(batch)

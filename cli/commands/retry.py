@@ -30,7 +30,7 @@ def retry(
     from db.models import Job
     from db.queries import cancel_retry
     from db.states import RETRIABLE, JobState
-    from tasks.notifications import Notifier
+    from tasks.submission.notifications import Notifier
 
     for name in state or ():
         if name not in RETRIABLE:

@@ -11,7 +11,7 @@ from cli.output.escaping import json_text, visible
 from cli.output.terminal import inert, out, say, warn, write_json
 
 if TYPE_CHECKING:
-    from db.reading import JobDetails
+    from db.reading.job_details import JobDetails
 
 
 def show(

@@ -18,11 +18,11 @@ def status(json: options.Json = False) -> None:
     from cli.errors import BrokerUnreachable
     from cli.stack.broker import BrokerLook, look_at_broker
     from cli.stack.ready import require_ready
-    from db.masking import masked
+    from db.connection.url_redaction import masked
     from db.queries import submission, worker_registry
     from db.schema import head
     from db.states import JobState
-    from tasks import settings
+    from tasks.configuration import settings
     from tasks.queues import queue_names
 
     database = require_ready()

@@ -12,7 +12,7 @@ from cli import options
 from cli.output.terminal import err, inert, note, out, plural, say, warn, write_json
 
 if TYPE_CHECKING:
-    from tasks.contract import Contract
+    from tasks.contracts.contract import Contract
 
 EXAMPLES = (
     "tidemill submit summarize --file reports.jsonl --batch reports",
@@ -222,14 +222,14 @@ def _submit_text(
     json: bool,
 ) -> None:
     from cli.stack.ready import require_ready, say_if_nobody_works
-    from tasks.contracts import CONTRACTS
+    from tasks.contracts.by_task import CONTRACTS
 
     work = {"messages": [{"role": "user", "content": text}]} if task == "chat" else {"text": text}
     contract = CONTRACTS[task].parse({**defaults, **work})
     database = require_ready()
     if estimate:
         from cli.estimate import estimated, say_estimate
-        from tasks import settings
+        from tasks.configuration import settings
 
         say_estimate(estimated(database, settings.catalog(), [contract]), json)
         return
@@ -272,9 +272,9 @@ def _submit_as_batch(
 ) -> None:
     from cli.ingest.enqueue import Enqueued, complete_batch
     from cli.ingest.row_parsing import route
-    from db.reading import find_batches
-    from tasks import settings
-    from tasks.submit import submit_batch
+    from db.reading.batches import find_batches
+    from tasks.configuration import settings
+    from tasks.submission.batch import submit_batch
 
     route(settings.catalog(), contract)
     known = complete_batch(run_key)
@@ -311,8 +311,8 @@ def _submit_files(
     from cli.ingest.enqueue import Complaints, enqueue
     from cli.ingest.row_parsing import Part, RowParser
     from cli.stack.ready import require_ready
-    from tasks import settings
-    from tasks.contracts import CONTRACTS
+    from tasks.configuration import settings
+    from tasks.contracts.by_task import CONTRACTS
 
     if "-" in files and strict:
         raise typer.BadParameter(

@@ -40,10 +40,10 @@ def up(
     """
     from cli.stack.interrupts import Interrupts
     from cli.stack.local_stack import LocalStack
-    from db.address import data_dir as default_data_dir
-    from tasks.catalog import Catalog
-    from tasks.redis_url import read_redis_url
-    from tasks.settings import config_path
+    from db.connection.address import data_dir as default_data_dir
+    from tasks.configuration.catalog import Catalog
+    from tasks.configuration.redis_url import read_redis_url
+    from tasks.configuration.settings import config_path
 
     redis_url = os.environ.get("TIDEMILL_REDIS_URL")
     # What an earlier `up` wrote of itself must not stand in for this folder's settings.
@@ -82,9 +82,9 @@ def up(
 
 
 def _greet(stack: "LocalStack", folder: Path) -> None:
-    from db.address import data_dir as default_data_dir
-    from db.masking import masked
-    from tasks.catalog import Catalog
+    from db.connection.address import data_dir as default_data_dir
+    from db.connection.url_redaction import masked
+    from tasks.configuration.catalog import Catalog
 
     catalog = Catalog.load(Path(stack.environment["TIDEMILL_CONFIG"]))
     first = next(iter(catalog.models.values()))

@@ -27,7 +27,7 @@ def worker(
     """
     from cli.stack.broker import look_at_broker
     from cli.stack.ready import require_ready
-    from tasks import settings
+    from tasks.configuration import settings
 
     aliases = tuple(filter(None, (models or os.environ.get("TIDEMILL_MODELS", "")).split(",")))
     settings.catalog().only(aliases)

@@ -18,7 +18,7 @@ from sqlalchemy.exc import (
 from cli.errors import SourceUnusable
 from cli.ingest import read_only
 from cli.ingest.source import CheckColumns, Row, typed_fields
-from db.masking import masked
+from db.connection.url_redaction import masked
 
 ROWS_AT_ONCE = 100  # each may hold a whole document
 COMMENT = r"--[^\n]*(?:\n|$)|/\*.*?\*/"
