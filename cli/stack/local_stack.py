@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
-from cli.commands.worker import celery_command
+from cli.commands.start.worker import celery_command
 from cli.errors import AlreadyRunning, PartFailed
 from cli.stack.child_process import Child
 from cli.stack.embedded_valkey import EmbeddedValkey

@@ -31,7 +31,7 @@ def nightly(
     bad row is reported with its number and the rest goes through; so it is with
     a source that has no rows. The exit status is then 1.
     """
-    from cli.commands.submit import finish, warn_of_sources
+    from cli.commands.enqueue.submit import finish, warn_of_sources
     from cli.ingest.enqueue import Complaints, complete_batch, enqueue
     from cli.ingest.nightly_config import NightlyConfig
     from cli.ingest.row_parsing import RowParser

@@ -209,7 +209,7 @@ def _look_at_checkpoint(catalog: "Catalog", model: "Model") -> Finding:
 
 
 def _look_at_messages(database: "Database") -> Finding:
-    from cli.commands.messages import num_set_aside
+    from cli.commands.look_after.messages import num_set_aside
 
     num = num_set_aside(database)
     if not num:

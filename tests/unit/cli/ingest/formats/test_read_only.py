@@ -10,7 +10,7 @@ import pytest
 
 from cli.errors import SourceUnusable
 from cli.ingest import BadRow, Row
-from cli.ingest.sql import ROWS_AT_ONCE, SqlSource
+from cli.ingest.formats.sql import ROWS_AT_ONCE, SqlSource
 from tests.servers import PostgresServer
 
 SCHEMA = "CREATE TABLE documents (id INTEGER PRIMARY KEY, body TEXT)"

@@ -13,8 +13,8 @@ import pytest
 
 from cli.errors import SourceEmpty, SourceUnusable
 from cli.ingest import BadRow, Row, Source, looks_like_source, open_source, open_sources
-from cli.ingest.jsonl import parse_line
-from cli.ingest.sql import SqlSource
+from cli.ingest.formats.jsonl import parse_line
+from cli.ingest.formats.sql import SqlSource
 from tests.documents import pdf
 
 
@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_line_is_said(line: bytes, fault: str) -> None:
 def test_a_line_beyond_all_measure_is_skipped_without_being_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.ingest.jsonl.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("cli.ingest.formats.jsonl.MAX_LINE_BYTES", 100)
     file = write(tmp_path / "a.jsonl", '{"text": "' + "x" * 500 + '"}\n{"text": "two"}')
 
     long, second = read(open_source(file))

@@ -5,8 +5,8 @@ from typing import Any
 import typer
 
 from cli import options
-from cli.commands.messages import num_set_aside
-from cli.commands.models import requests_by_way
+from cli.commands.look_after.messages import num_set_aside
+from cli.commands.look_after.models import requests_by_way
 from cli.output.terminal import plural, print_table, say, table, write_json
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cli.documents import DOCUMENT_SUFFIXES
 from cli.errors import SourceUnusable
-from cli.ingest.csv import CsvSource
-from cli.ingest.folder import DocumentSource, FolderSource
-from cli.ingest.jsonl import JsonlSource
-from cli.ingest.parquet import ParquetSource
+from cli.ingest.formats.csv import CsvSource
+from cli.ingest.formats.folder import DocumentSource, FolderSource
+from cli.ingest.formats.jsonl import JsonlSource
+from cli.ingest.formats.parquet import ParquetSource
 from cli.ingest.source import Source
 
 READERS: Mapping[str, Callable[[Path], Source]] = {

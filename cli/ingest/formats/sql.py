@@ -16,7 +16,7 @@ from sqlalchemy.exc import (
 )
 
 from cli.errors import SourceUnusable
-from cli.ingest import read_only
+from cli.ingest.formats import read_only
 from cli.ingest.source import CheckColumns, Row, typed_fields
 from db.connection.url_redaction import masked
 
