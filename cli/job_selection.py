@@ -63,11 +63,11 @@ class Chosen:
         missing, untouched = [], []
         for job_id in self.job_ids:
             if job_id not in changed:
-                found = find_job(job_id, database=self.database)
-                if found is None:
+                found_job = find_job(job_id, database=self.database)
+                if found_job is None:
                     missing.append(job_id)
                 else:
-                    untouched.append(found)
+                    untouched.append(found_job)
         if json:
             write_json(
                 {

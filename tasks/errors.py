@@ -54,9 +54,9 @@ class ContractError(Refused):
 class UnknownModel(Refused):
     code = "unknown_model"
 
-    def __init__(self, wanted: str, known: Iterable[str]) -> None:
+    def __init__(self, name: str, known: Iterable[str]) -> None:
         names = ", ".join(known) or "none; name one in tidemill.toml"
-        super().__init__(f"{wanted}; known models: {names}")
+        super().__init__(f"{name}; known models: {names}")
 
 
 class UnknownLanguage(Refused):

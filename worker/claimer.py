@@ -198,10 +198,10 @@ class Claimer:
         except Unopenable:
             if len(job_ids) == 1:
                 return {}
-        found: dict[UUID, dict[str, Any]] = {}
+        contracts: dict[UUID, dict[str, Any]] = {}
         for job_id in job_ids:
-            found |= Claimer._contracts(session, [job_id])
-        return found
+            contracts |= Claimer._contracts(session, [job_id])
+        return contracts
 
     @staticmethod
     def _fail(session: Session, fences: Sequence[Fence]) -> None:

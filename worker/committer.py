@@ -298,8 +298,8 @@ class Committer:
             attempts.setdefault(fence.owner, set()).add(attempt_of(fence))
         running: set[AttemptId] = set()
         for owner, own in attempts.items():
-            found = session.execute(segment_queries.running_among(owner, sorted(own)))
-            running |= {(job_id, attempt) for job_id, attempt in found}
+            rows = session.execute(segment_queries.running_among(owner, sorted(own)))
+            running |= {(job_id, attempt) for job_id, attempt in rows}
         return running
 
     def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:

@@ -43,13 +43,13 @@ class Part:
         try:
             contract = self.contract.parse(sample)
         except ContractError as error:
-            ours = [
+            unknown = [
                 problem
                 for problem in error.problems
                 if problem.field.split(".")[0] in self.defaults
             ]
-            if ours:
-                raise ContractError(self.contract.task, ours) from None
+            if unknown:
+                raise ContractError(self.contract.task, unknown) from None
             return
         route(catalog, contract)
 
@@ -90,12 +90,12 @@ class Part:
                 name: fields[column] for name, column in self.columns.items() if column in fields
             }
             taken = set(self.columns.values())
-            kept = {
+            columns = {
                 name: value
                 for name, value in fields.items()
                 if name not in taken and self._is_field(name)
             }
-            fields = {**kept, **renamed}
+            fields = {**columns, **renamed}
         dotted = {
             name.removeprefix(METADATA): value
             for name, value in fields.items()
@@ -104,8 +104,10 @@ class Part:
         if not dotted:
             return fields
         own = fields.get("metadata", {})
-        rest = {name: value for name, value in fields.items() if not name.startswith(METADATA)}
-        return {**rest, "metadata": {**own, **dotted} if isinstance(own, dict) else own}
+        fields_of_row = {
+            name: value for name, value in fields.items() if not name.startswith(METADATA)
+        }
+        return {**fields_of_row, "metadata": {**own, **dotted} if isinstance(own, dict) else own}
 
     def _complete(self, fields: dict[str, Any]) -> dict[str, Any]:
         """What the row says, and the defaults for the rest; a chat's one text is a message."""

@@ -155,7 +155,7 @@ def _rotated(
         .values({column.column.name: bindparam("value", type_=column.column.type)})
     )
     while True:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         with database.read() as session:
             rows = session.execute(_page(column, keys.primary, after)).all()
         if not rows:
@@ -173,7 +173,7 @@ def _rotated(
         with database.write() as session:
             session.connection().execute(write, values)
         after = tuple(rows[-1][:-1])
-        yield len(rows), time.monotonic() - begun
+        yield len(rows), time.monotonic() - started_at
 
 
 def _loaded(column: SealedColumn, stored: Any) -> Any:

@@ -96,8 +96,8 @@ def _overdue(session: Session, served: set[str]) -> Overdue:
     waited = seconds_from_now(-WAITING_SECONDS)
 
     def count(*conditions: object) -> int:
-        chosen = select(func.count()).select_from(Job).where(*conditions)  # type: ignore[arg-type]
-        return session.execute(chosen).scalar_one()
+        jobs = select(func.count()).select_from(Job).where(*conditions)  # type: ignore[arg-type]
+        return session.execute(jobs).scalar_one()
 
     return Overdue(
         num_left=count(Job.state == RUNNING, Job.lease_until < long_ago),

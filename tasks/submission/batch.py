@@ -107,8 +107,8 @@ def _open_batch(
     }
     with database.write() as session:
         session.execute(inserts.insert_unless_there(session, Batch), [row])
-        found = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
-        batch = session.scalars(select(Batch).where(found)).one()
+        is_batch = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
+        batch = session.scalars(select(Batch).where(is_batch)).one()
         if batch.closed_at is None:
             append_submit(session, catalog, {"batch": str(batch.id)})
         return batch

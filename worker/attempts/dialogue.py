@@ -93,14 +93,14 @@ def read_dialogue(session: Session, newest: UUID) -> Dialogue:
             return Dialogue(is_broken=True)
         own_system, rest = split_system(messages_of(contract))
         system = system or own_system
-        said = turns_of((*rest, Message("assistant", output)))
-        length = num_characters(said)
+        pair = turns_of((*rest, Message("assistant", output)))
+        length = num_characters(pair)
         if num_unread or num_read + length > MAX_CHARACTERS:
-            num_unread += len(said)
+            num_unread += len(pair)
             characters_unread += length
         else:
             num_read += length
-            turns += reversed(said)
+            turns += reversed(pair)
     return Dialogue(system, tuple(reversed(turns)), num_unread, characters_unread)
 
 

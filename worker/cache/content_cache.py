@@ -131,14 +131,14 @@ class ContentCache:
     ) -> Output | None:
         """What the database has kept for a request; None where it cannot be read."""
         try:
-            made = Output.from_json(json.loads(output))
+            cached = Output.from_json(json.loads(output))
         except (ValueError, TypeError, LookupError):
             return None
         with self._lock:
             self.num_hits += 1
             self._used.add(key.digest)
         self._count(client, request, "hit")
-        return made
+        return cached
 
     def take_used(self) -> list[bytes]:
         """The keys of the database's entries that were used since the last call."""
@@ -283,10 +283,10 @@ class ContentCache:
         return flights
 
     def _find_recent(self, key: ContentKey) -> Output | None:
-        found = self._recent.get(key.digest)
-        if found is None or time.monotonic() - found[0] > self._recent_seconds:
+        entry = self._recent.get(key.digest)
+        if entry is None or time.monotonic() - entry[0] > self._recent_seconds:
             return None
-        return found[1]
+        return entry[1]
 
     def _remember(self, flight: Flight, output: Output) -> None:
         key = flight.key
@@ -301,8 +301,10 @@ class ContentCache:
         # If its own job was given up, it is kept for one that waited.
         answered = flight.waiting.get(flight.leader.id) or next(iter(flight.waiting.values()), None)
         if answered is not None:
-            kept = FinishedRequest(answered.fence, key.digest, key.sharing.tenant, to_bytes(output))
-            self._keep(kept)
+            entry = FinishedRequest(
+                answered.fence, key.digest, key.sharing.tenant, to_bytes(output)
+            )
+            self._keep(entry)
 
     def _count(self, client: EngineClient, request: Request, result: CacheResult) -> None:
         self._metrics.count_cache(request.task, client.spec.alias, result)

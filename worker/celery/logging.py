@@ -137,16 +137,16 @@ class JsonLines(JsonFormatter):
 
 def shown(record: logging.LogRecord) -> logging.LogRecord:
     """A copy with those fields that are an event's."""
-    where = getattr(record, "where", None)
-    made = copy(record)
+    place = getattr(record, "where", None)
+    copied = copy(record)
     for name in ("where", "is_foreign", "is_repeated"):
-        vars(made).pop(name, None)
+        vars(copied).pop(name, None)
     if getattr(record, "is_foreign", False):
-        for name in [name for name in vars(made) if name not in _PLAIN]:
-            del vars(made)[name]
-    if where is not None:
-        made.raised = where
-    return made
+        for name in [name for name in vars(copied) if name not in _PLAIN]:
+            del vars(copied)[name]
+    if place is not None:
+        copied.raised = place
+    return copied
 
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({})))

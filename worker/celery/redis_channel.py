@@ -181,11 +181,11 @@ def _set_aside_unless(channel: Channel, expected: Mapping[str, str]) -> None:
             pipeline.type(key)
         pipeline.ttl(channel.unacked_mutex_key)
         # An access list may refuse either, and the queues be well.
-        *found, mutex_seconds = pipeline.execute(raise_on_error=False)
+        *answers, mutex_seconds = pipeline.execute(raise_on_error=False)
     if mutex_seconds == -1:
         # A lock without an end is none of kombu's, and would keep all messages from going back.
         client.delete(channel.unacked_mutex_key)
-    for (key, wanted), answer in zip(expected.items(), found, strict=True):
+    for (key, wanted), answer in zip(expected.items(), answers, strict=True):
         kind = bytes_to_str(answer) if isinstance(answer, bytes) else wanted
         if kind in (wanted, "none"):
             continue

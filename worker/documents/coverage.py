@@ -38,11 +38,11 @@ class Coverage:
 
 def spans(ends: Iterable[int]) -> list[Span]:
     """The spans between offsets, from the first character on."""
-    found, start = [], 0
+    unread, start = [], 0
     for end in ends:
-        found.append(Span(start, end))
+        unread.append(Span(start, end))
         start = end
-    return found
+    return unread
 
 
 def left_out(read: Sequence[Span], num_characters: int) -> tuple[Span, ...]:

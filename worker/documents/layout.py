@@ -68,10 +68,10 @@ def lines_of(text: str, start: int = 0, end: int | None = None) -> Iterator[tupl
     """Each line, its end included."""
     end = len(text) if end is None else end
     while start < end:
-        found = LINE.match(text, start, end)
-        assert found is not None
-        yield found.span()
-        start = found.end()
+        match = LINE.match(text, start, end)
+        assert match is not None
+        yield match.span()
+        start = match.end()
 
 
 def _blocks(text: str) -> Iterator[list[Line]]:
@@ -97,9 +97,9 @@ def _outside_fences(text: str) -> Iterator[tuple[int, int]]:
     """
     lines = list(lines_of(text))
     marks = [
-        (at, found[1])
+        (at, match[1])
         for at, (start, end) in enumerate(lines)
-        if (found := FENCE.match(text, start, end)) is not None
+        if (match := FENCE.match(text, start, end)) is not None
     ]
     skipped: list[tuple[int, int]] = []
     opened: tuple[int, str] | None = None

@@ -51,8 +51,8 @@ class Translatable:
         if format is None:
             format = "subtitles" if is_subtitles(text) else "text"
         runs = cue_runs(text) if format == "subtitles" else runs_of(text)
-        found = tuple(each for run in runs for each in _sentences(text, run, language))
-        return cls(text, format, found)
+        sentences = tuple(each for run in runs for each in _sentences(text, run, language))
+        return cls(text, format, sentences)
 
     def tiles(self) -> Iterator[tuple[int, int, bool]]:
         """(start, end, whether it is a sentence), from the first character to the last."""

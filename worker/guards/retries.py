@@ -30,11 +30,11 @@ def retrying(
     requests = next(steps)
     num_retried = num_better = prompt_tokens = completion_tokens = 0
     while True:
-        made: list[Request] = []
-        outputs = yield _recorded(requests, made)
+        sent_requests: list[Request] = []
+        outputs = yield _recorded(requests, sent_requests)
         suspects = {
             index: replace(request, id=next(request_ids), params=params)
-            for index, (request, output) in enumerate(zip(made, outputs, strict=True))
+            for index, (request, output) in enumerate(zip(sent_requests, outputs, strict=True))
             if (params := _retry_params(settings, request, output, language)) is not None
         }
         if suspects:
@@ -81,14 +81,14 @@ def _retry_params(
     settings: GuardSettings, request: Request, output: Output, language: str | None
 ) -> Params | None:
     """Those to ask with once more, if an output is suspicious for a reason to do so."""
-    found = [
+    reasons = [
         each
         for each in _suspicions(settings, request, output, language)
         if settings.action_for(each).retries
     ]
-    if not found:
+    if not reasons:
         return None
-    return changed(request.params, found, output.settings, settings.retry_with)
+    return changed(request.params, reasons, output.settings, settings.retry_with)
 
 
 def changed(

@@ -55,7 +55,7 @@ class GuardSettings:
         if not isinstance(table, Mapping):
             raise SettingsError("guards is not a table; write [guards]")
         common = {name: value for name, value in table.items() if name not in TASKS}
-        made = {}
+        settings = {}
         # The table of every task first, so that a fault is named where it stands.
         cls._of("guards", common)
         for task in TASKS:
@@ -66,8 +66,8 @@ class GuardSettings:
             merged = {**DEFAULTS[task], **common, **own}
             for name in ("actions", "retry_with"):
                 merged[name] = {**common.get(name, {}), **own.get(name, {})}
-            made[task] = cls._of(f"guards.{task}", merged)
-        return made
+            settings[task] = cls._of(f"guards.{task}", merged)
+        return settings
 
     @classmethod
     def _of(cls, place: str, table: Mapping[str, Any]) -> Self:

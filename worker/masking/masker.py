@@ -44,9 +44,9 @@ class Masker:
         for finder in self.finders:
             spans = [Span(each.start, each.end) for each in matches]
             free = blanked(text, spans) if spans else text
-            found = sorted(checked(finder.find(free), len(text)))
+            candidates = sorted(checked(finder.find(free), len(text)))
             at = 0
-            for each in found:
+            for each in candidates:
                 if each.start >= at and "\x00" not in free[each.start : each.end]:
                     matches.append(each)
                     at = each.end
@@ -130,7 +130,7 @@ class MaskedWork:
     def restored(self, answer: Answer) -> Answer:
         """The answer for the user, and in its provenance what became of the placeholders."""
         masked_text = "\n".join(self.texts)
-        spans = [Span(*found.span()) for found in MASKED.finditer(masked_text)]
+        spans = [Span(*match.span()) for match in MASKED.finditer(masked_text)]
         differences = missed(masked_text, spans, answer.output)
         ours = {name: num for name, num in differences.items() if MASKED.fullmatch(name)}
         report = {
@@ -151,7 +151,7 @@ class MaskedWork:
     def put_back(self, text: str) -> str:
         """The text with what its placeholders stand for."""
         # At one stroke: what a placeholder stands for is no place for another.
-        return MASKED.sub(lambda found: self.values.get(found.group(), found.group()), text)
+        return MASKED.sub(lambda match: self.values.get(match.group(), match.group()), text)
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:

@@ -27,10 +27,10 @@ def chat(work: Work) -> Steps:
     system, own = split_system(own)
     before = system or dialogue.system
     num_left_out = yield from _num_left_out(work, before, dialogue.turns, own)
-    kept = dialogue.turns[num_left_out:]
+    turns = dialogue.turns[num_left_out:]
     answer = yield from answered(
         work,
-        _asking(work, _messages(before, kept, own)),
+        _asking(work, _messages(before, turns, own)),
         dialogue=_report(work, dialogue, num_left_out),
     )
     return replace(

@@ -131,15 +131,15 @@ class Draft:
         """The placeholders that a translation has too few or too many of."""
         if not self.spans:
             return Counter()
-        found = (missed(self.text, self.spans, each) for each in self._translations())
-        return next(filter(None, found), Counter())
+        losses = (missed(self.text, self.spans, each) for each in self._translations())
+        return next(filter(None, losses), Counter())
 
     def miss_terms(self) -> Counter[str]:
         """The translations of terms that are not where they should be, and how many of each."""
         if not self.terms:
             return Counter()
-        found = (missed_terms(self.terms, each) for each in self._translations())
-        return next(filter(None, found), Counter())
+        losses = (missed_terms(self.terms, each) for each in self._translations())
+        return next(filter(None, losses), Counter())
 
     def _translations(self) -> Iterator[str]:
         num_choices = min((len(output.choices) for output in self.outputs()), default=1)

@@ -56,7 +56,7 @@ def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
     measured = _measurement(output)
     overhead = max(measured.num_tokens[0] - 1, 0)
     num_tokens = max(measured.num_tokens[1] - overhead, 1)
-    made = Ruler(
+    new_ruler = Ruler(
         params=params,
         max_tokens=measured.max_prompt_tokens,
         max_new_tokens=measured.max_new_tokens,
@@ -64,9 +64,9 @@ def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
         characters_per_token=len(sample) / num_tokens,
         tokens_per_word=num_tokens / max(count_words(sample), 1),
     )
-    if made.room < MIN_ROOM_TOKENS:
-        raise PartsTooSmall(made.room)
-    return made
+    if new_ruler.room < MIN_ROOM_TOKENS:
+        raise PartsTooSmall(new_ruler.room)
+    return new_ruler
 
 
 def cut(work: Work, measure: Ruler, text: str) -> Asking[list[Part]]:

@@ -129,10 +129,10 @@ def _part_params(params: Params, whole: Ruler) -> Params:
     That is what makes each round shorter than the one before.
     """
     most = max(whole.room // 4, 1)
-    asked = params.max_new_tokens or whole.max_new_tokens
+    num_tokens = params.max_new_tokens or whole.max_new_tokens
     return replace(
         params,
-        max_new_tokens=min(asked, most),
+        max_new_tokens=min(num_tokens, most),
         min_new_tokens=None if params.min_new_tokens is None else min(params.min_new_tokens, most),
         max_length=None,
         num_return_sequences=None,

@@ -103,14 +103,14 @@ def translate(work: Work) -> Steps:
 
 def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
     """A draft for each sentence; those that are equal share one, and are asked for once."""
-    made: dict[Any, Draft] = {}
+    by_content: dict[Any, Draft] = {}
     drafts: Drafts = {}
     for sentence in document.sentences:
         key = sentence.text, sentence.spans
-        if key not in made:
+        if key not in by_content:
             terms = glossary.find(sentence.text, sentence.spans)
-            made[key] = Draft(sentence.text, longest, sentence.spans, terms)
-        drafts[sentence] = made[key]
+            by_content[key] = Draft(sentence.text, longest, sentence.spans, terms)
+        drafts[sentence] = by_content[key]
     return drafts
 
 

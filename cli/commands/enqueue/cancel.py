@@ -19,8 +19,8 @@ def cancel(
     from db.audit import Act
     from db.queries import cancel_retry
 
-    chosen = chosen_jobs(jobs or [], batch)
-    changed = chosen.change(
-        Act.CANCEL, lambda limit: cancel_retry.cancel_jobs(chosen.condition, limit)
+    selection = chosen_jobs(jobs or [], batch)
+    changed = selection.change(
+        Act.CANCEL, lambda limit: cancel_retry.cancel_jobs(selection.condition, limit)
     )
-    chosen.report("cancelled", changed, "finished already", json)
+    selection.report("cancelled", changed, "finished already", json)

@@ -226,11 +226,11 @@ def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
     """Who lives, what they hold, and what is overdue."""
     from db.reading.health import health
 
-    found = health(database)
+    report = health(database)
     findings = []
-    served = {model for worker in found.alive for model in worker.models}
+    served = {model for worker in report.alive for model in worker.models}
     unserved = [alias for alias in catalog.models if alias not in served]
-    if not found.alive:
+    if not report.alive:
         findings.append(
             Finding("workers", False, "none is running; start one with `tidemill worker`")
         )
@@ -245,10 +245,10 @@ def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
         )
     else:
         findings.append(
-            Finding("workers", True, f"{len(found.alive)} running, and every model is served")
+            Finding("workers", True, f"{len(report.alive)} running, and every model is served")
         )
-    findings += [_finding_of_worker(worker) for worker in found.workers]
-    findings.append(_finding_of_overdue(found.overdue))
+    findings += [_finding_of_worker(worker) for worker in report.workers]
+    findings.append(_finding_of_overdue(report.overdue))
     return findings
 
 
@@ -276,9 +276,9 @@ def _finding_of_overdue(overdue: "Overdue") -> Finding:
         "past their deadline": overdue.num_past_deadline,
         "that somebody has waited for since a minute": overdue.num_waiting,
     }
-    said = ", ".join(f"{plural(num, 'job')} {what}" for what, num in parts.items() if num)
+    counts = ", ".join(f"{plural(num, 'job')} {kind}" for kind, num in parts.items() if num)
     return Finding(
         "overdue",
         False,
-        f"{said}; some worker should have seen to it: look for warnings in their logs",
+        f"{counts}; some worker should have seen to it: look for warnings in their logs",
     )

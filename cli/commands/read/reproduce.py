@@ -56,13 +56,13 @@ def reproduce(
         note(f"{again.id}, waiting; Ctrl-C leaves it running")
     say_if_nobody_works()
     try:
-        ended = again.wait()
+        finished = again.wait()
     except KeyboardInterrupt:
         note(f"no longer waiting; `tidemill show {again.id}` has the result when it is there")
         raise typer.Exit(130) from None
-    if ended.state is not JobState.SUCCEEDED:
-        why = f": {ended.error.message} ({ended.error.code})" if ended.error else ""
-        raise NotReproducible(f"the second run, {again.id}, is {ended.state}{why}")
+    if finished.state is not JobState.SUCCEEDED:
+        reason = f": {finished.error.message} ({finished.error.code})" if finished.error else ""
+        raise NotReproducible(f"the second run, {again.id}, is {finished.state}{reason}")
     second = found_job(again.id)
     differences = differing(first.provenance or {}, second.provenance or {})
     is_identical = answers(first) == answers(second)

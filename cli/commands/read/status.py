@@ -96,8 +96,8 @@ def status(json: options.Json = False) -> None:
             say(f"          {worker.name}, since {since}: {', '.join(sorted(worker.room))}")
             for engine in worker.engines or []:
                 reason = engine["card"].get("engine_reason")
-                why = f" ({reason})" if reason else ""
-                say(f"            {engine['model']}: {requests_by_way([engine])}{why}")
+                detail = f" ({reason})" if reason else ""
+                say(f"            {engine['model']}: {requests_by_way([engine])}{detail}")
         if num_messages:
             say(
                 f"Messages  {num_messages:,} set aside, which could not be taken; "
@@ -117,16 +117,16 @@ def _print_jobs(jobs: Any, served: list[str], messages: dict[str, int]) -> None:
         say("Jobs      none yet")
         return
     say("")
-    made = table("model", *JobState, "messages in Redis")
-    for column in made.columns[1:]:
+    listing = table("model", *JobState, "messages in Redis")
+    for column in listing.columns[1:]:
         column.justify = "right"
     for model in sorted({*jobs, *served}):
         states = jobs.get(model, {})
-        made.add_row(
+        listing.add_row(
             model or "(refused)",
             *(f"{num:,}" if (num := states.get(state, 0)) else "" for state in JobState),
             f"{sum(messages.get(queue_name(model, lane), 0) for lane in Lane):,}" if model else "",
         )
-    print_table(made)
+    print_table(listing)
     if messages.get(SUBMISSIONS):
         say(f"{plural(messages[SUBMISSIONS], 'message')} from producers still to be read")

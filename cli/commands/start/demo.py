@@ -77,14 +77,14 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
     night = NightlyConfig.load(NIGHT)
     today = night.today()
     run_key = night.run_key_of(today)
-    known = complete_batch(run_key)
+    complete = complete_batch(run_key)
     load_seconds: float | None = None
-    if known is None or not is_finished(known):
+    if complete is None or not is_finished(complete):
         load_seconds = _load_models(stack, go_on)
     ready_at = datetime.now(UTC)
     complaints = Complaints()
     intake = RowParser(
-        [] if known else night.parts_of(NIGHT.resolve().parent, today),
+        [] if complete else night.parts_of(NIGHT.resolve().parent, today),
         settings.catalog(),
         run_key,
         complaints.report,
@@ -162,13 +162,13 @@ def _load_models(stack: "LocalStack", go_on: Callable[[], None]) -> float:
 
 
 def _print_examples(jobs: Sequence["FoundJob"]) -> None:
-    made = table("task", "custom id", "output", title="\nRead back from the database")
+    listing = table("task", "custom id", "output", title="\nRead back from the database")
     for task in dict.fromkeys(job.task for job in jobs):
         for job in [job for job in jobs if job.task == task][:SHOWN_PER_TASK]:
             answer = job.output if job.error is None else f"{job.error.code}: {job.error.message}"
-            made.add_row(task, job.custom_id or "", one_line(answer or str(job.state), 100))
-        made.add_section()
-    print_table(made)
+            listing.add_row(task, job.custom_id or "", one_line(answer or str(job.state), 100))
+        listing.add_section()
+    print_table(listing)
 
 
 def _print_documents(jobs: Sequence["FoundJob"]) -> None:
@@ -195,12 +195,12 @@ def _print_documents(jobs: Sequence["FoundJob"]) -> None:
 
 
 def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[Run]) -> None:
-    made = table("task", "jobs", "failed", "tokens", "tokens/s", "wait p50/p95", "run p50/p95")
-    for column in made.columns[1:]:
+    listing = table("task", "jobs", "failed", "tokens", "tokens/s", "wait p50/p95", "run p50/p95")
+    for column in listing.columns[1:]:
         column.justify = "right"
     for task in [*dict.fromkeys(job.task for job in jobs), ""]:
         of_task = [run for run in runs if run.job.task == task or not task]
-        made.add_row(
+        listing.add_row(
             task or "all",
             f"{sum(job.task == task or not task for job in jobs):,}",
             f"{sum(job.state == 'failed' and (job.task == task or not task) for job in jobs):,}",
@@ -210,7 +210,7 @@ def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[Run]) -> None:
             _median_and_tail([run.run_seconds for run in of_task]),
         )
     say("")
-    print_table(made)
+    print_table(listing)
 
 
 def _print_summary(runs: Sequence[Run], load_seconds: float | None) -> None:
