@@ -30,9 +30,9 @@ def tracer() -> "Tracer | None":
     return own_tracer
 
 
-def read_traceparent(given: Any) -> str | None:
+def read_traceparent(header: Any) -> str | None:
     """W3C's header, or None where it is none: it may come from anywhere."""
-    return given if isinstance(given, str) and TRACEPARENT.fullmatch(given) else None
+    return header if isinstance(header, str) and TRACEPARENT.fullmatch(header) else None
 
 
 @contextmanager
@@ -41,12 +41,12 @@ def submitting(task_name: str, traceparent: Any = None) -> Iterator[str | None]:
 
     what: a task, or "batch"; traceparent: of whoever sent it, where that is another process
     """
-    given = read_traceparent(traceparent)
+    parent_header = read_traceparent(traceparent)
     tracer_in_use = tracer()
     if tracer_in_use is None:
-        yield given
+        yield parent_header
         return
-    parent = context_of(given) if given is not None else None
+    parent = context_of(parent_header) if parent_header is not None else None
     with tracer_in_use.start_as_current_span(
         "tidemill.submit", parent, attributes={"tidemill.task": task_name}, record_exception=False
     ) as span:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from cli.ingest.errors_file import ErrorsFile
-from cli.ingest.row_parsing import Part, Refusal, RowParser
+from cli.ingest.row_parsing import Refusal, RowParser, SourcePart
 from cli.output.progress import EnqueueProgress, states_in_words
 from cli.output.terminal import note, plural, warn
 from db.reading.batches import FoundBatch, find_batches
@@ -74,7 +74,7 @@ class Complaints:
         self._file = ErrorsFile(errors) if errors is not None else None
 
     @contextmanager
-    def opened(self, parts: Sequence[Part]) -> Iterator[Self]:
+    def opened(self, parts: Sequence[SourcePart]) -> Iterator[Self]:
         """Raises CommandError where the file cannot be written, before anything is done."""
         if self._file is not None:
             self._file.require_apart_from(parts)

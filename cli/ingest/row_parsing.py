@@ -21,7 +21,7 @@ MAX_COLUMN_SHOWN, MAX_COLUMNS_SHOWN = 64, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class SourcePart:
     """One source, and what its rows become."""
 
     source: Source
@@ -55,14 +55,14 @@ class Part:
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise ColumnsUnfit where every row would be refused for its columns alone."""
-        given, task = set(columns), self.contract.task
-        twice = [name for name in given if columns.count(name) > 1]
+        present, task = set(columns), self.contract.task
+        twice = [name for name in present if columns.count(name) > 1]
         if twice:
             raise ColumnsUnfit(
                 f"{self.source.name} has the column {_shown(min(twice))} twice; rename one"
             )
         for name, column in self.columns.items():
-            if column not in given:
+            if column not in present:
                 raise ColumnsUnfit(
                     f"{self.source.name} has no column {column!r} for {name}; "
                     f"its columns: {_listed(columns)}"
@@ -167,7 +167,7 @@ class RowParser:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePart],
         catalog: Catalog,
         run_key: str | None,
         report: Callable[[str], None],
@@ -237,14 +237,14 @@ class RowParser:
         for _ in self.contracts():
             pass
 
-    def _contracts_of(self, part: Part) -> Iterator[Contract]:
+    def _contracts_of(self, part: SourcePart) -> Iterator[Contract]:
         for row in part.source.rows(part.check_columns):
             contract = self._take(part, row)
             if contract is not None:
                 self.num_good += 1
                 yield contract
 
-    def _take(self, part: Part, row: Row | BadRow) -> Contract | None:
+    def _take(self, part: SourcePart, row: Row | BadRow) -> Contract | None:
         if isinstance(row, BadRow):
             self._refuse(part, row, row.code, row.fault, " ")
             return None
@@ -268,7 +268,7 @@ class RowParser:
             self._report_gaps(part, row, row.without_text)
         return contract
 
-    def _with_key(self, part: Part, row: Row, contract: Contract) -> Contract:
+    def _with_key(self, part: SourcePart, row: Row, contract: Contract) -> Contract:
         if self._run_key is None or contract.idempotency_key is not None:
             return contract
         # A position is a part's own, even where custom ids are not.
@@ -279,7 +279,7 @@ class RowParser:
         key = _short("/".join(filter(None, (self._run_key, "" if shared else part.tag, name))))
         return contract.model_copy(update={"idempotency_key": key})
 
-    def _require_new(self, part: Part, row: Row, contract: Contract) -> None:
+    def _require_new(self, part: SourcePart, row: Row, contract: Contract) -> None:
         """Raise DuplicateId where an earlier row goes by the same custom id or key."""
         place = f"{part.source.name}, {row.place}" if self._one_namespace else row.place
         scope = "" if self._one_namespace else part.tag
@@ -289,7 +289,7 @@ class RowParser:
             key = contract.idempotency_key
             self._seen.require_new("idempotency_key", key, place, contract.tenant)
 
-    def _report_gaps(self, part: Part, row: Row, without_text: str) -> None:
+    def _report_gaps(self, part: SourcePart, row: Row, without_text: str) -> None:
         """Say what of a document gave no text: once, however often its source is read."""
         self.num_partial += 1
         if (part.source.name, row.place) in self._gaps_reported:
@@ -302,7 +302,7 @@ class RowParser:
         )
 
     def _refuse(
-        self, part: Part, row: Row | BadRow, code: str, problem: str, between: str = ": "
+        self, part: SourcePart, row: Row | BadRow, code: str, problem: str, between: str = ": "
     ) -> None:
         self.num_bad += 1
         self._report(f"{part.source.name}, {row.place}{between}{problem}")

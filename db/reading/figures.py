@@ -19,7 +19,7 @@ COMPLETION_TOKENS = 64.0
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
+class LaneBacklog:
     """The unfinished jobs of one model and lane."""
 
     model: str
@@ -53,15 +53,15 @@ class OpenBatches:
     until_deadline_seconds: float | None
 
 
-def find_backlog(session: Session) -> list[Backlog]:
+def find_backlog(session: Session) -> list[LaneBacklog]:
     """By model and lane, those that have any, from the indexes of what is unfinished."""
     at: datetime = session.execute(select(now())).scalar_one()
     rates = _token_rates(session)
-    backlogs: dict[tuple[str, str], Backlog] = {}
+    backlogs: dict[tuple[str, str], LaneBacklog] = {}
     for model, lane, state, num, characters, oldest in session.execute(_unfinished()):
-        before = backlogs.get((model, lane), Backlog(model, lane, 0, 0, 0, 0.0))
+        before = backlogs.get((model, lane), LaneBacklog(model, lane, 0, 0, 0, 0.0))
         if state == "running":
-            backlogs[model, lane] = Backlog(
+            backlogs[model, lane] = LaneBacklog(
                 model,
                 lane,
                 before.num_queued,
@@ -71,7 +71,7 @@ def find_backlog(session: Session) -> list[Backlog]:
             )
             continue
         rate = rates.get(model, _DEFAULT_RATE)
-        backlogs[model, lane] = Backlog(
+        backlogs[model, lane] = LaneBacklog(
             model,
             lane,
             before.num_queued + num,

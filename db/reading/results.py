@@ -17,7 +17,7 @@ from db.outcome import SIGNALS
 from db.queries import claims
 from db.queries.conditions import has_pair
 from db.reading.batches import batch_ids
-from db.reading.found_job import Cursor, FoundJob, JobError
+from db.reading.found_job import Cursor, FoundJob, JobFailure
 from db.reading.signal_filter import SignalFilter
 from db.reading.storable import can_be_kept
 from db.session import Database, database_from_environment
@@ -268,15 +268,15 @@ def _found_job(row: Row[Any]) -> FoundJob:
             "output": row.output if row.output_pruned_at is None else None,
             "alternatives": tuple(row.alternatives or ()),
             "suspicions": _suspicions(row.suspicions),
-            "error": JobError(code, message or "") if code else None,
+            "error": JobFailure(code, message or "") if code else None,
         }
     )
 
 
 def _suspicions(codes: str | None) -> tuple[Suspicion, ...]:
     """Those that this version knows: a newer worker may have written others."""
-    known = set(Suspicion)
-    return tuple(Suspicion(code) for code in (codes or "").split() if code in known)
+    known_codes = set(Suspicion)
+    return tuple(Suspicion(code) for code in (codes or "").split() if code in known_codes)
 
 
 def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:

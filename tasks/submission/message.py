@@ -152,7 +152,7 @@ def _instant(text: str | None) -> datetime | None:
 
 
 def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refused) -> str:
-    ended = EndedJob(
+    failed_job = EndedJob(
         id=job_id,
         task=task,
         error_code=refusal.code,
@@ -161,7 +161,7 @@ def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refu
         custom_id=fields.get("custom_id"),
     )
     with settings.database().write() as session:
-        keep_ended(session, [ended])
+        keep_ended(session, [failed_job])
     log.warning("job refused", extra={"job_id": str(job_id), "task": task, "code": refusal.code})
     return str(job_id)
 
@@ -169,7 +169,7 @@ def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refu
 def _keep_unkept(task: str, job_id: UUID, fields: dict[str, Any], error: Exception) -> str:
     """Keep as failed a job that the database, or our own code, stumbles over."""
     error_name = type(error).__name__
-    ended = EndedJob(
+    failed_job = EndedJob(
         id=job_id,
         task=task,
         error_code=Reason.UNKEPT.value,
@@ -180,5 +180,5 @@ def _keep_unkept(task: str, job_id: UUID, fields: dict[str, Any], error: Excepti
     log.error("job not kept", extra={"job_id": str(job_id), "task": task, "error": error_name})
     with settings.database().write() as session:
         keep(session, [set_aside(task, job_id, fields, Reason.UNKEPT)])
-        keep_ended(session, [ended])
+        keep_ended(session, [failed_job])
     return str(job_id)

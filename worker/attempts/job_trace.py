@@ -47,14 +47,16 @@ class JobTrace:
         tracer_in_use = tracer()
         if tracer_in_use is None:
             return None
-        own = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
+        parent = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
         attributes["job_id"] = str(job_id)
         if batch_id is not None:
             attributes["batch_id"] = str(batch_id)
         trace = cls(
-            tracer_in_use, own, **{f"tidemill.{name}": value for name, value in attributes.items()}
+            tracer_in_use,
+            parent,
+            **{f"tidemill.{name}": value for name, value in attributes.items()},
         )
-        if own is not None and traceparent is not None and own != traceparent:
+        if parent is not None and traceparent is not None and parent != traceparent:
             from opentelemetry.trace import Link
 
             trace._links = [Link(span_context(traceparent))]

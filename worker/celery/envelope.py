@@ -62,23 +62,23 @@ def checked(message: Any, queue: str) -> Envelope:
     if not isinstance(message, dict):
         raise Malformed(Reason.NOT_AN_ENVELOPE)
     headers, properties = message.get("headers"), message.get("properties")
-    known = identity(headers, properties)
+    message_identity = identity(headers, properties)
     if headers is None:
         headers = {}
     if properties is None:
         properties = {}
     if not isinstance(headers, dict):
-        raise Malformed(Reason.BAD_HEADERS, *known)
+        raise Malformed(Reason.BAD_HEADERS, *message_identity)
     if not isinstance(properties, dict):
-        raise Malformed(Reason.BAD_HEADERS, *known)
+        raise Malformed(Reason.BAD_HEADERS, *message_identity)
     try:
         body = _body(message.get("body"), properties.get("body_encoding"), headers)
         num_bytes = len(body) + len(dumps(headers).encode())  # written down until it is acked
     except (Malformed, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = error.reason if isinstance(error, Malformed) else Reason.BAD_BODY
-        raise Malformed(reason, *known) from None
+        raise Malformed(reason, *message_identity) from None
     if num_bytes > MAX_KEPT_BYTES:
-        raise Malformed(Reason.TOO_LARGE, *known)
+        raise Malformed(Reason.TOO_LARGE, *message_identity)
     return {
         "body": body,
         "content-type": _name(message.get("content-type")),

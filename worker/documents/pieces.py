@@ -43,13 +43,13 @@ def boundary_at(text: str, at: int) -> Boundary:
     if HEADING.match(text, at) and (at == 0 or text[at - 1] in "\n\r"):
         return Boundary.HEADING
     before, after = text[max(at - NEAR, 0) : at], text[at : at + NEAR]
-    said = before.rstrip()
+    text_before = before.rstrip()
     # A splitter may leave the space behind a paragraph to the piece that follows.
-    space = before[len(said) :] + after[: len(after) - len(after.lstrip())]
+    space = before[len(text_before) :] + after[: len(after) - len(after.lstrip())]
     num_lines = space.replace("\r\n", "\n").replace("\r", "\n").count("\n")
     if num_lines:
         return Boundary.PARAGRAPH if num_lines > 1 else Boundary.LINE
-    ends = bool(SENTENCE_END.search(said[-3:] + space))
+    ends = bool(SENTENCE_END.search(text_before[-3:] + space))
     return Boundary.SENTENCE if ends else Boundary.NONE
 
 

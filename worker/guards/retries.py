@@ -66,12 +66,12 @@ def retrying(
             )
 
 
-def _recorded(requests: Iterable[Request], made: list[Request]) -> Iterable[Request]:
+def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[Request]:
     """The same requests, noted as they are made: a long step makes them as there is room."""
 
     def noted() -> Iterator[Request]:
         for request in requests:
-            made.append(request)
+            recorded.append(request)
             yield request
 
     return Fallible(noted()) if isinstance(requests, Fallible) else noted()
@@ -141,12 +141,12 @@ def _suspicions(
         # On a way through several languages, this one's.
         language = short_code(request.target_language or language or "")
         num_left, num_letters = untranslated(source, best.text)
-    given = Signals(
+    counts = Signals(
         num_empty_parts=int(not best.text.strip()),
         num_cut_parts=int(best.finish_reason == "length"),
         untranslated_share=num_left / num_letters if num_letters else None,
     )
-    signals = measured(settings, source, best.text, given, language)
+    signals = measured(settings, source, best.text, counts, language)
     return [each for each in suspicions(settings, source, signals, language) if each in OF_A_PART]
 
 

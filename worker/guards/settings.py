@@ -92,10 +92,10 @@ def _value(place: str, name: str, value: Any) -> Any:
     if name in ("actions", "retry_with"):
         if not isinstance(value, Mapping):
             raise SettingsError(f"{place} must be a table, not {value!r}")
-        known = tuple(Suspicion) if name == "actions" else PARAMS
+        names = tuple(Suspicion) if name == "actions" else PARAMS
         for key in value:
-            if key not in known:
-                raise SettingsError(f"{place}.{key} is unknown; known: {', '.join(known)}")
+            if key not in names:
+                raise SettingsError(f"{place}.{key} is unknown; known: {', '.join(names)}")
         if name == "actions":
             return {key: _action(f"{place}.{key}", each) for key, each in value.items()}
         return dict(value)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.protocol.messages import Message, Output, Request
+from engine.protocol.messages import ChatTurn, Output, Request
 from worker.attempts.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
 from worker.errors import PreviousJobGone
 from worker.recipes.json_answer import (
@@ -75,8 +75,8 @@ def _asking(work: Work, messages: Messages) -> Ask:
     def ask(refused: Sequence[RefusedAnswer]) -> Request:
         mended = list(messages)
         for each in refused[-1:]:  # the last alone: a prompt has little room
-            mended.append(Message("assistant", each.text))
-            mended.append(Message("user", request_to_mend(work, each)))
+            mended.append(ChatTurn("assistant", each.text))
+            mended.append(ChatTurn("user", request_to_mend(work, each)))
         return _request(work, messages=tuple(mended), json_schema=schema_of(work))
 
     return ask

@@ -109,15 +109,15 @@ class Draft:
 
     def hold_terms(self) -> None:
         """Begin anew, with placeholders in place of terms."""
-        held, restored, at = [], {}, 0
+        parts, restored, at = [], {}, 0
         for number, term in enumerate(self.terms, start=1):
             placeholder = f"{{T{number}}}"
             while placeholder in self.text:
                 placeholder = f"{{T{placeholder[1:-1]}}}"
             restored[placeholder] = term.translation
-            held += [self.text[at : term.start], placeholder]
+            parts += [self.text[at : term.start], placeholder]
             at = term.end
-        text = "".join([*held, self.text[at:]])
+        text = "".join([*parts, self.text[at:]])
         self.take_apart(())
         self.parts = [Draft(text, self.max_characters, restored=restored)]
 

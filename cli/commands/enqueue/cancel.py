@@ -15,11 +15,11 @@ def cancel(
     json: options.Json = False,
 ) -> None:
     """Cancel jobs that are not finished. What is running writes no result."""
-    from cli.job_selection import chosen_jobs
+    from cli.job_selection import selected_jobs
     from db.audit import Act
     from db.queries import cancel_retry
 
-    selection = chosen_jobs(jobs or [], batch)
+    selection = selected_jobs(jobs or [], batch)
     changed = selection.change(
         Act.CANCEL, lambda limit: cancel_retry.cancel_jobs(selection.condition, limit)
     )

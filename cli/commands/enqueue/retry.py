@@ -24,7 +24,7 @@ def retry(
     """Put jobs that did not succeed back in line, with a clean slate."""
     from sqlalchemy import select
 
-    from cli.job_selection import chosen_jobs
+    from cli.job_selection import selected_jobs
     from db.audit import Act
     from db.clock import now
     from db.models import Job
@@ -37,7 +37,7 @@ def retry(
             raise typer.BadParameter(
                 f"{name!r} is none of {', '.join(sorted(RETRIABLE))}", param_hint="--state"
             )
-    selection = chosen_jobs(jobs or [], batch)
+    selection = selected_jobs(jobs or [], batch)
     named = [JobState(name) for name in state or ()]
     states = named or ([JobState.FAILED] if batch is not None else list(RETRIABLE))
     # A contract that was refused when it came by message has no model to go to.

@@ -309,7 +309,7 @@ def _submit_files(
 
     from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
-    from cli.ingest.row_parsing import Part, RowParser
+    from cli.ingest.row_parsing import RowParser, SourcePart
     from cli.stack.ready import require_ready
     from tasks.configuration import settings
     from tasks.contracts.by_task import CONTRACTS
@@ -321,7 +321,7 @@ def _submit_files(
         )
     catalog = settings.catalog()
     parts = [
-        Part(
+        SourcePart(
             source=source,
             contract=CONTRACTS[task],
             defaults=defaults,

@@ -110,7 +110,7 @@ def _look_at_up() -> list[Finding]:
 
 def _look_at_redis() -> list[Finding]:
     from cli.errors import BrokerUnreachable
-    from cli.stack.broker import look_at_broker
+    from cli.stack.broker import read_broker
     from cli.stack.exposure import redis_exposure
     from db.connection.url_redaction import masked
     from tasks.configuration import settings
@@ -118,22 +118,22 @@ def _look_at_redis() -> list[Finding]:
 
     try:
         url = settings.broker_url()
-        look = look_at_broker(url)
+        broker = read_broker(url)
     except (BrokerUnreachable, SettingsError) as error:
         return [Finding("redis", False, str(error))]
-    findings = [Finding("redis", True, f"{masked(url)} answers, version {look.version}")]
-    if look.eviction != "noeviction":
+    findings = [Finding("redis", True, f"{masked(url)} answers, version {broker.version}")]
+    if broker.eviction != "noeviction":
         findings.append(
             Finding(
                 "redis",
                 False,
-                f"its maxmemory-policy is {look.eviction}, under which it drops messages when "
+                f"its maxmemory-policy is {broker.eviction}, under which it drops messages when "
                 "memory is short; set `maxmemory-policy noeviction`",
             )
         )
-    if (exposure := redis_exposure(url, look.access)) is not None:
+    if (exposure := redis_exposure(url, broker.access)) is not None:
         findings.append(Finding("access", False, f"Redis: {exposure}"))
-    return findings + [Finding("redis", False, fault) for fault in look.faults]
+    return findings + [Finding("redis", False, fault) for fault in broker.faults]
 
 
 def _look_at_database(database: "Database") -> list[Finding]:
@@ -167,7 +167,7 @@ def _redis_folders() -> list[str]:
     from urllib.parse import urlsplit
 
     from cli.errors import BrokerUnreachable
-    from cli.stack.broker import look_at_broker
+    from cli.stack.broker import read_broker
     from tasks.configuration import settings
     from tasks.errors import SettingsError
 
@@ -175,7 +175,7 @@ def _redis_folders() -> list[str]:
         url = settings.broker_url()
         if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
             return []
-        folder = look_at_broker(url).folder
+        folder = read_broker(url).folder
     except (BrokerUnreachable, SettingsError):
         return []
     return [folder] if folder else []

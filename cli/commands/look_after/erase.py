@@ -64,6 +64,6 @@ def _report(counts: "Erased", verb: str, json: bool) -> None:
     )
     if counts.unreadable_messages:
         note(
-            f"{plural(counts.unreadable_messages, 'message')} in the quarantine cannot be read, and "
-            "may be anybody's: `tidemill messages` lists them"
+            f"{plural(counts.unreadable_messages, 'message')} in the quarantine cannot be read, "
+            "and may be anybody's: `tidemill messages` lists them"
         )

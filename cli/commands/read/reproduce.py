@@ -103,8 +103,8 @@ def contract_again(first: "JobDetails") -> "Contract":
     fields["seed"] = settings.get("seed", first.job.id.int & (2**63 - 1))
     if first.job.task != "translate" and not BY_REQUEST & fields.keys():
         fields.pop("max_length", None)  # it came to max_new_tokens
-        known = contract.own_fields()
-        settled = {name: value for name, value in settings.items() if name in known}
+        field_names = contract.own_fields()
+        settled = {name: value for name, value in settings.items() if name in field_names}
         if isinstance(settled.get("early_stopping"), str):  # "never", which only a model says
             del settled["early_stopping"]
         fields = {**settled, **fields}

@@ -16,7 +16,7 @@ def status(json: options.Json = False) -> None:
     The exit status is 1 if Redis does not answer.
     """
     from cli.errors import BrokerUnreachable
-    from cli.stack.broker import BrokerLook, look_at_broker
+    from cli.stack.broker import BrokerState, read_broker
     from cli.stack.ready import require_ready
     from db.connection.url_redaction import masked
     from db.queries import submission, worker_registry
@@ -34,26 +34,26 @@ def status(json: options.Json = False) -> None:
     num_messages = num_set_aside(database)
     served = sorted({model for worker in workers for model in worker.room})
     queues = queue_names(sorted({*served, *filter(None, jobs)}))
-    look: BrokerLook | BrokerUnreachable
+    broker: BrokerState | BrokerUnreachable
     try:
-        look = look_at_broker(settings.broker_url(), queues)
+        broker = read_broker(settings.broker_url(), queues)
     except BrokerUnreachable as error:
-        look = error
+        broker = error
     if json:
         write_json(
             {
                 "redis": {
                     "url": masked(settings.broker_url()),
                     **(
-                        {"reachable": False, "error": str(look)}
-                        if isinstance(look, BrokerUnreachable)
+                        {"reachable": False, "error": str(broker)}
+                        if isinstance(broker, BrokerUnreachable)
                         else {
                             "reachable": True,
-                            "version": look.version,
-                            "maxmemory_policy": look.eviction,
-                            "num_bytes": look.num_bytes,
-                            "messages": look.messages,
-                            "num_unacked": look.num_unacked,
+                            "version": broker.version,
+                            "maxmemory_policy": broker.eviction,
+                            "num_bytes": broker.num_bytes,
+                            "messages": broker.messages,
+                            "num_unacked": broker.num_unacked,
                         }
                     ),
                 },
@@ -82,12 +82,13 @@ def status(json: options.Json = False) -> None:
             }
         )
     else:
-        if isinstance(look, BrokerUnreachable):
-            say(f"Redis     {look}")
+        if isinstance(broker, BrokerUnreachable):
+            say(f"Redis     {broker}")
         else:
             say(
-                f"Redis     {masked(settings.broker_url())}, version {look.version}, "
-                f"{look.num_bytes / 2**20:,.1f} MiB, {plural(look.num_unacked, 'message')} unacked"
+                f"Redis     {masked(settings.broker_url())}, version {broker.version}, "
+                f"{broker.num_bytes / 2**20:,.1f} MiB, "
+                f"{plural(broker.num_unacked, 'message')} unacked"
             )
         say(f"Database  {database.shown_url}, revision {head()}")
         say(f"Workers   {len(workers) or 'none is running; start one with `tidemill worker`'}")
@@ -103,8 +104,8 @@ def status(json: options.Json = False) -> None:
                 f"Messages  {num_messages:,} set aside, which could not be taken; "
                 "`tidemill messages` lists them"
             )
-        _print_jobs(jobs, served, look.messages if isinstance(look, BrokerLook) else {})
-    if isinstance(look, BrokerUnreachable):
+        _print_jobs(jobs, served, broker.messages if isinstance(broker, BrokerState) else {})
+    if isinstance(broker, BrokerUnreachable):
         raise typer.Exit(1)
 
 
