@@ -55,7 +55,7 @@ class ClaimedJob:
 
     @property
     def ids(self) -> dict[str, str]:
-        """What a log says of whose doing a line is."""
+        """The fields by which a log line names the job."""
         ids = {"job_id": str(self.fence.job_id)}
         if self.batch_id is not None:
             ids["batch_id"] = str(self.batch_id)
@@ -192,7 +192,8 @@ class Claimer:
 
     @staticmethod
     def _contracts(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-        """What the jobs were asked; one that somebody changed in the database is left out."""
+        """The contracts of the jobs; one that was changed in the database and cannot be read is
+        left out."""
         try:
             return dict(session.execute(claims.payloads_of(job_ids)).all())
         except Unopenable:

@@ -50,7 +50,7 @@ def attempt_of(fence: Fence) -> AttemptId:
 
 
 def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """In practice one: a worker writes for itself."""
+    """Groups entries by owner; in practice there is one, for a worker writes its own."""
     owners: dict[str, list[Outcome]] = {}
     for each in outcomes:
         owners.setdefault(each.fence.owner, []).append(each)
@@ -203,13 +203,13 @@ class Committer:
             return requests
 
     def _give_back(self, remembered: Sequence[FinishedRequest]) -> None:
-        """They go with the next commit that succeeds."""
+        """Return the entries to the buffer; they go with the next commit that succeeds."""
         with self._changed:
             self._remembered.extendleft(reversed(remembered))
             self._num_remembered_bytes += sum(len(each.output) for each in remembered)
 
     def _next_flush(self) -> list[Outcome | FinishedSegment]:
-        """What to write next, which stays in the buffer; nothing when it is time to end."""
+        """The outcomes to write next, which stay in the buffer; nothing when it is time to end."""
         with self._changed:
             while not (self._stopping or self._is_due(now := time.monotonic())):
                 if self._buffer:
@@ -292,7 +292,7 @@ class Committer:
             session.execute(cache_queries.insert_entries(session), rows)
 
     def _running(self, session: Session, fences: Iterable[Fence]) -> set[AttemptId]:
-        """Those of the attempts that are still the ones to write."""
+        """The attempts that may still write."""
         attempts: dict[str, set[AttemptId]] = {}
         for fence in fences:
             attempts.setdefault(fence.owner, set()).add(attempt_of(fence))

@@ -1,4 +1,4 @@
-"""What every job has: the contract that a producer fills in.
+"""The contract: the fields of a job that a producer fills in.
 
 A contract is checked where it is submitted, before anything is kept, so that
 a mistake is the caller's to read and not the night's to find.
@@ -62,7 +62,8 @@ def is_number(value: Any, info: ValidationInfo) -> Any:
 
 
 def is_truth_value(value: Any, info: ValidationInfo) -> Any:
-    """Refuse what is neither true nor false, and 1 or "yes" unless the source has only those."""
+    """Refuse a value that is neither true nor false, and 1 or "yes" unless the source has only
+    texts."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | str) and reads_texts(info):
@@ -71,7 +72,7 @@ def is_truth_value(value: Any, info: ValidationInfo) -> Any:
 
 
 def is_id(value: Any) -> Any:
-    """Refuse what is no job's id, without a word of what it is."""
+    """Refuse a value that is no job's id, without quoting it."""
     if isinstance(value, str):
         try:
             return UUID(value)
@@ -112,7 +113,7 @@ def not_huge(value: Any) -> Any:
 
 
 def clash(field: str, fault: str) -> PydanticCustomError:
-    """What a validator raises when fields do not fit together: which to change, and how."""
+    """The error for fields that do not fit together; `fault` says which to change, and how."""
     return PydanticCustomError("clash", "{field} {fault}", {"field": field, "fault": fault})
 
 
@@ -135,7 +136,7 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Stora
 
 
 class Params(BaseModel):
-    """How the model decodes. What is left out is the model's own choice."""
+    """The decoding parameters of a job. None leaves a parameter to the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -244,17 +245,18 @@ class Contract(Params):
 
     @classmethod
     def own_fields(cls) -> frozenset[str]:
-        """The fields that say what the work is, as against who wants it and how urgently."""
+        """The fields that define the work, as against its owner, urgency and place in line."""
         shared = frozenset(Contract.model_fields) - frozenset(Params.model_fields)
         return frozenset(cls.model_fields) - shared | {"use_cache"}
 
     def work(self) -> dict[str, Any]:
-        """What is kept for the recipe: the task's fields and the params that were given."""
+        """The part of the contract that is kept for the recipe: the task's fields and the given
+        params."""
         return self.model_dump(mode="json", include=set(self.own_fields()), exclude_none=True)
 
     @property
     def num_characters(self) -> int:
-        """How long the input is, so that jobs of like length travel together."""
+        """The length of the input in characters; jobs of like length travel together."""
         raise NotImplementedError
 
     @property
@@ -293,7 +295,7 @@ class Contract(Params):
 
 
 def _field(detail: ErrorDetails) -> str:
-    """Where the fault is, as in `metadata.station`."""
+    """The path of the faulty field, as in `metadata.station`."""
     parts: list[Any] = list(detail["loc"])
     if len(parts) > 2 and parts[-1] == "[key]":  # pydantic's word for: not the value, the name
         parts[-2:] = [detail["input"]]
@@ -307,7 +309,7 @@ def _shown(value: int | float) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that somebody sent, as it may go into a message: short, and of characters."""
+    """A name as it may go into a message: short, and of printable characters."""
     short = name if len(name) <= MAX_NAME_SHOWN else name[:MAX_NAME_SHOWN] + "..."
     return short if short and short.isprintable() else repr(short)
 

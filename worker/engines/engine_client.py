@@ -1,4 +1,5 @@
-"""The parent's end of an engine process: sends requests, hands out outputs, restarts, blames.
+"""The parent's end of an engine process: sends requests, hands out outputs, restarts the process
+after a crash and finds the request at fault.
 
 When the process ends by itself, something in it was fatal. The requests it
 held are run again in halves until one that is fatal alone, twice, is found; it
@@ -58,7 +59,7 @@ class _HeldRequest:
 
 
 class EngineClient:
-    """One engine process and the requests it owes an output.
+    """An engine process, and the requests that it still has to answer.
 
     Every submitted request gets exactly one call of its `on_output`, on the
     reader thread, unless the client is stopped first.
@@ -137,13 +138,13 @@ class EngineClient:
 
     @property
     def sized(self) -> Sized:
-        """What the engine holds at once, and why so much."""
+        """The limits of the engine, and the reason for each."""
         assert self._sized is not None, "the engine was not started"
         return self._sized
 
     @property
     def figures(self) -> EngineFigures:
-        """What the process does now; also before it is loaded."""
+        """The present figures of the process; also before its model is loaded."""
         spec = self._sized.spec if self._sized is not None else self.spec
         return EngineFigures(
             model=spec.alias,

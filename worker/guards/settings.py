@@ -24,7 +24,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What is suspicious in the answers of one task, and what is done about it."""
+    """The limits of the signals of one task, and the action where one is passed."""
 
     enabled: bool = True  # false: nothing is looked at, and no signal is kept
     action: Action = Action.FLAG  # flag, retry, fail, or retry_or_fail

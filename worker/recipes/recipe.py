@@ -1,4 +1,4 @@
-"""How a job becomes requests, and their outputs its answer.
+"""Recipes: a job becomes requests, and their outputs become its answer.
 
 A recipe is a generator: it yields the requests it wants run and is sent their
 outputs, in the same order; a request that fails is raised in it as RequestFailed.
@@ -93,7 +93,7 @@ def answer_of(work: Work, output: Output, **provenance: Any) -> Answer:
 
 
 def reasoning_tokens(outputs: Iterable[Output]) -> int | None:
-    """How many of the completions' tokens were thought; None where no model thinks."""
+    """The number of the completions' tokens that were thought; None where no model thinks."""
     choices = [choice for each in outputs for choice in each.choices]
     if all(choice.reasoning is None for choice in choices):
         return None
