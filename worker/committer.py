@@ -20,6 +20,7 @@ from db.queries.model_cards import model_card_id
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds
+from worker.bisection import run_in_halves
 from worker.errors import ResultUnkept
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -223,24 +224,15 @@ class Committer:
 
     def _write(self, writes: Sequence[Write]) -> None:
         """Commit these; one that the database refuses does not take the others with it."""
-        try:
-            self._commit(writes)
-        except Exception as error:
-            if not _is_refusal(error):
-                raise
-            if len(writes) > 1:
-                half = len(writes) // 2
-                self._write(writes[:half])
-                self._write(writes[half:])
-                return
-            (refused,) = writes
-            if isinstance(refused, FinishedRequest):
-                log.warning("answer not cached", extra={"error": type(error).__name__})
-                return
-            if isinstance(refused, FinishedSegment):
-                # Only to save work later; the job goes on without.
-                log.warning("segment refused", extra=self._ids_of(refused.fence))
-                return
+        run_in_halves(writes, self._commit, _is_refusal, self._on_refused)
+
+    def _on_refused(self, refused: Write, error: Exception) -> None:
+        if isinstance(refused, FinishedRequest):
+            log.warning("answer not cached", extra={"error": type(error).__name__})
+        elif isinstance(refused, FinishedSegment):
+            # Only to save work later; the job goes on without.
+            log.warning("segment refused", extra=self._ids_of(refused.fence))
+        else:
             unkept = ResultUnkept(error)
             log.error("result refused", extra=self._ids_of(refused.fence))
             self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])

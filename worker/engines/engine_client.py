@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +40,7 @@ from engine.protocol.messages import (
     to_bytes,
 )
 from worker.backoff import backoff_seconds
+from worker.bisection import halves
 from worker.cache.content_key import model_digest
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
@@ -82,7 +83,7 @@ class EngineClient:
         self._held: dict[int, _HeldRequest] = {}
         self._sent: dict[int, None] = {}  # ordered
         self._unsent: deque[int] = deque()
-        self._trials: deque[list[int]] = deque()
+        self._trials: deque[Sequence[int]] = deque()
         self._on_trial = False  # what is sent is a trial, and gets no company
         self._alone: int | None = None  # the request that stood alone when the process last ended
         self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
@@ -311,8 +312,7 @@ class EngineClient:
             # The first time it may be chance: somebody killed the process, or the
             # machine was short of memory, when nothing else happened to run.
             self._alone = alone
-            half = (len(suspects) + 1) // 2
-            self._trials.extendleft(filter(None, [suspects[half:], suspects[:half]]))
+            self._trials.extendleft(reversed(halves(suspects)))
             return None
 
     def _restart(self) -> bool:
