@@ -36,7 +36,7 @@ class ChatMessage(BaseModel):
     content: Annotated[str, Storable, BeforeValidator(not_huge)]
 
 
-class ChatContract(JsonAnswerContract):
+class ChatContract(JsonAnswerContract, frozen=True):
     task: ClassVar[str] = "chat"
 
     messages: tuple[ChatMessage, ...] = Field(min_length=1, max_length=1000)

@@ -17,11 +17,13 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from db.lane import Lane
+from engine.protocol.messages import PARAMS, Params
 from tasks.errors import ContractError, Problem
 
 MAX_TEXT_CHARACTERS = 4_000_000
@@ -135,27 +137,27 @@ Language = Annotated[
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
 
 
-class Params(BaseModel):
-    """The decoding parameters of a job. None leaves a parameter to the model."""
+class DecodeFields(BaseModel, Params, frozen=True):
+    """The decoding parameters of a job: the fields and ranges of the engine's `Params`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
-    min_new_tokens: Annotated[int, Field(ge=0, le=100_000), Number] | None = None
-    # As in transformers: the prompt counts for decoder-only models.
-    max_length: Annotated[int, Field(ge=1, le=1_000_000), Number] | None = None
-    do_sample: TruthValue | None = None
-    temperature: Annotated[float, Field(ge=0, le=100), Number] | None = None
-    top_k: Annotated[int, Field(ge=1, le=1_000_000), Number] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1), Number] | None = None
-    num_beams: Annotated[int, Field(ge=1, le=64), Number] | None = None
-    length_penalty: Annotated[float, Field(ge=-100, le=100), Number] | None = None
-    early_stopping: TruthValue | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100), Number] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000), Number] | None = None
-    num_return_sequences: Annotated[int, Field(ge=1, le=64), Number] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63), Number] | None = None
-    stop: tuple[StopText, ...] | None = Field(default=None, max_length=16)
+    stop: tuple[StopText, ...] | None = Field(  # type: ignore[assignment]  # None: not given
+        default=None, max_length=16
+    )
+
+    @field_validator("do_sample", "early_stopping", mode="before")
+    @classmethod
+    def _is_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        return is_truth_value(value, info)
+
+    @field_validator(
+        *(name for name in PARAMS if name not in ("do_sample", "early_stopping", "stop")),
+        mode="before",
+    )
+    @classmethod
+    def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value is None else is_number(value, info)
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +202,7 @@ class Params(BaseModel):
         return bool(self.temperature) or self.top_k is not None or self.top_p is not None
 
 
-class Contract(Params):
+class Contract(DecodeFields, frozen=True):
     """The fields that every task shares; each task adds its own."""
 
     task: ClassVar[str]
@@ -246,7 +248,7 @@ class Contract(Params):
     @classmethod
     def own_fields(cls) -> frozenset[str]:
         """The fields that define the work, as against its owner, urgency and place in line."""
-        shared = frozenset(Contract.model_fields) - frozenset(Params.model_fields)
+        shared = frozenset(Contract.model_fields) - frozenset(PARAMS)
         return frozenset(cls.model_fields) - shared | {"use_cache"}
 
     def work(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
-from engine.protocol.messages import ModelCard, Output, Params, Request
+from engine.protocol.messages import PARAMS, ModelCard, Output, Params, Request
 from engine.protocol.prompt_texts import OPTIONS
 from worker.masking.masker import Masker
 
@@ -55,9 +55,6 @@ class Work:
         params["stop"] = tuple(params.get("stop") or ())
         params.setdefault("seed", self.job_id.int & (2**63 - 1))
         return Params(**params)
-
-
-PARAMS = tuple(Params.__dataclass_fields__)
 
 
 class Fallible(tuple[Request, ...]):
