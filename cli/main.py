@@ -92,8 +92,8 @@ app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
 app.add_typer(keys.keys, name="keys", rich_help_panel=KEEP)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import PackageNotFoundError, version
 
         try:

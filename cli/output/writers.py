@@ -174,10 +174,10 @@ def results_table(jobs: Sequence[FoundJob], columns: Sequence[str] | None = None
         if any(COLUMNS[name](job) not in (None, USUAL.get(name)) for job in jobs)
         or name == "output"
     ]
-    made = table(*(name.replace("_", " ") for name in named))
+    listing = table(*(name.replace("_", " ") for name in named))
     for job in jobs:
-        made.add_row(*(_table_cell(name, job) for name in named))
-    return made
+        listing.add_row(*(_table_cell(name, job) for name in named))
+    return listing
 
 
 def _table_cell(name: str, job: FoundJob) -> Any:

@@ -18,10 +18,10 @@ def require_ready() -> Database:
     """
     database = settings.database()
     require_current(database)
-    here = os.environ, Path.cwd()
-    if not is_named(os.environ) and not running_up(*here):
-        folder = data_dir(*here)
-        if is_starting(*here):
+    place = os.environ, Path.cwd()
+    if not is_named(os.environ) and not running_up(*place):
+        folder = data_dir(*place)
+        if is_starting(*place):
             note(f"the `tidemill up` of {folder} runs no jobs yet (or no longer); they are kept")
         else:
             note(

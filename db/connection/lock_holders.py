@@ -40,12 +40,12 @@ def locked_sentence(path: str) -> str:
 
 
 def _identities(path: str) -> set[tuple[int, int]]:
-    found = set()
+    identities = set()
     for suffix in SUFFIXES:
         with suppress(OSError):
             status = Path(path + suffix).stat()
-            found.add((status.st_dev, status.st_ino))
-    return found
+            identities.add((status.st_dev, status.st_ino))
+    return identities
 
 
 def _open_in(files: set[tuple[int, int]]) -> Iterator[tuple[int, str]]:

@@ -10,7 +10,7 @@ from db.suspicion import Suspicion
 
 
 @dataclass(frozen=True, slots=True)
-class JobError:
+class JobFailure:
     code: str
     message: str
 
@@ -31,7 +31,7 @@ class FoundJob:
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    error: JobError | None
+    error: JobFailure | None
     metadata: Mapping[str, str]
     language: str | None
     tenant: str

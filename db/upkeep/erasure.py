@@ -76,11 +76,11 @@ def count(database: Database, person: Person) -> Erased:
     with database.read() as session:
         jobs, unfinished = session.execute(erasure.num_jobs(database.dialect, person)).one()
         batches = session.scalar(erasure.num_batches(database.dialect, person)) or 0
-    found = Erased(jobs=jobs, cancelled=unfinished, batches=batches)
+    counts = Erased(jobs=jobs, cancelled=unfinished, batches=batches)
     for ids, num_unreadable in _messages(database, person):
-        found.messages += len(ids)
-        found.unreadable_messages += num_unreadable
-    return found
+        counts.messages += len(ids)
+        counts.unreadable_messages += num_unreadable
+    return counts
 
 
 def erase(database: Database, person: Person) -> Erased:

@@ -81,7 +81,7 @@ def _prune(
     for prunable, ages in _of_an_age(retention):
         after: Key | None = None
         while not is_ended():
-            begun = time.monotonic()
+            started_at = time.monotonic()
             with database.read() as session:  # to look locks nothing
                 keys = _keys(session, prunable.page(after, PAGE))
                 due = _keys(session, prunable.due(ages, keys)) if keys else []
@@ -96,10 +96,10 @@ def _prune(
                     num = prunable.prune(session, some)
                 pruned[prunable.name] += num
                 on_pruned(prunable.name, num)
-                _rest(pause, begun, SHARE)
-                begun = time.monotonic()
+                _rest(pause, started_at, SHARE)
+                started_at = time.monotonic()
             if not due:
-                _rest(pause, begun, LOOKING_SHARE)
+                _rest(pause, started_at, LOOKING_SHARE)
 
 
 def _rest(pause: Callable[[float], object], begun: float, share: float) -> None:

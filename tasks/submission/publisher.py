@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class JobMessage:
     """What Redis holds: ids of jobs for one model and lane."""
 
     model: str
@@ -25,7 +25,7 @@ class Message:
     job_ids: tuple[UUID, ...]
 
 
-def publish(messages: Iterable[Message]) -> None:
+def publish(messages: Iterable[JobMessage]) -> None:
     """Send the messages in as few round trips as the transport allows.
 
     Raises the transport's errors: kombu.exceptions.OperationalError when Redis
@@ -49,7 +49,7 @@ def publish(messages: Iterable[Message]) -> None:
                 connection.close()
 
 
-def _send(connection: Connection, messages: list[Message]) -> None:
+def _send(connection: Connection, messages: list[JobMessage]) -> None:
     producer = Producer(connection)
     with producer.batch():
         for message in messages:

@@ -19,9 +19,9 @@ class SubmittedJob:
 
     def find(self) -> FoundJob:
         """The job as it stands now."""
-        found = find_job(self.id, database=settings.database())
-        assert found is not None, f"job {self.id} is gone"
-        return found
+        job = find_job(self.id, database=settings.database())
+        assert job is not None, f"job {self.id} is gone"
+        return job
 
     def wait(self, timeout_seconds: float | None = None) -> FoundJob:
         """The job once it has finished; raises TimeoutError when that takes too long."""

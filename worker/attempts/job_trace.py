@@ -44,21 +44,25 @@ class JobTrace:
         **attributes: Any,
     ) -> "JobTrace | None":
         """None where nobody wants spans."""
-        found = tracer()
-        if found is None:
+        tracer_in_use = tracer()
+        if tracer_in_use is None:
             return None
-        own = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
+        parent = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
         attributes["job_id"] = str(job_id)
         if batch_id is not None:
             attributes["batch_id"] = str(batch_id)
-        made = cls(found, own, **{f"tidemill.{name}": value for name, value in attributes.items()})
-        if own is not None and traceparent is not None and own != traceparent:
+        trace = cls(
+            tracer_in_use,
+            parent,
+            **{f"tidemill.{name}": value for name, value in attributes.items()},
+        )
+        if parent is not None and traceparent is not None and parent != traceparent:
             from opentelemetry.trace import Link
 
-            made._links = [Link(span_context(traceparent))]
-        made._start("claim", start_time=claim_began_ns).end()
-        made._recipe = made._start("recipe")
-        return made
+            trace._links = [Link(span_context(traceparent))]
+        trace._start("claim", start_time=claim_began_ns).end()
+        trace._recipe = trace._start("recipe")
+        return trace
 
     def _start(self, name: str, parent: "Span | None" = None, **options: Any) -> "Span":
         context = self._context

@@ -48,7 +48,7 @@ def request_digest(request: Request, model: bytes, *, with_seed: bool = True) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Sharing:
+class SharingScope:
     """With whom a job shares answers."""
 
     tenant: str | None  # None: with everybody
@@ -64,8 +64,8 @@ class Sharing:
         if request.is_measured or (samples(request.params) and not self.has_seed):
             return None
         scope = "" if self.tenant is None else f"tenant {self.tenant}"
-        asked = request_digest(request, model, with_seed=self.has_seed)
-        digest = hashlib.sha256(scope.encode() + b"\0" + asked).digest()
+        digest_of_request = request_digest(request, model, with_seed=self.has_seed)
+        digest = hashlib.sha256(scope.encode() + b"\0" + digest_of_request).digest()
         return ContentKey(digest, model, self)
 
 
@@ -75,7 +75,7 @@ class ContentKey:
 
     digest: bytes
     model: bytes  # the digest of the model that was to answer
-    sharing: Sharing
+    sharing: SharingScope
 
 
 def samples(params: Params) -> bool | None:

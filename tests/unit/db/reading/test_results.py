@@ -16,7 +16,7 @@ from db.models import Batch, Job, Payload, Result
 from db.outcome import Answer, Outcome, Signals
 from db.queries import cancel_retry, completion, inserts
 from db.reading import batches, results
-from db.reading.found_job import JobError
+from db.reading.found_job import JobFailure
 from db.reading.signal_filter import SignalFilter
 from db.session import Database
 from db.states import JobState
@@ -77,7 +77,7 @@ def test_an_unfinished_job_has_no_output_and_a_failed_one_an_error(database: Dat
     )
     found = {each.id: each for each in find_results(state=None, database=database)}
     assert (found[queued].output, found[queued].error) == (None, None)
-    assert found[failed].error == JobError("empty_prompt", "no text")
+    assert found[failed].error == JobFailure("empty_prompt", "no text")
 
 
 def test_a_job_that_is_not_there_is_not_found(database: Database) -> None:

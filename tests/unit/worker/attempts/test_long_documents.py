@@ -22,7 +22,7 @@ from engine.protocol.messages import (
     RequestFailure,
 )
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt
-from worker.cache.kept_outputs import Kept, Page
+from worker.cache.output_reader import RequestPage, StoredOutputs
 from worker.engines.engine_client import EngineClient
 from worker.recipes import Work
 from worker.settings import Settings
@@ -100,7 +100,7 @@ class Run:
     num_parts: int
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     kept: dict[int, dict[str, Any]] = field(default_factory=dict)
-    pages: list[Page] = field(default_factory=list)
+    pages: list[RequestPage] = field(default_factory=list)
     client: Instant = field(default_factory=Instant)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -132,10 +132,10 @@ class Run:
         assert answer is not None
         return answer.output
 
-    def look_up(self, page: Page) -> None:
+    def look_up(self, page: RequestPage) -> None:
         self.pages.append(page)
         found = {each: self.segments[each] for each in page.positions if each in self.segments}
-        page.on_read(Kept(found))
+        page.on_read(StoredOutputs(found))
 
     def _keep(self, segment: FinishedSegment) -> None:
         self.kept[segment.position] = segment.output

@@ -17,14 +17,14 @@ from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, ModelCard, Output, Params, Request, RequestFailure
 from worker.cache.content_cache import ContentCache
-from worker.cache.content_key import ContentKey, Sharing, model_digest
+from worker.cache.content_key import ContentKey, SharingScope, model_digest
 from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient
 
 IDS = itertools.count(1)
 FENCE = Fence(uuid4(), 1, "one")
-MINE = Sharing("mine", has_seed=False)
-SEEDED = Sharing("mine", has_seed=True)
+MINE = SharingScope("mine", has_seed=False)
+SEEDED = SharingScope("mine", has_seed=True)
 SPEC = EngineSpec(alias="fake", checkpoint="fake", engine="fake")
 CARD = ModelCard(
     alias="fake",
@@ -90,7 +90,7 @@ class Asker:
         self,
         text: str = "the tide",
         *,
-        sharing: Sharing = MINE,
+        sharing: SharingScope = MINE,
         is_interactive: bool = False,
         engine: Engine | None = None,
         **params: Any,
@@ -160,8 +160,8 @@ def test_what_was_answered_lately_is_not_asked_again(asker: Asker) -> None:
         {"max_new_tokens": 9},
         {"num_beams": 2},
         {"stop": ("x",)},
-        {"sharing": Sharing("yours", has_seed=False)},
-        {"sharing": Sharing(None, has_seed=False)},
+        {"sharing": SharingScope("yours", has_seed=False)},
+        {"sharing": SharingScope(None, has_seed=False)},
         {"engine": Engine(model_digest=b"two")},
     ],
     ids=lambda each: next(iter(each)),
