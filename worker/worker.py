@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 # A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
-HURRY_SECONDS = 0.2  # how late a drain notices that it should end
+DRAIN_POLL_SECONDS = 0.2  # between two checks whether a drain should end at once
 
 
 class Worker:
@@ -99,7 +99,7 @@ class Worker:
         self._deliveries: set[Delivery] = set()
         self._draining = False
         self._documents = ThreadPoolExecutor(1, "documents")
-        self._hurried = False
+        self._stops_now = False
         self._is_ready = False
         self._metrics = self._make_metrics()
         # Whether anybody wants to know of a single job that it ended.
@@ -226,15 +226,15 @@ class Worker:
         until = time.monotonic() + seconds
         with self._settled:
             self._draining = True
-            while self._running and not self._hurried and time.monotonic() < until:
-                self._settled.wait(HURRY_SECONDS)
+            while self._running and not self._stops_now and time.monotonic() < until:
+                self._settled.wait(DRAIN_POLL_SECONDS)
         for attempt in self._attempts():
             attempt.release()
         self._committer.stop()
 
-    def hurry(self) -> None:
+    def stop_now(self) -> None:
         """Let a drain wait no longer. May be called from a signal handler: it takes no lock."""
-        self._hurried = True
+        self._stops_now = True
 
     def stop(self) -> None:
         """End every thread and process of this worker; drain first to lose no work."""

@@ -14,7 +14,7 @@ from db.queries import throughput
 from db.states import FINISHED, JobState
 from tasks.configuration import settings
 
-LOOK_SECONDS = 1.0  # it reads every row of the batch
+POLL_SECONDS = 1.0  # it reads every row of the batch
 TOKENS_PER_CHARACTER = 0.25  # until anything has been measured
 
 
@@ -74,7 +74,7 @@ class BatchTokens:
     def at(self, is_over: bool) -> TokensDone:
         """The progress of the batch; is_over: none of its jobs is unfinished."""
         now = self._clock()
-        if is_over or self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
+        if is_over or self._looked_at is None or now - self._looked_at >= POLL_SECONDS:
             self._looked_at = now
             with settings.database().read() as session:
                 rows = session.execute(throughput.progress_by_kind(self._batch_id)).all()

@@ -29,7 +29,7 @@ class Child:
         with log.open("ab") as to:
             self._log_start = to.tell()
             self._process = subprocess.Popen(
-                # -P: nothing in the leash's own folder can stand in for a module.
+                # -P: nothing in that script's folder can stand in for a module.
                 [sys.executable, "-P", die_with_parent.__file__, str(os.getpid()), *command],
                 stdin=subprocess.PIPE,
                 stdout=to,

@@ -1,4 +1,4 @@
-"""A leash: `python leash.py PARENT COMMAND...` becomes the command, and ends with its parent.
+"""`python die_with_parent.py PARENT COMMAND...` becomes the command, and ends with its parent.
 
 On Linux the kernel sends the command SIGTERM when the process that started it
 dies, however it dies; elsewhere this is only an exec. It is a program of its

@@ -156,24 +156,24 @@ class LocalStack:
 
     # --- stopping ------------------------------------------------------------------------------
 
-    def stop(self, hurried: Callable[[], bool] = lambda: False) -> None:
-        """Stop every part: the worker when it has finished what it runs, or when hurried."""
+    def stop(self, stops_now: Callable[[], bool] = lambda: False) -> None:
+        """Stop every part; the worker finishes its jobs first, unless `stops_now`."""
         if self._lock is None:
             return  # another has the folder, or nobody
         (self.data_dir / RUN_FILE).unlink(missing_ok=True)
         if self._worker is not None:
-            self._stop_worker(self._worker, hurried)
+            self._stop_worker(self._worker, stops_now)
         if self._valkey is not None:
             self._valkey.stop()
         self.database.close()
         self._lock.close()
         self._lock = None
 
-    def _stop_worker(self, worker: Child, hurried: Callable[[], bool]) -> None:
+    def _stop_worker(self, worker: Child, stops_now: Callable[[], bool]) -> None:
         worker.signal(signal.SIGTERM)
         deadline = time.monotonic() + DRAIN_SECONDS
         while not worker.wait(POLL_SECONDS):
-            if hurried() or time.monotonic() > deadline:
+            if stops_now() or time.monotonic() > deadline:
                 worker.signal(signal.SIGQUIT)
                 worker.wait(QUIT_SECONDS)
                 break

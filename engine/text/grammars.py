@@ -26,7 +26,7 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 COMPILE_SECONDS = 5.0  # of one schema, on a thread of its own
-LOOK_SECONDS = 0.02  # between two looks at whether it is compiled
+POLL_SECONDS = 0.02  # between two checks whether it is compiled
 MAX_KEPT = 64  # compiled schemas
 # No space but within texts: a model that may write space may write it without an end.
 OPTIONS = {"whitespace_flexible": False, "lenient": True}
@@ -146,7 +146,7 @@ class Grammars:
 
         threading.Thread(target=compile_, name="grammar", daemon=True).start()
         until = time.monotonic() + COMPILE_SECONDS
-        while not finished.wait(LOOK_SECONDS):
+        while not finished.wait(POLL_SECONDS):
             between_looks()
             if time.monotonic() > until:
                 raise SchemaTooComplex

@@ -184,7 +184,7 @@ def test_a_schema_that_takes_too_long_is_given_up(
 ) -> None:
     bench = bench_of("gpt2")
     monkeypatch.setattr(grammars, "COMPILE_SECONDS", 0.0)
-    monkeypatch.setattr(grammars, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(grammars, "POLL_SECONDS", 0.0)
     schema = bombs()["many names"]
     with pytest.raises(SchemaTooComplex):
         encode(bench, {**schema, "title": "compiled by nobody before"})

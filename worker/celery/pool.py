@@ -152,10 +152,10 @@ class EnginePool(TaskPool):
             return
         self._stopped.set()
         if state.should_terminate:
-            self.worker.hurry()
+            self.worker.stop_now()
         # Celery may be in a handler of its own now, and would take no further signal.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
-            signal.signal(number, lambda *_: self.worker.hurry())
+            signal.signal(number, lambda *_: self.worker.stop_now())
         self.worker.drain(self.worker.settings.drain_seconds)
         self.worker.stop()
         super().on_stop()
@@ -170,7 +170,7 @@ class EnginePool(TaskPool):
         self._waker.send(b"\0")
         self._num_signals += 1
         if self._num_signals > 1:
-            self.worker.hurry()
+            self.worker.stop_now()
 
     def on_terminate(self) -> None:
         self.on_stop()

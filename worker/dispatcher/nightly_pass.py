@@ -23,7 +23,7 @@ from worker.periodic_thread import PeriodicThread
 log = logging.getLogger(__name__)
 
 NIGHTLY = "nightly pass"
-LOOK_SECONDS = 60.0  # between two looks at whether it is time
+POLL_SECONDS = 60.0  # between two checks whether it is time
 UNLED_SECONDS = 1.0  # the same while another leads, which costs nothing to find out
 PASS_SECONDS = 900.0  # after its death another goes on; renewed while it runs
 
@@ -50,7 +50,7 @@ class NightlyPass:
         self._canaries = canaries
         self._stopping = Event()
         self._renewed_at = 0.0
-        self._thread = PeriodicThread("nightly-pass", LOOK_SECONDS, self.tick)
+        self._thread = PeriodicThread("nightly-pass", POLL_SECONDS, self.tick)
 
     def start(self) -> None:
         self._thread.start()
@@ -75,7 +75,7 @@ class NightlyPass:
                 is_ours = session.scalar(dispatch.take_over(NIGHTLY, self._owner, PASS_SECONDS))
             if is_ours is not None:
                 self._run()
-        return LOOK_SECONDS
+        return POLL_SECONDS
 
     def _run(self) -> None:
         self._renewed_at = time.monotonic()

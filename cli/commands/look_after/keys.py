@@ -77,13 +77,13 @@ def list_(json: options.Json = False) -> None:
             }
         )
         return
-    made = table("key", "seals", "texts")
+    listing = table("key", "seals", "texts")
     for name in names[:-2]:
-        made.add_row(name, "yes" if ring and name == ring.primary else "", f"{totals[name]:,}")
-    made.add_row("(not encrypted)", "" if ring else "yes", f"{totals['']:,}")
+        listing.add_row(name, "yes" if ring and name == ring.primary else "", f"{totals[name]:,}")
+    listing.add_row("(not encrypted)", "" if ring else "yes", f"{totals['']:,}")
     if totals["?"]:
-        made.add_row("(keys not here)", "", f"{totals['?']:,}")
-    print_table(made)
+        listing.add_row("(keys not here)", "", f"{totals['?']:,}")
+    print_table(listing)
 
 
 @keys.command(epilog="Example: tidemill keys rotate")
@@ -104,13 +104,15 @@ def rotate(json: options.Json = False) -> None:
     ring = database.keys
     assert ring is not None
     counts = values_by_key(database, ring)
-    left = sum(num for of in counts.values() for name, num in of.items() if name != ring.primary)
+    num_left = sum(
+        num for of in counts.values() for name, num in of.items() if name != ring.primary
+    )
     if json:
-        write_json({"key": ring.primary, "sealed": sealed, "left": left})
+        write_json({"key": ring.primary, "sealed": sealed, "left": num_left})
     else:
         say(f"{plural(sum(sealed.values()), 'text')} sealed with {ring.primary}")
-        if left:
-            note(f"{plural(left, 'text')} not yet: a process has another ring; run this again")
+        if num_left:
+            note(f"{plural(num_left, 'text')} not yet: a process has another ring; run this again")
     interrupts.raise_if_any()
-    if left:
+    if num_left:
         raise typer.Exit(1)

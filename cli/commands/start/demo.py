@@ -83,14 +83,14 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
         load_seconds = _load_models(stack, go_on)
     ready_at = datetime.now(UTC)
     complaints = Complaints()
-    intake = RowParser(
+    parser = RowParser(
         [] if complete else night.parts_of(NIGHT.resolve().parent, today),
         settings.catalog(),
         run_key,
         complaints.report,
     )
     enqueued = enqueue(
-        intake,
+        parser,
         complaints,
         name=night.batch_of(today),
         run_key=run_key,

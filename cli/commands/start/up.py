@@ -13,7 +13,7 @@ from cli.output.terminal import err, note, say
 if TYPE_CHECKING:
     from cli.stack.local_stack import LocalStack
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 EXAMPLES = {  # which the toy models of a checkout know how to answer
     "summarize": "The tea was already cold. On Saturday the Lucky Tern came into Eelgate. "
     "She carried twelve sacks of oats. Captain Nora Flint means to sail again at dusk.",
@@ -69,7 +69,7 @@ def up(
                 stack.wait_for_worker(interrupts.raise_if_any)
             stack.announce()
             _greet(stack, folder)
-            while not interrupts.wait(LOOK_SECONDS):
+            while not interrupts.wait(POLL_SECONDS):
                 if verbose:
                     stack.show_log()
                 stack.check()
