@@ -115,7 +115,7 @@ def _content(at: datetime, actor: str, act: str, objects: Mapping[str, Any]) -> 
 
 
 def head(database: Database) -> Head:
-    """The end of the chain, as it should be logged where nobody can change it."""
+    """The end of the chain, to be logged where it cannot be changed."""
     with database.read() as session:
         row = session.scalars(select(AuditHead)).first()
     return Head(0, GENESIS) if row is None else Head(row.sequence, row.hash)

@@ -40,12 +40,12 @@ class Share:
 
     @property
     def seconds(self) -> float | None:
-        """How long it should take at the measured rate; None where nothing was measured."""
+        """Seconds at the measured rate; None where nothing was measured."""
         return self._seconds_of(self.num_characters_to_do)
 
     @property
     def seconds_before(self) -> float:
-        """How long what waits already should take, as far as is known."""
+        """Seconds that the waiting jobs should take, as far as is known."""
         return self._seconds_of(self.num_waiting_characters) or 0.0
 
     def _seconds_of(self, num_characters: int) -> float | None:
@@ -82,7 +82,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """None where one of the models has not been measured."""
+        """Seconds of the slowest model; None where one has not been measured."""
         return self._slowest(lambda share: share.seconds)
 
     @property

@@ -95,7 +95,7 @@ class EnqueueProgress:
         self._progress.stop()
 
     def show(self, num_jobs: int, fraction: float | None) -> None:
-        """fraction: of the source, 0 to 1; None when nobody knows."""
+        """fraction: of the source, 0 to 1; None when it is unknown."""
         self._progress.update(
             self._bar,
             total=None if fraction is None else 1.0,

@@ -69,8 +69,8 @@ def submit_message(
     not_after: datetime | None = None,
     traceparent: str | None = None,
 ) -> str:
-    """Keep the job of a Celery message; returns its id, which is the message's own
-    (or, where that is no UUID, one made from it).
+    """Keep the job of a Celery message; returns its id: the message's own or, where that is no
+    UUID, one made from it.
 
     A delivery that comes twice finds its job there. A refused contract is kept
     as a failed job, because nobody waits here to be told. While the database is

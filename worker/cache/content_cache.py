@@ -86,8 +86,8 @@ class ContentCache:
         metrics: Metrics = NO_METRICS,
         fingerprint: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        """fingerprint: makes of a digest one that says nothing to who has not the key of the
-        texts; whoever can guess a text could find by its plain digest that it was asked"""
+        """fingerprint: turns a digest into an HMAC under the key of the texts: a plain digest would
+        tell whether a guessed text was asked"""
         self._fingerprint = fingerprint
         self.settings = settings
         self._metrics = metrics

@@ -132,8 +132,8 @@ class JobRun:
 
 
 def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[JobRun]:
-    """ready_at: when the models were loaded, if jobs were there before: an earlier demo was
-    interrupted, and until it goes on nobody could have run them."""
+    """ready_at: when the models were loaded, if an interrupted demo left jobs, which could not run
+    before"""
     for job in jobs:
         if job.started_at is not None and job.finished_at is not None:
             was_left = job.created_at < ready_at <= job.finished_at

@@ -67,7 +67,7 @@ def prepare(connection: sa.Connection, after: UUID | None) -> UUID | None:
 
 
 def upgrade() -> None:
-    """Nothing is left to do: `prepare` has moved the rows."""
+    """Does nothing: `prepare` has moved the rows."""
 
 
 def downgrade() -> None:
