@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 import transformers
+from greedy_answers import Answers, generator
 from world.questions import Question, make_question
 from world.reports import Report, make_digest, make_report
 from world.sentences import (
@@ -28,32 +28,6 @@ from world.stories import is_well_told, make_story
 
 MODELS = Path(__file__).parent / "models"
 SEED = 7
-ROWS = 50  # generated together
-Answers = Callable[[list[str]], list[str]]
-
-
-def generator(folder: Path) -> Answers:
-    """Greedy answers of a checkpoint; of a decoder-only model, the new words alone."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    is_causal = not config.is_encoder_decoder
-    kind: Any = (
-        transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForSeq2SeqLM
-    )
-    model = kind.from_pretrained(folder, dtype=torch.float32)
-    tokenizer.padding_side = "left" if is_causal else "right"
-
-    def answers(prompts: list[str]) -> list[str]:
-        texts = []
-        for start in range(0, len(prompts), ROWS):
-            rows = tokenizer(prompts[start : start + ROWS], padding=True, return_tensors="pt")
-            output = model.generate(**rows)
-            if is_causal:
-                output = output[:, rows["input_ids"].shape[1] :]
-            texts += tokenizer.batch_decode(output, skip_special_tokens=True)
-        return texts
-
-    return answers
 
 
 def _pairs(make: Callable[[Random], Sentence], num_together: int) -> Iterator[Sentence]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 
+from examples.greedy_answers import generator
 from examples.world.names import is_held_out_name
 from examples.world.questions import Question, make_question, make_small_talk
 from examples.world.reports import Report, make_digest, make_report
@@ -51,7 +52,6 @@ MAKERS: dict[str, Callable[[Random], Text]] = {
 NUM_INPUTS = 200
 SEED = 900
 MAX_BYTES = 12_000_000
-ROWS = 50  # generated together
 
 T = TypeVar("T", bound=Text)
 
@@ -102,37 +102,17 @@ def stories() -> list[Story]:
 
 @pytest.fixture(scope="module")
 def translate() -> Callable[[list[str]], list[str]]:
-    return generator("translator", transformers.AutoModelForSeq2SeqLM)
+    return generator(MODELS / "translator")
 
 
 @pytest.fixture(scope="module")
 def summarize() -> Callable[[list[str]], list[str]]:
-    return generator("summarizer", transformers.AutoModelForSeq2SeqLM)
+    return generator(MODELS / "summarizer")
 
 
 @pytest.fixture(scope="module")
 def storyteller() -> Callable[[list[str]], list[str]]:
-    return generator("storyteller", transformers.AutoModelForCausalLM)
-
-
-def generator(name: str, model_type: Any) -> Callable[[list[str]], list[str]]:
-    """Greedy answers of a checkpoint; of a decoder-only model, the new words alone."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / name)
-    model = model_type.from_pretrained(MODELS / name, dtype=torch.float32)
-    is_causal = not model.config.is_encoder_decoder
-    tokenizer.padding_side = "left" if is_causal else "right"
-
-    def answers(prompts: list[str]) -> list[str]:
-        texts = []
-        for start in range(0, len(prompts), ROWS):
-            rows = tokenizer(prompts[start : start + ROWS], padding=True, return_tensors="pt")
-            output = model.generate(**rows)
-            if is_causal:
-                output = output[:, rows["input_ids"].shape[1] :]
-            texts += tokenizer.batch_decode(output, skip_special_tokens=True)
-        return texts
-
-    return answers
+    return generator(MODELS / "storyteller")
 
 
 def share(right: Iterable[bool]) -> float:

@@ -13,32 +13,23 @@ from uuid_utils.compat import uuid7
 
 from db import Cursor, FoundJob, find_job, find_results
 from db.models import Batch, Job, Payload, Result
-from db.outcome import Answer, Outcome, Signals
-from db.queries import cancel_retry, completion, inserts
+from db.outcome import Answer, Signals
+from db.queries import cancel_retry, inserts
 from db.reading import batches, results
 from db.reading.found_job import JobFailure
 from db.reading.signal_filter import SignalFilter
 from db.session import Database
 from db.states import JobState
 from db.suspicion import Suspicion
-from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row, set_columns
-from worker.committer import result_row
+from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row, set_columns, succeed
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def succeeded(database: Database, output: str = "an answer", **fields: Any) -> UUID:
     job_id = insert_job(database, **fields)
-    finish(database, job_id, answer(output))
+    succeed(database, job_id, answer(output))
     return job_id
-
-
-def finish(database: Database, job_id: UUID, said: Answer) -> None:
-    (fence,) = claim(database, [job_id])
-    outcome = Outcome.succeeded(fence, said)
-    with database.write() as session:
-        session.execute(completion.finish_attempts([outcome]))
-        session.execute(completion.insert_results(), [result_row(outcome)])
 
 
 def ids(found: Iterator[FoundJob]) -> list[UUID]:
@@ -57,7 +48,7 @@ def test_find_results_returns_the_fields_of_a_job(database: Database) -> None:
         completion_tokens=9,
         provenance={},
     )
-    finish(database, job_id, said)
+    succeed(database, job_id, said)
 
     (found,) = find_results(database=database)
 
@@ -268,7 +259,7 @@ def asked(database: Database, contract: dict[str, Any]) -> str | None:
 def test_results_made_from_a_part_of_their_source_are_found(database: Database) -> None:
     jobs = [insert_job(database) for _ in range(3)]
     for job_id, left_out in zip(jobs, (None, 0, 40), strict=True):
-        finish(database, job_id, dataclasses.replace(answer(), left_out_characters=left_out))
+        succeed(database, job_id, dataclasses.replace(answer(), left_out_characters=left_out))
     _, whole, part = jobs
     assert ids(find_results(is_whole=False, database=database)) == [part]
     assert ids(find_results(is_whole=True, database=database)) == [whole]
@@ -279,7 +270,7 @@ def test_results_made_from_a_part_of_their_source_are_found(database: Database) 
 def test_a_finish_reason_is_found(database: Database) -> None:
     stopped = succeeded(database)
     cut = insert_job(database)
-    finish(database, cut, dataclasses.replace(answer("cut"), finish_reason="length"))
+    succeed(database, cut, dataclasses.replace(answer("cut"), finish_reason="length"))
     assert ids(find_results(finish_reason="length", database=database)) == [cut]
     assert ids(find_results(finish_reason="stop", database=database)) == [stopped]
 
@@ -457,9 +448,9 @@ SIGNALS = Signals(
 def test_what_is_suspicious_is_found_by_reason_and_by_signal(database: Database) -> None:
     plain, odd, old = (insert_job(database) for _ in range(3))
     measured = Signals(length_ratio=1.0, repetition=0.0, num_empty_parts=0, detected_language="fr")
-    finish(database, plain, dataclasses.replace(answer(), signals=measured))
-    finish(database, odd, dataclasses.replace(answer(), signals=SIGNALS))
-    finish(database, old, answer())
+    succeed(database, plain, dataclasses.replace(answer(), signals=measured))
+    succeed(database, odd, dataclasses.replace(answer(), signals=SIGNALS))
+    succeed(database, old, answer())
 
     (found,) = find_results(is_suspicious=True, database=database)
     assert found.id == odd
