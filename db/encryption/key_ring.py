@@ -4,7 +4,8 @@ A sealed value is `tm1$KEY$` and, in base64, a random nonce of 96 bits and what 
 of the plain bytes. The place that it belongs to (table, column, row) is authenticated with it:
 in another place it does not open.
 
-The keys are in the environment: `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE` names.
+The keys are in the environment: `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE` names;
+where it has neither, [encryption] says where they are (`db/encryption/settings.py`).
 A key is `NAME:BASE64` of 32 bytes; they are separated by commas or line breaks. The first seals,
 all of them open.
 """

@@ -54,6 +54,27 @@ def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
     assert stored("audit", "list", "--json").json[0]["act"] == "rotate_keys"
 
 
+def test_the_doctor_says_whether_others_can_read_the_keys(stored: InProcess) -> None:
+    file = stored.folder / "keys"
+    assert stored("keys", "generate", "--file", "keys", "--name", "k1").status == 0
+    config = stored.folder / "tidemill.toml"
+    config.write_text(f'{config.read_text()}\n[encryption]\nkeys_file = "keys"\n')
+    assert stored("submit", "generate", f"{CANARY} sealed").status == 0
+    assert stored("keys", "list", "--json").json["keys"] == {"k1": 1}
+
+    def found() -> list[tuple[str, bool, str]]:
+        said = stored("doctor", "--json").json
+        return [
+            (each["subject"], each["ok"], each["sentence"])
+            for each in said
+            if each["subject"] in ("keys", "access")
+        ]
+
+    assert found() == [("keys", True, "texts are encrypted with k1")]
+    file.chmod(0o640)
+    assert ("access", False, f"others can read the keys in {file}; `chmod 600 {file}`") in found()
+
+
 def test_a_new_key_on_the_screen_is_one(stored: InProcess) -> None:
     line = stored("keys", "generate", "--name", "k7").out
     assert KeyRing.parse(line, "it").primary == "k7"
