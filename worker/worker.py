@@ -435,6 +435,7 @@ class Worker:
                     attempt=job.fence.attempt,
                 ),
                 self._client_of,
+                self._database.keys is not None,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)

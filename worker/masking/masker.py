@@ -21,14 +21,24 @@ class Masker:
 
     finders: tuple[Finder, ...]
 
-    def masked(self, contract: Mapping[str, Any]) -> "MaskedWork":
+    def masked(
+        self, contract: Mapping[str, Any], earlier: Mapping[str, str] | None = None
+    ) -> "MaskedWork":
         """A job's contract with placeholders.
 
         What is taken out follows from the contract alone: so another attempt makes the same
         placeholders, and what was kept of the first fits. One thing is one placeholder,
         however often it stands there.
+
+        earlier: what placeholders of an earlier attempt stand for. Under other rules these stay
+        what they were, and what the rules find besides gets others.
         """
-        work = MaskedWork({}, _Names(set(_texts_of(contract))))
+        earlier = earlier or {}
+        work = MaskedWork(
+            {},
+            _Names([*_texts_of(contract), *earlier]),
+            {(_kind_of(name), value): name for name, value in earlier.items()},
+        )
         work.contract.update(
             {
                 name: _mapped(value, lambda text: self._mask(text, work))
@@ -95,6 +105,10 @@ def _mapped(value: Any, change: Any) -> Any:
     return value
 
 
+def _kind_of(placeholder: str) -> str:
+    return placeholder.strip("⟦⟧").rpartition("_")[0]
+
+
 class _Names:
     """Placeholders that stand in none of the job's texts by themselves."""
 
@@ -116,6 +130,7 @@ class MaskedWork:
 
     contract: dict[str, Any]
     names: _Names
+    earlier: Mapping[tuple[str, str], str]  # placeholders by kind and value
     texts: list[str] = field(default_factory=list)  # as masked
     values: dict[str, str] = field(default_factory=dict)  # by placeholder
     placeholders: dict[tuple[str, str], str] = field(default_factory=dict)  # by kind and value
@@ -123,7 +138,8 @@ class MaskedWork:
     def placeholder(self, kind: str, value: str) -> str:
         known = self.placeholders.get((kind, value))
         if known is None:
-            known = self.placeholders[kind, value] = self.names.new(kind)
+            known = self.earlier.get((kind, value)) or self.names.new(kind)
+            self.placeholders[kind, value] = known
             self.values[known] = value
         return known
 

@@ -64,6 +64,15 @@ def test_another_attempt_makes_the_same_placeholders() -> None:
     assert EMAILS.masked(contract).contract == EMAILS.masked(contract).contract
 
 
+def test_what_an_earlier_attempt_called_something_it_stays_and_the_rest_is_new() -> None:
+    earlier = {"⟦EMAIL_1⟧": "c@d.de", "⟦EMAIL_3⟧": "of rules that were"}
+    work = EMAILS.masked({"text": "a@b.de c@d.de e@f.de"}, earlier)
+    assert work.contract["text"] == "⟦EMAIL_2⟧ ⟦EMAIL_1⟧ ⟦EMAIL_4⟧"
+    made = work.restored(answer("⟦EMAIL_1⟧ ⟦EMAIL_3⟧"))
+    assert made.output == "c@d.de ⟦EMAIL_3⟧"
+    assert made.provenance["masking"]["masked"] == {"EMAIL": 3}
+
+
 def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> None:
     def find(text: str) -> Iterable[Match]:
         return [
