@@ -14,8 +14,8 @@ from cli.estimate.measured_rate import MeasuredRate
 from cli.estimate.token_counter import TokenCounter
 from db.queries import throughput
 from db.session import Database
-from tasks.catalog import Catalog, Model
-from tasks.contract import Contract
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.contract import Contract
 
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)]*\s|[。！？।]|\n")
 CONTEXT_SETTINGS = ("n_positions", "max_position_embeddings", "n_ctx", "max_source_positions")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from db.address import config_file
+from db.connection.address import config_file
 from db.encryption.key_ring import KeyRing, KeysUnusable, key_ring
 
 SETTINGS = ("keys_file", "keys_variable")

@@ -36,7 +36,7 @@ from db.models import (
     Result,
     Segment,
 )
-from db.retention import ClassAges
+from db.upkeep.retention import ClassAges
 
 Key = tuple[Any, ...]
 

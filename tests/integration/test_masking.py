@@ -13,7 +13,7 @@ from db.reading import find_details
 from db.session import Database
 from tasks import chat, generate, summarize, translate
 from tests.workers import Cluster, on_sqlite, until
-from worker.segments import PLACEHOLDERS
+from worker.cache.segments import PLACEHOLDERS
 
 EMAIL = "ada@mail.example"
 NAMES = ("Bob", "Ada")

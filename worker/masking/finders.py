@@ -11,8 +11,8 @@ from functools import cache
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from tasks.configuration.masking import KIND, MaskingRules
 from tasks.errors import SettingsError
-from tasks.masking import KIND, MaskingRules
 from worker.errors import PatternTooSlow
 
 
