@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20_000, help="that run, in each turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="40,000 old, 4,000 jobs, one round")
+    parser.add_argument("--rest", action="store_true", help="prune the rest as well, alone")
     parser.add_argument("--database", choices=DATABASES, action="append")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -60,8 +61,8 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
         add_old(database, arguments.old)
         ask("run", arguments.jobs // 4, environment)  # to warm up
         shares = []
+        alone = [float(ask("run", arguments.jobs, environment))]
         for _ in range(arguments.rounds):
-            alone = float(ask("run", arguments.jobs, environment))
             first = first_unpruned(database)
             with subprocess.Popen(
                 [sys.executable, "-m", "cli", "prune"], env=environment, stdout=subprocess.DEVNULL
@@ -72,21 +73,23 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
                 was_pruning = pruning.poll() is None
                 pruning.terminate()
             assert was_pruning, "everything was pruned before the jobs were done: give more --old"
-            shares.append(beside / alone)
-        begun = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "cli", "prune", "--json"],
-            env=environment, check=True, stdout=(road.folder / "pruned").open("w"),
-        )  # fmt: skip
-        seconds = time.perf_counter() - begun
+            alone.append(float(ask("run", arguments.jobs, environment)))
+            # Of the mean before and after: the machine's speed drifts.
+            shares.append(2 * beside / (alone[-1] + alone[-2]))
+        print(
+            f"{name:<11} jobs/s beside pruning, of those without: {statistics.median(shares):.3f} "
+            f"({min(shares):.3f}-{max(shares):.3f}), {arguments.rounds} rounds",
+            flush=True,
+        )
+        if arguments.rest:
+            begun = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "cli", "prune", "--json"],
+                env=environment, check=True, stdout=(road.folder / "pruned").open("w"),
+            )  # fmt: skip
+            rate = sum_of(road.folder / "pruned") / (time.perf_counter() - begun)
+            print(f"{name:<11} {rate:,.0f} texts pruned/s with no job running", flush=True)
         database.close()
-    texts = sum_of(road.folder / "pruned")
-    print(
-        f"{name:<11} jobs/s beside pruning, of those without: {statistics.median(shares):.3f} "
-        f"({min(shares):.3f}-{max(shares):.3f}); {texts / seconds:,.0f} texts pruned/s with no "
-        "job running",
-        flush=True,
-    )
 
 
 def wait_until_pruned(database: Database, job_id: UUID) -> None:

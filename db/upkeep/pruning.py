@@ -18,7 +18,7 @@ from db.upkeep.retention import ClassAges, Retention
 PAGE = 1000  # rows looked at
 ROWS = 250  # of one transaction
 # Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
-SHARE = 0.05
+SHARE = 0.03
 IDLE_SHARE = 0.5  # the same while no job is under way
 LOOKING_SHARE = 0.2  # and while it finds nothing
 MAX_PAUSE_SECONDS = 2.0

@@ -63,10 +63,11 @@ def test_the_doctor_says_whether_others_can_read_the_keys(stored: InProcess) -> 
     assert stored("keys", "list", "--json").json["keys"] == {"k1": 1}
 
     def found() -> list[tuple[str, bool, str]]:
-        said = stored("doctor", "--json").json
+        said = stored("doctor", "--json")
+        assert said.out, said.err
         return [
             (each["subject"], each["ok"], each["sentence"])
-            for each in said
+            for each in said.json
             if each["subject"] in ("keys", "access")
         ]
 

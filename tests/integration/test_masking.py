@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 from db import JobState
 from db.encryption.key_ring import KeyRing, new_key
 from db.models import Result, Segment
-from db.reading import find_details
+from db.reading.job_details import find_details
 from db.session import Database
 from tasks import chat, generate, summarize, translate
 from tests.workers import Cluster, on_sqlite, until

@@ -58,7 +58,7 @@ class OwnPattern:
         try:
             for found in compiled(self.pattern).finditer(text, timeout=seconds):
                 if found.end() > found.start():
-                    yield Match(*found.span(), self.kind)
+                    yield Match(found.start(), found.end(), self.kind)
         except TimeoutError:
             raise PatternTooSlow(self.kind, len(text), seconds) from None
 
