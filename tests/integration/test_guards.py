@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from tests.unit.db.test_results import SIGNALS as ODD
-from tests.unit.db.test_results import answer, dataclasses, finish
 
 from db.outcome import SIGNALS
 from db.reading.results import find_job
@@ -13,6 +11,8 @@ from tasks.chat import submit as chat
 from tasks.generate import submit as generate
 from tests.commands import InProcess
 from tests.jobs import insert_job
+from tests.unit.db.reading.test_results import SIGNALS as ODD
+from tests.unit.db.reading.test_results import answer, dataclasses, finish
 from tests.workers import Cluster, on_sqlite
 
 GUARDS = """
