@@ -67,8 +67,8 @@ class KeyRing:
                 f"a text is sealed with the key {name}, which is not among "
                 f"{', '.join(self.keys)}; add it to TIDEMILL_KEYS or the file of TIDEMILL_KEYS_FILE"
             )
-        data = base64.b64decode(sealed)
         try:
+            data = base64.b64decode(sealed)  # of whatever somebody made of it
             plain: bytes = self._cipher(name).decrypt(
                 data[:NONCE_BYTES], data[NONCE_BYTES:], _associated(name, place)
             )

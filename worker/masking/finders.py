@@ -208,6 +208,8 @@ class Phones:
                 'masking: the rule "phone" needs phonenumbers; install it with: '
                 'pip install "tidemill[masking]"'
             ) from None
+        if region is not None and region not in phonenumbers.SUPPORTED_REGIONS:
+            raise SettingsError(f"masking: {region} is no region that has telephone numbers")
         self._matcher: Any = phonenumbers.PhoneNumberMatcher
         self._region = region
 

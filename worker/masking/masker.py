@@ -1,5 +1,7 @@
 """Masks a job's texts, and puts back into its answer what was taken out."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -156,18 +158,29 @@ class MaskedWork:
                 {name: -num for name, num in ours.items() if num < 0 and name not in self.values}
             ),
         }
+        is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
         return replace(
             answer,
-            output=self.put_back(answer.output),
+            output=self.put_back(answer.output, is_json=is_json),
             reasoning=None if answer.reasoning is None else self.put_back(answer.reasoning),
-            alternatives=tuple(map(self.put_back, answer.alternatives)),
+            alternatives=tuple(
+                self.put_back(each, is_json=is_json) for each in answer.alternatives
+            ),
             provenance={**answer.provenance, "masking": report},
         )
 
-    def put_back(self, text: str) -> str:
-        """The text with what its placeholders stand for."""
+    def put_back(self, text: str, *, is_json: bool = False) -> str:
+        """The text with what its placeholders stand for.
+
+        is_json: they stand in strings of JSON, in which a quotation mark is not itself
+        """
+
+        def value(found: re.Match[str]) -> str:
+            own = self.values.get(found.group(), found.group())
+            return json.dumps(own, ensure_ascii=False)[1:-1] if is_json else own
+
         # At one stroke: what a placeholder stands for is no place for another.
-        return MASKED.sub(lambda found: self.values.get(found.group(), found.group()), text)
+        return MASKED.sub(value, text)
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -329,6 +329,73 @@ def test_rotation_overwrites_nothing_that_changed_meanwhile(
     details = find_details(job_id, database=both)
     assert details is not None
     assert details.contract == {}
+    both.close()
+
+
+def damage(database: Database, job_id: UUID, change: Callable[[str], str]) -> None:
+    """Change the stored text of a payload behind everybody's back."""
+    key = job_id.hex if database.dialect == "sqlite" else job_id
+    with database.write() as session:
+        before = session.execute(
+            text("SELECT CAST(contract AS TEXT) FROM payloads WHERE job_id = :job"), {"job": key}
+        ).scalar_one()
+        cast = ":new" if database.dialect == "sqlite" else "CAST(:new AS JSONB)"
+        session.execute(
+            text(f"UPDATE payloads SET contract = {cast} WHERE job_id = :job"),
+            {"job": key, "new": change(before)},
+        )
+
+
+CHANGES: dict[str, Callable[[str], str]] = {
+    "cut short": lambda stored: stored[:-2] + '"',
+    "one letter": lambda stored: stored[:40] + ("A" if stored[40] != "A" else "B") + stored[41:],
+    "emptied": lambda stored: '"tm1$k1$AAAA"',
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_text_that_was_changed_is_an_error_of_its_own_kind(sealed: Database, change: str) -> None:
+    job_id = finished(sealed)
+    damage(sealed, job_id, CHANGES[change])
+    with pytest.raises(Unopenable, match="was not sealed for that place by the key k1") as raised:
+        find_details(job_id, database=sealed)
+    assert CANARY not in str(raised.value)
+
+
+def test_one_text_that_does_not_open_leaves_the_rest_to_the_new_key(
+    sealed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "ROWS", 2)
+    jobs = [finished(sealed) for _ in range(5)]
+    for job_id in jobs[1:4]:  # a whole page of them, too
+        damage(sealed, job_id, CHANGES["cut short"])
+    both = Database(sealed.url, ring("k2", "k1"))
+    done = rotation.rotate(both, pause=lambda _: None)
+    assert (done["payloads.contract"], done["results.output"]) == (2, 5)
+    assert values_by_key(both, both.keys)["payloads.contract"] == {"k2": 2, "k1": 3, "": 0, "?": 0}
+    both.close()
+
+
+def test_a_rotation_that_is_broken_off_leaves_every_text_readable(
+    sealed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "ROWS", 2)
+    jobs = [finished(sealed) for _ in range(5)]
+    both = Database(sealed.url, ring("k2", "k1"))
+
+    def die(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rotation.rotate(both, pause=die)
+    counts = values_by_key(both, both.keys)["payloads.contract"]
+    assert (counts["k2"], counts["k1"]) == (2, 3)
+    for job_id in jobs:
+        found = find_details(job_id, database=both)
+        assert found is not None
+        assert found.contract == {"text": f"{CANARY} was sent"}
+    rotation.rotate(both, pause=lambda _: None)
+    assert values_by_key(both, both.keys)["payloads.contract"]["k1"] == 0
     both.close()
 
 

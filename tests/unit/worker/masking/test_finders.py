@@ -151,6 +151,11 @@ def test_a_wrong_setting_is_named(table: object, says: str) -> None:
         masking_of(table)
 
 
+def test_a_region_without_telephones_is_named_when_the_worker_starts() -> None:
+    with pytest.raises(SettingsError, match="XX is no region"):
+        Maskers(masking_of({"rules": ["phone"], "phone_region": "XX"}))
+
+
 @pytest.mark.parametrize("finder", ["no_such_module:x", "json:nothing", "json:dumps"])
 def test_a_finder_that_is_none_is_named_when_the_worker_starts(finder: str) -> None:
     with pytest.raises(SettingsError, match=finder):
