@@ -159,7 +159,7 @@ def python(module: str, *arguments: str, environment: dict[str, str] | None = No
 
 
 @contextmanager
-def worker(environment: dict[str, str]) -> Iterator[None]:
+def worker(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     subprocess.run([sys.executable, "-m", "cli", "migrate"], env=environment, check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-l", "WARNING"]
@@ -170,7 +170,7 @@ def worker(environment: dict[str, str]) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            yield
+            yield process
         finally:
             process.terminate()
 

@@ -24,6 +24,7 @@ SuspicionName = Literal[
     "untranslated",
     "placeholders_missed",
     "terms_missed",
+    "refused",
 ]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
 

@@ -18,6 +18,7 @@ from db.connection.lock_holders import is_locked, locked_sentence
 from db.connection.url_redaction import masked
 from db.encryption.key_ring import KeyRing, key_ring
 from db.encryption.sealed import seal_inserts
+from db.encryption.settings import configured_keys
 from db.errors import DatabaseError
 
 LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
@@ -32,14 +33,14 @@ class Database:
     """
 
     def __init__(self, url: str | URL, keys: KeyRing | None = None) -> None:
-        """keys: what texts are sealed with; by default those of the environment"""
+        """keys: what texts are sealed with; by default the environment's, or [encryption]'s"""
         self.url = url if isinstance(url, URL) else read_database_url(url)
         self._keys = keys
 
     @cached_property
     def keys(self) -> KeyRing | None:
         """The keys that seal texts; None: texts are not encrypted. Raises KeysUnusable."""
-        return self._keys or key_ring(os.environ)
+        return self._keys or key_ring(os.environ) or configured_keys(os.environ, Path.cwd())
 
     @property
     def dialect(self) -> Literal["postgresql", "sqlite"]:

@@ -16,6 +16,7 @@ class Suspicion(StrEnum):
     UNTRANSLATED = "untranslated"
     PLACEHOLDERS_MISSED = "placeholders_missed"
     TERMS_MISSED = "terms_missed"
+    REFUSED = "refused"
 
 
 class HasSignals(Protocol):
@@ -60,6 +61,7 @@ def in_words(suspicion: Suspicion, signals: HasSignals) -> str:
             signals.num_missed_placeholders, "missed placeholder"
         ),
         Suspicion.TERMS_MISSED: lambda: num(signals.num_missed_terms, "missed glossary term"),
+        Suspicion.REFUSED: lambda: "begins as a refusal",
     }
     sentence: str = sentences[suspicion]()
     return sentence

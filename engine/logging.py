@@ -24,7 +24,7 @@ class EventFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = [f"{key}={value}" for key, value in fields_of(record).items()]
+        fields = [f"{key}={as_text(value)}" for key, value in fields_of(record).items()]
         return " ".join([super().format(record), *fields])
 
 
@@ -40,10 +40,29 @@ class JsonFormatter(logging.Formatter):
             "time": at.isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": _message(record),
         }
         # The event's own names come second, for no field may stand in for these.
-        return json.dumps({**fields_of(record), **line}, default=str)
+        fields = {**fields_of(record), **line}
+        try:
+            return json.dumps(fields, default=as_text, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            # A number that JSON has none for, a key that is no text, a circle.
+            return json.dumps({name: as_text(value) for name, value in fields.items()})
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # of whatever was to be shown: a line is better than none
+        return "a line that cannot be shown"
+
+
+def as_text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return f"({type(value).__name__})"
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from db import audit
+from db.encryption.key_check import require_keys_once
 from db.lane import Lane
 from db.models import Job, Payload
 from db.queries import dispatch, submission
@@ -58,6 +59,7 @@ def keep_job(
 
     job_id: of the message that it came by
     """
+    require_keys_once(database)
     contract = continued(database, catalog, contract)
     job = job_row(catalog, contract, job_id or uuid7(), None, contract.idempotency_key)
     job["not_before"] = not_before

@@ -12,6 +12,7 @@ WorkerError
     ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
     ├── WayTooLong        it goes from model to model and comes to no end
     ├── TextUnopenable    what was sent was changed in the database, and opens no more
+    ├── PatternTooSlow    an own pattern of [masking] takes too long for a text
     ├── QualityGuardFailed  the answer is suspicious, and settings say that this is a failure
     ├── PreviousJobGone     a job of the dialogue that a chat continues is no more
     └── ResultUnkept      the database refuses this one result
@@ -146,6 +147,17 @@ class QualityGuardFailed(JobError):
         reasons = "; ".join(f"{each} ({in_words(each, signals)})" for each in suspicions)
         super().__init__(
             f"the answer is suspicious: {reasons}; [guards] in tidemill.toml says to fail"
+        )
+
+
+class PatternTooSlow(JobError):
+    code = "masking_pattern_too_slow"
+    retryable = False
+
+    def __init__(self, kind: str, num_characters: int, seconds: float) -> None:
+        super().__init__(
+            f"the pattern {kind} of [masking] took longer than {seconds:.1f} s for a text of "
+            f"{num_characters} characters; write it without repetitions within repetitions"
         )
 
 

@@ -354,6 +354,7 @@ class Worker:
                     attempt=job.fence.attempt,
                 ),
                 self._fleet.least_busy,
+                self._database.keys is not None,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)

@@ -19,6 +19,7 @@ RUN_FILE = "run.json"
 STORES_FILE = "stores.json"
 DATABASE_FILE = "tidemill.db"
 DATA_DIR = ".tidemill"
+CONFIG_FILE = "tidemill.toml"
 
 
 class AddressUnknown(Exception):
@@ -51,6 +52,17 @@ def is_starting(environment: Mapping[str, str], folder: Path) -> bool:
     except OSError:
         pass  # another user's, so it lives
     return True
+
+
+def config_file(environment: Mapping[str, str], folder: Path) -> Path:
+    """Where the configuration is, or would be."""
+    if named := environment.get("TIDEMILL_CONFIG"):
+        return folder / named
+    own = folder / CONFIG_FILE
+    last = last_up(environment, folder).get("config")
+    lives = running_up(environment, folder) or is_starting(environment, folder)
+    # Where none runs, the folder's own goes before what was used here last.
+    return Path(last) if last and (lives or not own.is_file()) else own
 
 
 def database_url(environment: Mapping[str, str], folder: Path) -> str:

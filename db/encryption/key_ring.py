@@ -4,7 +4,8 @@ A sealed value is `tm1$KEY$` and, in base64, a random nonce of 96 bits and what 
 of the plain bytes. The place that it belongs to (table, column, row) is authenticated with it:
 in another place it does not open.
 
-The keys are in the environment: `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE` names.
+The keys are in the environment: `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE` names;
+where it has neither, [encryption] says where they are (`db/encryption/settings.py`).
 A key is `NAME:BASE64` of 32 bytes; they are separated by commas or line breaks. The first seals,
 all of them open.
 """
@@ -66,8 +67,8 @@ class KeyRing:
                 f"a text is sealed with the key {name}, which is not among "
                 f"{', '.join(self.keys)}; add it to TIDEMILL_KEYS or the file of TIDEMILL_KEYS_FILE"
             )
-        data = base64.b64decode(sealed)
         try:
+            data = base64.b64decode(sealed)  # of whatever somebody made of it
             plain: bytes = self._cipher(name).decrypt(
                 data[:NONCE_BYTES], data[NONCE_BYTES:], _associated(name, place)
             )

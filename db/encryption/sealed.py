@@ -26,7 +26,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from db.encryption.key_ring import MARK, SEALED, EncryptionError, KeyRing, KeysUnusable
+from db.encryption.key_ring import MARK, SEALED, EncryptionError, KeyRing, KeysUnusable, Unopenable
 
 PLAIN = f"{MARK}$plain$"  # before a plain text that begins like a sealed one: no key has no name
 
@@ -129,7 +129,12 @@ class SealedType(TypeDecorator[Any]):
     def read(self, text: str, keys: KeyRing) -> Any:
         """The value of `key:value`, as `with_row_key` asks for it."""
         key, _, rest = text.partition(":")
-        return self.open(self.from_text(rest), key.replace("-", "").lower(), keys)
+        key = key.replace("-", "").lower()
+        try:
+            stored = self.from_text(rest)
+        except ValueError as error:
+            raise Unopenable(f"what is in {self.place(key)} was changed: it is no JSON") from error
+        return self.open(stored, key, keys)
 
     def open(self, stored: Any, key: str, keys: KeyRing) -> Any:
         sealed = self.sealed_in(stored)

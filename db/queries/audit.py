@@ -1,7 +1,9 @@
 """The audit: its chain goes on, and is read."""
 
+import json
+import sqlite3
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -34,7 +37,7 @@ CHAIN = "audit"
 
 
 class sha256_hex(FunctionElement[str]):
-    """The SHA-256 of a text, in hexadecimal digits."""
+    """The SHA-256 of a text, in hexadecimal digits; on SQLite it is a function of db.session."""
 
     type = String(64)
     name = "sha256_hex"
@@ -47,11 +50,6 @@ def _postgresql(element: sha256_hex, compiler: SQLCompiler, **kw: Any) -> str:
     return f"encode(sha256(convert_to({text}, 'UTF8')), 'hex')"
 
 
-@compiles(sha256_hex, "sqlite")
-def _sqlite(element: sha256_hex, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"sha256_hex({compiler.process(element.clauses, **kw)})"  # of db.session
-
-
 def append_entry(connection: Connection, content: str, row: Mapping[str, Any]) -> bool:
     """Append an entry to the chain; False where none was begun.
 
@@ -62,11 +60,35 @@ def append_entry(connection: Connection, content: str, row: Mapping[str, Any]) -
     if connection.dialect.name == "postgresql":
         appended = connection.execute(_append_at_once(), {**row, "content": content})
         return appended.first() is not None
-    place = connection.execute(_advance_head(), {"content": content}).first()
-    if place is None:
-        return False
-    connection.execute(_insert_entry(), {**row, **place._mapping})
-    return True
+    return _append_on_sqlite(connection, content, row)
+
+
+ADVANCE = """
+UPDATE audit_heads
+SET sequence = sequence + 1, previous_hash = hash, hash = sha256_hex(hash || ?)
+WHERE name = ? RETURNING sequence, previous_hash, hash
+"""
+INSERT = """
+INSERT INTO audit (at, actor, act, objects, sequence, previous_hash, hash)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def _append_on_sqlite(connection: Connection, content: str, row: Mapping[str, Any]) -> bool:
+    """By the driver itself: as statements of SQLAlchemy's the two take three times as long, and
+    that is a tenth of a single submit."""
+    driver: Any = connection.connection.driver_connection
+    at = row["at"].astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    try:
+        places = driver.execute(ADVANCE, (content, CHAIN)).fetchall()
+        for place in places:
+            entry = (at, row["actor"], row["act"], json.dumps(row["objects"]), *place)
+            driver.execute(INSERT, entry)
+    except sqlite3.Error as error:
+        raise OperationalError(
+            "an entry of the audit", None, error, hide_parameters=True
+        ) from error
+    return bool(places)
 
 
 @cache
@@ -95,11 +117,6 @@ def _append_at_once() -> ReturningInsert[int]:
     names = [*own, "sequence", "previous_hash", "hash"]
     chained = select(*bound, advanced.c.sequence, advanced.c.previous_hash, advanced.c.hash)
     return insert(entry).from_select(names, chained).returning(entry.c.sequence)
-
-
-@cache
-def _insert_entry() -> Insert:
-    return insert(table(AuditEntry))
 
 
 def insert_head(session: Session, genesis: str) -> Insert:

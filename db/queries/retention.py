@@ -19,13 +19,23 @@ from sqlalchemy import (
     exists,
     null,
     select,
+    text,
     tuple_,
     update,
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.clock import now, seconds_from_now
-from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
+from db.models import (
+    OUTSTANDING,
+    AttemptRow,
+    CacheEntry,
+    Job,
+    Payload,
+    QuarantinedMessage,
+    Result,
+    Segment,
+)
 from db.upkeep.retention import ClassAges
 
 Key = tuple[Any, ...]
@@ -88,6 +98,12 @@ def _too_old(instant: InstrumentedAttribute[Any], ages: ClassAges) -> ColumnElem
 
 def _ago(seconds: float | None) -> ColumnElement[Any]:
     return null() if seconds is None else seconds_from_now(-seconds)
+
+
+def is_any_under_way() -> Select[bool]:
+    """Whether any job runs or has been sent out."""
+    # Written as their index is: a database that is given values for it looks at every row.
+    return select(exists(select(Job.id).where(text(OUTSTANDING))))
 
 
 def _of_finished_job(

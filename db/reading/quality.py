@@ -27,7 +27,7 @@ NUM_BINS = 10
 CHANGED = 0.25
 SHIFTING = 0.1
 # Shares of jobs; every other signal is a figure of each result.
-SHARES = ("failed", "cut_by_length", "suspicious", "wrong_language", "empty")
+SHARES = ("failed", "cut_by_length", "suspicious", "wrong_language", "empty", "refused")
 FIGURES = ("completion_tokens", "length_ratio", "repetition", "untranslated_share")
 
 
@@ -123,6 +123,7 @@ def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:
         values["suspicious"].append(bool(suspicions))
         values["wrong_language"].append("wrong_language" in suspicions)
         values["empty"].append("empty" in suspicions)
+        values["refused"].append("refused" in suspicions)
         for name in FIGURES:
             if (value := getattr(row, name)) is not None:
                 values[name].append(float(value))

@@ -11,15 +11,16 @@ from db import audit
 from db.models import AuditEntry
 from db.queries import audit as audit_queries
 from db.queries.retention import PRUNABLES as OTHERS
-from db.queries.retention import Key, Prunable
+from db.queries.retention import Key, Prunable, is_any_under_way
 from db.session import Database
 from db.upkeep.retention import ClassAges, Retention
 
 PAGE = 1000  # rows looked at
 ROWS = 250  # of one transaction
 # Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
-SHARE = 0.05
-LOOKING_SHARE = 0.2  # the same while it finds nothing
+SHARE = 0.03
+IDLE_SHARE = 0.5  # the same while no job is under way
+LOOKING_SHARE = 0.2  # and while it finds nothing
 MAX_PAUSE_SECONDS = 2.0
 
 
@@ -96,7 +97,7 @@ def _prune(
                     num = prunable.prune(session, some)
                 pruned[prunable.name] += num
                 on_pruned(prunable.name, num)
-                _rest(pause, started_at, SHARE)
+                _rest(pause, started_at, _share(database))
                 started_at = time.monotonic()
             if not due:
                 _rest(pause, started_at, LOOKING_SHARE)
@@ -105,6 +106,11 @@ def _prune(
 def _rest(pause: Callable[[float], object], begun: float, share: float) -> None:
     seconds = time.monotonic() - begun
     pause(min(seconds * (1 / share - 1), MAX_PAUSE_SECONDS))
+
+
+def _share(database: Database) -> float:
+    with database.read() as session:
+        return SHARE if session.scalar(is_any_under_way()) else IDLE_SHARE
 
 
 def _keys(session: Session, statement: Select[*tuple[Any, ...]]) -> list[Key]:

@@ -1,8 +1,9 @@
 """Retention: for how long each class of what is kept stays, and until when a pass has pruned it.
 
 A class is a kind of row or text: what users sent (`payloads`), what they got (`outputs`), the
-parts of documents (`segments`), answers kept for the next that ask the same (`cache`), uploads
-(`files`), how attempts failed (`attempts`), and who did what (`audit`).
+parts of documents (`segments`), answers kept for the next that ask the same (`cache`), how attempts
+failed (`attempts`), who did what (`audit`), and `files`, of which none are kept yet: the class is
+there for uploads.
 """
 
 from collections.abc import Mapping

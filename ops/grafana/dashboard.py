@@ -112,13 +112,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Signals that have changed",
             {f"max by (model) (tidemill_quality_changed_signals{{{MODEL}}})": "{{model}}"},
             says="The last day against four weeks; `tidemill quality` says which.",
-            width=12,
         ),
         Panel(
             "Canaries that failed or changed",
             {"max(tidemill_canaries_alarming)": "canaries"},
             says="`tidemill canaries` shows their answers.",
-            width=12,
+        ),
+        Panel(
+            "Entries of the audit",
+            {"max(tidemill_audit_entries)": "the last", "max(tidemill_audit_head)": "of today"},
+            says="`tidemill audit verify --head` takes the hash that `tidemill_audit_head` has.",
         ),
     ),
     "Engines": (

@@ -19,6 +19,7 @@ Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,6
 TABLES = (
     *("models", "worker", "prompts", "cache", "guards"),
     *("masking", "retention", "audit", "canaries"),
+    "encryption",  # which db.encryption.settings reads
 )
 PAIR = ">"
 AUTO = ("auto", "und")  # a source language that the worker finds out

@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from db.connection.address import AddressUnknown, is_starting, last_up, redis_url, running_up
+from db.connection.address import AddressUnknown, config_file, redis_url
 from db.errors import DatabaseUrlInvalid
 from db.session import Database, database_from_environment
 from tasks.configuration.catalog import Catalog
 from tasks.configuration.redis_url import read_redis_url
 from tasks.errors import SettingsError
 
-CONFIG_FILE = "tidemill.toml"
-
 
 def config_path(environment: Mapping[str, str], folder: Path) -> Path:
     """The configuration file; raises SettingsError when there is none."""
-    path = _config_path(environment, folder)
+    path = config_file(environment, folder)
     if not path.is_file():
         raise SettingsError(
             f"there is no {path}; a configuration names the models, for example\n\n"
@@ -33,16 +31,6 @@ def config_path(environment: Mapping[str, str], folder: Path) -> Path:
             "Put it there, or say where it is with TIDEMILL_CONFIG."
         )
     return path
-
-
-def _config_path(environment: Mapping[str, str], folder: Path) -> Path:
-    if named := environment.get("TIDEMILL_CONFIG"):
-        return folder / named
-    own = folder / CONFIG_FILE
-    last = last_up(environment, folder).get("config")
-    lives = running_up(environment, folder) or is_starting(environment, folder)
-    # Where none runs, the folder's own goes before what was used here last.
-    return Path(last) if last and (lives or not own.is_file()) else own
 
 
 @cache

@@ -6,6 +6,7 @@ from itertools import islice
 from sqlalchemy import select
 from uuid_utils.compat import uuid7
 
+from db.encryption.key_check import require_keys_once
 from db.models import Batch
 from db.queries import inserts, submission
 from db.session import Database
@@ -50,6 +51,7 @@ def submit_batch(
     )
 
     database, catalog = settings.database(), settings.catalog()
+    require_keys_once(database)
     batch = _open_batch(database, catalog, name, run_key, tenant, metadata or {})
     if batch.closed_at is not None:
         with database.read() as session:

@@ -54,6 +54,48 @@ def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
     assert stored("audit", "list", "--json").json[0]["act"] == "rotate_keys"
 
 
+def test_whoever_lacks_the_keys_writes_nothing_in_clear(stored: InProcess) -> None:
+    environment = stored.process.environment
+    environment["TIDEMILL_KEYS"] = new_key("k1")
+    assert stored("submit", "generate", f"{CANARY} sealed").status == 0
+    rows = stored.write("rows.jsonl", {"text": CANARY})
+    for others in (None, new_key("k2")):
+        if others is None:
+            del environment["TIDEMILL_KEYS"]
+        else:
+            environment["TIDEMILL_KEYS"] = others
+        for arguments in (
+            ("submit", "generate", CANARY),
+            ("submit", "generate", str(rows), "--batch", "night"),
+        ):
+            refused = stored(*arguments)
+            assert (refused.status, "the key k1" in refused.err) == (1, True), refused
+    kept = stored("results", "--state", "all", "--format", "jsonl").out
+    assert len(kept.splitlines()) == 1
+
+
+def test_the_doctor_says_whether_others_can_read_the_keys(stored: InProcess) -> None:
+    file = stored.folder / "keys"
+    assert stored("keys", "generate", "--file", "keys", "--name", "k1").status == 0
+    config = stored.folder / "tidemill.toml"
+    config.write_text(f'{config.read_text()}\n[encryption]\nkeys_file = "keys"\n')
+    assert stored("submit", "generate", f"{CANARY} sealed").status == 0
+    assert stored("keys", "list", "--json").json["keys"] == {"k1": 1}
+
+    def found() -> list[tuple[str, bool, str]]:
+        said = stored("doctor", "--json")
+        assert said.out, said.err
+        return [
+            (each["subject"], each["ok"], each["sentence"])
+            for each in said.json
+            if each["subject"] in ("keys", "access")
+        ]
+
+    assert found() == [("keys", True, "texts are encrypted with k1")]
+    file.chmod(0o640)
+    assert ("access", False, f"others can read the keys in {file}; `chmod 600 {file}`") in found()
+
+
 def test_a_new_key_on_the_screen_is_one(stored: InProcess) -> None:
     line = stored("keys", "generate", "--name", "k7").out
     assert KeyRing.parse(line, "it").primary == "k7"

@@ -1,14 +1,22 @@
 """Masked jobs through a whole run: the model would fail at what it must not see."""
 
+from typing import Any
+from uuid import UUID
+
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from db import JobState
-from db.models import Result
+from db.encryption.key_ring import KeyRing, new_key
+from db.models import Result, Segment
+from db.reading.job_details import find_details
+from db.session import Database
 from tasks import chat, generate, summarize, translate
-from tests.workers import Cluster, on_sqlite
+from tests.workers import Cluster, on_sqlite, until
+from worker.cache.segments import PLACEHOLDERS
 
 EMAIL = "ada@mail.example"
+NAMES = ("Bob", "Ada")
 MASKING = """
 [masking.tasks.translate]
 rules = ["email"]
@@ -80,3 +88,53 @@ def test_a_worker_that_could_not_mask_does_not_start(producer: Cluster, table: s
     assert worker.wait() != 0
     assert "masking" in worker.log
     assert "Traceback" not in worker.log
+
+
+@on_sqlite
+def test_what_placeholders_stand_for_is_encrypted_beside_the_job_and_goes_with_it(
+    producer: Cluster,
+) -> None:
+    keys = new_key("k1")
+    sealed = Database(producer.database.url, KeyRing.parse(keys, "it"))
+    config = producer.configure(
+        max_input_tokens=40,
+        max_sequences=2,
+        fake_step_seconds=0.05,
+        worker={"lease_seconds": 2.0, "renew_seconds": 0.5},
+    )
+    models = config.read_text()
+    config.write_text(models + '[masking]\npatterns = { NAME = "Ada" }\n')
+    sentences = (f"{name} says in part {n} that all is well." for n in range(20) for name in NAMES)
+    with producer.worker(TIDEMILL_KEYS=keys) as first:
+        sent = {"text": " ".join(sentences), "source_language": "en", "target_language": "fr"}
+        job_id = producer.python(
+            f"import os; os.environ['TIDEMILL_KEYS'] = {keys!r}\n"
+            f"from tasks import translate; print(translate.submit(**{sent!r}).id)"
+        ).strip()
+        kept = until(lambda: placeholders(sealed), "the first part")
+        first.kill()
+    assert kept == {"⟦NAME_1⟧": "Ada"}
+    with sealed.read() as session:
+        statement = text("SELECT output FROM segments WHERE position = :position")
+        raw = session.execute(statement, {"position": PLACEHOLDERS}).scalar()
+    assert "tm1$k1$" in str(raw)
+    assert "Ada" not in str(raw)
+
+    config.write_text(models + '[masking]\npatterns = { NAME = "Bob|Ada" }\n')
+    with producer.worker(TIDEMILL_KEYS=keys):
+        producer.wait_for(JobState.SUCCEEDED)
+    details = find_details(UUID(job_id), database=sealed)
+    assert details is not None
+    assert details.provenance["masking"]["masked"] == {"NAME": 2}
+    assert details.job.output is not None
+    assert "⟦" not in details.job.output
+    assert {name for name in NAMES if name in details.job.output} == set(NAMES)
+    assert placeholders(sealed) is None
+    sealed.close()
+
+
+def placeholders(database: Database) -> dict[str, Any] | None:
+    with database.read() as session:
+        return session.scalars(
+            select(Segment.output).where(Segment.position == PLACEHOLDERS)
+        ).first()

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from db.clock import seconds_from_now
 from db.schema import migrate
 from db.session import Database
-from tasks import generate, summarize
+from tasks import chat, generate, summarize, translate
 from tests import checkpoints
 from tests.commands import CommandLine
-from tests.producers import producing
+from tests.jobs import set_columns
+from tests.producers import FAKE, producing
 from tests.servers import ValkeyServer
 from tests.workers import PATIENCE_SECONDS, Cluster
 
@@ -33,8 +35,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> I
         {
             "writer": {"checkpoint": "gpt2", "tasks": ["generate"], "device": "cpu", "threads": 1},
             "reports": {"checkpoint": "t5", "tasks": ["summarize"], "device": "cpu", "threads": 1},
+            "fake": {**FAKE, "tasks": ["translate", "chat"], "max_input_tokens": 60},
         }
     )
+    config.write_text(config.read_text() + '[masking.tenants.acme]\nrules = ["email"]\n')
     with producing(cluster.database_url, cluster.redis_url, config):
         yield cluster
     cluster.end()
@@ -64,15 +68,35 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
             generate.submit(text="the mill", max_new_tokens=12, do_sample=True),  # no seed named
             generate.submit(text="the mill", max_new_tokens=9, num_beams=3, num_return_sequences=2),
             summarize.submit(text="the mill " * 400, max_words=12),
+            # A masked document in another language, of several parts.
+            translate.submit(
+                text="Write to ada@mail.example of the mill. " * 20,
+                source_language="en",
+                target_language="fr",
+                tenant="acme",
+            ),
+            chat.submit(messages=[{"role": "user", "content": "I am the miller"}]),
         ]
         for job in jobs:
             assert job.wait(PATIENCE_SECONDS).state == "succeeded"
+        # One that goes on with a dialogue, and one that was not computed for itself.
+        jobs += [
+            chat.submit(
+                messages=[{"role": "user", "content": "And who am I?"}], previous_job_id=jobs[-1].id
+            ),
+            generate.submit(text="the mill", max_new_tokens=12),
+        ]
+        for job in jobs[-2:]:
+            assert job.wait(PATIENCE_SECONDS).state == "succeeded"
+        cached = json.loads(command_line(cluster)("show", str(jobs[-1].id), "--json").out)
+        assert cached["provenance"]["cached_parts"]["cached"] == [[1, 1]]
         for job in jobs:
             status, said = reproduced(cluster, job.id)
             assert (status, said["identical"], said["records"]) == (0, True, {})
             assert said["job"] == str(job.id) != said["again"]
         shown = json.loads(command_line(cluster)("show", said["again"], "--json").out)
         assert shown["metadata"] == {"reproduces": str(jobs[-1].id)}
+        assert "cached_parts" not in shown["provenance"]
         provenance = json.loads(command_line(cluster)("show", str(jobs[0].id), "--json").out)[
             "provenance"
         ]
@@ -99,10 +123,15 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
 
 
 def test_a_job_without_an_answer_is_not_reproduced(cluster: Cluster) -> None:
-    waiting = generate.submit(text="nobody works")
+    waiting = generate.submit(text="nobody works", tenant="gone")
     ended = command_line(cluster)("reproduce", str(waiting.id))
     assert ended.status == 1
     assert "only one that succeeded" in ended.err
+
+    set_columns(cluster.database, [waiting.id], state="succeeded", finished_at=seconds_from_now(0))
+    assert command_line(cluster)("erase", "--tenant", "gone", "--yes").status == 0
+    ended = command_line(cluster)("reproduce", str(waiting.id))
+    assert (ended.status, "were pruned or erased" in ended.err) == (1, True)
 
 
 def turn_around(weights: Path) -> None:

@@ -16,7 +16,7 @@ from worker.backoff import backoff_seconds
 from worker.cache.content_cache import ContentCache
 from worker.cache.content_key import ContentKey
 from worker.cache.output_reader import RequestPage, StoredOutputs
-from worker.cache.segments import finished_output, identity, is_cached, segment_of
+from worker.cache.segments import PLACEHOLDERS, finished_output, identity, is_cached, segment_of
 from worker.engines.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed, WayTooLong
 from worker.failpoints import passing
@@ -92,12 +92,15 @@ class Attempt:
         guard: Guard | None = None,
         trace: JobTrace | None = None,
         client_of: Callable[[str], EngineClient | None] = lambda alias: None,
+        keeps_placeholders: bool = False,
     ) -> None:
         """pages, cache: None where nothing is kept, for all requests to be computed
 
         ids: what the log says of the job
         trace: its spans; None where nobody wants any
         client_of: the engine of another model, for a job that goes by way of several
+        keeps_placeholders: whether the next attempt of a masked job finds what they stand for;
+            only where segments are encrypted, or a text would be in clear once more
         """
         self.fence = fence
         self._work = work
@@ -115,6 +118,7 @@ class Attempt:
             self._sharing = cache.sharing(work.tenant, work.contract.get("seed") is not None)
         # An earlier attempt may have left some.
         self._has_segments = fence.attempt > 1
+        self._keeps_placeholders = keeps_placeholders and work.masker is not None
         self._guard = guard
         self._ids = ids or {"job_id": str(fence.job_id)}
         self.trace = trace
@@ -210,6 +214,22 @@ class Attempt:
                     self._cancel(requests)
 
     def _begin(self) -> None:
+        if self._keeps_placeholders and self._has_segments and self._pages is not None:
+            place = range(PLACEHOLDERS, PLACEHOLDERS + 1)
+            self._pages.look_up(RequestPage(self.fence.job_id, place, (), self._recall))
+        else:
+            self._set_out()
+
+    def _recall(self, stored: StoredOutputs) -> None:
+        """Let placeholders stand for what they stood for in an earlier attempt."""
+
+        def move() -> None:
+            self._work.placeholders.update(stored.segments.get(PLACEHOLDERS, {}))
+            self._set_out()
+
+        self._move(move)
+
+    def _set_out(self) -> None:
         recipe = None if self._guard is None else self._guard.recipe
         self._steps = steps_of(self._work, recipe)
         self._enter(next(self._steps))
@@ -284,10 +304,18 @@ class Attempt:
         )
         if is_one_of_many and self._on_segment is not None and is_kept:
             self._has_segments = True
+            self._keep_placeholders()
             segment = segment_of(
                 request, output, client.model_digest, client.card, is_cached=pending.is_cached
             )
             self._on_segment(FinishedSegment(self.fence, pending.position, segment))
+
+    def _keep_placeholders(self) -> None:
+        """Keep what they stand for before the first output that holds them."""
+        if self._keeps_placeholders and self._on_segment is not None and self._work.placeholders:
+            segment = dict(self._work.placeholders)
+            self._on_segment(FinishedSegment(self.fence, PLACEHOLDERS, segment))
+        self._keeps_placeholders = False
 
     # --- requests --------------------------------------------------------------------------
 
@@ -296,7 +324,8 @@ class Attempt:
 
         Raises StopIteration with the answer.
         """
-        assert self._steps is not None
+        if self._steps is None:
+            return []  # it has not begun
         requests: list[_PendingRequest] = []
         while True:
             while len(self._in_flight) < self._max_in_flight:

@@ -11,6 +11,9 @@ from typing import Any
 from engine.protocol.messages import ModelCard, Output, Request
 from worker.cache.content_key import request_digest
 
+# Where it is kept what the placeholders of a masked job stand for: behind any request.
+PLACEHOLDERS = 2_000_000_000
+
 
 def segment_of(
     request: Request, output: Output, model: bytes, card: ModelCard, *, is_cached: bool = False

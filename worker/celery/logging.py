@@ -262,7 +262,7 @@ def _write_line(level: str, event: str, **fields: str) -> None:
     """Past the log's handlers: before there are any, and in a signal handler, which may have
     interrupted one that holds its lock."""
     record = {"created": time.time(), "name": "celery", "levelname": level, "msg": event}
-    line = JsonFormatter().format(logging.makeLogRecord({**record, **fields}))
+    line = JsonLines().format(logging.makeLogRecord({**record, **fields}))
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())
 

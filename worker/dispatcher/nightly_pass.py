@@ -79,6 +79,9 @@ class NightlyPass:
 
     def _run(self) -> None:
         self._renewed_at = time.monotonic()
+        # First: how long pruning takes depends on how much is old.
+        if self._canaries and not self._stopping.is_set():
+            self._submit_canaries()
         with audit.acting_as(f"worker {self._owner}"):
             pruned = prune(
                 self._database,
@@ -88,8 +91,6 @@ class NightlyPass:
                 pause=self._stopping.wait,
             )
         is_over = not self._stopping.is_set()
-        if is_over and self._canaries:
-            self._submit_canaries()
         self._hold(self._seconds_until_next() if is_over else 0)
         log.info("nightly pass", extra={"pruned": pruned, "is_over": is_over})
         # Where whoever can write to the database cannot: what is cut off the chain's end, or

@@ -82,7 +82,9 @@ def judged(
         num_cut = coverage.get("parts_cut", 0) + (answer.finish_reason == "length")
         measured_before = replace(measured_before, num_cut_parts=num_cut)
     signals = measured(settings, source, answer.output, measured_before, language)
-    signals = replace(signals, suspicions=suspicions(settings, source, signals, language))
+    signals = replace(
+        signals, suspicions=suspicions(settings, source, answer.output, signals, language)
+    )
     fatal = [each for each in signals.suspicions if settings.action_for(each).fails]
     if fatal:
         return QualityGuardFailed(fatal, signals)

@@ -14,6 +14,7 @@ from worker.guards.measures import (
     length_of,
     repetition_of,
 )
+from worker.guards.refusals import is_refusal
 from worker.guards.settings import GuardSettings
 
 SAMPLE_CHARACTERS = 600  # of a text whose language is looked at
@@ -49,7 +50,7 @@ def detected(text: str) -> str | None:
 
 
 def suspicions(
-    settings: GuardSettings, source: str, signals: Signals, language: str | None = None
+    settings: GuardSettings, source: str, answer: str, signals: Signals, language: str | None = None
 ) -> tuple[Suspicion, ...]:
     """The suspicions of an answer, in the order of `Suspicion`."""
     is_judged = length_of(source) >= settings.min_letters
@@ -68,6 +69,10 @@ def suspicions(
         Suspicion.PLACEHOLDERS_MISSED: (signals.num_missed_placeholders or 0)
         > settings.max_missed_placeholders,
         Suspicion.TERMS_MISSED: (signals.num_missed_terms or 0) > settings.max_missed_terms,
+        Suspicion.REFUSED: settings.refusals
+        and is_refusal(answer, settings.refusal_phrases)
+        # A translation of one is none.
+        and not is_refusal(source, settings.refusal_phrases),
     }
     return tuple(each for each in Suspicion if reasons[each])
 

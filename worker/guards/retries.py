@@ -147,7 +147,8 @@ def _suspicions(
         untranslated_share=num_left / num_letters if num_letters else None,
     )
     signals = measured(settings, source, best.text, counts, language)
-    return [each for each in suspicions(settings, source, signals, language) if each in OF_A_PART]
+    reasons = suspicions(settings, source, best.text, signals, language)
+    return [each for each in reasons if each in OF_A_PART]
 
 
 def _last_turn(request: Request) -> str:

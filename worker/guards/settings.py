@@ -41,6 +41,8 @@ class GuardSettings:
     max_cut_parts: float = 0
     max_missed_placeholders: float = 0
     max_missed_terms: float = 0
+    refusals: bool = True  # whether an answer that begins as a refusal is suspicious
+    refusal_phrases: tuple[str, ...] = ()  # beginnings beside those that are known
 
     def action_for(self, suspicion: Suspicion) -> Action:
         return self.actions.get(suspicion, self.action)
@@ -84,7 +86,7 @@ class GuardSettings:
 
 
 def _value(place: str, name: str, value: Any) -> Any:
-    if name in ("enabled", "language"):
+    if name in ("enabled", "language", "refusals"):
         if not isinstance(value, bool):
             raise SettingsError(f"{place} must be true or false, not {value!r}")
         return value
@@ -100,6 +102,12 @@ def _value(place: str, name: str, value: Any) -> Any:
         if name == "actions":
             return {key: _action(f"{place}.{key}", each) for key, each in value.items()}
         return dict(value)
+    if name == "refusal_phrases":
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(each, str) and each.strip() for each in value
+        ):
+            raise SettingsError(f"{place} must be a list of texts, not {value!r}")
+        return tuple(each.strip().casefold() for each in value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise SettingsError(f"{place} must be a number that is not below 0, not {value!r}")
     if name == "min_letters" and not isinstance(value, int):

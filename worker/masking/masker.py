@@ -1,5 +1,7 @@
 """Masks a job's texts, and puts back into its answer what was taken out."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,14 +23,24 @@ class Masker:
 
     finders: tuple[Finder, ...]
 
-    def masked(self, contract: Mapping[str, Any]) -> "MaskedWork":
+    def masked(
+        self, contract: Mapping[str, Any], earlier: Mapping[str, str] | None = None
+    ) -> "MaskedWork":
         """A job's contract with placeholders.
 
         What is taken out follows from the contract alone: so another attempt makes the same
         placeholders, and what was kept of the first fits. One thing is one placeholder,
         however often it stands there.
+
+        earlier: what placeholders of an earlier attempt stand for. Under other rules these stay
+        what they were, and what the rules find besides gets others.
         """
-        work = MaskedWork({}, _Names(set(_texts_of(contract))))
+        earlier = earlier or {}
+        work = MaskedWork(
+            {},
+            _Names([*_texts_of(contract), *earlier]),
+            {(_kind_of(name), value): name for name, value in earlier.items()},
+        )
         work.contract.update(
             {
                 name: _mapped(value, lambda text: self._mask(text, work))
@@ -95,6 +107,10 @@ def _mapped(value: Any, change: Any) -> Any:
     return value
 
 
+def _kind_of(placeholder: str) -> str:
+    return placeholder.strip("⟦⟧").rpartition("_")[0]
+
+
 class _Names:
     """Placeholders that stand in none of the job's texts by themselves."""
 
@@ -116,6 +132,7 @@ class MaskedWork:
 
     contract: dict[str, Any]
     names: _Names
+    earlier: Mapping[tuple[str, str], str]  # placeholders by kind and value
     texts: list[str] = field(default_factory=list)  # as masked
     values: dict[str, str] = field(default_factory=dict)  # by placeholder
     placeholders: dict[tuple[str, str], str] = field(default_factory=dict)  # by kind and value
@@ -123,7 +140,8 @@ class MaskedWork:
     def placeholder(self, kind: str, value: str) -> str:
         placeholder = self.placeholders.get((kind, value))
         if placeholder is None:
-            placeholder = self.placeholders[kind, value] = self.names.new(kind)
+            placeholder = self.earlier.get((kind, value)) or self.names.new(kind)
+            self.placeholders[kind, value] = placeholder
             self.values[placeholder] = value
         return placeholder
 
@@ -140,18 +158,29 @@ class MaskedWork:
                 {name: -num for name, num in masks.items() if num < 0 and name not in self.values}
             ),
         }
+        is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
         return replace(
             answer,
-            output=self.put_back(answer.output),
+            output=self.put_back(answer.output, is_json=is_json),
             reasoning=None if answer.reasoning is None else self.put_back(answer.reasoning),
-            alternatives=tuple(map(self.put_back, answer.alternatives)),
+            alternatives=tuple(
+                self.put_back(each, is_json=is_json) for each in answer.alternatives
+            ),
             provenance={**answer.provenance, "masking": report},
         )
 
-    def put_back(self, text: str) -> str:
-        """The text with what its placeholders stand for."""
+    def put_back(self, text: str, *, is_json: bool = False) -> str:
+        """The text with what its placeholders stand for.
+
+        is_json: they stand in strings of JSON, in which a quotation mark is not itself
+        """
+
+        def value(match: re.Match[str]) -> str:
+            original = self.values.get(match.group(), match.group())
+            return json.dumps(original, ensure_ascii=False)[1:-1] if is_json else original
+
         # At one stroke: what a placeholder stands for is no place for another.
-        return MASKED.sub(lambda match: self.values.get(match.group(), match.group()), text)
+        return MASKED.sub(value, text)
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:

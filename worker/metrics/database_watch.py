@@ -11,6 +11,7 @@ from typing import get_args
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from db.audit import Head, head
 from db.lane import Lane
 from db.reading.figures import (
     EndedJobs,
@@ -32,6 +33,7 @@ WATCH_SECONDS = 5.0
 REST_FACTOR = 50.0
 JUDGE_SECONDS = 600.0  # between two looks at quality, which changes by the day
 NEWEST, REFERENCE = timedelta(days=1), timedelta(days=28)
+DAY_SECONDS = 86_400.0  # between two hashes of the audit that are labels
 STALE_SECONDS = 60.0  # figures that are older than this are not shown
 OTHER = "other"  # a label for what the configuration does not name
 MAX_CODES = 64  # of errors, that are labels; the rest are OTHER
@@ -47,6 +49,7 @@ class _Polled:
     batches: OpenBatches
     num_workers: int
     ended: tuple[EndedJobs, ...]
+    audit_head: Head  # now
 
 
 class DatabaseWatch:
@@ -75,6 +78,8 @@ class DatabaseWatch:
         self._judge_at = 0.0  # not before then is quality looked at again
         self._looked: _Polled | None = None
         self._ended: tuple[EndedJobs, ...] = ()
+        self._daily_head: Head | None = None  # of the audit, as it was at this day's first look
+        self._day_at = 0.0  # not before then is it another
         self._count_at = 0.0  # not before then are ended jobs counted again
         self._thread = PeriodicThread("metrics", WATCH_SECONDS, self.look)
 
@@ -100,10 +105,14 @@ class DatabaseWatch:
                 self._ended = tuple(find_ended_jobs(session))
                 took_seconds = self._clock() - counted_at
                 self._count_at = counted_at + max(WATCH_SECONDS, REST_FACTOR * took_seconds)
+        audit_head = head(self._database)
+        if self._clock() >= self._day_at:
+            self._daily_head = audit_head
+            self._day_at = self._clock() + DAY_SECONDS
         if self._clock() >= self._judge_at:
             self._judge()
         now = self._clock()
-        self._looked = _Polled(now, backlog, batches, num_workers, self._ended)
+        self._looked = _Polled(now, backlog, batches, num_workers, self._ended, audit_head)
         return max(WATCH_SECONDS, REST_FACTOR * (counted_at - started_at))
 
     def _judge(self) -> None:
@@ -137,6 +146,7 @@ class DatabaseWatch:
         )
         yield from self._of_jobs(looked.ended)
         yield from self._of_quality()
+        yield from self._of_audit(looked.audit_head)
 
     def _disks(self) -> Iterator[Metric]:
         free = GaugeMetricFamily(
@@ -181,15 +191,20 @@ class DatabaseWatch:
     def _of_quality(self) -> Iterator[Metric]:
         # What is stable is shown as 0: a line that ends says nothing.
         changed = dict.fromkeys(self._models, 0.0)
+        # Of those that share a label, the one that has changed most.
+        indexes: dict[tuple[str, str, str], float] = {}
+        for each in self._drift:
+            task, model = self.known(each.task, each.model)
+            key = task, model, each.signal
+            indexes[key] = max(indexes.get(key, 0.0), each.index)
+            changed[model] = changed.get(model, 0.0) + (each.verdict == "changed")
         index = GaugeMetricFamily(
             "tidemill_quality_index",
             "Population stability index of the last day's results against the weeks before.",
             labels=["task", "model", "signal"],
         )
-        for each in self._drift:
-            task, model = self.known(each.task, each.model)
-            index.add_metric([task, model, each.signal], each.index)
-            changed[model] = changed.get(model, 0.0) + (each.verdict == "changed")
+        for labels, value in indexes.items():
+            index.add_metric(labels, value)
         yield index
         family = GaugeMetricFamily(
             "tidemill_quality_changed_signals",
@@ -204,6 +219,22 @@ class DatabaseWatch:
             "Canaries that failed or answered otherwise than they should.",
             value=float(self._num_alarming),
         )
+
+    def _of_audit(self, now: Head) -> Iterator[Metric]:
+        """Where it ends; and once a day with its hash, for a cut end to show against."""
+        yield GaugeMetricFamily(
+            "tidemill_audit_entries",
+            "The number of the audit's last entry; it never falls.",
+            value=float(now.sequence),
+        )
+        family = GaugeMetricFamily(
+            "tidemill_audit_head",
+            "The number of the entry that was the last once in this day, and its hash.",
+            labels=["hash"],
+        )
+        if self._daily_head is not None:
+            family.add_metric([self._daily_head.hash], float(self._daily_head.sequence))
+        yield family
 
     def _of_jobs(self, ended: Iterable[EndedJobs]) -> Iterator[Metric]:
         jobs: dict[tuple[str, str, str, str], float] = {}

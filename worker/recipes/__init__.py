@@ -26,7 +26,8 @@ def steps_of(work: Work, recipe: Recipe | None = None) -> Steps:
 
 
 def _masked(recipe: Recipe, work: Work, masker: Masker) -> Steps:
-    masked = masker.masked(work.contract)
+    masked = masker.masked(work.contract, work.placeholders)
+    work.placeholders.update(masked.values)
     try:
         answer = yield from recipe(replace(work, contract=masked.contract))
     except JobError as error:

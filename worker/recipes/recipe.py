@@ -35,6 +35,9 @@ class Work:
     masker: Masker | None = None  # None: the model sees the text as it is
     # Which models have answered so far, by alias, where a job goes by way of several.
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # What the placeholders of a masked job stand for: as an earlier attempt has left it, and
+    # from the recipe's first step on as it is now.
+    placeholders: dict[str, str] = field(default_factory=dict)
 
     def request(self, **fields: Any) -> Request:
         """A request with the job's own params, unless others are given."""

@@ -70,6 +70,7 @@ def examine() -> list[Finding]:
     try:
         database = settings.database()
         findings += _look_at_database(database)
+        findings += _look_at_keys(database)
     except (SettingsError, DatabaseError) as error:
         findings.append(Finding("database", False, str(error)))
     findings += _look_at_disks(database)
@@ -147,6 +148,23 @@ def _look_at_database(database: "Database") -> list[Finding]:
         findings.append(Finding("access", False, f"the database: {exposure}"))
     if (fault := write_fault(database)) is not None:
         findings.append(Finding("database", False, f"it takes no write: {fault}"))
+    return findings
+
+
+def _look_at_keys(database: "Database") -> list[Finding]:
+    """What texts are encrypted with, and whether others on this machine can read it."""
+    from db.encryption.settings import keys_file
+
+    keys = database.keys
+    if keys is None:
+        return []
+    others = f" (and {plural(len(keys.keys) - 1, 'older key')} that open)" * (len(keys.keys) > 1)
+    findings = [Finding("keys", True, f"texts are encrypted with {keys.primary}{others}")]
+    file = keys_file(os.environ, Path.cwd())
+    if file is not None and file.stat().st_mode & 0o077:
+        findings.append(
+            Finding("access", False, f"others can read the keys in {file}; `chmod 600 {file}`")
+        )
     return findings
 
 

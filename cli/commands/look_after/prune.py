@@ -34,6 +34,8 @@ def prune(
     database = require_ready()
     if not retention:
         note(f"{catalog.path} has no [retention]: everything is kept")
+    if retention.ages("files"):
+        note("nothing is kept in files: what was read from them goes with `payloads`")
     if dry_run:
         counts = num_prunable(database, retention)
     else:

@@ -14,6 +14,9 @@ def quality(
     reference_days: Annotated[
         float, typer.Option(min=0.01, help="The time before it, which it is held against.")
     ] = 28.0,
+    days: Annotated[
+        int, typer.Option(min=1, max=366, help="So many newest periods, each by itself.")
+    ] = 1,
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="End with status 1 if a signal has changed.")
@@ -26,19 +29,26 @@ def quality(
     population stability index: below 0.1 it is stable, above 0.25 it has changed. Signals with
     fewer than 50 results in either period are left out.
     """
+    from sqlalchemy import select
+
     from cli.stack.ready import require_ready
+    from db.clock import now
     from db.reading.quality import find_drift
 
     database = require_ready()
+    period, reference = timedelta(hours=hours), timedelta(days=reference_days)
+    drifts = []
     with database.read() as session:
-        drifts = find_drift(
-            session, period=timedelta(hours=hours), reference=timedelta(days=reference_days)
-        )
-    drifts = [each for each in drifts if model in (None, each.model)]
+        end = session.execute(select(now())).scalar_one()
+        for number in reversed(range(days)):
+            until = end - number * period
+            found = find_drift(session, period=period, reference=reference, until=until)
+            drifts += [(until, each) for each in found if model in (None, each.model)]
     if json:
         write_json(
             [
                 {
+                    "until": until.isoformat(),
                     "model": each.model,
                     "task": each.task,
                     "signal": each.signal,
@@ -49,16 +59,17 @@ def quality(
                     "index": each.index,
                     "verdict": each.verdict,
                 }
-                for each in drifts
+                for until, each in drifts
             ]
         )
     elif not drifts:
         say("nothing to compare")
         note("a model needs 50 results in the newest period and 50 before it")
     else:
-        shown = table("model", "task", "signal", "before", "now", "index", "verdict")
-        for each in drifts:
+        shown = table("until", "model", "task", "signal", "before", "now", "index", "verdict")
+        for until, each in drifts:
             shown.add_row(
+                f"{until.astimezone():%Y-%m-%d %H:%M}",
                 each.model,
                 each.task,
                 each.signal.replace("_", " "),
@@ -68,5 +79,5 @@ def quality(
                 each.verdict,
             )
         print_table(shown)
-    if check and any(each.verdict == "changed" for each in drifts):
+    if check and any(each.verdict == "changed" for _, each in drifts):
         raise typer.Exit(1)

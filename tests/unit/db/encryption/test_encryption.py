@@ -3,7 +3,7 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -35,6 +35,7 @@ from db.encryption.key_ring import (
     new_key,
 )
 from db.encryption.rotation import sealed_columns, values_by_key
+from db.encryption.settings import configured_keys, keys_file
 from db.models import AttemptRow, Base, Payload, QuarantinedMessage, Result, Segment
 from db.outcome import Answer, Fence, FinishedRequest, FinishedSegment, Outcome
 from db.queries import claims, inserts, quarantine
@@ -331,6 +332,73 @@ def test_rotation_overwrites_nothing_that_changed_meanwhile(
     both.close()
 
 
+def damage(database: Database, job_id: UUID, change: Callable[[str], str]) -> None:
+    """Change the stored text of a payload behind everybody's back."""
+    key = job_id.hex if database.dialect == "sqlite" else job_id
+    with database.write() as session:
+        before = session.execute(
+            text("SELECT CAST(contract AS TEXT) FROM payloads WHERE job_id = :job"), {"job": key}
+        ).scalar_one()
+        cast = ":new" if database.dialect == "sqlite" else "CAST(:new AS JSONB)"
+        session.execute(
+            text(f"UPDATE payloads SET contract = {cast} WHERE job_id = :job"),
+            {"job": key, "new": change(before)},
+        )
+
+
+CHANGES: dict[str, Callable[[str], str]] = {
+    "cut short": lambda stored: stored[:-2] + '"',
+    "one letter": lambda stored: stored[:40] + ("A" if stored[40] != "A" else "B") + stored[41:],
+    "emptied": lambda stored: '"tm1$k1$AAAA"',
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_text_that_was_changed_is_an_error_of_its_own_kind(sealed: Database, change: str) -> None:
+    job_id = finished(sealed)
+    damage(sealed, job_id, CHANGES[change])
+    with pytest.raises(Unopenable, match="was not sealed for that place by the key k1") as raised:
+        find_details(job_id, database=sealed)
+    assert CANARY not in str(raised.value)
+
+
+def test_one_text_that_does_not_open_leaves_the_rest_to_the_new_key(
+    sealed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "ROWS", 2)
+    jobs = [finished(sealed) for _ in range(5)]
+    for job_id in jobs[1:4]:  # a whole page of them, too
+        damage(sealed, job_id, CHANGES["cut short"])
+    both = Database(sealed.url, ring("k2", "k1"))
+    done = rotation.rotate(both, pause=lambda _: None)
+    assert (done["payloads.contract"], done["results.output"]) == (2, 5)
+    assert values_by_key(both, both.keys)["payloads.contract"] == {"k2": 2, "k1": 3, "": 0, "?": 0}
+    both.close()
+
+
+def test_a_rotation_that_is_broken_off_leaves_every_text_readable(
+    sealed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "ROWS", 2)
+    jobs = [finished(sealed) for _ in range(5)]
+    both = Database(sealed.url, ring("k2", "k1"))
+
+    def die(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rotation.rotate(both, pause=die)
+    counts = values_by_key(both, both.keys)["payloads.contract"]
+    assert (counts["k2"], counts["k1"]) == (2, 3)
+    for job_id in jobs:
+        found = find_details(job_id, database=both)
+        assert found is not None
+        assert found.contract == {"text": f"{CANARY} was sent"}
+    rotation.rotate(both, pause=lambda _: None)
+    assert values_by_key(both, both.keys)["payloads.contract"]["k1"] == 0
+    both.close()
+
+
 def test_jobs_run_while_keys_are_rotated(sealed: Database) -> None:
     old = [finished(sealed) for _ in range(4)]
     both = Database(sealed.url, ring("k2", "k1"))
@@ -393,3 +461,55 @@ def test_a_file_of_keys_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         key_ring({"TIDEMILL_KEYS_FILE": str(tmp_path / "none")})
     with pytest.raises(KeysUnusable, match="are both set"):
         key_ring({"TIDEMILL_KEYS_FILE": "x", "TIDEMILL_KEYS": "y"})
+
+
+def configured(folder: Path, table: str, **environment: str) -> KeyRing | None:
+    (folder / "tidemill.toml").write_text(f"[encryption]\n{table}\n")
+    return configured_keys(environment, folder)
+
+
+def test_the_configuration_names_where_the_keys_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert configured_keys({}, tmp_path) is None
+    (tmp_path / "keys").write_text(f"{new_key('k1')}\n")
+    of_file = configured(tmp_path, 'keys_file = "keys"')
+    assert of_file is not None
+    assert of_file.primary == "k1"
+    of_variable = configured(tmp_path, 'keys_variable = "OURS"', OURS=new_key("k2"))
+    assert of_variable is not None
+    assert of_variable.primary == "k2"
+
+    assert keys_file({}, tmp_path) is None
+    configured(tmp_path, 'keys_file = "keys"')
+    assert keys_file({}, tmp_path) == tmp_path / "keys"
+    assert keys_file({"TIDEMILL_KEYS_FILE": "/x"}, tmp_path) == Path("/x")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("TIDEMILL_CONFIG", str(tmp_path / "tidemill.toml"))
+    configured(tmp_path, 'keys_file = "keys"')
+    url = f"sqlite:///{tmp_path}/x.db"
+    assert Database(url).keys == of_file
+    monkeypatch.setenv("TIDEMILL_KEYS", new_key("k3"))
+    first = Database(url).keys
+    assert first is not None
+    assert first.primary == "k3"
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('keys_file = "none"', "cannot be read: No such file"),
+        ('keys_variable = "OURS"', "OURS, which is not set"),
+        ('keys_variable = "OURS"\nkeys_file = "none"', "has one of keys_file and keys_variable"),
+        ("", "has one of keys_file and keys_variable"),
+        ('keys = "k1:x"', "encryption.keys is not a setting"),
+        ("keys_file = 3", "must be a text"),
+    ],
+)
+def test_a_table_whose_keys_are_not_there_is_refused(
+    tmp_path: Path, table: str, words: str
+) -> None:
+    with pytest.raises(KeysUnusable, match=words):
+        configured(tmp_path, table)

@@ -90,6 +90,7 @@ def test_a_signal_that_changed_overnight_is_found_and_the_others_are_stable(
         "cut_by_length": "stable",
         "wrong_language": "stable",
         "empty": "stable",
+        "refused": "stable",
         "completion_tokens": "stable",
     }
     failed = next(each for each in drifts if each.signal == "failed")

@@ -304,9 +304,14 @@ def test_a_dry_run_changes_nothing(database: Database) -> None:
     assert row(database, Payload, job_id).contract
 
 
+@pytest.mark.parametrize(
+    ("state", "share"), [("running", pruning.SHARE), ("succeeded", pruning.IDLE_SHARE)]
+)
 def test_the_pass_leaves_the_database_to_the_jobs_for_most_of_the_time(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch, state: str, share: float
 ) -> None:
+    is_over = state == "succeeded"
+    insert_job(database, state=state, finished_at=seconds_from_now(0) if is_over else None)
     failed(database, days_ago=2)
     clock = iter(range(100))
     monkeypatch.setattr(pruning.time, "monotonic", lambda: 0.005 * next(clock))
@@ -314,7 +319,7 @@ def test_the_pass_leaves_the_database_to_the_jobs_for_most_of_the_time(
 
     prune(database, Retention(for_all={"payloads": DAY}), pause=pauses.append)
 
-    assert pauses == [pytest.approx(0.005 * (1 / pruning.SHARE - 1))]
+    assert pauses == [pytest.approx(0.005 * (1 / share - 1))]
 
 
 def test_seconds_until_a_time_of_day() -> None:

@@ -21,9 +21,13 @@ from engine.protocol.messages import (
     Request,
     RequestFailure,
 )
+from tasks.configuration.masking import MaskingRules
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt
 from worker.cache.output_reader import RequestPage, StoredOutputs
+from worker.cache.segments import PLACEHOLDERS
 from worker.engines.engine_client import EngineClient
+from worker.masking.finders import finders_of
+from worker.masking.masker import Masker
 from worker.recipes import Work
 from worker.settings import Settings
 
@@ -103,11 +107,13 @@ class Run:
     pages: list[RequestPage] = field(default_factory=list)
     client: Instant = field(default_factory=Instant)
     outcomes: list[Outcome] = field(default_factory=list)
+    masker: Masker | None = None
+    text: str | None = None
 
     def __post_init__(self) -> None:
-        fields = {**TASKS[self.kind], "text": document(self.num_parts)}
+        fields = {**TASKS[self.kind], "text": self.text or document(self.num_parts)}
         task = fields.pop("task")
-        work = Work(JOB_ID, task, fields, CARD, itertools.count(1))
+        work = Work(JOB_ID, task, fields, CARD, itertools.count(1), masker=self.masker)
         self.attempt = Attempt(
             Fence(work.job_id, 2 if self.segments else 1, "one"),
             work,
@@ -118,6 +124,7 @@ class Run:
             self.outcomes.append,
             self._keep,
             self,
+            keeps_placeholders=True,
         )
 
     def start(self) -> "Run":
@@ -185,3 +192,29 @@ def test_segments_of_an_earlier_attempt_are_read_page_by_page(kind: str) -> None
 
 def test_a_first_attempt_reads_nothing() -> None:
     assert Run("map_reduce", 100).start().pages == []
+
+
+def masked(**patterns: str) -> Masker:
+    return Masker(finders_of(MaskingRules(patterns=patterns)))
+
+
+def test_what_a_placeholder_stands_for_outlives_a_change_of_the_rules() -> None:
+    names = [f"{'ab'[part % 2]}{part}" for part in range(40)]
+    text = "\n\n".join(f"{name} is here and says something." for name in names)
+    first = Run("translate", 0, masker=masked(K="b[0-9]+"), text=text).start()
+    kept = dict(first.kept)
+    assert kept[PLACEHOLDERS] == {f"⟦K_{n}⟧": name for n, name in enumerate(names[1::2], start=1)}
+
+    # Found first now: without what was kept, a0 were ⟦K_1⟧, which stood for b1.
+    wider = masked(K="[ab][0-9]+")
+    second = Run("translate", 0, segments=kept, masker=wider, text=text).start()
+    assert second.output == Run("translate", 0, masker=wider, text=text).start().output
+    assert second.kept[PLACEHOLDERS].items() >= kept[PLACEHOLDERS].items()
+    assert sorted(second.kept[PLACEHOLDERS].values()) == sorted(names)
+
+
+def test_under_the_same_rules_nothing_of_a_masked_document_is_computed_again() -> None:
+    text = "\n\n".join(f"b{part} is here and says something." for part in range(40))
+    first = Run("translate", 0, masker=masked(K="b[0-9]+"), text=text).start()
+    second = Run("translate", 0, segments=first.kept, masker=masked(K="b[0-9]+"), text=text).start()
+    assert (second.client.generated, second.output) == ([], first.output)

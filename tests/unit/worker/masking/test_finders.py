@@ -4,6 +4,7 @@ import pytest
 
 from tasks.configuration.masking import Masking, MaskingRules, masking_of
 from tasks.errors import SettingsError
+from worker.errors import PatternTooSlow
 from worker.masking.finders import finders_of
 from worker.masking.masker import Masker, Maskers
 
@@ -22,6 +23,8 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("email", "<jörg@bücher.example>.", "<⟦EMAIL_1⟧>."),
         ("email", "a@b.de and c@d.de and a@b.de", "⟦EMAIL_1⟧ and ⟦EMAIL_2⟧ and ⟦EMAIL_1⟧"),
         ("email", "see @ada, or 3 @ 4.50", "see @ada, or 3 @ 4.50"),
+        ("email", "python@3.11, node@20.1.0 and x@2", None),
+        ("email", "an@a.museum, an@xn--bcher-kva.xn--p1ai", "⟦EMAIL_1⟧, ⟦EMAIL_2⟧"),
         ("url_secret", "https://ada:s3cret@host/x", "https://⟦SECRET_1⟧@host/x"),
         ("url_secret", "redis://:pw@h:6379/0", "redis://⟦SECRET_1⟧@h:6379/0"),
         (
@@ -31,9 +34,27 @@ def masked(text: str, *rules: str, **more: object) -> str:
             "#access_token=⟦SECRET_3⟧",
         ),
         ("url_secret", "https://h/x?page=2 token=abc", "https://h/x?page=2 token=abc"),
+        (
+            "url_secret",
+            "https://h/?apiKey=a;code=b&x-sig=c",
+            "https://h/?apiKey=⟦SECRET_1⟧;code=⟦SECRET_2⟧&x-sig=⟦SECRET_3⟧",
+        ),
+        (
+            "url_secret",
+            "https://h/?monkey=1&author=2&design=3&zipcode=4&keyword=5&country_code=6",
+            None,
+        ),
         ("ip", "from 192.168.0.1:80 to ::1", "from ⟦IP_1⟧:80 to ⟦IP_2⟧"),
         ("ip", "2001:db8::ff00:42:8329", "⟦IP_1⟧"),
         ("ip", "at 12:30:45, v1.2.3, 1.2.3.4.5, 300.1.1.1", None),
+        ("ip", "std::vector, C::D, dead::beef, 00:11:22:33:44:55", None),
+        (
+            "ip",
+            "[2001:db8::1]:443, fe80::1%eth0, ::ffff:192.0.2.1",
+            "[⟦IP_1⟧]:443, ⟦IP_2⟧%eth0, ⟦IP_3⟧",
+        ),
+        ("card", "ISBN 9783161484100, 20261129123045, order 1234567890123456", None),
+        ("phone", "ISBN 978-3-16-148410-0, 2026-11-29, version 1.2.3.4", None),
         ("card", "card 4111 1111 1111 1111 12/27", "card ⟦CARD_1⟧ 12/27"),
         ("card", "4111111111111111 5500-0000-0000-0004", "⟦CARD_1⟧ ⟦CARD_2⟧"),
         ("card", "378282246310005.", "⟦CARD_1⟧."),
@@ -80,6 +101,15 @@ def test_no_text_takes_long(text: str) -> None:
     masked(text, "email", "url_secret", "ip", "card", "iban", "phone")
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*a){25}b"])
+def test_a_pattern_that_takes_for_ever_fails_the_job_in_words(pattern: str) -> None:
+    text = "a" * 5000 + "!"
+    with pytest.raises(PatternTooSlow, match="the pattern K of") as raised:
+        masked(text, patterns={"K": pattern})
+    assert "aaaa" not in str(raised.value)
+    assert not raised.value.retryable
+
+
 def test_a_job_is_under_all_rules_that_apply_to_it() -> None:
     masking = masking_of(
         {
@@ -119,6 +149,11 @@ def test_a_job_is_under_all_rules_that_apply_to_it() -> None:
 def test_a_wrong_setting_is_named(table: object, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         masking_of(table)
+
+
+def test_a_region_without_telephones_is_named_when_the_worker_starts() -> None:
+    with pytest.raises(SettingsError, match="XX is no region"):
+        Maskers(masking_of({"rules": ["phone"], "phone_region": "XX"}))
 
 
 @pytest.mark.parametrize("finder", ["no_such_module:x", "json:nothing", "json:dumps"])

@@ -1,7 +1,12 @@
 """What is taken out of a text stands in the answer again, and what the model did is reported."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from db.outcome import Answer
 from engine.protocol.messages import ChatTurn
@@ -64,6 +69,15 @@ def test_another_attempt_makes_the_same_placeholders() -> None:
     assert EMAILS.masked(contract).contract == EMAILS.masked(contract).contract
 
 
+def test_what_an_earlier_attempt_called_something_it_stays_and_the_rest_is_new() -> None:
+    earlier = {"⟦EMAIL_1⟧": "c@d.de", "⟦EMAIL_3⟧": "of rules that were"}
+    work = EMAILS.masked({"text": "a@b.de c@d.de e@f.de"}, earlier)
+    assert work.contract["text"] == "⟦EMAIL_2⟧ ⟦EMAIL_1⟧ ⟦EMAIL_4⟧"
+    made = work.restored(answer("⟦EMAIL_1⟧ ⟦EMAIL_3⟧"))
+    assert made.output == "c@d.de ⟦EMAIL_3⟧"
+    assert made.provenance["masking"]["masked"] == {"EMAIL": 3}
+
+
 def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> None:
     def find(text: str) -> Iterable[Match]:
         return [
@@ -113,3 +127,16 @@ def test_a_thought_is_for_the_user_as_the_answer_is() -> None:
     restored = work.restored(answer)
     assert restored.output == "ada@example.org is."
     assert restored.reasoning == "They ask of ada@example.org."
+
+
+@pytest.mark.parametrize("asked", [{"json_object": True}, {"json_schema": {"type": "object"}}])
+def test_in_an_answer_of_json_it_is_a_part_of_a_string(asked: dict[str, Any]) -> None:
+    value = 'K-"7"\\\n\u2028é'
+    masker = Masker(finders_of(MaskingRules(patterns={"K": r'K-"7"\\\n.é'})))
+    work = masker.masked({"text": f"Who is {value}?", **asked})
+    made = work.restored(
+        replace(answer('{"a": "⟦K_1⟧"}'), alternatives=('["⟦K_1⟧"]',), reasoning="⟦K_1⟧?")
+    )
+    assert json.loads(made.output) == {"a": value}
+    assert json.loads(made.alternatives[0]) == [value]
+    assert made.reasoning == f"{value}?"
