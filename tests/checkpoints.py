@@ -71,7 +71,7 @@ def build(kind: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))
-        (KINDS | UNPROVED | UNLISTED | NOT_IN_FLIGHT | SCALED)[kind](folder)
+        (KINDS | UNPROVED | UNLISTED | NOT_IN_FLIGHT | SCALED | SWITCHED)[kind](folder)
     return folder
 
 
@@ -482,17 +482,16 @@ def rwkv(folder: Path) -> None:
     save(folder, tokenizer, hf.RwkvForCausalLM(config))
 
 
-def llama_longrope(folder: Path) -> None:
-    """Its rotary frequencies are others once a text is longer than 24 tokens."""
-    rope = {
+def longrope(num_tokens: int, num_frequencies: int) -> dict[str, Any]:
+    """Its rotary frequencies are others once a text is longer than so many tokens."""
+    return {
         "rope_type": "longrope",
         "rope_theta": 1e4,
         "factor": 8.0,
-        "original_max_position_embeddings": 24,
-        "short_factor": [1.0] * 8,
-        "long_factor": [1.0 + each for each in range(8)],
+        "original_max_position_embeddings": num_tokens,
+        "short_factor": [1.0] * num_frequencies,
+        "long_factor": [1.0 + each for each in range(num_frequencies)],
     }
-    save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
 
 
 def llama_dynamic(folder: Path) -> None:
@@ -558,7 +557,7 @@ UNPROVED: dict[str, Callable[[Path], None]] = {
     each.__name__: each
     for each in (
         bart_decoder, mbart_decoder, marian_decoder, pegasus_decoder,
-        rwkv, rwkv_rescaled, llama_dynamic, llama_longrope, bigbird_pegasus, nllb_moe,
+        rwkv, rwkv_rescaled, bigbird_pegasus, nllb_moe,
     )
 }  # fmt: skip
 
@@ -579,6 +578,16 @@ def unlisted(config_type: Any, **own: Any) -> Callable[[Path], None]:
 JAMBA = {
     "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
     "expert_layer_period": 2, "num_experts": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+}  # fmt: skip
+# Recurrent layers.
+MAMBA = {"state_size": 4, "time_step_rank": 4}
+MAMBA_2 = {
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}  # fmt: skip
+DELTA_NET = {
+    "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 8,
 }  # fmt: skip
 LONGCAT = {
     "num_layers": 1, "num_hidden_layers": 2, "ffn_hidden_size": 2 * WIDTH,
@@ -673,6 +682,46 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "deepseek_v2": unlisted(hf.DeepseekV2Config, **LATENT),
     "deepseek_v3": unlisted(hf.DeepseekV3Config, **LATENT),
     "longcat": unlisted(hf.LongcatFlashConfig, **LONGCAT),
+    "mamba": unlisted(hf.MambaConfig, **MAMBA),
+    "falcon_mamba": unlisted(hf.FalconMambaConfig, **MAMBA),
+    "mamba2": unlisted(
+        hf.Mamba2Config, state_size=4, num_heads=8, head_dim=8, n_groups=1, chunk_size=8
+    ),
+    "jamba": unlisted(hf.JambaConfig, **GQA, **JAMBA),
+    "bamba": unlisted(hf.BambaConfig, **GQA, **MAMBA_2, attn_layer_indices=[1]),
+    "granite_hybrid": unlisted(
+        hf.GraniteMoeHybridConfig, **EXPERTS, **MAMBA_2, shared_intermediate_size=WIDTH,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "falcon_h1": unlisted(hf.FalconH1Config, **GQA, **MAMBA_2, mamba_d_ssm=64),
+    "zamba": unlisted(
+        hf.ZambaConfig, num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1,
+        mamba_d_state=4, mamba_dt_rank=4, attention_head_dim=16, num_key_value_heads=4,
+        use_mamba_kernels=False,
+    ),
+    "zamba2": unlisted(
+        hf.Zamba2Config, num_hidden_layers=3, mamba_d_state=4, n_mamba_heads=4, chunk_size=8,
+        layers_block_type=["linear_attention", "hybrid", "linear_attention"],
+        use_mamba_kernels=False, num_key_value_heads=4,
+    ),
+    "nemotron_h": unlisted(
+        hf.NemotronHConfig, **GQA, head_dim=8, ssm_state_size=4, mamba_num_heads=8,
+        mamba_head_dim=8, n_groups=1, chunk_size=8, use_mamba_kernels=False,
+        layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"],
+    ),
+    "lfm2": unlisted(hf.Lfm2Config, **GQA, layer_types=["conv", "full_attention"]),
+    "lfm2_moe": unlisted(
+        hf.Lfm2MoeConfig, **EXPERTS, layer_types=["conv", "full_attention"], num_dense_layers=1
+    ),
+    "qwen3_next": unlisted(hf.Qwen3NextConfig, **EXPERTS, **DELTA_NET),
+    "qwen3_5": unlisted(hf.Qwen3_5TextConfig, **GQA, **DELTA_NET),
+    "qwen3_5_moe": unlisted(hf.Qwen3_5MoeTextConfig, **EXPERTS, **DELTA_NET),
+    "olmo_hybrid": unlisted(hf.OlmoHybridConfig, **GQA, **DELTA_NET),
+    "llama4": unlisted(
+        hf.Llama4TextConfig, **EXPERTS, head_dim=8, num_hidden_layers=4, attention_chunk_size=12,
+        floor_scale=8, intermediate_size_mlp=2 * WIDTH,
+        layer_types=["chunked_attention", "full_attention"] * 2, no_rope_layers=[1, 0] * 2,
+    ),
     "umt5": unlisted_seq2seq(hf.UMT5Config, "t5"),
     "longt5": unlisted_seq2seq(hf.LongT5Config, "t5", local_radius=8),
     "t5gemma": t5gemma,
@@ -683,7 +732,6 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 # Of which requests may share a call of `generate`, and which do not run in flight.
 NOT_IN_FLIGHT: dict[str, Callable[[Path], None]] = {
-    "jamba": unlisted(hf.JambaConfig, num_key_value_heads=2, **JAMBA),
     "led": unlisted_seq2seq(
         hf.LEDConfig, "pegasus", attention_window=8, max_encoder_position_embeddings=POSITIONS,
         max_decoder_position_embeddings=POSITIONS,
@@ -691,3 +739,11 @@ NOT_IN_FLIGHT: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 # Listed, with a context that is longer than the positions that their configurations name.
 SCALED: dict[str, Callable[[Path], None]] = {"llama_yarn": llama_yarn}
+# Their rotary frequencies are others beyond 64 tokens, or follow the length beyond POSITIONS.
+SWITCHED: dict[str, Callable[[Path], None]] = {
+    "phi3_longrope": unlisted(
+        hf.Phi3Config, **GQA, original_max_position_embeddings=64, rope_parameters=longrope(64, 4)
+    ),
+    "llama_longrope": unlisted(hf.LlamaConfig, **GQA, rope_parameters=longrope(64, 4)),
+    "llama_dynamic": llama_dynamic,
+}

@@ -24,6 +24,7 @@ from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.protocol.messages import Request
+from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ MAX_OFF = 1e-4
 # Windows are made this short for the probe, so that its prompts reach beyond them.
 WINDOW = 8
 WINDOWS = ("sliding_window", "attention_chunk_size")
+LEAVES_CHANGES = "a request leaves the model changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
     model = backend.model
     if (rope := length_bound_rope(model.config)) is not None:
         return rope
+    if temperature_step_of(model.config) is not None:
+        return "the temperature of its attention follows the longest row"
     if not is_tried(backend):
         if is_listed(model):  # only what its configuration asks for is not among what was tried
             return None
@@ -131,7 +135,7 @@ class BatchProbe:
         """As a model that was loaded afresh answers."""
         (answer,) = self.together([prompt], num_beams)
         if changes := self.fresh.changes():
-            raise Disturbed(f"a request leaves the model changed ({changes[0]})")
+            raise Disturbed(f"{LEAVES_CHANGES} ({changes[0]})")
         return answer
 
     def together(self, prompts: list[tuple[int, ...]], num_beams: int = 1) -> list[Answer]:

@@ -16,7 +16,7 @@ import torch
 from engine.attention.hf_plugin import install
 from engine.attention.selection import kv_cache_for
 from engine.backends import verdicts
-from engine.backends.batch_probe import is_tried
+from engine.backends.batch_probe import LEAVES_CHANGES
 from engine.backends.generate import GenerateBackend, Sharing
 from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
@@ -28,16 +28,19 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import Unloadable, in_words
-from engine.kv_cache.base import KVCacheManager
-from engine.kv_cache.joined import JoinedKVCache, UnknownCache
+from engine.kv_cache.base import KVCacheManager, KVShape
+from engine.kv_cache.joined import JoinedKVCache
+from engine.kv_cache.joined_layers import UnknownCache
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
+from engine.kv_cache.row_size import RowSize
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
 from engine.protocol.task_names import TaskName
 from engine.runners.causal import CausalRunner
-from engine.runners.own_cache import OwnCacheRunner, probe_own_shape
+from engine.runners.length_switches import rotary_switch_of
+from engine.runners.own_cache import OwnCacheRunner, probe_row_size
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import SETTINGS
@@ -101,12 +104,14 @@ class RouterBackend:
         )
         if exact is None:
             lay_out(checkpoint.model, spec, checkpoint.reload)
+        self.row_size: RowSize | None = None  # None: by its tokens alone
         if by_own_cache:
             runner = self._runner_by_own_cache(poisoned)
         else:
             runner = self._runner(poisoned, is_paged)
         self.in_flight = InflightBackend(self.exact, runner)
         self.has_beams = supports_beam_search(checkpoint.model)
+        self.rotary_switch = rotary_switch_of(checkpoint.model.config)
 
     def _runner(self, poisoned: bool, is_paged: bool | None) -> Runner:
         checkpoint = self.checkpoint
@@ -120,12 +125,16 @@ class RouterBackend:
 
     def _runner_by_own_cache(self, poisoned: bool) -> Runner:
         checkpoint = self.checkpoint
-        shape = probe_own_shape(checkpoint.model)
+        model = checkpoint.model
+        self.row_size = probe_row_size(model)
+        # As if all layers were one with one head.
+        num_numbers = -(-self.row_size.place_bytes // (2 * model.dtype.itemsize))
+        shape = KVShape(1, 1, num_numbers, model.dtype, model.device)
         # Nothing is reserved, so that there is no room to be planned.
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
-        return OwnCacheRunner(checkpoint.model, kv_cache, start_id_of(checkpoint))
+        return OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
 
     def note_proof(self, how: str) -> None:
         """Let the card and the settings say how it was proved."""
@@ -158,7 +167,10 @@ class RouterBackend:
         num_prompt, settings = len(sequence.prompt_ids), sequence.settings
         sequence.num_prefill_tokens = num_prompt  # once, for all its rows
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
-        sequence.num_cache_tokens = sequence.num_rows * (num_columns + settings.max_new_tokens)
+        num_places = num_columns + settings.max_new_tokens
+        if self.row_size is not None:
+            num_places = self.row_size.num_places(num_places)
+        sequence.num_cache_tokens = sequence.num_rows * num_places
         if self.exact.is_encoder_decoder:
             sequence.num_cache_tokens += num_prompt
 
@@ -166,6 +178,10 @@ class RouterBackend:
         """Whether the answer in flight is known to be that of `generate`."""
         settings = sequence.settings
         if settings.num_beams > 1 and (settings.do_sample or settings.stop or not self.has_beams):
+            return False
+        if self.rotary_switch is not None and self.rotary_switch.is_crossed(
+            len(sequence.prompt_ids), settings.max_new_tokens
+        ):
             return False
         return not unattended(own)
 
@@ -175,6 +191,9 @@ class RouterBackend:
             results = self.in_flight.run(plan.running, () if runs_to_completion else plan.admitted)
         if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
+            if self.exact.freshness is not None:
+                with torch.inference_mode():
+                    self.exact.freshness.restore()  # frequencies that have grown
         return results
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
@@ -270,8 +289,9 @@ def proved(
     spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend
 ) -> tuple[RouterBackend, str]:
     """The backend, and how it was proved. Raises Disproved."""
-    if is_tried(exact) and exact.why_alone is not None:
-        raise Disproved(exact.why_alone)  # what rows do to each other, they do in flight, too
+    # What padded rows of a call do to each other, they need not do in flight.
+    if exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES):
+        raise Disproved(exact.why_alone)
     try:
         router = RouterBackend(spec, checkpoint, poisoned=True, exact=exact, by_own_cache=True)
     except UnknownCache as error:
@@ -289,7 +309,7 @@ def proved(
 def why_not_tried(checkpoint: Checkpoint) -> str | None:
     """None if a proof is worth its time: what no few short requests would show."""
     config = checkpoint.config
-    if (rope := length_bound_rope(config)) is not None:
+    if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
         return rope
     if any("expert_capacity" in name for name in config.to_dict()):
         return "its experts take a bounded number of tokens, for which rows compete"

@@ -27,6 +27,7 @@ from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.protocol.messages import Request
+from engine.runners.length_switches import RotarySwitch, short_switch
 from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.sampler import TokenChoice
 
@@ -139,8 +140,12 @@ def prove(exact: GenerateBackend, runner: Runner, has_beams: bool) -> Proof:
     """Raises Disproved. The model is left as it was, and the runner's cache empty."""
     fresh = Freshness(exact.model)
     try:
-        with short_windows_everywhere(exact.model), torch.inference_mode():
-            trials = tried_alone(exact, trials_of(exact, has_beams))
+        with (
+            short_windows_everywhere(exact.model),
+            short_switch(exact.model.config) as switch,
+            torch.inference_mode(),
+        ):
+            trials = tried_alone(exact, trials_of(exact, has_beams, switch))
             return compared(exact, trials, run_in_company(exact, runner, trials, has_beams))
     except Disproved:
         raise
@@ -153,7 +158,9 @@ def prove(exact: GenerateBackend, runner: Runner, has_beams: bool) -> Proof:
             fresh.restore()
 
 
-def trials_of(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
+def trials_of(
+    exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
+) -> list[Trial]:
     """Those that show most come first."""
     checkpoint = exact.checkpoint
     limits = checkpoint.limits
@@ -176,11 +183,13 @@ def trials_of(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
             11: replace(greedy, num_beams=2, num_return_sequences=2),
         }
     prompts = plain_prompts(exact, lengths)
-    return [
+    tried = [
         # Uneven answers, so that they leave at different steps.
-        Trial(sequence(at, prompt, special.get(at) or shortened(greedy, NUM_STEPS - at % 3)))
+        (prompt, special.get(at) or shortened(greedy, NUM_STEPS - at % 3))
         for at, prompt in enumerate(prompts)
+        if switch is None or not switch.is_crossed(len(prompt), NUM_STEPS)
     ]
+    return [Trial(sequence(at, *each)) for at, each in enumerate(tried)]
 
 
 def shortened(settings: ResolvedParams, num_steps: int) -> ResolvedParams:

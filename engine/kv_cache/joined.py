@@ -3,7 +3,7 @@
 For a model whose attention nobody here knows: its own code stores keys and reads them, with
 masks that it makes itself. Rows are padded on the left, as in a batch of `model.generate`, so
 that the newest token of each is in the last column. Sequences that join or leave make the rows
-anew; between such steps tokens are appended in place.
+anew; between such steps each layer goes on by itself (`joined_layers.py`).
 """
 
 from __future__ import annotations
@@ -14,55 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.joined_layers import (
+    JoinedLayer,
+    KeysValues,
+    LayerContent,
+    contents_of,
+    join_columns,
+    layer_of,
+)
 
-SPARE_COLUMNS = 64  # so that a step seldom moves all keys to append its own
 # Stands where a row has no token, in tests and proofs: whoever looks there answers otherwise.
 POISON = 64.0
-
-KeysValues = tuple[Tensor, Tensor]
-"""Of a layer: (rows, heads, tokens, head size) each; the sizes of both may differ."""
-
-
-class UnknownCache(Exception):
-    """A model keeps something between steps that cannot be joined, in words."""
-
-
-class SpareLayer(DynamicLayer):
-    """A layer that appends in place while it has columns to spare."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.dtype, self.device = keys.dtype, keys.device
-        self.buffers = (with_spare_columns(keys), with_spare_columns(values))
-        self.is_initialized = True
-        self.resize(keys.shape[2])
-
-    def resize(self, num_columns: int) -> None:
-        self.keys, self.values = (each[:, :, :num_columns] for each in self.buffers)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> KeysValues:
-        assert self.keys is not None
-        begin, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        if end > self.buffers[0].shape[2]:
-            keys, values = self.buffers
-            self.buffers = (with_spare_columns(keys), with_spare_columns(values))
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, begin:end] = states
-        self.resize(end)
-        assert self.values is not None
-        return self.keys, self.values
-
-
-def with_spare_columns(tensor: Tensor) -> Tensor:
-    return pad(tensor, (0, 0, 0, SPARE_COLUMNS))
 
 
 @dataclass(slots=True)
@@ -80,7 +47,7 @@ class JoinedSequenceCache:
         self.manager = manager
         self.num_rows = num_rows
         self.length = 0
-        self.layers: list[KeysValues] | None = None  # of one row, or of all
+        self.layers: list[LayerContent] | None = None  # of one row, or of all
         self.encoded: Encoded | None = None
 
     @property
@@ -101,10 +68,9 @@ class JoinedSequenceCache:
 
     def reorder(self, rows: Tensor) -> None:
         layers = self.layers if self.layers is not None else self.manager.rows_of(self)
-        if layers and layers[0][0].shape[0] == 1:
-            return  # the rows are one yet
-        for each in (tensor for both in layers for tensor in both):
-            each.copy_(each.index_select(0, rows.to(each.device)))
+        for each in (tensor for layer in layers for tensor in layer.tensors()):
+            if each.shape[0] > 1:  # else the rows are one yet
+                each.copy_(each.index_select(0, rows.to(each.device)))
 
     def clear(self) -> None:
         self.layers = self.encoded = None
@@ -118,10 +84,11 @@ class JoinedRows:
 
     caches: list[JoinedSequenceCache]
     num_pads: list[int]  # columns before the first token of each cache
-    layers: list[SpareLayer]
+    layers: list[JoinedLayer]
     past: Cache
     encoder_states: Tensor | None  # (rows, longest prompt, width)
     encoder_mask: Tensor | None  # (rows, longest prompt) int64
+    device: torch.device
 
     def num_columns(self) -> int:
         """Of the tokens that are counted; a step that failed may have written one more."""
@@ -129,16 +96,13 @@ class JoinedRows:
             pads + each.length for pads, each in zip(self.num_pads, self.caches, strict=True)
         )
 
-    def rows_of(self, cache: JoinedSequenceCache) -> list[KeysValues]:
+    def rows_of(self, cache: JoinedSequenceCache) -> list[LayerContent]:
         """Views of the rows of a sequence, without padding and what nobody has counted."""
         at = self.caches.index(cache)
         begin = sum(each.num_rows for each in self.caches[:at])
         rows, first = slice(begin, begin + cache.num_rows), self.num_pads[at]
-        tokens = slice(first, first + cache.length)
-        return [
-            (keys[rows, :, tokens], values[rows, :, tokens])
-            for keys, values in (layer.buffers for layer in self.layers)
-        ]
+        columns = slice(first, first + cache.length)
+        return [layer.content(rows, columns) for layer in self.layers]
 
     def mask(self) -> Tensor:
         """(rows, columns and the next one) int64: 1 where a row has a token."""
@@ -147,7 +111,7 @@ class JoinedRows:
             for pads, each in zip(self.num_pads, self.caches, strict=True)
             for _ in range(each.num_rows)
         ]
-        at = torch.arange(self.num_columns() + 1, device=self.layers[0].device)
+        at = torch.arange(self.num_columns() + 1, device=self.device)
         return (at >= torch.tensor(num_pads, device=at.device)[:, None]).long()
 
 
@@ -190,7 +154,7 @@ class JoinedKVCache:
         self.caches.discard(cache)
         self.joined = [rows for rows in self.joined if not self.caches.isdisjoint(rows.caches)]
 
-    def rows_of(self, cache: JoinedSequenceCache) -> list[KeysValues]:
+    def rows_of(self, cache: JoinedSequenceCache) -> list[LayerContent]:
         """Views of the joined rows of a sequence, without padding."""
         (joined,) = (rows for rows in self.joined if cache in rows.caches)
         return joined.rows_of(cache)
@@ -215,23 +179,24 @@ class JoinedKVCache:
         for rows in [each for each in self.joined if not set(caches).isdisjoint(each.caches)]:
             for cache in self.caches.intersection(rows.caches):
                 views, stays = rows.rows_of(cache), cache in caches
-                cache.layers = views if stays else [(k.clone(), v.clone()) for k, v in views]
+                cache.layers = views if stays else [each.clone() for each in views]
             self.joined.remove(rows)
 
     def _joined(self, caches: list[JoinedSequenceCache]) -> JoinedRows:
-        width = max(each.length for each in caches)
-        num_pads = [width - each.length for each in caches]
+        lengths = [each.length for each in caches]
+        num_rows = [each.num_rows for each in caches]
+        num_pads = [max(lengths) - each for each in lengths]
         filling = POISON if self.poisoned else 0.0
         layers = [
-            SpareLayer(*(join_columns(part, caches, num_pads, filling) for part in parts))
-            for parts in by_layer([own(each) for each in caches])
+            layer_of(list(parts), num_rows, lengths, filling)
+            for parts in zip(*(own(each) for each in caches), strict=True)
         ]
         past: Any = DynamicCache()
         past.layers = layers
         states = mask = None
         if caches[0].encoded is not None:
             past, states, mask = self._with_encoder(past, caches, filling)
-        return JoinedRows(list(caches), num_pads, layers, past, states, mask)
+        return JoinedRows(list(caches), num_pads, layers, past, states, mask, self.shape.device)
 
     def _with_encoder(
         self, own_past: Cache, caches: list[JoinedSequenceCache], filling: float
@@ -241,17 +206,19 @@ class JoinedKVCache:
         num_pads = [max(lengths) - each for each in lengths]
         cross: Any = DynamicCache()
         cross.layers = []
-        for parts in by_layer([each.layers for each in encoded]):
+        num_rows = [each.num_rows for each in caches]
+        behind = [-each for each in num_pads]
+        for parts in zip(*(each.layers for each in encoded), strict=True):
             layer = DynamicLayer()
             keys, values = (
-                join_columns(part, caches, [-pads for pads in num_pads], filling) for part in parts
+                join_columns([both[at] for both in parts], num_rows, behind, filling)
+                for at in (0, 1)
             )
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             cross.layers.append(layer)
-        states = join_columns(
-            [each.states[:, None] for each in encoded], caches, [-each for each in num_pads], 0.0
-        )[:, 0]
+        states = join_columns([each.states[:, None] for each in encoded], num_rows, behind, 0.0)
+        states = states[:, 0]
         at = torch.arange(max(lengths), device=states.device)
         by_row = [
             length
@@ -264,43 +231,12 @@ class JoinedKVCache:
         return past, states, mask
 
 
-def own(cache: JoinedSequenceCache) -> list[KeysValues]:
+def own(cache: JoinedSequenceCache) -> list[LayerContent]:
     assert cache.layers is not None
     return cache.layers
 
 
-def by_layer(caches: list[list[KeysValues]]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """The keys of all sequences and their values, layer by layer."""
-    return [
-        ([keys for keys, _ in layer], [values for _, values in layer])
-        for layer in zip(*caches, strict=True)
-    ]
-
-
-def join_columns(
-    parts: list[Tensor], caches: list[JoinedSequenceCache], num_pads: list[int], filling: float
-) -> Tensor:
-    """(rows, heads, columns, size) of all caches.
-
-    parts:    (1 or the rows of the cache, heads, tokens, size) of each cache
-    num_pads: columns before the tokens of each; negative: behind them
-    """
-    padded = [
-        pad(part, (0, 0, max(num, 0), max(-num, 0)), value=filling).expand(
-            cache.num_rows, -1, -1, -1
-        )
-        for part, cache, num in zip(parts, caches, num_pads, strict=True)
-    ]
-    return torch.cat(padded)
-
-
-def layers_of(past: Cache) -> list[KeysValues]:
-    """What a model stored in a `DynamicCache`. Raises UnknownCache."""
-    layers = []
-    for each in past.layers:
-        if type(each) is not DynamicLayer or each.keys is None or each.values is None:
-            raise UnknownCache(f"it keeps a {type(each).__name__} between steps")
-        layers.append((each.keys, each.values))
-    if not layers:
-        raise UnknownCache("it keeps no keys between steps")
-    return layers
+def keys_by_layer(past: Any) -> list[KeysValues]:
+    """The keys and values that a model stored of what an encoder made. Raises UnknownCache."""
+    both = [each.keys_values for each in contents_of(past)]
+    return [each for each in both if each is not None]

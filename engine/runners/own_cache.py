@@ -8,6 +8,7 @@ Prompts are computed one by one, so that none is padded.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +18,11 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager, KVShape
-from engine.kv_cache.joined import Encoded, JoinedKVCache, JoinedSequenceCache, layers_of
+from engine.kv_cache.base import KVCacheManager
+from engine.kv_cache.joined import Encoded, JoinedKVCache, JoinedSequenceCache, keys_by_layer
+from engine.kv_cache.joined_layers import contents_of
+from engine.kv_cache.row_size import RowSize
+from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
@@ -36,6 +40,9 @@ class OwnCacheRunner:
         self.default_start_id = default_start_id
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.parameters = frozenset(inspect.signature(model.forward).parameters)
+        self.past_name = past_name_of(model)
+        self.has_rotary_switch = rotary_switch_of(model.config) is not None
+        self.temperature_step = temperature_step_of(model.config)
         self.decoder_positions = None
         if self.is_encoder_decoder:
             self.decoder_positions = install_position_embedding(model.get_decoder())
@@ -61,31 +68,32 @@ class OwnCacheRunner:
         """Returns None: a prompt is computed without company."""
 
     def _prefill(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
-        past = new_cache(self.model)
+        past: Any = new_cache(self.model)
         output = self._forward_prompt(sequence, past)
         cache = self.joined.new_sequence(sequence.num_rows)
         if self.is_encoder_decoder:
             states, logits = output
-            cache.layers = layers_of(past.self_attention_cache)
-            cache.encoded = Encoded(states, layers_of(past.cross_attention_cache))
+            cache.layers = contents_of(past.self_attention_cache)
+            cache.encoded = Encoded(states, keys_by_layer(past.cross_attention_cache))
             cache.commit_prompt(1)
         else:
-            (logits,) = output
-            cache.layers = layers_of(past)
+            logits, past = output
+            cache.layers = contents_of(past)
             cache.commit_prompt(len(sequence.prompt_ids))
         return cache, logits[:, -1]
 
-    def _forward_prompt(self, sequence: Sequence, past: Any) -> tuple[Tensor, ...]:
-        """The encoder's states, if there is an encoder, and the logits."""
+    def _forward_prompt(self, sequence: Sequence, past: Any) -> tuple[Any, Any]:
+        """The encoder's states, if there is an encoder, and the logits; else the logits, and the
+        cache that the model filled."""
         prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
         mask = torch.ones_like(prompt)
         if not self.is_encoder_decoder:
             positions = torch.arange(prompt.shape[1], device=prompt.device)[None]
-            return (self._forward(prompt, past, positions, is_first=True, attention_mask=mask),)
+            return self._forward(prompt, past, positions, is_first=True, attention_mask=mask)
         encoder = self.model.get_encoder()
         encoded = encoder(input_ids=prompt, attention_mask=mask, return_dict=True)
         start = torch.tensor([self.start_ids(sequence)], device=prompt.device)
-        logits = self._forward(
+        logits, _ = self._forward(
             start, past, torch.zeros_like(start), is_first=True, attention_mask=mask,
             decoder_attention_mask=torch.ones_like(start), encoder_outputs=encoded,
         )  # fmt: skip
@@ -98,7 +106,7 @@ class OwnCacheRunner:
         for cache in caches:
             row_tokens[cache] = tokens[at : at + cache.num_rows]
             at += cache.num_rows
-        groups = by_length(caches)
+        groups = by_length(caches, self._side_of)
         if len(groups) == 1:
             return self._decode(caches, tokens)
         logits: dict[Any, Tensor] = {}
@@ -107,19 +115,29 @@ class OwnCacheRunner:
             logits |= zip(group, found.split([each.num_rows for each in group]), strict=True)
         return torch.cat([logits[each] for each in caches])
 
+    def _side_of(self, num_tokens: int) -> tuple[int, int]:
+        """Only rows with equal ones may share a pass. num_tokens: before the newest"""
+        side = temperature = 0
+        if self.has_rotary_switch:
+            switch = rotary_switch_of(self.model.config)  # a proof may have it elsewhere
+            side = switch is not None and num_tokens >= switch.length
+        if self.temperature_step is not None:
+            temperature = (num_tokens + 1) // self.temperature_step
+        return int(side), temperature
+
     def _decode(self, caches: list[JoinedSequenceCache], tokens: list[int]) -> Tensor:
         rows = self.joined.join(caches)
         lengths = [cache.length for cache in caches for _ in range(cache.num_rows)]
         inputs = torch.tensor([tokens, lengths], device=self.model.device)
         token_ids, positions = inputs[0, :, None], inputs[1, :, None]
         if not self.is_encoder_decoder:
-            logits = self._forward(token_ids, rows.past, positions, attention_mask=rows.mask())
+            logits, _ = self._forward(token_ids, rows.past, positions, attention_mask=rows.mask())
             return logits[:, -1]
         at: Any = nullcontext()
         if self.decoder_positions is not None:
             at = self.decoder_positions.at(positions)
         with at:
-            logits = self._forward(
+            logits, _ = self._forward(
                 token_ids, rows.past, positions, attention_mask=rows.encoder_mask,
                 decoder_attention_mask=rows.mask(),
                 encoder_outputs=BaseModelOutput(last_hidden_state=rows.encoder_states),
@@ -128,51 +146,58 @@ class OwnCacheRunner:
 
     def _forward(
         self, token_ids: Tensor, past: Any, positions: Tensor, is_first: bool = False, **inputs: Any
-    ) -> Tensor:
-        """(rows, tokens, vocab) logits. token_ids, positions: (rows, tokens)"""
+    ) -> tuple[Tensor, Any]:
+        """(rows, tokens, vocab) logits, and the cache that the model used, which may be another.
+        token_ids, positions: (rows, tokens)"""
         name = "decoder_position_ids" if self.is_encoder_decoder else "position_ids"
         if name in self.parameters:
             inputs[name] = positions
         if "logits_to_keep" in self.parameters:
             inputs["logits_to_keep"] = 1
+        inputs[self.past_name] = past
         prepared = self.model.prepare_inputs_for_generation(
-            token_ids, next_sequence_length=token_ids.shape[1], past_key_values=past,
-            use_cache=True, is_first_iteration=is_first, **inputs,
+            token_ids, next_sequence_length=token_ids.shape[1], use_cache=True,
+            is_first_iteration=is_first, **inputs,
         )  # fmt: skip
-        logits: Tensor = self.model(**prepared, return_dict=True).logits
-        return logits
+        output = self.model(**prepared, return_dict=True)
+        return output.logits, getattr(output, self.past_name, past)
+
+
+def past_name_of(model: Any) -> str:
+    """The name by which a model takes its cache."""
+    parameters = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in parameters else "past_key_values"
 
 
 def new_cache(model: Any) -> Any:
-    """An empty cache that keeps every token: what a window hides, the model's mask hides."""
+    """An empty cache, with the kinds of layers that `model.generate` would give it."""
     if model.config.is_encoder_decoder:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
-    return DynamicCache()
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def by_length(caches: list[JoinedSequenceCache]) -> list[list[JoinedSequenceCache]]:
-    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER."""
-    groups: dict[int, list[JoinedSequenceCache]] = {}
+def by_length(
+    caches: list[JoinedSequenceCache], side_of: Callable[[int], Hashable]
+) -> list[list[JoinedSequenceCache]]:
+    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER, and
+    all are on one side."""
+    groups: dict[tuple[Hashable, int], list[JoinedSequenceCache]] = {}
     for each in caches:
         num_tokens, group = each.length, 0
         while num_tokens > NO_MATTER:
             num_tokens //= FACTOR
             group += 1
-        groups.setdefault(group, []).append(each)
+        groups.setdefault((side_of(each.length), group), []).append(each)
     return list(groups.values())
 
 
 @torch.inference_mode()
-def probe_own_shape(model: Any) -> KVShape:
-    """The size of what a model keeps of a token, as one layer with one head. Raises what the
-    model raises, and UnknownCache."""
+def probe_row_size(model: Any) -> RowSize:
+    """The size of what a model keeps of a row. Raises what the model raises, and UnknownCache."""
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-    past = new_cache(model)
+    past, name = new_cache(model), past_name_of(model)
     if model.config.is_encoder_decoder:
         model(input_ids=token, decoder_input_ids=token, past_key_values=past, use_cache=True)
-        layers = layers_of(past.self_attention_cache)
-    else:
-        model(token, past_key_values=past, use_cache=True)
-        layers = layers_of(past)
-    num_numbers = sum(each.numel() for both in layers for each in both)
-    return KVShape(1, 1, -(-num_numbers // 2), layers[0][0].dtype, model.device)
+        return RowSize.of(contents_of(past.self_attention_cache))
+    output = model(token, use_cache=True, **{name: past})
+    return RowSize.of(contents_of(getattr(output, name, past)))

@@ -17,8 +17,10 @@ from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend, load
 from engine.backends.self_proof import Disproved, prove
 from engine.errors import Unloadable
-from engine.kv_cache import joined
-from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache, SpareLayer
+from engine.kv_cache import joined, joined_layers
+from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
+from engine.kv_cache.joined_layers import LayerContent, SpareLayer, StateLayer
+from engine.kv_cache.row_size import RowSize
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.runners.own_cache import OwnCacheRunner
@@ -184,6 +186,53 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
             return whole_choice.__func__(backend, sequence)
 
         monkeypatch.setattr(self_proof.RecordingBackend, "_choice_of", choice_of)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "qwen3_5", "lfm2"])
+@pytest.mark.parametrize("fault", ["stale", "late", "lost", "rows", "reorder"])
+def test_a_fault_of_a_state_is_caught(kind, fault, folder_of, monkeypatch):
+    """A recurrent layer has no mask that would hide another's state."""
+    whole = StateLayer.content
+    if fault == "stale":  # what a step has made is forgotten
+        monkeypatch.setattr(
+            StateLayer, "settle", lambda layer, num: setattr(layer, "num_counted", num)
+        )
+    elif fault == "late":  # where the company changes, the last token is forgotten
+        monkeypatch.setattr(StateLayer, "content", lambda layer, rows, columns: LayerContent(
+            states={name: each[rows] for name, each in layer.counted.items()}
+        ))  # fmt: skip
+    elif fault == "lost":  # where the company changes, a state begins anew
+        monkeypatch.setattr(StateLayer, "content", lambda *given: LayerContent(
+            states={name: each * 0 for name, each in whole(*given).states.items()}
+        ))  # fmt: skip
+    elif fault == "rows":  # rows have each other's states
+        hold = StateLayer.hold_states
+
+        def hold_states(layer, states, num_columns):
+            hold(layer, {name: each.roll(1, dims=0) for name, each in states.items()}, num_columns)
+
+        monkeypatch.setattr(StateLayer, "hold_states", hold_states)
+    else:  # beams keep the states of others
+        monkeypatch.setattr(StateLayer, "content", lambda *given: LayerContent(
+            states={name: each.clone() for name, each in whole(*given).states.items()}
+        ))  # fmt: skip
+    spec = spec_of(folder_of(kind))
+    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, by_own_cache=True)
+    with pytest.raises(Disproved, match=r"than by model\.generate"):
+        prove(engine.exact, engine.in_flight.runner, engine.has_beams)
+
+
+@pytest.mark.parametrize("num_columns", [-1, 1])
+def test_a_window_that_is_off_by_one_is_caught(num_columns, folder_of, monkeypatch):
+    whole = SpareLayer.first_seen
+    monkeypatch.setattr(
+        SpareLayer, "first_seen",
+        lambda layer, num: max(whole(layer, num) + (num_columns if layer.window else 0), 0),
+    )  # fmt: skip
+    spec = spec_of(folder_of("gemma3"))
+    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, by_own_cache=True)
+    with pytest.raises(Disproved):
+        prove(engine.exact, engine.in_flight.runner, engine.has_beams)
 
 
 def test_a_model_that_is_disproved_answers_by_generate_and_says_why(folder_of, monkeypatch, caplog):
@@ -408,9 +457,11 @@ def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
     assert "was not proved at load" in reasons[0]
 
 
-def test_a_step_that_fails_can_be_run_again(folder_of):
+@pytest.mark.parametrize("kind", ["gemma3", "falcon_h1", "qwen3_5", "mamba"])
+def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
     """A model that raises after some of its layers have stored the newest token."""
-    spec = spec_of(folder_of("gemma3"))
+    monkeypatch.setattr(joined_layers, "SPARE_COLUMNS", 3)
+    spec = spec_of(folder_of(kind))
     bench = Bench(load(spec), spec)
     expected = let_join(bench, requests())
     engine = load(spec)
@@ -440,6 +491,48 @@ def test_a_step_that_fails_can_be_run_again(folder_of):
     }
 
 
+def test_keys_that_a_window_has_left_are_dropped(folder_of, monkeypatch):
+    monkeypatch.setattr(joined_layers, "SPARE_COLUMNS", 4)
+    spec = spec_of(folder_of("gemma2"))
+    engine = load(spec)
+    bench = Bench(engine, spec)
+    params = Params(max_new_tokens=40, min_new_tokens=40, do_sample=False)
+    asked = [replace(each, params=params) for each in requests()]
+    bench.submit(*asked[:5])
+    most: dict[bool, int] = {False: 0, True: 0}
+    while bench.advance() is not None:
+        for rows in engine.in_flight.runner.kv_cache.joined:
+            for layer in rows.layers:
+                num = layer.buffers[0].shape[2]
+                most[layer.is_sliding] = max(most[layer.is_sliding], num)
+    assert 12 <= most[True] <= 12 - 1 + 4
+    assert most[False] > 60
+    alone = Alone("gemma2", folder_of("gemma2"))
+    outputs = {each.request_id: each for each in bench.collect()}
+    for each in asked[:5]:
+        (expected,) = alone.generate(
+            each.text, max_new_tokens=40, min_new_tokens=40, do_sample=False
+        )
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+
+
+def test_a_state_counts_in_the_cache_however_short_the_row(folder_of):
+    keys = torch.zeros(1, 2, 1, 8)  # 64 bytes of a token in one layer
+    states = {("recurrent", 0): torch.zeros(1, 1000)}
+    full, windowed = LayerContent((keys, keys)), LayerContent((keys, keys), window=6)
+    assert RowSize.of([full, full]).num_places(7) == 7
+    hybrid = RowSize.of([full, LayerContent(states=states)])
+    assert hybrid.place_bytes == 128
+    assert hybrid.num_places(7) == 7 + 32  # 4000 bytes are 31.25 places
+    assert RowSize.of([LayerContent(states=states)]).num_places(10_000) == 1
+    bound = 6 + joined_layers.SPARE_COLUMNS
+    assert RowSize.of([full, windowed]).num_places(1000) == (1000 + bound) / 2
+    engine = load(spec_of(folder_of("qwen3_5")))
+    sequence = engine.encode(requests()[0])
+    num_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
+    assert sequence.num_cache_tokens == engine.row_size.num_places(num_tokens) > num_tokens
+
+
 def test_much_longer_rows_take_a_pass_of_their_own(folder_of, monkeypatch):
     monkeypatch.setattr("engine.runners.own_cache.NO_MATTER", 16)
     widths = []
@@ -456,12 +549,71 @@ def test_much_longer_rows_take_a_pass_of_their_own(folder_of, monkeypatch):
     assert all(each[0] > 16 or each[-1] <= 16 for each in widths)
 
 
+# Rotary frequencies that depend on the length
+
+
+@pytest.mark.parametrize(
+    ("kind", "switch", "has_far_side"),
+    [("phi3_longrope", 64, True), ("llama_longrope", 64, True), ("llama_dynamic", 256, False)],
+)
+def test_a_request_on_one_side_of_the_rotary_switch_runs_in_flight(
+    kind, switch, has_far_side, folder_of
+):
+    """Others run by `generate`; none changes what another is answered."""
+    settings = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False}
+    spec = spec_of(folder_of(kind), engine="inflight", max_sequences=8)
+    engine = load(spec)
+    engine.in_flight.runner.kv_cache.poisoned = True
+    tokenizer = Alone(kind, folder_of(kind)).tokenizer
+    ids = tokenizer(" ".join(checkpoints.sentences(80, seed=4)), add_special_tokens=False)
+    ids = ids["input_ids"]
+    # Before the switch, beyond it and across it, in turn.
+    lengths = [switch - 30, switch + 20, switch - 4, 5, switch + 7, switch - 8, 12, switch + 40]
+    asked = [
+        Request(
+            id=at, task="generate", text=tokenizer.decode(ids[at * 9 : at * 9 + num_tokens]),
+            params=Params(**settings, num_beams=1 + 2 * (at % 3 == 0)),
+        )
+        for at, num_tokens in enumerate([*lengths, *lengths])
+    ]  # fmt: skip
+    kinds = set()
+    for each in asked:
+        sequence = engine.encode(each)
+        num_tokens = len(sequence.prompt_ids)
+        is_near, is_far = num_tokens + 9 <= switch, num_tokens > switch
+        kinds.add((is_near, is_far))
+        assert sequence.runs_to_completion == (not is_near and not (is_far and has_far_side))
+    assert len(kinds) == 3
+    bench = Bench(engine, spec)
+    outputs = let_join(bench, list(asked))
+    assert 4 < bench.progress.num_in_flight < len(asked)
+    for each in asked:
+        expected = Alone(kind, folder_of(kind)).generate(
+            each.text, **settings, num_beams=each.params.num_beams
+        )
+        assert outputs[each.id].failure is None
+        assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
+
+
+@pytest.mark.parametrize("kind", ["phi3_longrope", "llama_longrope"])
+def test_sides_of_the_rotary_switch_that_mix_are_caught(kind, folder_of, monkeypatch):
+    monkeypatch.setattr(OwnCacheRunner, "_side_of", lambda runner, num_tokens: 0)
+    engine = load(spec_of(folder_of(kind)))
+    assert isinstance(engine, GenerateBackend)
+    assert "where rounding is at most" in engine.card.engine_reason
+
+
+def test_rows_at_other_temperatures_that_mix_are_caught(folder_of, monkeypatch):
+    monkeypatch.setattr(OwnCacheRunner, "_side_of", lambda runner, num_tokens: 0)
+    assert isinstance(load(spec_of(folder_of("llama4"))), GenerateBackend)
+
+
 # Context is what rotary scaling makes of it
 
 
 @pytest.mark.parametrize(
     ("kind", "num_tokens", "backend"),
-    [("llama_yarn", 140, RouterBackend), ("llama_dynamic", 400, GenerateBackend)],
+    [("llama_yarn", 140, RouterBackend), ("llama_dynamic", 400, RouterBackend)],
 )
 def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
     kind, num_tokens, backend, folder_of

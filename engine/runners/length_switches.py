@@ -1,0 +1,84 @@
+"""Length switches: what a model computes otherwise from some length on, for all rows of a step as
+for the longest.
+
+With `longrope` there are two sets of rotary frequencies; with `dynamic` they follow the length
+from the switch on. A request that stays on one side has one set from its first token to its last,
+so that it may share steps with others of its side. The temperature of Llama 4's attention rises
+by steps; only rows at the same step may share a pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# So short in a proof that its prompts are on both sides.
+SHORT_SWITCH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class RotarySwitch:
+    length: int  # rows of so many tokens are before it
+    has_far_side: bool  # else each length beyond it has frequencies of its own
+
+    def is_crossed(self, num_prompt_tokens: int, num_new_tokens: int) -> bool:
+        """Whether a request is not to the end on the side on which it begins."""
+        if num_prompt_tokens + num_new_tokens <= self.length:
+            return False
+        return not (self.has_far_side and num_prompt_tokens > self.length)
+
+
+def ropes_of(config: Any) -> list[dict[str, Any]]:
+    """The rotary parameters of a configuration that depend on the length; a model with several
+    kinds of layers has some for each kind."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    every = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return [each for each in every if each.get("rope_type", "default") in ("dynamic", "longrope")]
+
+
+def rotary_switch_of(config: Any) -> RotarySwitch | None:
+    """None if no rotary frequencies depend on the length, or nobody knows where they change."""
+    config = config.get_text_config(decoder=True)
+    ropes = ropes_of(config)
+    lengths = {
+        config.max_position_embeddings
+        if each["rope_type"] == "dynamic"
+        else each.get("original_max_position_embeddings")
+        for each in ropes
+    }
+    if len(lengths) != 1:
+        return None
+    (length,) = lengths
+    if not isinstance(length, int):
+        return None
+    return RotarySwitch(length, all(each["rope_type"] == "longrope" for each in ropes))
+
+
+def temperature_step_of(config: Any) -> int | None:
+    """After how many tokens each the temperature of attention rises, if it does."""
+    config = config.get_text_config(decoder=True)
+    step = getattr(config, "floor_scale", None)
+    return step if getattr(config, "attn_temperature_tuning", False) else None
+
+
+@contextlib.contextmanager
+def short_switch(config: Any) -> Iterator[RotarySwitch | None]:
+    """The switch of a configuration, where that can be, at so short a length that a proof has
+    prompts on both sides."""
+    switch = rotary_switch_of(config)
+    if switch is None or not switch.has_far_side:
+        yield switch
+        return
+    config = config.get_text_config(decoder=True)
+    name = "original_max_position_embeddings"
+    noted = [each for each in (vars(config), *ropes_of(config)) if isinstance(each.get(name), int)]
+    lengths = [each[name] for each in noted]
+    for each in noted:
+        each[name] = min(each[name], SHORT_SWITCH)
+    try:
+        yield rotary_switch_of(config)
+    finally:
+        for each, length in zip(noted, lengths, strict=True):
+            each[name] = length
