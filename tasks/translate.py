@@ -5,12 +5,13 @@ from typing import Any, ClassVar, Literal
 from celery import Task
 
 from tasks.app import app
-from tasks.contract import Contract, Language, Text
+from tasks.contract import Language, Text
 from tasks.glossary import Glossary
 from tasks.submit import SubmittedJob, submit_contract, submit_request
+from tasks.template_switches import SwitchesContract
 
 
-class TranslateContract(Contract):
+class TranslateContract(SwitchesContract):
     task: ClassVar[str] = "translate"
 
     text: Text
