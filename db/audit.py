@@ -137,16 +137,16 @@ def entries(
     actor: a part of the name; after: the sequence of an entry, only what follows it
     """
     statement = audit.entries(act, actor, since, until)
-    left = limit
-    while left is None or left > 0:
-        num = PAGE if left is None else min(PAGE, left)
+    num_left = limit
+    while num_left is None or num_left > 0:
+        num = PAGE if num_left is None else min(PAGE, num_left)
         with database.read() as session:
             page = session.scalars(audit.page(statement, after, num, newest_first)).all()
         yield from page
         if len(page) < num:
             return
         after = page[-1].sequence
-        left = None if left is None else left - num
+        num_left = None if num_left is None else num_left - num
 
 
 def verify(database: Database, known_hash: str | None = None) -> Verification:

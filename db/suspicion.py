@@ -61,5 +61,5 @@ def in_words(suspicion: Suspicion, signals: HasSignals) -> str:
         ),
         Suspicion.TERMS_MISSED: lambda: num(signals.num_missed_terms, "missed glossary term"),
     }
-    made: str = sentences[suspicion]()
-    return made
+    sentence: str = sentences[suspicion]()
+    return sentence

@@ -6,14 +6,16 @@ from celery import Task
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tasks.app import app
-from tasks.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
-from tasks.json_answer import JsonAnswerContract
-from tasks.message_parts import text_of, with_languages
-from tasks.submit import SubmittedJob, submit_contract, submit_request
-from tasks.template_switches import SwitchesContract
+from tasks.contracts.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
+from tasks.contracts.json_answer import JsonAnswerContract
+from tasks.contracts.message_parts import text_of, with_languages
+from tasks.contracts.template_switches import SwitchesContract
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
@@ -24,7 +26,7 @@ class Message(BaseModel):
 class ChatContract(JsonAnswerContract, SwitchesContract):
     task: ClassVar[str] = "chat"
 
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=1000)
+    messages: tuple[ChatMessage, ...] = Field(min_length=1, max_length=1000)
     # A chat of the same tenant that has succeeded: its dialogue and answer come before these.
     previous_job_id: JobId | None = None
 

@@ -54,16 +54,16 @@ class ContractError(Refused):
 class UnknownModel(Refused):
     code = "unknown_model"
 
-    def __init__(self, wanted: str, known: Iterable[str]) -> None:
-        names = ", ".join(known) or "none; name one in tidemill.toml"
-        super().__init__(f"{wanted}; known models: {names}")
+    def __init__(self, name: str, models: Iterable[str]) -> None:
+        names = ", ".join(models) or "none; name one in tidemill.toml"
+        super().__init__(f"{name}; known models: {names}")
 
 
-class UnknownLanguage(Refused):
+class UnknownLanguagePair(Refused):
     code = "unknown_language"
 
-    def __init__(self, source: str, target: str, known: Iterable[str]) -> None:
-        pairs = ", ".join(known) or "none"
+    def __init__(self, source: str, target: str, served_pairs: Iterable[str]) -> None:
+        pairs = ", ".join(served_pairs) or "none"
         super().__init__(f"no model translates from {source!r} to {target!r}; known: {pairs}")
 
 

@@ -33,10 +33,10 @@ class Reason(StrEnum):
     sentence: str
 
     def __new__(cls, code: str, sentence: str) -> Self:
-        made = str.__new__(cls, code)
-        made._value_ = code
-        made.sentence = sentence
-        return made
+        reason = str.__new__(cls, code)
+        reason._value_ = code
+        reason.sentence = sentence
+        return reason
 
     TOO_LARGE = "too_large", "it is larger than any message may be"
     NOT_JSON = "not_json", "it is not JSON in UTF-8"

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Literal
 from celery import Task
 
 from tasks.app import app
-from tasks.contract import Language, Text
-from tasks.glossary import Glossary
-from tasks.submit import SubmittedJob, submit_contract, submit_request
-from tasks.template_switches import SwitchesContract
+from tasks.contracts.contract import Language, Text
+from tasks.contracts.glossary import Glossary
+from tasks.contracts.template_switches import SwitchesContract
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 
 class TranslateContract(SwitchesContract):

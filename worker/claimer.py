@@ -21,9 +21,9 @@ from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
 from tasks.tracing import own_traceparent
+from worker.attempts.dialogue import with_dialogues
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
-from worker.dialogue import with_dialogues
 from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -120,9 +120,9 @@ class Claimer:
             return []
         gathered, num_ids = [first], len(first.job_ids)
         until = time.monotonic() + self._settings.claim_seconds
-        while num_ids < MAX_IDS and (left := until - time.monotonic()) > 0:
+        while num_ids < MAX_IDS and (seconds_left := until - time.monotonic()) > 0:
             try:
-                delivery = self._inbox.get(timeout=left)
+                delivery = self._inbox.get(timeout=seconds_left)
             except queue.Empty:
                 break
             if delivery is None:
@@ -146,9 +146,9 @@ class Claimer:
             self._away.ended()
             passing("claimed")
             self._start(claimed)
-            taken = {job.fence.job_id for job in claimed}
+            claimed_ids = {job.fence.job_id for job in claimed}
             for delivery in deliveries:
-                delivery.settle(id for id in delivery.job_ids if id not in taken)
+                delivery.settle(id for id in delivery.job_ids if id not in claimed_ids)
             return
 
     def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
@@ -198,10 +198,10 @@ class Claimer:
         except Unopenable:
             if len(job_ids) == 1:
                 return {}
-        found: dict[UUID, dict[str, Any]] = {}
+        contracts: dict[UUID, dict[str, Any]] = {}
         for job_id in job_ids:
-            found |= Claimer._contracts(session, [job_id])
-        return found
+            contracts |= Claimer._contracts(session, [job_id])
+        return contracts
 
     @staticmethod
     def _fail(session: Session, fences: Sequence[Fence]) -> None:

@@ -12,11 +12,11 @@ from uuid import UUID
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
-from db.model_card import model_card_id
 from db.outcome import Fence, FinishedRequest, FinishedSegment, Outcome
 from db.queries import cache as cache_queries
 from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
+from db.queries.model_cards import model_card_id
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds
@@ -198,9 +198,9 @@ class Committer:
     def _take_remembered(self) -> list[FinishedRequest]:
         with self._changed:
             num = min(len(self._remembered), MAX_REMEMBERED)
-            taken = [self._remembered.popleft() for _ in range(num)]
-            self._num_remembered_bytes -= sum(len(each.output) for each in taken)
-            return taken
+            requests = [self._remembered.popleft() for _ in range(num)]
+            self._num_remembered_bytes -= sum(len(each.output) for each in requests)
+            return requests
 
     def _give_back(self, remembered: Sequence[FinishedRequest]) -> None:
         """They go with the next commit that succeeds."""
@@ -298,8 +298,8 @@ class Committer:
             attempts.setdefault(fence.owner, set()).add(attempt_of(fence))
         running: set[AttemptId] = set()
         for owner, own in attempts.items():
-            found = session.execute(segment_queries.running_among(owner, sorted(own)))
-            running |= {(job_id, attempt) for job_id, attempt in found}
+            rows = session.execute(segment_queries.running_among(owner, sorted(own)))
+            running |= {(job_id, attempt) for job_id, attempt in rows}
         return running
 
     def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:
@@ -323,14 +323,14 @@ class Committer:
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
             # By attempt, not by job: a flush may hold an old attempt beside the newest.
-            ended = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
-            written = [each for each in own if (each.fence.job_id, each.fence.attempt) in ended]
+            changed = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
+            written = [each for each in own if (each.fence.job_id, each.fence.attempt) in changed]
             if written:
                 session.execute(completion.insert_results(), [result_row(each) for each in written])
             yield from written
-            done = [each.fence.job_id for each in written if each.has_segments]
-            if done:
-                session.execute(segment_queries.delete_segments(done))
+            finished_ids = [each.fence.job_id for each in written if each.has_segments]
+            if finished_ids:
+                session.execute(segment_queries.delete_segments(finished_ids))
 
     def _write_segments(
         self, session: Session, segments: Sequence[FinishedSegment], running: Set[AttemptId]

@@ -25,7 +25,7 @@ def read(content: bytes) -> Document:
     if not text:
         fault = f"has no text in any of its {len(chapters):,} chapters"
         raise UnreadableDocument("no_text", fault)
-    empty = [posixpath.basename(name) for name, said in texts.items() if not said]
+    empty = [posixpath.basename(name) for name, words in texts.items() if not words]
     return Document(text, _in_words(empty, len(chapters)) if empty else None)
 
 

@@ -27,17 +27,17 @@ def contract_digest(work: Mapping[str, Any]) -> bytes:
 
 
 def known_answers(
-    database: Database, model: str, task: str, tenant: str, asked: Mapping[bytes, int]
+    database: Database, model: str, task: str, tenant: str, lengths_by_digest: Mapping[bytes, int]
 ) -> frozenset[bytes]:
     """Those that were answered before; asked: digest -> number of characters."""
-    known = set()
+    answered_digests = set()
     with database.read() as session:
-        lengths = sorted(set(asked.values()))
+        lengths = sorted(set(lengths_by_digest.values()))
         for start in range(0, len(lengths), LENGTHS_AT_ONCE):
             some = lengths[start : start + LENGTHS_AT_ONCE]
             statement = throughput.contracts_of_length(model, task, tenant, some)
             for _, contract in session.execute(statement.execution_options(yield_per=100)):
                 digest = contract_digest(contract)
-                if digest in asked:
-                    known.add(digest)
-    return frozenset(known)
+                if digest in lengths_by_digest:
+                    answered_digests.add(digest)
+    return frozenset(answered_digests)

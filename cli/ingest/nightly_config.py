@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cli.ingest import Source, open_source
-from cli.ingest.row_parsing import Part
-from cli.ingest.sql import SqlSource
+from cli.ingest.formats.sql import SqlSource
+from cli.ingest.row_parsing import SourcePart
 from engine.protocol.task_names import TaskName
-from tasks.contract import clash
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import clash
 from tasks.errors import SettingsError
 
 DATE = "{date}"
@@ -133,7 +133,7 @@ class NightlyConfig(BaseModel):
     def errors_of(self, folder: Path, day: date) -> Path | None:
         return None if self.errors is None else _path(folder, self.errors, day)
 
-    def parts_of(self, folder: Path, day: date) -> list[Part]:
+    def parts_of(self, folder: Path, day: date) -> list[SourcePart]:
         """The parts, their sources opened. Several are told apart by their number."""
         tables = self.parts
         if not tables:
@@ -145,7 +145,7 @@ class NightlyConfig(BaseModel):
                 ),
             )
         return [
-            Part(
+            SourcePart(
                 source=table.source.opened(folder, day),
                 contract=CONTRACTS[table.task],
                 defaults=self._defaults(table, day),

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from db.queries import throughput
 from db.states import FINISHED, JobState
-from tasks import settings
+from tasks.configuration import settings
 
 LOOK_SECONDS = 1.0  # it reads every row of the batch
 TOKENS_PER_CHARACTER = 0.25  # until anything has been measured

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from cli.errors import CommandError
 from cli.output.result_names import TakenNames, result_name
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 from db.states import UNFINISHED, JobState
 
 RECORD = ".tidemill-results"  # no output has such a name
@@ -113,8 +113,8 @@ class ResultFolder:
         if job.state in UNFINISHED:
             self.written.num_unfinished += 1
             return
-        why = f"{job.error.code}: {job.error.message}" if job.error else str(job.state)
-        self.written.without_output.append((job.custom_id or str(name), why))
+        reason = f"{job.error.code}: {job.error.message}" if job.error else str(job.state)
+        self.written.without_output.append((job.custom_id or str(name), reason))
 
     def _write(self, job: FoundJob, name: PurePosixPath, output: bytes, is_recorded: bool) -> None:
         path = self._root / name

@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol
 from cli.output.escaping import json_text
 from cli.output.job_json import COLUMNS, FIELDS, record
 from cli.output.terminal import one_line, table
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 
 MAX_GROUP_ROWS = 5000
 MAX_GROUP_CHARACTERS = 32_000_000  # of what the rows of a Parquet row group hold
@@ -174,10 +174,10 @@ def results_table(jobs: Sequence[FoundJob], columns: Sequence[str] | None = None
         if any(COLUMNS[name](job) not in (None, USUAL.get(name)) for job in jobs)
         or name == "output"
     ]
-    made = table(*(name.replace("_", " ") for name in named))
+    listing = table(*(name.replace("_", " ") for name in named))
     for job in jobs:
-        made.add_row(*(_table_cell(name, job) for name in named))
-    return made
+        listing.add_row(*(_table_cell(name, job) for name in named))
+    return listing
 
 
 def _table_cell(name: str, job: FoundJob) -> Any:

@@ -45,12 +45,12 @@ class Room:
 
 def room_of(folder: Path) -> Room:
     """Raises OSError where the folder cannot be looked at."""
-    found = os.statvfs(folder)
+    usage = os.statvfs(folder)
     return Room(
         folder=folder,
-        free_bytes=found.f_bavail * found.f_frsize,
-        total_bytes=found.f_blocks * found.f_frsize,
-        has_files_left=found.f_files == 0 or found.f_favail > 0,
+        free_bytes=usage.f_bavail * usage.f_frsize,
+        total_bytes=usage.f_blocks * usage.f_frsize,
+        has_files_left=usage.f_files == 0 or usage.f_favail > 0,
     )
 
 

@@ -80,8 +80,8 @@ class KeyRing:
 
     def fingerprint(self, data: bytes) -> bytes:
         """An HMAC-SHA256 under a key made from the primary: says nothing to who has no key."""
-        made = hmac.digest(self.keys[self.primary], b"tidemill fingerprint", hashlib.sha256)
-        return hmac.digest(made, data, hashlib.sha256)
+        digest = hmac.digest(self.keys[self.primary], b"tidemill fingerprint", hashlib.sha256)
+        return hmac.digest(digest, data, hashlib.sha256)
 
     def _cipher(self, name: str) -> Any:
         cipher = self._ciphers.get(name)

@@ -91,9 +91,9 @@ def _append_at_once() -> ReturningInsert[int]:
     entry = table(AuditEntry)
     advanced = _advance_head().cte("advanced")
     own = ("at", "actor", "act", "objects")
-    given = [bindparam(name, type_=entry.c[name].type) for name in own]
+    bound = [bindparam(name, type_=entry.c[name].type) for name in own]
     names = [*own, "sequence", "previous_hash", "hash"]
-    chained = select(*given, advanced.c.sequence, advanced.c.previous_hash, advanced.c.hash)
+    chained = select(*bound, advanced.c.sequence, advanced.c.previous_hash, advanced.c.hash)
     return insert(entry).from_select(names, chained).returning(entry.c.sequence)
 
 

@@ -41,8 +41,8 @@ def locked(jobs: Select[UUID]) -> Select[UUID]:
 def has_pair(dialect: str, metadata: Any, key: str, value: str) -> ColumnElement[bool]:
     """Whether a column of metadata holds a pair."""
     if dialect == "postgresql":
-        found: ColumnElement[bool] = metadata[key].as_string() == value
-        return found
+        matches: ColumnElement[bool] = metadata[key].as_string() == value
+        return matches
     # SQLite compares the labels of a JSON path as they are written, escapes and all.
     pair = func.json_each(metadata).table_valued("key", "value")
     return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))

@@ -21,14 +21,14 @@ def report_worker(
 ) -> None:
     """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
     alive_until = seconds_from_now(alive_seconds)
-    known = session.execute(
+    updated = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
         .values(room=dict(room), engines=engines, num_running=num_running, alive_until=alive_until)
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )
-    if known.scalar() is None:
+    if updated.scalar() is None:
         session.execute(
             insert(WorkerRow).values(
                 name=name,

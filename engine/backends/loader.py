@@ -21,7 +21,7 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
 from engine.backends.checkpoint_files import files_of, loaded, place, refuse_missing_files
 from engine.backends.context import RELATIVE_POSITIONS, context_tokens
@@ -76,6 +76,7 @@ class Checkpoint:
         tokenizer = loaded(spec, "tokenizer", transformers.AutoTokenizer.from_pretrained, source)
         if config.is_encoder_decoder:
             refuse_tokenizer(spec, why_not_marked(tokenizer))
+        read_chat_template(spec, tokenizer)
         refuse_own_file(spec)
         dtype = choose_dtype(spec, config, device)
         folder = files_of(spec)
@@ -84,9 +85,9 @@ class Checkpoint:
         # Beside the loading, which waits for the same files.
         with ThreadPoolExecutor(1, "digests") as digesting:
             digested = digesting.submit(weight_digests, folder)
-            found = weights.load()
+            loaded_model = weights.load()
             weight_files = digested.result()
-        model, config = found.model, found.model.config
+        model, config = loaded_model.model, loaded_model.model.config
         generation_config = copy.deepcopy(model.generation_config)
         # `generate` fills every open setting from here, so that "not set" could not be said
         # of anything the checkpoint sets. What is passed to it is complete instead.
@@ -121,7 +122,7 @@ class Checkpoint:
             max_context_tokens=context_tokens(config, tokenizer, "encoder"),
             num_parameters=sum(each.numel() for each in model.parameters()),
             weight_files=weight_files,
-            weights=found.note,
+            weights=loaded_model.note,
             licence=licence_of(folder),
             versions=versions(),
         )
@@ -154,18 +155,35 @@ def refuse_tokenizer(spec: EngineSpec, reason: str | None) -> None:
         )
 
 
-def refuse_own_file(spec: EngineSpec) -> None:
-    """What a generation_config.json says that `transformers` would not even read."""
+def read_chat_template(spec: EngineSpec, tokenizer: Any) -> None:
+    """The template that an older multimodal checkpoint keeps beside its tokenizer."""
+    if getattr(tokenizer, "chat_template", None) is not None:
+        return
+    path = optional_file(spec, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
+    if path is None:
+        return
+    read = loaded(spec, path.name, lambda _: json.loads(path.read_text("utf-8")), {})
+    if isinstance(read, dict) and isinstance(read.get("chat_template"), str):
+        tokenizer.chat_template = read["chat_template"]
+
+
+def optional_file(spec: EngineSpec, name: str) -> Path | None:
     arguments = {
         "revision": spec.revision,
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
     }
-    name = transformers.utils.GENERATION_CONFIG_NAME
     path = loaded(spec, name, partial(cached_file, filename=name), arguments)
+    return None if path is None else Path(path)
+
+
+def refuse_own_file(spec: EngineSpec) -> None:
+    """What a generation_config.json says that `transformers` would not even read."""
+    name = transformers.utils.GENERATION_CONFIG_NAME
+    path = optional_file(spec, name)
     if path is None:  # it has none, which is no fault
         return
-    own = loaded(spec, name, lambda _: json.loads(Path(path).read_text("utf-8")), {})
+    own = loaded(spec, name, lambda _: json.loads(path.read_text("utf-8")), {})
     reason = why_not_run(own, sys.maxsize) if isinstance(own, dict) else "it is no JSON object"
     if reason is not None:
         raise cannot_generate(spec, reason)

@@ -24,6 +24,7 @@ from engine.backends.text_part import (
     auto_map,
     is_emptied,
     multimodal_class,
+    saved_alone,
     text_part,
     without_other_parts,
 )
@@ -42,7 +43,7 @@ class LoadedModel:
 
 
 class ModelWeights:
-    """Loads the model of one checkpoint, as often as it is asked for."""
+    """Loads the model of one checkpoint, as often as it is options for."""
 
     def __init__(
         self,
@@ -67,26 +68,27 @@ class ModelWeights:
     def load(self) -> LoadedModel:
         """The model that answers text, on its device. Raises Unloadable."""
         config, notes = self.config, []
-        with_others = multimodal_class(config)
-        if with_others is None and not is_language_model(config):
+        with_others, own_class = multimodal_class(config), saved_alone(config)
+        if with_others is not None:
+            own_class = without_other_parts(with_others)
+        elif own_class is None and not is_language_model(config):
             raise Unloadable(
                 f"{self.name} is a {config.model_type} model, which has no text part that writes; "
                 "use one of a language model"
             )
-        only_text = None if with_others is None else without_other_parts(with_others)
         settings = settings_of(config)
         if settings is None:
-            load = (only_text or auto_class(config)).from_pretrained
-            model = self.whole(load, self.arguments)
+            load = (own_class or auto_class(config)).from_pretrained
+            model = self.whole(load, self.arguments).to(self.device)
         else:
-            model, note = self.packed(settings, only_text)
+            model, note = self.packed(settings, own_class)
             notes.append(note)
         if not model.can_generate():
             raise Unloadable(
                 f"{self.name} is a {config.model_type} model, which cannot generate text"
             )
-        model = model.to(self.device).eval()
-        if only_text is not None:
+        model.eval()
+        if with_others is not None:
             model = self.text_part(model)
             notes.insert(0, f"the text part of a {config.model_type} model")
         return LoadedModel(model, "; ".join(notes) or None)
@@ -100,7 +102,7 @@ class ModelWeights:
                 f"answers text alone: {reason}; use a checkpoint of a language model"
             ) from reason
 
-    def packed(self, settings: Mapping[str, Any], only_text: Any) -> tuple[Any, str]:
+    def packed(self, settings: Mapping[str, Any], own_class: Any) -> tuple[Any, str]:
         """A model of packed weights, and how they are held."""
         method = method_of(settings)
         if method not in PACKAGES:
@@ -111,10 +113,10 @@ class ModelWeights:
         reason = None
         if self.device.type == "cpu":
             try:
-                return self.unpacked(format_of(settings), only_text)
+                return self.unpacked(format_of(settings), own_class)
             except Unreadable as unreadable:
                 reason = str(unreadable)
-        load = (only_text or auto_class(self.config)).from_pretrained
+        load = (own_class or auto_class(self.config)).from_pretrained
         try:
             model = self.whole(load, {**self.arguments, "device_map": {"": self.device}})
         except Unloadable as error:
@@ -131,12 +133,12 @@ class ModelWeights:
             ) from error
         return model, f"packed by {method}, run by transformers' own kernels"
 
-    def unpacked(self, format_: Format, only_text: Any) -> tuple[Any, str]:
+    def unpacked(self, format_: Format, own_class: Any) -> tuple[Any, str]:
         """Raises Unreadable, and Unloadable."""
         config = without_packing(self.config)
         if auto_map(config).get(auto_class(config).__name__) is not None:
             raise Unreadable("it brings code of its own, whose weights are not unpacked here")
-        model_class = only_text or _get_model_class(config, auto_class(config)._model_mapping)
+        model_class = own_class or _get_model_class(config, auto_class(config)._model_mapping)
         if model_class.config_class is type(config.get_text_config()):
             config = config.get_text_config()
         weights: dict[str, Tensor] = {}
@@ -174,8 +176,8 @@ class ModelWeights:
     def whole(self, load: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """A model of which every weight came from the checkpoint."""
         # Told to go on where a shape is another, it names all of them instead of raising.
-        asked = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = loaded(self.spec, "weights", load, asked)
+        options = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = loaded(self.spec, "weights", load, options)
         extra = {name for name in info["unexpected_keys"] if not is_emptied(model, name)}
         reason = why_not_whole(model, {**info, "unexpected_keys": extra})
         if reason is None and (spoiled := not_finite(model)):

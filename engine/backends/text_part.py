@@ -49,12 +49,17 @@ def multimodal_class(config: Any) -> type[PreTrainedModel] | None:
     text_config = config.get_text_config(decoder=True)
     if text_config is config or auto_map(config).get("AutoModelForCausalLM") is not None:
         return None
-    # Some keep the configuration of the whole, and hold the weights of its text alone.
-    alone = text_class(text_config)
-    if alone is not None and config.architectures == [alone.__name__]:
+    if saved_alone(config) is not None:
         return None
-    found = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)]
-    return found if isinstance(found, type) else None
+    model_class = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)]
+    return model_class if isinstance(model_class, type) else None
+
+
+def saved_alone(config: Any) -> type[PreTrainedModel] | None:
+    """The class of a text model that was saved with the configuration of the whole."""
+    text_config = config.get_text_config(decoder=True)
+    alone = None if text_config is config else text_class(text_config)
+    return alone if alone is not None and config.architectures == [alone.__name__] else None
 
 
 def auto_map(config: Any) -> Mapping[str, Any]:
@@ -65,8 +70,8 @@ def text_class(text_config: Any) -> type[PreTrainedModel] | None:
     """The library's class for a language model with this configuration."""
     if type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
-    return found if isinstance(found, type) else None
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
+    return model_class if isinstance(model_class, type) else None
 
 
 def without_other_parts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -117,21 +122,23 @@ def text_part(whole: Any, plain_ids: list[int], mark_ids: list[int]) -> Any:
     """
     ids = plain_ids[:: max(len(plain_ids) // PROBE_TOKENS, 1)][:PROBE_TOKENS]
     try:
-        expected = [said(whole, ids)]
+        expected = [logits_of(whole, ids)]
     except Exception as error:
         raise NoTextPart(f"without its other parts it raises {in_words(error)}") from error
     prompts = [ids]
-    with contextlib.suppress(Exception):  # many refuse such a token without its image
-        expected.append(said(whole, [*mark_ids[:PROBE_STEPS], *ids]))
-        prompts.append([*mark_ids[:PROBE_STEPS], *ids])
+    if mark_ids:
+        marked = [*mark_ids[:PROBE_STEPS], *ids]
+        with contextlib.suppress(Exception):  # many refuse such a token without its image
+            expected.append(logits_of(whole, marked))
+            prompts.append(marked)
     for find in (text_model_inside, text_model_around, text_with_head):
         try:
             simpler = find(whole)
-            found = [] if simpler is None else [said(simpler, each) for each in prompts]
+            logits = [] if simpler is None else [logits_of(simpler, each) for each in prompts]
         except Exception as error:
             log.info("no text model of its own", extra={"error": error_location(error)})
             continue
-        if simpler is not None and all(map(close, expected, found)):
+        if simpler is not None and all(map(close, expected, logits)):
             simpler.generation_config = whole.generation_config
             return simpler.eval()
     return whole
@@ -171,12 +178,12 @@ def text_with_head(whole: Any) -> Any | None:
     return TextWithHead(decoder, head)
 
 
-def close(expected: Tensor, found: Tensor) -> bool:
+def close(expected: Tensor, logits: Tensor) -> bool:
     finite = torch.isfinite(expected)
-    if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
+    if expected.shape != logits.shape or not torch.equal(finite, torch.isfinite(logits)):
         return False
     bound = MAX_OFF if expected.dtype == torch.float32 else MAX_OFF_HALF
-    before, after = expected[finite].float(), found[finite].float()
+    before, after = expected[finite].float(), logits[finite].float()
     spread = (before - before.mean()).norm().clamp_min(1e-6)
     return float((after - before).norm() / spread) <= bound
 
@@ -194,7 +201,7 @@ class Dictated(LogitsProcessor):
 
 
 @torch.inference_mode()
-def said(model: Any, ids: list[int]) -> Tensor:
+def logits_of(model: Any, ids: list[int]) -> Tensor:
     """(steps, 2, vocab): logits after two prompts, one of which is padded, and after the first of
     the same tokens again."""
     input_ids = torch.tensor([ids, ids[::-1]], device=model.device)

@@ -49,9 +49,9 @@ class Outbox:
                     break
             if self._closed and not self._waiting:
                 return None
-            taken, self._waiting = self._waiting, []
+            completions, self._waiting = self._waiting, []
             self._sent_progress = self._progress
-            return taken, self._progress
+            return completions, self._progress
 
     def close(self) -> None:
         """End the writer once it has sent what is queued."""

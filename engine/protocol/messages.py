@@ -25,7 +25,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatTurn:
     """One turn of a chat."""
 
     role: str
@@ -77,8 +77,8 @@ class Request:
     text: str | None = None  # None for chat
     # Texts whose prompts are to be counted; then nothing is generated, and `text` is None.
     measured_texts: tuple[str, ...] = ()
-    measured_messages: tuple[tuple[Message, ...], ...] = ()  # the same for chat
-    messages: tuple[Message, ...] = ()  # chat only
+    measured_messages: tuple[tuple[ChatTurn, ...], ...] = ()  # the same for chat
+    messages: tuple[ChatTurn, ...] = ()  # chat only
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
@@ -144,11 +144,11 @@ class Request:
         return data
 
 
-def _read_messages(data: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(*each) for each in data)
+def _read_messages(data: Iterable[tuple[str, str]]) -> tuple[ChatTurn, ...]:
+    return tuple(ChatTurn(*each) for each in data)
 
 
-def _write_messages(messages: Iterable[Message]) -> list[list[str]]:
+def _write_messages(messages: Iterable[ChatTurn]) -> list[list[str]]:
     return [[each.role, each.content] for each in messages]
 
 
@@ -347,7 +347,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Unloadable:
+class LoadFailed:
     """The model cannot be loaded, and the engine ends with status 1. `message` is one sentence
     with the remedy."""
 
@@ -362,7 +362,7 @@ class Outputs:
     progress: Progress
 
 
-Frame = Load | Run | Cancel | Stop | Ready | Unloadable | Outputs
+Frame = Load | Run | Cancel | Stop | Ready | LoadFailed | Outputs
 
 
 def to_bytes(frame: Frame) -> bytes:
@@ -383,7 +383,7 @@ def to_bytes(frame: Frame) -> bytes:
             data = {"type": "load", "spec": spec.to_json()}
         case Ready(card, sized):
             data = {"type": "ready", "card": card.to_json(), "sized": sized.to_json()}
-        case Unloadable(message):
+        case LoadFailed(message):
             data = {"type": "unloadable", "message": message}
         case Stop():
             data = {"type": "stop"}
@@ -408,7 +408,7 @@ def from_bytes(data: bytes) -> Frame:
         case "ready":
             return Ready(ModelCard.from_json(value["card"]), Sized.from_json(value["sized"]))
         case "unloadable":
-            return Unloadable(value["message"])
+            return LoadFailed(value["message"])
         case "stop":
             return Stop()
         case unknown:

@@ -1,4 +1,4 @@
-"""Files: the tensors of a checkpoint by name, each read when it is asked for."""
+"""Files: the tensors of a checkpoint by name, each read when it is options for."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 def paths_of(place: str, revision: str | None) -> list[Path]:
-    asked = {
+    options = {
         "revision": revision,
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
     }
     for whole, index in NAMES:
-        if (path := cached_file(place, whole, **asked)) is not None:
+        if (path := cached_file(place, whole, **options)) is not None:
             return [Path(path)]
-        if (path := cached_file(place, index, **asked)) is not None:
+        if (path := cached_file(place, index, **options)) is not None:
             shards, _ = get_checkpoint_shard_files(place, path, revision=revision)
             return [Path(each) for each in shards]
     raise FileNotFoundError("it holds neither model.safetensors nor pytorch_model.bin")

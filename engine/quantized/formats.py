@@ -39,13 +39,13 @@ class Format:
             if name.endswith(self.companions):
                 continue
             try:
-                found = self.unpack(name, packed, self.settings)
+                unpacked = self.unpack(name, packed, self.settings)
             except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise Unreadable(f"{name} is not packed as {self.name} says: {error}") from error
-            if found is None:
+            if unpacked is None:
                 yield name, packed[name], False
             else:
-                yield *found, True
+                yield *unpacked, True
 
 
 UNPACKED: dict[str, tuple[Unpack, tuple[str, ...]]] = {

@@ -66,8 +66,8 @@ def masked(scores: Tensor, matcher: Any, grammar: Grammar) -> Tensor:
         allowed[:] = False
         allowed[list(grammar.eos_token_ids)] = True
     is_allowed = torch.from_numpy(allowed).to(scores.device)
-    made = scores.masked_fill(~is_allowed, -torch.inf)
-    if torch.isinf(made).all():
+    masked_scores = scores.masked_fill(~is_allowed, -torch.inf)
+    if torch.isinf(masked_scores).all():
         # Another processor forbids all that is left, as a ban of repetitions does with quotes.
-        return torch.where(is_allowed, 0.0, made)
-    return made
+        return torch.where(is_allowed, 0.0, masked_scores)
+    return masked_scores

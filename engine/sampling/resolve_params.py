@@ -156,20 +156,20 @@ def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
 def _max_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.max_new_tokens is not None and params.max_length is not None:
         raise UnsupportedParameter("max_length", "use it or max_new_tokens, not both")
-    left = limits.remaining
+    num_left = limits.remaining
     if params.max_new_tokens is not None:
-        return _within(left, "max_new_tokens", params.max_new_tokens, 0)
+        return _within(num_left, "max_new_tokens", params.max_new_tokens, 0)
     if params.max_length is not None:
         if params.max_length <= limits.num_before:
             remedy = "max_length counts the prompt; raise it or use max_new_tokens"
             raise PromptTooLong(limits.num_before, params.max_length - 1, remedy)
-        return _within(left, "max_length", params.max_length, limits.num_before)
-    wanted = limits.max_new_tokens or own.get("max_new_tokens")
-    if wanted is None and own.get("max_length") is not None:
+        return _within(num_left, "max_length", params.max_length, limits.num_before)
+    num_tokens = limits.max_new_tokens or own.get("max_new_tokens")
+    if num_tokens is None and own.get("max_length") is not None:
         # A checkpoint's total that the prompt alone uses up says nothing about this request.
-        wanted = max(own["max_length"] - limits.num_before, 0)
-    wanted = wanted or DEFAULT_MAX_NEW_TOKENS
-    return int(wanted) if left is None else min(int(wanted), left)
+        num_tokens = max(own["max_length"] - limits.num_before, 0)
+    num_tokens = num_tokens or DEFAULT_MAX_NEW_TOKENS
+    return int(num_tokens) if num_left is None else min(int(num_tokens), num_left)
 
 
 def _within(left: int | None, name: str, num_tokens: int, num_before: int) -> int:

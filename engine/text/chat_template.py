@@ -152,9 +152,9 @@ class ChatTemplate:
     def names(self) -> frozenset[str]:
         return frozenset(self._tokens("name"))
 
-    def _tokens(self, wanted: str) -> list[str]:
+    def _tokens(self, token_kind: str) -> list[str]:
         tokens = jinja2.Environment().lex(self.source)
-        return [value for _, kind, value in tokens if kind == wanted]
+        return [value for _, kind, value in tokens if kind == token_kind]
 
     def _shows(self, messages: list[tuple[str, str]], form: Form, words: str) -> bool:
         languages = {}

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from cli.estimate import known_answers
-from db.reading import find_results
+from db.reading.results import find_results
 from db.session import Database
 from tests.commands import ROOT, InProcess
 from tests.jobs import answer, set_columns, succeed

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engine.errors import SchemaTooComplex, UnsupportedParameter
-from engine.protocol.messages import Message, Output, Params, Request
+from engine.protocol.messages import ChatTurn, Output, Params, Request
 from engine.text import grammars
 from tests.checkpoints import sentences
 
@@ -47,7 +47,7 @@ def requests(kind: str, schema: dict[str, Any] | None, at: int) -> list[Request]
     for number, params in enumerate(WAYS.values()):
         prompt: dict[str, Any] = {"task": "generate", "text": text}
         if kind == "qwen2":
-            prompt = {"task": "chat", "messages": (Message("user", text),)}
+            prompt = {"task": "chat", "messages": (ChatTurn("user", text),)}
         made.append(Request(id=100 * at + number, params=params, json_schema=schema, **prompt))
     return made
 
@@ -197,7 +197,7 @@ def test_a_model_thinks_before_it_is_held_to_its_answer(bench_of) -> None:
     request = Request(
         id=1,
         task="chat",
-        messages=(Message("user", "mill"),),
+        messages=(ChatTurn("user", "mill"),),
         json_schema=LIST,
         params=Params(do_sample=False, max_new_tokens=90),
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.backends.router import load
 from engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Message, Request
+from engine.protocol.messages import ChatTurn, Request
 from engine.text.prompts import Prompts
 from engine.text.token_lengths import PrefixBound
 from tests import checkpoints
@@ -43,7 +43,7 @@ def requests() -> list[Request]:
         for text, (source, target) in itertools.product(texts, PAIRS)
     ]
     chats = [
-        {"task": "chat", "messages": (Message("user", text),), "chat_template_kwargs": switches}
+        {"task": "chat", "messages": (ChatTurn("user", text),), "chat_template_kwargs": switches}
         for text, switches in itertools.product(texts, ({}, {"enable_thinking": False}))
     ]
     return [Request(id=at, **each) for at, each in enumerate([*plain, *pairs, *chats])]
@@ -157,7 +157,7 @@ def test_switches_reach_the_template(folder_of):
 
     def chat(**switches):
         request = Request(
-            id=0, task="chat", messages=(Message("user", "mill"),), chat_template_kwargs=switches
+            id=0, task="chat", messages=(ChatTurn("user", "mill"),), chat_template_kwargs=switches
         )
         return prompts.tokenizer.decode(prompts.encode(request).token_ids)
 
@@ -174,7 +174,7 @@ ALTERNATING = (
 )
 
 
-def chat_of(prompts: Prompts, *messages: Message) -> str:
+def chat_of(prompts: Prompts, *messages: ChatTurn) -> str:
     return prompts.write(Request(id=0, task="chat", messages=messages)).text
 
 
@@ -182,7 +182,7 @@ def test_a_templates_own_words_of_refusal_reach_the_user(folder_of):
     prompts = prompts_of(folder_of("qwen2"))
     prompts.tokenizer.chat_template = ALTERNATING
     with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, Message("user", "mill"), Message("user", "mill"))
+        chat_of(prompts, ChatTurn("user", "mill"), ChatTurn("user", "mill"))
     assert str(refused.value) == (
         "messages: the chat template of the model says: "
         "Conversation roles must alternate: user, assistant, 'and so on'"
@@ -203,7 +203,7 @@ def test_words_that_may_be_the_users_are_not_repeated(folder_of, raised):
     prompts = prompts_of(folder_of("qwen2"))
     prompts.tokenizer.chat_template = raised
     with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, Message("user", "a secret"))
+        chat_of(prompts, ChatTurn("user", "a secret"))
     assert "secret" not in str(refused.value)
     assert "refuses these roles" in str(refused.value)
 
@@ -216,7 +216,7 @@ PARTS = (
 
 def test_a_template_that_wants_content_as_a_list_gets_it_so(folder_of):
     prompts = prompts_of(folder_of("qwen2"))
-    dialogue = (Message("system", "be brief"), Message("user", "mill"))
+    dialogue = (ChatTurn("system", "be brief"), ChatTurn("user", "mill"))
     prompts.tokenizer.chat_template = PARTS
     assert chat_of(prompts, *dialogue) == "[system]be brief[user]mill"
     either = PARTS.replace(
@@ -246,7 +246,7 @@ def test_of_words_that_are_put_together_the_templates_are_repeated(folder_of, ra
         "{% set m = messages[0]['content'] %}{{ raise_exception(" + raised + ") }}"
     )
     with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, Message("user", "a secret"))
+        chat_of(prompts, ChatTurn("user", "a secret"))
     assert "secret" not in str(refused.value)
     assert words is None or str(refused.value).endswith(f"says: {words}")
     assert words is not None or "refuses these roles" in str(refused.value)
@@ -327,7 +327,11 @@ def test_without_a_table_of_languages_codes_are_given_as_standards_have_them(fol
 def test_a_chat_with_a_translator_names_the_languages_among_the_switches(folder_of):
     prompts = translator(folder_of)
     switches = {"source_lang_code": "en", "target_lang_code": "fr"}
-    turns = (Message("user", "boat"), Message("assistant", "bateau"), Message("user", "the mill"))
+    turns = (
+        ChatTurn("user", "boat"),
+        ChatTurn("assistant", "bateau"),
+        ChatTurn("user", "the mill"),
+    )
     request = Request(id=0, task="chat", messages=turns, chat_template_kwargs=switches)
     text = prompts.write(request).text
     assert "model\nbateau<end_of_turn>" in text
@@ -354,7 +358,7 @@ def test_switches_reach_the_template_of_every_task_that_has_one(folder_of, task)
     def written(spec_own: dict, own: dict) -> str:
         prompts = prompts_of(folder_of("qwen2"), chat_template_kwargs=spec_own)
         prompts.tokenizer.chat_template = SWITCHED
-        content = {"messages": (Message("user", "mill"),)} if task == "chat" else {"text": "mill"}
+        content = {"messages": (ChatTurn("user", "mill"),)} if task == "chat" else {"text": "mill"}
         languages = {"source_language": "en", "target_language": "fr"}
         request = Request(id=0, task=task, chat_template_kwargs=own, **content, **languages)
         return prompts.write(request).text
@@ -394,7 +398,7 @@ def test_dialogues_are_measured_as_they_are_read(folder_of):
     spec = EngineSpec(alias="tiny", checkpoint=str(folder_of("qwen2")), device="cpu")
     engine = load(spec)
     dialogues = tuple(
-        tuple(Message("user" if at % 2 == 0 else "assistant", "mill " * at) for at in range(num))
+        tuple(ChatTurn("user" if at % 2 == 0 else "assistant", "mill " * at) for at in range(num))
         for num in (1, 3, 5)
     )[1:]
     request = Request(id=1, task="chat", measured_messages=dialogues)
@@ -488,7 +492,7 @@ def test_a_huge_text_of_any_task_is_refused_by_its_beginning(task, folder_of):
     prompts = prompts_of(folder_of("qwen2"), max_tokens=255)
     text = "今天天气很好" * 600_000
     fields = {
-        "chat": {"messages": (Message("user", text),)},
+        "chat": {"messages": (ChatTurn("user", text),)},
         "summarize": {"text": text},
         "translate": {"text": text, "source_language": "zh", "target_language": "en"},
     }

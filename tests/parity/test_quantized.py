@@ -82,6 +82,9 @@ def test_experts_and_the_text_of_multimodal_models_are_unpacked_too(
     kind, format_, folder_of, tmp_path
 ):
     folder, plain = packed(kind, format_, folder_of, tmp_path)
+    names = load_file(folder / "model.safetensors").keys()
+    own = names - load_file(plain / "model.safetensors").keys()
+    assert any("experts" in each for each in own) == (kind == "qwen3_moe")
     found = Checkpoint.load(spec_of(folder)).model
     expected = Checkpoint.load(spec_of(plain)).model
     assert type(found) is type(expected)

@@ -10,7 +10,7 @@ import pytest
 
 from engine.backends.generate import GenerateBackend
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Message, Params, Request
+from engine.protocol.messages import ChatTurn, Choice, Params, Request
 from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS
 from tests import checkpoints
 from tests.engines import Bench
@@ -129,7 +129,7 @@ def test_the_prompt_is_what_the_family_wants(bench_of, folder_of, kind, task, pr
 @pytest.mark.parametrize(
     ("task", "fields", "content"),
     [
-        ("chat", {"messages": (Message("user", TEXT),), "text": None}, TEXT),
+        ("chat", {"messages": (ChatTurn("user", TEXT),), "text": None}, TEXT),
         ("summarize", {}, "Summarize the following text in a few sentences.\n\n" + TEXT),
         (
             "translate",
@@ -220,16 +220,16 @@ def test_a_text_of_which_a_tokenizer_keeps_nothing_is_refused_in_every_language(
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_chat_needs_a_chat_template(bench_of, kind):
-    chat = {"messages": (Message("user", TEXT),), "text": None}
+    chat = {"messages": (ChatTurn("user", TEXT),), "text": None}
     assert failure(bench_of(kind), "chat", **chat).code == "no_chat_template"
 
 
 def test_an_empty_chat_and_a_template_that_refuses(bench_of):
     bench = bench_of("qwen2")
-    assert failure(bench, "chat", None, messages=(Message("user", " "),)).code == "empty_prompt"
+    assert failure(bench, "chat", None, messages=(ChatTurn("user", " "),)).code == "empty_prompt"
     tokenizer = bench.loop.engine.text.prompts.tokenizer
     tokenizer.chat_template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
-    refused = failure(bench, "chat", None, messages=(Message("user", "my secret"),))
+    refused = failure(bench, "chat", None, messages=(ChatTurn("user", "my secret"),))
     assert refused.code == "unsupported_parameter"
     assert "secret" not in refused.message
 

@@ -207,6 +207,30 @@ def test_a_checkpoint_without_a_text_part_is_refused_by_name(tmp_path):
         Checkpoint.load(spec_of(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["gemma3_vision", "llama4", "mistral3"])
+def test_text_that_was_saved_alone_with_the_settings_of_the_whole_is_loaded(
+    kind, folder_of, tmp_path
+):
+    first = Checkpoint.load(spec_of(folder_of(kind)))
+    folder = tmp_path / kind
+    first.tokenizer.save_pretrained(folder)
+    first.model.save_pretrained(folder)
+    config = json.loads((folder_of(kind) / "config.json").read_text())
+    config["architectures"] = [CLASSES[kind]]
+    (folder / "config.json").write_text(json.dumps(config))
+    found = Checkpoint.load(spec_of(folder))
+    assert type(found.model).__name__ == CLASSES[kind]
+    assert answers(found) == answers(first)
+
+
+def test_the_template_beside_an_older_processor_is_read(folder_of, tmp_path):
+    folder = shutil.copytree(folder_of("llava"), tmp_path / "llava")
+    template = "USER: {{ messages[0]['content'] }} ASSISTANT:"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert Checkpoint.load(spec_of(folder)).tokenizer.chat_template == template
+    assert Checkpoint.load(spec_of(folder_of("llava"))).tokenizer.chat_template is None
+
+
 def test_a_second_start_and_a_renewed_model_are_of_text_alone_too(folder_of):
     found = Checkpoint.load(spec_of(folder_of("mistral3")))
     again = found.reload()

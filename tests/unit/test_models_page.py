@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.protocol.engine_spec import EngineSpec
-from tasks.catalog import Catalog
+from tasks.configuration.catalog import Catalog
 from tests.workers import ROOT
 
 PAGE = (ROOT / "docs" / "models.md").read_text()

@@ -28,21 +28,23 @@ def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
     the others. Only a piece that is over the limit by itself is a part over it.
     """
     ends: list[int] = []
-    left = sum(each.num_tokens for each in pieces)
+    num_left = sum(each.num_tokens for each in pieces)
     first = 0
     while first < len(pieces):
-        num_pieces, num_tokens = _next_part(pieces, first, left, max_tokens)
+        num_pieces, num_tokens = _next_part(pieces, first, num_left, max_tokens)
         first += num_pieces
-        left -= num_tokens
+        num_left -= num_tokens
         ends.append(pieces[first - 1].end)
     return ends
 
 
-def _next_part(pieces: Sequence[Piece], first: int, left: int, max_tokens: int) -> tuple[int, int]:
+def _next_part(
+    pieces: Sequence[Piece], first: int, num_left: int, max_tokens: int
+) -> tuple[int, int]:
     """How many pieces make the next part, and how many tokens they have."""
-    if left <= max_tokens:
-        return len(pieces) - first, left
-    share = left / -(-left // max_tokens)
+    if num_left <= max_tokens:
+        return len(pieces) - first, num_left
+    share = num_left / -(-num_left // max_tokens)
     best: tuple[int, int] | None = None
     best_worth: tuple[bool, int, float] | None = None
     num_tokens = 0

@@ -54,7 +54,7 @@ def suspicions(
     is_judged = length_of(source) >= settings.min_letters
     ratio, repetition = signals.length_ratio, signals.repetition or 0.0
     is_empty = (signals.num_empty_parts or 0) > settings.max_empty_parts
-    found = {
+    reasons = {
         Suspicion.EMPTY: is_empty,
         Suspicion.CUT_BY_LENGTH: (signals.num_cut_parts or 0) > settings.max_cut_parts,
         Suspicion.TOO_SHORT: is_judged and ratio is not None and ratio < settings.min_length_ratio,
@@ -68,7 +68,7 @@ def suspicions(
         > settings.max_missed_placeholders,
         Suspicion.TERMS_MISSED: (signals.num_missed_terms or 0) > settings.max_missed_terms,
     }
-    return tuple(each for each in Suspicion if found[each])
+    return tuple(each for each in Suspicion if reasons[each])
 
 
 def untranslated(source: str, translation: str) -> tuple[int, int]:

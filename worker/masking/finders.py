@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from tasks.configuration.masking import KIND, MaskingRules
 from tasks.errors import SettingsError
-from tasks.masking import KIND, MaskingRules
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,9 +39,9 @@ class Pattern:
     is_one: Callable[[str], bool] = lambda found: True
 
     def find(self, text: str) -> Iterator[Match]:
-        for found in self.expression.finditer(text):
-            if found.end() > found.start() and self.is_one(found.group()):
-                yield Match(*found.span(), self.kind)
+        for match in self.expression.finditer(text):
+            if match.end() > match.start() and self.is_one(match.group()):
+                yield Match(*match.span(), self.kind)
 
 
 EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}(?<![-_])")
@@ -83,24 +83,24 @@ class UrlSecrets:
 
     def find(self, text: str) -> Iterator[Match]:
         for url in URL.finditer(text):
-            for found in USERINFO.finditer(text, *url.span()):
-                yield Match(found.start() + 3, found.end() - 1, "SECRET")
-            for found in SECRET.finditer(text, *url.span()):
-                yield Match(*found.span("value"), "SECRET")
+            for match in USERINFO.finditer(text, *url.span()):
+                yield Match(match.start() + 3, match.end() - 1, "SECRET")
+            for match in SECRET.finditer(text, *url.span()):
+                yield Match(*match.span("value"), "SECRET")
 
 
 class Ibans:
     """As long as the country has them, with the right check digits (mod 97)."""
 
     def find(self, text: str) -> Iterator[Match]:
-        for found in IBAN.finditer(text):
-            written = found["number"]
+        for match in IBAN.finditer(text):
+            written = match["number"]
             length = IBAN_LENGTHS.get(written[:2].upper())
             end = length and _end_of(
-                written, length, text[found.end("number") : found.end("number") + 1]
+                written, length, text[match.end("number") : match.end("number") + 1]
             )
             if end and is_iban(written[:end]):
-                yield Match(found.start(), found.start() + end, "IBAN")
+                yield Match(match.start(), match.start() + end, "IBAN")
 
 
 class Cards:
@@ -108,15 +108,15 @@ class Cards:
 
     def find(self, text: str) -> Iterator[Match]:
         at = 0
-        for found in CARD.finditer(text):
-            if found.start() < at:
+        for match in CARD.finditer(text):
+            if match.start() < at:
                 continue
-            written, follows = found["number"], text[found.end("number") : found.end("number") + 1]
+            written, follows = match["number"], text[match.end("number") : match.end("number") + 1]
             for length in CARD_LENGTHS:
                 end = _end_of(written, length, follows)
                 if end and is_card(written[:end]):
-                    at = found.start() + end
-                    yield Match(found.start(), at, "CARD")
+                    at = match.start() + end
+                    yield Match(match.start(), at, "CARD")
                     break
 
 
@@ -170,8 +170,8 @@ class Phones:
         self._region = region
 
     def find(self, text: str) -> Iterator[Match]:
-        for found in self._matcher(text, self._region):
-            yield Match(found.start, found.end, "PHONE")
+        for match in self._matcher(text, self._region):
+            yield Match(match.start, match.end, "PHONE")
 
 
 def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
@@ -188,8 +188,8 @@ def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
         "ip": lambda: (Pattern("IP", IPV6, is_ip), Pattern("IP", IPV4, is_ip)),
         "phone": lambda: (Phones(rules.phone_region),),
     }
-    chosen = [finder for rule, make in by_rule.items() if rule in rules.rules for finder in make()]
-    return (*own, *chosen, *map(plugged_in, rules.finders))
+    finders = [finder for rule, make in by_rule.items() if rule in rules.rules for finder in make()]
+    return (*own, *finders, *map(plugged_in, rules.finders))
 
 
 def plugged_in(name: str) -> Finder:

@@ -109,15 +109,15 @@ class Draft:
 
     def hold_terms(self) -> None:
         """Begin anew, with placeholders in place of terms."""
-        held, restored, at = [], {}, 0
+        parts, restored, at = [], {}, 0
         for number, term in enumerate(self.terms, start=1):
             placeholder = f"{{T{number}}}"
             while placeholder in self.text:
                 placeholder = f"{{T{placeholder[1:-1]}}}"
             restored[placeholder] = term.translation
-            held += [self.text[at : term.start], placeholder]
+            parts += [self.text[at : term.start], placeholder]
             at = term.end
-        text = "".join([*held, self.text[at:]])
+        text = "".join([*parts, self.text[at:]])
         self.take_apart(())
         self.parts = [Draft(text, self.max_characters, restored=restored)]
 
@@ -131,15 +131,15 @@ class Draft:
         """The placeholders that a translation has too few or too many of."""
         if not self.spans:
             return Counter()
-        found = (missed(self.text, self.spans, each) for each in self._translations())
-        return next(filter(None, found), Counter())
+        losses = (missed(self.text, self.spans, each) for each in self._translations())
+        return next(filter(None, losses), Counter())
 
     def miss_terms(self) -> Counter[str]:
         """The translations of terms that are not where they should be, and how many of each."""
         if not self.terms:
             return Counter()
-        found = (missed_terms(self.terms, each) for each in self._translations())
-        return next(filter(None, found), Counter())
+        losses = (missed_terms(self.terms, each) for each in self._translations())
+        return next(filter(None, losses), Counter())
 
     def _translations(self) -> Iterator[str]:
         num_choices = min((len(output.choices) for output in self.outputs()), default=1)

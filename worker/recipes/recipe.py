@@ -52,10 +52,10 @@ class Work:
 
         So a job that samples gives the same answer at a second attempt.
         """
-        given = {name: self.contract[name] for name in PARAMS if name in self.contract}
-        given["stop"] = tuple(given.get("stop") or ())
-        given.setdefault("seed", self.job_id.int & (2**63 - 1))
-        return Params(**given)
+        params = {name: self.contract[name] for name in PARAMS if name in self.contract}
+        params["stop"] = tuple(params.get("stop") or ())
+        params.setdefault("seed", self.job_id.int & (2**63 - 1))
+        return Params(**params)
 
 
 PARAMS = tuple(Params.__dataclass_fields__)

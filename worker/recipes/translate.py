@@ -57,10 +57,10 @@ def translate(work: Work) -> Steps:
     usage = Usage()
     num_cut = len(endless)
     num_cut += yield from _finish(work, legs, own, usage)
-    held = [draft for draft in own if not draft.miss() and draft.miss_terms()]
-    for draft in held:
+    drafts_with_terms = [draft for draft in own if not draft.miss() and draft.miss_terms()]
+    for draft in drafts_with_terms:
         draft.hold_terms()
-    num_cut += yield from _finish(work, legs, held, usage)
+    num_cut += yield from _finish(work, legs, drafts_with_terms, usage)
     around = [draft for draft in own if draft.miss() or draft.miss_terms()]
     for draft in around:
         draft.go_around()
@@ -77,7 +77,7 @@ def translate(work: Work) -> Steps:
         "num_cut": num_cut,
         "num_placeholders": sum(len(each.spans) for each in drafts.values()),
         "num_terms": sum(len(each.terms) for each in drafts.values()),
-        "num_retried": len(set(map(id, (*held, *around)))),
+        "num_retried": len(set(map(id, (*drafts_with_terms, *around)))),
         "num_asked_again": usage.num_asked_again,
         "empty": list(islice(_empty(drafts), MAX_REPORTED)),
         "missed": list(islice(_misses(drafts), MAX_REPORTED)),
@@ -105,14 +105,14 @@ def translate(work: Work) -> Steps:
 
 def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
     """A draft for each sentence; those that are equal share one, and are asked for once."""
-    made: dict[Any, Draft] = {}
+    by_content: dict[Any, Draft] = {}
     drafts: Drafts = {}
     for sentence in document.sentences:
         key = sentence.text, sentence.spans
-        if key not in made:
+        if key not in by_content:
             terms = glossary.find(sentence.text, sentence.spans)
-            made[key] = Draft(sentence.text, longest, sentence.spans, terms)
-        drafts[sentence] = made[key]
+            by_content[key] = Draft(sentence.text, longest, sentence.spans, terms)
+        drafts[sentence] = by_content[key]
     return drafts
 
 
