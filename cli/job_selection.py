@@ -35,7 +35,7 @@ class JobSelection:
         change: Callable[[int], ReturningUpdate[UUID]],
         on_changed: Callable[[], None] = lambda: None,
     ) -> list[UUID]:
-        """Make a change to some at a time, until none is left; returns which were changed.
+        """Change some jobs at a time, until none is left; returns the ids of those that changed.
 
         on_changed is called after each commit that changed any.
 

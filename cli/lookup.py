@@ -20,7 +20,7 @@ def found_batch(name: str) -> FoundBatch:
 
 
 def found_job(job_id: UUID) -> JobDetails:
-    """Everything about a job; raises NotFound."""
+    """The details of a job; raises NotFound."""
     details = find_details(job_id, database=settings.database())
     if details is None:
         raise NotFound(f"there is no job {job_id}; `tidemill results --state all` lists them")

@@ -113,7 +113,7 @@ def _options(
 
 
 class _Warnings(logging.Handler):
-    """What the packages below have to say, as sentences with their fields."""
+    """Prints the log records of the packages below as sentences with their fields."""
 
     def emit(self, record: logging.LogRecord) -> None:
         common = vars(logging.makeLogRecord({}))

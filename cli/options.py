@@ -104,7 +104,7 @@ def params(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def json_file(path: Path) -> Any:
-    """What a JSON file holds; a usage error names one that cannot be read or is none."""
+    """The content of a JSON file; raises a usage error that names one that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

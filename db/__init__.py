@@ -1,4 +1,4 @@
-"""What is kept: jobs, what they were asked, what came of them.
+"""The database: jobs, the texts they were given, and their results.
 
 The public part is for reading:
 

@@ -1,4 +1,4 @@
-"""The audit: who did what to which objects, in a chain in which nothing can be changed unseen.
+"""The audit: who did what to which objects, in a chain of hashes that shows every change.
 
 An entry is appended in the transaction of its act, so that there is neither without the other.
 Its hash is that of the hash before it and of its own content. The row of `audit_heads` has the
@@ -59,7 +59,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What became of the chain: `faults` is empty where every entry is what it was."""
+    """The result of verifying the chain; `faults` is empty where no entry was changed."""
 
     num_entries: int
     first: int  # the sequence of the oldest that is kept
@@ -72,7 +72,7 @@ _actor: ContextVar[str | None] = ContextVar("actor", default=None)
 
 @contextmanager
 def acting_as(actor: str) -> Iterator[None]:
-    """Within it, acts are by this one: `celery ORIGIN`, `worker NAME`."""
+    """Within this context, acts are recorded as this actor's: `celery ORIGIN`, `worker NAME`."""
     clean = actor.replace("\x00", "").encode(errors="replace").decode()
     token = _actor.set(clean[:MAX_ACTOR_CHARACTERS])
     try:
@@ -82,7 +82,7 @@ def acting_as(actor: str) -> Iterator[None]:
 
 
 def present_actor() -> str:
-    """Who acts: whoever `acting_as` says, else the user of this process."""
+    """The actor that `acting_as` set, else the user of this process."""
     return _actor.get() or _process_user(os.getuid())
 
 

@@ -1,4 +1,4 @@
-"""What may be wrong with a result, as its signals say."""
+"""Suspicions: the reasons that a result may be wrong, as its signals say."""
 
 from enum import StrEnum
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""What can go wrong in the engine process.
+"""Errors of the engine process.
 
 EngineError
 ├── SpecError                 the settings of a model contradict themselves

@@ -93,7 +93,7 @@ def load_engine(spec: EngineSpec) -> Backend:
 
 
 def serve(pipe: Connection, spec: EngineSpec, engine: Backend) -> int:
-    """Until the parent says stop; returns the exit status."""
+    """Serve requests until the parent says stop; returns the exit status."""
     limits = StepLimits.of(spec)
     tracker, inbox, outbox = RequestTracker(spec.max_held), Inbox(), Outbox()
     requests = RequestQueue()

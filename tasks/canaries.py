@@ -1,4 +1,4 @@
-"""Canaries: jobs of the configuration that run every night, and whose answers must not change.
+"""Canaries: configured jobs that run every night, and whose answers must not change.
 
 [[canaries]]
 name = "gate"
@@ -38,7 +38,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class CanaryOutcome:
-    """What became of a canary the last time."""
+    """The latest outcome of a canary."""
 
     name: str
     job: FoundJob | None  # None: it has not finished once
@@ -100,7 +100,7 @@ def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
 def canary_outcomes(
     canaries: Sequence[Canary], database: Database | None = None
 ) -> list[CanaryOutcome]:
-    """What each canary answered the last time, beside what it should have."""
+    """Each canary's latest answer, beside the expected one."""
     database = database or database_from_environment()
     finished: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
     for batch in find_batches(BATCH, limit=MAX_BATCHES, database=database):

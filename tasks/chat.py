@@ -23,7 +23,7 @@ class ChatMessage(BaseModel):
     content: Annotated[str, Storable, BeforeValidator(not_huge), BeforeValidator(text_of)]
 
 
-class ChatContract(JsonAnswerContract, SwitchesContract):
+class ChatContract(JsonAnswerContract, SwitchesContract, frozen=True):
     task: ClassVar[str] = "chat"
 
     messages: tuple[ChatMessage, ...] = Field(min_length=1, max_length=1000)

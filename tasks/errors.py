@@ -1,4 +1,4 @@
-"""What a producer can do wrong, each with a sentence that says what to do instead.
+"""A producer's errors, each with a sentence that says what to do instead.
 
 TidemillError
 ├── SettingsError            tidemill.toml or the environment
@@ -34,7 +34,7 @@ class Refused(TidemillError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One field, and what is wrong with it."""
+    """A field, and its fault."""
 
     field: str
     fault: str
@@ -79,7 +79,7 @@ class DuplicateId(Refused):
 
 
 class UnknownPreviousJob(Refused):
-    """Whether another tenant has such a job is nobody else's to know."""
+    """No such job, or one of another tenant, which is not told apart: its existence is private."""
 
     code = "unknown_previous_job"
 

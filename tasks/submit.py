@@ -101,7 +101,7 @@ def _existing_job(session: Session, job: dict[str, Any], payload: dict[str, Any]
 
 
 def _differs(existing: Any, job: dict[str, Any], payload: dict[str, Any]) -> bool:
-    """Whether the job that is known was asked something else, as far as that is still kept."""
+    """Whether the existing job has another contract, as far as that is still kept."""
     if existing.task != job["task"]:
         return True
     if existing.pruned_at is not None:

@@ -17,7 +17,7 @@ Option = Annotated[
 ]
 
 
-class SummarizeContract(SwitchesContract):
+class SummarizeContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "summarize"
 
     text: Text

@@ -1,4 +1,4 @@
-"""Traces: which trace a job belongs to, and OpenTelemetry's tracer where an application has one.
+"""Traces: the trace a job belongs to, and OpenTelemetry's tracer where an application has one.
 
 Only its API is used, and nothing of it is imported unless it is there already: whoever runs
 `opentelemetry-instrument`, or sets a tracer provider, gets spans. No span holds a text.
@@ -19,7 +19,7 @@ TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([
 
 
 def tracer() -> "Tracer | None":
-    """None: nobody in this process wants spans."""
+    """The application's tracer; None: this process records no spans."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
@@ -37,7 +37,7 @@ def read_traceparent(header: Any) -> str | None:
 
 @contextmanager
 def submitting(task_name: str, traceparent: Any = None) -> Iterator[str | None]:
-    """A span around a submission; yields what the row of a job keeps of it.
+    """A span around a submission; yields the traceparent for the rows of its jobs.
 
     what: a task, or "batch"; traceparent: of whoever sent it, where that is another process
     """
@@ -79,8 +79,8 @@ def context_of(traceparent: str) -> "Context":
 
 
 def own_traceparent(job_id: UUID, batch_id: UUID | None, traceparent: str) -> str:
-    """That of a job: its submission's, but of a batch's jobs each has a trace of its own, or
-    one trace would have fifty thousand; its number is the job's, at every attempt."""
+    """The traceparent of a job: its submission's. Each job of a batch has a trace of its own, or
+    one trace would have fifty thousand spans; its number is the job's, at every attempt."""
     if batch_id is None:
         return traceparent
     return f"00-{job_id.hex}-{job_id.hex[16:]}-{traceparent[-2:]}"

@@ -13,7 +13,7 @@ from tasks.submission.submitted import SubmittedJob
 from tasks.submit import submit_contract
 
 
-class TranslateContract(SwitchesContract):
+class TranslateContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "translate"
 
     text: Text

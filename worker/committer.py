@@ -20,6 +20,7 @@ from db.queries.model_cards import model_card_id
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds
+from worker.bisection import run_in_halves
 from worker.errors import ResultUnkept
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -50,7 +51,7 @@ def attempt_of(fence: Fence) -> AttemptId:
 
 
 def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """In practice one: a worker writes for itself."""
+    """Groups entries by owner; in practice there is one, for a worker writes its own."""
     owners: dict[str, list[Outcome]] = {}
     for each in outcomes:
         owners.setdefault(each.fence.owner, []).append(each)
@@ -203,13 +204,13 @@ class Committer:
             return requests
 
     def _give_back(self, remembered: Sequence[FinishedRequest]) -> None:
-        """They go with the next commit that succeeds."""
+        """Return the entries to the buffer; they go with the next commit that succeeds."""
         with self._changed:
             self._remembered.extendleft(reversed(remembered))
             self._num_remembered_bytes += sum(len(each.output) for each in remembered)
 
     def _next_flush(self) -> list[Outcome | FinishedSegment]:
-        """What to write next, which stays in the buffer; nothing when it is time to end."""
+        """The outcomes to write next, which stay in the buffer; nothing when it is time to end."""
         with self._changed:
             while not (self._stopping or self._is_due(now := time.monotonic())):
                 if self._buffer:
@@ -223,24 +224,15 @@ class Committer:
 
     def _write(self, writes: Sequence[Write]) -> None:
         """Commit these; one that the database refuses does not take the others with it."""
-        try:
-            self._commit(writes)
-        except Exception as error:
-            if not _is_refusal(error):
-                raise
-            if len(writes) > 1:
-                half = len(writes) // 2
-                self._write(writes[:half])
-                self._write(writes[half:])
-                return
-            (refused,) = writes
-            if isinstance(refused, FinishedRequest):
-                log.warning("answer not cached", extra={"error": type(error).__name__})
-                return
-            if isinstance(refused, FinishedSegment):
-                # Only to save work later; the job goes on without.
-                log.warning("segment refused", extra=self._ids_of(refused.fence))
-                return
+        run_in_halves(writes, self._commit, _is_refusal, self._on_refused)
+
+    def _on_refused(self, refused: Write, error: Exception) -> None:
+        if isinstance(refused, FinishedRequest):
+            log.warning("answer not cached", extra={"error": type(error).__name__})
+        elif isinstance(refused, FinishedSegment):
+            # Only to save work later; the job goes on without.
+            log.warning("segment refused", extra=self._ids_of(refused.fence))
+        else:
             unkept = ResultUnkept(error)
             log.error("result refused", extra=self._ids_of(refused.fence))
             self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])
@@ -292,7 +284,7 @@ class Committer:
             session.execute(cache_queries.insert_entries(session), rows)
 
     def _running(self, session: Session, fences: Iterable[Fence]) -> set[AttemptId]:
-        """Those of the attempts that are still the ones to write."""
+        """The attempts that may still write."""
         attempts: dict[str, set[AttemptId]] = {}
         for fence in fences:
             attempts.setdefault(fence.owner, set()).add(attempt_of(fence))

@@ -1,4 +1,4 @@
-"""What of the quarantine a worker does: it sets messages aside, and moves them into the database.
+"""The worker's side of the quarantine: it sets messages aside, and moves them into the database.
 
 A message is set aside in Redis, where it was, because that is there at that moment; the
 database may not be. A thread moves it on when it is.
@@ -34,7 +34,7 @@ num_set_aside = 0  # since this process started
 
 
 def set_aside(client: Any, message: SetAside) -> None:
-    """Keep a message for the operator. Raises nothing: whoever calls it has others to see to.
+    """Keep a message for the operator. Never raises, so that the messages behind it are served.
 
     client: of redis-py, or None
     """
@@ -135,7 +135,7 @@ class QuarantineMover:
 
 
 def _read(entry: bytes) -> SetAside | None:
-    """None: somebody else put it there."""
+    """The message; None where another program put it there."""
     try:
         return SetAside.from_json(entry)
     except Exception:
@@ -151,7 +151,7 @@ _printed_at: deque[float] = deque(maxlen=LINES_A_MINUTE)
 
 
 def _log_limited(message: SetAside) -> None:
-    """A line for each, as long as they are few: whoever sends a million writes no log with it."""
+    """Logs a line for each message, as long as they are few: a flood must not fill the log."""
     now = time.monotonic()
     if len(_printed_at) == LINES_A_MINUTE and now - _printed_at[0] < 60:
         return

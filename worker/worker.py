@@ -280,7 +280,7 @@ class Worker:
             attempt.release()
 
     def figures(self) -> WorkerFigures:
-        """What this worker does now, for whoever measures."""
+        """The present figures of this worker, for metrics."""
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return WorkerFigures(
@@ -294,7 +294,7 @@ class Worker:
         )
 
     def info(self) -> dict[str, Any]:
-        """What this worker does now, JSON-able, for `inspect stats` and Flower."""
+        """The present state of this worker, JSON-able, for `inspect stats` and Flower."""
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return {
@@ -366,7 +366,7 @@ class Worker:
                 attempt.start()
 
     def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
-        """After a commit, of the outcomes that changed a row: count them and say so."""
+        """Counts and logs the outcomes that changed a row, after their commit."""
         if not self._is_watched:
             return
         with self._lock:
@@ -403,7 +403,7 @@ class Worker:
         return {"job_id": str(fence.job_id)} if running is None else running[1].ids
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
-        """After the commit: the messages of these jobs may be acked."""
+        """Settles the messages of these jobs, after the commit: they may be acked."""
         with self._settled:
             ended = [
                 (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes

@@ -45,7 +45,7 @@ def _chapters(archive: Archive) -> Iterator[str]:
 
 
 def _encrypted(archive: Archive) -> frozenset[str]:
-    """The files that only whoever has the book's key can read."""
+    """The files that cannot be read without the book's key."""
     if ENCRYPTION not in archive.names:
         return frozenset()
     references = _elements(archive, ENCRYPTION, "CipherReference")

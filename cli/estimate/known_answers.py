@@ -1,4 +1,4 @@
-"""What the content cache has already: documents whose every field was answered before.
+"""Known answers: documents whose requests the content cache answers.
 
 The cache knows parts, by what the model as it is loaded makes of them; an estimate knows
 neither. But what was asked before word for word, of the same model, was kept then.
@@ -22,14 +22,14 @@ def has_content_cache() -> bool:
 
 
 def contract_digest(work: Mapping[str, Any]) -> bytes:
-    """What a job was asked, as a short value."""
+    """The digest of a job's contract."""
     return sha256(json.dumps(work, sort_keys=True).encode()).digest()[:16]
 
 
 def known_answers(
     database: Database, model: str, task: str, tenant: str, lengths_by_digest: Mapping[bytes, int]
 ) -> frozenset[bytes]:
-    """Those that were answered before; asked: digest -> number of characters."""
+    """The digests that were answered before."""
     answered_digests = set()
     with database.read() as session:
         lengths = sorted(set(lengths_by_digest.values()))

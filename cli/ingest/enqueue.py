@@ -23,7 +23,7 @@ MAX_REPORTED = 20  # a file in which every line is wrong says so soon enough
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enqueued:
-    """What came of enqueuing."""
+    """The result of enqueuing: the batch, and the numbers of jobs."""
 
     batch: FoundBatch | None  # None: nothing was enqueued
     num_new: int
@@ -177,7 +177,7 @@ def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
 
 @contextmanager
 def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[int], None]]:
-    """Where something ends it in the middle, a note says what is enqueued and how to go on.
+    """On an error in the middle, notes how many jobs are enqueued and how to go on.
 
     Yields what is to be told the number of jobs that are kept.
     """

@@ -1,4 +1,4 @@
-"""A night: what a nightly configuration says is to be enqueued."""
+"""Nightly configurations: the batch that a night enqueues, in TOML."""
 
 import os
 import tomllib
@@ -59,7 +59,7 @@ class SourceTable(BaseModel):
 
 
 class PartTable(BaseModel):
-    """What to make of one source; `[[parts]]` where there are several."""
+    """The settings of one source; `[[parts]]` where there are several."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,7 +72,7 @@ class PartTable(BaseModel):
 
 
 class NightlyConfig(BaseModel):
-    """One batch: one source, or several parts under one run key."""
+    """A batch of one source, or of several parts under one run key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -134,7 +134,7 @@ class NightlyConfig(BaseModel):
         return None if self.errors is None else _path(folder, self.errors, day)
 
     def parts_of(self, folder: Path, day: date) -> list[SourcePart]:
-        """The parts, their sources opened. Several are told apart by their number."""
+        """The parts with their sources opened; a number tells several apart."""
         tables = self.parts
         if not tables:
             assert self.task is not None

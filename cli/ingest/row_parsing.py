@@ -22,7 +22,7 @@ MAX_COLUMN_SHOWN, MAX_COLUMNS_SHOWN = 64, 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcePart:
-    """One source, and what its rows become."""
+    """A source, and the contract its rows become."""
 
     source: Source
     contract: type[Contract]
@@ -110,7 +110,7 @@ class SourcePart:
         return {**fields_of_row, "metadata": {**own, **dotted} if isinstance(own, dict) else own}
 
     def _complete(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """What the row says, and the defaults for the rest; a chat's one text is a message."""
+        """The row's fields, with the defaults for the rest; a chat's one text becomes a message."""
         complete = {**self.defaults, **fields}
         ours, own = self.defaults.get("metadata"), fields.get("metadata")
         if ours and isinstance(own, dict):
@@ -200,7 +200,7 @@ class RowParser:
 
     @property
     def fraction(self) -> float | None:
-        """How much has been read, 0 to 1; None when a source cannot tell."""
+        """The share that has been read, 0 to 1; None when a source cannot tell."""
         if self._current >= len(self.parts):
             return 1.0
         within = self.parts[self._current].source.fraction

@@ -23,7 +23,7 @@ def coverage_lines(coverage: Mapping[str, Any], width: int) -> list[str]:
 
 
 def bar(left_out: list[list[int]], num_characters: int, width: int) -> str:
-    """One mark for each stretch of the source; a stretch of which anything is missing says so."""
+    """A bar with one mark for each stretch of the source; a stretch with a gap shows it."""
     marks = [READ] * width
     for start, end in left_out:
         for place in range(start * width // num_characters, width):

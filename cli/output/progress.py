@@ -50,7 +50,7 @@ class RateColumn(TextColumn):
 
 
 class EtaColumn(TimeRemainingColumn):
-    """How long it will take; and at the end, how long it took."""
+    """The time that is left; at the end, the time it took."""
 
     def __init__(self) -> None:
         super().__init__(elapsed_when_finished=True, table_column=Column(no_wrap=True))

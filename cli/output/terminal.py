@@ -1,4 +1,4 @@
-"""What a command says: answers on standard output, everything about them on standard error."""
+"""Terminal output: answers on standard output, everything about them on standard error."""
 
 import os
 import sys
@@ -59,12 +59,12 @@ def warn(sentence: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """One JSON document on standard output, for a program to read."""
+    """Print one JSON document on standard output, for a program to read."""
     sys.stdout.write(json_text(value, out.encoding, indent=2) + "\n")
 
 
 class LinesTable(Table):
-    """A table in which a text of whoever it is stays on its line."""
+    """A table whose cells stay on their lines, whatever text they hold."""
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         super().add_row(
@@ -106,7 +106,7 @@ def print_table(listing: Table, dispensable: Sequence[str] = ()) -> None:
 
 
 def _min_width(listing: Table) -> int:
-    """How wide the table is when every long column has been made as narrow as is useful."""
+    """The width of the table with every long column as narrow as is useful."""
     widths = [
         _width(column) if _is_fixed(column) else min(_width(column), MIN_COLUMN_WIDTH)
         for column in listing.columns
@@ -131,7 +131,7 @@ def _is_fixed(column: Column) -> bool:
 
 
 def _width(column: Column) -> int:
-    """Of the column's longest cell."""
+    """The width of the column's longest cell."""
     return max(_cell(cell).cell_len for cell in (column.header, *column.cells))
 
 

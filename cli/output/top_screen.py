@@ -33,7 +33,7 @@ def _headline(snapshot: Snapshot) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`1:02:03`; a dash where nobody knows."""
+    """Seconds as `1:02:03`; a dash where they are unknown."""
     return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 

@@ -12,7 +12,7 @@ from db.connection.url_redaction import masked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerState:
-    """What Redis said of itself."""
+    """The state of Redis as it reports it."""
 
     version: str
     eviction: str  # noeviction, or a policy under which it drops messages

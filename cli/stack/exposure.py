@@ -1,4 +1,4 @@
-"""Who else may come in: a Redis or a database that answers strangers."""
+"""Exposure: whether Redis or the database answers strangers."""
 
 import os
 from collections.abc import Mapping

@@ -32,7 +32,7 @@ def require_ready() -> Database:
 
 
 def say_if_nobody_works() -> None:
-    """Note that no worker lives, so that nobody waits for nothing without knowing it."""
+    """Print a note if no worker lives, so that a user does not wait in vain."""
     from db.queries import worker_registry
 
     with settings.database().read() as session:

@@ -1,4 +1,4 @@
-"""What `tidemill top` knows of a moment, and what two moments say together."""
+"""Figures of `tidemill top`: of one moment, and the rates between two."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ ANSWER_SECONDS = 1.0  # that the workers have to say what they do
 
 @dataclass(frozen=True, slots=True)
 class TopFigures:
-    """At the database, and at what the workers answered through Redis."""
+    """Figures of the database, and the workers' answers through Redis, at a moment."""
 
     at: float  # monotonic
     names: tuple[str, ...]  # of the workers that live
@@ -60,7 +60,7 @@ class Snapshot:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until the backlog is done at this pace; 0: there is none, None: nothing moves."""
+        """Seconds until the backlog is done at this pace; 0: it is empty, None: nothing moves."""
         num_tokens = sum(each.num_tokens for each in self.backlog)
         if not num_tokens:
             return 0.0
@@ -84,7 +84,7 @@ def top_figures(database: Database) -> TopFigures:
 
 
 def _answers(num_workers: int) -> dict[str, dict[str, Any]] | None:
-    """What the workers say of themselves, by name; None if Redis is away."""
+    """The workers' reports by name; None if Redis is away."""
     from kombu import Connection
 
     from tasks.app import app

@@ -22,7 +22,7 @@ LOCK_MILLISECONDS = 2000  # a person waits
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is left on the disk of a folder."""
+    """The free space on the disk of a folder."""
 
     folder: Path
     free_bytes: int  # for this user
@@ -55,7 +55,7 @@ def room_of(folder: Path) -> Room:
 
 
 def rooms_of(folders: Iterable[Path]) -> list[Room]:
-    """One for each disk among the folders, in their order."""
+    """The free space of each disk among the folders, in their order."""
     disks: dict[int, Room] = {}
     for folder in folders:
         try:

@@ -1,4 +1,4 @@
-"""Masking: an address as it may be shown, whatever was written into it.
+"""Redaction: a URL as it may be shown, whatever was written into it.
 
 An address that cannot be read is the likeliest to have its password in an odd
 place, so nothing here relies on reading it: what is known to be harmless is
@@ -89,7 +89,7 @@ def _masked(address: str) -> str:
 
 
 def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
-    """What comes before the parameters, and those with their values masked.
+    """The address before its parameters, and the parameters with their values masked.
 
     known_only: a password may have a `?` in it, so what follows an unknown
     name or precedes an `@` is no query

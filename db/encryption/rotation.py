@@ -88,8 +88,8 @@ def sealed_columns() -> list[SealedColumn]:
 
 
 def values_by_key(database: Database, keys: KeyRing | None) -> dict[str, dict[str, int]]:
-    """How many values of each column each key has sealed; "" counts those that none has, and
-    "?" those of keys that are not in the ring."""
+    """The number of values of each column by sealing key; "" counts plain values, "?" those of keys
+    that are not in the ring."""
     num_by_column = {}
     for column in sealed_columns():
         counts = [func.count().filter(column.by(name)) for name in (keys.keys if keys else ())]
@@ -120,7 +120,7 @@ def rotate(
     is_ended: Callable[[], bool] = lambda: False,
     pause: Callable[[float], object] = time.sleep,
 ) -> dict[str, int]:
-    """Seal with the first key whatever is not; returns how many values of each column were.
+    """Seal every value that the first key did not seal; returns their number by column.
 
     As `db.upkeep.pruning.prune` it can be ended at any time, and told what to do between two parts.
     """
@@ -146,7 +146,7 @@ def rotate(
 def _rotated(
     database: Database, column: SealedColumn, keys: KeyRing
 ) -> Iterator[tuple[int, float]]:
-    """How many values each transaction has sealed, and what it took."""
+    """The number of values sealed in each transaction, and the seconds it took."""
     after: tuple[Any, ...] | None = None
     write = (
         update(column.column.table)

@@ -1,4 +1,4 @@
-"""Column types whose values are sealed where there are keys, and open again for readers.
+"""Column types that seal their values where there are keys, and open them for readers.
 
 A type never sees the row of its value, and the row is a part of what is authenticated. So the
 row comes to it from both sides:

@@ -84,7 +84,7 @@ def least_recently_used(limit: int) -> Select[bytes, int]:
 
 
 def forget(keys: Sequence[bytes]) -> ReturningDelete[bytes]:
-    """Remove entries; returns the keys of those that nobody else was at."""
+    """Remove entries; returns the keys of those that no other transaction had locked."""
     free = select(CacheEntry.key).where(CacheEntry.key.in_(keys))
     return (
         delete(CacheEntry)

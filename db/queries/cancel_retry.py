@@ -1,4 +1,4 @@
-"""What people ask for: that jobs end, or begin again."""
+"""Cancellation and retry: jobs end, or begin again, at a person's request."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -52,6 +52,7 @@ def retry_jobs(
 
 
 def _is_selected(condition: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
-    """So many of the chosen rows, locked in order of id: workers write some of them meanwhile."""
+    """At most `limit` of the selected rows, locked in order of id: workers write some of them
+    meanwhile."""
     selected = locked(select(Job.id).where(condition)).limit(limit).cte("asked")
     return Job.id.in_(select(selected.c.id))

@@ -29,7 +29,8 @@ def due() -> ColumnElement[bool]:
 
 
 def outstanding() -> ColumnElement[bool]:
-    """As the index `ix_jobs_outstanding` has it."""
+    """An unfinished job that the broker or a worker holds, as the index `ix_jobs_outstanding` has
+    it."""
     return and_(Job.finished_at.is_(None), or_(Job.published_at.is_not(None), Job.state == RUNNING))
 
 

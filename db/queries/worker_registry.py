@@ -51,5 +51,5 @@ def live_workers() -> Select[WorkerRow]:
 
 @cache
 def room_of_live_workers() -> Select[dict[str, int]]:
-    """What each wants at hand, and nothing else of it: this is asked many times a second."""
+    """The capacity of each live worker; nothing else is read, for this runs many times a second."""
     return select(WorkerRow.room).where(WorkerRow.alive_until >= now())

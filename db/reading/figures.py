@@ -54,7 +54,7 @@ class OpenBatches:
 
 
 def find_backlog(session: Session) -> list[LaneBacklog]:
-    """By model and lane, those that have any, from the indexes of what is unfinished."""
+    """The unfinished jobs by model and lane, from indexes alone; empty pairs are left out."""
     at: datetime = session.execute(select(now())).scalar_one()
     rates = _token_rates(session)
     backlogs: dict[tuple[str, str], LaneBacklog] = {}
@@ -86,7 +86,7 @@ _DEFAULT_RATE = (1 / CHARACTERS_PER_TOKEN, COMPLETION_TOKENS)
 
 
 def _token_rates(session: Session) -> dict[str, tuple[float, float]]:
-    """By model: prompt tokens a character, and completion tokens a job, of late."""
+    """Recent prompt tokens per character and completion tokens per job, by model."""
     return {
         model: (prompt_tokens / max(characters, 1), completion_tokens / num)
         for model, num, characters, prompt_tokens, completion_tokens in session.execute(_sample())

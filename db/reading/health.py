@@ -23,7 +23,7 @@ WAITING_SECONDS = 60.0  # of a job that somebody waits for
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """One that lives, or that holds jobs without living."""
+    """A worker that lives, or that holds jobs without living."""
 
     name: str
     lives: bool

@@ -154,7 +154,7 @@ def _microseconds(name: str, seconds: float) -> float:
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
-    """One job, or None when there is none by that id."""
+    """One job, or None when no job has that id."""
     statement = _found_jobs().where(Job.id == job_id)
     return next(_pages(database or database_from_environment(), statement, limit=1), None)
 
@@ -246,8 +246,8 @@ def _with_inputs(
 
 
 def input_of(contract: Mapping[str, Any]) -> str | None:
-    """What a job was asked, as one text: its text, or the messages of a chat, each with its
-    role where there are several."""
+    """A job's input as one text: its text, or the messages of a chat, each with its role where
+    there are several."""
     if (text := contract.get("text")) is not None:
         return str(text)
     messages = contract.get("messages") or []
@@ -274,13 +274,13 @@ def _found_job(row: Row[Any]) -> FoundJob:
 
 
 def _suspicions(codes: str | None) -> tuple[Suspicion, ...]:
-    """Those that this version knows: a newer worker may have written others."""
+    """The suspicions that this version knows: a newer worker may have written others."""
     known_codes = set(Suspicion)
     return tuple(Suspicion(code) for code in (codes or "").split() if code in known_codes)
 
 
 def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:
-    """When jobs were submitted, and for those of one moment the order of their ids."""
+    """The order of submission, and of ids for jobs of one moment."""
     if newest_first:
         return Job.created_at.desc(), Job.id.desc()
     return Job.created_at.asc(), Job.id.asc()

@@ -37,7 +37,8 @@ class Outbox:
             self._changed.notify()
 
     def take(self) -> tuple[list[Completion | Output], Progress] | None:
-        """Everything queued, and the loop's progress; None once the outbox is closed and empty.
+        """The queued completions, and the loop's progress; None once the outbox is closed and
+        empty.
 
         Blocks until something is queued. After PROGRESS_SECONDS it returns an empty list if the
         progress has changed, so that the parent sees that the loop is alive.

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Interval
 
 from engine.errors import RequestError
 from engine.protocol.engine_spec import EngineSpec
@@ -26,31 +28,36 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """One turn of a chat."""
+    """A message of a chat, by its role."""
 
     role: str
     content: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: contracts inherit the fields
 class Params:
-    """Decoding parameters, under the names of `transformers`. None: the model's own value."""
+    """Decoding parameters, under the names of `transformers`. None: the model's own value.
 
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    max_length: int | None = None  # decoder-only: prompt included; encoder-decoder: decoder tokens
+    This is the one list of them. `tasks.contracts.contract` inherits the fields and checks the
+    ranges, and `engine.sampling.resolve_params` fills in the values of the model.
+    """
+
+    max_new_tokens: Annotated[int, Interval(ge=1, le=100_000)] | None = None
+    min_new_tokens: Annotated[int, Interval(ge=0, le=100_000)] | None = None
+    # Decoder-only: the prompt included; encoder-decoder: tokens of the decoder.
+    max_length: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
+    temperature: Annotated[float, Interval(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
+    top_p: Annotated[float, Interval(gt=0, le=1)] | None = None
+    num_beams: Annotated[int, Interval(ge=1, le=64)] | None = None
+    length_penalty: Annotated[float, Interval(ge=-100, le=100)] | None = None
     early_stopping: bool | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    num_return_sequences: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    repetition_penalty: Annotated[float, Interval(gt=0, le=100)] | None = None
+    no_repeat_ngram_size: Annotated[int, Interval(ge=0, le=1000)] | None = None
+    num_return_sequences: Annotated[int, Interval(ge=1, le=64)] | None = None
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] | None = None
+    stop: tuple[str, ...] = field(default_factory=tuple)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -59,18 +66,22 @@ class Params:
 
     def to_json(self) -> dict[str, Any]:
         """The parameters that are set."""
-        data = {name: value for name in PARAMS if (value := getattr(self, name)) is not None}
+        data = {
+            name: value
+            for name in PARAMS
+            if name != "stop" and (value := getattr(self, name)) is not None
+        }
         if self.stop:
             data["stop"] = list(self.stop)
         return data
 
 
-PARAMS = tuple(each.name for each in fields(Params) if each.name != "stop")
+PARAMS = tuple(each.name for each in fields(Params))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt for the model. The parent chooses `id` and never uses one twice."""
+    """A prompt for the model. The parent chooses `id` and never uses one twice."""
 
     id: int
     task: Task
@@ -154,7 +165,7 @@ def _write_messages(messages: Iterable[ChatTurn]) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer as text.
+    """An answer as text.
 
     token_ids: the new tokens, the end token included. They stay within the engine: no parent
     reads them, and they are half of a long answer's frame.
@@ -196,7 +207,7 @@ class RequestFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """How long prompts are, and may be, in the model's own tokens."""
+    """The lengths of prompts in the model's own tokens, and the longest that it takes."""
 
     num_tokens: tuple[int, ...]  # of each prompt; 0: the tokenizer keeps nothing of its text
     max_prompt_tokens: int  # at most so many leave room for the answer

@@ -17,8 +17,8 @@ THINKS: Any = object()  # of a row that has not come to its answer
 
 
 class GrammarProcessor(LogitsProcessor):
-    """Follows rows by their tokens, so that beams may change places. Rows without a grammar are
-    not touched."""
+    """Masks the tokens that a row's grammar forbids. Rows are followed by their tokens, so that
+    beams may change places; rows without a grammar are not touched."""
 
     def __init__(self, sequences: tuple[Sequence, ...], num_before: int) -> None:
         """num_before: tokens of a row before the first new one"""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
-from engine.protocol.messages import Params
+from engine.protocol.messages import PARAMS, Params
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -42,7 +42,7 @@ class ResolvedParams:
         return max(self.num_beams, self.num_return_sequences)
 
     def to_json(self) -> dict[str, Any]:
-        """What was in effect; a setting that could not matter is left out."""
+        """The settings in effect; one that could not matter is left out."""
         idle: set[str] = set()
         if not self.do_sample:
             idle |= {"temperature", "top_k", "top_p", "seed"}
@@ -57,23 +57,14 @@ class ResolvedParams:
 
 
 SETTINGS = tuple(each.name for each in fields(ResolvedParams))
-# Those that a job may set and a checkpoint may have an opinion on, taken as they are.
-INHERITED = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "num_return_sequences",
-)
+RESOLVED_BY_RULE = ("max_new_tokens", "min_new_tokens", "max_length", "do_sample", "seed", "stop")
+# The others are the job's, or else the checkpoint's, as they are.
+INHERITED = tuple(name for name in PARAMS if name not in RESOLVED_BY_RULE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimits:
-    """How many tokens an answer may have.
+    """The limits on the number of tokens of an answer.
 
     `num_before` are the tokens that `max_length` and the context count before the first
     new one: the whole prompt of a decoder-only model, the start token of an encoder-decoder.
@@ -122,8 +113,8 @@ def resolve(
 
 
 def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLimits) -> int | None:
-    """Return how long the prompt of a decoder-only model may be, so that its answer fits into the
-    context; None where nothing bounds it.
+    """The longest prompt of a decoder-only model whose answer still fits into the context; None
+    where nothing bounds it.
 
     An answer whose length nobody asked for has to make do with half of the context.
     """

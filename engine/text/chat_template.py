@@ -17,6 +17,7 @@ import jinja2
 from jinja2 import nodes
 
 from engine.errors import UnsupportedParameter
+from engine.text.languages import is_language
 
 PROBE, PROBE_ANSWER = "tidemill", "grinding"
 MAX_REASON_CHARACTERS = 500
@@ -100,14 +101,17 @@ class ChatTemplate:
             for table in tree.find_all(nodes.Dict)
         ]
         codes = max(tables, key=len, default=[])
-        if len(codes) < LEAST_LANGUAGES:
+        if not all(isinstance(each, str) for each in codes):
             return ()
-        return tuple(each for each in codes if isinstance(each, str))
+        num_languages = sum(map(is_language, codes))
+        # A few that no standard knows may be among them.
+        is_table = num_languages >= LEAST_LANGUAGES and num_languages > len(codes) / 2
+        return tuple(codes) if is_table else ()
 
     def words_of(self, error: Exception) -> str | None:
-        """What a template says by `raise_exception`, where it is in the template word for word;
-        of what is made of these and of more, the template's part, if it begins so. None else,
-        for then it may be a user's."""
+        """The words of a template's `raise_exception`, where they stand in the template itself; of
+        a sentence that begins with such words, the template's parts. None else, for then they may
+        quote a user."""
         if not isinstance(error, jinja2.TemplateError):
             return None
         words = " ".join(str(error).split())

@@ -65,7 +65,7 @@ class Tag:
 
     @classmethod
     def read(cls, code: str) -> Tag | None:
-        """None for what is no language."""
+        """The tag of a code; None for one that is no language."""
         bare = standard_tag(code)
         first, _, rest = bare.partition("-")
         first = first.lower()
@@ -119,7 +119,8 @@ class Languages:
         return self.own[tag]
 
     def english_name(self, name: str, language: str | None) -> str:
-        """`French` for `fr`, for checkpoints that are told in words. Raises UnknownLanguage."""
+        """A language's English name, `French` for `fr`, for prompts in words. Raises
+        UnknownLanguage."""
         if language is None or not self._is_allowed(language) or not is_language(language):
             raise UnknownLanguage(name, language, self.known or ("any ISO 639 code",))
         return langcodes.Language.get(standard_tag(language)).display_name("en")
@@ -191,7 +192,7 @@ DIALECTS: dict[str, frozenset[str]] = {
 
 
 def best_of(wanted_tag: Tag, matches: list[tuple[str, Tag]]) -> str | None:
-    """By script, then by region; None rather than one that was not meant."""
+    """The match with the same script, then the same region; None if neither is certain."""
     if any(own.language == wanted_tag.language for _, own in matches):
         matches = [each for each in matches if each[1].language == wanted_tag.language]
     in_script = [each for each in matches if each[1].written == wanted_tag.written]

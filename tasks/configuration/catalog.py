@@ -54,7 +54,7 @@ class Model(ModelSettings):
         return tuple(ends)
 
     def codes_of(self, language: str) -> tuple[str, ...]:
-        """What it calls a language that it reads, at most one code."""
+        """The model's own codes for a language that it reads, at most one."""
         named = dict.fromkeys(each.split(PAIR, 1)[0] for each in self.languages)
         return tuple(each for each in named if _is_same(language, each))[:1]
 
@@ -177,7 +177,7 @@ class Catalog:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RouteLeg:
-    """One model's part of a way through several languages."""
+    """One model's part of a translation through several languages."""
 
     model: Model
     source: str

@@ -12,7 +12,7 @@ MAX_TEMPLATE_KWARGS = 32
 MAX_TEMPLATE_KWARGS_CHARACTERS = 8192  # as JSON
 
 
-class SwitchesContract(Contract):
+class SwitchesContract(Contract, frozen=True):
     """A task of which an instruction model's template writes the prompt."""
 
     # Switches of the model's chat template, such as {"enable_thinking": False}.

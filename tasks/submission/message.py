@@ -121,7 +121,7 @@ def _submit_message(
 
 
 def _persistently(keep: Callable[[], str]) -> str:
-    """Do it, again while the database is away, locked, full, or a standby that takes nothing.
+    """Call `keep`, again while the database is away, locked, full, or a standby that takes nothing.
 
     Nothing is kept yet, so the message is the only promise there is: it goes back if this
     takes too long, behind the others, for the fault might be its own.

@@ -1,4 +1,4 @@
-"""Rings the doorbell: puts job ids into Redis, where the workers listen."""
+"""The publisher: sends job ids to Redis, where the workers listen."""
 
 import logging
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JobMessage:
-    """What Redis holds: ids of jobs for one model and lane."""
+    """A message in Redis: ids of jobs for one model and lane."""
 
     model: str
     lane: Lane

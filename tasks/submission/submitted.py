@@ -12,7 +12,7 @@ from tasks.configuration import settings
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job that is kept."""
+    """A job that was submitted."""
 
     id: UUID
     is_new: bool  # False: this idempotency key was submitted before
@@ -37,7 +37,7 @@ class SubmittedJob:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedBatch:
-    """A batch that is kept."""
+    """A batch that was submitted."""
 
     id: UUID
     name: str

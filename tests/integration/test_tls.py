@@ -54,7 +54,7 @@ def postgres_url(postgres: PostgresServer, certificates: Certificates) -> Iterat
         yield secured.render_as_string(hide_password=False)
 
 
-def test_a_job_goes_through_both(
+def test_a_job_runs_with_tls_to_redis_and_to_the_database(
     valkey: ValkeyServer,
     redis_port: int,
     postgres_url: str,

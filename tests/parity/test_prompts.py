@@ -464,7 +464,7 @@ HUGE = {
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE)
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "llama", "nllb", "m2m100"])
-def test_of_a_huge_text_only_the_beginning_is_tokenized(kind, text, folder_of):
+def test_only_the_beginning_of_a_huge_text_is_tokenized(kind, text, folder_of):
     prompts = prompts_of(folder_of(kind), max_tokens=255)
     lengths = []
     tokenizer = prompts.tokenizer

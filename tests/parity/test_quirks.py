@@ -90,7 +90,7 @@ def test_a_chat_models_own_sampling_is_its_own(bench_of, folder_of):
     )
 
 
-def test_without_any_length_the_librarys_twenty_does_not_bite(bench_of):
+def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
     bench = bench_of("opt")
     requests = [
         Request(id=at, task="generate", text=text)
@@ -205,7 +205,7 @@ def test_both_languages_of_a_translation_are_told_to_the_model(bench_of, folder_
         ("gpt2", {"target_language": "fr"}, "source_language is missing"),
     ],
 )
-def test_a_language_that_cannot_be_meant_is_refused(bench_of, kind, fields, said):
+def test_a_language_unknown_to_the_checkpoint_is_refused(bench_of, kind, fields, said):
     refused = failure(bench_of(kind), "translate", **fields)
     assert refused.code == "unknown_language"
     assert said in refused.message

@@ -142,12 +142,12 @@ class Attempt:
 
     @property
     def run_seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the attempt began."""
         return time.monotonic() - self._started_at
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its outcome, be it written or not."""
+        """Whether the attempt has its outcome, be it written or not."""
         return self._over
 
     def start(self) -> None:
@@ -221,7 +221,7 @@ class Attempt:
             self._guard.examine(self._work, answer, self._conclude)
 
     def _conclude(self, verdict: Answer | JobError) -> None:
-        """On the thread of the last output, or on the guards'."""
+        """Ends the attempt, on the thread of the last output or of the guards."""
         if isinstance(verdict, JobError):
             self._fail(verdict)
         else:
@@ -292,7 +292,7 @@ class Attempt:
     # --- requests --------------------------------------------------------------------------
 
     def _next_requests(self) -> list[_PendingRequest]:
-        """What to ask for now, advancing the recipe past steps that are done.
+        """The requests to send now, advancing the recipe past steps that are done.
 
         Raises StopIteration with the answer.
         """
@@ -436,12 +436,12 @@ class Attempt:
 
     @property
     def _max_in_flight(self) -> int:
-        """Enough to keep the engine busy; few, where somebody waits for other jobs as well."""
+        """Enough requests to keep the engine busy; few for an interactive job, which shares it."""
         num_rows = self._client.sized.spec.max_sequences or 1
         return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
 
     def _move_on(self, model: str) -> None:
-        """On to a worker that serves a model; what is finished goes along as segments."""
+        """Send the job to a worker that serves a model; what is finished goes along as segments."""
         if self.fence.attempt >= MAX_ATTEMPTS_ON_THE_WAY:
             self._fail(WayTooLong(self.fence.attempt))
         else:

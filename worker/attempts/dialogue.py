@@ -77,7 +77,8 @@ def with_dialogues(
 
 
 def read_dialogue(session: Session, newest: UUID) -> Dialogue:
-    """What was said up to and with a job: every turn, or the last as far as any prompt may go."""
+    """The turns of a dialogue up to and with a job: all, or the last as far as any
+    prompt may go."""
     jobs = session.execute(dialogues.chain(newest)).all()
     if not jobs or jobs[-1].previous_job_id is not None:
         return Dialogue(is_broken=True)
@@ -107,7 +108,7 @@ def read_dialogue(session: Session, newest: UUID) -> Dialogue:
 def _finished_turns(
     session: Session, job_ids: Sequence[UUID]
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """What each job was asked and answered, in this order; None for one that is gone."""
+    """The contract and output of each job, in this order; None for a job that is gone."""
     for start in range(0, len(job_ids), JOBS_READ):
         chunk = job_ids[start : start + JOBS_READ]
         rows = {row.id: row for row in session.execute(dialogues.spoken(chunk))}

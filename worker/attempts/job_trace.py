@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class JobTrace:
-    """Called by whoever advances the attempt; `ended` and `committed` by any thread."""
+    """The spans of an attempt. The thread that advances the attempt calls it; `ended` and
+    `committed` may come from any thread."""
 
     def __init__(self, tracer: "Tracer", traceparent: str | None, **attributes: Any) -> None:
         self._tracer = tracer
@@ -43,7 +44,7 @@ class JobTrace:
         claim_began_ns: int,
         **attributes: Any,
     ) -> "JobTrace | None":
-        """None where nobody wants spans."""
+        """The trace of a job; None where this process records no spans."""
         tracer_in_use = tracer()
         if tracer_in_use is None:
             return None
@@ -122,7 +123,7 @@ class JobTrace:
 
 
 def _fail(span: "Span", code: str) -> None:
-    """Its code alone: a message may quote whoever it likes."""
+    """Records the error's code alone: its message may quote a user's text."""
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", code)

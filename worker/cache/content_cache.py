@@ -106,13 +106,13 @@ class ContentCache:
         self._used: set[bytes] = set()  # keys of the database's that were hit
 
     def sharing(self, tenant: str, has_seed: bool) -> SharingScope | None:
-        """With whom a job shares; None: the cache is switched off."""
+        """The scope in which a job shares answers; None: the cache is switched off."""
         if not self.settings.enabled:
             return None
         return SharingScope(None if self.settings.shared_between_tenants else tenant, has_seed)
 
     def key(self, request: Request, sharing: SharingScope, model: bytes) -> ContentKey | None:
-        """A request's key; None where its answer is shared with nobody."""
+        """A request's key; None where its answer is not shared."""
         draws = model in self._samplers and samples(request.params) is None
         if draws and not sharing.has_seed:
             return None
@@ -129,7 +129,7 @@ class ContentCache:
     def read(
         self, client: EngineClient, request: Request, key: ContentKey, output: bytes
     ) -> Output | None:
-        """What the database has kept for a request; None where it cannot be read."""
+        """The stored output of a request; None where it cannot be read."""
         try:
             cached = Output.from_json(json.loads(output))
         except (ValueError, TypeError, LookupError):
@@ -184,7 +184,7 @@ class ContentCache:
             on_output(output, True)
 
     def cancel(self, client: EngineClient, request_ids: Iterable[int]) -> None:
-        """Nobody waits for these any more; those that others wait for go on without a word."""
+        """Withdraw requests; one that equal requests wait for goes on."""
         unwanted: dict[EngineClient, list[int]] = {}
         with self._lock:
             for request_id in request_ids:
@@ -200,7 +200,7 @@ class ContentCache:
             its_client.cancel(ids)
 
     def _flight(self, key: ContentKey, is_interactive: bool) -> Flight | None:
-        """What an equal request may wait for."""
+        """The running request that an equal one may wait for."""
         interactive = self._open.get((key.digest, True))
         if interactive is not None or is_interactive:
             return interactive
@@ -260,7 +260,7 @@ class ContentCache:
         return flight.key.model == flight.client.model_digest
 
     def _without_leader(self, flight: Flight, *, has_failed: bool) -> list[Flight]:
-        """How those who waited for a request that answers only its own job go on.
+        """Lets the waiting requests go on when their leader's answer is for its own job only.
 
         After a failure one of them leads and the others wait for it, so that what is fatal is
         tried one at a time. Otherwise the output is one that nobody can share: all go alone.

@@ -31,7 +31,7 @@ MAX_PAGES = 512  # read together
 
 @dataclass(frozen=True, slots=True)
 class StoredOutputs:
-    """What the database has of a page."""
+    """The outputs that the database holds for a page."""
 
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # by position
     outputs: Mapping[bytes, bytes] = field(default_factory=dict)  # by key of the content cache
@@ -48,7 +48,8 @@ class RequestPage:
 
 
 class OutputReader:
-    """A thread of its own with a session of its own: nobody who steps a model waits for it."""
+    """A thread with a session of its own, so that no thread that advances a job waits for the
+    database."""
 
     def __init__(self, database: Database, ttl_seconds: float) -> None:
         """ttl_seconds: an entry of the content cache that is older is none"""
@@ -103,7 +104,8 @@ class OutputReader:
             return [self._pages.popleft() for _ in range(min(len(self._pages), MAX_PAGES))]
 
     def _read_until_done(self, pages: Sequence[RequestPage]) -> list[StoredOutputs]:
-        """What is kept of each; nothing when it is time to end."""
+        """The stored outputs of each page, tried until it succeeds; nothing when it is
+        time to end."""
         num_failures = 0
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The envelope: what stands in a queue of Redis, read from whatever somebody put there.
+"""Envelopes: entries of a Redis queue, read without trusting their content.
 
 A producer's library writes it, or a stranger's hand. Only what is checked here goes on to
 kombu and Celery, in an envelope made anew: they look into every field without asking what
@@ -130,7 +130,8 @@ def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
 
 
 def _decompressed(body: bytes, compression: Any) -> bytes:
-    """As kombu does it, but never more than a message may be: a megabyte can be a thousand."""
+    """The body, decompressed as kombu does it, but never more than a message may be: a megabyte can
+    hold a thousand."""
     try:
         match compression:
             case "application/x-gzip" | "gzip" | "zlib":

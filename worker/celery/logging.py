@@ -1,4 +1,4 @@
-"""The worker's log: events with fields, and no text of a message in it.
+"""The worker's log: events with fields, and no text of a message in any of them.
 
 Celery, kombu and the others log what they stumble over, and that is often a user's text: an
 argument, a header, a name, an error's words, a whole message. So of what libraries log only
@@ -191,7 +191,7 @@ def _shown(value: Any, is_known: bool = False) -> Any:
 
 
 class _Word(str):
-    """Without quotes, whether a template says %s or %r."""
+    """A word that is written without quotes, whether a template says %s or %r."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -228,7 +228,7 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
 
 
 def _wants_json() -> bool:
-    """Whether the configuration says so; then the engines are told, too."""
+    """Whether the log is configured as JSON; then the engines log JSON too."""
     try:
         settings = Settings.from_environment(places.catalog().worker, os.environ)
     except SettingsError:

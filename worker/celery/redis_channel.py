@@ -1,5 +1,5 @@
-"""kombu's Redis channel, mended in one place. Each of these is kombu 5.7; `test_channel.py`
-says so, and fails when another version has other code there.
+"""kombu's Redis channel, mended in one place. Each method replaces one of kombu 5.7;
+`test_channel.py` fails when another version has other code there.
 
 - When Redis goes away, kombu closes the channel and then tries to give its unacked messages
   back over a connection that is gone already. What comes of it is an AttributeError, which

@@ -138,7 +138,7 @@ def _typed(headers: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _stamps(names: Any, stamps: Any) -> dict[str, Any]:
-    """What `revoke_by_stamped_headers` looks at."""
+    """The stamped headers that `revoke_by_stamped_headers` looks at."""
     stamps = stamps or {}
     if not isinstance(names, list) or not isinstance(stamps, dict):
         raise TypeError("stamps")

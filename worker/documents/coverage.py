@@ -15,7 +15,8 @@ class TextRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """What a result covers. Always: the spans read and those left out tile the source."""
+    """The part of a source that a result covers. Always: the spans read and those left out tile the
+    source."""
 
     strategy: str  # as it was done: single, map_reduce, refine or truncate
     parts: int  # of the source
@@ -46,7 +47,8 @@ def spans(ends: Iterable[int]) -> list[TextRange]:
 
 
 def left_out(read: Sequence[TextRange], num_characters: int) -> tuple[TextRange, ...]:
-    """What of a source no span holds. Raises ValueError where they overlap or leave it."""
+    """The ranges of a source that no span holds. Raises ValueError where spans overlap
+    or leave it."""
     missing, at = [], 0
     for span in sorted(read, key=lambda each: each.start):
         if not at <= span.start < span.end <= num_characters:

@@ -99,7 +99,7 @@ class Glossary:
 
 
 def missed_terms(terms: Iterable[Term], translation: str) -> Counter[str]:
-    """How much oftener each translation of a term should stand there than it does."""
+    """The number of missing occurrences of each term's translation."""
     num_required = Counter((term.translation, term.in_any_case) for term in terms)
     missing: Counter[str] = Counter()
     unread = translation

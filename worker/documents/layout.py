@@ -45,7 +45,7 @@ class TextRun:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where the words of a line stand; `quote` are the marks that a whole quotation has."""
+    """The range of a line's words; `quote` holds the marks that a whole quotation has."""
 
     start: int
     end: int
@@ -120,7 +120,7 @@ def _outside_fences(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _line(text: str, start: int, end: int) -> Line | None:
-    """None for a line without words."""
+    """The line, or None where it has no words."""
     marker = MARKER.match(text, start, end)
     assert marker is not None
     own = marker["own"]

@@ -22,7 +22,7 @@ class Piece:
 
 
 def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
-    """Where the parts end, which are places where pieces do; the last is the last piece's.
+    """The ends of the parts, each the end of a piece; the last is the last piece's.
 
     What is left is shared out evenly before each part, so that the last is as large as
     the others. Only a piece that is over the limit by itself is a part over it.
@@ -41,7 +41,7 @@ def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
 def _next_part(
     pieces: Sequence[Piece], first: int, num_left: int, max_tokens: int
 ) -> tuple[int, int]:
-    """How many pieces make the next part, and how many tokens they have."""
+    """The number of pieces of the next part, and its number of tokens."""
     if num_left <= max_tokens:
         return len(pieces) - first, num_left
     share = num_left / -(-num_left // max_tokens)

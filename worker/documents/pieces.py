@@ -29,7 +29,7 @@ CUTS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), SENTENCE_END, re.compile(r"\s
 
 
 class Boundary(IntEnum):
-    """What ends at a place in a text, the strongest last."""
+    """The largest unit that ends at a place in a text, the strongest last."""
 
     NONE = 0
     SENTENCE = 1
@@ -39,7 +39,7 @@ class Boundary(IntEnum):
 
 
 def boundary_at(text: str, at: int) -> Boundary:
-    """What ends where a piece does."""
+    """The largest unit that ends where a piece does."""
     if HEADING.match(text, at) and (at == 0 or text[at - 1] in "\n\r"):
         return Boundary.HEADING
     before, after = text[max(at - NEAR, 0) : at], text[at : at + NEAR]
@@ -54,7 +54,7 @@ def boundary_at(text: str, at: int) -> Boundary:
 
 
 def piece_ends(text: str, max_characters: int) -> Iterator[int]:
-    """Where the pieces of a text end, in order; the last is its length.
+    """The ends of a text's pieces, in order; the last is the text's length.
 
     Cut window by window, so that a document of millions of characters holds nobody up.
     """
@@ -84,7 +84,7 @@ def _pieces(text: str, max_characters: int) -> list[str]:
 
 
 def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
-    """Those of the library; None where it has none that can be used."""
+    """The pieces that the library finds; None where it finds none of use."""
     try:
         # It takes no half characters. The shadow is as long, so its cuts are the text's.
         lengths = [

@@ -52,7 +52,7 @@ EMPHASIS = re.compile(
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Where something stands that is to come out untouched."""
+    """A range of a text that a translation must keep as it is."""
 
     start: int
     end: int
@@ -122,7 +122,7 @@ def between(spans: Iterable[Span], length: int) -> Iterator[tuple[int, int]]:
 
 
 def missed(source: str, spans: Iterable[Span], translation: str) -> Counter[str]:
-    """How much oftener each stands in the source than in its translation; below zero is made up."""
+    """The missing occurrences of each span in a translation; below zero, the model made some up."""
     names = {span.of(source) for span in spans}
     made_up = {span.of(translation) for span in find_spans(translation)} - names
     differences = {

@@ -103,7 +103,7 @@ def plain_ends(text: str) -> list[int]:
 
 
 def _joined(shadow: str, ends: list[int]) -> list[int]:
-    """Without the ends inside what is one sentence to a reader."""
+    """The ends without those inside one sentence as a reader sees it."""
     parts = [shadow[start:end].strip() for start, end in pairwise([0, *ends])]
     # Where no sentence begins with a capital letter, a small one says nothing.
     has_capitals = any(part[:1].isupper() for part in parts)

@@ -81,7 +81,7 @@ class Translatable:
         return "".join([*parts, self.source[at:]])
 
     def coverage(self) -> dict[str, Any]:
-        """What of the source is in sentences, from the offsets that tile it."""
+        """The share of the source that is in sentences, from the offsets that tile it."""
         tiles = list(self.tiles())
         assert all(one[1] == other[0] for one, other in pairwise(tiles))
         translated = sum(end - start for start, end, is_sentence in tiles if is_sentence)
@@ -121,7 +121,7 @@ def _sentences(text: str, run: TextRun, language: str) -> Iterator[Sentence]:
 def _behind_closing(
     flat: str, shadow: str, spans: list[Span], starts: list[int], start: int, end: int
 ) -> int:
-    """Where a sentence ends: markup that closes is its own, what opens is of the next."""
+    """The end of a sentence: closing markup belongs to it, opening markup to the next."""
     words = shadow[start:end].rstrip()
     if end == len(flat) or not words:
         return end
@@ -145,7 +145,7 @@ def _flat(text: str, run: TextRun) -> str:
 def _trimmed(
     flat: str, shadow: str, spans: Sequence[Span], start: int, end: int
 ) -> tuple[int, int]:
-    """Without the spaces around a sentence; without markup, too, if it is only there."""
+    """A sentence without the spaces around it, and without markup that has no words in it."""
     one, other = _stripped(shadow, start, end)
     if all(span.end <= one or other <= span.start for span in spans):
         return one, other

@@ -1,4 +1,5 @@
-"""The parent's end of an engine process: sends requests, hands out outputs, restarts, blames.
+"""The parent's end of an engine process: sends requests, hands out outputs, restarts the process
+after a crash and finds the request at fault.
 
 When the process ends by itself, something in it was fatal. The requests it
 held are run again in halves until one that is fatal alone, twice, is found; it
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +40,7 @@ from engine.protocol.messages import (
     to_bytes,
 )
 from worker.backoff import backoff_seconds
+from worker.bisection import halves
 from worker.cache.content_key import model_digest
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
@@ -58,7 +60,7 @@ class _HeldRequest:
 
 
 class EngineClient:
-    """One engine process and the requests it owes an output.
+    """An engine process, and the requests that it still has to answer.
 
     Every submitted request gets exactly one call of its `on_output`, on the
     reader thread, unless the client is stopped first.
@@ -81,7 +83,7 @@ class EngineClient:
         self._held: dict[int, _HeldRequest] = {}
         self._sent: dict[int, None] = {}  # ordered
         self._unsent: deque[int] = deque()
-        self._trials: deque[list[int]] = deque()
+        self._trials: deque[Sequence[int]] = deque()
         self._on_trial = False  # what is sent is a trial, and gets no company
         self._alone: int | None = None  # the request that stood alone when the process last ended
         self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
@@ -137,13 +139,13 @@ class EngineClient:
 
     @property
     def sized(self) -> Sized:
-        """What the engine holds at once, and why so much."""
+        """The limits of the engine, and the reason for each."""
         assert self._sized is not None, "the engine was not started"
         return self._sized
 
     @property
     def figures(self) -> EngineFigures:
-        """What the process does now; also before it is loaded."""
+        """The present figures of the process; also before its model is loaded."""
         spec = self._sized.spec if self._sized is not None else self.spec
         return EngineFigures(
             model=spec.alias,
@@ -310,8 +312,7 @@ class EngineClient:
             # The first time it may be chance: somebody killed the process, or the
             # machine was short of memory, when nothing else happened to run.
             self._alone = alone
-            half = (len(suspects) + 1) // 2
-            self._trials.extendleft(filter(None, [suspects[half:], suspects[:half]]))
+            self._trials.extendleft(reversed(halves(suspects)))
             return None
 
     def _restart(self) -> bool:

@@ -80,7 +80,7 @@ def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[
 def _retry_params(
     settings: GuardSettings, request: Request, output: Output, language: str | None
 ) -> Params | None:
-    """Those to ask with once more, if an output is suspicious for a reason to do so."""
+    """The params of a retry; None if the output has no suspicion that calls for one."""
     reasons = [
         each
         for each in _suspicions(settings, request, output, language)

@@ -1,4 +1,5 @@
-"""What is personal by its form alone. Rules do not find names: see docs/masking.md.
+"""Finders: personal data that its form alone gives away. Rules do not find names: see
+docs/masking.md.
 
 Every pattern is bounded, so that no text takes quadratic time.
 """
@@ -16,7 +17,7 @@ from tasks.errors import SettingsError
 
 @dataclass(frozen=True, slots=True, order=True)
 class Match:
-    """Where something stands that is not to be seen, and of which kind it is, as EMAIL."""
+    """A range of a text to mask, and its kind, as EMAIL."""
 
     start: int
     end: int
@@ -24,15 +25,15 @@ class Match:
 
 
 class Finder(Protocol):
-    """What can be plugged in. It may be called by several threads, and should find the same
-    in the same text again."""
+    """A rule that finds matches. Several threads may call it, and equal texts should give equal
+    matches."""
 
     def find(self, text: str) -> Iterable[Match]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a regular expression finds and a check lets through."""
+    """Finds the matches of a regular expression that pass a check."""
 
     kind: str
     expression: re.Pattern[str]
@@ -90,7 +91,7 @@ class UrlSecrets:
 
 
 class Ibans:
-    """As long as the country has them, with the right check digits (mod 97)."""
+    """Finds IBANs: the length of their country, with the right check digits (mod 97)."""
 
     def find(self, text: str) -> Iterator[Match]:
         for match in IBAN.finditer(text):
@@ -104,7 +105,8 @@ class Ibans:
 
 
 class Cards:
-    """Of 13 to 19 digits, with the right check digit (Luhn); other numbers may follow."""
+    """Finds card numbers: 13 to 19 digits with the right check digit (Luhn); other numbers may
+    follow."""
 
     def find(self, text: str) -> Iterator[Match]:
         at = 0
@@ -121,7 +123,7 @@ class Cards:
 
 
 def _end_of(written: str, num_characters: int, follows: str) -> int | None:
-    """Where so many letters and digits are over; None where there are fewer, or a word goes on.
+    """The place after so many letters and digits; None where there are fewer, or a word goes on.
 
     follows: what stands behind `written`
     """
@@ -139,7 +141,7 @@ def is_iban(written: str) -> bool:
 
 
 def is_card(written: str) -> bool:
-    """By Luhn's sum; one digit again and again is none."""
+    """Whether Luhn's sum is right; one digit repeated is no card."""
     digits = [int(character) for character in written.translate(_SEPARATORS)]
     if len(set(digits)) == 1:
         return False
@@ -156,7 +158,7 @@ def is_ip(written: str) -> bool:
 
 
 class Phones:
-    """By the numbering plans of all countries, as `phonenumbers` has them."""
+    """Finds phone numbers by the numbering plans of all countries, as `phonenumbers` has them."""
 
     def __init__(self, region: str | None) -> None:
         try:
@@ -175,7 +177,7 @@ class Phones:
 
 
 def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
-    """In the order in which they look: what one has found, the next does not see.
+    """The finders of the rules, in order: what one has found, the next does not see.
 
     Raises SettingsError.
     """
@@ -205,7 +207,7 @@ def plugged_in(name: str) -> Finder:
 
 
 def checked(matches: Iterable[Match], length: int) -> Iterator[Match]:
-    """Those of a plugged-in finder that are places of the text."""
+    """The matches of a plugged-in finder that lie within the text."""
     for each in matches:
         if 0 <= each.start < each.end <= length and KIND.fullmatch(each.kind):
             yield each

@@ -159,7 +159,7 @@ def _first(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 class Maskers:
-    """One for each task and tenant that has rules."""
+    """A masker for each task and tenant that has rules."""
 
     def __init__(self, masking: Masking) -> None:
         """Raises SettingsError where a rule cannot be followed."""
@@ -169,7 +169,7 @@ class Maskers:
         self._made = cache(self._make)
 
     def masker_for(self, task: str, tenant: str) -> Masker | None:
-        """None: nothing of such a job is masked."""
+        """The masker of such a job; None: nothing of it is masked."""
         # Of tenants there is no end; of those that the configuration names there is.
         return self._made(task, tenant if tenant in self._masking.by_tenant else "")
 

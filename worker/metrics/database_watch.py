@@ -1,4 +1,5 @@
-"""What the database says, for Prometheus: asked by the leader alone, and never by a scrape."""
+"""Figures of the database for Prometheus: the leader alone reads them, and never during
+a scrape."""
 
 import shutil
 import time
@@ -39,7 +40,7 @@ TASKS = frozenset(get_args(TaskName))
 
 @dataclass(frozen=True, slots=True)
 class _Polled:
-    """At the database, at a monotonic time."""
+    """The figures of one poll, and its monotonic time."""
 
     at: float
     backlog: tuple[LaneBacklog, ...]

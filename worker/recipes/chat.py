@@ -43,7 +43,7 @@ def chat(work: Work) -> Steps:
 def _num_left_out(
     work: Work, system: Messages, turns: tuple[Messages, ...], own: Messages
 ) -> Asking[int]:
-    """How many of the oldest turns have to go for the prompt to leave room for the answer.
+    """The number of oldest turns to leave out, for the prompt to leave room for the answer.
 
     Found by halving: with fewer turns a prompt is never longer. Where it is too long even
     without any, the engine refuses it, and says by how much.

@@ -30,7 +30,7 @@ class Draft:
 
     @property
     def words(self) -> str:
-        """What the next model reads."""
+        """The text that the next model reads."""
         return self.text if self.between is None else self.between
 
     @property
@@ -38,7 +38,7 @@ class Draft:
         return self.output is None and self.parts is None
 
     def pending(self) -> "Iterator[Draft]":
-        """What still needs a request."""
+        """The fragments that still need a request."""
         if self.parts is not None:
             for part in self.parts:
                 if isinstance(part, Draft):
@@ -47,7 +47,7 @@ class Draft:
             yield self
 
     def outputs(self) -> Iterator[Output]:
-        """Of the last requests that the text is made of."""
+        """The outputs of the requests that the text is made of."""
         for each in self._leaves():
             if each.output is not None:
                 yield each.output

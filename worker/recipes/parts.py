@@ -28,13 +28,14 @@ class TextPart:
     num_tokens: int  # of its prompt; 0: there is nothing in it to read
 
     def text(self, source: str) -> str:
-        """What the model reads: space around a part says nothing."""
+        """The text that the model reads, without the space around it."""
         return source[self.span.start : self.span.end].strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """How long a prompt may be, and how to guess the tokens of a text before it is counted."""
+    """The longest prompt that fits, and an estimate of the tokens of a text before they are
+    counted."""
 
     params: Params
     max_tokens: int  # of a prompt
@@ -45,12 +46,12 @@ class Ruler:
 
     @property
     def room(self) -> int:
-        """For the text."""
+        """The number of tokens left for the text."""
         return self.max_tokens - self.overhead
 
 
 def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
-    """What the engine says of prompts with these params. Raises PartsTooSmall."""
+    """The engine's measure of prompts with these params. Raises PartsTooSmall."""
     sample = text.strip()[:SAMPLE_CHARACTERS]
     (output,) = yield (_measuring(work, params, ("a", sample)),)
     measured = _measurement(output)
@@ -140,7 +141,7 @@ def _smaller(text: str, span: TextRange, num_tokens: int, measure: Ruler) -> lis
 
 
 def _counted(work: Work, params: Params, texts: Iterable[str]) -> Asking[list[int]]:
-    """How many tokens the prompts of these texts have."""
+    """The number of tokens of each text's prompt."""
     outputs = yield (_measuring(work, params, each) for each in _batches(texts))
     return [num for output in outputs for num in _measurement(output).num_tokens]
 

@@ -124,7 +124,7 @@ def _refine(
 
 
 def _part_params(params: Params, whole: Ruler) -> Params:
-    """Those of a part: one answer, so short that four of them fit into a request together.
+    """The params of a part: one answer, so short that four of them fit into a request together.
 
     That is what makes each round shorter than the one before.
     """

@@ -32,7 +32,7 @@ MAX_REPORTED = 100  # sentences with misses that a result lists
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One model's part of the way; `model` is None where it is the job's own."""
+    """One model's part of a translation; `model` is None where it is the job's own."""
 
     source: str
     target: str
@@ -117,7 +117,8 @@ def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
 
 
 def _signals(drafts: Drafts) -> Signals:
-    """What the sentences say of the whole; every one counts, those that are equal too."""
+    """The signals of the whole translation, from those of all its sentences, repeated ones
+    included."""
     pairs = [(sentence.text, draft.choice(0)) for sentence, draft in drafts.items()]
     num_before = sum(length_of(source) for source, _ in pairs)
     num_after = sum(length_of(translation) for _, translation in pairs)
@@ -223,7 +224,8 @@ def _finish(
 def _ask(
     work: Work, leg: Leg, drafts: Sequence[Draft], usage: Usage, is_last: bool
 ) -> Generator[tuple[Request, ...], tuple[Output, ...], list[Output]]:
-    """What a model says to these; to those that it says nothing to, asked once another way."""
+    """Asks a model for these drafts, and once more in another way for those it answers with
+    nothing."""
     params = work.params
     if not is_last:
         # Further answers and stop texts are about the target language.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     is_well: bool
@@ -151,7 +151,7 @@ def _look_at_database(database: "Database") -> list[Finding]:
 
 
 def _look_at_disks(database: "Database | None") -> list[Finding]:
-    """One for each disk that something of ours is written to, as far as it is of this machine."""
+    """A finding for each disk of this machine that our data is written to."""
     from cli.stack.write_trial import rooms_of
     from db.connection.address import data_dir
 
@@ -163,7 +163,8 @@ def _look_at_disks(database: "Database | None") -> list[Finding]:
 
 
 def _redis_folders() -> list[str]:
-    """Where a Redis of this machine keeps its files; what an unreachable one does is unknown."""
+    """The folders in which a Redis of this machine keeps its files; an unreachable one
+    names none."""
     from urllib.parse import urlsplit
 
     from cli.errors import BrokerUnreachable
@@ -223,7 +224,7 @@ def _look_at_messages(database: "Database") -> Finding:
 
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
-    """Who lives, what they hold, and what is overdue."""
+    """Findings on the live workers, the jobs they hold, and overdue ones."""
     from db.reading.health import health
 
     report = health(database)

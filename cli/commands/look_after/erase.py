@@ -1,4 +1,4 @@
-"""`tidemill erase`: everything that is kept of somebody goes."""
+"""`tidemill erase`: removes every text that is kept of a person or a tenant."""
 
 import sys
 from dataclasses import asdict

@@ -86,7 +86,7 @@ def messages(
 
 
 def num_set_aside(database: "Database") -> int:
-    """How many messages are in the quarantine."""
+    """The number of messages in the quarantine."""
     from db.queries import quarantine
 
     with database.read() as session:

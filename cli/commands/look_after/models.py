@@ -48,7 +48,7 @@ def models(json: options.Json = False) -> None:
 
 
 def engines_by_model() -> dict[str, list[dict[str, Any]]]:
-    """Of live workers; none where there is no database yet."""
+    """The engines of live workers by model; none where the database cannot be used."""
     from db.errors import DatabaseError
     from db.queries import worker_registry
     from db.schema import require_current
@@ -69,7 +69,7 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
 
 
 def requests_by_way(engines: list[dict[str, Any]]) -> str:
-    """How many joined others at any step, and how many were run to their end by `generate`."""
+    """The number of requests that ran in flight, and of those that ran by `generate`."""
     ways = [engine.get("requests") or {} for engine in engines]  # an older worker counts none
     num_in_flight, num_by_generate = (
         sum(each.get(way, 0) for each in ways) for way in ("in_flight", "by_generate")
@@ -78,7 +78,7 @@ def requests_by_way(engines: list[dict[str, Any]]) -> str:
 
 
 def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
-    """Equal engines are told once."""
+    """A table of each engine's settings and their reasons; equal engines share an entry."""
     listing = table("loaded", "setting", "value", "because")
     for alias, engines in loaded.items():
         rows: list[Any] = []

@@ -134,7 +134,7 @@ def first_difference(first: "JobDetails", second: "JobDetails") -> int:
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two records say otherwise of the model and how it ran, by name."""
+    """The names and values that differ between two records of the model and its settings."""
     pairs = {name: (first.get(name), second.get(name)) for name in RECORD}
     # A record of before a field was kept says nothing of it.
     return {

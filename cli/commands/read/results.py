@@ -294,7 +294,7 @@ def _list(heading: str, lines: list[str]) -> None:
 
 
 class _Shown:
-    """What goes to a terminal, where control characters are escapes."""
+    """A stream to a terminal that escapes control characters."""
 
     def __init__(self, to: codecs.StreamWriter) -> None:
         self._to = to
@@ -304,7 +304,7 @@ class _Shown:
 
 
 def _format_of(output: Path | None) -> Format:
-    """As the name of the file has it."""
+    """The format that the file's suffix names."""
     if output is None:
         return "table"
     formats: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}

@@ -25,7 +25,7 @@ COVERAGE_WIDTH = 60
 
 
 def demo() -> None:
-    """JobRun a night of some hundred jobs from start to end, in a checkout of Tidemill.
+    """Run a night of some hundred jobs from start to end, in a checkout of Tidemill.
 
     Starts an embedded Valkey, an embedded SQLite and a worker in
     .tidemill/demo, enqueues examples/nightly.toml, waits for it, reads the
@@ -172,7 +172,7 @@ def _print_examples(jobs: Sequence["FoundJob"]) -> None:
 
 
 def _print_documents(jobs: Sequence["FoundJob"]) -> None:
-    """What was read of the texts that came as files of their own."""
+    """Prints the coverage of the texts that came as files of their own."""
     from cli.output.coverage import coverage_lines
     from db.reading.job_details import find_details
     from tasks.configuration import settings
@@ -214,7 +214,7 @@ def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[JobRun]) -> None:
 
 
 def _print_summary(runs: Sequence[JobRun], load_seconds: float | None) -> None:
-    """Loading is told apart from the work: it is done once, however many jobs follow."""
+    """Prints the loading time apart from the work: models load once, however many jobs follow."""
     seconds, num_jobs = _busy_seconds(runs), plural(len(runs), "job")
     if load_seconds is not None:
         say(f"\nload  {load_seconds:,.1f} s, once, before the first job was submitted")
@@ -232,7 +232,7 @@ def _num_tokens(runs: Iterable[JobRun]) -> int:
 
 
 def _busy_seconds(runs: Sequence[JobRun]) -> float:
-    """From when the first of them could be run until the last was finished."""
+    """Seconds from the moment the first job could run until the last was finished."""
     if not runs:
         return 0.0
     first, last = min(run.waits_since for run in runs), max(run.finished_at for run in runs)

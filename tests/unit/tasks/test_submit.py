@@ -116,7 +116,7 @@ def test_keys_are_a_tenants_own(database: Database) -> None:
     assert generate.submit(text="b", idempotency_key="k", tenant="two").is_new
 
 
-def test_who_is_refused_leaves_nothing(database: Database) -> None:
+def test_a_refused_contract_leaves_no_row(database: Database) -> None:
     with pytest.raises(UnknownModel, match="there is no model 'none'; known models: fake, pair"):
         generate.submit(text="a", model="none")
     with pytest.raises(UnknownLanguagePair, match="'en' to 'xx'; known: en>fr, fr>en, en>de"):

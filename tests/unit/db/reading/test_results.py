@@ -45,7 +45,7 @@ def ids(found: Iterator[FoundJob]) -> list[UUID]:
     return [each.id for each in found]
 
 
-def test_what_is_found(database: Database) -> None:
+def test_find_results_returns_the_fields_of_a_job(database: Database) -> None:
     job_id = insert_job(
         database, custom_id="d7", language="fr", tenant="press", metadata={"day": "monday"}
     )
@@ -432,7 +432,7 @@ def test_the_input_of_a_chat_is_what_was_said(database: Database) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x00b", "a\udcffb"])
-def test_what_no_database_keeps_is_not_found(database: Database, name: str) -> None:
+def test_a_filter_that_no_row_can_match_finds_nothing(database: Database, name: str) -> None:
     succeeded(database)
     for one in ("task", "batch", "language", "tenant", "text", "custom_id", "error_code"):
         assert ids(find_results(**{one: name}, database=database)) == []

@@ -72,7 +72,7 @@ def test_a_chat_is_the_words_of_its_messages():
     assert set(output.choices[0].text.split()) <= {"be", "brief", "why", "tides"}
 
 
-def test_what_it_refuses():
+def test_the_fake_engine_refuses_unsupported_parameters():
     assert answer(spec={"max_input_tokens": 12}).failure.code == "prompt_too_long"
     translate = Request(id=0, task="translate", text="a", target_language="fr")
     assert answer(translate, spec={"languages": ("de", "en")}).failure.code == "unknown_language"

@@ -41,7 +41,7 @@ def num_waiting(server: ValkeyServer) -> int:
         return int(client.llen(queue_name("fake", Lane.BULK)))
 
 
-def test_one_connection_serves_all(server: ValkeyServer) -> None:
+def test_messages_are_published_over_one_connection(server: ValkeyServer) -> None:
     publish(messages(1))
     before = num_connections_received(server)
     for _ in range(5):

@@ -128,7 +128,9 @@ def test_a_dialogue_without_one_of_its_answers_is_broken(
     assert read(database, failed).is_broken
 
 
-def test_only_what_continues_a_job_gets_a_dialogue(database: Database, chain: list[UUID]) -> None:
+def test_a_dialogue_is_read_only_for_jobs_that_continue_one(
+    database: Database, chain: list[UUID]
+) -> None:
     alone, going_on = UUID(int=1), UUID(int=2)
     contracts = {
         alone: {"messages": said((USER, "a"))},

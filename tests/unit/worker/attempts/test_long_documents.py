@@ -165,14 +165,14 @@ def test_four_times_the_document_is_four_times_the_work(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_its_requests_are_made_a_page_ahead_and_no_more(kind: str) -> None:
+def test_a_documents_requests_are_made_one_page_ahead(kind: str) -> None:
     run = Run(kind, 1000).start()
     assert len(run.client.generated) >= 1000
     assert run.client.most_ahead <= 1.5 * PAGE_REQUESTS + 2 * ROWS
 
 
 @pytest.mark.parametrize("kind", ["map_reduce", "translate"])
-def test_what_an_earlier_attempt_finished_is_read_page_by_page(kind: str) -> None:
+def test_segments_of_an_earlier_attempt_are_read_page_by_page(kind: str) -> None:
     first = Run(kind, 1000).start()
     second = Run(kind, 1000, segments=first.kept).start()
     assert second.client.generated == []

@@ -103,7 +103,7 @@ def test_the_oldest_turns_go_until_the_rest_fits_and_no_longer(
     assert answer.left_out_characters == sum(len(message.content) for message in gone)
 
 
-def test_what_was_not_even_read_counts_as_left_out(client: CountingClient) -> None:
+def test_turns_that_were_not_read_count_as_left_out(client: CountingClient) -> None:
     dialogue = Dialogue((), turns(40, 4), num_unread=7, characters_unread=100)
     answer = chat(client, dialogue, ("user", "and now")).answer()
     assert report(answer) == (9, 8)
