@@ -6,7 +6,8 @@ from celery import Task
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from tasks.app import app
-from tasks.contracts.contract import Contract, Language, Number, Storable, Text, clash, not_blank
+from tasks.contracts.contract import Language, Number, Storable, Text, clash, not_blank
+from tasks.contracts.template_switches import SwitchesContract
 from tasks.submission.message import submit_request
 from tasks.submission.submitted import SubmittedJob
 from tasks.submit import submit_contract
@@ -16,7 +17,7 @@ Option = Annotated[
 ]
 
 
-class SummarizeContract(Contract, frozen=True):
+class SummarizeContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "summarize"
 
     text: Text

@@ -5,14 +5,15 @@ from typing import Any, ClassVar, Literal
 from celery import Task
 
 from tasks.app import app
-from tasks.contracts.contract import Contract, Language, Text
+from tasks.contracts.contract import Language, Text
 from tasks.contracts.glossary import Glossary
+from tasks.contracts.template_switches import SwitchesContract
 from tasks.submission.message import submit_request
 from tasks.submission.submitted import SubmittedJob
 from tasks.submit import submit_contract
 
 
-class TranslateContract(Contract, frozen=True):
+class TranslateContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "translate"
 
     text: Text

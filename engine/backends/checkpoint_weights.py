@@ -60,7 +60,8 @@ def not_finite(model: Any) -> list[str]:
     """Names of the parameters that hold NaN or infinity."""
     found = []
     for name, parameter in model.named_parameters():
-        if parameter.numel() and parameter.is_floating_point():
+        # Those of one byte are packed, and have a range that is no number's.
+        if parameter.numel() and parameter.is_floating_point() and parameter.itemsize > 1:
             ends = torch.stack(torch.aminmax(parameter.detach()))
             if not bool(torch.isfinite(ends).all()):
                 found.append(name)

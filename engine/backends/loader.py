@@ -21,10 +21,12 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from engine.backends.checkpoint_weights import named, not_finite, why_not_whole
+from engine.backends.checkpoint_files import files_of, loaded, place, refuse_missing_files
+from engine.backends.context import RELATIVE_POSITIONS, context_tokens
 from engine.backends.generation_config import why_no_start, why_not_made, why_not_run
+from engine.backends.model_weights import ModelWeights
 from engine.backends.tokenizer_kind import why_not_marked, why_unknown
 from engine.backends.weight_files import folder_revision, licence_of, weight_digests
 from engine.errors import Unloadable
@@ -32,11 +34,6 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard
 
 log = logging.getLogger(__name__)
-
-# Relative positions: a longer text is read less well, but it can be read.
-RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
-UNLIMITED = 1_000_000  # tokenizers write "no limit" as a very large number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +76,18 @@ class Checkpoint:
         tokenizer = loaded(spec, "tokenizer", transformers.AutoTokenizer.from_pretrained, source)
         if config.is_encoder_decoder:
             refuse_tokenizer(spec, why_not_marked(tokenizer))
+        read_chat_template(spec, tokenizer)
         refuse_own_file(spec)
         dtype = choose_dtype(spec, config, device)
-        auto = (
-            transformers.AutoModelForSeq2SeqLM
-            if config.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
-        arguments = {**source, "dtype": dtype}
         folder = files_of(spec)
+        published = config
+        weights = ModelWeights(spec, published, tokenizer, dtype, device)
         # Beside the loading, which waits for the same files.
         with ThreadPoolExecutor(1, "digests") as digesting:
             digested = digesting.submit(weight_digests, folder)
-            model = whole(spec, auto.from_pretrained, arguments)
+            loaded_model = weights.load()
             weight_files = digested.result()
-        if not model.can_generate():
-            raise Unloadable(
-                f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} is a "
-                f"{config.model_type} model, which cannot generate text"
-            )
-        model = model.to(device).eval()
+        model, config = loaded_model.model, loaded_model.model.config
         generation_config = copy.deepcopy(model.generation_config)
         # `generate` fills every open setting from here, so that "not set" could not be said
         # of anything the checkpoint sets. What is passed to it is complete instead.
@@ -116,22 +105,24 @@ class Checkpoint:
         limits = limits_of(spec, config, tokenizer)
 
         def reload() -> Any:
-            again = whole(spec, auto.from_pretrained, arguments).to(device).eval()
+            again = weights.load().model
             again.generation_config = transformers.GenerationConfig()
             return again
 
         card = ModelCard(
             alias=spec.alias,
             checkpoint=spec.checkpoint,
-            revision=getattr(config, "_commit_hash", None) or folder_revision(folder, weight_files),
+            revision=getattr(published, "_commit_hash", None)
+            or folder_revision(folder, weight_files),
             family="seq2seq" if config.is_encoder_decoder else "causal",
             engine="exact",
-            model_type=config.model_type,
+            model_type=published.model_type,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             max_context_tokens=context_tokens(config, tokenizer, "encoder"),
             num_parameters=sum(each.numel() for each in model.parameters()),
             weight_files=weight_files,
+            weights=loaded_model.note,
             licence=licence_of(folder),
             versions=versions(),
         )
@@ -156,26 +147,6 @@ class Checkpoint:
         return min(self.eos_token_ids, default=0)
 
 
-def whole(spec: EngineSpec, load: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """A model of which every weight came from the checkpoint."""
-    # Told to go on where a shape is another, it names all of them instead of raising.
-    asked = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = loaded(spec, "weights", load, asked)
-    reason = why_not_whole(model, info)
-    if reason is None:
-        spoiled = not_finite(model)
-        if spoiled:
-            reason = (
-                f"{len(spoiled)} of the model's weights hold NaN or infinity ({named(spoiled)})"
-            )
-    if reason is not None:
-        raise Unloadable(
-            f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} is not whole: {reason}; "
-            "save it again with save_pretrained from the model that its config.json describes"
-        )
-    return model
-
-
 def refuse_tokenizer(spec: EngineSpec, reason: str | None) -> None:
     if reason is not None:
         raise Unloadable(
@@ -184,18 +155,35 @@ def refuse_tokenizer(spec: EngineSpec, reason: str | None) -> None:
         )
 
 
-def refuse_own_file(spec: EngineSpec) -> None:
-    """What a generation_config.json says that `transformers` would not even read."""
+def read_chat_template(spec: EngineSpec, tokenizer: Any) -> None:
+    """The template that an older multimodal checkpoint keeps beside its tokenizer."""
+    if getattr(tokenizer, "chat_template", None) is not None:
+        return
+    path = optional_file(spec, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
+    if path is None:
+        return
+    read = loaded(spec, path.name, lambda _: json.loads(path.read_text("utf-8")), {})
+    if isinstance(read, dict) and isinstance(read.get("chat_template"), str):
+        tokenizer.chat_template = read["chat_template"]
+
+
+def optional_file(spec: EngineSpec, name: str) -> Path | None:
     arguments = {
         "revision": spec.revision,
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
     }
-    name = transformers.utils.GENERATION_CONFIG_NAME
     path = loaded(spec, name, partial(cached_file, filename=name), arguments)
+    return None if path is None else Path(path)
+
+
+def refuse_own_file(spec: EngineSpec) -> None:
+    """What a generation_config.json says that `transformers` would not even read."""
+    name = transformers.utils.GENERATION_CONFIG_NAME
+    path = optional_file(spec, name)
     if path is None:  # it has none, which is no fault
         return
-    own = loaded(spec, name, lambda _: json.loads(Path(path).read_text("utf-8")), {})
+    own = loaded(spec, name, lambda _: json.loads(path.read_text("utf-8")), {})
     reason = why_not_run(own, sys.maxsize) if isinstance(own, dict) else "it is no JSON object"
     if reason is not None:
         raise cannot_generate(spec, reason)
@@ -214,69 +202,6 @@ def refuse_own(spec: EngineSpec, config: Any, own: Mapping[str, Any], num_ids: i
         reason = why_not_run(settings, num_ids)
         if reason is not None:
             raise cannot_generate(spec, reason)
-
-
-def loaded(
-    spec: EngineSpec, part: str, load: Callable[..., Any], arguments: Mapping[str, Any]
-) -> Any:
-    """One part of the checkpoint; what a library raises becomes a sentence."""
-    try:
-        return load(place(spec), **arguments)
-    except Exception as error:
-        raise Unloadable(why_not(spec, part, error)) from error
-
-
-def why_not(spec: EngineSpec, part: str, error: Exception) -> str:
-    name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
-    if "trust_remote_code" in str(error):
-        return (
-            f"{name} brings code of its own; if you trust its author, "
-            "set trust_remote_code = true for it in tidemill.toml"
-        )
-    if isinstance(error, ImportError):
-        return f"{name} needs a package that is not installed: {first_sentence(error)}"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return f"{name} does not fit into memory; use a smaller dtype or another device"
-    if Path(place(spec)).is_dir():
-        return (
-            f"the {part} of {name} cannot be read ({first_sentence(error)}); "
-            "the folder should be what save_pretrained writes"
-        )
-    if part == "configuration" and isinstance(error, OSError):
-        return (
-            f"{name} is neither a folder here nor reachable on the Hugging Face hub "
-            f"({first_sentence(error)}); check the name in tidemill.toml"
-        )
-    return f"the {part} of {name} cannot be loaded ({first_sentence(error)})"
-
-
-def first_sentence(error: Exception) -> str:
-    """Libraries write essays; the beginning says what it was."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    head, _, _ = text.partition(". ")
-    return head[:240].rstrip(".")
-
-
-def place(spec: EngineSpec) -> str:
-    """A folder here, or else a name on the hub."""
-    folder = Path(spec.checkpoint).expanduser()
-    return str(folder) if folder.is_dir() else spec.checkpoint
-
-
-def refuse_missing_files(spec: EngineSpec) -> None:
-    """What is written as a path is a path: do not ask the hub for it. And a folder without
-    a tokenizer is refused here, for `transformers` would make one that knows no word."""
-    folder = Path(place(spec))
-    name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
-    if not folder.is_dir():
-        if spec.checkpoint.startswith(("/", ".", "~")) or spec.checkpoint.count("/") > 1:
-            raise Unloadable(f"{name} is not a folder here; check the path in tidemill.toml")
-        return
-    for part, patterns in (("config.json", ("config.json",)), ("a tokenizer", TOKENIZER_FILES)):
-        if not any(path for pattern in patterns for path in folder.glob(pattern)):
-            raise Unloadable(
-                f"{name} is a folder without {part}; it should be what save_pretrained writes"
-            )
 
 
 def choose_device(spec: EngineSpec, num_gpus: int) -> torch.device:
@@ -308,34 +233,6 @@ def choose_dtype(spec: EngineSpec, config: Any, device: torch.device) -> torch.d
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
-    """How many positions the encoder, the decoder or the only stack has."""
-    text_config = config.get_text_config()
-    if config.model_type in RELATIVE_POSITIONS:
-        if side == "decoder":
-            return None
-        named = getattr(text_config, "n_positions", None) or tokenizer.model_max_length
-        return named if named < UNLIMITED else None
-    for name in (f"max_{side}_position_embeddings", "max_position_embeddings", "n_positions"):
-        value = getattr(text_config, name, None)
-        if isinstance(value, int) and value > 0:
-            return max(value, scaled_context(text_config, value))
-    return None
-
-
-def scaled_context(text_config: Any, num_positions: int) -> int:
-    """The context that rotary scaling makes of the positions that a configuration names.
-
-    Many name it already; recipes as Qwen's for YaRN leave the original there.
-    """
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    factor = rope.get("factor")
-    # One with parameters for each kind of layer names the scaled context.
-    if rope.get("rope_type") not in ("yarn", "dynamic", "linear") or not factor:
-        return num_positions
-    return int(factor * (rope.get("original_max_position_embeddings") or num_positions))
-
-
 def limits_of(spec: EngineSpec, config: Any, tokenizer: Any) -> Limits:
     encoder = context_tokens(config, tokenizer, "encoder")
     wanted = spec.max_input_tokens
@@ -348,16 +245,6 @@ def limits_of(spec: EngineSpec, config: Any, tokenizer: Any) -> Limits:
         encoder = None if encoder is None else encoder - 1  # one token at least to answer
     bounds = [each for each in (encoder, wanted) if each is not None]
     return Limits(min(bounds, default=None), decoder)
-
-
-def files_of(spec: EngineSpec) -> Path:
-    """The folder that holds the checkpoint's files: its own, or the hub's snapshot."""
-    folder = Path(place(spec))
-    if folder.is_dir():
-        return folder
-    config = cached_file(spec.checkpoint, "config.json", revision=spec.revision)
-    assert config is not None  # it was loaded a moment ago
-    return Path(config).parent
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.backends.context import hides
+
 # Those through which tests/parity goes, padded and in flight.
 PROVED_CLASSES = frozenset(
     {
@@ -39,8 +41,12 @@ def why_not_proved(model: Any) -> str | None:
 def odd_attention(config: Any) -> str | None:
     """What a configuration says of attention that nobody here was tested with, if anything."""
     layer_types = getattr(config, "layer_types", None) or ()
-    window = getattr(config, "sliding_window", None)  # Mistral's, which names no kinds of layers
-    if any(each != "full_attention" for each in layer_types) or (window and not layer_types):
+    window = getattr(config, "sliding_window", None)
+    # Mistral names no kinds of layers.
+    kinds = set(layer_types) if layer_types else {"sliding_attention" if window else None}
+    if window and not hides(window, config):
+        kinds.discard("sliding_attention")
+    if kinds - {"full_attention", None}:
         return "some of its layers look at a window only"
     if (rope := length_bound_rope(config)) is not None:
         return rope

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from engine.backends.checkpoint_files import first_sentence, place
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
-from engine.backends.loader import Checkpoint, choose_device, first_sentence, place
+from engine.backends.loader import Checkpoint, choose_device
 from engine.backends.proved_families import odd_attention
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan

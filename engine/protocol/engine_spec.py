@@ -31,5 +31,6 @@ class EngineSpec(ModelSettings):
     def to_json(self) -> dict[str, Any]:
         data = {each.name: getattr(self, each.name) for each in fields(self)}
         data["prompt"] = dict(self.prompt)
+        data["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         data["languages"] = list(self.languages)
         return data

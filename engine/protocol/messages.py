@@ -93,7 +93,8 @@ class Request:
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # chat only
+    # Where a chat template writes the prompt.
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     json_schema: Mapping[str, Any] | None = None  # that the answer should match, where that can be
     options: Mapping[str, str] = field(default_factory=dict)  # of prompt_texts.OPTIONS
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
@@ -306,6 +307,7 @@ class ModelCard:
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
     weight_files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256
+    weights: str | None = None  # what was done to them at load; None: nothing
     licence: str | None = None  # None: the checkpoint names none
     engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from engine.errors import SpecError
-from engine.protocol import prompt_texts
+from engine.protocol import prompt_texts, template_switches
 from engine.protocol.task_names import TASK_NAMES, TaskName
 
 Engine = Literal["auto", "inflight", "exact", "ctranslate2", "vllm", "fake"]
 Quantization = Literal["none", "int8", "bfloat16"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+# What a prompt template may hold: languages by English name and by code, and a job's options.
+TEMPLATE_NAMES = (
+    "text", "source_language", "target_language", "source_code", "target_code", "options",
+)  # fmt: skip
 COUNTS = (
     "threads",
     "max_sequences",
@@ -53,6 +57,9 @@ class ModelSettings:
 
     prompt: Mapping[TaskName, str] = field(default_factory=dict)  # task -> template with {text} ...
     prompts: Mapping[str, str] = field(default_factory=dict)  # see engine/protocol/prompt_texts.py
+
+    # Switches of the chat template, where a job does not set them.
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     # For tests and demonstrations; only the fake engine reads them.
     fake_step_seconds: float = 0.0  # how long a step pretends to compute
@@ -99,6 +106,12 @@ class ModelSettings:
         for task, template in self.prompt.items():
             self._one_of("a task under prompt", task, TASK_NAMES)
             self._check_template(task, template)
+        for name in self.chat_template_kwargs:
+            if not template_switches.is_name(name) or name in template_switches.RESERVED:
+                raise SpecError(
+                    f"chat_template_kwargs of model {self.alias!r} may not hold {name[:64]!r}; "
+                    "it holds switches of the template, such as enable_thinking"
+                )
         fault = prompt_texts.fault_of(self.prompts)
         if fault is not None:
             raise SpecError(f"of the prompts of model {self.alias!r} {fault}")
@@ -115,13 +128,13 @@ class ModelSettings:
             raise SpecError(f"{name} of model {self.alias!r} is {value}; it is at least 1")
 
     def _check_template(self, task: str, template: str) -> None:
-        allowed = {"text": "", "source_language": "", "target_language": "", "options": ""}
+        allowed = dict.fromkeys(TEMPLATE_NAMES, "")
         try:
             template.format_map(allowed)
         except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise SpecError(
                 f"the prompt for {task} of model {self.alias!r} cannot be filled in ({error}); "
-                "it may hold {text}, {source_language}, {target_language} and {options}"
+                "it may hold " + ", ".join(f"{{{each}}}" for each in TEMPLATE_NAMES)
             ) from error
         if "{text}" not in template:
             raise SpecError(f"the prompt for {task} of model {self.alias!r} has no {{text}}")

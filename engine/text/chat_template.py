@@ -1,24 +1,36 @@
 """ChatTemplate: messages as the text that a chat model was trained to read.
 
 A template is a program of the checkpoint. It may want the content of a message as a text or as
-a list of parts, and it may refuse messages in words of its own.
+a list of parts, may read the languages of a translation from such a part, and may refuse messages
+in words of its own.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
+from jinja2 import nodes
 
 from engine.errors import UnsupportedParameter
+from engine.text.languages import is_language
 
-PROBE = "tidemill"
+PROBE, PROBE_ANSWER = "tidemill", "grinding"
 MAX_REASON_CHARACTERS = 500
+LEAST_OWN_CHARACTERS = 8  # of a template's words before something that may be a user's
 REFUSED = "the chat template of the model refuses these roles in this order"
+# The fields of a part in which templates of translators look for languages.
+LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
+PROBE_LANGUAGES = dict(zip(LANGUAGE_FIELDS, ("en", "fr"), strict=True))
+LEAST_LANGUAGES = 2  # codes of a table of languages
+
+# The content of a message: a text, a list of parts, or a list where a user speaks.
+Form = Literal["text", "parts", "parts of users"]
+FORMS: tuple[Form, ...] = ("text", "parts", "parts of users")
 
 
 class ChatTemplate:
@@ -26,58 +38,152 @@ class ChatTemplate:
         """tokenizer: one that has a chat template"""
         self.tokenizer = tokenizer
 
-    def render(self, messages: list[tuple[str, str]], switches: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: list[tuple[str, str]],
+        switches: Mapping[str, Any],
+        languages: Mapping[str, str] | None = None,
+        field: str = "messages",
+    ) -> str:
         """The prompt, up to where the answer begins. Raises UnsupportedParameter.
 
-        messages: (role, content); switches: variables of the template's own
+        messages:  (role, content)
+        switches:  variables of the template's own
+        languages: by LANGUAGE_FIELDS, for a template that takes them
+        field:     of the request, which is named where the template refuses it
         """
         try:
-            # A copy, for a template may change what it is given.
-            return self._apply(messages, self.content_is_list, **copy.deepcopy(dict(switches)))
+            own = copy.deepcopy(dict(switches))  # a template may change what it is given
+            if languages is None and self.takes_languages:
+                languages = {each: own.pop(each) for each in LANGUAGE_FIELDS if each in own}
+            return self._apply(messages, self.form, languages or {}, **own)
         except Exception as error:
             words = self.words_of(error)
             if words is not None:
                 reason = f"the chat template of the model says: {words}"
             else:
                 reason = f"{REFUSED}, or its chat_template_kwargs" if switches else REFUSED
-            raise UnsupportedParameter("messages", reason) from error
+            raise UnsupportedParameter(field, reason) from error
 
     @cached_property
     def content_is_list(self) -> bool:
         """Whether the content of a message has to be a list of parts to be seen."""
-        return not self._shows(as_list=False) and self._shows(as_list=True)
+        return self.form != "text"
+
+    @cached_property
+    def form(self) -> Form:
+        """The first form in which a template shows what is said, an answer before it included."""
+        one = [("user", PROBE)]
+        two = [*one, ("assistant", PROBE_ANSWER), *one]
+        shown = [form for form in FORMS if self._shows(one, form, PROBE)]
+        with_answers = (form for form in shown if self._shows(two, form, PROBE_ANSWER))
+        if not shown or shown[0] == "text":  # a text is what it always was
+            return "text"
+        return next(with_answers, shown[0])
+
+    @cached_property
+    def takes_languages(self) -> bool:
+        """Whether it reads the languages of a translation from the content, and writes the
+        instruction itself."""
+        return all(each in self.constants or each in self.names for each in LANGUAGE_FIELDS)
+
+    @cached_property
+    def languages(self) -> tuple[str, ...]:
+        """The codes of the template's own table of languages; empty where it has none."""
+        try:
+            tree = jinja2.Environment(
+                extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"]
+            ).parse(self.source)
+        except jinja2.TemplateError:
+            return ()
+        tables = [
+            [pair.key.value for pair in table.items if isinstance(pair.key, nodes.Const)]
+            for table in tree.find_all(nodes.Dict)
+        ]
+        codes = max(tables, key=len, default=[])
+        if not all(isinstance(each, str) for each in codes):
+            return ()
+        num_languages = sum(map(is_language, codes))
+        # A few that no standard knows may be among them.
+        is_table = num_languages >= LEAST_LANGUAGES and num_languages > len(codes) / 2
+        return tuple(codes) if is_table else ()
 
     def words_of(self, error: Exception) -> str | None:
-        """The words of a template's `raise_exception`, where they stand in the template itself;
-        None else, for then they may quote a user."""
+        """The words of a template's `raise_exception`, where they stand in the template itself; of
+        a sentence that begins with such words, the template's parts. None else, for then they may
+        quote a user."""
         if not isinstance(error, jinja2.TemplateError):
             return None
-        words = str(error).strip()
-        if not words or len(words) > MAX_REASON_CHARACTERS:
+        words = " ".join(str(error).split())
+        if not words:
             return None
-        return " ".join(words.split()) if words in self.constants else None
+        if words not in self.sentences:
+            words = " ".join(self._own_parts(words))
+        return words[:MAX_REASON_CHARACTERS] or None
+
+    def _own_parts(self, words: str) -> Iterator[str]:
+        """The template's parts of a sentence that begins with one, and a mark for each other."""
+        long = [each for each in self.sentences if len(each) >= LEAST_OWN_CHARACTERS]
+        first = max((each for each in long if words.startswith(each)), key=len, default=None)
+        if first is None:
+            return
+        rest = words
+        while rest:
+            own = max((each for each in long if rest.startswith(each)), key=len, default=None)
+            if own is not None:
+                yield own
+                rest = rest[len(own) :].lstrip()
+                continue
+            places = [at for each in long if (at := rest.find(each)) >= 0]
+            yield "…"
+            rest = rest[min(places) :] if places else ""
+
+    @cached_property
+    def source(self) -> str:
+        return str(self.tokenizer.get_chat_template())
 
     @cached_property
     def constants(self) -> frozenset[str]:
         """The texts that stand in the template's source."""
-        source = self.tokenizer.get_chat_template()
-        return frozenset(
-            _unquoted(value).strip()
-            for _, kind, value in jinja2.Environment().lex(source)
-            if kind == "string"
-        )
+        return frozenset(_unquoted(value).strip() for value in self._tokens("string"))
 
-    def _shows(self, as_list: bool) -> bool:
+    @cached_property
+    def sentences(self) -> frozenset[str]:
+        """The same as words with one space between."""
+        return frozenset(" ".join(each.split()) for each in self.constants)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._tokens("name"))
+
+    def _tokens(self, token_kind: str) -> list[str]:
+        tokens = jinja2.Environment().lex(self.source)
+        return [value for _, kind, value in tokens if kind == token_kind]
+
+    def _shows(self, messages: list[tuple[str, str]], form: Form, words: str) -> bool:
+        languages = {}
+        if self.takes_languages:
+            known = self.languages
+            codes = (known[0], known[-1]) if known else tuple(PROBE_LANGUAGES.values())
+            languages = dict(zip(LANGUAGE_FIELDS, codes, strict=True))
         try:
-            return PROBE in self._apply([("user", PROBE)], as_list)
+            return words in self._apply(messages, form, languages)
         except Exception:
             return False
 
-    def _apply(self, messages: list[tuple[str, str]], as_list: bool, **switches: Any) -> str:
-        turns = [
-            {"role": role, "content": [{"type": "text", "text": content}] if as_list else content}
-            for role, content in messages
-        ]
+    def _apply(
+        self,
+        messages: list[tuple[str, str]],
+        form: Form,
+        languages: Mapping[str, Any],
+        **switches: Any,
+    ) -> str:
+        turns = []
+        for role, text in messages:
+            content: Any = text
+            if form == "parts" or (form == "parts of users" and role == "user"):
+                content = [{"type": "text", **languages, "text": text}]
+            turns.append({"role": role, "content": content})
         rendered: str = self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=False, **switches
         )

@@ -151,6 +151,12 @@ def standard_tag(code: str) -> str:
     return re.sub(r"_XX$", "", bare).replace("_", "-")
 
 
+def short_tag(code: str) -> str:
+    """`fr` for `fra_Latn`: the language alone, in two letters where it has a code of two."""
+    first = standard_tag(code).partition("-")[0].lower()
+    return TWO_LETTERS.get(first, REPLACED.get(first, first))
+
+
 @lru_cache(maxsize=4096)
 def is_language(code: str) -> bool:
     return Tag.read(code) is not None

@@ -222,8 +222,9 @@ class TextProcessor:
             settings["prompt_version"] = version
         if sequence.grammar is not None:
             settings["is_constrained"] = True
-        if sequence.request.chat_template_kwargs:
-            settings["chat_template_kwargs"] = dict(sequence.request.chat_template_kwargs)
+        switches = {**self.spec.chat_template_kwargs, **sequence.request.chat_template_kwargs}
+        if switches and self.prompts.is_rendered(sequence.request):
+            settings["chat_template_kwargs"] = switches
         return Output(
             request_id=sequence.id,
             choices=tuple(self._choice(sequence, each) for each in completion.answers),
@@ -243,8 +244,9 @@ class TextProcessor:
     def _choice(self, sequence: Sequence, answer: GeneratedTokens) -> Choice:
         token_ids = list(answer.token_ids)
         thought = None
-        if self.prompts.is_rendered(sequence.request):
-            thought = self.thoughts.thought(sequence.prompt_ids, token_ids)
+        if not self.is_encoder_decoder:
+            is_rendered = self.prompts.is_rendered(sequence.request)
+            thought = self.thoughts.thought(sequence.prompt_ids, token_ids, is_rendered)
         if thought is not None:
             token_ids = token_ids[thought.num_tokens :]
         text = sanitize(text_of(self.checkpoint.tokenizer, token_ids))

@@ -1,7 +1,8 @@
 """Prompts: a request as the token ids that its family of models was trained to read.
 
 A template of the spec comes first; it may name {text} and, by their English names,
-{source_language} and {target_language}. Otherwise:
+{source_language} and {target_language}, or by their codes, {source_code} and {target_code}.
+Otherwise:
 
 encoder-decoder  in the words that the checkpoint lists for a task; languages in the tokens
                  that its vocabulary has for them (`>>fra<<`, `<2fr>`, `fra_Latn`, `__fr__`);
@@ -30,8 +31,8 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request
 from engine.protocol.prompt_texts import OPTIONS, PROMPTS, version_of
 from engine.text.characters import sanitize
-from engine.text.chat_template import ChatTemplate
-from engine.text.languages import Languages, closest, is_language, standard_tag
+from engine.text.chat_template import LANGUAGE_FIELDS, ChatTemplate
+from engine.text.languages import Languages, closest, is_language, short_tag, standard_tag
 from engine.text.token_lengths import PrefixBound, no_pause
 
 NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
@@ -39,7 +40,9 @@ NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 TARGET_TOKEN = re.compile(r">>([\w-]+)<<|<2([A-Za-z]{2,}[\w-]*)>")
 PAIR = re.compile(r"translation_(\w+?)_to_(\w+)")
 
+LANGUAGES = ("source_language", "target_language")
 TAKES_NONE = "this model takes no instructions; use one with a chat template, or leave it out"
+NO_TEMPLATE = "no chat template writes this prompt, so nothing is there to switch; leave it out"
 CONTINUATIONS = {
     "summarize": "{text}\n\nTL;DR:",
     "translate": (
@@ -142,6 +145,8 @@ class Prompts:
                 [(each.role, sanitize(each.content)) for each in request.messages],
                 request.chat_template_kwargs,
             )
+        if request.chat_template_kwargs and not self.is_rendered(request):
+            raise UnsupportedParameter("chat_template_kwargs", NO_TEMPLATE)
         text = sanitize(request.text or "")
         if not text.strip():
             raise EmptyPrompt()
@@ -217,12 +222,36 @@ class Prompts:
         if not self.has_chat:
             self._refuse_options(request, TAKES_NONE)
             return PromptText(self._filled(template or CONTINUATIONS[request.task], request, text))
-        filled = self._filled(template or self.texts[request.task], request, text)
-        return self._chat([("user", filled)], {})
+        languages = None
+        if self._instructs_itself(request):
+            languages = self._template_languages(request)
+            filled = text if template is None else self._filled(template, request, text)
+        else:
+            filled = self._filled(template or self.texts[request.task], request, text)
+        return self._chat([("user", filled)], request.chat_template_kwargs, languages, "text")
+
+    def _instructs_itself(self, request: Request) -> bool:
+        """Whether the chat template writes the instruction for a translation."""
+        return request.task == "translate" and self.chat_template.takes_languages
+
+    def _template_languages(self, request: Request) -> dict[str, str]:
+        """The languages as the chat template has them. Raises UnknownLanguage."""
+        known = Languages(self.chat_template.languages, self.spec.languages)
+        codes = {}
+        for field, name in zip(LANGUAGE_FIELDS, LANGUAGES, strict=True):
+            language = getattr(request, name)
+            if known.own:
+                codes[field] = known.own_code(name, language)
+            else:
+                known.english_name(name, language)  # refuses what is none
+                codes[field] = standard_tag(language)
+        return codes
 
     def version_of(self, request: Request) -> str | None:
         """The version of the prompt texts that the prompt is made of; None where it is of none."""
         is_ours = request.task in self.texts and request.task not in self.spec.prompt
+        if self.has_chat and self._instructs_itself(request):
+            is_ours = False
         return version_of(self.spec.prompts) if is_ours and self.is_rendered(request) else None
 
     def _refuse_options(self, request: Request, reason: str) -> None:
@@ -262,6 +291,10 @@ class Prompts:
         for name in ("source_language", "target_language"):
             if f"{{{name}" in template:
                 values[name] = self.languages.english_name(name, getattr(request, name))
+            code = name.replace("language", "code")
+            if f"{{{code}" in template:
+                self.languages.english_name(name, getattr(request, name))  # refuses what is none
+                values[code] = short_tag(getattr(request, name))
         return template.format_map(values)
 
     def _between_languages(self, request: Request, prompt: str) -> PromptText:
@@ -288,13 +321,18 @@ class Prompts:
             raise UnknownLanguage(name, language, (own,))
 
     def _chat(
-        self, messages: list[tuple[str, str]], template_kwargs: Mapping[str, Any]
+        self,
+        messages: list[tuple[str, str]],
+        template_kwargs: Mapping[str, Any],
+        languages: Mapping[str, str] | None = None,
+        field: str = "messages",
     ) -> PromptText:
         if self.is_encoder_decoder or not self.has_chat:
             raise NoChatTemplate(self.spec.alias)
         if not any(content.strip() for _, content in messages):
             raise EmptyPrompt("every message is empty")
-        rendered = self.chat_template.render(messages, template_kwargs)
+        switches = {**self.spec.chat_template_kwargs, **template_kwargs}
+        rendered = self.chat_template.render(messages, switches, languages, field)
         return PromptText(sanitize(rendered), is_rendered=True)
 
     def _tokenize(self, written: PromptText, text: str, **options: Any) -> list[int]:

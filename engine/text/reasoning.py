@@ -60,14 +60,23 @@ class ThoughtSplitter:
         self.tokenizer = tokenizer
         self.own = own_marks(tokenizer)
 
-    def thought(self, prompt_ids: Iterable[int], answer_ids: list[int]) -> Thought | None:
-        """The thought before an answer; None where there is none."""
+    def thought(
+        self, prompt_ids: Iterable[int], answer_ids: list[int], is_rendered: bool = True
+    ) -> Thought | None:
+        """The thought before an answer; None where there is none.
+
+        is_rendered: a chat template wrote the prompt; of others only what is opened by a mark of
+                     the checkpoint's own is a thought
+        """
+        if not is_rendered and not self.own:
+            return None
         if not self.own and not text_of(self.tokenizer, answer_ids).lstrip().startswith(THINK[0]):
             return None
         prompt = self._raw(list(prompt_ids)[-TAIL_TOKENS:]).rstrip() if self.own else ""
         answer = self._raw(answer_ids)
         for marks in self.own or (THINK,):
-            if begins_with_thought(prompt, answer, marks, is_own=bool(self.own)):
+            may_be_left_out = is_rendered and bool(self.own)
+            if begins_with_thought(prompt, answer, marks, may_be_left_out):
                 return self._split(answer_ids, answer, *marks)
         return None
 
@@ -96,13 +105,13 @@ class ThoughtSplitter:
         return text_of(self.tokenizer, token_ids, skip_special_tokens=False)
 
 
-def begins_with_thought(prompt: str, answer: str, marks: Marks, is_own: bool) -> bool:
-    """prompt: its end; answer: with the special tokens in it; is_own: of the checkpoint"""
+def begins_with_thought(prompt: str, answer: str, marks: Marks, may_be_left_out: bool) -> bool:
+    """prompt: its end; answer: with the special tokens in it; may_be_left_out: the opening mark"""
     opening, closing = marks
     if answer.lstrip().startswith(opening) or prompt.endswith(opening):
         return True
     # Some leave the opening mark to the reader's imagination.
-    return is_own and closing in answer and opening not in answer
+    return may_be_left_out and closing in answer and opening not in answer
 
 
 def without_mark(thought: str, opening: str) -> str:

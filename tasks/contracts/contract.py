@@ -240,7 +240,7 @@ class Contract(DecodeFields, frozen=True):
                 context={"reads_texts": not exact_types},
             )
         except ValidationError as error:
-            problems += [cls._problem(detail) for detail in error.errors(include_url=False)]
+            problems += [cls._problem(detail) for detail in _own_faults(error)]
         if problems:
             raise ContractError(cls.task, problems)
         return contract
@@ -294,6 +294,13 @@ class Contract(DecodeFields, frozen=True):
         near = difflib.get_close_matches(field, cls.model_fields, n=1)
         hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(cls.model_fields)
         return Problem(field, f"is not a field of {cls.task}; {hint}")
+
+
+def _own_faults(error: ValidationError) -> list[ErrorDetails]:
+    """Without lists that are too short only because what they hold is at fault."""
+    details = error.errors(include_url=False)
+    within = {each["loc"][:depth] for each in details for depth in range(1, len(each["loc"]))}
+    return [each for each in details if each["type"] != "too_short" or each["loc"] not in within]
 
 
 def _field(detail: ErrorDetails) -> str:

@@ -19,11 +19,11 @@ class Alone:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         config = transformers.AutoConfig.from_pretrained(folder)
         self.is_encoder_decoder = config.is_encoder_decoder
-        auto = (
-            transformers.AutoModelForSeq2SeqLM
-            if self.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
+        auto = transformers.AutoModelForCausalLM
+        if self.is_encoder_decoder:
+            auto = transformers.AutoModelForSeq2SeqLM
+        elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            auto = transformers.AutoModelForImageTextToText  # the whole of it, to read text alone
         self.model = auto.from_pretrained(folder).eval().to(device)
 
     def generate(

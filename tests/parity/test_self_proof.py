@@ -642,3 +642,34 @@ def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
     limit = engine.checkpoint.limits.max_answer_context_tokens
     too_long = Request(id=9, task="generate", text=text * limit, params=params)
     assert bench.answers([too_long])[9].failure.code == "prompt_too_long"
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3"])
+def test_a_window_as_wide_as_the_context_is_none(kind, folder_of, tmp_path):
+    """It runs as a listed one, up to the end of its context."""
+    folder = shutil.copytree(folder_of(kind), tmp_path / kind)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    num_positions = config["max_position_embeddings"]
+    config |= {"sliding_window": num_positions, "use_sliding_window": True, "max_window_layers": 0}
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+    spec = spec_of(folder)
+    engine = load(spec)
+    assert isinstance(engine, RouterBackend)
+    assert "at load" not in engine.card.engine_reason
+    alone = Alone(kind, folder)
+    ids = alone.tokenizer(" ".join(checkpoints.sentences(60, seed=9)))["input_ids"]
+    texts = [
+        alone.tokenizer.decode(ids[: num_positions - 20], skip_special_tokens=True),
+        *checkpoints.sentences(3),
+    ]
+    params = Params(max_new_tokens=9, min_new_tokens=9, do_sample=False)
+    asked = [
+        Request(id=at, task="generate", text=text, params=params) for at, text in enumerate(texts)
+    ]
+    outputs = Bench(engine, spec).answers(asked)
+    assert outputs[0].prompt_tokens > num_positions - 40
+    for each in asked:
+        (expected,) = alone.generate(each.text, max_new_tokens=9, min_new_tokens=9, do_sample=False)
+        assert list(outputs[each.id].choices[0].token_ids) == expected

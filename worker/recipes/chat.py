@@ -83,8 +83,7 @@ def _asking(work: Work, messages: Messages) -> Ask:
 
 
 def _request(work: Work, **prompt: Any) -> Request:
-    switches = work.contract.get("chat_template_kwargs", {})
-    return work.request(task="chat", chat_template_kwargs=switches, **prompt)
+    return work.request(task="chat", **prompt)
 
 
 def _report(work: Work, dialogue: Dialogue, num_left_out: int) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Work:
             id=next(self.request_ids),
             is_interactive=self.is_interactive,
             options={name: self.contract[name] for name in OPTIONS if name in self.contract},
+            chat_template_kwargs=self.contract.get("chat_template_kwargs", {}),
             **{"params": self.params, **fields},
         )
 

@@ -17,7 +17,7 @@ from worker.errors import LanguageUnclear, RequestFailed
 from worker.guards.measures import length_of
 from worker.guards.reasons import untranslated
 from worker.recipes.draft import Draft, is_empty
-from worker.recipes.recipe import Fallible, Steps, Work
+from worker.recipes.recipe import Fallible, Steps, Work, reasoning_tokens
 
 AUTO = ("auto", "und")  # a source language that is found out
 PAIR = ">"
@@ -92,6 +92,8 @@ def translate(work: Work) -> Steps:
         finish_reason="length" if is_cut else "stop",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        reasoning=outputs[0].choices[0].reasoning if len(outputs) == 1 else None,
+        reasoning_tokens=usage.reasoning_tokens,
         provenance={
             "settings": dict(outputs[0].settings) if outputs else {},
             "document": report,
@@ -139,11 +141,14 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int | None = None  # of the completions'; None where no model thinks
     num_asked_again: int = 0  # because the answer was empty
 
     def add(self, output: Output) -> None:
         self.prompt_tokens += output.prompt_tokens
         self.completion_tokens += sum(each.completion_tokens for each in output.choices)
+        if (thought := reasoning_tokens([output])) is not None:
+            self.reasoning_tokens = (self.reasoning_tokens or 0) + thought
 
 
 def _legs(work: Work, text: str) -> tuple[list[Leg], dict[str, Any]]:

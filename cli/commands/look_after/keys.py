@@ -113,8 +113,8 @@ def rotate(json: options.Json = False) -> None:
         say(f"{plural(sum(sealed.values()), 'text')} sealed with {ring.primary}")
         if num_left:
             note(
-                f"{plural(num_left, 'text')} not yet: a process has another ring, or somebody changed "
-                "them and they do not open; run this again"
+                f"{plural(num_left, 'text')} not yet: a process has another ring, or somebody "
+                "changed them and they do not open; run this again"
             )
     interrupts.raise_if_any()
     if num_left:

@@ -95,6 +95,8 @@ def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
                 value = setting["value"]
                 shown = f"{value:,} {UNITS.get(name, '')}" if isinstance(value, int) else str(value)
                 listing.add_row("", name, shown.strip(), setting["reason"])
+            if held := card.get("weights"):
+                listing.add_row("", "weights", "", held)
             if changed := engine.get("changed_weights"):
                 listing.add_row(
                     "",

@@ -69,6 +69,31 @@ def test_every_known_mark_parts_thought_from_answer(
     )
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("hello", "<think>hm</think>yes", ("hm", "yes")),
+        ("hello<think>\n", "hm</think>yes", ("hm", "yes")),
+        ("hello", "hm</think>yes", None),
+        ("hello", "it says <think>hm</think>", None),
+    ],
+)
+def test_without_a_template_a_thought_is_what_a_mark_opens(
+    prompt: str, answer: str, expected: tuple[str, str] | None
+) -> None:
+    """Of a text that somebody wrote as a template would, for the task `generate`."""
+    for template in ("{{ '<think>' }}", ""):
+        tokenizer = Characters(template=template)
+        ids = tokenizer.encode(answer)
+        found = ThoughtSplitter(tokenizer).thought(tokenizer.encode(prompt), ids, False)
+        if expected is None or not template:
+            assert found is None
+        else:
+            assert found is not None
+            rest = found.rest + tokenizer.decode(ids[found.num_tokens :])
+            assert (found.text, rest) == expected
+
+
 def test_a_thought_that_the_prompt_opens_is_one() -> None:
     tokenizer = Characters(template="{{ '<think>' }}")
     text, num_tokens, rest = split(tokenizer, "hello<think>\n", "hm</think>\n\nyes") or ("", 0, "")

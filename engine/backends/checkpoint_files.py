@@ -1,0 +1,91 @@
+"""Checkpoint files: where a checkpoint lies, and one part of it read from there.
+
+What a library raises becomes a sentence that names the part and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.hub import cached_file
+
+from engine.errors import Unloadable
+from engine.protocol.engine_spec import EngineSpec
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+
+
+def place(spec: EngineSpec) -> str:
+    """A folder here, or else a name on the hub."""
+    folder = Path(spec.checkpoint).expanduser()
+    return str(folder) if folder.is_dir() else spec.checkpoint
+
+
+def files_of(spec: EngineSpec) -> Path:
+    """The folder that holds the checkpoint's files: its own, or the hub's snapshot."""
+    folder = Path(place(spec))
+    if folder.is_dir():
+        return folder
+    config = cached_file(spec.checkpoint, "config.json", revision=spec.revision)
+    assert config is not None  # it was loaded a moment ago
+    return Path(config).parent
+
+
+def refuse_missing_files(spec: EngineSpec) -> None:
+    """What is written as a path is a path: do not ask the hub for it. And a folder without
+    a tokenizer is refused here, for `transformers` would make one that knows no word."""
+    folder = Path(place(spec))
+    name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
+    if not folder.is_dir():
+        if spec.checkpoint.startswith(("/", ".", "~")) or spec.checkpoint.count("/") > 1:
+            raise Unloadable(f"{name} is not a folder here; check the path in tidemill.toml")
+        return
+    for part, patterns in (("config.json", ("config.json",)), ("a tokenizer", TOKENIZER_FILES)):
+        if not any(path for pattern in patterns for path in folder.glob(pattern)):
+            raise Unloadable(
+                f"{name} is a folder without {part}; it should be what save_pretrained writes"
+            )
+
+
+def loaded(
+    spec: EngineSpec, part: str, load: Callable[..., Any], arguments: Mapping[str, Any]
+) -> Any:
+    """One part of the checkpoint; what a library raises becomes a sentence."""
+    try:
+        return load(place(spec), **arguments)
+    except Exception as error:
+        raise Unloadable(why_not(spec, part, error)) from error
+
+
+def why_not(spec: EngineSpec, part: str, error: Exception) -> str:
+    name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name} brings code of its own; if you trust its author, "
+            "set trust_remote_code = true for it in tidemill.toml"
+        )
+    if isinstance(error, ImportError):
+        return f"{name} needs a package that is not installed: {first_sentence(error)}"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"{name} does not fit into memory; use a smaller dtype or another device"
+    if Path(place(spec)).is_dir():
+        return (
+            f"the {part} of {name} cannot be read ({first_sentence(error)}); "
+            "the folder should be what save_pretrained writes"
+        )
+    if part == "configuration" and isinstance(error, OSError):
+        return (
+            f"{name} is neither a folder here nor reachable on the Hugging Face hub "
+            f"({first_sentence(error)}); check the name in tidemill.toml"
+        )
+    return f"the {part} of {name} cannot be loaded ({first_sentence(error)})"
+
+
+def first_sentence(error: Exception) -> str:
+    """Libraries write essays; the beginning says what it was."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    head, _, _ = text.partition(". ")
+    return head[:240].rstrip(".")

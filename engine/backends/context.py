@@ -1,0 +1,45 @@
+"""Context: how many positions a configuration gives to a text, and which windows hide some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Relative positions: a longer text is read less well, but it can be read.
+RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+UNLIMITED = 1_000_000  # tokenizers write "no limit" as a very large number
+
+
+def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
+    """How many positions the encoder, the decoder or the only stack has."""
+    text_config = config.get_text_config()
+    if config.model_type in RELATIVE_POSITIONS:
+        if side == "decoder":
+            return None
+        named = getattr(text_config, "n_positions", None) or tokenizer.model_max_length
+        return named if named < UNLIMITED else None
+    for name in (f"max_{side}_position_embeddings", "max_position_embeddings", "n_positions"):
+        value = getattr(text_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return max(value, scaled_context(text_config, value))
+    return None
+
+
+def scaled_context(text_config: Any, num_positions: int) -> int:
+    """The context that rotary scaling makes of the positions that a configuration names.
+
+    Many name it already; recipes as Qwen's for YaRN leave the original there.
+    """
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    factor = rope.get("factor")
+    # One with parameters for each kind of layer names the scaled context.
+    if rope.get("rope_type") not in ("yarn", "dynamic", "linear") or not factor:
+        return num_positions
+    return int(factor * (rope.get("original_max_position_embeddings") or num_positions))
+
+
+def hides(window: int, config: Any) -> bool:
+    """Whether a window of attention leaves anything out: one as wide as the context does not."""
+    num_positions = None
+    if config.model_type not in RELATIVE_POSITIONS:
+        num_positions = context_tokens(config, None, "decoder")
+    return num_positions is None or window < num_positions

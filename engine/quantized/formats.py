@@ -1,0 +1,130 @@
+"""Formats: how a configuration says that weights are packed, and what unpacks them.
+
+What is unpacked is what the packed numbers stand for, in float32: an integer of at most eight bits
+times a scale in half precision is exact there, and nothing is rounded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from engine.quantized import bitsandbytes, compressed_tensors, fp8, integers, mxfp4
+
+
+class Unreadable(Exception):
+    """Why packed weights cannot be unpacked here, in words."""
+
+
+# Whether a name is that of a packed weight is found out from what lies beside it.
+Unpack = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], tuple[str, Tensor] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    name: str
+    unpack: Unpack
+    companions: tuple[str, ...]  # endings of names that are of no use by themselves
+    settings: Mapping[str, Any]  # what the configuration says of it
+
+    def weights(self, packed: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, bool]]:
+        """Name, weight and whether it was packed, for every weight of a checkpoint.
+
+        Raises Unreadable.
+        """
+        for name in packed:
+            if name.endswith(self.companions):
+                continue
+            try:
+                unpacked = self.unpack(name, packed, self.settings)
+            except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise Unreadable(f"{name} is not packed as {self.name} says: {error}") from error
+            if unpacked is None:
+                yield name, packed[name], False
+            else:
+                yield *unpacked, True
+
+
+UNPACKED: dict[str, tuple[Unpack, tuple[str, ...]]] = {
+    "gptq": (integers.gptq, integers.COMPANIONS),
+    "awq": (integers.awq, integers.COMPANIONS),
+    "bitsandbytes": (bitsandbytes.unpack, bitsandbytes.COMPANIONS),
+    "compressed-tensors": (compressed_tensors.unpack, compressed_tensors.COMPANIONS),
+    "fp8": (fp8.unpack, fp8.COMPANIONS),
+    "mxfp8": (fp8.unpack, fp8.COMPANIONS),
+    "fbgemm_fp8": (fp8.unpack, fp8.COMPANIONS),
+    "mxfp4": (mxfp4.unpack, mxfp4.COMPANIONS),
+}
+# What to install so that `transformers` runs a format itself.
+PACKAGES = {
+    "gptq": "gptqmodel optimum",
+    "awq": "gptqmodel accelerate",
+    "bitsandbytes": "bitsandbytes accelerate",
+    "compressed-tensors": "compressed-tensors accelerate",
+    "fp8": "accelerate kernels",
+    "mxfp8": "accelerate kernels",
+    "fbgemm_fp8": "fbgemm-gpu accelerate",
+    "mxfp4": "accelerate kernels triton",
+    "aqlm": "aqlm accelerate",
+    "auto-round": "auto-round",
+    "bitnet": "accelerate",
+    "eetq": "eetq accelerate",
+    "fp_quant": "fp_quant",
+    "higgs": "flute-kernel accelerate",
+    "hqq": "hqq accelerate",
+    "quanto": "optimum-quanto accelerate",
+    "quark": "amd-quark accelerate",
+    "spqr": "spqr_quant accelerate",
+    "torchao": "torchao accelerate",
+    "vptq": "vptq accelerate",
+}
+# Of auto-round, the packings that are another's.
+AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
+
+
+def settings_of(config: Any) -> dict[str, Any] | None:
+    """What a configuration says of packed weights; None where it says nothing."""
+    for each in (config, config.get_text_config(decoder=True)):
+        settings = getattr(each, "quantization_config", None)
+        if settings is not None:
+            return dict(settings if isinstance(settings, dict) else settings.to_dict())
+    return None
+
+
+def method_of(settings: Mapping[str, Any]) -> str:
+    method = settings.get("quant_method")
+    if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        method = "bitsandbytes"
+    return str(getattr(method, "value", method))
+
+
+def format_of(settings: Mapping[str, Any]) -> Format:
+    """Raises Unreadable."""
+    method = method_of(settings)
+    if method == "auto-round":
+        method = AUTO_ROUND.get(str(settings.get("packing_format")), method)
+    if method not in UNPACKED:
+        raise Unreadable(f"{method} is a format that is not unpacked here")
+    unpack, companions = UNPACKED[method]
+    reason = why_not(method, settings)
+    if reason is not None:
+        raise Unreadable(reason)
+    return Format(method, unpack, companions, settings)
+
+
+def why_not(method: str, settings: Mapping[str, Any]) -> str | None:
+    """What of a format is not unpacked here; None if all is."""
+    if method == "awq":
+        version = str(settings.get("version", "gemm")).lower()
+        if version != "gemm":
+            return f"awq of version {version!r} is laid out otherwise than gemm"
+    if method in ("gptq", "awq"):
+        bits = settings.get("bits", settings.get("w_bit", 4))
+        if bits not in integers.BITS:
+            return f"{method} of {bits} bits is not unpacked here"
+    if method == "compressed-tensors":
+        return compressed_tensors.why_not(settings)
+    return None

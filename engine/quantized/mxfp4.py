@@ -1,0 +1,23 @@
+"""MXFP4: the experts of gpt-oss, four bits of a float with a power of two for 32 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from engine.quantized.bits import FP4, nibbles, powers
+
+COMPANIONS = ("_scales",)
+
+
+def unpack(
+    name: str, packed: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[str, Tensor] | None:
+    """blocks: (experts, outputs, groups, 16); the weight: (experts, inputs, outputs)"""
+    if not name.endswith("_blocks"):
+        return None
+    base = name.removesuffix("_blocks")
+    weight = FP4[nibbles(packed[name])] * powers(packed[f"{base}_scales"])[..., None]
+    return base, weight.flatten(-2).transpose(-1, -2).contiguous()

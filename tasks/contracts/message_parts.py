@@ -1,0 +1,68 @@
+"""Message parts: the content of a message as a list, of which text is all that is read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from tasks.contracts.contract import clash
+
+# What a part may be called, or hold, that no text is, and how a person calls it.
+NOT_TEXT = {"image": "an image", "audio": "a sound", "video": "a video", "file": "a file"}
+TEXT = ("text", "input_text", "output_text")
+# Where translators look for the languages: templates read them from the part of a user.
+LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
+SWITCHES = "chat_template_kwargs"
+
+
+def text_of(content: Any) -> Any:
+    """The text of a list of parts; anything else as it is. Refuses what is no text by its name."""
+    if not isinstance(content, list | tuple):
+        return content
+    texts = []
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise PydanticCustomError("no_part", "holds a part that is no object")
+        for word in (part.get("type"), *part):
+            for kind, name in NOT_TEXT.items():
+                if isinstance(word, str) and kind in word:
+                    raise PydanticCustomError(
+                        "not_text",
+                        "holds {name}; models read text alone here: leave it out, or send what it "
+                        "says as text",
+                        {"name": name},
+                    )
+        text = part.get("text")
+        if part.get("type", "text") not in TEXT or not isinstance(text, str):
+            raise PydanticCustomError("no_part", "holds a part that is no text; leave it out")
+        if extra := set(part) - {"type", "text", *LANGUAGE_FIELDS}:
+            raise PydanticCustomError(
+                "no_part",
+                "holds a part with {num} fields beside type and text; leave them out",
+                {"num": len(extra)},
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def with_languages(fields: Any) -> Any:
+    """The fields of a contract, with the languages that parts name among the switches of the
+    template, which gives them back to the parts."""
+    if not isinstance(fields, dict):
+        return fields
+    named: dict[str, Any] = {}
+    for field, code in _languages(fields.get("messages")):
+        if named.setdefault(field, code) != code:
+            raise clash("messages", f"have more than one {field}; send a job for each")
+    switches = fields.get(SWITCHES)
+    if not named or not isinstance(switches, dict | None):
+        return fields
+    return {**fields, SWITCHES: {**named, **(switches or {})}}
+
+
+def _languages(messages: Any) -> Iterator[tuple[str, Any]]:
+    for message in messages if isinstance(messages, list | tuple) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list | tuple) else ():
+            if isinstance(part, Mapping):
+                yield from ((each, part[each]) for each in LANGUAGE_FIELDS if each in part)
