@@ -1,1 +1,1 @@
-"""What runs a model: in flight, `model.generate`, vLLM, CTranslate2, and a fake."""
+"""Backends: in flight, `model.generate`, vLLM, CTranslate2, and a fake."""

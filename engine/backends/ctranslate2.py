@@ -94,7 +94,7 @@ class CTranslate2Backend:
         return list(self._run_blaming(plan.admitted))
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
-        """Nothing is kept between steps."""
+        """Does nothing: no cache is kept between steps."""
 
     def check(self, running: Iterable[Sequence]) -> None:
         """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
@@ -146,7 +146,7 @@ class CTranslate2Backend:
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """None if its greedy answers are known to be exact."""
+    """The reason that its greedy answers may not be exact; None if they are known to be."""
     config, own = checkpoint.config, checkpoint.generation_config
     if config.model_type not in PROVED:
         return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
@@ -177,7 +177,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
 
 
 def translator_of(checkpoint: Checkpoint, spec: EngineSpec) -> Any:
-    """What `checkpoint.model` is, converted and loaded."""
+    """The translator made from `checkpoint.model`, converted and loaded."""
     compute_type = COMPUTE_TYPES[spec.quantization]
     with tempfile.TemporaryDirectory(prefix="tidemill-") as folder:
         Converter(checkpoint).convert(
@@ -197,7 +197,7 @@ def word(token_id: int) -> str:
 
 
 class Converter(converters.TransformersConverter):
-    """Of a model that is loaded already."""
+    """Converts a model that is loaded already."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.card.checkpoint)

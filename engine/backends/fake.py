@@ -52,7 +52,7 @@ CRASH_STATUS = 86  # how the process ends on `fake_crash_on`
 
 
 class FakeFailure(Exception):
-    """What a prompt with `fake_fail_on` comes to."""
+    """The failure of a prompt with `fake_fail_on`."""
 
 
 class FakeBackend:
@@ -206,7 +206,7 @@ def spoken(token_ids: Iterable[int], words: list[str]) -> str:
 
 @dataclass(slots=True)
 class FakeRow:
-    """One answer as far as it has come."""
+    """One answer, and the number of its tokens so far."""
 
     words: list[str]
     state: int  # of the stream of words
@@ -242,7 +242,7 @@ def _is_among(language: str, languages: tuple[str, ...]) -> bool:
 
 
 def fake_rows(sequence: Sequence) -> list[FakeRow]:
-    """One for each sequence to return."""
+    """A row for each sequence to return."""
     request, settings = sequence.request, sequence.settings
     words = prompt_words(request)
     has_length = request.params.max_new_tokens is not None or request.params.max_length is not None

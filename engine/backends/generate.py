@@ -71,7 +71,7 @@ RUNS_ALONE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What sequences have in common that share a call."""
+    """The settings that sequences of one call have in common."""
 
     settings: ResolvedParams  # without what may differ from row to row
     length_class: Hashable
@@ -82,7 +82,7 @@ class BatchKey:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """What was found out before about requests that share a call."""
+    """The verdict of an earlier probe on requests that share a call."""
 
     why_alone: str | None  # None: they may
 
@@ -165,7 +165,7 @@ class GenerateBackend:
         return list(self._run_blaming(plan.admitted))
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
-        """Nothing is kept between steps."""
+        """Does nothing: no cache is kept between steps."""
 
     def check(self, running: Iterable[Sequence]) -> None:
         """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
@@ -321,7 +321,7 @@ class GenerateBackend:
 
     @contextlib.contextmanager
     def seeded(self, seed: int | None) -> Iterator[None]:
-        """What is drawn within follows from the seed, if there is one."""
+        """Within this context draws follow from the seed, if there is one."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             if seed is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of generation itself and cannot have: refused at load, by name.
+"""Generation settings of a checkpoint that cannot be served: refused at load, by name.
 
 `generate` would raise on every request instead.
 """
@@ -41,7 +41,8 @@ NONE = ("pad_token_id", -1)  # how older configurations write that there is no s
 
 
 def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
-    """One sentence; None if all can be attended to. num_ids: that the embedding holds"""
+    """The reason in one sentence; None if every setting can be served. num_ids: rows of the
+    embedding"""
     for name, (neutral, what) in NOT_RUN.items():
         value = own.get(name)
         if value is not None and value not in neutral:
@@ -90,7 +91,7 @@ def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
 
 
 def numbers(value: Any) -> Iterator[int]:
-    """Of token ids, however deep in lists."""
+    """The token ids in a value, however deep in lists."""
     if isinstance(value, int):
         yield value
     elif isinstance(value, list | tuple):
@@ -99,7 +100,7 @@ def numbers(value: Any) -> Iterator[int]:
 
 
 def paired_ids(value: Any) -> Iterator[int]:
-    """Of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
+    """The token ids of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         if isinstance(pair, list | tuple) and pair:
             yield from numbers(pair[0])

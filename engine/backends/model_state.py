@@ -48,7 +48,7 @@ class ObjectState:
             tensor.copy_(copy)
 
     def changes(self) -> set[str]:
-        """Names of what is another now."""
+        """The names of the attributes that differ now."""
         now = vars(self.owner)
         names: set[str] = self.attributes.keys() ^ now.keys()
         names |= {
@@ -71,7 +71,8 @@ class Freshness:
         self._take()
 
     def restore(self) -> None:
-        """To be called in inference mode: a forward may have left tensors of that."""
+        """Puts the model back as it was. Call it in inference mode: a forward may have left
+        inference tensors."""
         if self._weights() != self.weights:
             # An RWKV divides its weights at its first forward, and notes that it has. They
             # are not kept twice, so what is said about them must stay with them.
@@ -81,7 +82,7 @@ class Freshness:
             each.restore()
 
     def changes(self) -> list[str]:
-        """What is another than when it was taken, as `Module.attribute`; not the weights."""
+        """The attributes that differ from the snapshot, as `Module.attribute`; not the weights."""
         return sorted(
             f"{type(each.owner).__name__}.{name}" for each in self.states for name in each.changes()
         )
@@ -99,7 +100,7 @@ class Freshness:
         self.weights = self._weights()
 
     def _weights(self) -> list[int]:
-        """How often each was changed in place."""
+        """The number of in-place changes of each weight."""
         return [each._version for each in self.model.parameters() if not each.is_inference()]
 
 

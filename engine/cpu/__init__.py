@@ -1,1 +1,1 @@
-"""What is compiled for a CPU; everything here has a plain torch counterpart. See README.md."""
+"""Compiled code for a CPU; each part has a plain torch counterpart. See README.md."""

@@ -100,8 +100,8 @@ class CapturedGraph:
 
 
 class BufferPlan:
-    """Where each tensor lies that a step allocates: in a buffer of the pool, or in the result of
-    an AllocatingCall."""
+    """The place of each tensor that a step allocates: a buffer of the pool, or the result of an
+    AllocatingCall."""
 
     def __init__(
         self, calls: list[CapturedCall], born: dict[int, int], result: Tensor, pool: GraphBuffers

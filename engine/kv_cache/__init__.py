@@ -1,1 +1,1 @@
-"""Where the keys and values of running sequences are kept, and how much room there is."""
+"""KV caches of running sequences, and the planning of their memory."""

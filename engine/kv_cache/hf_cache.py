@@ -1,4 +1,4 @@
-"""What an encoder-decoder of `transformers` is given as its past keys and values.
+"""The cache object that an encoder-decoder of `transformers` gets as its past keys and values.
 
 The attention function stores and reads keys itself (`attention/forward_context.py`), as the
 continuous batching of `transformers` does with its `cache` argument. A decoder-only model needs

@@ -53,7 +53,7 @@ class StepShape:
 
 
 class StepInputs:
-    """All that differs between steps of one shape."""
+    """The tensors that differ between steps of one shape."""
 
     def __init__(self, shape: StepShape, kv_cache: PagedKVCache) -> None:
         device = kv_cache.shape.device

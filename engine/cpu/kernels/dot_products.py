@@ -1,4 +1,4 @@
-"""One query times many keys, and many values summed by their scores, in LLVM IR.
+"""Dot products of one query with many keys, and sums of many values by their scores, in LLVM IR.
 
 Heads are a few registers wide. What numba makes of loops over them sums across a register for
 each key, and keeps the sum of the values in memory.
