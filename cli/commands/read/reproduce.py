@@ -107,6 +107,9 @@ def contract_again(first: "JobDetails") -> "Contract":
         settled = {name: value for name, value in settings.items() if name in field_names}
         if isinstance(settled.get("early_stopping"), str):  # "never", which only a model says
             del settled["early_stopping"]
+        if first.job.finish_reason == "stop":
+            # It ended by itself, and the fake engine ends otherwise where a length is named.
+            settled.pop("max_new_tokens", None)
         fields = {**settled, **fields}
     return contract.parse(
         {

@@ -388,14 +388,14 @@ def test_a_rotation_that_is_broken_off_leaves_every_text_readable(
 
     with pytest.raises(KeyboardInterrupt):
         rotation.rotate(both, pause=die)
-    counts = values_by_key(both, both.keys)["payloads.contract"]
-    assert (counts["k2"], counts["k1"]) == (2, 3)
+    num_sealed = sum(counts["k2"] for counts in values_by_key(both, both.keys).values())
+    assert num_sealed == rotation.ROWS, "one page"
     for job_id in jobs:
         found = find_details(job_id, database=both)
         assert found is not None
         assert found.contract == {"text": f"{CANARY} was sent"}
     rotation.rotate(both, pause=lambda _: None)
-    assert values_by_key(both, both.keys)["payloads.contract"]["k1"] == 0
+    assert not any(counts["k1"] for counts in values_by_key(both, both.keys).values())
     both.close()
 
 
