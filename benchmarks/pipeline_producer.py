@@ -14,8 +14,8 @@ from db.queries import submission
 from db.schema import migrate
 from db.states import JobState
 from tasks import submit_batch
+from tasks.configuration.settings import database
 from tasks.generate import GenerateContract
-from tasks.settings import database
 
 LOOK_SECONDS = 0.25  # whoever looks often takes time from those that work
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 13
@@ -37,8 +37,12 @@ def enqueue(num_jobs: int) -> None:
 
 def run(num_jobs: int) -> None:
     """Prints jobs a second, from the first insert to the last commit."""
-    contract = {"text": "gulls cry", "max_new_tokens": 8}
-    print(num_jobs / finish(GenerateContract.parse(contract) for _ in range(num_jobs)))
+    contracts = (
+        # Each of its own, or the content cache would answer all but one.
+        GenerateContract.parse({"text": f"gulls cry {number}", "max_new_tokens": 8})
+        for number in range(num_jobs)
+    )
+    print(num_jobs / finish(contracts))
 
 
 def answer(requests: str, warm_up: str) -> None:

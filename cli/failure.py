@@ -1,7 +1,7 @@
 """Failure: any error as a sentence that a person can act on."""
 
+from db.connection.lock_holders import is_locked
 from db.errors import DatabaseError
-from db.lock_holders import is_locked
 from tasks.errors import TidemillError
 
 

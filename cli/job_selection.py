@@ -15,7 +15,8 @@ from cli.output.terminal import plural, say, warn, write_json
 from cli.stack.ready import require_ready
 from db.audit import Act, append
 from db.models import Job
-from db.reading import FoundJob, find_job
+from db.reading.found_job import FoundJob
+from db.reading.results import find_job
 from db.session import Database
 
 MAX_AT_ONCE = 1000

@@ -4,8 +4,9 @@ from uuid import UUID
 
 from cli.errors import NotFound
 from cli.output.terminal import note
-from db.reading import FoundBatch, JobDetails, find_batches, find_details
-from tasks import settings
+from db.reading.batches import FoundBatch, find_batches
+from db.reading.job_details import JobDetails, find_details
+from tasks.configuration import settings
 
 
 def found_batch(name: str) -> FoundBatch:

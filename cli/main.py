@@ -17,34 +17,30 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import (
+from cli.commands.enqueue import cancel, nightly, retry, submit
+from cli.commands.look_after import (
     audit,
     backup,
-    batches,
-    canaries,
-    cancel,
-    demo,
     doctor,
     erase,
     export,
     keys,
     messages,
-    migrate,
     models,
-    nightly,
     prune,
+)
+from cli.commands.read import (
+    batches,
+    canaries,
     quality,
     reproduce,
     results,
-    retry,
     show,
     status,
-    submit,
     top,
-    up,
     watch,
-    worker,
 )
+from cli.commands.start import demo, migrate, up, worker
 from cli.output.escaping import FALLBACK
 from cli.output.terminal import say, warn
 from cli.usage import Command

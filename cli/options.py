@@ -50,7 +50,7 @@ COLUMNS = (
     *("num_missed_terms", "pruned_at", "erased_at"),
 )
 
-MAX_SECONDS = 10**9  # as in db.reading
+MAX_SECONDS = 10**9  # as in db.reading.results
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Errors = Annotated[

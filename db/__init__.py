@@ -9,7 +9,8 @@ The public part is for reading:
 
 from db.errors import DatabaseError
 from db.lane import Lane
-from db.reading import Cursor, FoundJob, JobError, find_job, find_results
+from db.reading.found_job import Cursor, FoundJob, JobError
+from db.reading.results import find_job, find_results
 from db.session import Database, database_from_environment
 from db.states import JobState
 

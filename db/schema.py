@@ -10,8 +10,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from db import audit
+from db.connection.lock_holders import is_locked
 from db.errors import DatabaseError, DatabaseLocked
-from db.lock_holders import is_locked
 from db.models import AuditHead
 from db.session import Database
 

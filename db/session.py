@@ -13,12 +13,12 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.orm import Session
 
-from db.database_url import read_database_url
+from db.connection.database_url import read_database_url
+from db.connection.lock_holders import is_locked, locked_sentence
+from db.connection.url_redaction import masked
 from db.encryption.key_ring import KeyRing, key_ring
 from db.encryption.sealed import seal_inserts
 from db.errors import DatabaseError
-from db.lock_holders import is_locked, locked_sentence
-from db.masking import masked
 
 LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
 
@@ -157,6 +157,6 @@ def _postgresql(url: URL) -> Engine:
 
 def database_from_environment() -> Database:
     """The database that `TIDEMILL_DATABASE_URL` names, or that a `tidemill up` here serves."""
-    from db.address import database_address
+    from db.connection.address import database_address
 
     return Database(database_address(os.environ, Path.cwd()))

@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from db.reading import FoundJob, find_batches, find_results
+from db.reading.batches import find_batches
+from db.reading.found_job import FoundJob
+from db.reading.results import find_results
 from db.session import Database, database_from_environment
 from db.states import FINISHED, JobState
 from engine.protocol.task_names import TASK_NAMES
-from tasks.contract import Contract
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import Contract
 from tasks.errors import ContractError, SettingsError
-from tasks.submit import SubmittedBatch, submit_batch
+from tasks.submission.batch import submit_batch
+from tasks.submission.submitted import SubmittedBatch
 
 BATCH = "canaries"  # the name of all their batches
 MAX_BATCHES = 20  # looked through for the last answer of each

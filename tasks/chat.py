@@ -7,9 +7,11 @@ from celery import Task
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from tasks.app import app
-from tasks.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
-from tasks.json_answer import JsonAnswerContract
-from tasks.submit import SubmittedJob, submit_contract, submit_request
+from tasks.contracts.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
+from tasks.contracts.json_answer import JsonAnswerContract
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 MAX_TEMPLATE_KWARGS = 32
 MAX_TEMPLATE_KWARGS_CHARACTERS = 8192  # as JSON

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from db.lane import Lane
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
 
 # Celery's own default, so that a producer need not name it.
 SUBMISSIONS = "celery"

@@ -11,9 +11,9 @@ from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Request
 from tests.workers import PATIENCE_SECONDS
-from worker.attempt import Attempt
-from worker.engine_client import EngineClient
-from worker.kept_outputs import Kept, Page
+from worker.attempts.attempt import Attempt
+from worker.cache.kept_outputs import Kept, Page
+from worker.engines.engine_client import EngineClient
 from worker.masking.masker import Masker
 from worker.recipes import Work
 from worker.settings import Settings

@@ -21,9 +21,9 @@ from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
 from tasks.tracing import own_traceparent
+from worker.attempts.dialogue import with_dialogues
 from worker.backoff import backoff_seconds
 from worker.delivery import Delivery
-from worker.dialogue import with_dialogues
 from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings

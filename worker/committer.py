@@ -12,11 +12,11 @@ from uuid import UUID
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
-from db.model_card import model_card_id
 from db.outcome import Fence, FinishedRequest, FinishedSegment, Outcome
 from db.queries import cache as cache_queries
 from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
+from db.queries.model_cards import model_card_id
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds

@@ -19,8 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.outcome import Fence
 from db.queries import claims, worker_registry
 from db.session import Database
-from worker.attempt import Attempt
-from worker.engine_client import EngineClient
+from worker.attempts.attempt import Attempt
+from worker.engines.engine_client import EngineClient
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.periodic_thread import PeriodicThread
 from worker.settings import Settings

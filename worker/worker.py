@@ -20,43 +20,43 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from db.encryption.key_check import require_keys
 from db.lane import Lane
 from db.outcome import Fence, Outcome
-from db.reading import require_keys
-from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
+from db.upkeep.retention import Retention
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
 from engine.protocol.messages import ModelCard
 from engine.protocol.model_settings import ModelSettings
-from tasks import settings as places
 from tasks.canaries import Canary, canaries_of
-from tasks.catalog import Model
-from tasks.masking import Masking, masking_of
+from tasks.configuration import settings as places
+from tasks.configuration.catalog import Model
+from tasks.configuration.masking import Masking, masking_of
+from tasks.configuration.retention import retention_of
 from tasks.queues import queue_names
-from tasks.retention import retention_of
 from worker import quarantine
-from worker.attempt import Attempt
-from worker.cache_settings import CacheSettings
-from worker.cache_upkeep import CacheUpkeep
+from worker.attempts.attempt import Attempt
+from worker.attempts.job_trace import JobTrace
+from worker.cache.content_cache import ContentCache
+from worker.cache.kept_outputs import KeptOutputs
+from worker.cache.settings import CacheSettings
+from worker.cache.upkeep import CacheUpkeep
 from worker.claimer import ClaimedJob, Claimer
 from worker.committer import Committer
 from worker.consumer_watchdog import ConsumerWatchdog
-from worker.content_cache import ContentCache
-from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
-from worker.engine_client import EngineClient
+from worker.engines.cpu_count import threads_of_an_engine
+from worker.engines.engine_client import EngineClient
+from worker.engines.model_record import changed_files
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
-from worker.job_trace import JobTrace
-from worker.kept_outputs import KeptOutputs
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
-from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from db.queries import cache as cache_queries
 from db.queries import throughput
 from db.session import Database
-from tasks.catalog import Catalog, Model
-from tasks.contract import Contract
-from tasks.masking import masking_of
+from tasks.configuration.catalog import Catalog, Model
+from tasks.configuration.masking import masking_of
+from tasks.contracts.contract import Contract
 
 if TYPE_CHECKING:
     from engine.protocol.messages import ModelCard, Request
@@ -43,9 +43,9 @@ class CachedParts:
 
     def __init__(self, database: Database, catalog: Catalog, model: Model) -> None:
         # Imported here: of all commands only this one asks a recipe.
-        from worker.cache_settings import CacheSettings
-        from worker.content_cache import ContentCache
-        from worker.content_key import model_digest
+        from worker.cache.content_cache import ContentCache
+        from worker.cache.content_key import model_digest
+        from worker.cache.settings import CacheSettings
         from worker.masking.masker import Maskers
         from worker.worker import engine_spec
 

@@ -14,10 +14,11 @@ from cli.estimate.measured_rate import MeasuredRate
 from cli.estimate.token_counter import TokenCounter
 from db.queries import throughput
 from db.session import Database
-from tasks.catalog import Catalog, Model
-from tasks.contract import Contract
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.contract import Contract
 
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)]*\s|[。！？।]|\n")
+HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
 CONTEXT_SETTINGS = ("n_positions", "max_position_embeddings", "n_ctx", "max_source_positions")
 
 
@@ -156,7 +157,10 @@ class _Gathering:
         share.num_documents += 1
         share.num_characters += contract.num_characters
         share.num_tokens += num_tokens
-        share.num_parts += self._parts_of(text, num_tokens)
+        num_parts = self._parts_of(text, num_tokens)
+        if work.get("by_section"):
+            num_parts = max(num_parts, len(HEADING.findall(text)))
+        share.num_parts += num_parts
         self._cached.add(contract)
 
     def _parts_of(self, text: str, num_tokens: int) -> int:

@@ -12,10 +12,11 @@ from cli.ingest.errors_file import ErrorsFile
 from cli.ingest.row_parsing import Part, Refusal, RowParser
 from cli.output.progress import EnqueueProgress, states_in_words
 from cli.output.terminal import note, plural, warn
-from db.reading import FoundBatch, find_batches
-from tasks import settings
-from tasks.contract import Contract
-from tasks.submit import SubmittedBatch, submit_batch
+from db.reading.batches import FoundBatch, find_batches
+from tasks.configuration import settings
+from tasks.contracts.contract import Contract
+from tasks.submission.batch import submit_batch
+from tasks.submission.submitted import SubmittedBatch
 
 MAX_REPORTED = 20  # a file in which every line is wrong says so soon enough
 

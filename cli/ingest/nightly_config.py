@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cli.ingest import Source, open_source
+from cli.ingest.formats.sql import SqlSource
 from cli.ingest.row_parsing import Part
-from cli.ingest.sql import SqlSource
 from engine.protocol.task_names import TaskName
-from tasks.contract import clash
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import clash
 from tasks.errors import SettingsError
 
 DATE = "{date}"

@@ -7,13 +7,13 @@ from typing import Any
 
 from cli.errors import ColumnsUnfit, CommandError, SourceEmpty
 from cli.ingest import BadRow, Row, Source
-from tasks import settings
-from tasks.catalog import Catalog
 from tasks.chat import ChatContract
-from tasks.contract import Contract
+from tasks.configuration import settings
+from tasks.configuration.catalog import Catalog
+from tasks.contracts.contract import Contract
 from tasks.errors import ContractError, DuplicateId, Refused
-from tasks.first_seen import FirstSeen
-from tasks.previous_job import continued
+from tasks.submission.first_seen import FirstSeen
+from tasks.submission.previous_job import continued
 
 METADATA = "metadata."
 MAX_KEY_CHARACTERS = 256

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from db.encryption.key_ring import Unopenable
 from db.queries import throughput
 from db.states import FINISHED, JobState
-from tasks import settings
+from tasks.configuration import settings
 
 LOOK_SECONDS = 1.0  # it reads every row of the batch
 MAX_SAMPLED = 64  # parts of running jobs, to see how many tokens one has

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from db.outcome import SIGNALS
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 from db.suspicion import in_words
 
 

@@ -20,9 +20,9 @@ from rich.text import Text
 from cli.output.batch_tokens import BatchTokens
 from cli.output.escaping import visible
 from cli.output.terminal import Screen, err, one_line, plural
-from db.reading import FoundBatch, find_batches
+from db.reading.batches import FoundBatch, find_batches
 from db.states import FINISHED, JobState
-from tasks import settings
+from tasks.configuration import settings
 
 POLL_SECONDS = 0.25
 PLAIN_SECONDS = 5.0

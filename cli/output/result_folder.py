@@ -14,7 +14,7 @@ from uuid import UUID
 
 from cli.errors import CommandError
 from cli.output.result_names import TakenNames, result_name
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 from db.states import UNFINISHED, JobState
 
 RECORD = ".tidemill-results"  # no output has such a name

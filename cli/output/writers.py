@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol
 from cli.output.escaping import json_text
 from cli.output.job_json import COLUMNS, FIELDS, record
 from cli.output.terminal import one_line, table
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 
 MAX_GROUP_ROWS = 5000
 MAX_GROUP_CHARACTERS = 32_000_000  # of what the rows of a Parquet row group hold

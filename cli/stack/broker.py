@@ -7,7 +7,7 @@ from typing import Any
 import redis
 
 from cli.errors import BrokerUnreachable
-from db.masking import masked
+from db.connection.url_redaction import masked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

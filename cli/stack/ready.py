@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from cli.output.terminal import note
-from db.address import data_dir, is_named, is_starting, running_up
+from db.connection.address import data_dir, is_named, is_starting, running_up
 from db.schema import require_current
 from db.session import Database
-from tasks import settings
+from tasks.configuration import settings
 
 
 def require_ready() -> Database:

@@ -6,10 +6,10 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from db.figures import Backlog, OpenBatches, find_backlog, find_open_batches
 from db.queries import worker_registry
+from db.reading.figures import Backlog, OpenBatches, find_backlog, find_open_batches
 from db.session import Database
-from tasks import settings
+from tasks.configuration import settings
 
 ANSWER_SECONDS = 1.0  # that the workers have to say what they do
 

@@ -122,7 +122,7 @@ def rotate(
 ) -> dict[str, int]:
     """Seal with the first key whatever is not; returns how many values of each column were.
 
-    As `db.pruning.prune` it can be ended at any time, and told what to do between two parts.
+    As `db.upkeep.pruning.prune` it can be ended at any time, and told what to do between two parts.
     """
     keys = database.keys
     if keys is None:

@@ -16,7 +16,7 @@ from db.queries.retention import empty_payloads, empty_results
 from db.states import UNFINISHED, JobState
 
 if TYPE_CHECKING:
-    from db.erasure import Person
+    from db.upkeep.erasure import Person
 
 # What else a job has, by its name in an export.
 PARTS: dict[str, type[Base]] = {

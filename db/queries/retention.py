@@ -26,7 +26,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.clock import now, seconds_from_now
 from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
-from db.retention import ClassAges
+from db.upkeep.retention import ClassAges
 
 Key = tuple[Any, ...]
 

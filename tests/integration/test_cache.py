@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import event, func, select, update
 
 from cli.estimate import Estimate, estimated
-from db import erasure
 from db.clock import seconds_from_now
-from db.erasure import Person
 from db.models import CacheEntry, Job
 from db.outcome import FinishedRequest, Outcome
 from db.queries.cancel_retry import cancel_jobs
 from db.session import Database
-from tasks.catalog import Catalog, Model
-from tasks.contract import Contract
+from db.upkeep import erasure
+from db.upkeep.erasure import Person
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.contract import Contract
 from tasks.generate import GenerateContract
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
@@ -27,8 +27,8 @@ from tests.jobs import answer, claim, insert_job
 from tests.producers import FAKE
 from tests.serving import serving
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
-from worker.cache_settings import CacheSettings
-from worker.cache_upkeep import CacheUpkeep
+from worker.cache.settings import CacheSettings
+from worker.cache.upkeep import CacheUpkeep
 from worker.committer import Committer
 from worker.settings import Settings
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 
 from db.models import Segment
-from db.reading import find_details
+from db.reading.job_details import find_details
 from db.session import Database
 from db.states import JobState
 from engine.protocol.messages import Output, Request

@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import select
 from uuid_utils.compat import uuid7
 
-from db import audit, erasure, find_job
-from db.erasure import Person
+from db import audit, find_job
 from db.models import Batch, Job, QuarantinedMessage, Segment
 from db.outcome import Answer, FinishedSegment, Outcome
 from db.queries import inserts
 from db.session import Database
 from db.states import JobState
+from db.upkeep import erasure
+from db.upkeep.erasure import Person
 from tests.commands import InProcess
 from tests.jobs import claim, insert_job, job, payload, states
 from tests.workers import Cluster

@@ -12,7 +12,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from db.reading import find_results
+from db.reading.results import find_results
 from db.session import Database
 from tests.commands import ROOT, InProcess
 from tests.jobs import answer, set_columns, succeed
@@ -134,6 +134,14 @@ def test_parts_are_as_long_as_they_were_of_late(stored: InProcess, database: Dat
     asked = stored("submit", "summarize", "y" * 2501, "--estimate", "--json").json
 
     assert asked["parts"] == 11  # 250 characters each
+
+
+def test_each_section_that_is_to_be_a_part_is_one(stored: InProcess) -> None:
+    (stored.folder / "a.md").write_text("".join(f"## {n}\n\nIt is here.\n\n" for n in range(7)))
+    arguments = ("submit", "summarize", "a.md", "--estimate", "--json")
+
+    assert stored(*arguments).json["parts"] == 1
+    assert stored(*arguments, "--param", "by_section=true").json["parts"] == 7
 
 
 def test_a_night_is_estimated_by_model_and_task(stored: InProcess) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.output.result_folder import RECORD, ResultFolder
-from db.reading import find_results
+from db.reading.results import find_results
 from db.session import Database
 from db.states import JobState
 from tests.commands import InProcess

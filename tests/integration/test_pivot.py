@@ -6,10 +6,10 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from db.models import Segment
-from db.reading import find_details
+from db.reading.job_details import find_details
 from db.session import Database
 from db.states import JobState
-from tasks.submit import submit_batch
+from tasks.submission.batch import submit_batch
 from tasks.translate import TranslateContract, submit
 from tests.integration.test_documents import num_generated
 from tests.producers import FAKE

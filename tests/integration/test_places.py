@@ -12,7 +12,7 @@ import redis
 from cli.stack.embedded_valkey import EmbeddedValkey
 from tests.commands import CONFIG, CommandLine
 from tests.integration.test_up import wait_for
-from tests.unit.db.test_database_url import ODD_NAMES
+from tests.unit.db.connection.test_database_url import ODD_NAMES
 from tests.workers import PATIENCE_SECONDS
 from worker.celery.envelope import MAX_BYTES
 

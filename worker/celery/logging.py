@@ -38,7 +38,7 @@ from engine.logging import (
     error_location,
     is_json,
 )
-from tasks import settings as places
+from tasks.configuration import settings as places
 from tasks.errors import SettingsError
 from worker.settings import Settings
 

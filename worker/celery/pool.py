@@ -28,7 +28,7 @@ from db.errors import DatabaseError
 from tasks.errors import TidemillError
 from tasks.quarantine import MAX_BODY_BYTES, Reason, SetAside
 from tasks.queues import RUN_JOBS
-from tasks.submit import give_up
+from tasks.submission.message import give_up
 from worker import quarantine
 from worker.celery import redis_channel
 from worker.celery.task_message import JSON_ONLY

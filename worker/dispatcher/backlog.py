@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from db.lane import Lane
 from db.queries import dispatch, worker_registry
 from db.session import Database
-from tasks.publisher import Message, publish
+from tasks.submission.publisher import Message, publish
 from worker.dispatcher.queue_target import QueueTarget, seconds_until_needed
 from worker.failpoints import passing
 from worker.metrics.metrics import NO_METRICS, Metrics

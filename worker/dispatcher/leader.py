@@ -11,7 +11,7 @@ from db.session import Database
 
 log = logging.getLogger(__name__)
 
-LEADERSHIP = "dispatcher"  # as in db.health
+LEADERSHIP = "dispatcher"  # as in db.reading.health
 
 
 class Leader:

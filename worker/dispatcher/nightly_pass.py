@@ -12,10 +12,10 @@ from datetime import datetime
 from threading import Event
 
 from db import audit
-from db.pruning import prune
 from db.queries import dispatch
-from db.retention import Retention, seconds_until
 from db.session import Database
+from db.upkeep.pruning import prune
+from db.upkeep.retention import Retention, seconds_until
 from tasks.canaries import Canary, submit_canaries
 from tasks.errors import Refused
 from worker.periodic_thread import PeriodicThread

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from redis.exceptions import ResponseError
 
 from tasks.app import app
-from tasks.notifications import NotificationChannel, notification_channel
+from tasks.submission.notifications import NotificationChannel, notification_channel
 from worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)

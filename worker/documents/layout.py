@@ -224,7 +224,7 @@ def _line(text: str, start: int, end: int, is_row: bool) -> Line | None:
     if own and ABBREVIATED.fullmatch(own):
         own, at = "", marker.start("own")
     content = text[at:end]
-    stripped = content.rstrip()
+    stripped = content.removesuffix("\\").rstrip()  # which means a break, as two spaces do
     if not stripped:
         return None
     is_row |= stripped[0] == "|"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from db.outcome import Answer
-from db.reading import input_of
+from db.reading.results import input_of
 from worker.documents.languages import short_code
 from worker.errors import JobError, QualityGuardFailed
 from worker.guards.reasons import are_quick, measured, suspicions

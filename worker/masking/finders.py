@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from tasks.configuration.masking import KIND, MaskingRules
 from tasks.errors import SettingsError
-from tasks.masking import KIND, MaskingRules
 
 
 @dataclass(frozen=True, slots=True, order=True)

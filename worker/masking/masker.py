@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 from db.outcome import Answer
-from tasks.masking import Masking
-from worker.dialogue import Dialogue
+from tasks.configuration.masking import Masking
+from worker.attempts.dialogue import Dialogue
 from worker.documents.placeholders import MASKED, Span, blanked, missed
 from worker.masking.finders import Finder, Match, checked, finders_of
 

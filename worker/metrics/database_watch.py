@@ -10,7 +10,8 @@ from typing import get_args
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from db.figures import (
+from db.lane import Lane
+from db.reading.figures import (
     Backlog,
     EndedJobs,
     OpenBatches,
@@ -19,8 +20,7 @@ from db.figures import (
     find_open_batches,
     num_live_workers,
 )
-from db.lane import Lane
-from db.quality import Drift, find_drift
+from db.reading.quality import Drift, find_drift
 from db.session import Database
 from engine.protocol.task_names import TaskName
 from tasks.canaries import Canary, canary_outcomes

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.protocol.messages import Message, Output, Request
-from worker.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
+from worker.attempts.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
 from worker.errors import PreviousJobGone
 from worker.recipes.json_answer import (
     Ask,

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.protocol.messages import Choice, Output, Request
 from worker.errors import AnswerNotValid, RequestFailed
-from worker.json_answer import fault_of, json_within
+from worker.recipes.json_validation import fault_of, json_within
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
 
 MAX_ASKED = 3

@@ -10,10 +10,10 @@ from sqlalchemy import delete, insert, select, update
 from db import audit, schema
 from db.audit import Act, Head
 from db.models import AuditEntry, AuditHead, Base
-from db.pruning import num_prunable, prune
 from db.queries.inserts import table
-from db.retention import Retention
 from db.session import Database
+from db.upkeep.pruning import num_prunable, prune
+from db.upkeep.retention import Retention
 
 DAY = 86_400.0
 

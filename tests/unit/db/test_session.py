@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from db.address import AddressUnknown, database_url
+from db.connection.address import AddressUnknown, database_url
 from db.errors import DatabaseError
 from db.queries import submission
 from db.session import Database, database_from_environment

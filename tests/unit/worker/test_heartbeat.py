@@ -19,8 +19,8 @@ from tests.jobs import (
     job,
     set_columns,
 )
-from worker.attempt import Attempt
-from worker.engine_client import EngineClient
+from worker.attempts.attempt import Attempt
+from worker.engines.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
 from worker.recipes import Work
 from worker.settings import Settings

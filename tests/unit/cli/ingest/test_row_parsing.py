@@ -9,9 +9,9 @@ from cli.errors import ColumnsUnfit
 from cli.ingest import BadRow, Row
 from cli.ingest.row_parsing import Part, RowParser
 from cli.ingest.source import CheckColumns
-from tasks.catalog import Catalog, Model
 from tasks.chat import ChatContract
-from tasks.contracts import CONTRACTS
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.by_task import CONTRACTS
 from tasks.errors import ContractError, UnknownLanguage, UnknownModel
 
 CATALOG = Catalog(

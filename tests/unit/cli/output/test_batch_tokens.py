@@ -9,7 +9,7 @@ from db.queries import submission
 from db.queries.segments import insert_segments
 from db.session import Database
 from engine.protocol.messages import Choice, Output
-from tasks import settings
+from tasks.configuration import settings
 from tests.jobs import answer, claim, insert_job, succeed
 
 

@@ -3,7 +3,7 @@ import pytest
 from engine.backends.loader import choose_device
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
 from worker.worker import engine_spec
 
 

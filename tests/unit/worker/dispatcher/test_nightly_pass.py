@@ -9,9 +9,9 @@ from sqlalchemy import update
 from db import find_job
 from db.clock import seconds_from_now
 from db.models import Leadership
-from db.retention import Retention
 from db.session import Database
 from db.states import JobState
+from db.upkeep.retention import Retention
 from tests.jobs import insert_job
 from worker.dispatcher import nightly_pass
 from worker.dispatcher.nightly_pass import NIGHTLY, NightlyPass

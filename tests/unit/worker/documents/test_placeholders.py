@@ -56,6 +56,8 @@ def found(text: str) -> list[str]:
         "{a, select, x {{n, plural, other {#}}} other {-}}",
         '<a title="3 > 2" href="x">',
         "<a title='it\"s > that'>",
+        "%{name}",
+        "</0>",
         "[^1]",
         "[the guide][]",
     ],

@@ -196,6 +196,7 @@ def test_a_fence_that_nothing_closes_hides_nothing() -> None:
         ),
         ("> Day | Tide\n> --- | ---\n> One | Low\n", ["Day", "Tide", "One", "Low"]),
         ("Either | or\nneither", ["Either | or", "neither"]),
+        ("It is\\\nlow.", ["It is", "low."]),
     ],
 )
 def test_what_is_form_and_what_is_not(text: str, expected: list[str]) -> None:

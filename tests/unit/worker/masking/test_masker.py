@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 from db.outcome import Answer
 from engine.protocol.messages import Message
-from tasks.masking import MaskingRules
+from tasks.configuration.masking import MaskingRules
 from tests.jobs import answer
-from worker.dialogue import Dialogue
+from worker.attempts.dialogue import Dialogue
 from worker.masking.finders import Match, finders_of
 from worker.masking.masker import Masker
 

@@ -10,7 +10,7 @@ from db.outcome import Answer
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Message
 from tests.attempts import CountingClient, Run
-from worker.dialogue import Dialogue
+from worker.attempts.dialogue import Dialogue
 
 CONTEXT = 32  # words of a prompt, to the fake engine
 

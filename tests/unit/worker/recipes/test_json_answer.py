@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.engine_spec import EngineSpec
-from tasks.masking import MaskingRules
+from tasks.configuration.masking import MaskingRules
 from tests.attempts import CountingClient, Run
 from worker.masking.finders import finders_of
 from worker.masking.masker import Masker

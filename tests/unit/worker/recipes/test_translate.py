@@ -18,9 +18,9 @@ from engine.protocol.messages import Choice, Output, Params, Request
 from tests import checkpoints
 from tests.attempts import Pages
 from tests.workers import PATIENCE_SECONDS, ROOT
-from worker.attempt import Attempt
+from worker.attempts.attempt import Attempt
 from worker.documents.glossary import Glossary
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.recipes import Work
 from worker.recipes.draft import Draft
