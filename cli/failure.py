@@ -6,7 +6,7 @@ from tasks.errors import TidemillError
 
 
 def sentence_of(error: Exception) -> str:
-    """What to tell the user of an error that ends a command."""
+    """The sentence for the user of an error that ends a command."""
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
     if isinstance(error, TidemillError | DatabaseError):

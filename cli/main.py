@@ -93,8 +93,8 @@ app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
 app.add_typer(keys.keys, name="keys", rich_help_panel=KEEP)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -114,7 +114,7 @@ def _options(
 
 
 class _Warnings(logging.Handler):
-    """What the packages below have to say, as sentences with their fields."""
+    """Prints the log records of the packages below as sentences with their fields."""
 
     def emit(self, record: logging.LogRecord) -> None:
         common = vars(logging.makeLogRecord({}))

@@ -18,7 +18,7 @@ Metadata = Annotated[
 
 
 def person_of(tenant: str | None, metadata: Sequence[str] | None) -> "Person":
-    """A usage error where nobody is named."""
+    """The person that the options name; raises a usage error where they name none."""
     from db.upkeep.erasure import Person
 
     if tenant is None and not metadata:

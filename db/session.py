@@ -38,7 +38,7 @@ class Database:
 
     @cached_property
     def keys(self) -> KeyRing | None:
-        """What texts are sealed with; None: they are not. Raises KeysUnusable."""
+        """The keys that seal texts; None: texts are not encrypted. Raises KeysUnusable."""
         return self._keys or key_ring(os.environ)
 
     @property
@@ -65,13 +65,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction that may change rows; commits at the end or not at all."""
+        """A transaction that may change rows; commits at the end or not at all."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One transaction that changes nothing and, on SQLite, waits for no writer."""
+        """A transaction that changes nothing and, on SQLite, waits for no writer."""
         engine = self.engine.execution_options(tidemill_read_only=True)
         with Session(engine, expire_on_commit=False) as session:
             yield session

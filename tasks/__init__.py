@@ -1,4 +1,4 @@
-"""What a job is, and how to submit one.
+"""Tasks: the contract of each kind of job, and how to submit one.
 
     from tasks import summarize
     job = summarize.submit(text="...")

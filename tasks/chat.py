@@ -28,7 +28,7 @@ RESERVED_KWARGS = frozenset(
 MAX_KWARG_NAME = 64
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
@@ -36,10 +36,10 @@ class Message(BaseModel):
     content: Annotated[str, Storable, BeforeValidator(not_huge)]
 
 
-class ChatContract(JsonAnswerContract):
+class ChatContract(JsonAnswerContract, frozen=True):
     task: ClassVar[str] = "chat"
 
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=1000)
+    messages: tuple[ChatMessage, ...] = Field(min_length=1, max_length=1000)
     # A chat of the same tenant that has succeeded: its dialogue and answer come before these.
     previous_job_id: JobId | None = None
     # Switches of the model's chat template, such as {"enable_thinking": False}.
@@ -66,9 +66,9 @@ class ChatContract(JsonAnswerContract):
 
     @model_validator(mode="after")
     def _switches_a_template_only(self) -> Self:
-        given = self.chat_template_kwargs or {}
+        switches = self.chat_template_kwargs or {}
         field = "chat_template_kwargs"
-        for name in given:
+        for name in switches:
             if not (name.isascii() and name.isidentifier() and len(name) <= MAX_KWARG_NAME):
                 raise clash(
                     field,
@@ -77,7 +77,7 @@ class ChatContract(JsonAnswerContract):
             if name in RESERVED_KWARGS:
                 raise clash(field, f"may not hold {name}, which the worker sets; leave it out")
         try:
-            text = json.dumps(given, allow_nan=False, ensure_ascii=False)
+            text = json.dumps(switches, allow_nan=False, ensure_ascii=False)
             text.encode()
         except RecursionError:
             raise clash(field, "is nested too deeply; make it flat") from None

@@ -12,7 +12,7 @@ from tasks.submission.submitted import SubmittedJob
 from tasks.submit import submit_contract
 
 
-class GenerateContract(JsonAnswerContract):
+class GenerateContract(JsonAnswerContract, frozen=True):
     task: ClassVar[str] = "generate"
 
     text: Text

@@ -73,40 +73,40 @@ def keep_job(
                 (job["model"], Lane(job["lane"]), job["id"]) if not_before is None else None
             )
             return SubmittedJob(job["id"], True), publication
-        known = _known_job(session, job, payload)
-        if known.id == job_id and _differs(known, job, payload):
+        existing = _existing_job(session, job, payload)
+        if existing.id == job_id and _differs(existing, job, payload):
             # It was sent as a message, so nobody waits to be told; the job under this id is
             # what came first.
             keep(session, [_conflict(job, payload)])
             log.warning("another job has this id", extra={"job_id": str(job_id)})
-    return SubmittedJob(known.id, False), None
+    return SubmittedJob(existing.id, False), None
 
 
-def _known_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -> Any:
+def _existing_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -> Any:
     """The job that this one repeats; raises IdempotencyConflict if it differs by its key."""
     key: str | None = job["idempotency_key"]
     same = Job.id == job["id"]
     if key is not None:
         same |= (Job.tenant == job["tenant"]) & (Job.idempotency_key == key)
-    known = session.execute(
+    existing = session.execute(
         select(Job.id, Job.task, Payload.contract, Payload.pruned_at)
         .join(Payload, Payload.job_id == Job.id)
         .where(same)
         .order_by((Job.id == job["id"]).desc())
         .limit(1)
     ).one()
-    if key is not None and known.id != job["id"] and _differs(known, job, payload):
+    if key is not None and existing.id != job["id"] and _differs(existing, job, payload):
         raise IdempotencyConflict(key)
-    return known
+    return existing
 
 
-def _differs(known: Any, job: dict[str, Any], payload: dict[str, Any]) -> bool:
-    """Whether the job that is known was asked something else, as far as that is still kept."""
-    if known.task != job["task"]:
+def _differs(existing: Any, job: dict[str, Any], payload: dict[str, Any]) -> bool:
+    """Whether the existing job has another contract, as far as that is still kept."""
+    if existing.task != job["task"]:
         return True
-    if known.pruned_at is not None:
+    if existing.pruned_at is not None:
         return False
-    return as_given(known.contract) != as_given(payload["contract"])
+    return as_given(existing.contract) != as_given(payload["contract"])
 
 
 def _conflict(job: dict[str, Any], payload: dict[str, Any]) -> SetAside:
@@ -127,10 +127,10 @@ def set_aside(task: str, job_id: UUID, fields: dict[str, Any], reason: Reason) -
 
 
 def publish_now(database: Database, model: str, lane: Lane, job_id: UUID) -> None:
-    from tasks.submission.publisher import Message, publish
+    from tasks.submission.publisher import JobMessage, publish
 
     try:
-        publish([Message(model, lane, (job_id,))])
+        publish([JobMessage(model, lane, (job_id,))])
     except Exception as error:  # Redis away, its password refused, an address that is none
         # The job is kept, so to fail here would only have it submitted twice; the
         # dispatcher publishes it when Redis is back.

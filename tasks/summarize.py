@@ -25,7 +25,7 @@ Option = Annotated[
 ]
 
 
-class SummarizeContract(Contract):
+class SummarizeContract(Contract, frozen=True):
     task: ClassVar[str] = "summarize"
 
     text: Text

@@ -12,7 +12,7 @@ from tasks.submission.submitted import SubmittedJob
 from tasks.submit import submit_contract
 
 
-class TranslateContract(Contract):
+class TranslateContract(Contract, frozen=True):
     task: ClassVar[str] = "translate"
 
     text: Text

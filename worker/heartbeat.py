@@ -1,4 +1,4 @@
-"""The heartbeat: what a worker must see to at all times, on one thread.
+"""The heartbeat: the periodic duties of a worker, on one thread.
 
 Every second it ends attempts that ran out of time or lost their right, and engines that
 hang; every fifteen it renews the leases of what runs, and reports that the worker lives.

@@ -32,7 +32,7 @@ MAX_CUT_CHARACTERS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _DocumentKeys:
     num_characters: int
     document: bytes | None  # what its parts are kept by; None: it shares nothing
     first: tuple[bytes, ...]  # the requests that the recipe begins with
@@ -46,8 +46,8 @@ class CachedParts:
         from worker.cache.content_cache import ContentCache
         from worker.cache.content_key import model_digest
         from worker.cache.settings import CacheSettings
+        from worker.engines.fleet import engine_spec
         from worker.masking.masker import Maskers
-        from worker.worker import engine_spec
 
         self._database = database
         self._model = model
@@ -62,7 +62,7 @@ class CachedParts:
         if self._card is not None:
             self._digest = model_digest(engine_spec(model, 1), self._card)
         self._num_cut_characters = 0
-        self._pending: list[_Asked] = []
+        self._pending: list[_DocumentKeys] = []
         self.num_documents = 0  # all of whose requests are answered
         self.num_parts = 0  # answered requests, of these and of others
         self.num_characters = 0  # about how much of the sources that is
@@ -75,17 +75,17 @@ class CachedParts:
     def add(self, contract: Contract) -> None:
         if not self.is_known or self._card is None:
             return
-        self._pending.append(self._asked(contract))
+        self._pending.append(self._keys_of(contract))
         if len(self._pending) >= DOCUMENTS_AT_ONCE:
             self.look_up()
 
-    def _asked(self, contract: Contract) -> _Asked:
+    def _keys_of(self, contract: Contract) -> _DocumentKeys:
         work = contract.work()
         num_characters = contract.num_characters
         has_seed = contract.seed is not None
         sharing = self._cache.sharing(contract.tenant, has_seed)
         if sharing is None or contract.use_cache is False or _continues(contract):
-            return _Asked(num_characters, None, ())
+            return _DocumentKeys(num_characters, None, ())
         document = self._cache.document_key(contract.task, work, sharing, self._digest)
         first: list[bytes] = []
         if contract.task != "translate" or self._num_cut_characters < MAX_CUT_CHARACTERS:
@@ -93,9 +93,9 @@ class CachedParts:
             for request in self._first_requests(contract):
                 key = self._cache.key(request, sharing, self._digest)
                 if key is None:
-                    return _Asked(num_characters, document, ())
+                    return _DocumentKeys(num_characters, document, ())
                 first.append(key.digest)
-        return _Asked(num_characters, document, tuple(first))
+        return _DocumentKeys(num_characters, document, tuple(first))
 
     def _first_requests(self, contract: Contract) -> Iterator["Request"]:
         from worker.recipes import steps_of
@@ -134,15 +134,15 @@ class CachedParts:
                 _keys_in(documents[each.document]) if each.document in documents else each.first
                 for each in pending
             ]
-            there = self._there(session, {key for each in parts for key in each})
+            existing = self._existing(session, {key for each in parts for key in each})
         for each, keys in zip(pending, parts, strict=True):
-            num_cached = sum(key in there for key in keys)
+            num_cached = sum(key in existing for key in keys)
             self.num_parts += num_cached
             if keys:
                 self.num_documents += num_cached == len(keys)
                 self.num_characters += round(each.num_characters * num_cached / len(keys))
 
-    def _there(self, session: Session, keys: Iterable[bytes]) -> set[bytes]:
+    def _existing(self, session: Session, keys: Iterable[bytes]) -> set[bytes]:
         return {
             key
             for some in _chunks(sorted(keys))

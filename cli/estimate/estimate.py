@@ -120,7 +120,7 @@ class Estimate:
 
 
 def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract]) -> Estimate:
-    """What these contracts come to; each is read once and none is kept."""
+    """The estimate for these contracts; each is read once and none is kept."""
     gatherings: dict[tuple[str, str], _Gathering] = {}
     for contract in contracts:
         source = getattr(contract, "source_language", None)
@@ -187,7 +187,7 @@ class _Gathering:
 
 
 def _room_tokens(database: Database, model: Model) -> int | None:
-    """How many tokens a request of a model takes; None where nobody says."""
+    """The number of tokens that a request of a model may have; None where it is unknown."""
     limits = [model.max_input_tokens]
     with database.read() as session:
         card = session.scalars(throughput.newest_model_card(model.alias)).first()

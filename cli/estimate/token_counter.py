@@ -50,7 +50,7 @@ class TokenCounter:
 
     @property
     def method(self) -> str:
-        """In words: `counted by the model's tokenizer`."""
+        """The method in words: `counted by the model's tokenizer`."""
         if self._count is not None and self._num_counted_characters == self._num_characters:
             return "counted by the model's tokenizer"
         if self._count is not None:

@@ -1,4 +1,4 @@
-"""Where jobs come from: files, folders and queries, each read as a stream of rows."""
+"""Sources of jobs: files, folders and queries, each read as a stream of rows."""
 
 from cli.ingest.formats.suffixes import looks_like_source, open_source, open_sources
 from cli.ingest.source import BadRow, Row, Source

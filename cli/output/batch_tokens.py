@@ -96,7 +96,7 @@ class BatchTokens:
         self._done = TokensDone(0.0, 1.0)
 
     def at(self, is_over: bool) -> TokensDone:
-        """How far the batch has come; is_over: none of its jobs is unfinished."""
+        """The progress of the batch; is_over: none of its jobs is unfinished."""
         now = self._clock()
         if is_over or self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now

@@ -60,7 +60,7 @@ class LocalStack:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs to find this stack."""
+        """The environment variables with which a process finds this stack."""
         return {
             "TIDEMILL_REDIS_URL": self.redis_url,
             "TIDEMILL_DATABASE_URL": self.database.url.render_as_string(hide_password=False),

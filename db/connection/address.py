@@ -1,4 +1,4 @@
-"""Where the database and Redis are: in the environment, or with the `tidemill up` of this folder.
+"""Addresses of the database and Redis: in the environment, or from this folder's `tidemill up`.
 
 `tidemill up` writes into its data folder where its parts are: `stores.json` as
 soon as the database can be used, for good, and `run.json` as long as it runs
@@ -22,7 +22,7 @@ DATA_DIR = ".tidemill"
 
 
 class AddressUnknown(Exception):
-    """Nothing says where the service is; the message names the ways to say it."""
+    """No setting gives the service's address; the message names the ways to give it."""
 
 
 def data_dir(environment: Mapping[str, str], folder: Path) -> Path:
@@ -30,12 +30,12 @@ def data_dir(environment: Mapping[str, str], folder: Path) -> Path:
 
 
 def running_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """What a `tidemill up` wrote about itself; empty when none runs in this folder."""
+    """The `run.json` that a running `tidemill up` wrote; empty when none runs in this folder."""
     return _written(data_dir(environment, folder) / RUN_FILE)
 
 
 def last_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """What the `tidemill up` that runs, or else the last one, wrote about itself."""
+    """The addresses that the running `tidemill up`, or else the last one, wrote down."""
     return running_up(environment, folder) or _written(data_dir(environment, folder) / STORES_FILE)
 
 
@@ -59,7 +59,7 @@ def database_url(environment: Mapping[str, str], folder: Path) -> str:
 
 
 def database_address(environment: Mapping[str, str], folder: Path) -> str | URL:
-    """The URL that somebody wrote down, or that of the data folder's own database."""
+    """The URL from the environment, or that of the data folder's own database."""
     named = environment.get("TIDEMILL_DATABASE_URL")
     if address := named or last_up(environment, folder).get("database_url"):
         return address
@@ -76,7 +76,8 @@ def is_named(environment: Mapping[str, str]) -> bool:
 
 
 def redis_url(environment: Mapping[str, str], folder: Path) -> str:
-    """That of the last `up` where none runs: nobody answers there, and a job is kept anyway."""
+    """The URL of Redis; with no `up` running that of the last one, where a job is kept but not
+    published."""
     named = environment.get("TIDEMILL_REDIS_URL")
     address = named or last_up(environment, folder).get("redis_url")
     if not address:

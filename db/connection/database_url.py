@@ -126,8 +126,8 @@ def _postgresql(text: str, drivername: str, rest: str) -> URL:
 
 
 def _host_and_port(place: str) -> tuple[str, str]:
-    if found := re.fullmatch(r"(\[[^\]]*\])(?::(.*))?", place):
-        return found[1], found[2] or ""
+    if match := re.fullmatch(r"(\[[^\]]*\])(?::(.*))?", place):
+        return match[1], match[2] or ""
     host, _, port = place.partition(":")
     return host, port
 

@@ -15,14 +15,14 @@ SUFFIXES = ("", "-wal", "-shm")
 
 
 def is_locked(error: BaseException | None) -> bool:
-    """Whether SQLite gave up waiting for somebody's lock."""
+    """Whether SQLite gave up waiting for a lock."""
     return isinstance(error, sqlite3.OperationalError) and (
         getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
     )
 
 
 def locked_sentence(path: str) -> str:
-    """That the database is locked, by which processes, and what to do."""
+    """A sentence that names the processes holding the lock, and what to do."""
     begin = f"the database {path} is locked"
     if not (PROC / "self" / "fd").is_dir():
         return f"{begin} by another process; `lsof '{path}'` shows which have it open: end that one"
@@ -40,12 +40,12 @@ def locked_sentence(path: str) -> str:
 
 
 def _identities(path: str) -> set[tuple[int, int]]:
-    found = set()
+    identities = set()
     for suffix in SUFFIXES:
         with suppress(OSError):
             status = Path(path + suffix).stat()
-            found.add((status.st_dev, status.st_ino))
-    return found
+            identities.add((status.st_dev, status.st_ino))
+    return identities
 
 
 def _open_in(files: set[tuple[int, int]]) -> Iterator[tuple[int, str]]:
@@ -69,7 +69,8 @@ def _identity(entry: Path) -> tuple[int, int] | None:
 
 
 def _lock_pids(files: set[tuple[int, int]]) -> set[int]:
-    """Who holds a write lock on one of the files; empty where the system does not say."""
+    """The processes that hold a write lock on one of the files; empty where the system does not
+    say."""
     inodes = {str(inode) for _, inode in files}
     pids = set()
     with suppress(OSError):

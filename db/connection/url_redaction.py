@@ -1,4 +1,4 @@
-"""Masking: an address as it may be shown, whatever was written into it.
+"""Redaction: a URL as it may be shown, whatever was written into it.
 
 An address that cannot be read is the likeliest to have its password in an odd
 place, so nothing here relies on reading it: what is known to be harmless is
@@ -89,20 +89,20 @@ def _masked(address: str) -> str:
 
 
 def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
-    """What comes before the parameters, and those with their values masked.
+    """The address before its parameters, and the parameters with their values masked.
 
     known_only: a password may have a `?` in it, so what follows an unknown
     name or precedes an `@` is no query
     """
-    found = _QUERY.search(rest)
+    match = _QUERY.search(rest)
     # The pattern finds the last `?` only where values have none.
-    if found is None:
+    if match is None:
         before, mark, _ = rest.partition("?")
         return (rest, "") if known_only and "@" in rest else (before, f"?{MASK}" if mark else "")
-    pairs = [pair.partition("=") for pair in re.split("[&;]", found.group(1))]
+    pairs = [pair.partition("=") for pair in re.split("[&;]", match.group(1))]
     names = [unquote(name).lower() for name, _, _ in pairs]
-    before = rest[: found.start()]
-    if known_only and "@" in found.group() and not ({*names} <= HARMLESS | _SECRET):
+    before = rest[: match.start()]
+    if known_only and "@" in match.group() and not ({*names} <= HARMLESS | _SECRET):
         return rest, ""
     values = [
         value if name in HARMLESS else MASK
@@ -115,14 +115,14 @@ def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
 def _place(place: str, scheme: str) -> str:
     """Host, port and path; masked where the rest of a password may stand there instead."""
     place, hash_mark, _ = place.partition("#")
-    found = _HOST.fullmatch(place)
+    match = _HOST.fullmatch(place)
     end = f"#{MASK}" if hash_mark else ""
-    if found is None:
+    if match is None:
         host, colon, _ = place.partition(":")
         return (f"{host}:{MASK}" if colon and re.fullmatch(r"[\w.-]*", host) else MASK) + end
-    is_port = found["port"] is None or (found["host"] and int(found["port"][1:]) < 2**16)
+    is_port = match["port"] is None or (match["host"] and int(match["port"][1:]) < 2**16)
     if scheme and not is_port:
-        return f"{found['host']}:{MASK}{found['path'] or ''}{end}"
+        return f"{match['host']}:{MASK}{match['path'] or ''}{end}"
     return place + end
 
 

@@ -15,7 +15,7 @@ from db.states import UNFINISHED, JobState
 def recent_results(
     model: str, task: str, limit: int
 ) -> Select[datetime | None, datetime | None, int, int | None, int | None, Any]:
-    """Of the newest: from when to when it ran, characters, tokens in and out, coverage."""
+    """The newest results: start, end, characters, tokens in and out, coverage."""
     return (
         select(
             Job.started_at,
@@ -33,7 +33,7 @@ def recent_results(
 
 
 def newest_model_card(model: str) -> Select[dict[str, Any]]:
-    """What the newest result of a model says of it."""
+    """The model card of a model's newest result."""
     return (
         select(ModelCardRow.content)
         .join(Result, Result.model_card_id == ModelCardRow.id)

@@ -19,7 +19,7 @@ COMPLETION_TOKENS = 64.0
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
+class LaneBacklog:
     """The unfinished jobs of one model and lane."""
 
     model: str
@@ -53,15 +53,15 @@ class OpenBatches:
     until_deadline_seconds: float | None
 
 
-def find_backlog(session: Session) -> list[Backlog]:
-    """By model and lane, those that have any, from the indexes of what is unfinished."""
+def find_backlog(session: Session) -> list[LaneBacklog]:
+    """The unfinished jobs by model and lane, from indexes alone; empty pairs are left out."""
     at: datetime = session.execute(select(now())).scalar_one()
     rates = _token_rates(session)
-    found: dict[tuple[str, str], Backlog] = {}
+    backlogs: dict[tuple[str, str], LaneBacklog] = {}
     for model, lane, state, num, characters, oldest in session.execute(_unfinished()):
-        before = found.get((model, lane), Backlog(model, lane, 0, 0, 0, 0.0))
+        before = backlogs.get((model, lane), LaneBacklog(model, lane, 0, 0, 0, 0.0))
         if state == "running":
-            found[model, lane] = Backlog(
+            backlogs[model, lane] = LaneBacklog(
                 model,
                 lane,
                 before.num_queued,
@@ -71,7 +71,7 @@ def find_backlog(session: Session) -> list[Backlog]:
             )
             continue
         rate = rates.get(model, _DEFAULT_RATE)
-        found[model, lane] = Backlog(
+        backlogs[model, lane] = LaneBacklog(
             model,
             lane,
             before.num_queued + num,
@@ -79,14 +79,14 @@ def find_backlog(session: Session) -> list[Backlog]:
             before.num_tokens + round(characters * rate[0] + num * rate[1]),
             max(before.oldest_seconds, (at - oldest).total_seconds()),
         )
-    return sorted(found.values(), key=lambda each: (each.model, each.lane))
+    return sorted(backlogs.values(), key=lambda each: (each.model, each.lane))
 
 
 _DEFAULT_RATE = (1 / CHARACTERS_PER_TOKEN, COMPLETION_TOKENS)
 
 
 def _token_rates(session: Session) -> dict[str, tuple[float, float]]:
-    """By model: prompt tokens a character, and completion tokens a job, of late."""
+    """Recent prompt tokens per character and completion tokens per job, by model."""
     return {
         model: (prompt_tokens / max(characters, 1), completion_tokens / num)
         for model, num, characters, prompt_tokens, completion_tokens in session.execute(_sample())

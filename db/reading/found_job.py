@@ -10,7 +10,7 @@ from db.suspicion import Suspicion
 
 
 @dataclass(frozen=True, slots=True)
-class JobError:
+class JobFailure:
     code: str
     message: str
 
@@ -31,7 +31,7 @@ class FoundJob:
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    error: JobError | None
+    error: JobFailure | None
     metadata: Mapping[str, str]
     language: str | None
     tenant: str
@@ -61,26 +61,26 @@ class FoundJob:
 
     @property
     def wait_seconds(self) -> float | None:
-        """From its submission until its last attempt was started; None while it is in line."""
+        """Seconds from the submission to the start of the last attempt; None while queued."""
         if self.started_at is None or self.state is JobState.QUEUED:
             return None
         return (self.started_at - self.created_at).total_seconds()
 
     @property
     def run_seconds(self) -> float | None:
-        """What its last attempt took; None for a job that is not finished, or never ran."""
+        """Seconds that the last attempt took; None for a job that is not finished, or never ran."""
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
 
     @property
     def pruned_at(self) -> datetime | None:
-        """When the last of its texts went that has gone; None for a job that has them all."""
+        """The instant at which the last of its removed texts went; None if it has them all."""
         return max(filter(None, (self.input_pruned_at, self.output_pruned_at)), default=None)
 
     @property
     def cursor(self) -> "Cursor":
-        """Where this job stands in a list; pass it as `after` for what follows."""
+        """The job's place in a list; pass it as `after` for the jobs that follow."""
         return Cursor(self.created_at, self.id)
 
 

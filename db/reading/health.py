@@ -23,7 +23,7 @@ WAITING_SECONDS = 60.0  # of a job that somebody waits for
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """One that lives, or that holds jobs without living."""
+    """A worker that lives, or that holds jobs without living."""
 
     name: str
     lives: bool
@@ -63,7 +63,7 @@ def health(database: Database) -> Health:
 
 
 def _workers(session: Session) -> Iterator[WorkerHealth]:
-    held = {
+    jobs_by_owner = {
         str(owner): (num_held, since)
         for owner, num_held, since in session.execute(
             select(Job.owner, func.count(), func.min(Job.started_at))
@@ -79,8 +79,8 @@ def _workers(session: Session) -> Iterator[WorkerHealth]:
         row.name: row
         for row in session.scalars(select(WorkerRow).where(WorkerRow.alive_until >= at))
     }
-    for name in sorted({*rows, *held}):
-        num_held, since = held.get(name, (0, None))
+    for name in sorted({*rows, *jobs_by_owner}):
+        num_held, since = jobs_by_owner.get(name, (0, None))
         yield WorkerHealth(
             name=name,
             lives=name in rows,
@@ -96,8 +96,8 @@ def _overdue(session: Session, served: set[str]) -> Overdue:
     waited = seconds_from_now(-WAITING_SECONDS)
 
     def count(*conditions: object) -> int:
-        chosen = select(func.count()).select_from(Job).where(*conditions)  # type: ignore[arg-type]
-        return session.execute(chosen).scalar_one()
+        jobs = select(func.count()).select_from(Job).where(*conditions)  # type: ignore[arg-type]
+        return session.execute(jobs).scalar_one()
 
     return Overdue(
         num_left=count(Job.state == RUNNING, Job.lease_until < long_ago),

@@ -29,7 +29,7 @@ class MessageSetAside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetails:
-    """What is known of a job beyond its result: its place in line, its attempts, its origin."""
+    """A job beyond its result: its place in line, its attempts, its origin."""
 
     job: FoundJob
     batch_id: UUID | None
@@ -51,7 +51,7 @@ class JobDetails:
 
 
 def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetails | None:
-    """Everything about one job, or None when there is none by that id."""
+    """The details of one job, or None when no job has that id."""
     database = database or database_from_environment()
     job = find_job(job_id, database=database)
     if job is None:

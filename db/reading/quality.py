@@ -33,7 +33,7 @@ FIGURES = ("completion_tokens", "length_ratio", "repetition", "untranslated_shar
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One signal of a model's results at a task, in both periods."""
+    """The change of one signal of a model's results at a task, between both periods."""
 
     model: str
     task: str

@@ -17,7 +17,7 @@ from db.outcome import SIGNALS
 from db.queries import claims
 from db.queries.conditions import has_pair
 from db.reading.batches import batch_ids
-from db.reading.found_job import Cursor, FoundJob, JobError
+from db.reading.found_job import Cursor, FoundJob, JobFailure
 from db.reading.signal_filter import SignalFilter
 from db.reading.storable import can_be_kept
 from db.session import Database, database_from_environment
@@ -136,8 +136,8 @@ def find_results(
         left_out = Result.left_out_characters
         statement = statement.where(left_out == 0 if is_whole else left_out > 0)
     if is_suspicious is not None:
-        found = Result.suspicions.is_not(None)
-        statement = statement.where(found if is_suspicious else Result.suspicions.is_(None))
+        has_suspicion = Result.suspicions.is_not(None)
+        statement = statement.where(has_suspicion if is_suspicious else Result.suspicions.is_(None))
     if suspicion is not None:
         codes = literal(" ") + Result.suspicions + literal(" ")
         statement = statement.where(codes.contains(f" {Suspicion(suspicion)} ", autoescape=True))
@@ -154,7 +154,7 @@ def _microseconds(name: str, seconds: float) -> float:
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
-    """One job, or None when there is none by that id."""
+    """One job, or None when no job has that id."""
     statement = _found_jobs().where(Job.id == job_id)
     return next(_pages(database or database_from_environment(), statement, limit=1), None)
 
@@ -207,24 +207,24 @@ def _pages(
     sort: Order = "oldest",
     with_input: bool = False,
 ) -> Iterator[FoundJob]:
-    left = limit
+    num_left = limit
     statement = statement.order_by(*_in_order(sort == "newest"))
-    while left is None or left > 0:
-        page = statement.limit(PAGE if left is None else min(PAGE, left))
+    while num_left is None or num_left > 0:
+        page = statement.limit(PAGE if num_left is None else min(PAGE, num_left))
         if after is not None:
             page = page.where(_follows(after.created_at, after.job_id, sort == "newest"))
         # A transaction per page: a reader that stops in the middle holds nothing open.
         with database.read() as session:
             rows = session.execute(page).all()
-        found = [_found_job(row) for row in rows]
+        jobs = [_found_job(row) for row in rows]
         if with_input:
-            yield from _with_inputs(database, found, [row.num_characters for row in rows])
+            yield from _with_inputs(database, jobs, [row.num_characters for row in rows])
         else:
-            yield from found
-        if len(found) < (PAGE if left is None else min(PAGE, left)):
+            yield from jobs
+        if len(jobs) < (PAGE if num_left is None else min(PAGE, num_left)):
             return
-        after = found[-1].cursor
-        left = None if left is None else left - len(found)
+        after = jobs[-1].cursor
+        num_left = None if num_left is None else num_left - len(jobs)
 
 
 def _with_inputs(
@@ -246,15 +246,15 @@ def _with_inputs(
 
 
 def input_of(contract: Mapping[str, Any]) -> str | None:
-    """What a job was asked, as one text: its text, or the messages of a chat, each with its
-    role where there are several."""
+    """A job's input as one text: its text, or the messages of a chat, each with its role where
+    there are several."""
     if (text := contract.get("text")) is not None:
         return str(text)
     messages = contract.get("messages") or []
     if len(messages) == 1:
         return str(messages[0]["content"])
-    spoken = (f"{message['role']}: {message['content']}" for message in messages)
-    return "\n\n".join(spoken) or None
+    turns = (f"{message['role']}: {message['content']}" for message in messages)
+    return "\n\n".join(turns) or None
 
 
 def _found_job(row: Row[Any]) -> FoundJob:
@@ -268,19 +268,19 @@ def _found_job(row: Row[Any]) -> FoundJob:
             "output": row.output if row.output_pruned_at is None else None,
             "alternatives": tuple(row.alternatives or ()),
             "suspicions": _suspicions(row.suspicions),
-            "error": JobError(code, message or "") if code else None,
+            "error": JobFailure(code, message or "") if code else None,
         }
     )
 
 
 def _suspicions(codes: str | None) -> tuple[Suspicion, ...]:
-    """Those that this version knows: a newer worker may have written others."""
-    known = set(Suspicion)
-    return tuple(Suspicion(code) for code in (codes or "").split() if code in known)
+    """The suspicions that this version knows: a newer worker may have written others."""
+    known_codes = set(Suspicion)
+    return tuple(Suspicion(code) for code in (codes or "").split() if code in known_codes)
 
 
 def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:
-    """When jobs were submitted, and for those of one moment the order of their ids."""
+    """The order of submission, and of ids for jobs of one moment."""
     if newest_first:
         return Job.created_at.desc(), Job.id.desc()
     return Job.created_at.asc(), Job.id.asc()

@@ -20,7 +20,7 @@ class Backup:
 
 
 class NoBackup(DatabaseError):
-    """This database cannot be copied like this, or not to there; the message says what to do."""
+    """This database, or this target, cannot take a backup; the message says what to do."""
 
 
 def back_up(database: Database, to: Path) -> Backup:

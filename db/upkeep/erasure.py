@@ -47,7 +47,7 @@ class Person:
             raise ValueError("there is a character that no database keeps")
 
     def audited(self) -> dict[str, Any]:
-        """Which they are without saying who: the values of metadata may be names."""
+        """The person as the audit names them: metadata keys without values, which may be names."""
         keys = {"metadata_keys": sorted(self.metadata)} if self.metadata else {}
         return keys if self.tenant is None else {"tenant": self.tenant, **keys}
 
@@ -62,7 +62,7 @@ class Person:
 
 @dataclass(slots=True, kw_only=True)
 class Erased:
-    """How much was found; what is unreadable may be anybody's."""
+    """The number of rows found; an unreadable message may be anybody's."""
 
     jobs: int = 0
     cancelled: int = 0  # of the jobs: those that waited or ran
@@ -72,15 +72,15 @@ class Erased:
 
 
 def count(database: Database, person: Person) -> Erased:
-    """What erasing would find."""
+    """The rows that erasing would change."""
     with database.read() as session:
         jobs, unfinished = session.execute(erasure.num_jobs(database.dialect, person)).one()
         batches = session.scalar(erasure.num_batches(database.dialect, person)) or 0
-    found = Erased(jobs=jobs, cancelled=unfinished, batches=batches)
+    counts = Erased(jobs=jobs, cancelled=unfinished, batches=batches)
     for ids, num_unreadable in _messages(database, person):
-        found.messages += len(ids)
-        found.unreadable_messages += num_unreadable
-    return found
+        counts.messages += len(ids)
+        counts.unreadable_messages += num_unreadable
+    return counts
 
 
 def erase(database: Database, person: Person) -> Erased:
@@ -120,8 +120,7 @@ def erase(database: Database, person: Person) -> Erased:
 
 
 def _messages(database: Database, person: Person) -> Iterator[tuple[list[UUID], int]]:
-    """Of the messages that were set aside, page by page: whose are theirs, and how many say
-    nothing of whose they are."""
+    """The quarantined messages of a person, page by page, and the number that cannot be read."""
     after: UUID | None = None
     while True:
         with database.read() as session:
@@ -185,7 +184,7 @@ def _empty_log(driver: sqlite3.Connection) -> bool:
 
 
 def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
-    """Everything that is kept of them, JSON-able: batches, jobs, messages, each with its `kind`.
+    """Every row that is kept of a person, JSON-able: batches, jobs, messages, each with its `kind`.
 
     The entry in the audit is the first thing that happens.
     """

@@ -54,7 +54,7 @@ def prune(
     is_ended: Callable[[], bool] = lambda: False,
     pause: Callable[[float], object] = time.sleep,
 ) -> dict[str, int]:
-    """Prune what is due; returns how much of each kind went.
+    """Prune every row that is due; returns the number of each kind.
 
     on_pruned: told of each transaction, as it is committed
     is_ended:  asked between two of them; what has gone by then is gone
@@ -81,7 +81,7 @@ def _prune(
     for prunable, ages in _of_an_age(retention):
         after: Key | None = None
         while not is_ended():
-            begun = time.monotonic()
+            started_at = time.monotonic()
             with database.read() as session:  # to look locks nothing
                 keys = _keys(session, prunable.page(after, PAGE))
                 due = _keys(session, prunable.due(ages, keys)) if keys else []
@@ -96,10 +96,10 @@ def _prune(
                     num = prunable.prune(session, some)
                 pruned[prunable.name] += num
                 on_pruned(prunable.name, num)
-                _rest(pause, begun, SHARE)
-                begun = time.monotonic()
+                _rest(pause, started_at, SHARE)
+                started_at = time.monotonic()
             if not due:
-                _rest(pause, begun, LOOKING_SHARE)
+                _rest(pause, started_at, LOOKING_SHARE)
 
 
 def _rest(pause: Callable[[float], object], begun: float, share: float) -> None:
@@ -112,7 +112,7 @@ def _keys(session: Session, statement: Select[*tuple[Any, ...]]) -> list[Key]:
 
 
 def num_prunable(database: Database, retention: Retention) -> dict[str, int]:
-    """How much of each kind a pass would prune now."""
+    """The number of rows of each kind that a pass would prune now."""
     due = dict.fromkeys((each.name for each in PRUNABLES), 0)
     for prunable, ages in _of_an_age(retention):
         counted = select(func.count()).select_from(

@@ -31,7 +31,7 @@ class ClassAges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """How old what is kept may become, and when the nightly pass begins."""
+    """The ages at which each class of rows and texts is pruned, and the nightly pass's time."""
 
     for_all: Ages = field(default_factory=dict)
     by_task: Mapping[str, Ages] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from engine.errors import SpecError
 from engine.protocol.model_settings import ModelSettings
 from engine.protocol.task_names import TaskName
-from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
+from tasks.errors import SettingsError, UnknownLanguagePair, UnknownModel
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 TABLES = (
@@ -54,7 +54,7 @@ class Model(ModelSettings):
         return tuple(ends)
 
     def codes_of(self, language: str) -> tuple[str, ...]:
-        """What it calls a language that it reads, at most one code."""
+        """The model's own codes for a language that it reads, at most one."""
         named = dict.fromkeys(each.split(PAIR, 1)[0] for each in self.languages)
         return tuple(each for each in named if _is_same(language, each))[:1]
 
@@ -138,11 +138,11 @@ class Catalog:
                 return model
         if alias is None and (legs := self._by_way(able, source, target)):
             return legs[0].model
-        raise UnknownLanguage(source, target, [pair for model in able for pair in model.pairs])
+        raise UnknownLanguagePair(source, target, [pair for model in able for pair in model.pairs])
 
     def legs(
         self, task: str, alias: str | None, source: str | None, target: str | None
-    ) -> tuple["Leg", ...]:
+    ) -> tuple["RouteLeg", ...]:
         """The way of a translation that no model does by itself; none where one does."""
         if alias is not None or source is None or target is None:
             return ()
@@ -152,12 +152,12 @@ class Catalog:
         return self._by_way(able, source, target)
 
     @staticmethod
-    def _by_way(able: Sequence[Model], source: str, target: str) -> tuple["Leg", ...]:
+    def _by_way(able: Sequence[Model], source: str, target: str) -> tuple["RouteLeg", ...]:
         """Two models by way of a third language, which both name; English before others."""
         if _is_same(source, target):
             return ()
         ways = [
-            (Leg(first, source, middle), Leg(second, own, target))
+            (RouteLeg(first, source, middle), RouteLeg(second, own, target))
             for first in able
             for middle in first.targets_of(source)
             for second in able
@@ -176,8 +176,8 @@ class Catalog:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Leg:
-    """One model's part of a way through several languages."""
+class RouteLeg:
+    """One model's part of a translation through several languages."""
 
     model: Model
     source: str
@@ -228,9 +228,9 @@ def _model(path: Path, alias: str, table: Any, prompts: Any) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
-        known = sorted({field.name for field in dataclasses.fields(Model)} - {"alias"})
+        settings = sorted({field.name for field in dataclasses.fields(Model)} - {"alias"})
         fault = (
-            f"is not a setting; known: {', '.join(known)}"
+            f"is not a setting; known: {', '.join(settings)}"
             if first["type"] == "unexpected_keyword_argument"
             else first["msg"].replace("Input should be", "must be")
         )

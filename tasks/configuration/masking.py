@@ -27,7 +27,7 @@ _FIELDS = ("rules", "patterns", "finders", "phone_region")
 
 @dataclass(frozen=True, slots=True)
 class MaskingRules:
-    """What is looked for."""
+    """The patterns to mask."""
 
     rules: frozenset[str] = frozenset()
     patterns: Mapping[str, str] = field(default_factory=dict)  # kind -> regular expression
@@ -38,7 +38,7 @@ class MaskingRules:
         return bool(self.rules or self.patterns or self.finders)
 
     def with_(self, more: Self) -> "MaskingRules":
-        """Both: what a wider table masks, no narrower one uncovers."""
+        """Both sets of rules together: a narrower table unmasks nothing that a wider one masks."""
         return MaskingRules(
             self.rules | more.rules,
             {**self.patterns, **more.patterns},

@@ -35,8 +35,8 @@ def retention_of(table: Any) -> Retention:
     tasks = _table("retention.tasks", written.get("tasks", {}))
     for name in tasks:
         if name not in TASK_NAMES:
-            known = ", ".join(TASK_NAMES)
-            raise SettingsError(f"retention.tasks.{name} is not a task; known: {known}")
+            names = ", ".join(TASK_NAMES)
+            raise SettingsError(f"retention.tasks.{name} is not a task; known: {names}")
     tenants = _table("retention.tenants", written.get("tenants", {}))
     return Retention(
         for_all=_ages("retention", own, _PARTS),
@@ -47,7 +47,7 @@ def retention_of(table: Any) -> Retention:
 
 
 def _own_ages(place: str, tables: Mapping[str, Any]) -> dict[str, Ages]:
-    made = {}
+    by_name = {}
     for name, table in tables.items():
         ages = _ages(f"{place}.{name}", _table(f"{place}.{name}", table), ())
         if shared := sorted(ages.keys() & set(SHARED_CLASSES)):
@@ -55,15 +55,15 @@ def _own_ages(place: str, tables: Mapping[str, Any]) -> dict[str, Ages]:
                 f"{place}.{name}.{shared[0]} cannot be kept apart: it is nobody's own; "
                 f"say retention.{shared[0]}"
             )
-        made[name] = ages
-    return made
+        by_name[name] = ages
+    return by_name
 
 
 def _ages(place: str, table: Mapping[str, Any], others: tuple[str, ...]) -> Ages:
     for name in table:
         if name not in ROW_CLASSES:
-            known = ", ".join((*ROW_CLASSES, *others))
-            raise SettingsError(f"{place}.{name} is not a setting; known: {known}")
+            classes = ", ".join((*ROW_CLASSES, *others))
+            raise SettingsError(f"{place}.{name} is not a setting; known: {classes}")
     ages = {name: age_seconds(f"{place}.{name}", value) for name, value in table.items()}
     if ages.get("audit", MIN_AUDIT_SECONDS) < MIN_AUDIT_SECONDS:
         raise SettingsError(f"{place}.audit is {table['audit']!r}; the least is a day, 1d")

@@ -1,4 +1,4 @@
-"""Where things are: the environment, and `tidemill.toml`.
+"""Settings of this process: the environment, and `tidemill.toml`.
 
 Redis and the database come from `TIDEMILL_REDIS_URL` and
 `TIDEMILL_DATABASE_URL`, or from the `tidemill up` of this folder. The
@@ -66,7 +66,7 @@ def served_models() -> tuple[str, ...]:
 
 
 def broker_url() -> str:
-    """Where Redis is; Celery's own default where nothing says.
+    """The URL of Redis; Celery's own default where no setting names one.
 
     Raises SettingsError when what says so cannot be read.
     """

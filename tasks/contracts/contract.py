@@ -1,4 +1,4 @@
-"""What every job has: the contract that a producer fills in.
+"""The contract: the fields of a job that a producer fills in.
 
 A contract is checked where it is submitted, before anything is kept, so that
 a mistake is the caller's to read and not the night's to find.
@@ -17,11 +17,13 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from db.lane import Lane
+from engine.protocol.messages import PARAMS, Params
 from tasks.errors import ContractError, Problem
 
 MAX_TEXT_CHARACTERS = 4_000_000
@@ -62,7 +64,8 @@ def is_number(value: Any, info: ValidationInfo) -> Any:
 
 
 def is_truth_value(value: Any, info: ValidationInfo) -> Any:
-    """Refuse what is neither true nor false, and 1 or "yes" unless the source has only those."""
+    """Refuse a value that is neither true nor false, and 1 or "yes" unless the source has only
+    texts."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | str) and reads_texts(info):
@@ -71,7 +74,7 @@ def is_truth_value(value: Any, info: ValidationInfo) -> Any:
 
 
 def is_id(value: Any) -> Any:
-    """Refuse what is no job's id, without a word of what it is."""
+    """Refuse a value that is no job's id, without quoting it."""
     if isinstance(value, str):
         try:
             return UUID(value)
@@ -112,7 +115,7 @@ def not_huge(value: Any) -> Any:
 
 
 def clash(field: str, fault: str) -> PydanticCustomError:
-    """What a validator raises when fields do not fit together: which to change, and how."""
+    """The error for fields that do not fit together; `fault` says which to change, and how."""
     return PydanticCustomError("clash", "{field} {fault}", {"field": field, "fault": fault})
 
 
@@ -134,27 +137,27 @@ Language = Annotated[
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
 
 
-class Params(BaseModel):
-    """How the model decodes. What is left out is the model's own choice."""
+class DecodeFields(BaseModel, Params, frozen=True):
+    """The decoding parameters of a job: the fields and ranges of the engine's `Params`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
-    min_new_tokens: Annotated[int, Field(ge=0, le=100_000), Number] | None = None
-    # As in transformers: the prompt counts for decoder-only models.
-    max_length: Annotated[int, Field(ge=1, le=1_000_000), Number] | None = None
-    do_sample: TruthValue | None = None
-    temperature: Annotated[float, Field(ge=0, le=100), Number] | None = None
-    top_k: Annotated[int, Field(ge=1, le=1_000_000), Number] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1), Number] | None = None
-    num_beams: Annotated[int, Field(ge=1, le=64), Number] | None = None
-    length_penalty: Annotated[float, Field(ge=-100, le=100), Number] | None = None
-    early_stopping: TruthValue | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100), Number] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000), Number] | None = None
-    num_return_sequences: Annotated[int, Field(ge=1, le=64), Number] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63), Number] | None = None
-    stop: tuple[StopText, ...] | None = Field(default=None, max_length=16)
+    stop: tuple[StopText, ...] | None = Field(  # type: ignore[assignment]  # None: not given
+        default=None, max_length=16
+    )
+
+    @field_validator("do_sample", "early_stopping", mode="before")
+    @classmethod
+    def _is_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        return is_truth_value(value, info)
+
+    @field_validator(
+        *(name for name in PARAMS if name not in ("do_sample", "early_stopping", "stop")),
+        mode="before",
+    )
+    @classmethod
+    def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value is None else is_number(value, info)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,7 +202,7 @@ class Params(BaseModel):
         return bool(self.temperature) or self.top_k is not None or self.top_p is not None
 
 
-class Contract(Params):
+class Contract(DecodeFields, frozen=True):
     """The fields that every task shares; each task adds its own."""
 
     task: ClassVar[str]
@@ -244,17 +247,18 @@ class Contract(Params):
 
     @classmethod
     def own_fields(cls) -> frozenset[str]:
-        """The fields that say what the work is, as against who wants it and how urgently."""
-        shared = frozenset(Contract.model_fields) - frozenset(Params.model_fields)
+        """The fields that define the work, as against its owner, urgency and place in line."""
+        shared = frozenset(Contract.model_fields) - frozenset(PARAMS)
         return frozenset(cls.model_fields) - shared | {"use_cache"}
 
     def work(self) -> dict[str, Any]:
-        """What is kept for the recipe: the task's fields and the params that were given."""
+        """The part of the contract that is kept for the recipe: the task's fields and the given
+        params."""
         return self.model_dump(mode="json", include=set(self.own_fields()), exclude_none=True)
 
     @property
     def num_characters(self) -> int:
-        """How long the input is, so that jobs of like length travel together."""
+        """The length of the input in characters; jobs of like length travel together."""
         raise NotImplementedError
 
     @property
@@ -293,7 +297,7 @@ class Contract(Params):
 
 
 def _field(detail: ErrorDetails) -> str:
-    """Where the fault is, as in `metadata.station`."""
+    """The path of the faulty field, as in `metadata.station`."""
     parts: list[Any] = list(detail["loc"])
     if len(parts) > 2 and parts[-1] == "[key]":  # pydantic's word for: not the value, the name
         parts[-2:] = [detail["input"]]
@@ -307,7 +311,7 @@ def _shown(value: int | float) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that somebody sent, as it may go into a message: short, and of characters."""
+    """A name as it may go into a message: short, and of printable characters."""
     short = name if len(name) <= MAX_NAME_SHOWN else name[:MAX_NAME_SHOWN] + "..."
     return short if short and short.isprintable() else repr(short)
 

@@ -20,7 +20,7 @@ def read_glossary(value: Any) -> Any:
     """
     if value is None:
         return None
-    made: dict[str, str | None] = {}
+    terms: dict[str, str | None] = {}
     first: dict[str, tuple[int, str | None]] = {}
     for number, (term, translation) in enumerate(_entries(value), start=1):
         term = " ".join(_text(number, term, "term").split())
@@ -37,10 +37,10 @@ def read_glossary(value: Any) -> Any:
                 "(terms that differ only in case are one); keep one of them",
             )
         if at == number:
-            made[term] = translation
+            terms[term] = translation
         if number > MAX_TERMS:
             raise clash("glossary", f"has more than {MAX_TERMS} terms; leave some out")
-    return made or None
+    return terms or None
 
 
 def _entries(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -64,8 +64,8 @@ def _text(number: int, value: Any, part: str) -> str:
             f"has a {part} of {len(value)} characters in entry {number}; at most "
             f"{MAX_TERM_CHARACTERS} are taken",
         )
-    kept: str = storable(value)
-    return kept
+    stored: str = storable(value)
+    return stored
 
 
 Glossary = Annotated[dict[str, str | None] | None, BeforeValidator(read_glossary)]

@@ -23,7 +23,7 @@ def read_schema(value: Any, info: ValidationInfo) -> Any:
     raise PydanticCustomError("no_schema", "must be a JSON schema, which is an object")
 
 
-class JsonAnswerContract(Contract):
+class JsonAnswerContract(Contract, frozen=True):
     """A task whose answer may have to be JSON."""
 
     json_schema: Annotated[dict[str, Any], BeforeValidator(read_schema)] | None = None

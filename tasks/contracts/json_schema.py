@@ -24,7 +24,7 @@ IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")  # of the sa
 
 
 def fault_of_schema(schema: Mapping[str, Any]) -> str | None:
-    """Why this is no schema that can be taken; None if it is one."""
+    """The reason that a schema is refused; None if it is taken."""
     fault = _fault_of_size(schema)
     # A batch has the same schema in each of its jobs.
     return fault if fault is not None else _fault_of_text(json.dumps(schema))
@@ -166,7 +166,7 @@ def _fault_of_references(schema: Mapping[str, Any], validator_class: Any) -> str
 
 
 def place(json_path: str) -> str:
-    """Where in a schema or a value, as in `$.items[0]`."""
+    """The path in a schema or a value, as in `$.items[0]`."""
     short = json_path[:MAX_PLACE_CHARACTERS]
     return short if short.isprintable() else repr(short)
 

@@ -107,8 +107,8 @@ def _open_batch(
     }
     with database.write() as session:
         session.execute(inserts.insert_unless_there(session, Batch), [row])
-        found = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
-        batch = session.scalars(select(Batch).where(found)).one()
+        is_batch = Batch.id == row["id"] if run_key is None else Batch.run_key == run_key
+        batch = session.scalars(select(Batch).where(is_batch)).one()
         if batch.closed_at is None:
             append_submit(session, catalog, {"batch": str(batch.id)})
         return batch
@@ -117,14 +117,14 @@ def _open_batch(
 def _with_keys(
     contracts: Iterable[Contract], run_key: str | None
 ) -> Iterator[tuple[Contract, str | None]]:
-    seen = FirstSeen()
+    first_seen = FirstSeen()
     for number, contract in enumerate(contracts, start=1):
         key, place = contract.idempotency_key, f"contract {number}"
         # Who brings a key tells jobs apart by it, and may use a custom id for several.
         if key is None and contract.custom_id is not None:
-            seen.require_new("custom_id", contract.custom_id, place, contract.tenant)
+            first_seen.require_new("custom_id", contract.custom_id, place, contract.tenant)
         if key is None and run_key is not None:
             key = f"{run_key}/{contract.custom_id or f'#{number}'}"
         if key is not None:
-            seen.require_new("idempotency_key", key, place, contract.tenant)
+            first_seen.require_new("idempotency_key", key, place, contract.tenant)
         yield contract, key

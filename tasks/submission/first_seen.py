@@ -1,4 +1,4 @@
-"""Where in a batch an id was first seen, for batches of any length."""
+"""The place in a batch at which an id was first seen, for batches of any length."""
 
 import sqlite3
 

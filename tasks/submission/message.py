@@ -121,7 +121,7 @@ def _submit_message(
 
 
 def _persistently(keep: Callable[[], str]) -> str:
-    """Do it, again while the database is away, locked, full, or a standby that takes nothing.
+    """Call `keep`, again while the database is away, locked, full, or a standby that takes nothing.
 
     Nothing is kept yet, so the message is the only promise there is: it goes back if this
     takes too long, behind the others, for the fault might be its own.
@@ -129,14 +129,14 @@ def _persistently(keep: Callable[[], str]) -> str:
     until = time.monotonic() + HOLD_SECONDS
     while True:
         try:
-            kept = keep()
+            job_id = keep()
         except SQLAlchemyError as error:
             _away.began(error)
             if time.monotonic() > until or _giving_up.wait(RETRY_SECONDS):
                 raise Reject("the database is away", requeue=True) from None
         else:
             _away.ended()
-            return kept
+            return job_id
 
 
 def _is_refusal(error: SQLAlchemyError) -> bool:
@@ -152,7 +152,7 @@ def _instant(text: str | None) -> datetime | None:
 
 
 def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refused) -> str:
-    ended = EndedJob(
+    failed_job = EndedJob(
         id=job_id,
         task=task,
         error_code=refusal.code,
@@ -161,22 +161,24 @@ def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refu
         custom_id=fields.get("custom_id"),
     )
     with settings.database().write() as session:
-        keep_ended(session, [ended])
+        keep_ended(session, [failed_job])
     log.warning("job refused", extra={"job_id": str(job_id), "task": task, "code": refusal.code})
     return str(job_id)
 
 
 def _keep_unkept(task: str, job_id: UUID, fields: dict[str, Any], error: Exception) -> str:
     """Keep as failed a job that the database, or our own code, stumbles over."""
-    what = type(error).__name__
-    ended = EndedJob(
+    error_name = type(error).__name__
+    failed_job = EndedJob(
         id=job_id,
         task=task,
         error_code=Reason.UNKEPT.value,
-        error_message=f"{Reason.UNKEPT.sentence}: {what}; look for its message in the quarantine",
+        error_message=(
+            f"{Reason.UNKEPT.sentence}: {error_name}; look for its message in the quarantine"
+        ),
     )
-    log.error("job not kept", extra={"job_id": str(job_id), "task": task, "error": what})
+    log.error("job not kept", extra={"job_id": str(job_id), "task": task, "error": error_name})
     with settings.database().write() as session:
         keep(session, [set_aside(task, job_id, fields, Reason.UNKEPT)])
-        keep_ended(session, [ended])
+        keep_ended(session, [failed_job])
     return str(job_id)

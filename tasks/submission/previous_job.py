@@ -37,7 +37,7 @@ def continued(database: Database, catalog: Catalog, contract: C) -> C:
         raise PreviousJobUnusable(job_id, f"it is {row.state}, so it has no answer to go on from")
     if row.pruned_at is not None:
         raise PreviousJobUnusable(job_id, "its text has been deleted")
-    known = catalog.models.get(row.model)
-    if contract.model is not None or known is None or CHAT not in known.tasks:
+    model = catalog.models.get(row.model)
+    if contract.model is not None or model is None or CHAT not in model.tasks:
         return contract
     return contract.model_copy(update={"model": row.model})

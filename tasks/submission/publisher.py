@@ -1,4 +1,4 @@
-"""Rings the doorbell: puts job ids into Redis, where the workers listen."""
+"""The publisher: sends job ids to Redis, where the workers listen."""
 
 import logging
 from collections.abc import Iterable
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """What Redis holds: ids of jobs for one model and lane."""
+class JobMessage:
+    """A message in Redis: ids of jobs for one model and lane."""
 
     model: str
     lane: Lane
     job_ids: tuple[UUID, ...]
 
 
-def publish(messages: Iterable[Message]) -> None:
+def publish(messages: Iterable[JobMessage]) -> None:
     """Send the messages in as few round trips as the transport allows.
 
     Raises the transport's errors: kombu.exceptions.OperationalError when Redis
@@ -49,7 +49,7 @@ def publish(messages: Iterable[Message]) -> None:
                 connection.close()
 
 
-def _send(connection: Connection, messages: list[Message]) -> None:
+def _send(connection: Connection, messages: list[JobMessage]) -> None:
     producer = Producer(connection)
     with producer.batch():
         for message in messages:

@@ -12,16 +12,16 @@ from tasks.configuration import settings
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job that is kept."""
+    """A job that was submitted."""
 
     id: UUID
     is_new: bool  # False: this idempotency key was submitted before
 
     def find(self) -> FoundJob:
         """The job as it stands now."""
-        found = find_job(self.id, database=settings.database())
-        assert found is not None, f"job {self.id} is gone"
-        return found
+        job = find_job(self.id, database=settings.database())
+        assert job is not None, f"job {self.id} is gone"
+        return job
 
     def wait(self, timeout_seconds: float | None = None) -> FoundJob:
         """The job once it has finished; raises TimeoutError when that takes too long."""
@@ -37,7 +37,7 @@ class SubmittedJob:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedBatch:
-    """A batch that is kept."""
+    """A batch that was submitted."""
 
     id: UUID
     name: str

@@ -116,7 +116,7 @@ def test_the_one_that_crashes_the_engine_is_blamed_and_so_is_each_of_its_equals(
 
 
 @on_sqlite
-def test_a_job_may_do_without(producer: Cluster) -> None:
+def test_a_job_without_cache_neither_reads_nor_adds_entries(producer: Cluster) -> None:
     with serving(producer) as worker:
         worker.run(batch_of(3, use_cache=False))
         assert num_entries(producer.database) == 0
@@ -308,7 +308,7 @@ def test_documents_share_the_sentences_that_they_have_in_common(producer: Cluste
         assert sum(each or 0 for each in reports) == 2 * 3
 
 
-def test_whoever_is_erased_leaves_nothing_in_the_cache(producer: Cluster) -> None:
+def test_erasing_a_person_empties_their_tenants_cache(producer: Cluster) -> None:
     """The tenant's entries go, which are only a cache, and other tenants' stay."""
     database = producer.database
     hers = {"tenant": "one", "metadata": {"patient": "seven"}}

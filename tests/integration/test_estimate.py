@@ -89,7 +89,9 @@ def test_the_time_is_that_of_the_measured_rate(stored: InProcess, database: Data
     assert asked["models"][0]["tokens_per_second"] == 30.0
 
 
-def test_what_waits_before_it_is_said(stored: InProcess, database: Database) -> None:
+def test_an_estimate_names_the_jobs_that_wait_before_it(
+    stored: InProcess, database: Database
+) -> None:
     stored.write("a.jsonl", {"text": "x" * 1000})
     assert stored("submit", "summarize", "a.jsonl").status == 0
     answer_all(database, (90, 10), seconds=10)

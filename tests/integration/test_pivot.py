@@ -98,7 +98,7 @@ def test_a_job_whose_second_model_dies_repeats_nothing_of_the_first(producer: Cl
 
 
 @on_sqlite
-def test_a_batch_and_a_source_that_is_found_out_go_the_same_way(producer: Cluster) -> None:
+def test_each_code_of_the_source_language_goes_through_the_pivot(producer: Cluster) -> None:
     producer.configure_models(MODELS)
     german = "Die Flut ist niedrig und die Fähre wartet im Hafen bis zum Morgen."
     fields = {"text": german, "target_language": "fr"}

@@ -73,7 +73,7 @@ def test_up_runs_jobs_in_a_folder_whatever_it_is_called(tidemill: CommandLine, n
     assert {path.name for path in tidemill.folder.iterdir()} == {name}
 
 
-def test_what_was_kept_is_read_and_added_to_when_up_has_stopped(tidemill: CommandLine) -> None:
+def test_jobs_can_be_read_and_submitted_after_up_has_stopped(tidemill: CommandLine) -> None:
     nothing = tidemill("results")
     up = tidemill.start("up")
     wait_for((tidemill.folder / ".tidemill" / "run.json").exists, up)

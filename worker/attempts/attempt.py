@@ -15,7 +15,7 @@ from worker.attempts.job_trace import JobTrace
 from worker.backoff import backoff_seconds
 from worker.cache.content_cache import ContentCache
 from worker.cache.content_key import ContentKey
-from worker.cache.kept_outputs import Kept, Page
+from worker.cache.output_reader import RequestPage, StoredOutputs
 from worker.cache.segments import finished_output, identity, is_cached, segment_of
 from worker.engines.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed, WayTooLong
@@ -47,11 +47,11 @@ class _Elsewhere(Exception):
 class Pages(Protocol):
     """Reads what is kept of a page, on another thread."""
 
-    def look_up(self, page: Page) -> None: ...
+    def look_up(self, page: RequestPage) -> None: ...
 
 
 @dataclass(slots=True)
-class _Asked:
+class _PendingRequest:
     """A request, and where its output belongs."""
 
     request: Request
@@ -59,7 +59,7 @@ class _Asked:
     position: int  # among all of the attempt
     part: int | None  # among those that a model answers, from 1; None: it only measures
     key: ContentKey | None  # in the content cache
-    kept: Output | None = None  # need not be computed
+    stored: Output | None = None  # need not be computed
     is_cached: bool = False  # and was computed for another job
     is_segment: bool = False  # an earlier attempt has left it
 
@@ -131,7 +131,7 @@ class Attempt:
         self._unasked: Iterator[Request] = iter(())  # of the present step
         self._is_read = False  # of the present step every request was made
         self._is_looking_up = False  # a page of it
-        self._ready: deque[_Asked] = deque()  # looked up, and next to go
+        self._ready: deque[_PendingRequest] = deque()  # looked up, and next to go
         self._is_fallible = False  # the recipe takes failed outputs of this step too
         self._num_in_step = 0  # requests of it that were made
         self._elsewhere: str | None = None  # a model that this step needs and we do not serve
@@ -140,17 +140,17 @@ class Attempt:
         self._num_parts_before = 0  # the present step
         self._cached_parts: list[int] = []
         self._part_keys: list[bytes | None] = []  # in the content cache, of each part
-        self._in_flight: dict[int, _Asked] = {}
+        self._in_flight: dict[int, _PendingRequest] = {}
         self._outputs: dict[int, Output] = {}  # of the present step, by index
 
     @property
     def run_seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the attempt began."""
         return time.monotonic() - self._started_at
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its outcome, be it written or not."""
+        """Whether the attempt has its outcome, be it written or not."""
         return self._over
 
     def start(self) -> None:
@@ -193,7 +193,7 @@ class Attempt:
         """Make a move, and ask for what there is room for after it."""
         try:
             move()
-            asked = self._next_requests()
+            requests = self._next_requests()
         except StopIteration as finished:
             self._examine(self._with_cached_parts(finished.value))
         except _Elsewhere as elsewhere:
@@ -204,13 +204,13 @@ class Attempt:
             log.exception("recipe failed", extra=dict(self._ids))
             self._fail(RecipeFailed(error))
         else:
-            if asked:
+            if requests:
                 if self.trace is not None:
-                    self.trace.asked([each.request for each in asked])
-                self._submit(asked)
+                    self.trace.asked([each.request for each in requests])
+                self._submit(requests)
                 passing("requested")
                 if self._over:  # meanwhile, and its cancellation came before these
-                    self._cancel(asked)
+                    self._cancel(requests)
 
     def _begin(self) -> None:
         recipe = None if self._guard is None else self._guard.recipe
@@ -224,7 +224,7 @@ class Attempt:
             self._guard.examine(self._work, answer, self._conclude)
 
     def _conclude(self, verdict: Answer | JobError) -> None:
-        """On the thread of the last output, or on the guards'."""
+        """Ends the attempt, on the thread of the last output or of the guards."""
         if isinstance(verdict, JobError):
             self._fail(verdict)
         else:
@@ -259,8 +259,8 @@ class Attempt:
             self.trace.part_began()
 
     def _arrive(self, output: Output, is_shared: bool) -> None:
-        asked = self._in_flight.pop(output.request_id, None)
-        if asked is None:
+        pending = self._in_flight.pop(output.request_id, None)
+        if pending is None:
             return  # of a step that the recipe has given up
         if self.trace is not None:
             self.trace.answered(output)
@@ -268,9 +268,9 @@ class Attempt:
         if output.failure is not None and not self._is_fallible:
             self._give_up(RequestFailed(output.failure))
         else:
-            asked.is_cached = is_shared
-            self._take(asked, output)
-            self._keep(asked, output)
+            pending.is_cached = is_shared
+            self._take(pending, output)
+            self._keep(pending, output)
 
     def _give_up(self, failure: RequestFailed) -> None:
         """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
@@ -282,14 +282,14 @@ class Attempt:
         del self._part_keys[self._num_parts :]
         self._enter(self._steps.throw(failure))
 
-    def _take(self, asked: _Asked, output: Output) -> None:
-        self._outputs[asked.index] = output
-        if asked.is_cached and asked.part is not None:
-            self._cached_parts.append(asked.part)
+    def _take(self, pending: _PendingRequest, output: Output) -> None:
+        self._outputs[pending.index] = output
+        if pending.is_cached and pending.part is not None:
+            self._cached_parts.append(pending.part)
 
-    def _keep(self, asked: _Asked, output: Output) -> None:
+    def _keep(self, pending: _PendingRequest, output: Output) -> None:
         """Hand an output over for the next attempt, should there be one."""
-        request, client = asked.request, self._client_for(asked.request)
+        request, client = pending.request, self._client_for(pending.request)
         assert client is not None
         if request.model is not None:
             self._work.models[request.model] = identity(client.card)
@@ -303,35 +303,35 @@ class Attempt:
         if is_one_of_many and self._on_segment is not None and is_kept:
             self._has_segments = True
             segment = segment_of(
-                request, output, client.model_digest, client.card, is_cached=asked.is_cached
+                request, output, client.model_digest, client.card, is_cached=pending.is_cached
             )
-            self._on_segment(FinishedSegment(self.fence, asked.position, segment))
+            self._on_segment(FinishedSegment(self.fence, pending.position, segment))
 
     # --- requests --------------------------------------------------------------------------
 
-    def _next_requests(self) -> list[_Asked]:
-        """What to ask for now, advancing the recipe past steps that are done.
+    def _next_requests(self) -> list[_PendingRequest]:
+        """The requests to send now, advancing the recipe past steps that are done.
 
         Raises StopIteration with the answer.
         """
         assert self._steps is not None
-        requests: list[_Asked] = []
+        requests: list[_PendingRequest] = []
         while True:
             while len(self._in_flight) < self._max_in_flight:
-                asked = self._next_ready()
-                if asked is None:
+                pending = self._next_ready()
+                if pending is None:
                     break
-                if asked.kept is not None:
-                    self._take(asked, asked.kept)
-                    if asked.request.model is not None and not asked.is_segment:
+                if pending.stored is not None:
+                    self._take(pending, pending.stored)
+                    if pending.request.model is not None and not pending.is_segment:
                         # For a worker on the way that has this model no more.
-                        self._keep(asked, asked.kept)
+                        self._keep(pending, pending.stored)
                     continue
-                if self._client_for(asked.request) is None:
-                    self._elsewhere = asked.request.model
+                if self._client_for(pending.request) is None:
+                    self._elsewhere = pending.request.model
                     continue
-                self._in_flight[asked.request.id] = asked
-                requests.append(asked)
+                self._in_flight[pending.request.id] = pending
+                requests.append(pending)
             if self._in_flight or self._is_looking_up:
                 return requests
             if self._elsewhere is not None:
@@ -339,14 +339,14 @@ class Attempt:
             outputs = tuple(self._outputs[index] for index in range(self._num_in_step))
             self._enter(self._steps.send(outputs))
 
-    def _next_ready(self) -> _Asked | None:
+    def _next_ready(self) -> _PendingRequest | None:
         """The next request that was looked up; None where that takes time, or none is left."""
         if len(self._ready) <= PAGE_REQUESTS // 2 and not (self._is_read or self._is_looking_up):
             self._look_up(self._next_page())
         return self._ready.popleft() if self._ready else None
 
-    def _next_page(self) -> list[_Asked]:
-        page: list[_Asked] = []
+    def _next_page(self) -> list[_PendingRequest]:
+        page: list[_PendingRequest] = []
         num_characters = 0
         while len(page) < PAGE_REQUESTS and num_characters < PAGE_CHARACTERS:
             request = next(self._unasked, None)
@@ -363,59 +363,61 @@ class Attempt:
                 key = self._cache.key(request, self._sharing, client.model_digest)
             if part is not None:
                 self._part_keys.append(None if key is None else key.digest)
-            page.append(_Asked(request, self._num_in_step, self._position, part, key))
+            page.append(_PendingRequest(request, self._num_in_step, self._position, part, key))
             self._num_in_step += 1
             self._position += 1
             num_characters += len(request.text or "") + sum(map(len, request.measured_texts))
         return page
 
-    def _look_up(self, page: list[_Asked]) -> None:
+    def _look_up(self, page: list[_PendingRequest]) -> None:
         """Find out which of a page need not be computed; those then follow what is ready."""
-        has_segments = self.fence.attempt > 1 and any(asked.part is not None for asked in page)
+        has_segments = self.fence.attempt > 1 and any(pending.part is not None for pending in page)
         positions = range(page[0].position, page[-1].position + 1) if has_segments else range(0)
-        keys = [asked.key.digest for asked in page if asked.key and self._is_unknown(asked.key)]
+        keys = [
+            pending.key.digest for pending in page if pending.key and self._is_unknown(pending.key)
+        ]
         if self._pages is None or not (positions or keys):
             self._ready += page
             return
         self._is_looking_up = True
         step = self._num_steps
 
-        def on_read(kept: Kept) -> None:
-            self._move(lambda: self._looked_up(step, page, kept))
+        def on_read(stored: StoredOutputs) -> None:
+            self._move(lambda: self._looked_up(step, page, stored))
 
-        self._pages.look_up(Page(self.fence.job_id, positions, keys, on_read))
+        self._pages.look_up(RequestPage(self.fence.job_id, positions, keys, on_read))
 
     def _is_unknown(self, key: ContentKey) -> bool:
         """Whether only the database may know the answer."""
         assert self._cache is not None
         return self._cache.needs_database(key, self._work.is_interactive)
 
-    def _looked_up(self, step: int, page: list[_Asked], kept: Kept) -> None:
+    def _looked_up(self, step: int, page: list[_PendingRequest], stored: StoredOutputs) -> None:
         if step != self._num_steps:
             return  # the recipe has given it up
         self._is_looking_up = False
-        for asked in page:
-            self._use_kept(asked, kept)
+        for pending in page:
+            self._use_kept(pending, stored)
         self._ready += page
 
-    def _use_kept(self, asked: _Asked, kept: Kept) -> None:
+    def _use_kept(self, pending: _PendingRequest, stored: StoredOutputs) -> None:
         """Take what is kept of a request, if anything is."""
-        request, client = asked.request, self._client_for(asked.request)
-        segment = kept.segments.get(asked.position)
+        request, client = pending.request, self._client_for(pending.request)
+        segment = stored.segments.get(pending.position)
         model = None if client is None else client.model_digest
-        asked.kept = finished_output(segment, request, model)
-        if asked.kept is not None:
+        pending.stored = finished_output(segment, request, model)
+        if pending.stored is not None:
             assert segment is not None
-            asked.is_segment = True
-            asked.is_cached = is_cached(segment)
+            pending.is_segment = True
+            pending.is_cached = is_cached(segment)
             if request.model is not None:
                 self._work.models[request.model] = segment["model"]
-        elif asked.key is not None and self._cache is not None and client is not None:
-            output = kept.outputs.get(asked.key.digest)
+        elif pending.key is not None and self._cache is not None and client is not None:
+            output = stored.outputs.get(pending.key.digest)
             if output is not None:
-                asked.kept = self._cache.read(client, request, asked.key, output)
-            asked.is_cached = asked.kept is not None
-            if asked.is_cached and request.model is not None:
+                pending.stored = self._cache.read(client, request, pending.key, output)
+            pending.is_cached = pending.stored is not None
+            if pending.is_cached and request.model is not None:
                 self._work.models[request.model] = identity(client.card)
 
     def _client_for(self, request: Request) -> EngineClient | None:
@@ -426,25 +428,27 @@ class Attempt:
             self._clients[request.model] = self._client_of(request.model)
         return self._clients[request.model]
 
-    def _by_client(self, asked: Iterable[_Asked]) -> Iterator[tuple[EngineClient, list[_Asked]]]:
-        by_client: dict[int, tuple[EngineClient, list[_Asked]]] = {}
-        for each in asked:
+    def _by_client(
+        self, pending: Iterable[_PendingRequest]
+    ) -> Iterator[tuple[EngineClient, list[_PendingRequest]]]:
+        by_client: dict[int, tuple[EngineClient, list[_PendingRequest]]] = {}
+        for each in pending:
             client = self._client_for(each.request)
             assert client is not None
             by_client.setdefault(id(client), (client, []))[1].append(each)
         yield from by_client.values()
 
-    def _submit(self, asked: Iterable[_Asked]) -> None:
-        for client, own in self._by_client(asked):
+    def _submit(self, pending: Iterable[_PendingRequest]) -> None:
+        for client, of_client in self._by_client(pending):
             if self._cache is None:
-                client.submit([each.request for each in own], self._receive)
+                client.submit([each.request for each in of_client], self._receive)
             else:
-                requests = [(each.request, each.key) for each in own]
+                requests = [(each.request, each.key) for each in of_client]
                 self._cache.submit(client, self.fence, requests, self._receive)
 
-    def _cancel(self, asked: Iterable[_Asked]) -> None:
-        for client, own in self._by_client(asked):
-            ids = [each.request.id for each in own]
+    def _cancel(self, pending: Iterable[_PendingRequest]) -> None:
+        for client, of_client in self._by_client(pending):
+            ids = [each.request.id for each in of_client]
             if self._cache is None:
                 client.cancel(ids)
             else:
@@ -452,12 +456,12 @@ class Attempt:
 
     @property
     def _max_in_flight(self) -> int:
-        """Enough to keep the engine busy; few, where somebody waits for other jobs as well."""
+        """Enough requests to keep the engine busy; few for an interactive job, which shares it."""
         num_rows = self._client.sized.spec.max_sequences or 1
         return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
 
     def _move_on(self, model: str) -> None:
-        """On to a worker that serves a model; what is finished goes along as segments."""
+        """Send the job to a worker that serves a model; what is finished goes along as segments."""
         if self.fence.attempt >= MAX_ATTEMPTS_ON_THE_WAY:
             self._fail(WayTooLong(self.fence.attempt))
         else:

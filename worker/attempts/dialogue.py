@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from db.encryption.key_ring import Unopenable
 from db.queries import dialogues
-from engine.protocol.messages import Message
+from engine.protocol.messages import ChatTurn
 
 MAX_CHARACTERS = 4_000_000  # read of a dialogue; no model takes as much
 JOBS_READ = 100  # at once
 
-Messages: TypeAlias = tuple[Message, ...]
+Messages: TypeAlias = tuple[ChatTurn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Dialogue:
 
 
 def messages_of(contract: Mapping[str, Any]) -> Messages:
-    return tuple(Message(each["role"], each["content"]) for each in contract["messages"])
+    return tuple(ChatTurn(each["role"], each["content"]) for each in contract["messages"])
 
 
 def split_system(messages: Messages) -> tuple[Messages, Messages]:
@@ -77,7 +77,8 @@ def with_dialogues(
 
 
 def read_dialogue(session: Session, newest: UUID) -> Dialogue:
-    """What was said up to and with a job: every turn, or the last as far as any prompt may go."""
+    """The turns of a dialogue up to and with a job: all, or the last as far as any
+    prompt may go."""
     jobs = session.execute(dialogues.chain(newest)).all()
     if not jobs or jobs[-1].previous_job_id is not None:
         return Dialogue(is_broken=True)
@@ -85,29 +86,29 @@ def read_dialogue(session: Session, newest: UUID) -> Dialogue:
     turns: list[Messages] = []  # the newest first
     num_read = num_unread = characters_unread = 0
     try:
-        spoken = list(_spoken(session, [job.job_id for job in jobs]))
+        jobs_before = list(_finished_turns(session, [job.job_id for job in jobs]))
     except Unopenable:  # somebody changed it in the database
         return Dialogue(is_broken=True)
-    for contract, output in spoken:
+    for contract, output in jobs_before:
         if contract is None or "messages" not in contract:
             return Dialogue(is_broken=True)
         own_system, rest = split_system(messages_of(contract))
         system = system or own_system
-        said = turns_of((*rest, Message("assistant", output)))
-        length = num_characters(said)
+        pair = turns_of((*rest, ChatTurn("assistant", output)))
+        length = num_characters(pair)
         if num_unread or num_read + length > MAX_CHARACTERS:
-            num_unread += len(said)
+            num_unread += len(pair)
             characters_unread += length
         else:
             num_read += length
-            turns += reversed(said)
+            turns += reversed(pair)
     return Dialogue(system, tuple(reversed(turns)), num_unread, characters_unread)
 
 
-def _spoken(
+def _finished_turns(
     session: Session, job_ids: Sequence[UUID]
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """What each job was asked and answered, in this order; None for one that is gone."""
+    """The contract and output of each job, in this order; None for a job that is gone."""
     for start in range(0, len(job_ids), JOBS_READ):
         chunk = job_ids[start : start + JOBS_READ]
         rows = {row.id: row for row in session.execute(dialogues.spoken(chunk))}

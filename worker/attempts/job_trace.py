@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class JobTrace:
-    """Called by whoever advances the attempt; `ended` and `committed` by any thread."""
+    """The spans of an attempt. The thread that advances the attempt calls it; `ended` and
+    `committed` may come from any thread."""
 
     def __init__(self, tracer: "Tracer", traceparent: str | None, **attributes: Any) -> None:
         self._tracer = tracer
@@ -43,22 +44,26 @@ class JobTrace:
         claim_began_ns: int,
         **attributes: Any,
     ) -> "JobTrace | None":
-        """None where nobody wants spans."""
-        found = tracer()
-        if found is None:
+        """The trace of a job; None where this process records no spans."""
+        tracer_in_use = tracer()
+        if tracer_in_use is None:
             return None
-        own = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
+        parent = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
         attributes["job_id"] = str(job_id)
         if batch_id is not None:
             attributes["batch_id"] = str(batch_id)
-        made = cls(found, own, **{f"tidemill.{name}": value for name, value in attributes.items()})
-        if own is not None and traceparent is not None and own != traceparent:
+        trace = cls(
+            tracer_in_use,
+            parent,
+            **{f"tidemill.{name}": value for name, value in attributes.items()},
+        )
+        if parent is not None and traceparent is not None and parent != traceparent:
             from opentelemetry.trace import Link
 
-            made._links = [Link(span_context(traceparent))]
-        made._start("claim", start_time=claim_began_ns).end()
-        made._recipe = made._start("recipe")
-        return made
+            trace._links = [Link(span_context(traceparent))]
+        trace._start("claim", start_time=claim_began_ns).end()
+        trace._recipe = trace._start("recipe")
+        return trace
 
     def _start(self, name: str, parent: "Span | None" = None, **options: Any) -> "Span":
         context = self._context
@@ -118,7 +123,7 @@ class JobTrace:
 
 
 def _fail(span: "Span", code: str) -> None:
-    """Its code alone: a message may quote whoever it likes."""
+    """Records the error's code alone: its message may quote a user's text."""
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", code)

@@ -2,7 +2,7 @@
 
     at the engine   whoever asks the same meanwhile waits for that output
     in memory       what was answered lately, before the database has it
-    for good        `cache_entries`: written by the committer, read by `worker.cache.kept_outputs`
+    for good        `cache_entries`: written by the committer, read by `worker.cache.output_reader`
 
 What must hold:
 
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from db.outcome import Fence, FinishedRequest
 from engine.protocol.messages import Output, Request
-from worker.cache.content_key import ContentKey, Sharing, samples
+from worker.cache.content_key import ContentKey, SharingScope, samples
 from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient
 from worker.metrics.metrics import NO_METRICS, CacheResult, Metrics
@@ -105,14 +105,14 @@ class ContentCache:
         self._samplers: set[bytes] = set()  # models that draw where nobody says so
         self._used: set[bytes] = set()  # keys of the database's that were hit
 
-    def sharing(self, tenant: str, has_seed: bool) -> Sharing | None:
-        """With whom a job shares; None: the cache is switched off."""
+    def sharing(self, tenant: str, has_seed: bool) -> SharingScope | None:
+        """The scope in which a job shares answers; None: the cache is switched off."""
         if not self.settings.enabled:
             return None
-        return Sharing(None if self.settings.shared_between_tenants else tenant, has_seed)
+        return SharingScope(None if self.settings.shared_between_tenants else tenant, has_seed)
 
-    def key(self, request: Request, sharing: Sharing, model: bytes) -> ContentKey | None:
-        """A request's key; None where its answer is shared with nobody."""
+    def key(self, request: Request, sharing: SharingScope, model: bytes) -> ContentKey | None:
+        """A request's key; None where its answer is not shared."""
         draws = model in self._samplers and samples(request.params) is None
         if draws and not sharing.has_seed:
             return None
@@ -122,9 +122,9 @@ class ContentCache:
         return replace(key, digest=self._fingerprint(key.digest))
 
     def document_key(
-        self, task: str, contract: Mapping[str, Any], sharing: Sharing, model: bytes
+        self, task: str, contract: Mapping[str, Any], sharing: SharingScope, model: bytes
     ) -> bytes:
-        """What the keys of a whole job's requests are kept by; see `Sharing.document_digest`."""
+        """What the keys of all of a job's requests are kept by; see `document_digest`."""
         digest = sharing.document_digest(task, contract, model)
         return digest if self._fingerprint is None else self._fingerprint(digest)
 
@@ -140,16 +140,16 @@ class ContentCache:
     def read(
         self, client: EngineClient, request: Request, key: ContentKey, output: bytes
     ) -> Output | None:
-        """What the database has kept for a request; None where it cannot be read."""
+        """The stored output of a request; None where it cannot be read."""
         try:
-            made = Output.from_json(json.loads(output))
+            cached = Output.from_json(json.loads(output))
         except (ValueError, TypeError, LookupError):
             return None
         with self._lock:
             self.num_hits += 1
             self._used.add(key.digest)
         self._count(client, request, "hit")
-        return made
+        return cached
 
     def take_used(self) -> list[bytes]:
         """The keys of the database's entries that were used since the last call."""
@@ -169,7 +169,7 @@ class ContentCache:
         """Have these answered, for an attempt. Some outputs may come before this returns."""
         own: list[Request] = []  # that share nothing
         leaders: list[Request] = []
-        known: list[Output] = []
+        answered: list[Output] = []
         with self._lock:
             for request, key in requests:
                 if key is None:
@@ -180,7 +180,7 @@ class ContentCache:
                 elif (output := self._find_recent(key)) is not None:
                     self.num_hits += 1
                     self._count(client, request, "hit")
-                    known.append(replace(output, request_id=request.id))
+                    answered.append(replace(output, request_id=request.id))
                 else:
                     flight = Flight(request, key, client)
                     self._join(flight, Waiting(request, on_output, fence))
@@ -191,11 +191,11 @@ class ContentCache:
             client.submit(own, on_output)
         if leaders:
             client.submit(leaders, self._receive)
-        for output in known:
+        for output in answered:
             on_output(output, True)
 
     def cancel(self, client: EngineClient, request_ids: Iterable[int]) -> None:
-        """Nobody waits for these any more; those that others wait for go on without a word."""
+        """Withdraw requests; one that equal requests wait for goes on."""
         unwanted: dict[EngineClient, list[int]] = {}
         with self._lock:
             for request_id in request_ids:
@@ -211,7 +211,7 @@ class ContentCache:
             its_client.cancel(ids)
 
     def _flight(self, key: ContentKey, is_interactive: bool) -> Flight | None:
-        """What an equal request may wait for."""
+        """The running request that an equal one may wait for."""
         interactive = self._open.get((key.digest, True))
         if interactive is not None or is_interactive:
             return interactive
@@ -241,12 +241,12 @@ class ContentCache:
             self._close(flight)
             if self._may_share(flight, output):
                 self._remember(flight, output)
-                answered = list(flight.waiting)
+                request_ids = list(flight.waiting)
             else:
-                answered = [output.request_id] if output.request_id in flight.waiting else []
+                request_ids = [output.request_id] if output.request_id in flight.waiting else []
                 again = self._without_leader(flight, has_failed=output.failure is not None)
             receivers = []
-            for request_id in answered:
+            for request_id in request_ids:
                 del self._joined[request_id]
                 receive = flight.waiting[request_id].receive
                 is_shared = request_id != output.request_id
@@ -271,33 +271,33 @@ class ContentCache:
         return flight.key.model == flight.client.model_digest
 
     def _without_leader(self, flight: Flight, *, has_failed: bool) -> list[Flight]:
-        """How those who waited for a request that answers only its own job go on.
+        """Lets the waiting requests go on when their leader's answer is for its own job only.
 
         After a failure one of them leads and the others wait for it, so that what is fatal is
         tried one at a time. Otherwise the output is one that nobody can share: all go alone.
         """
-        left = [each for each in flight.waiting.values() if each.request is not flight.leader]
-        if not left:
+        waiting = [each for each in flight.waiting.values() if each.request is not flight.leader]
+        if not waiting:
             return []
         flights = []
         if has_failed:
-            first = next((each for each in left if each.request.is_interactive), left[0])
+            first = next((each for each in waiting if each.request.is_interactive), waiting[0])
             following = Flight(first.request, flight.key, flight.client, flight.is_shared)
             flights.append(following)
-            for each in left:
+            for each in waiting:
                 self._join(following, each)
         else:
-            for each in left:
+            for each in waiting:
                 alone = Flight(each.request, flight.key, flight.client, is_shared=False)
                 flights.append(alone)
                 self._join(alone, each)
         return flights
 
     def _find_recent(self, key: ContentKey) -> Output | None:
-        found = self._recent.get(key.digest)
-        if found is None or time.monotonic() - found[0] > self._recent_seconds:
+        entry = self._recent.get(key.digest)
+        if entry is None or time.monotonic() - entry[0] > self._recent_seconds:
             return None
-        return found[1]
+        return entry[1]
 
     def _remember(self, flight: Flight, output: Output) -> None:
         key = flight.key
@@ -312,8 +312,10 @@ class ContentCache:
         # If its own job was given up, it is kept for one that waited.
         answered = flight.waiting.get(flight.leader.id) or next(iter(flight.waiting.values()), None)
         if answered is not None:
-            kept = FinishedRequest(answered.fence, key.digest, key.sharing.tenant, to_bytes(output))
-            self._keep(kept)
+            entry = FinishedRequest(
+                answered.fence, key.digest, key.sharing.tenant, to_bytes(output)
+            )
+            self._keep(entry)
 
     def _count(self, client: EngineClient, request: Request, result: CacheResult) -> None:
         self._metrics.count_cache(request.task, client.spec.alias, result)

@@ -1,4 +1,4 @@
-"""What decides a model's answer, as digests: equal digests, equal answers.
+"""Content keys: digests of everything that decides a model's answer.
 
 The request itself (task, text or messages, languages, every parameter), the version of the
 recipe that made it, and the model as it was loaded: checkpoint and revision, engine, device,
@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def model_digest(spec: EngineSpec, card: ModelCard) -> bytes:
-    """Of a model as it was loaded."""
+    """The digest of a model as it was loaded."""
     settings = {name: value for name, value in spec.to_json().items() if name not in WITHOUT_EFFECT}
     loaded = card.to_json()
     for each in (settings, loaded):  # replicas on two GPUs answer alike
@@ -38,7 +38,7 @@ def model_digest(spec: EngineSpec, card: ModelCard) -> bytes:
 
 
 def request_digest(request: Request, model: bytes, *, with_seed: bool = True) -> bytes:
-    """Of a request to a model; model: its digest."""
+    """The digest of a request to a model; model: the model's digest."""
     fields = request.to_json()
     del fields["id"]
     fields.pop("is_interactive", None)
@@ -50,8 +50,8 @@ def request_digest(request: Request, model: bytes, *, with_seed: bool = True) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Sharing:
-    """With whom a job shares answers."""
+class SharingScope:
+    """The jobs that one shares answers with."""
 
     tenant: str | None  # None: with everybody
     has_seed: bool  # the job names one: a sample can be drawn again
@@ -86,11 +86,11 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class ContentKey:
-    """What an answer is found by, and what it was made from."""
+    """The key that an answer is stored under, and what the key was made from."""
 
     digest: bytes
     model: bytes  # the digest of the model that was to answer
-    sharing: Sharing
+    sharing: SharingScope
 
 
 def samples(params: Params) -> bool | None:

@@ -15,7 +15,7 @@ from worker.cache.content_key import request_digest
 def segment_of(
     request: Request, output: Output, model: bytes, card: ModelCard, *, is_cached: bool = False
 ) -> dict[str, Any]:
-    """What to keep of an output; model: its digest, card: its card."""
+    """An output as it is stored; model: its digest, card: its card."""
     segment: dict[str, Any] = {
         "digest": request_digest(request, model).hex(),
         "output": output.to_json(),
@@ -50,5 +50,5 @@ def is_cached(segment: Mapping[str, Any]) -> bool:
 
 
 def identity(card: ModelCard) -> dict[str, Any]:
-    """What of a model the result of a job with several names."""
+    """The part of a model's card that the result of a job with several models names."""
     return {name: getattr(card, name) for name in ("checkpoint", "revision", "engine", "dtype")}

@@ -40,13 +40,13 @@ class CacheSettings:
         """Read the table; raises SettingsError naming the setting and the fault."""
         if not isinstance(table, Mapping):
             raise SettingsError("cache is not a table; write [cache]")
-        known = {field.name: field.type for field in fields(cls)}
+        types = {field.name: field.type for field in fields(cls)}
         for name, value in table.items():
-            if name not in known:
+            if name not in types:
                 raise SettingsError(
-                    f"cache.{name} is not a setting; known: {', '.join(sorted(known))}"
+                    f"cache.{name} is not a setting; known: {', '.join(sorted(types))}"
                 )
-            kinds, kind = KINDS[known[name]]
+            kinds, kind = KINDS[types[name]]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise SettingsError(f"cache.{name} must be {kind}, not {value!r}")
         return cls(**table)

@@ -90,8 +90,8 @@ class CacheUpkeep:
 
     def _expired(self) -> list[bytes]:
         with self._database.read() as session:
-            found = session.scalars(cache_queries.expired(self._settings.ttl_seconds, BATCH))
-            return sorted(found)
+            keys = session.scalars(cache_queries.expired(self._settings.ttl_seconds, BATCH))
+            return sorted(keys)
 
     def _excess_bytes(self) -> int:
         with self._database.read() as session:

@@ -1,4 +1,4 @@
-"""The nightly pass: once a night, one worker does what all of them need done.
+"""The nightly pass: once a night, one worker prunes and submits the canaries for all.
 
 Whose night it is stands in a row of `leaderships`: until then, nobody needs to do it. A worker
 that dies in the middle of a pass leaves a row that runs out within `PASS_SECONDS`, and the

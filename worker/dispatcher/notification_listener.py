@@ -42,7 +42,7 @@ class NotificationListener:
             self._channel.client.close()
 
     def _tick(self) -> float | None:
-        """Listen until told to stop; raises when the connection is lost."""
+        """Listen until the thread is stopped; raises when the connection is lost."""
         try:
             self._listen()
         except ResponseError as error:

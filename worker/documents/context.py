@@ -72,6 +72,7 @@ class Context:
         first = max(start - self._num_sentences * SENTENCE_CHARACTERS, 0)
         before = self._text[first:start]
         ends = plain_ends(before)
-        found = [before[one:other] for one, other in zip([0, *ends], ends, strict=False)]
-        whole = found if first == 0 else found[1:]  # what begins in the middle is none
-        return [said for each in whole[-self._num_sentences :] if (said := each.strip())]
+        sentences = [before[one:other] for one, other in zip([0, *ends], ends, strict=False)]
+        whole = sentences if first == 0 else sentences[1:]  # what begins in the middle is none
+        stripped = (each.strip() for each in whole[-self._num_sentences :])
+        return [each for each in stripped if each]

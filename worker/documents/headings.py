@@ -21,11 +21,11 @@ def headings_of(text: str) -> Iterator[Heading]:
     """In order; a comment in fenced code only looks like one."""
     code = fences(text)
     start, end = next(code, (len(text), len(text)))
-    for found in HEADING.finditer(text):
-        while found.start() >= end and start < len(text):
+    for match in HEADING.finditer(text):
+        while match.start() >= end and start < len(text):
             start, end = next(code, (len(text), len(text)))
-        if not start <= found.start() < end:
-            yield Heading(found.start(), found.end(), len(found[1]), found[0].rstrip())
+        if not start <= match.start() < end:
+            yield Heading(match.start(), match.end(), len(match[1]), match[0].rstrip())
 
 
 def section_starts(text: str) -> frozenset[int]:

@@ -54,7 +54,7 @@ MIN_LINE = 25  # of a line that goes on in small letters
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TextRun:
     """A stretch of running text, and the line breaks within it that mean only a space."""
 
     start: int
@@ -64,7 +64,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where the words of a line stand; `quote` are the marks that a whole quotation has."""
+    """The range of a line's words; `quote` holds the marks that a whole quotation has."""
 
     start: int
     end: int
@@ -78,7 +78,7 @@ class Line:
         return self.end - self.start
 
 
-def runs_of(text: str) -> Iterator[Run]:
+def runs_of(text: str) -> Iterator[TextRun]:
     """The running text of a document, in order."""
     for block in _blocks(text):
         yield from _within_tags(text, block)
@@ -88,10 +88,10 @@ def lines_of(text: str, start: int = 0, end: int | None = None) -> Iterator[tupl
     """Each line, its end included."""
     end = len(text) if end is None else end
     while start < end:
-        found = LINE.match(text, start, end)
-        assert found is not None
-        yield found.span()
-        start = found.end()
+        match = LINE.match(text, start, end)
+        assert match is not None
+        yield match.span()
+        start = match.end()
 
 
 def _blocks(text: str) -> Iterator[list[Line]]:
@@ -113,11 +113,11 @@ def _blocks(text: str) -> Iterator[list[Line]]:
 def _form(text: str) -> list[tuple[int, int]]:
     """Where nothing is running text, in order and apart: fenced code and its kin."""
     code = list(fences(text))
-    found = sorted([*code, *_raw(text, code)])
+    spans = sorted([*code, *_raw(text, code)])
     if settings := _settings(text):
-        found.insert(0, settings)
+        spans.insert(0, settings)
     apart: list[tuple[int, int]] = []
-    for start, end in found:
+    for start, end in spans:
         if not apart or start >= apart[-1][1]:
             apart.append((start, end))
         elif end > apart[-1][1]:
@@ -131,9 +131,9 @@ def fences(text: str) -> Iterator[tuple[int, int]]:
         return
     opened: tuple[int, str] | None = None
     for start, end in lines_of(text):
-        if (found := FENCE.match(text, start, end)) is None:
+        if (match := FENCE.match(text, start, end)) is None:
             continue
-        mark = found[1]
+        mark = match[1]
         if opened is None:
             opened = start, mark
         elif mark.startswith(opened[1]) and not (
@@ -148,19 +148,19 @@ def _raw(text: str, code: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]
     if "<" not in text:
         return
     ends: dict[str, list[int]] = {}
-    for found in RAW_END.finditer(text):
-        ends.setdefault((found[1] or "!").lower(), []).append(found.end())
+    for match in RAW_END.finditer(text):
+        ends.setdefault((match[1] or "!").lower(), []).append(match.end())
     at = 0
-    for found in RAW.finditer(text):
-        index = bisect_right(code, (found.start(), len(text))) - 1
-        if found.start() < at or (index >= 0 and found.start() < code[index][1]):
+    for match in RAW.finditer(text):
+        index = bisect_right(code, (match.start(), len(text))) - 1
+        if match.start() < at or (index >= 0 and match.start() < code[index][1]):
             continue
-        own = ends.get((found[1] or "!").lower(), [])
-        index = bisect_right(own, found.end())
+        own = ends.get((match[1] or "!").lower(), [])
+        index = bisect_right(own, match.end())
         # A comment within a line is one within a sentence.
-        if index < len(own) and (found[1] or "\n" in text[found.start() : own[index]]):
+        if index < len(own) and (match[1] or "\n" in text[match.start() : own[index]]):
             at = own[index]
-            yield found.start(), at
+            yield match.start(), at
 
 
 def _settings(text: str) -> tuple[int, int] | None:
@@ -180,7 +180,7 @@ def link_labels(text: str) -> frozenset[str]:
     """The names of a document's links, as Markdown compares them."""
     if "]:" not in text:
         return frozenset()
-    return frozenset(found[1].casefold() for found in DEFINITION.finditer(text))
+    return frozenset(match[1].casefold() for match in DEFINITION.finditer(text))
 
 
 def _free_lines(text: str) -> Iterator[tuple[int, int, bool]]:
@@ -238,7 +238,7 @@ def _line(text: str, start: int, end: int, is_row: bool) -> Line | None:
     )
 
 
-def _within_tags(text: str, block: list[Line]) -> Iterator[Run]:
+def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
     """The runs of a block, which end where a table's cell or a block tag does."""
     for lines in _unwrapped(text, block):
         start, end = lines[0].start, lines[-1].end
@@ -247,9 +247,9 @@ def _within_tags(text: str, block: list[Line]) -> Iterator[Run]:
         if lines[0].is_row:
             form = CELL_RULE.finditer(text, start, end)
         at = start
-        for found in form:
-            yield from _run(text, at, found.start(), breaks)
-            at = found.end()
+        for match in form:
+            yield from _run(text, at, match.start(), breaks)
+            at = match.end()
         yield from _run(text, at, end, breaks)
 
 
@@ -258,7 +258,7 @@ def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
     tags = BLOCK_TAG.finditer(text, start, end)
     if "`" not in text[start:end]:
         return tags
-    code = [found.span() for found in CODE.finditer(text, start, end) if found["ticks"]]
+    code = [match.span() for match in CODE.finditer(text, start, end) if match["ticks"]]
     starts = [one for one, _ in code]
 
     def is_code(tag: re.Match[str]) -> bool:
@@ -268,13 +268,13 @@ def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
     return (tag for tag in tags if not is_code(tag))
 
 
-def _run(text: str, start: int, end: int, breaks: list[tuple[int, int]]) -> Iterator[Run]:
+def _run(text: str, start: int, end: int, breaks: list[tuple[int, int]]) -> Iterator[TextRun]:
     content = text[start:end]
     start, end = end - len(content.lstrip()), start + len(content.rstrip())
     if start < end:
         first = bisect_right(breaks, (start, end))
         last = bisect_left(breaks, (end, end), lo=first)
-        yield Run(start, end, tuple(breaks[first:last]))
+        yield TextRun(start, end, tuple(breaks[first:last]))
 
 
 def _unwrapped(text: str, block: list[Line]) -> Iterator[list[Line]]:

@@ -16,7 +16,7 @@ def threads_of_an_engine(num_engines: int) -> int:
 
 
 def usable_cores(cgroup: Path, cpus: Path) -> int:
-    """Those that this process may run on, or as many as a container's quota is worth."""
+    """The number of cores that this process may use, by its affinity and its container's quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = whole_cores(os.sched_getaffinity(0), cpus)
     else:
@@ -26,7 +26,7 @@ def usable_cores(cgroup: Path, cpus: Path) -> int:
 
 
 def whole_cores(numbers: Iterable[int], cpus: Path) -> int:
-    """How many cores these hardware threads are of.
+    """The number of cores that these hardware threads belong to.
 
     Two of one core share its multipliers, which one keeps busy; where both wait for each
     other after every product, the rest of the machine has nothing left to run on.

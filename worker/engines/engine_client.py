@@ -1,4 +1,5 @@
-"""The parent's end of an engine process: sends requests, hands out outputs, restarts, blames.
+"""The parent's end of an engine process: sends requests, hands out outputs, restarts the process
+after a crash and finds the request at fault.
 
 When the process ends by itself, something in it was fatal. The requests it
 held are run again in halves until one that is fatal alone, twice, is found; it
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +26,7 @@ from engine.protocol.messages import (
     Cancel,
     Frame,
     Load,
+    LoadFailed,
     ModelCard,
     Output,
     Outputs,
@@ -34,11 +36,11 @@ from engine.protocol.messages import (
     RequestFailure,
     Run,
     Stop,
-    Unloadable,
     from_bytes,
     to_bytes,
 )
 from worker.backoff import backoff_seconds
+from worker.bisection import halves
 from worker.cache.content_key import model_digest
 from worker.errors import EngineCrashed, EngineUnusable
 from worker.failpoints import passing
@@ -52,13 +54,13 @@ STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _HeldRequest:
     request: Request
     on_output: Callable[[Output], None]
 
 
 class EngineClient:
-    """One engine process and the requests it owes an output.
+    """An engine process, and the requests that it still has to answer.
 
     Every submitted request gets exactly one call of its `on_output`, on the
     reader thread, unless the client is stopped first.
@@ -78,14 +80,14 @@ class EngineClient:
         # A signal handler that gives jobs back comes here, on a thread that may hold it.
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _HeldRequest] = {}
         self._sent: dict[int, None] = {}  # ordered
         self._unsent: deque[int] = deque()
-        self._trials: deque[list[int]] = deque()
+        self._trials: deque[Sequence[int]] = deque()
         self._on_trial = False  # what is sent is a trial, and gets no company
         self._alone: int | None = None  # the request that stood alone when the process last ended
         self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
-        self._told: set[int] = set()  # of those, what this process was told
+        self._cancelled_there: set[int] = set()  # of those, what this process was told
         # Since when the reader has waited for a frame; None: it hands one out, and what the
         # process says meanwhile is not heard, however well it is.
         self._silent_since: float | None = None
@@ -137,13 +139,13 @@ class EngineClient:
 
     @property
     def sized(self) -> Sized:
-        """What the engine holds at once, and why so much."""
+        """The limits of the engine, and the reason for each."""
         assert self._sized is not None, "the engine was not started"
         return self._sized
 
     @property
     def figures(self) -> EngineFigures:
-        """What the process does now; also before it is loaded."""
+        """The present figures of the process; also before its model is loaded."""
         spec = self._sized.spec if self._sized is not None else self.spec
         return EngineFigures(
             model=spec.alias,
@@ -170,7 +172,7 @@ class EngineClient:
     def submit(self, requests: Iterable[Request], on_output: Callable[[Output], None]) -> None:
         with self._lock:
             for request in requests:
-                self._held[request.id] = _Held(request, on_output)
+                self._held[request.id] = _HeldRequest(request, on_output)
                 self._unsent.append(request.id)
             self._wake.notify_all()
 
@@ -197,19 +199,19 @@ class EngineClient:
     # --- the process -------------------------------------------------------------------------
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         # The child imports the package that this process runs, wherever it stands;
         # -P, because the folder it stands in may have a `worker` of its own.
         root = str(Path(worker.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        with theirs:
+        with child_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "engine", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "engine", str(child_end.fileno())],
+                pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
             )
-        self._connection = Connection(ours.detach())
+        self._connection = Connection(parent_end.detach())
 
     def _load(self) -> ModelCard:
         assert self._connection is not None
@@ -221,7 +223,7 @@ class EngineClient:
                 f"the engine of model {self.spec.alias!r} ended with status {self._status()} "
                 "before it was ready"
             ) from error
-        if isinstance(answer, Unloadable):
+        if isinstance(answer, LoadFailed):
             raise EngineUnusable(answer.message)
         assert isinstance(answer, Ready), answer
         with self._lock:
@@ -261,19 +263,19 @@ class EngineClient:
             self._hand_out(frame.outputs)
 
     def _hand_out(self, outputs: Iterable[Output]) -> None:
-        answered = []
+        handed_out = []
         with self._lock:
             for output in outputs:
                 held = self._held.pop(output.request_id, None)
                 if held is not None:
-                    answered.append((held, output))
+                    handed_out.append((held, output))
                 self._sent.pop(output.request_id, None)
                 self._cancelled.discard(output.request_id)
-                self._told.discard(output.request_id)
+                self._cancelled_there.discard(output.request_id)
             if not self._sent:
                 self._on_trial = False
                 self._wake.notify_all()  # the next trial, if there is one
-        for held, output in answered:
+        for held, output in handed_out:
             held.on_output(output)
 
     # --- when the process has ended ------------------------------------------------------------
@@ -296,12 +298,12 @@ class EngineClient:
             culprit.on_output(Output(request_id=culprit.request.id, failure=failure))
         return self._restart()
 
-    def _suspect(self) -> _Held | None:
+    def _suspect(self) -> _HeldRequest | None:
         """Put what was in the process up for trial; returns a request that stood alone twice."""
         with self._lock:
             suspects = list(self._sent)
             self._sent.clear()
-            self._told.clear()
+            self._cancelled_there.clear()
             self._on_trial = False
             alone = suspects[0] if len(suspects) == 1 else None
             if alone is not None and alone == self._alone:
@@ -310,8 +312,7 @@ class EngineClient:
             # The first time it may be chance: somebody killed the process, or the
             # machine was short of memory, when nothing else happened to run.
             self._alone = alone
-            half = (len(suspects) + 1) // 2
-            self._trials.extendleft(filter(None, [suspects[half:], suspects[:half]]))
+            self._trials.extendleft(reversed(halves(suspects)))
             return None
 
     def _restart(self) -> bool:
@@ -359,7 +360,7 @@ class EngineClient:
         return self._may_send() or bool(self._leaving())
 
     def _leaving(self) -> set[int]:
-        return (self._cancelled & self._sent.keys()) - self._told
+        return (self._cancelled & self._sent.keys()) - self._cancelled_there
 
     def _may_send(self) -> bool:
         if self._trials or self._on_trial:
@@ -379,7 +380,7 @@ class EngineClient:
             frames.append(Run(tuple(self._held[id].request for id in ids)))
         leaving = self._leaving()
         if leaving:
-            self._told |= leaving
+            self._cancelled_there |= leaving
             frames.append(Cancel(tuple(sorted(leaving))))
         return frames
 

@@ -9,7 +9,7 @@ from engine.protocol.messages import ModelCard
 
 
 def changed_files(database: Database, card: ModelCard) -> dict[str, Any] | None:
-    """What differs in the weights since the model of this alias and checkpoint last answered.
+    """The weight files that differ since the model of this alias and checkpoint last answered.
 
     None if nothing does, or nothing is known: another checkpoint under the alias is no change
     of a file, and cards of before hashes were kept have none. JSON-able.

@@ -71,10 +71,10 @@ def _watching(check: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
 
 
 def _seconds_left() -> float:
-    left = _deadline.get() - time.monotonic()
-    if left <= 0:
+    seconds = _deadline.get() - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError
-    return left
+    return seconds
 
 
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:

@@ -15,12 +15,12 @@ def cancel(
     json: options.Json = False,
 ) -> None:
     """Cancel jobs that are not finished. What is running writes no result."""
-    from cli.job_selection import chosen_jobs
+    from cli.job_selection import selected_jobs
     from db.audit import Act
     from db.queries import cancel_retry
 
-    chosen = chosen_jobs(jobs or [], batch)
-    changed = chosen.change(
-        Act.CANCEL, lambda limit: cancel_retry.cancel_jobs(chosen.condition, limit)
+    selection = selected_jobs(jobs or [], batch)
+    changed = selection.change(
+        Act.CANCEL, lambda limit: cancel_retry.cancel_jobs(selection.condition, limit)
     )
-    chosen.report("cancelled", changed, "finished already", json)
+    selection.report("cancelled", changed, "finished already", json)

@@ -1,4 +1,4 @@
-"""`tidemill nightly`: a night's work, enqueued once."""
+"""`tidemill nightly`: enqueues the batch of a nightly configuration, once a run key."""
 
 from datetime import datetime
 from pathlib import Path

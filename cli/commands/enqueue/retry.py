@@ -24,7 +24,7 @@ def retry(
     """Put jobs that did not succeed back in line, with a clean slate."""
     from sqlalchemy import select
 
-    from cli.job_selection import chosen_jobs
+    from cli.job_selection import selected_jobs
     from db.audit import Act
     from db.clock import now
     from db.models import Job
@@ -37,19 +37,19 @@ def retry(
             raise typer.BadParameter(
                 f"{name!r} is none of {', '.join(sorted(RETRIABLE))}", param_hint="--state"
             )
-    chosen = chosen_jobs(jobs or [], batch)
+    selection = selected_jobs(jobs or [], batch)
     named = [JobState(name) for name in state or ()]
     states = named or ([JobState.FAILED] if batch is not None else list(RETRIABLE))
     # A contract that was refused when it came by message has no model to go to.
     can_run = Job.model != ""
-    with chosen.database.read() as session:
+    with selection.database.read() as session:
         asked_at = session.execute(select(now())).scalar_one()
     # Of those that failed before this was asked: some may run and fail again meanwhile.
-    condition = chosen.condition & can_run & (Job.finished_at <= asked_at)
+    condition = selection.condition & can_run & (Job.finished_at <= asked_at)
     with Notifier() as notifier:
-        changed = chosen.change(
+        changed = selection.change(
             Act.RETRY,
             lambda limit: cancel_retry.retry_jobs(condition, states, limit),
             on_changed=notifier.notify,
         )
-    chosen.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)
+    selection.report("queued again", changed, f"not {' or '.join(sorted(states))}", json)

@@ -252,18 +252,18 @@ def _submit_text(
         note(f"{job.id}, waiting; Ctrl-C leaves it running")
     say_if_nobody_works()
     try:
-        found = job.wait()
+        finished = job.wait()
     except KeyboardInterrupt:
         note(f"no longer waiting; `tidemill show {job.id}` has the result when it is there")
         raise typer.Exit(130) from None
     if json:
-        write_json(record(found))
-    elif found.state is JobState.SUCCEEDED:
-        for answer in (found.output or "", *found.alternatives):
+        write_json(record(finished))
+    elif finished.state is JobState.SUCCEEDED:
+        for answer in (finished.output or "", *finished.alternatives):
             out.print(inert(answer), soft_wrap=True)
-    if found.state is not JobState.SUCCEEDED:
-        why = f": {found.error.message} ({found.error.code})" if found.error else ""
-        warn(f"the job is {found.state}{why}")
+    if finished.state is not JobState.SUCCEEDED:
+        reason = f": {finished.error.message} ({finished.error.code})" if finished.error else ""
+        warn(f"the job is {finished.state}{reason}")
         raise typer.Exit(1)
 
 
@@ -277,17 +277,17 @@ def _submit_as_batch(
     from tasks.submission.batch import submit_batch
 
     route(settings.catalog(), contract)
-    known = complete_batch(run_key)
+    complete = complete_batch(run_key)
     submitted = submit_batch(
         [contract], name=batch or run_key or "", run_key=run_key, tenant=contract.tenant
     )
-    [kept] = find_batches(submitted.id, database=settings.database())
+    [batch_row] = find_batches(submitted.id, database=settings.database())
     enqueued = Enqueued(
-        batch=kept,
+        batch=batch_row,
         num_new=submitted.num_new,
         num_known=submitted.num_known,
         num_bad=0,
-        was_complete=known is not None,
+        was_complete=complete is not None,
     )
     finish(enqueued, wait, json)
 
@@ -309,7 +309,7 @@ def _submit_files(
 
     from cli.ingest import open_sources
     from cli.ingest.enqueue import Complaints, enqueue
-    from cli.ingest.row_parsing import Part, RowParser
+    from cli.ingest.row_parsing import RowParser, SourcePart
     from cli.stack.ready import require_ready
     from tasks.configuration import settings
     from tasks.contracts.by_task import CONTRACTS
@@ -321,7 +321,7 @@ def _submit_files(
         )
     catalog = settings.catalog()
     parts = [
-        Part(
+        SourcePart(
             source=source,
             contract=CONTRACTS[task],
             defaults=defaults,

@@ -38,19 +38,19 @@ def list_(
     json: options.Json = False,
 ) -> None:
     """List who did what, the newest first. No text of a user's is in it."""
-    found = _entries(act, actor, since, until, newest_first=True, limit=limit)
+    rows = _entries(act, actor, since, until, newest_first=True, limit=limit)
     if json:
-        write_json([_as_json(entry) for entry in found])
+        write_json([_as_json(entry) for entry in rows])
         return
-    made = table("entry", "at", "by", "act", "objects")
-    for entry in found:
+    listing = table("entry", "at", "by", "act", "objects")
+    for entry in rows:
         at = f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}"
-        made.add_row(str(entry.sequence), at, entry.actor, entry.act, _short(entry.objects))
-    if not found:
+        listing.add_row(str(entry.sequence), at, entry.actor, entry.act, _short(entry.objects))
+    if not rows:
         say("no entry matches")
         return
-    print_table(made)
-    if len(found) == limit:
+    print_table(listing)
+    if len(rows) == limit:
         note(f"the newest {limit:,}; --limit shows more")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     is_well: bool
@@ -110,7 +110,7 @@ def _look_at_up() -> list[Finding]:
 
 def _look_at_redis() -> list[Finding]:
     from cli.errors import BrokerUnreachable
-    from cli.stack.broker import look_at_broker
+    from cli.stack.broker import read_broker
     from cli.stack.exposure import redis_exposure
     from db.connection.url_redaction import masked
     from tasks.configuration import settings
@@ -118,22 +118,22 @@ def _look_at_redis() -> list[Finding]:
 
     try:
         url = settings.broker_url()
-        look = look_at_broker(url)
+        broker = read_broker(url)
     except (BrokerUnreachable, SettingsError) as error:
         return [Finding("redis", False, str(error))]
-    findings = [Finding("redis", True, f"{masked(url)} answers, version {look.version}")]
-    if look.eviction != "noeviction":
+    findings = [Finding("redis", True, f"{masked(url)} answers, version {broker.version}")]
+    if broker.eviction != "noeviction":
         findings.append(
             Finding(
                 "redis",
                 False,
-                f"its maxmemory-policy is {look.eviction}, under which it drops messages when "
+                f"its maxmemory-policy is {broker.eviction}, under which it drops messages when "
                 "memory is short; set `maxmemory-policy noeviction`",
             )
         )
-    if (exposure := redis_exposure(url, look.access)) is not None:
+    if (exposure := redis_exposure(url, broker.access)) is not None:
         findings.append(Finding("access", False, f"Redis: {exposure}"))
-    return findings + [Finding("redis", False, fault) for fault in look.faults]
+    return findings + [Finding("redis", False, fault) for fault in broker.faults]
 
 
 def _look_at_database(database: "Database") -> list[Finding]:
@@ -151,7 +151,7 @@ def _look_at_database(database: "Database") -> list[Finding]:
 
 
 def _look_at_disks(database: "Database | None") -> list[Finding]:
-    """One for each disk that something of ours is written to, as far as it is of this machine."""
+    """A finding for each disk of this machine that our data is written to."""
     from cli.stack.write_trial import rooms_of
     from db.connection.address import data_dir
 
@@ -163,11 +163,12 @@ def _look_at_disks(database: "Database | None") -> list[Finding]:
 
 
 def _redis_folders() -> list[str]:
-    """Where a Redis of this machine keeps its files; what an unreachable one does is unknown."""
+    """The folders in which a Redis of this machine keeps its files; an unreachable one
+    names none."""
     from urllib.parse import urlsplit
 
     from cli.errors import BrokerUnreachable
-    from cli.stack.broker import look_at_broker
+    from cli.stack.broker import read_broker
     from tasks.configuration import settings
     from tasks.errors import SettingsError
 
@@ -175,7 +176,7 @@ def _redis_folders() -> list[str]:
         url = settings.broker_url()
         if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
             return []
-        folder = look_at_broker(url).folder
+        folder = read_broker(url).folder
     except (BrokerUnreachable, SettingsError):
         return []
     return [folder] if folder else []
@@ -223,14 +224,14 @@ def _look_at_messages(database: "Database") -> Finding:
 
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
-    """Who lives, what they hold, and what is overdue."""
+    """Findings on the live workers, the jobs they hold, and overdue ones."""
     from db.reading.health import health
 
-    found = health(database)
+    report = health(database)
     findings = []
-    served = {model for worker in found.alive for model in worker.models}
+    served = {model for worker in report.alive for model in worker.models}
     unserved = [alias for alias in catalog.models if alias not in served]
-    if not found.alive:
+    if not report.alive:
         findings.append(
             Finding("workers", False, "none is running; start one with `tidemill worker`")
         )
@@ -245,10 +246,10 @@ def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
         )
     else:
         findings.append(
-            Finding("workers", True, f"{len(found.alive)} running, and every model is served")
+            Finding("workers", True, f"{len(report.alive)} running, and every model is served")
         )
-    findings += [_finding_of_worker(worker) for worker in found.workers]
-    findings.append(_finding_of_overdue(found.overdue))
+    findings += [_finding_of_worker(worker) for worker in report.workers]
+    findings.append(_finding_of_overdue(report.overdue))
     return findings
 
 
@@ -276,9 +277,9 @@ def _finding_of_overdue(overdue: "Overdue") -> Finding:
         "past their deadline": overdue.num_past_deadline,
         "that somebody has waited for since a minute": overdue.num_waiting,
     }
-    said = ", ".join(f"{plural(num, 'job')} {what}" for what, num in parts.items() if num)
+    counts = ", ".join(f"{plural(num, 'job')} {kind}" for kind, num in parts.items() if num)
     return Finding(
         "overdue",
         False,
-        f"{said}; some worker should have seen to it: look for warnings in their logs",
+        f"{counts}; some worker should have seen to it: look for warnings in their logs",
     )

@@ -1,4 +1,4 @@
-"""`tidemill erase`: everything that is kept of somebody goes."""
+"""`tidemill erase`: removes every text that is kept of a person or a tenant."""
 
 import sys
 from dataclasses import asdict
@@ -53,16 +53,17 @@ def erase(
         raise typer.Exit(1)
 
 
-def _report(found: "Erased", done: str, json: bool) -> None:
+def _report(counts: "Erased", verb: str, json: bool) -> None:
     if json:
-        write_json({"done": done == "erased", **asdict(found)})
+        write_json({"done": verb == "erased", **asdict(counts)})
         return
     say(
-        f"{done}: {plural(found.jobs, 'job')} ({found.cancelled:,} of them unfinished), "
-        f"{plural(found.messages, 'message')}, the metadata of {plural(found.batches, 'batch')}"
+        f"{verb}: {plural(counts.jobs, 'job')} ({counts.cancelled:,} of them unfinished), "
+        f"{plural(counts.messages, 'message')}, "
+        f"the metadata of {plural(counts.batches, 'batch')}"
     )
-    if found.unreadable_messages:
+    if counts.unreadable_messages:
         note(
-            f"{plural(found.unreadable_messages, 'message')} in the quarantine cannot be read, and "
-            "may be anybody's: `tidemill messages` lists them"
+            f"{plural(counts.unreadable_messages, 'message')} in the quarantine cannot be read, "
+            "and may be anybody's: `tidemill messages` lists them"
         )

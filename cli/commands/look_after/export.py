@@ -1,4 +1,4 @@
-"""`tidemill export`: everything that is kept of somebody."""
+"""`tidemill export`: writes every row that is kept of a person or a tenant."""
 
 import sys
 from pathlib import Path

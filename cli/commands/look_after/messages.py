@@ -54,52 +54,52 @@ def messages(
     if ids:
         listed = select(QuarantinedMessage).where(QuarantinedMessage.id.in_(ids))
     with database.read() as session:
-        found = list(session.scalars(listed))
+        rows = list(session.scalars(listed))
         num_kept = session.scalar(quarantine.num_quarantined()) or 0
-    if ids and len(found) < len(set(ids)):
-        note(f"{plural(len(set(ids)) - len(found), 'message')} not in the quarantine")
+    if ids and len(rows) < len(set(ids)):
+        note(f"{plural(len(set(ids)) - len(rows), 'message')} not in the quarantine")
         raise typer.Exit(1)
     if raw:
         sys.stdout.flush()
-        for message in found:
+        for message in rows:
             sys.stdout.buffer.write(message.body)
         sys.stdout.buffer.flush()
         return
     if requeue:
-        _requeue(database, found)
-        note(f"{plural(len(found), 'message')} put back")
+        _requeue(database, rows)
+        note(f"{plural(len(rows), 'message')} put back")
     if requeue or delete:
         with database.write() as session:
             session.execute(quarantine.delete_quarantined(ids or None))
             act = Act.REQUEUE if requeue else Act.FORGET
-            named = {"messages": [str(each.id) for each in found]} if ids else {}
+            named = {"messages": [str(each.id) for each in rows]} if ids else {}
             append(session, act, named or {"num_messages": num_kept})
         if not requeue:
-            note(f"{plural(len(found) if ids else num_kept, 'message')} deleted")
+            note(f"{plural(len(rows) if ids else num_kept, 'message')} deleted")
         return
     if json:
-        write_json([_as_json(message) for message in found])
+        write_json([_as_json(message) for message in rows])
         return
-    _print(found)
-    if num_kept > len(found) and not ids:
-        note(f"{num_kept - len(found):,} older ones; --limit shows more")
+    _print(rows)
+    if num_kept > len(rows) and not ids:
+        note(f"{num_kept - len(rows):,} older ones; --limit shows more")
 
 
 def num_set_aside(database: "Database") -> int:
-    """How many messages are in the quarantine."""
+    """The number of messages in the quarantine."""
     from db.queries import quarantine
 
     with database.read() as session:
         return session.scalar(quarantine.num_quarantined()) or 0
 
 
-def _print(found: "list[QuarantinedMessage]") -> None:
-    if not found:
+def _print(rows: "list[QuarantinedMessage]") -> None:
+    if not rows:
         say("No message was set aside.")
         return
-    made = table("id", "arrived", "queue", "reason", "task", "job", "bytes")
-    for message in found:
-        made.add_row(
+    listing = table("id", "arrived", "queue", "reason", "task", "job", "bytes")
+    for message in rows:
+        listing.add_row(
             str(message.id),
             f"{message.arrived_at.astimezone():%Y-%m-%d %H:%M:%S}",
             inert(message.queue),
@@ -108,12 +108,12 @@ def _print(found: "list[QuarantinedMessage]") -> None:
             str(message.job_id or ""),
             f"{message.num_bytes:,}",
         )
-    print_table(made)
-    for code in sorted({message.reason for message in found}):
+    print_table(listing)
+    for code in sorted({message.reason for message in rows}):
         note(f"{code}: {_sentence(code)}")
 
 
-def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
+def _requeue(database: "Database", rows: "list[QuarantinedMessage]") -> None:
     """Put messages back into their queues, and make room for the jobs that they are to be."""
     import redis
 
@@ -122,7 +122,7 @@ def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
     from db.queries import quarantine
     from tasks.configuration import settings
 
-    for message in found:
+    for message in rows:
         if (
             message.reason in NO_ENTRIES
             or message.queue in NO_QUEUES
@@ -133,12 +133,12 @@ def _requeue(database: "Database", found: "list[QuarantinedMessage]") -> None:
     url = settings.broker_url()
     # While one of its id is there, a message is that job's and changes nothing.
     with database.write() as session:
-        for message in found:
+        for message in rows:
             if message.job_id is not None:
                 session.execute(quarantine.delete_never_begun(message.job_id, message.reason))
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
-            for message in found:
+            for message in rows:
                 client.lpush(message.queue, message.body)
     except (redis.RedisError, OSError) as error:
         raise BrokerUnreachable(

@@ -27,9 +27,9 @@ def models(json: options.Json = False) -> None:
             ]
         )
         return
-    made = table("model", "checkpoint", "tasks", "languages", "device", "dtype", "replicas")
+    listing = table("model", "checkpoint", "tasks", "languages", "device", "dtype", "replicas")
     for model in catalog.models.values():
-        made.add_row(
+        listing.add_row(
             model.alias,
             model.checkpoint + (f" @ {model.revision}" if model.revision else ""),
             ", ".join(model.tasks),
@@ -38,7 +38,7 @@ def models(json: options.Json = False) -> None:
             model.dtype if model.quantization == "none" else f"{model.dtype}, {model.quantization}",
             str(model.replicas),
         )
-    print_table(made)
+    print_table(listing)
     note(f"from {catalog.path}")
     if loaded:
         say("")
@@ -48,28 +48,28 @@ def models(json: options.Json = False) -> None:
 
 
 def engines_by_model() -> dict[str, list[dict[str, Any]]]:
-    """Of live workers; none where there is no database yet."""
+    """The engines of live workers by model; none where the database cannot be used."""
     from db.errors import DatabaseError
     from db.queries import worker_registry
     from db.schema import require_current
     from tasks.configuration import settings
     from tasks.errors import TidemillError
 
-    found: dict[str, list[dict[str, Any]]] = {}
+    engines: dict[str, list[dict[str, Any]]] = {}
     try:
         database = settings.database()
         require_current(database)
     except (DatabaseError, TidemillError):
-        return found
+        return engines
     with database.read() as session:
         for worker in session.scalars(worker_registry.live_workers()):
             for engine in worker.engines or []:
-                found.setdefault(engine["model"], []).append({"worker": worker.name, **engine})
-    return found
+                engines.setdefault(engine["model"], []).append({"worker": worker.name, **engine})
+    return engines
 
 
 def requests_by_way(engines: list[dict[str, Any]]) -> str:
-    """How many joined others at any step, and how many were run to their end by `generate`."""
+    """The number of requests that ran in flight, and of those that ran by `generate`."""
     ways = [engine.get("requests") or {} for engine in engines]  # an older worker counts none
     num_in_flight, num_by_generate = (
         sum(each.get(way, 0) for each in ways) for way in ("in_flight", "by_generate")
@@ -78,30 +78,30 @@ def requests_by_way(engines: list[dict[str, Any]]) -> str:
 
 
 def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:
-    """Equal engines are told once."""
-    made = table("loaded", "setting", "value", "because")
+    """A table of each engine's settings and their reasons; equal engines share an entry."""
+    listing = table("loaded", "setting", "value", "because")
     for alias, engines in loaded.items():
-        told: list[Any] = []
+        rows: list[Any] = []
         for engine in engines:
-            card, chosen = engine["card"], engine["settings"]
-            if (card, chosen) in told:
+            card, settings_of_engine = engine["card"], engine["settings"]
+            if (card, settings_of_engine) in rows:
                 continue
-            told.append((card, chosen))
-            equal = [each for each in engines if (each["card"], each["settings"]) == told[-1]]
+            rows.append((card, settings_of_engine))
+            equal = [each for each in engines if (each["card"], each["settings"]) == rows[-1]]
             size = f"{card['num_parameters'] / 1e6:,.1f}M parameters"
-            what = f"{card['model_type']}, {size}, {card['dtype']}"
-            made.add_row(alias, "device", card["device"], what)
-            for name, setting in chosen.items():
+            facts = f"{card['model_type']}, {size}, {card['dtype']}"
+            listing.add_row(alias, "device", card["device"], facts)
+            for name, setting in settings_of_engine.items():
                 value = setting["value"]
                 shown = f"{value:,} {UNITS.get(name, '')}" if isinstance(value, int) else str(value)
-                made.add_row("", name, shown.strip(), setting["reason"])
+                listing.add_row("", name, shown.strip(), setting["reason"])
             if changed := engine.get("changed_weights"):
-                made.add_row(
+                listing.add_row(
                     "",
                     "weights",
                     card.get("revision") or "",
                     f"changed since {changed['kept_at'][:16]}, when they were "
                     f"{changed['revision_before']}: {', '.join(changed['files'])}",
                 )
-            made.add_row("", "requests", requests_by_way(equal), card.get("engine_reason") or "")
-    return made
+            listing.add_row("", "requests", requests_by_way(equal), card.get("engine_reason") or "")
+    return listing

@@ -17,7 +17,7 @@ def batches(
     from cli.stack.ready import require_ready
     from db.reading.batches import find_batches
 
-    found = find_batches(limit=limit, database=require_ready())
+    rows = find_batches(limit=limit, database=require_ready())
     if json:
         write_json(
             [
@@ -32,23 +32,23 @@ def batches(
                     "num_jobs": batch.num_jobs,
                     "states": {state.value: num for state, num in batch.states.items()},
                 }
-                for batch in found
+                for batch in rows
             ]
         )
         return
-    if not found:
+    if not rows:
         say("no batches yet; `tidemill submit TASK --file FILE` makes one")
         return
-    made = table("name", "run key", "enqueued", "jobs", "states")
-    for batch in found:
+    listing = table("name", "run key", "enqueued", "jobs", "states")
+    for batch in rows:
         growing = "" if batch.closed_at else " +"
-        made.add_row(
+        listing.add_row(
             one_line(batch.name, 60),
             one_line("same" if batch.run_key == batch.name else batch.run_key or "", 60),
             f"{batch.created_at.astimezone():%Y-%m-%d %H:%M}",
             f"{batch.num_jobs:,}{growing}",
             states_in_words(batch),
         )
-    print_table(made)
-    if len(found) == limit:
+    print_table(listing)
+    if len(rows) == limit:
         note(f"the newest {limit}; --limit shows more")

@@ -25,13 +25,13 @@ def canaries(
     from tasks.canaries import canaries_of, canary_outcomes, submit_canaries
     from tasks.configuration import settings
 
-    known = canaries_of(settings.catalog().canaries)
+    configured = canaries_of(settings.catalog().canaries)
     database = require_ready()
-    if run and known:
-        batch = submit_canaries(known, f"canaries-{datetime.now():%Y-%m-%d-%H%M%S-%f}")
+    if run and configured:
+        batch = submit_canaries(configured, f"canaries-{datetime.now():%Y-%m-%d-%H%M%S-%f}")
         say_if_nobody_works()
         watch(found_batch(str(batch.id)))
-    outcomes = canary_outcomes(known, database)
+    outcomes = canary_outcomes(configured, database)
     if json:
         write_json(
             [

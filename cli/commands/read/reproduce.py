@@ -56,13 +56,13 @@ def reproduce(
         note(f"{again.id}, waiting; Ctrl-C leaves it running")
     say_if_nobody_works()
     try:
-        ended = again.wait()
+        finished = again.wait()
     except KeyboardInterrupt:
         note(f"no longer waiting; `tidemill show {again.id}` has the result when it is there")
         raise typer.Exit(130) from None
-    if ended.state is not JobState.SUCCEEDED:
-        why = f": {ended.error.message} ({ended.error.code})" if ended.error else ""
-        raise NotReproducible(f"the second run, {again.id}, is {ended.state}{why}")
+    if finished.state is not JobState.SUCCEEDED:
+        reason = f": {finished.error.message} ({finished.error.code})" if finished.error else ""
+        raise NotReproducible(f"the second run, {again.id}, is {finished.state}{reason}")
     second = found_job(again.id)
     differences = differing(first.provenance or {}, second.provenance or {})
     is_identical = answers(first) == answers(second)
@@ -103,8 +103,8 @@ def contract_again(first: "JobDetails") -> "Contract":
     fields["seed"] = settings.get("seed", first.job.id.int & (2**63 - 1))
     if first.job.task != "translate" and not BY_REQUEST & fields.keys():
         fields.pop("max_length", None)  # it came to max_new_tokens
-        known = contract.own_fields()
-        settled = {name: value for name, value in settings.items() if name in known}
+        field_names = contract.own_fields()
+        settled = {name: value for name, value in settings.items() if name in field_names}
         if isinstance(settled.get("early_stopping"), str):  # "never", which only a model says
             del settled["early_stopping"]
         fields = {**settled, **fields}
@@ -134,7 +134,7 @@ def first_difference(first: "JobDetails", second: "JobDetails") -> int:
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two records say otherwise of the model and how it ran, by name."""
+    """The names and values that differ between two records of the model and its settings."""
     pairs = {name: (first.get(name), second.get(name)) for name in RECORD}
     # A record of before a field was kept says nothing of it.
     return {

@@ -153,9 +153,9 @@ def results(
         )
     if format == "table" and limit is None:
         limit = TABLE_LIMIT
-    chosen = options.columns(columns)
-    if input and chosen is not None and "input" not in chosen:
-        chosen = [*chosen, "input"]
+    names = options.columns(columns)
+    if input and names is not None and "input" not in names:
+        names = [*names, "input"]
     shortest = options.seconds("--min-duration", min_duration)
     longest = options.seconds("--max-duration", max_duration)
     if shortest is not None and longest is not None and shortest > longest:
@@ -199,38 +199,38 @@ def results(
         sort=sort,
         after=cursor,
         limit=limit,
-        with_input=input or "input" in (chosen or ()),
+        with_input=input or "input" in (names or ()),
         database=database,
     )
-    shows_signals = chosen is None and bool(suspicious or reason or signals)
+    shows_signals = names is None and bool(suspicious or reason or signals)
     if format == "table":
         if shows_signals:
-            chosen = [*TABLE_COLUMNS[:-2], *(["input"] if input else []), "reasons", "output"]
+            names = [*TABLE_COLUMNS[:-2], *(["input"] if input else []), "reasons", "output"]
         found = list(jobs)
         if not found:
             say("no job matches" if state == "all" else f"no {state} job matches")
             return
-        is_ours = chosen is None or shows_signals
-        print_table(results_table(found, chosen), DISPENSABLE if is_ours else ())
+        is_ours = names is None or shows_signals
+        print_table(results_table(found, names), DISPENSABLE if is_ours else ())
         if len(found) == limit:
             note(f"{plural(limit, 'job')}; what follows: --after {found[-1].cursor}")
         return
-    if input and chosen is None:
+    if input and names is None:
         place = FIELDS.index("output")
-        chosen = [*FIELDS[:place], "input", *FIELDS[place:], "alternatives"]
+        names = [*FIELDS[:place], "input", *FIELDS[place:], "alternatives"]
     if shows_signals:
-        chosen = [*(chosen or (*FIELDS, "alternatives")), *SIGNAL_FIELDS]
+        names = [*(names or (*FIELDS, "alternatives")), *SIGNAL_FIELDS]
     with opened(output) as to:
         if format == "parquet":
-            write_parquet(jobs, to, chosen)
+            write_parquet(jobs, to, names)
             return
         utf8 = codecs.getwriter("utf-8")(to)
         if format == "jsonl":
-            write_jsonl(jobs, utf8, chosen, out.encoding if output is None else "utf-8")
+            write_jsonl(jobs, utf8, names, out.encoding if output is None else "utf-8")
         elif output is None and sys.stdout.isatty():
-            write_csv(jobs, _Shown(utf8), chosen, raw=raw)
+            write_csv(jobs, _Shown(utf8), names, raw=raw)
         else:
-            write_csv(jobs, utf8, chosen, raw=raw)
+            write_csv(jobs, utf8, names, raw=raw)
 
 
 def _require_batch_alone(context: typer.Context) -> None:
@@ -257,20 +257,20 @@ def _write_folder(batch: str, folder: Path) -> None:
     from db.reading.results import find_results
 
     database = require_ready()
-    found = found_batch(batch)
+    batch_row = found_batch(batch)
     again = "the same command, run again, goes on"
     with ResultFolder(folder) as to_folder:
         written = to_folder.written
         try:
             with err.status(f"writing to {folder}"):
-                to_folder.write(find_results(batch=found.id, state=None, database=database))
+                to_folder.write(find_results(batch=batch_row.id, state=None, database=database))
         except KeyboardInterrupt:
             note(f"{plural(written.num_written, 'file')} written; {again}")
             raise typer.Exit(130) from None
     num_before = written.num_there_before
     be = "was" if num_before == 1 else "were"
-    there = f", {num_before:,} {be} there before" if num_before else ""
-    say(f"wrote {plural(written.num_written, 'file')} to {folder}{there}")
+    num_before_text = f", {num_before:,} {be} there before" if num_before else ""
+    say(f"wrote {plural(written.num_written, 'file')} to {folder}{num_before_text}")
     if written.partial:
         _list("made from a part of the source only", written.partial)
     if written.renamed:
@@ -278,15 +278,15 @@ def _write_folder(batch: str, folder: Path) -> None:
     if written.num_unfinished:
         note(f"{plural(written.num_unfinished, 'job')} not finished; {again}")
     if written.unwritable:
-        _list("not written", [f"{name}: {why}" for name, why in written.unwritable])
+        _list("not written", [f"{name}: {reason}" for name, reason in written.unwritable])
     if written.without_output:
-        _list("without a result", [f"{name}: {why}" for name, why in written.without_output])
+        _list("without a result", [f"{name}: {reason}" for name, reason in written.without_output])
     if written.num_unfinished or written.unwritable or written.without_output:
         raise typer.Exit(1)
 
 
-def _list(what: str, lines: list[str]) -> None:
-    warn(f"{what}: {len(lines):,}")
+def _list(heading: str, lines: list[str]) -> None:
+    warn(f"{heading}: {len(lines):,}")
     for line in lines[:MAX_LISTED]:
         note("  " + visible(line, one_line=True))
     if len(lines) > MAX_LISTED:
@@ -294,7 +294,7 @@ def _list(what: str, lines: list[str]) -> None:
 
 
 class _Shown:
-    """What goes to a terminal, where control characters are escapes."""
+    """A stream to a terminal that escapes control characters."""
 
     def __init__(self, to: codecs.StreamWriter) -> None:
         self._to = to
@@ -304,14 +304,14 @@ class _Shown:
 
 
 def _format_of(output: Path | None) -> Format:
-    """As the name of the file has it."""
+    """The format that the file's suffix names."""
     if output is None:
         return "table"
-    known: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-    format = known.get(output.suffix.lower())
+    formats: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+    format = formats.get(output.suffix.lower())
     if format is None:
         raise typer.BadParameter(
-            f"{output} does not say how; give it a name that ends in {', '.join(known)}, "
+            f"{output} does not say how; give it a name that ends in {', '.join(formats)}, "
             "or a --format",
             param_hint="-o",
         )

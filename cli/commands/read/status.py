@@ -16,7 +16,7 @@ def status(json: options.Json = False) -> None:
     The exit status is 1 if Redis does not answer.
     """
     from cli.errors import BrokerUnreachable
-    from cli.stack.broker import BrokerLook, look_at_broker
+    from cli.stack.broker import BrokerState, read_broker
     from cli.stack.ready import require_ready
     from db.connection.url_redaction import masked
     from db.queries import submission, worker_registry
@@ -34,26 +34,26 @@ def status(json: options.Json = False) -> None:
     num_messages = num_set_aside(database)
     served = sorted({model for worker in workers for model in worker.room})
     queues = queue_names(sorted({*served, *filter(None, jobs)}))
-    look: BrokerLook | BrokerUnreachable
+    broker: BrokerState | BrokerUnreachable
     try:
-        look = look_at_broker(settings.broker_url(), queues)
+        broker = read_broker(settings.broker_url(), queues)
     except BrokerUnreachable as error:
-        look = error
+        broker = error
     if json:
         write_json(
             {
                 "redis": {
                     "url": masked(settings.broker_url()),
                     **(
-                        {"reachable": False, "error": str(look)}
-                        if isinstance(look, BrokerUnreachable)
+                        {"reachable": False, "error": str(broker)}
+                        if isinstance(broker, BrokerUnreachable)
                         else {
                             "reachable": True,
-                            "version": look.version,
-                            "maxmemory_policy": look.eviction,
-                            "num_bytes": look.num_bytes,
-                            "messages": look.messages,
-                            "num_unacked": look.num_unacked,
+                            "version": broker.version,
+                            "maxmemory_policy": broker.eviction,
+                            "num_bytes": broker.num_bytes,
+                            "messages": broker.messages,
+                            "num_unacked": broker.num_unacked,
                         }
                     ),
                 },
@@ -82,12 +82,13 @@ def status(json: options.Json = False) -> None:
             }
         )
     else:
-        if isinstance(look, BrokerUnreachable):
-            say(f"Redis     {look}")
+        if isinstance(broker, BrokerUnreachable):
+            say(f"Redis     {broker}")
         else:
             say(
-                f"Redis     {masked(settings.broker_url())}, version {look.version}, "
-                f"{look.num_bytes / 2**20:,.1f} MiB, {plural(look.num_unacked, 'message')} unacked"
+                f"Redis     {masked(settings.broker_url())}, version {broker.version}, "
+                f"{broker.num_bytes / 2**20:,.1f} MiB, "
+                f"{plural(broker.num_unacked, 'message')} unacked"
             )
         say(f"Database  {database.shown_url}, revision {head()}")
         say(f"Workers   {len(workers) or 'none is running; start one with `tidemill worker`'}")
@@ -96,15 +97,15 @@ def status(json: options.Json = False) -> None:
             say(f"          {worker.name}, since {since}: {', '.join(sorted(worker.room))}")
             for engine in worker.engines or []:
                 reason = engine["card"].get("engine_reason")
-                why = f" ({reason})" if reason else ""
-                say(f"            {engine['model']}: {requests_by_way([engine])}{why}")
+                detail = f" ({reason})" if reason else ""
+                say(f"            {engine['model']}: {requests_by_way([engine])}{detail}")
         if num_messages:
             say(
                 f"Messages  {num_messages:,} set aside, which could not be taken; "
                 "`tidemill messages` lists them"
             )
-        _print_jobs(jobs, served, look.messages if isinstance(look, BrokerLook) else {})
-    if isinstance(look, BrokerUnreachable):
+        _print_jobs(jobs, served, broker.messages if isinstance(broker, BrokerState) else {})
+    if isinstance(broker, BrokerUnreachable):
         raise typer.Exit(1)
 
 
@@ -117,16 +118,16 @@ def _print_jobs(jobs: Any, served: list[str], messages: dict[str, int]) -> None:
         say("Jobs      none yet")
         return
     say("")
-    made = table("model", *JobState, "messages in Redis")
-    for column in made.columns[1:]:
+    listing = table("model", *JobState, "messages in Redis")
+    for column in listing.columns[1:]:
         column.justify = "right"
     for model in sorted({*jobs, *served}):
         states = jobs.get(model, {})
-        made.add_row(
+        listing.add_row(
             model or "(refused)",
             *(f"{num:,}" if (num := states.get(state, 0)) else "" for state in JobState),
             f"{sum(messages.get(queue_name(model, lane), 0) for lane in Lane):,}" if model else "",
         )
-    print_table(made)
+    print_table(listing)
     if messages.get(SUBMISSIONS):
         say(f"{plural(messages[SUBMISSIONS], 'message')} from producers still to be read")

@@ -21,14 +21,14 @@ def top(
     """
     from cli.output.top_screen import screen
     from cli.stack.ready import require_ready
-    from cli.stack.top_look import look, snapshot_of
+    from cli.stack.top_figures import snapshot_of, top_figures
 
     database = require_ready()
-    before = look(database)
+    before = top_figures(database)
     try:
         if json or not out.is_terminal or out.is_dumb_terminal:
             time.sleep(seconds)
-            snapshot = snapshot_of(before, look(database))
+            snapshot = snapshot_of(before, top_figures(database))
             if json:
                 write_json(snapshot.to_json())
             else:
@@ -40,7 +40,7 @@ def top(
         with Live(screen(snapshot_of(before, before)), console=out, auto_refresh=False) as live:
             while True:
                 time.sleep(seconds)
-                now = look(database)
+                now = top_figures(database)
                 live.update(screen(snapshot_of(before, now)), refresh=True)
                 before = now
     except KeyboardInterrupt:

@@ -23,17 +23,17 @@ def watch(
     from db.states import JobState
 
     require_ready()
-    found = found_batch(batch)
+    batch_row = found_batch(batch)
     try:
-        ended = watch_batch(found, console=out)
+        finished = watch_batch(batch_row, console=out)
     except KeyboardInterrupt:
         note(f"the batch goes on; `tidemill watch {shlex.quote(batch)}` comes back to it")
         raise typer.Exit(130) from None
-    say(f"{visible(ended.name, one_line=True)}: {states_in_words(ended)}")
-    if not is_finished(ended):
+    say(f"{visible(finished.name, one_line=True)}: {states_in_words(finished)}")
+    if not is_finished(finished):
         note("it was never enqueued to its end; start that again under the same run key")
         raise typer.Exit(1)
-    if ended.states.get(JobState.FAILED):
+    if finished.states.get(JobState.FAILED):
         note(f"`tidemill results --batch {shlex.quote(batch)} --state failed` says why")
-    if ended.states.get(JobState.SUCCEEDED, 0) < ended.num_jobs:
+    if finished.states.get(JobState.SUCCEEDED, 0) < finished.num_jobs:
         raise typer.Exit(1)

@@ -77,14 +77,14 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
     night = NightlyConfig.load(NIGHT)
     today = night.today()
     run_key = night.run_key_of(today)
-    known = complete_batch(run_key)
+    complete = complete_batch(run_key)
     load_seconds: float | None = None
-    if known is None or not is_finished(known):
+    if complete is None or not is_finished(complete):
         load_seconds = _load_models(stack, go_on)
     ready_at = datetime.now(UTC)
     complaints = Complaints()
     intake = RowParser(
-        [] if known else night.parts_of(NIGHT.resolve().parent, today),
+        [] if complete else night.parts_of(NIGHT.resolve().parent, today),
         settings.catalog(),
         run_key,
         complaints.report,
@@ -114,7 +114,7 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class JobRun:
     """A job that was run: since when it could have been, and when it was."""
 
     job: "FoundJob"
@@ -131,13 +131,13 @@ class Run:
         return (self.finished_at - self.started_at).total_seconds()
 
 
-def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[Run]:
+def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[JobRun]:
     """ready_at: when the models were loaded, if jobs were there before: an earlier demo was
     interrupted, and until it goes on nobody could have run them."""
     for job in jobs:
         if job.started_at is not None and job.finished_at is not None:
             was_left = job.created_at < ready_at <= job.finished_at
-            yield Run(
+            yield JobRun(
                 job, ready_at if was_left else job.created_at, job.started_at, job.finished_at
             )
 
@@ -162,17 +162,17 @@ def _load_models(stack: "LocalStack", go_on: Callable[[], None]) -> float:
 
 
 def _print_examples(jobs: Sequence["FoundJob"]) -> None:
-    made = table("task", "custom id", "output", title="\nRead back from the database")
+    listing = table("task", "custom id", "output", title="\nRead back from the database")
     for task in dict.fromkeys(job.task for job in jobs):
         for job in [job for job in jobs if job.task == task][:SHOWN_PER_TASK]:
             answer = job.output if job.error is None else f"{job.error.code}: {job.error.message}"
-            made.add_row(task, job.custom_id or "", one_line(answer or str(job.state), 100))
-        made.add_section()
-    print_table(made)
+            listing.add_row(task, job.custom_id or "", one_line(answer or str(job.state), 100))
+        listing.add_section()
+    print_table(listing)
 
 
 def _print_documents(jobs: Sequence["FoundJob"]) -> None:
-    """What was read of the texts that came as files of their own."""
+    """Prints the coverage of the texts that came as files of their own."""
     from cli.output.coverage import coverage_lines
     from db.reading.job_details import find_details
     from tasks.configuration import settings
@@ -194,13 +194,13 @@ def _print_documents(jobs: Sequence["FoundJob"]) -> None:
             )
 
 
-def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[Run]) -> None:
-    made = table("task", "jobs", "failed", "tokens", "tokens/s", "wait p50/p95", "run p50/p95")
-    for column in made.columns[1:]:
+def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[JobRun]) -> None:
+    listing = table("task", "jobs", "failed", "tokens", "tokens/s", "wait p50/p95", "run p50/p95")
+    for column in listing.columns[1:]:
         column.justify = "right"
     for task in [*dict.fromkeys(job.task for job in jobs), ""]:
         of_task = [run for run in runs if run.job.task == task or not task]
-        made.add_row(
+        listing.add_row(
             task or "all",
             f"{sum(job.task == task or not task for job in jobs):,}",
             f"{sum(job.state == 'failed' and (job.task == task or not task) for job in jobs):,}",
@@ -210,11 +210,11 @@ def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[Run]) -> None:
             _median_and_tail([run.run_seconds for run in of_task]),
         )
     say("")
-    print_table(made)
+    print_table(listing)
 
 
-def _print_summary(runs: Sequence[Run], load_seconds: float | None) -> None:
-    """Loading is told apart from the work: it is done once, however many jobs follow."""
+def _print_summary(runs: Sequence[JobRun], load_seconds: float | None) -> None:
+    """Prints the loading time apart from the work: models load once, however many jobs follow."""
     seconds, num_jobs = _busy_seconds(runs), plural(len(runs), "job")
     if load_seconds is not None:
         say(f"\nload  {load_seconds:,.1f} s, once, before the first job was submitted")
@@ -227,12 +227,12 @@ def _print_summary(runs: Sequence[Run], load_seconds: float | None) -> None:
     say("wait  of a job, for its turn among all the others; run: beside others, in one model")
 
 
-def _num_tokens(runs: Iterable[Run]) -> int:
+def _num_tokens(runs: Iterable[JobRun]) -> int:
     return sum(run.job.completion_tokens or 0 for run in runs)
 
 
-def _busy_seconds(runs: Sequence[Run]) -> float:
-    """From when the first of them could be run until the last was finished."""
+def _busy_seconds(runs: Sequence[JobRun]) -> float:
+    """Seconds from the moment the first job could run until the last was finished."""
     if not runs:
         return 0.0
     first, last = min(run.waits_since for run in runs), max(run.finished_at for run in runs)

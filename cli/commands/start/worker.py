@@ -25,14 +25,14 @@ def worker(
 
     It is `celery -A tasks worker`, so Celery's tools know it.
     """
-    from cli.stack.broker import look_at_broker
+    from cli.stack.broker import read_broker
     from cli.stack.ready import require_ready
     from tasks.configuration import settings
 
     aliases = tuple(filter(None, (models or os.environ.get("TIDEMILL_MODELS", "")).split(",")))
     settings.catalog().only(aliases)
     require_ready().close()
-    look_at_broker(settings.broker_url())
+    read_broker(settings.broker_url())
     environment = {**os.environ, "TIDEMILL_MODELS": ",".join(aliases)}
     command = celery_command(name or f"tidemill-{os.getpid()}", concurrency, loglevel)
     if metrics_port is not None:

@@ -84,10 +84,10 @@ class _Lines:
 
     def give_up_on_first(self) -> int:
         """Take back all lines of the record but its first; returns how many those are."""
-        rest = self._record[1:]
-        self._again.extendleft(reversed(rest))
+        other_lines = self._record[1:]
+        self._again.extendleft(reversed(other_lines))
         del self._record[1:]
-        return len(rest)
+        return len(other_lines)
 
 
 def _rows(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | BadRow]:

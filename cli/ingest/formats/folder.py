@@ -34,9 +34,9 @@ class FolderSource:
         return self._num_read / self._num_files if self._num_files else None
 
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
-        found = sorted(_files(self.path), key=lambda each: each[0].parts)
-        self._num_files, self._num_read = len(found), 0
-        for position, (path, error) in enumerate(found, start=1):
+        files = sorted(_files(self.path), key=lambda each: each[0].parts)
+        self._num_files, self._num_read = len(files), 0
+        for position, (path, error) in enumerate(files, start=1):
             self._num_read = position
             if error is None:
                 yield row_of(position, path, self.base)

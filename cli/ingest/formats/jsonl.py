@@ -101,10 +101,10 @@ class _NameTwice(Exception):
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Raises _NameTwice where Python would keep the last and drop the others."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise _NameTwice
-    return made
+    return fields
 
 
 def _skip_line(file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Which source reads a path: a folder, or a file by its suffix."""
+"""Sources by path: a folder, or a file by its suffix."""
 
 import os
 import shlex

@@ -18,7 +18,13 @@ from db.upkeep.pruning import prune
 from db.upkeep.retention import Retention
 from tasks import generate, submit_batch, summarize, translate
 from tasks.contracts.contract import Contract
-from tasks.errors import DuplicateId, IdempotencyConflict, Refused, UnknownLanguage, UnknownModel
+from tasks.errors import (
+    DuplicateId,
+    IdempotencyConflict,
+    Refused,
+    UnknownLanguagePair,
+    UnknownModel,
+)
 from tasks.generate import GenerateContract
 from tasks.submission.batch import CHUNK
 from tasks.submission.message import submit_message
@@ -110,10 +116,10 @@ def test_keys_are_a_tenants_own(database: Database) -> None:
     assert generate.submit(text="b", idempotency_key="k", tenant="two").is_new
 
 
-def test_who_is_refused_leaves_nothing(database: Database) -> None:
+def test_a_refused_contract_leaves_no_row(database: Database) -> None:
     with pytest.raises(UnknownModel, match="there is no model 'none'; known models: fake, pair"):
         generate.submit(text="a", model="none")
-    with pytest.raises(UnknownLanguage, match="'en' to 'xx'; known: en>fr, fr>en, en>de"):
+    with pytest.raises(UnknownLanguagePair, match="'en' to 'xx'; known: en>fr, fr>en, en>de"):
         translate.submit(text="a", source_language="en", target_language="xx")
     with pytest.raises(Refused):
         generate.submit(text="")

@@ -242,7 +242,7 @@ def test_segments_and_alternatives_are_no_place_for_each_other(sealed: Database)
         find_details(job_id, database=sealed)
 
 
-def test_what_comes_without_its_row_is_refused(sealed: Database) -> None:
+def test_a_sealed_value_without_the_key_of_its_row_is_refused(sealed: Database) -> None:
     job_id = finished(sealed)
     for statement in (
         update(Result).where(Result.job_id == job_id).values(output="a text"),

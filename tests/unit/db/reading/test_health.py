@@ -54,7 +54,7 @@ def test_a_dead_worker_is_shown_as_long_as_it_holds_something(database: Database
     assert found.alive == []
 
 
-def test_what_should_have_happened_is_overdue(database: Database) -> None:
+def test_overdue_jobs_are_reported(database: Database) -> None:
     live(database, "one")
     left = claimed_job(database)
     set_columns(database, [left.job_id], lease_until=LONG_AGO)
@@ -64,7 +64,7 @@ def test_what_should_have_happened_is_overdue(database: Database) -> None:
     assert health(database).overdue == Overdue(num_left=1, num_past_deadline=1, num_waiting=2)
 
 
-def test_what_waits_for_good_reason_is_not_overdue(database: Database) -> None:
+def test_a_job_that_waits_for_a_reason_is_not_overdue(database: Database) -> None:
     live(database, "one")
     claimed_job(database)
     insert_job(database, created_at=LONG_AGO)  # bulk: it has its turn

@@ -97,7 +97,7 @@ def test_a_signal_that_changed_overnight_is_found_and_the_others_are_stable(
     assert failed.current == pytest.approx(49 / 129)
 
 
-def test_of_few_results_nothing_is_said(database: Database) -> None:
+def test_too_few_results_give_no_drift(database: Database) -> None:
     finish(database, MIN_ROWS - 1, 0.5, "succeeded")
     finish(database, 100, 10, "succeeded")
     with database.read() as session:

@@ -16,7 +16,7 @@ from db.models import Batch, Job, Payload, Result
 from db.outcome import Answer, Outcome, Signals
 from db.queries import cancel_retry, completion, inserts
 from db.reading import batches, results
-from db.reading.found_job import JobError
+from db.reading.found_job import JobFailure
 from db.reading.signal_filter import SignalFilter
 from db.session import Database
 from db.states import JobState
@@ -45,7 +45,7 @@ def ids(found: Iterator[FoundJob]) -> list[UUID]:
     return [each.id for each in found]
 
 
-def test_what_is_found(database: Database) -> None:
+def test_find_results_returns_the_fields_of_a_job(database: Database) -> None:
     job_id = insert_job(
         database, custom_id="d7", language="fr", tenant="press", metadata={"day": "monday"}
     )
@@ -77,7 +77,7 @@ def test_an_unfinished_job_has_no_output_and_a_failed_one_an_error(database: Dat
     )
     found = {each.id: each for each in find_results(state=None, database=database)}
     assert (found[queued].output, found[queued].error) == (None, None)
-    assert found[failed].error == JobError("empty_prompt", "no text")
+    assert found[failed].error == JobFailure("empty_prompt", "no text")
 
 
 def test_a_job_that_is_not_there_is_not_found(database: Database) -> None:
@@ -432,7 +432,7 @@ def test_the_input_of_a_chat_is_what_was_said(database: Database) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x00b", "a\udcffb"])
-def test_what_no_database_keeps_is_not_found(database: Database, name: str) -> None:
+def test_a_filter_that_no_row_can_match_finds_nothing(database: Database, name: str) -> None:
     succeeded(database)
     for one in ("task", "batch", "language", "tenant", "text", "custom_id", "error_code"):
         assert ids(find_results(**{one: name}, database=database)) == []

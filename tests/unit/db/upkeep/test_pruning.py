@@ -272,7 +272,7 @@ def retried_after_the_first_read(database: Database, job_id: UUID) -> Iterator[N
     assert pages
 
 
-def test_it_goes_by_key_in_small_transactions_and_can_be_ended(
+def test_pruning_goes_by_key_in_small_transactions_and_can_be_interrupted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "PAGE", 20)

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.configuration.catalog import Catalog, Model
 from tasks.configuration.settings import config_path
-from tasks.errors import SettingsError, UnknownLanguage, UnknownModel
+from tasks.errors import SettingsError, UnknownLanguagePair, UnknownModel
 
 MODELS = """
 [models.reports]
@@ -112,13 +112,13 @@ def test_an_unknown_model_is_refused_with_the_known_ones(
 
 def test_an_unknown_pair_of_languages_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     catalog = load(tmp_path, MODELS)
-    with pytest.raises(UnknownLanguage) as raised:
+    with pytest.raises(UnknownLanguagePair) as raised:
         catalog.route("translate", None, "de", "en")
     assert str(raised.value) == (
         "no model translates from 'de' to 'en'; "
         "known: en>de, en>fr, en>it, fr>en, fr>it, it>en, it>fr"
     )
-    with pytest.raises(UnknownLanguage, match=r"known: en>de$"):
+    with pytest.raises(UnknownLanguagePair, match=r"known: en>de$"):
         catalog.route("translate", "opus", "en", "fr")
 
 
@@ -238,7 +238,7 @@ def test_a_pair_that_no_model_has_goes_by_way_of_a_third_language(
 ) -> None:
     catalog = load(tmp_path, PIVOTS)
     if way is None:
-        with pytest.raises(UnknownLanguage, match="known: de>it, de>en, it>es, it>eng_Latn"):
+        with pytest.raises(UnknownLanguagePair, match="known: de>it, de>en, it>es, it>eng_Latn"):
             catalog.route("translate", None, source, target)
         assert catalog.legs("translate", None, source, target) == ()
         return
@@ -250,7 +250,7 @@ def test_a_pair_that_no_model_has_goes_by_way_of_a_third_language(
 
 def test_a_model_that_is_named_goes_by_way_of_none(tmp_path: Path) -> None:
     catalog = load(tmp_path, PIVOTS)
-    with pytest.raises(UnknownLanguage):
+    with pytest.raises(UnknownLanguagePair):
         catalog.route("translate", "german", "de", "fr")
     assert catalog.legs("translate", "german", "de", "fr") == ()
 

@@ -72,6 +72,8 @@ def test_what_is_no_age_is_named(value: object) -> None:
         ({"at": 3}, r"retention\.at is 3"),
     ],
 )
-def test_what_is_not_understood_is_refused_in_words(table: dict[str, object], words: str) -> None:
+def test_a_retention_table_with_a_fault_is_refused_in_words(
+    table: dict[str, object], words: str
+) -> None:
     with pytest.raises(SettingsError, match=words):
         retention_of(table)

@@ -1,11 +1,13 @@
 """What a producer may send, and what the refusal of the rest says."""
 
 import json
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from annotated_types import Interval
 from hypothesis import HealthCheck, example, given, settings
 
+from engine.protocol.messages import PARAMS, Params
 from tasks.chat import ChatContract
 from tasks.contracts.contract import MAX_TEXT_CHARACTERS, Contract
 from tasks.errors import ContractError
@@ -268,7 +270,7 @@ def test_the_work_is_the_tasks_fields_and_the_params_that_were_given() -> None:
 
 @given(contract=acceptable_contracts())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_what_is_accepted_is_accepted_again_from_its_own_work(contract: Contract) -> None:
+def test_the_stored_part_of_a_contract_parses_to_the_same_contract(contract: Contract) -> None:
     again = type(contract).parse(json.loads(json.dumps(contract.work())))
     assert again.work() == contract.work()
     assert again.num_characters == contract.num_characters
@@ -394,3 +396,27 @@ def test_a_wrong_glossary_is_refused_without_its_words(given, fault):
     assert problem.field == "glossary"
     assert fault in problem.fault
     assert "banque" not in str(refused.value)
+
+
+RANGES = [
+    (name, limits)
+    for name, hint in get_type_hints(Params, include_extras=True).items()
+    for limits in parts_of(hint)
+    if isinstance(limits, Interval)
+]
+
+
+def test_every_number_among_the_decoding_parameters_has_a_range() -> None:
+    truth_values_and_texts = {"do_sample", "early_stopping", "stop"}
+    assert {name for name, _ in RANGES} == set(PARAMS) - truth_values_and_texts
+
+
+@pytest.mark.parametrize(("name", "limits"), RANGES)
+def test_a_contract_refuses_values_outside_the_range_that_the_engine_states(
+    name: str, limits: Any
+) -> None:
+    too_small = limits.ge - 1 if limits.ge is not None else limits.gt
+    too_large = limits.le + 1 if limits.le is not None else limits.lt
+    for value, fault in ((too_small, "greater"), (too_large, "less")):
+        with pytest.raises(ContractError, match=f"{name}: must be {fault} than"):
+            GenerateContract.parse({**TEXT, name: value})

@@ -85,7 +85,7 @@ def test_a_schema_that_is_none_is_refused_without_its_texts(schema: Any, says: s
         assert "secret" not in str(refused.value)
 
 
-def test_one_of_the_two_is_enough() -> None:
+def test_json_schema_and_json_object_exclude_each_other() -> None:
     with pytest.raises(ContractError, match="json_object: is given beside json_schema"):
         ChatContract.parse({**CHAT, "json_schema": {}, "json_object": True})
     assert ChatContract.parse({**CHAT, "json_object": True}).work()["json_object"] is True

@@ -50,7 +50,7 @@ def answered(database: Database, **fields: Any) -> UUID:
     return submitted
 
 
-def test_what_continues_a_job_is_kept_with_its_id(database: Database) -> None:
+def test_a_chat_is_kept_with_the_id_of_its_previous_job(database: Database) -> None:
     first = answered(database)
     second = chat.submit(messages=ASKED, previous_job_id=str(first)).id
     kept = payload(database, second)

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 
 from db.lane import Lane
 from tasks.queues import queue_name
-from tasks.submission.publisher import Message, publish
+from tasks.submission.publisher import JobMessage, publish
 from tests.producers import FAKE, producing, write_config
 from tests.servers import ValkeyServer
 
@@ -27,8 +27,8 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
             yield started
 
 
-def messages(number: int) -> list[Message]:
-    return [Message("fake", Lane.BULK, (uuid4(), uuid4())) for _ in range(number)]
+def messages(number: int) -> list[JobMessage]:
+    return [JobMessage("fake", Lane.BULK, (uuid4(), uuid4())) for _ in range(number)]
 
 
 def num_connections_received(server: ValkeyServer) -> int:
@@ -41,7 +41,7 @@ def num_waiting(server: ValkeyServer) -> int:
         return int(client.llen(queue_name("fake", Lane.BULK)))
 
 
-def test_one_connection_serves_all(server: ValkeyServer) -> None:
+def test_messages_are_published_over_one_connection(server: ValkeyServer) -> None:
     publish(messages(1))
     before = num_connections_received(server)
     for _ in range(5):

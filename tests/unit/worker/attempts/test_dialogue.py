@@ -12,7 +12,7 @@ from db.outcome import Fence, Outcome
 from db.queries import submission
 from db.session import Database
 from db.states import JobState
-from engine.protocol.messages import Message
+from engine.protocol.messages import ChatTurn
 from tests.jobs import answer, job_row, set_columns
 from worker.attempts import dialogue
 from worker.attempts.dialogue import Dialogue, messages_of, read_dialogue, turns_of, with_dialogues
@@ -73,7 +73,7 @@ def test_the_whole_chain_is_read_in_the_order_in_which_it_was_said(
 ) -> None:
     whole = read(database, chain[-1])
     assert in_words(whole) == [["a", "A"], ["b", "B"], ["c", "C"], ["d", "D"]]
-    assert whole.system == (Message(SYSTEM, "be brief"),)
+    assert whole.system == (ChatTurn(SYSTEM, "be brief"),)
     assert {turn[0].role for turn in whole.turns} == {USER}
     assert {turn[1].role for turn in whole.turns} == {ASSISTANT}
     assert (whole.num_unread, whole.is_broken) == (0, False)
@@ -89,7 +89,7 @@ def test_the_newest_system_turn_is_the_one_that_stays(
 ) -> None:
     newest = ended_chat(database, chain[-1], said((SYSTEM, "be long"), (USER, "e")), "E")
     whole = read(database, ended_chat(database, newest, said((USER, "f")), "F"))
-    assert whole.system == (Message(SYSTEM, "be long"),)
+    assert whole.system == (ChatTurn(SYSTEM, "be long"),)
     assert len(whole.turns) == 6
 
 
@@ -101,7 +101,7 @@ def test_a_dialogue_longer_than_any_prompt_is_counted_and_not_held(
     whole = read(database, chain[-1])
     assert in_words(whole) == [["c", "C"], ["d", "D"]]
     assert (whole.num_unread, whole.characters_unread) == (2, 4)
-    assert whole.system == (Message(SYSTEM, "be brief"),), "though its own job was too long"
+    assert whole.system == (ChatTurn(SYSTEM, "be brief"),), "though its own job was too long"
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
@@ -128,7 +128,9 @@ def test_a_dialogue_without_one_of_its_answers_is_broken(
     assert read(database, failed).is_broken
 
 
-def test_only_what_continues_a_job_gets_a_dialogue(database: Database, chain: list[UUID]) -> None:
+def test_a_dialogue_is_read_only_for_jobs_that_continue_one(
+    database: Database, chain: list[UUID]
+) -> None:
     alone, going_on = UUID(int=1), UUID(int=2)
     contracts = {
         alone: {"messages": said((USER, "a"))},

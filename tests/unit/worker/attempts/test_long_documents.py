@@ -22,7 +22,7 @@ from engine.protocol.messages import (
     RequestFailure,
 )
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt
-from worker.cache.kept_outputs import Kept, Page
+from worker.cache.output_reader import RequestPage, StoredOutputs
 from worker.engines.engine_client import EngineClient
 from worker.recipes import Work
 from worker.settings import Settings
@@ -100,7 +100,7 @@ class Run:
     num_parts: int
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     kept: dict[int, dict[str, Any]] = field(default_factory=dict)
-    pages: list[Page] = field(default_factory=list)
+    pages: list[RequestPage] = field(default_factory=list)
     client: Instant = field(default_factory=Instant)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -132,10 +132,10 @@ class Run:
         assert answer is not None
         return answer.output
 
-    def look_up(self, page: Page) -> None:
+    def look_up(self, page: RequestPage) -> None:
         self.pages.append(page)
         found = {each: self.segments[each] for each in page.positions if each in self.segments}
-        page.on_read(Kept(found))
+        page.on_read(StoredOutputs(found))
 
     def _keep(self, segment: FinishedSegment) -> None:
         self.kept[segment.position] = segment.output
@@ -165,14 +165,14 @@ def test_four_times_the_document_is_four_times_the_work(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_its_requests_are_made_a_page_ahead_and_no_more(kind: str) -> None:
+def test_a_documents_requests_are_made_one_page_ahead(kind: str) -> None:
     run = Run(kind, 1000).start()
     assert len(run.client.generated) >= 1000
     assert run.client.most_ahead <= 1.5 * PAGE_REQUESTS + 2 * ROWS
 
 
 @pytest.mark.parametrize("kind", ["map_reduce", "translate"])
-def test_what_an_earlier_attempt_finished_is_read_page_by_page(kind: str) -> None:
+def test_segments_of_an_earlier_attempt_are_read_page_by_page(kind: str) -> None:
     first = Run(kind, 1000).start()
     second = Run(kind, 1000, segments=first.kept).start()
     assert second.client.generated == []

@@ -17,14 +17,14 @@ from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, ModelCard, Output, Params, Request, RequestFailure
 from worker.cache.content_cache import ContentCache
-from worker.cache.content_key import ContentKey, Sharing, model_digest
+from worker.cache.content_key import ContentKey, SharingScope, model_digest
 from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient
 
 IDS = itertools.count(1)
 FENCE = Fence(uuid4(), 1, "one")
-MINE = Sharing("mine", has_seed=False)
-SEEDED = Sharing("mine", has_seed=True)
+MINE = SharingScope("mine", has_seed=False)
+SEEDED = SharingScope("mine", has_seed=True)
 SPEC = EngineSpec(alias="fake", checkpoint="fake", engine="fake")
 CARD = ModelCard(
     alias="fake",
@@ -90,7 +90,7 @@ class Asker:
         self,
         text: str = "the tide",
         *,
-        sharing: Sharing = MINE,
+        sharing: SharingScope = MINE,
         is_interactive: bool = False,
         engine: Engine | None = None,
         **params: Any,
@@ -142,7 +142,7 @@ def test_equal_requests_at_once_are_one(asker: Asker) -> None:
     assert other.id not in asker.received
 
 
-def test_what_was_answered_lately_is_not_asked_again(asker: Asker) -> None:
+def test_a_recent_answer_is_reused_before_it_is_in_the_database(asker: Asker) -> None:
     first = asker.ask()
     asker.engine.answer(first)
     second = asker.ask()
@@ -160,8 +160,8 @@ def test_what_was_answered_lately_is_not_asked_again(asker: Asker) -> None:
         {"max_new_tokens": 9},
         {"num_beams": 2},
         {"stop": ("x",)},
-        {"sharing": Sharing("yours", has_seed=False)},
-        {"sharing": Sharing(None, has_seed=False)},
+        {"sharing": SharingScope("yours", has_seed=False)},
+        {"sharing": SharingScope(None, has_seed=False)},
         {"engine": Engine(model_digest=b"two")},
     ],
     ids=lambda each: next(iter(each)),
@@ -172,7 +172,7 @@ def test_whatever_differs_is_computed(asker: Asker, other: dict[str, Any]) -> No
     assert request in other.get("engine", asker.engine).asked
 
 
-def test_a_failure_is_the_ones_who_had_it_and_the_next_is_computed(asker: Asker) -> None:
+def test_a_failure_is_not_shared_and_the_next_waiting_request_is_computed(asker: Asker) -> None:
     first, second, third = asker.ask(), asker.ask(), asker.ask()
     asker.engine.fail(first)
     assert asker.failed(first)
@@ -184,7 +184,7 @@ def test_a_failure_is_the_ones_who_had_it_and_the_next_is_computed(asker: Asker)
     assert not asker.is_shared(third)
 
 
-def test_others_still_get_what_a_second_try_computes(asker: Asker) -> None:
+def test_waiting_requests_get_the_answer_of_a_second_try(asker: Asker) -> None:
     first, second, third = asker.ask(), asker.ask(), asker.ask()
     asker.engine.fail(first)
     fourth = asker.ask()
@@ -204,7 +204,7 @@ def test_a_request_that_is_given_up_goes_on_for_others_and_says_nothing_to_its_j
     assert asker.text(second) == "answer to the tide"
 
 
-def test_what_nobody_waits_for_ends_and_nobody_joins_it(asker: Asker) -> None:
+def test_a_request_without_waiters_is_cancelled_and_not_joined(asker: Asker) -> None:
     first, second = asker.ask(), asker.ask()
     asker.cancel(second)
     asker.cancel(first)
@@ -216,7 +216,7 @@ def test_what_nobody_waits_for_ends_and_nobody_joins_it(asker: Asker) -> None:
     assert list(asker.received) == [third.id]
 
 
-def test_what_was_given_up_before_its_turn_to_be_computed_is_not(asker: Asker) -> None:
+def test_a_waiting_request_that_was_cancelled_is_never_computed(asker: Asker) -> None:
     first, second, third = asker.ask(), asker.ask(), asker.ask()
     asker.cancel(second)
     asker.engine.fail(first)
@@ -260,7 +260,7 @@ def test_a_sample_without_a_seed_of_its_own_is_shared_with_nobody(
     assert asker.kept == []
 
 
-def test_nor_is_one_of_a_checkpoint_that_draws_where_nobody_says_so(asker: Asker) -> None:
+def test_an_answer_of_a_checkpoint_that_samples_by_default_is_not_shared(asker: Asker) -> None:
     first, second, third = asker.ask(), asker.ask(), asker.ask()
     asker.engine.answer(first, samples=True)
     assert asker.engine.asked == [first, second, third], "at once: it will be the same with each"
@@ -275,7 +275,7 @@ def test_nor_is_one_of_a_checkpoint_that_draws_where_nobody_says_so(asker: Asker
     assert asker.is_shared(asker.ask(do_sample=False))
 
 
-def test_one_that_goes_alone_can_be_given_up(asker: Asker) -> None:
+def test_a_request_that_is_not_shared_can_be_cancelled(asker: Asker) -> None:
     first, second = asker.ask(), asker.ask()
     asker.engine.answer(first, samples=True)
     asker.cancel(second)
@@ -309,7 +309,7 @@ def test_an_output_of_a_model_that_was_loaded_meanwhile_answers_only_who_asked(
     assert not asker.is_shared(second)
 
 
-def test_what_is_older_than_its_time_is_computed_again() -> None:
+def test_an_entry_past_its_ttl_is_computed_again() -> None:
     asker = Asker(settings=CacheSettings(ttl_seconds=1e-9))
     asker.engine.answer(asker.ask())
     asker.ask()
@@ -414,7 +414,7 @@ def test_many_threads_that_ask_the_same_are_all_answered_and_nobody_waits_for_ev
     assert len(asker.received) <= len(stayed) + len(left)
 
 
-def test_with_keys_what_an_answer_is_found_by_says_nothing_to_who_has_none() -> None:
+def test_with_encryption_the_cache_key_is_an_hmac() -> None:
     """Else whoever reads the table could try texts until a digest is there."""
     plain, sealed, rotated = Asker(), Asker(), Asker()
     for asker, names in ((sealed, ("k1",)), (rotated, ("k2", "k1"))):

@@ -8,7 +8,7 @@ from tasks.errors import SettingsError
 from worker.cache.settings import CacheSettings
 
 
-def test_what_is_left_out_has_a_default() -> None:
+def test_a_missing_setting_has_its_default() -> None:
     assert CacheSettings.of({}) == CacheSettings()
     table = {"enabled": False, "ttl_seconds": 3600, "max_size": "2MiB"}
     settings = CacheSettings.of(table)

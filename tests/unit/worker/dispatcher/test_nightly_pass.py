@@ -75,7 +75,9 @@ def test_only_the_leader_makes_a_pass(database: Database) -> None:
     assert not is_pruned()
 
 
-def test_of_two_leaders_one_makes_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_leaders_make_one_nightly_pass(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(database).tick()
     let_it_be_night(database)
     passes = []

@@ -87,7 +87,7 @@ def test_each_kind_is_one_span(text: str) -> None:
         ('<a href="https://x.org">It</a>', ['<a href="https://x.org">', "</a>"]),
     ],
 )
-def test_what_stands_among_words(text: str, expected: list[str]) -> None:
+def test_spans_are_found_among_words(text: str, expected: list[str]) -> None:
     assert found(text) == expected
 
 
@@ -108,7 +108,7 @@ def test_what_stands_among_words(text: str, expected: list[str]) -> None:
         "a note [sic] of it",
     ],
 )
-def test_what_is_none(text: str) -> None:
+def test_ordinary_words_are_no_spans(text: str) -> None:
     assert found(text) == []
 
 

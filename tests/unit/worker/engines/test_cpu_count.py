@@ -32,5 +32,7 @@ def test_two_hardware_threads_of_a_core_are_one_core(tmp_path: Path) -> None:
     assert whole_cores({1, 5}, tmp_path) == 1  # all that this process may run on
 
 
-def test_without_a_word_of_the_system_each_hardware_thread_is_a_core(tmp_path: Path) -> None:
+def test_each_hardware_thread_counts_as_a_core_where_the_system_says_nothing(
+    tmp_path: Path,
+) -> None:
     assert whole_cores({0, 3}, tmp_path) == 2

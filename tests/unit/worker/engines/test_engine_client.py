@@ -92,7 +92,7 @@ def test_cancelling_what_is_not_held_changes_nothing() -> None:
         client.check()
 
 
-def test_of_a_crowd_only_the_request_that_ends_the_process_fails() -> None:
+def test_only_the_request_that_ends_the_process_fails() -> None:
     answers = Answers()
     with engine(fake_crash_on="boom") as client:
         crowd = [request(n, "boom" if n == 23 else "a b c", max_new_tokens=3) for n in range(40)]

@@ -21,7 +21,7 @@ from worker.recipes.json_validation import fault_of, json_within
         ('{"n": {"n": {}}}', {"type": "object", "properties": {"n": {"$ref": "#"}}}),
     ],
 )
-def test_what_matches_has_no_fault(text: str, schema: dict[str, Any] | None) -> None:
+def test_a_matching_text_has_no_fault(text: str, schema: dict[str, Any] | None) -> None:
     assert fault_of(text, schema) is None
 
 
@@ -43,7 +43,9 @@ def test_what_matches_has_no_fault(text: str, schema: dict[str, Any] | None) -> 
         ("1" * 5_000, {}, "no JSON"),
     ],
 )
-def test_what_does_not_has_one(text: str, schema: dict[str, Any] | None, says: str) -> None:
+def test_a_text_that_does_not_match_has_a_fault(
+    text: str, schema: dict[str, Any] | None, says: str
+) -> None:
     with pytest.raises(ValueError, match=says):
         raise ValueError(fault_of(text, schema))
 
@@ -79,5 +81,5 @@ def test_a_fence_around_json_is_no_part_of_it(text: str) -> None:
     assert json_within(text) == '{"a": 1}'
 
 
-def test_only_a_fence_around_all_of_it_goes() -> None:
+def test_a_fence_is_removed_only_around_the_whole_text() -> None:
     assert json_within("see ```json\n{}\n``` there") == "see ```json\n{}\n``` there"

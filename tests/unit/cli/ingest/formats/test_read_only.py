@@ -90,7 +90,7 @@ def test_a_query_that_is_no_reading_is_refused_and_does_nothing(documents: str, 
     assert "query" in refused(documents, query)
 
 
-def test_what_only_reads_is_read(documents: str) -> None:
+def test_a_query_that_only_reads_is_run(documents: str) -> None:
     queries = [
         "SELECT body AS text FROM documents ORDER BY id",
         "  -- in order\n/* of ids */ (SELECT body AS text FROM documents ORDER BY id)",

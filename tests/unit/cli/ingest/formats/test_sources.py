@@ -61,7 +61,7 @@ def test_a_broken_line_costs_itself_and_keeps_its_number(tmp_path: Path) -> None
         (b'{"text": 1,}', "is not valid JSON:"),
     ],
 )
-def test_what_is_wrong_with_a_line_is_said(line: bytes, fault: str) -> None:
+def test_a_broken_json_line_is_reported_with_its_fault(line: bytes, fault: str) -> None:
     found = parse_line(line)
 
     assert isinstance(found, str)
@@ -194,7 +194,7 @@ def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, after: str
     assert [row.position for row in rest] == [row.position + 1 for row in good[1:]]
 
 
-def test_what_follows_a_closed_quote_is_not_guessed_at(tmp_path: Path) -> None:
+def test_text_behind_a_closed_quote_makes_a_bad_row(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", 'custom_id,text\n1,"a" b\n2,b "c"\n')
 
     bad, good = read(open_source(file))
@@ -334,7 +334,7 @@ def test_a_folder_within_that_cannot_be_read_costs_itself_alone(
     assert bad == BadRow(2, "folder locked", "cannot be read: Permission denied")
 
 
-def test_what_of_a_document_gave_no_text_is_kept_with_its_job(tmp_path: Path) -> None:
+def test_parts_without_text_are_kept_in_the_jobs_metadata(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(pdf(["One.", ""]))
 
     [row] = read(open_source(tmp_path / "a.pdf"))

@@ -1,4 +1,4 @@
-"""What `tidemill top` knows of a moment, and what two moments say together."""
+"""Figures of `tidemill top`: of one moment, and the rates between two."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 
 from db.queries import worker_registry
-from db.reading.figures import Backlog, OpenBatches, find_backlog, find_open_batches
+from db.reading.figures import LaneBacklog, OpenBatches, find_backlog, find_open_batches
 from db.session import Database
 from tasks.configuration import settings
 
@@ -15,14 +15,14 @@ ANSWER_SECONDS = 1.0  # that the workers have to say what they do
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """At the database, and at what the workers answered through Redis."""
+class TopFigures:
+    """Figures of the database, and the workers' answers through Redis, at a moment."""
 
     at: float  # monotonic
     names: tuple[str, ...]  # of the workers that live
     answers: dict[str, dict[str, Any]]  # by name; a worker that is busy may have none
     redis_answers: bool
-    backlog: tuple[Backlog, ...]
+    backlog: tuple[LaneBacklog, ...]
     batches: OpenBatches
 
 
@@ -51,7 +51,7 @@ class WorkerNow:
 class Snapshot:
     workers: tuple[WorkerNow, ...]
     redis_answers: bool
-    backlog: tuple[Backlog, ...]
+    backlog: tuple[LaneBacklog, ...]
     batches: OpenBatches
 
     @property
@@ -60,7 +60,7 @@ class Snapshot:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until the backlog is done at this pace; 0: there is none, None: nothing moves."""
+        """Seconds until the backlog is done at this pace; 0: it is empty, None: nothing moves."""
         num_tokens = sum(each.num_tokens for each in self.backlog)
         if not num_tokens:
             return 0.0
@@ -74,17 +74,17 @@ class Snapshot:
         }
 
 
-def look(database: Database) -> Look:
+def top_figures(database: Database) -> TopFigures:
     with database.read() as session:
         names = tuple(worker.name for worker in session.scalars(worker_registry.live_workers()))
         backlog = tuple(find_backlog(session))
         batches = find_open_batches(session)
     answers = _answers(len(names))
-    return Look(time.monotonic(), names, answers or {}, answers is not None, backlog, batches)
+    return TopFigures(time.monotonic(), names, answers or {}, answers is not None, backlog, batches)
 
 
 def _answers(num_workers: int) -> dict[str, dict[str, Any]] | None:
-    """What the workers say of themselves, by name; None if Redis is away."""
+    """The workers' reports by name; None if Redis is away."""
     from kombu import Connection
 
     from tasks.app import app
@@ -94,17 +94,17 @@ def _answers(num_workers: int) -> dict[str, dict[str, Any]] | None:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
             if not num_workers:
                 return {}
-            asked = app.control.inspect(
+            inspection = app.control.inspect(
                 timeout=ANSWER_SECONDS, connection=connection, limit=num_workers
             )
-            stats = asked.stats() or {}
+            stats = inspection.stats() or {}
         except (OperationalError, OSError, *connection.connection_errors):
             return None
-    found = (each.get("pool", {}).get("tidemill") for each in stats.values())
-    return {each["owner"]: each for each in found if each is not None}
+    pools = (each.get("pool", {}).get("tidemill") for each in stats.values())
+    return {each["owner"]: each for each in pools if each is not None}
 
 
-def snapshot_of(before: Look, now: Look) -> Snapshot:
+def snapshot_of(before: TopFigures, now: TopFigures) -> Snapshot:
     return Snapshot(
         tuple(_worker(name, before, now) for name in now.names),
         now.redis_answers,
@@ -113,7 +113,7 @@ def snapshot_of(before: Look, now: Look) -> Snapshot:
     )
 
 
-def _worker(name: str, before: Look, now: Look) -> WorkerNow:
+def _worker(name: str, before: TopFigures, now: TopFigures) -> WorkerNow:
     answer, earlier = now.answers.get(name), before.answers.get(name)
     if answer is None:
         return WorkerNow(name, False, False, 0, ())

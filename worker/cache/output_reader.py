@@ -30,31 +30,32 @@ MAX_PAGES = 512  # read together
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the database has of a page."""
+class StoredOutputs:
+    """The outputs that the database holds for a page."""
 
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # by position
     outputs: Mapping[bytes, bytes] = field(default_factory=dict)  # by key of the content cache
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class RequestPage:
     """Requests of a job, in order, and who waits for what is kept of them."""
 
     job_id: UUID
     positions: range  # whose segments are read; empty where there can be none
     keys: Sequence[bytes]
-    on_read: Callable[[Kept], None]
+    on_read: Callable[[StoredOutputs], None]
 
 
-class KeptOutputs:
-    """A thread of its own with a session of its own: nobody who steps a model waits for it."""
+class OutputReader:
+    """A thread with a session of its own, so that no thread that advances a job waits for the
+    database."""
 
     def __init__(self, database: Database, ttl_seconds: float) -> None:
         """ttl_seconds: an entry of the content cache that is older is none"""
         self._database = database
         self._ttl_seconds = ttl_seconds
-        self._pages: deque[Page] = deque()
+        self._pages: deque[RequestPage] = deque()
         self._changed = threading.Condition()
         self._num_holds = 0
         self._stopping = False
@@ -72,7 +73,7 @@ class KeptOutputs:
         if self._thread.is_alive():
             self._thread.join()
 
-    def look_up(self, page: Page) -> None:
+    def look_up(self, page: RequestPage) -> None:
         """Read a page, and call its `on_read` on another thread."""
         with self._changed:
             self._pages.append(page)
@@ -92,31 +93,32 @@ class KeptOutputs:
 
     def _run(self) -> None:
         while pages := self._next_pages():
-            for page, kept in zip(pages, self._read_until_done(pages), strict=False):
-                page.on_read(kept)
+            for page, stored in zip(pages, self._read_until_done(pages), strict=False):
+                page.on_read(stored)
 
-    def _next_pages(self) -> list[Page]:
+    def _next_pages(self) -> list[RequestPage]:
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or (self._pages and not self._num_holds))
             if self._stopping:
                 return []
             return [self._pages.popleft() for _ in range(min(len(self._pages), MAX_PAGES))]
 
-    def _read_until_done(self, pages: Sequence[Page]) -> list[Kept]:
-        """What is kept of each; nothing when it is time to end."""
+    def _read_until_done(self, pages: Sequence[RequestPage]) -> list[StoredOutputs]:
+        """The stored outputs of each page, tried until it succeeds; nothing when it is
+        time to end."""
         num_failures = 0
         while True:
             try:
-                kept = self._read(pages)
+                stored = self._read(pages)
             except Unopenable:
                 # Somebody changed it in the database. It only saves work: go on without.
                 log.error("what is kept does not open", extra={"num_pages": len(pages)})
-                return [Kept()] * len(pages)
+                return [StoredOutputs()] * len(pages)
             except Exception as error:  # whatever it is: this thread may not die
                 self._away.began(error)
                 if not any(page.positions for page in pages):
                     # Only to save work, and without it nothing is wrong.
-                    return [Kept()] * len(pages)
+                    return [StoredOutputs()] * len(pages)
                 num_failures += 1
                 pause = backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
                 with self._changed:
@@ -124,9 +126,9 @@ class KeptOutputs:
                         return []
             else:
                 self._away.ended()
-                return kept
+                return stored
 
-    def _read(self, pages: Sequence[Page]) -> list[Kept]:
+    def _read(self, pages: Sequence[RequestPage]) -> list[StoredOutputs]:
         ranges = [
             (page.job_id, page.positions.start, page.positions.stop)
             for page in pages
@@ -145,7 +147,7 @@ class KeptOutputs:
                     session.execute(cache_queries.outputs_of(some, self._ttl_seconds)).all()
                 )
         return [
-            Kept(
+            StoredOutputs(
                 segments.get(page.job_id, {}) if page.positions else {},
                 {key: outputs[key] for key in page.keys if key in outputs},
             )
