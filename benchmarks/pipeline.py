@@ -2,11 +2,15 @@
 
     python -m benchmarks.pipeline [--jobs 20000] [--documents 50000]
     python -m benchmarks.pipeline --model 15m [--requests 256] [--rounds 5]
+    python -m benchmarks.pipeline --features [--jobs 5000]
 
 Without a model the engine is the fake one, which costs next to nothing, so that
 what is left is the road itself: contract, insert, publish, receive, claim, pipe,
 commit, ack. With one of random weights and a real tokenizer, the whole road is
 compared with the engine alone, which gets the same requests by its pipe, in turns.
+
+`--features` says what the content cache and the guards cost a job of which no answer is
+cached: the CPU time of the worker's process, which a busy machine changes little.
 
 It runs on SQLite and on PostgreSQL, each started by the script, with a Valkey and
 a Celery worker in processes of their own.
@@ -24,12 +28,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from benchmarks.engine.models import SHAPES
 from tests.servers import PostgresServer, ValkeyServer
 
 FAKE = {"checkpoint": "fake", "engine": "fake", "max_sequences": 256}
 DATABASES = ("sqlite", "postgresql")
 NUM_WARM_UP = 16
+FEATURES = {
+    "neither": "[cache]\nenabled = false\n[guards]\nenabled = false\n",
+    "the cache": "[guards]\nenabled = false\n",
+    "the guards": "[cache]\nenabled = false\n",
+    "both": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +66,9 @@ class Road:
             ):
                 yield cls(folder, valkey, postgres)
 
-    def configure(self, model: dict[str, object]) -> None:
+    def configure(self, model: dict[str, object], tables: str = "") -> None:
         lines = [f"{key} = {json.dumps(value)}" for key, value in model.items()]
-        text = "\n".join(["[models.measured]", 'tasks = ["generate"]', *lines])
+        text = "\n".join(["[models.measured]", 'tasks = ["generate"]', *lines, tables])
         (self.folder / "tidemill.toml").write_text(text)
 
     def environment(self, database: str) -> dict[str, str]:
@@ -79,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--jobs", type=int, default=20_000, help="through the whole road")
     parser.add_argument("--documents", type=int, default=50_000, help="enqueued, of about 1 kB")
+    parser.add_argument("--features", action="store_true", help="what cache and guards cost")
     parser.add_argument("--model", choices=("1m", "15m", "60m"), help="of so many parameters")
     parser.add_argument("--engine", default="inflight", help="of the model")
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
@@ -86,7 +99,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     with Road.built() as road:
-        if arguments.model is None:
+        if arguments.features:
+            what_features_cost(road, arguments)
+        elif arguments.model is None:
             the_road_itself(road, arguments)
         else:
             against_the_engine_alone(road, arguments)
@@ -102,6 +117,25 @@ def the_road_itself(road: Road, arguments: argparse.Namespace) -> None:
             ran = ask("run", arguments.jobs, environment)
         rate, peak = enqueued.split()
         print(f"{database:<11} {float(rate):14,.0f} {float(peak):10,.0f} {float(ran):19,.0f}")
+
+
+def what_features_cost(road: Road, arguments: argparse.Namespace) -> None:
+    print(f"{'database':11} {'with':11} {'worker CPU, ms a job':>21} {'jobs/s':>8}")
+    for database in DATABASES:
+        for name, tables in FEATURES.items():
+            road.configure(FAKE, tables)
+            environment = road.environment(database)
+            with worker(environment) as process:
+                ask("run", NUM_WARM_UP, environment)
+                before = cpu_seconds(process)
+                ran = ask("run", arguments.jobs, environment)
+                spent = (cpu_seconds(process) - before) / arguments.jobs
+            print(f"{database:11} {name:11} {spent * 1000:21.3f} {float(ran):8,.0f}", flush=True)
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    times = psutil.Process(process.pid).cpu_times()
+    return times.user + times.system
 
 
 def against_the_engine_alone(road: Road, arguments: argparse.Namespace) -> None:

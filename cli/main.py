@@ -43,6 +43,7 @@ from cli.commands.read import (
 from cli.commands.start import demo, migrate, up, worker
 from cli.output.escaping import FALLBACK
 from cli.output.terminal import say, warn
+from cli.usage import Command
 
 app = typer.Typer(
     name="tidemill",
@@ -87,7 +88,7 @@ for panel, name, command, example in (
 ):
     lines = [example] if isinstance(example, str) else example
     epilog = "\n\n".join(f"Example: {line}" for line in lines)
-    app.command(name, rich_help_panel=panel, epilog=epilog)(command)
+    app.command(name, cls=Command, rich_help_panel=panel, epilog=epilog)(command)
 app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
 app.add_typer(keys.keys, name="keys", rich_help_panel=KEEP)
 

@@ -77,8 +77,8 @@ Estimate = Annotated[
     bool,
     typer.Option(
         "--estimate",
-        help="Enqueue nothing; say how many documents, parts and tokens it is, what was answered "
-        "before, and how long it should take at the rate of recent results.",
+        help="Enqueue nothing; say how many documents, parts and tokens it is, what the cache "
+        "has already, and how long it should take at the rate of recent results.",
     ),
 ]
 Models = Annotated[

@@ -1,4 +1,4 @@
-"""Write the jobs of the demo's nightly batch: one file a task, one contract a line; and two
+"""Write the jobs of the demo's nightly batch: one file a task, one contract a line; and three
 documents.
 
     python examples/make_nightly.py
@@ -24,6 +24,7 @@ from world.towns import TOWNS
 NIGHTLY = Path(__file__).parent / "nightly"
 SEED = 20_000
 REPORTS_A_MONTH = 14
+NUM_WEEKS = 20
 Fields = dict[str, Any]
 
 
@@ -73,6 +74,14 @@ def yearbook() -> str:
     return "\n\n".join(["# The estuary, a year", *months]) + "\n"
 
 
+def weeks() -> str:
+    """A report of twenty parts, each on one thing that happened: for `by_section`, which lets
+    each of them have a summary of its own."""
+    reports = islice(held_out(make_report, SEED + 2), NUM_WEEKS)
+    parts = [f"## Week {week}\n\n{each.text}" for week, each in enumerate(reports, start=1)]
+    return "\n\n".join(parts) + "\n"
+
+
 def letter() -> str:
     """A letter of several paragraphs, with a list, to be translated with its layout."""
     sentences = [each.english for each in islice(held_out(make_sentence, SEED + 1), 12)]
@@ -81,7 +90,11 @@ def letter() -> str:
     return "\n\n".join([*paragraphs, items]) + "\n"
 
 
-DOCUMENTS: dict[str, Callable[[], str]] = {"yearbook.md": yearbook, "letter.md": letter}
+DOCUMENTS: dict[str, Callable[[], str]] = {
+    "yearbook.md": yearbook,
+    "weeks.md": weeks,
+    "letter.md": letter,
+}
 
 
 def main() -> None:

@@ -6,7 +6,15 @@ from celery import Task
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from tasks.app import app
-from tasks.contracts.contract import Language, Number, Storable, Text, clash, not_blank
+from tasks.contracts.contract import (
+    Language,
+    Number,
+    Storable,
+    Text,
+    TruthValue,
+    clash,
+    not_blank,
+)
 from tasks.contracts.template_switches import SwitchesContract
 from tasks.submission.message import submit_request
 from tasks.submission.submitted import SubmittedJob
@@ -23,6 +31,10 @@ class SummarizeContract(SwitchesContract, frozen=True):
     text: Text
     # What to do with a text beyond the model's context; see docs/documents.md.
     strategy: Literal["auto", "map_reduce", "refine", "truncate", "fail"] | None = None
+    by_section: TruthValue | None = None  # of a Markdown text, each section is a part of its own
+    # What each part of a long text is told of that which stands before it.
+    heading_path: TruthValue | None = None  # the headings above it
+    overlap_sentences: Annotated[int, Field(ge=0, le=20), Number] | None = None
     max_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
     min_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
     # For models that take instructions.

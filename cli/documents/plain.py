@@ -1,4 +1,5 @@
-"""Plain text, Markdown and subtitles: as they are, in UTF-8, or in UTF-16 with its mark."""
+"""Plain text, Markdown and subtitles: as they are, in UTF-8, or in UTF-16 or
+UTF-32 with its mark."""
 
 import codecs
 
@@ -16,7 +17,9 @@ def decoded(content: bytes, encoding: str | None = None) -> str:
 
     Raises UnreadableDocument where it is none.
     """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "utf-32"
+    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif content.startswith(codecs.BOM_UTF8) or encoding is None:
         encoding = "utf-8-sig"

@@ -1,4 +1,4 @@
-"""An estimate: documents, parts, tokens, what was answered before, and how long it should take."""
+"""An estimate: documents, parts, tokens, what the cache has, and how long it should take."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from cli.estimate.known_answers import contract_digest, has_content_cache, known_answers
+from cli.estimate.cached_parts import CachedParts
 from cli.estimate.measured_rate import MeasuredRate
 from cli.estimate.token_counter import TokenCounter
 from db.queries import throughput
@@ -18,6 +18,7 @@ from tasks.configuration.catalog import Catalog, Model
 from tasks.contracts.contract import Contract
 
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)]*\s|[。！？।]|\n")
+HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
 CONTEXT_SETTINGS = ("n_positions", "max_position_embeddings", "n_ctx", "max_source_positions")
 
 
@@ -33,7 +34,8 @@ class Share:
     num_parts: int = 0
     num_characters: int = 0
     num_tokens: int = 0  # of the sources
-    num_answered_before: int | None = None  # documents; None: there is no content cache
+    num_cached_documents: int | None = None  # whole; None: there is no content cache
+    num_cached_parts: int | None = None  # of these and of others
     num_characters_to_do: int = 0
     num_waiting: int = 0  # jobs that were there before
     num_waiting_characters: int = 0
@@ -65,7 +67,8 @@ class Share:
             "characters": self.num_characters,
             "tokens": self.num_tokens,
             "tokens_by": self.tokens_by,
-            "answered_before": self.num_answered_before,
+            "cached_documents": self.num_cached_documents,
+            "cached_parts": self.num_cached_parts,
             "tokens_per_second": None if rate is None else round(rate, 1),
             "measured_results": measured.num_results if measured else 0,
             "seconds": _rounded(self.seconds),
@@ -103,13 +106,13 @@ class Estimate:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        before = [share.num_answered_before for share in self.shares]
         return {
             "documents": sum(share.num_documents for share in self.shares),
             "parts": sum(share.num_parts for share in self.shares),
             "characters": sum(share.num_characters for share in self.shares),
             "tokens": sum(share.num_tokens for share in self.shares),
-            "answered_before": None if None in before else sum(each or 0 for each in before),
+            "cached_documents": _sum(share.num_cached_documents for share in self.shares),
+            "cached_parts": _sum(share.num_cached_parts for share in self.shares),
             "seconds": _rounded(self.seconds),
             "seconds_with_waiting": _rounded(self.seconds_with_waiting),
             "models": [share.as_json for share in self.shares],
@@ -124,9 +127,9 @@ def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract
         model = catalog.route(contract.task, contract.model, source, contract.language_of_output)
         key = (model.alias, contract.task)
         if key not in gatherings:
-            gatherings[key] = _Gathering(database, model, contract.task)
+            gatherings[key] = _Gathering(database, catalog, model, contract.task)
         gatherings[key].add(contract)
-    shares = {key: each.share(database) for key, each in gatherings.items()}
+    shares = {key: each.share() for key, each in gatherings.items()}
     with database.read() as session:
         waiting = session.execute(throughput.waiting_characters([model for model, _ in shares]))
         for model_name, task, num_jobs, num_characters in waiting:
@@ -135,22 +138,16 @@ def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract
     return Estimate(tuple(shares.values()))
 
 
-@dataclass(slots=True)
-class _EqualDocuments:
-    num_documents: int
-    num_characters: int
-
-
 class _Gathering:
     """The documents of one model at one task, as they are read."""
 
-    def __init__(self, database: Database, model: Model, task: str) -> None:
+    def __init__(self, database: Database, catalog: Catalog, model: Model, task: str) -> None:
         self._measured = MeasuredRate.of(database, model.alias, task)
         measured = self._measured.characters_per_token if self._measured else None
         self._counter = TokenCounter(model, measured)
         self._room = _room_tokens(database, model)
         self._share = Share(model=model.alias, task=task, measured=self._measured)
-        self._documents: dict[str, dict[bytes, _EqualDocuments]] = {}  # of each tenant
+        self._cached = CachedParts(database, catalog, model)
 
     def add(self, contract: Contract) -> None:
         work = contract.work()
@@ -160,12 +157,11 @@ class _Gathering:
         share.num_documents += 1
         share.num_characters += contract.num_characters
         share.num_tokens += num_tokens
-        share.num_parts += self._parts_of(text, num_tokens)
-        of_tenant = self._documents.setdefault(contract.tenant, {})
-        equal = of_tenant.setdefault(
-            contract_digest(work), _EqualDocuments(0, contract.num_characters)
-        )
-        equal.num_documents += 1
+        num_parts = self._parts_of(text, num_tokens)
+        if work.get("by_section"):
+            num_parts = max(num_parts, len(HEADING.findall(text)))
+        share.num_parts += num_parts
+        self._cached.add(contract)
 
     def _parts_of(self, text: str, num_tokens: int) -> int:
         """Sentences of a translation, parts of a longer text that is summarized, else one."""
@@ -178,18 +174,15 @@ class _Gathering:
             return ceil(len(text) / self._measured.characters_per_part)
         return ceil(num_tokens / self._room)
 
-    def share(self, database: Database) -> Share:
-        share = self._share
+    def share(self) -> Share:
+        share, cached = self._share, self._cached
         share.tokens_by = self._counter.method
         share.num_characters_to_do = share.num_characters
-        if has_content_cache():
-            share.num_answered_before = 0
-            for tenant, of_tenant in self._documents.items():
-                lengths = {digest: equal.num_characters for digest, equal in of_tenant.items()}
-                for digest in known_answers(database, share.model, share.task, tenant, lengths):
-                    equal = of_tenant[digest]
-                    share.num_answered_before += equal.num_documents
-                    share.num_characters_to_do -= equal.num_documents * equal.num_characters
+        if cached.is_known:
+            cached.look_up()
+            share.num_cached_documents = cached.num_documents
+            share.num_cached_parts = cached.num_parts
+            share.num_characters_to_do -= cached.num_characters
         return share
 
 
@@ -203,6 +196,12 @@ def _room_tokens(database: Database, model: Model) -> int | None:
         config = json.loads((Path(model.checkpoint) / "config.json").read_text(encoding="utf-8"))
         limits += [config.get(name) for name in CONTEXT_SETTINGS]
     return min((each for each in limits if isinstance(each, int) and each > 0), default=None)
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """None where there is no number."""
+    known = [each for each in numbers if each is not None]
+    return sum(known) if known else None
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -14,10 +14,11 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
             f"{share.task} with {share.model}: {plural(share.num_documents, 'document')}, "
             f"about {parts}, about {plural(share.num_tokens, 'token')} ({share.tokens_by})"
         )
-        if share.num_answered_before:
+        if share.num_cached_parts:
+            noun = "sentence" if share.task == "translate" else "part"
             yield (
-                f"  {plural(share.num_answered_before, 'document')} answered before in the same "
-                "words: the content cache has the answers, unless they are too old"
+                f"  in the content cache: {plural(share.num_cached_documents or 0, 'document')} "
+                f"whole, {plural(share.num_cached_parts, noun)} in all"
             )
         if share.seconds is None or share.measured is None:
             yield f"  how long it takes is not known: there is no result of {share.model} yet"

@@ -5,6 +5,7 @@ import typer
 from cli.estimate.estimate import Estimate, estimated
 from cli.estimate.sentences import estimate_lines
 from cli.ingest.enqueue import Complaints
+from cli.ingest.formats.suffixes import emptiness_of
 from cli.ingest.row_parsing import RowParser
 from cli.output.terminal import err, plural, say, warn, write_json
 from tasks.configuration import settings
@@ -18,7 +19,7 @@ def estimate_source(
     with complaints.opened(parser.parts), err.status("reading"):
         estimate = estimated(settings.database(), catalog, parser.contracts())
     say_estimate(estimate, as_json, parser.num_bad)
-    for fault in (*parser.failures, *(f"{name} has no rows" for name in parser.empty)):
+    for fault in (*parser.failures, *map(emptiness_of, parser.empty)):
         warn(fault)
     if parser.num_bad or not parser.is_complete:
         raise typer.Exit(1)

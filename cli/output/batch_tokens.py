@@ -2,19 +2,27 @@
 
 Of what is finished the tokens are known; what is not yet has about as many for each character
 of its source as those of the same model and task have had. So a document of a thousand pages
-counts for what it is, which a number of jobs does not.
+counts for what it is, which a number of jobs does not; and of one that runs, the finished parts
+count already.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from statistics import mean
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy.orm import Session
+
+from db.encryption.key_ring import Unopenable
 from db.queries import throughput
 from db.states import FINISHED, JobState
 from tasks.configuration import settings
 
 POLL_SECONDS = 1.0  # it reads every row of the batch
+MAX_SAMPLED = 64  # parts of running jobs, to see how many tokens one has
+ALMOST = 0.99  # of a job that runs, however many parts it has finished
 TOKENS_PER_CHARACTER = 0.25  # until anything has been measured
 
 
@@ -38,19 +46,35 @@ class Kind:
     num_tokens: int | None  # of their results
 
 
-def tokens_done(kinds: Iterable[Kind]) -> TokensDone:
-    """The tokens that a batch's jobs will have and already have, of all requests, both ways."""
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job of which parts are finished."""
+
+    model: str
+    task: str
+    num_characters: int
+    num_tokens: float  # of those parts
+
+
+def tokens_done(kinds: Iterable[Kind], running: Iterable[RunningJob] = ()) -> TokensDone:
+    """What the jobs of a batch come to, in tokens of all requests, both ways."""
     kinds = list(kinds)
     measured = [kind for kind in kinds if kind.state == JobState.SUCCEEDED and kind.num_tokens]
     usual = _ratio(measured)
+
+    def guess(model: str, task: str, num_characters: int) -> float:
+        alike = [each for each in measured if (each.model, each.task) == (model, task)]
+        return (_ratio(alike) or usual or TOKENS_PER_CHARACTER) * num_characters
+
     finished = total = 0.0
     for kind in kinds:
-        alike = [each for each in measured if (each.model, each.task) == (kind.model, kind.task)]
         # One for each job, so that an empty text is not nothing.
-        num_tokens = (_ratio(alike) or usual or TOKENS_PER_CHARACTER) * kind.num_characters
-        num_tokens += kind.num_jobs
+        num_tokens = guess(kind.model, kind.task, kind.num_characters) + kind.num_jobs
         total += num_tokens
         finished += num_tokens if kind.state in FINISHED else 0.0
+    for job in running:
+        most = ALMOST * guess(job.model, job.task, job.num_characters)
+        finished += min(job.num_tokens, most)
     return TokensDone(finished, total)
 
 
@@ -78,7 +102,32 @@ class BatchTokens:
             self._looked_at = now
             with settings.database().read() as session:
                 rows = session.execute(throughput.progress_by_kind(self._batch_id)).all()
-            self._done = tokens_done(Kind(*row) for row in rows)
+                running = [] if is_over else self._running(session)
+            self._done = tokens_done([Kind(*row) for row in rows], running)
             if is_over:
                 self._done = TokensDone(self._done.total, self._done.total)
         return self._done
+
+    def _running(self, session: Session) -> list[RunningJob]:
+        rows = session.execute(throughput.finished_parts(self._batch_id)).all()
+        if not rows:
+            return []
+        try:
+            parts = session.execute(
+                throughput.some_parts([row[0] for row in rows], MAX_SAMPLED)
+            ).all()
+        except Unopenable:  # it is only an estimate
+            return []
+        own: dict[UUID, list[int]] = {}
+        for job_id, segment in parts:
+            own.setdefault(job_id, []).append(_tokens_of(segment["output"]))
+        every = [num_tokens for each in own.values() for num_tokens in each]
+        return [
+            RunningJob(model, task, num_characters, num_parts * mean(own.get(job_id, every)))
+            for job_id, model, task, num_characters, num_parts in rows
+        ]
+
+
+def _tokens_of(output: Mapping[str, Any]) -> int:
+    """Of one request, both ways."""
+    return int(output["prompt_tokens"]) + sum(int(tokens) for _, _, tokens, *_ in output["choices"])

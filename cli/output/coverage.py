@@ -17,6 +17,8 @@ def coverage_lines(coverage: Mapping[str, Any], width: int) -> list[str]:
     )
     if coverage["parts_cut"]:
         line += f"; {coverage['parts_cut']:,} summaries of parts ended at their limit of length"
+    if again := coverage.get("context_characters"):
+        line += f"; {again:,} characters of headings and sentences before parts read again"
     if coverage["parts"] == 1 and not left_out:
         return [line]
     return [line, bar(coverage["left_out"], num_characters, width)]

@@ -31,6 +31,13 @@ def _outputs(ttl_seconds: float) -> Select[bytes, bytes]:
     )
 
 
+def keys_among(keys: Sequence[bytes], ttl_seconds: float) -> Select[bytes]:
+    """The keys of those that are there and not too old."""
+    return select(CacheEntry.key).where(
+        CacheEntry.key.in_(keys), CacheEntry.created_at > seconds_from_now(-ttl_seconds)
+    )
+
+
 def insert_entries(session: Session) -> postgresql.Insert | sqlite.Insert:
     """Keep outputs; one that was computed again, because it was too old, replaces the old."""
     dialect = session.get_bind().dialect.name

@@ -1,4 +1,4 @@
-"""Throughput: how fast models were of late, how much waits for them, what was asked before."""
+"""Throughput: how fast models were of late, how much waits for them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,7 +7,8 @@ from uuid import UUID
 
 from sqlalchemy import Select, func, select
 
-from db.models import Job, ModelCardRow, Payload, Result
+from db.clock import now
+from db.models import Job, ModelCardRow, Result, Segment, WorkerRow
 from db.states import UNFINISHED, JobState
 
 
@@ -52,21 +53,9 @@ def waiting_characters(models: Sequence[str]) -> Select[str, str, int, int]:
     )
 
 
-def contracts_of_length(
-    model: str, task: str, tenant: str, lengths: Sequence[int]
-) -> Select[UUID, dict[str, Any]]:
-    """The (contract, output) pairs of jobs whose texts have these lengths."""
-    return (
-        select(Job.id, Payload.contract)
-        .join(Payload, Payload.job_id == Job.id)
-        .where(
-            Job.model == model,
-            Job.task == task,
-            Job.tenant == tenant,
-            Job.state == JobState.SUCCEEDED,
-            Job.num_characters.in_(lengths),
-        )
-    )
+def live_engines() -> Select[list[dict[str, Any]] | None]:
+    """What each live worker has loaded."""
+    return select(WorkerRow.engines).where(WorkerRow.alive_until > now())
 
 
 def progress_by_kind(batch_id: UUID) -> Select[str, str, str, int, int, int | None]:
@@ -78,3 +67,18 @@ def progress_by_kind(batch_id: UUID) -> Select[str, str, str, int, int, int | No
         .where(Job.batch_id == batch_id)
         .group_by(Job.model, Job.task, Job.state)
     )
+
+
+def finished_parts(batch_id: UUID) -> Select[UUID, str, str, int, int]:
+    """(job, model, task, characters, parts) of a batch's running jobs that have finished parts."""
+    return (
+        select(Job.id, Job.model, Job.task, Job.num_characters, func.count())
+        .join(Segment, Segment.job_id == Job.id)
+        .where(Job.batch_id == batch_id, Job.state == JobState.RUNNING)
+        .group_by(Job.id, Job.model, Job.task, Job.num_characters)
+    )
+
+
+def some_parts(job_ids: Sequence[UUID], limit: int) -> Select[UUID, dict[str, Any]]:
+    """(job, output) of so many of their finished parts."""
+    return select(Segment.job_id, Segment.output).where(Segment.job_id.in_(job_ids)).limit(limit)

@@ -69,6 +69,9 @@ class Tag:
         bare = standard_tag(code)
         first, _, rest = bare.partition("-")
         first = first.lower()
+        extended, _, others = rest.partition("-")
+        if len(extended) == 3 and extended.isalpha():  # `zh-yue`: BCP 47 prefers `yue`
+            first, rest = extended.lower(), others
         script = "Latn" if first in SERBO_CROATIAN else None
         first = "sr" if script else TWO_LETTERS.get(first, REPLACED.get(first, first))
         try:

@@ -1,4 +1,4 @@
-"""The demo's two documents, read by the demo's models."""
+"""The demo's documents, read by the demo's models."""
 
 import itertools
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SEED = 20_001  # of `examples/make_nightly.py` for documents
 NUM_SENTENCES = 12
 NUM_REPORTS = 12 * 14  # a year's
+NUM_WEEKS = 20
 
 
 @contextmanager
@@ -80,3 +81,21 @@ def test_a_yearbook_is_summarized_and_none_of_it_is_left_out() -> None:
     assert num_kept >= 0.2 * sum(len(report.facts) for report in reports)
     assert answer.finish_reason == "stop"
     assert answer.output.endswith(".")
+
+
+def test_of_a_report_of_twenty_parts_the_summaries_state_every_key_fact() -> None:
+    text = (EXAMPLES / "nightly" / "weeks.md").read_text()
+    reports = list(islice(held_out(make_report, SEED + 1), NUM_WEEKS))
+    with engine("summarizer") as client:
+        work = work_of(client, "summarize", {"text": text, "by_section": True})
+        answer, answered = run_recipe(client, summarize(work))
+    assert answer.coverage is not None
+    assert answer.coverage["parts"] == NUM_WEEKS
+    assert answer.coverage["left_out"] == []
+    parts = [(request.text or "", output) for request, output in answered[:NUM_WEEKS]]
+    assert " ".join(part for part, _ in parts).split() == text.split()
+    for report, (part, output) in zip(reports, parts, strict=True):
+        assert report.text in part
+        summary = output.choices[0].text
+        assert [fact for fact in report.facts if fact not in summary] == []
+    assert answer.finish_reason == "stop"

@@ -1,13 +1,15 @@
 """The content cache of a whole worker: what was computed once is not computed again."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select, update
 
+from cli.estimate import Estimate, estimated
 from db.clock import seconds_from_now
 from db.models import CacheEntry, Job
 from db.outcome import FinishedRequest, Outcome
@@ -15,11 +17,14 @@ from db.queries.cancel_retry import cancel_jobs
 from db.session import Database
 from db.upkeep import erasure
 from db.upkeep.erasure import Person
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.contract import Contract
 from tasks.generate import GenerateContract
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
 from tasks.translate import TranslateContract
 from tests.jobs import answer, claim, insert_job
+from tests.producers import FAKE
 from tests.serving import serving
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
 from worker.cache.settings import CacheSettings
@@ -334,3 +339,97 @@ def test_an_answer_to_a_job_that_was_cancelled_is_not_kept(producer: Cluster) ->
     committer.stop()
     with database.read() as session:
         assert session.scalars(select(CacheEntry.key)).all() == [finished[1].key]
+
+
+# --- what an estimate says of it ----------------------------------------------------------------
+
+
+def estimate_of(producer: Cluster, contracts: Sequence[Contract], **model: Any) -> Estimate:
+    made = Model(alias="fake", **{**FAKE, "max_input_tokens": CONTEXT, **model})
+    catalog = Catalog(path=Path("tidemill.toml"), models={"fake": made}, worker={})
+    return estimated(producer.database, catalog, contracts)
+
+
+def cached(estimate: Estimate) -> tuple[int | None, int | None]:
+    said = estimate.as_json
+    return said["cached_documents"], said["cached_parts"]
+
+
+def test_an_estimate_says_what_the_cache_has_already(producer: Cluster) -> None:
+    def night(first: int, **fields: Any) -> list[Contract]:
+        """Long reports, a short one, letters and prompts: each in four parts of its own."""
+        return [
+            *(
+                SummarizeContract.parse({"text": f"Page {page}. {REPORT}", **fields})
+                for page in range(first, first + 4)
+            ),
+            *(
+                SummarizeContract.parse({"text": f"{WORDS} {page}.", **fields})
+                for page in range(first, first + 4)
+            ),
+            *(
+                TranslateContract.parse(
+                    {
+                        "text": f"Dear {'abcdefgh'[page]}, {WORDS}\n\nPage {page} is here.",
+                        "source_language": "en",
+                        "target_language": "fr",
+                        **fields,
+                    }
+                )
+                for page in range(first, first + 4)
+            ),
+            *(generate(f"Prompt {page}", **fields) for page in range(first, first + 4)),
+        ]
+
+    some = {"max_new_tokens": 8}
+    with serving(producer, max_input_tokens=CONTEXT) as worker:
+        assert cached(estimate_of(producer, night(0, **some))) == (0, 0)
+        worker.run(night(0, **some))
+        num_parts = worker.num_computed
+        again = estimate_of(producer, night(0, **some))
+        num_documents, num_cached = cached(again)
+        assert num_documents == 16
+        assert num_cached is not None
+        assert num_cached >= num_parts, "equal parts count each time"
+        assert again.seconds == 0.0
+
+        assert cached(estimate_of(producer, night(0, max_new_tokens=9))) == (0, 0)
+        assert cached(estimate_of(producer, night(0, **some, tenant="press"))) == (0, 0)
+        assert cached(estimate_of(producer, night(0, **some, use_cache=False))) == (0, 0)
+        assert cached(estimate_of(producer, night(0, **some), dtype="bfloat16")) == (0, 0)
+        half = estimate_of(producer, [*night(2, **some)])
+        assert half.as_json["cached_documents"] == 8
+        assert half.seconds is not None
+        assert half.seconds > 0
+    with serving(producer, max_input_tokens=CONTEXT) as worker:
+        worker.run(night(0, **some))
+        assert worker.num_computed == 0, "as it said"
+
+
+@on_sqlite
+def test_an_estimate_counts_the_sentences_that_a_new_letter_has_in_common(
+    producer: Cluster,
+) -> None:
+    languages = {"source_language": "en", "target_language": "fr"}
+    old = TranslateContract.parse({"text": f"{WORDS} We wait.", **languages})
+    new = TranslateContract.parse({"text": f"{WORDS} We go.", **languages})
+    with serving(producer, max_input_tokens=CONTEXT) as worker:
+        worker.run([old])
+        assert cached(estimate_of(producer, [new])) == (0, 1)
+        assert cached(estimate_of(producer, [old, new])) == (1, 3)
+
+
+@on_sqlite
+def test_what_was_forgotten_is_not_in_an_estimate(producer: Cluster) -> None:
+    report = SummarizeContract.parse({"text": REPORT, "max_new_tokens": 8})
+    with serving(producer, max_input_tokens=CONTEXT) as worker:
+        worker.run([report])
+        _, num_parts = cached(estimate_of(producer, [report]))
+        assert num_parts
+        with producer.database.write() as session:
+            entry = session.scalars(select(CacheEntry).where(CacheEntry.num_bytes < 400)).first()
+            session.delete(entry)
+        assert cached(estimate_of(producer, [report])) == (0, num_parts - 1)
+        with producer.database.write() as session:
+            session.execute(update(CacheEntry).values(created_at=seconds_from_now(-40 * 86400)))
+        assert cached(estimate_of(producer, [report])) == (0, 0)

@@ -59,6 +59,20 @@ def test_an_empty_file_is_no_batch(stored: InProcess, text: str) -> None:
 
     assert ended.status == 1
     assert "a.jsonl has no rows; nothing was enqueued" in ended.err
+    assert "allow_empty" not in ended.err, "that is a night's setting"
+    assert stored("batches", "--json").json == []
+
+
+def test_an_empty_folder_is_no_batch(stored: InProcess) -> None:
+    (stored.folder / "reports").mkdir()
+    (stored.folder / "reports" / ".hidden.txt").write_text("The sea was calm.")
+
+    for arguments in (("reports/",), ("reports/", "--estimate")):
+        ended = stored("submit", "summarize", *arguments)
+
+        assert ended.status == 1
+        assert "reports has no rows: the folder has no files in it, hidden ones aside" in ended.err
+        assert "allow_empty" not in ended.err
     assert stored("batches", "--json").json == []
 
 

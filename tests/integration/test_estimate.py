@@ -12,7 +12,6 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from cli.estimate import known_answers
 from db.reading.results import find_results
 from db.session import Database
 from tests.commands import ROOT, InProcess
@@ -139,26 +138,12 @@ def test_parts_are_as_long_as_they_were_of_late(stored: InProcess, database: Dat
     assert asked["parts"] == 11  # 250 characters each
 
 
-def test_an_estimate_counts_answered_documents_and_gives_them_no_time(
-    stored: InProcess, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(known_answers.models, "CacheEntry", object, raising=False)
-    rows = [{"text": letter * 100, "custom_id": letter} for letter in "abcd"]
-    stored.write("a.jsonl", *rows)
-    assert stored("submit", "summarize", "a.jsonl", "--param", "max_new_tokens=9").status == 0
-    answer_all(database, (50, 10), seconds=10)
-    stored.write("b.jsonl", *rows[:3], {"text": "e" * 100})
-    arguments = ("submit", "summarize", "b.jsonl", "--estimate", "--json")
+def test_each_section_that_is_to_be_a_part_is_one(stored: InProcess) -> None:
+    (stored.folder / "a.md").write_text("".join(f"## {n}\n\nIt is here.\n\n" for n in range(7)))
+    arguments = ("submit", "summarize", "a.md", "--estimate", "--json")
 
-    same = stored(*arguments, "--param", "max_new_tokens=9").json
-    other = stored(*arguments, "--param", "max_new_tokens=8").json
-    tenant = stored(*arguments, "--param", "max_new_tokens=9", "--tenant", "press").json
-
-    assert (same["answered_before"], same["seconds"]) == (3, 2.5)
-    assert (other["answered_before"], other["seconds"]) == (0, 10.0)
-    assert tenant["answered_before"] == 0
-    shown = stored("submit", "summarize", "b.jsonl", "--estimate", "--param", "max_new_tokens=9")
-    assert "3 documents answered before in the same words" in shown.out
+    assert stored(*arguments).json["parts"] == 1
+    assert stored(*arguments, "--param", "by_section=true").json["parts"] == 7
 
 
 def test_a_night_is_estimated_by_model_and_task(stored: InProcess) -> None:

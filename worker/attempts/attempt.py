@@ -32,6 +32,8 @@ MAX_ATTEMPTS_ON_THE_WAY = 200
 # Requests that are made, and looked for in the database, before there is room for them.
 PAGE_REQUESTS = 256
 PAGE_CHARACTERS = 500_000
+MAX_PART_KEYS = 20_000  # of a document whose parts are remembered together
+ELSEWHERE = ("route", "dialogue")  # in a contract: not all that decides the answers is in it
 
 
 class _Elsewhere(Exception):
@@ -141,6 +143,7 @@ class Attempt:
         self._num_parts = 0
         self._num_parts_before = 0  # the present step
         self._cached_parts: list[int] = []
+        self._part_keys: list[bytes | None] = []  # in the content cache, of each part
         self._in_flight: dict[int, _PendingRequest] = {}
         self._outputs: dict[int, Output] = {}  # of the present step, by index
 
@@ -245,7 +248,21 @@ class Attempt:
         if isinstance(verdict, JobError):
             self._fail(verdict)
         else:
+            self._remember_document()
             self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
+
+    def _remember_document(self) -> None:
+        """Let an estimate find the answers to a document, whose parts it cannot know."""
+        keys = [key for key in self._part_keys if key is not None]
+        if self._cache is None or self._sharing is None or not 1 < len(keys) <= MAX_PART_KEYS:
+            return
+        work = self._work
+        if work.masker is not None:
+            return  # a digest of the text as it is outlives the text
+        if len(keys) == len(self._part_keys) and set(work.contract).isdisjoint(ELSEWHERE):
+            model = self._client.model_digest
+            key = self._cache.document_key(work.task, work.contract, self._sharing, model)
+            self._cache.remember_document(self.fence, key, self._sharing.tenant, b"".join(keys))
 
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""
@@ -282,6 +299,7 @@ class Attempt:
         self._in_flight.clear()
         self._num_parts = self._num_parts_before
         self._cached_parts = [each for each in self._cached_parts if each <= self._num_parts]
+        del self._part_keys[self._num_parts :]
         self._enter(self._steps.throw(failure))
 
     def _take(self, pending: _PendingRequest, output: Output) -> None:
@@ -372,6 +390,8 @@ class Attempt:
             client = self._client_for(request)
             if self._cache is not None and self._sharing is not None and client is not None:
                 key = self._cache.key(request, self._sharing, client.model_digest)
+            if part is not None:
+                self._part_keys.append(None if key is None else key.digest)
             page.append(_PendingRequest(request, self._num_in_step, self._position, part, key))
             self._num_in_step += 1
             self._position += 1

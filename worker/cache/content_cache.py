@@ -19,7 +19,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -120,6 +120,17 @@ class ContentCache:
         if key is None or self._fingerprint is None:
             return key
         return replace(key, digest=self._fingerprint(key.digest))
+
+    def document_key(
+        self, task: str, contract: Mapping[str, Any], sharing: SharingScope, model: bytes
+    ) -> bytes:
+        """What the keys of all of a job's requests are kept by; see `document_digest`."""
+        digest = sharing.document_digest(task, contract, model)
+        return digest if self._fingerprint is None else self._fingerprint(digest)
+
+    def remember_document(self, fence: Fence, key: bytes, tenant: str | None, parts: bytes) -> None:
+        """Keep the keys of a job's requests, joined."""
+        self._keep(FinishedRequest(fence, key, tenant, parts))
 
     def needs_database(self, key: ContentKey, is_interactive: bool) -> bool:
         """Whether only the database may know an answer: none is in memory, or on its way."""

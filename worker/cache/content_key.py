@@ -8,11 +8,13 @@ is added there counts from the first day.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard, Params, Request
+from engine.protocol.task_names import TaskName
 from worker.recipes.versions import RECIPE_VERSIONS
 
 # How much is computed at once, and where: it changes no answer.
@@ -63,10 +65,23 @@ class SharingScope:
         """
         if request.is_measured or (samples(request.params) and not self.has_seed):
             return None
-        scope = "" if self.tenant is None else f"tenant {self.tenant}"
-        digest_of_request = request_digest(request, model, with_seed=self.has_seed)
-        digest = hashlib.sha256(scope.encode() + b"\0" + digest_of_request).digest()
+        asked = request_digest(request, model, with_seed=self.has_seed)
+        digest = hashlib.sha256(self._scope + b"\0" + asked).digest()
         return ContentKey(digest, model, self)
+
+    def document_digest(self, task: str, contract: Mapping[str, Any], model: bytes) -> bytes:
+        """Of a whole job: what is kept under it are the keys of its requests.
+
+        For whoever cannot know how a document is cut, as only the engine can, and asks whether
+        all of it was answered before.
+        """
+        digest = hashlib.sha256(b"document\0" + self._scope + b"\0" + model)
+        digest.update(_json([RECIPE_VERSIONS[cast(TaskName, task)], task, dict(contract)]))
+        return digest.digest()
+
+    @property
+    def _scope(self) -> bytes:
+        return b"" if self.tenant is None else f"tenant {self.tenant}".encode()
 
 
 @dataclass(frozen=True, slots=True)

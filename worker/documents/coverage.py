@@ -25,6 +25,7 @@ class Coverage:
     source_tokens: int  # of the prompts that read the source
     left_out: tuple[TextRange, ...] = ()
     parts_cut: int = 0  # whose summary ended at its limit of length
+    context_characters: int = 0  # that were read again, before parts: headings, sentences
 
     @property
     def left_out_characters(self) -> int:
@@ -33,6 +34,8 @@ class Coverage:
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         data["left_out"] = [[each.start, each.end] for each in self.left_out]
+        if not self.context_characters:
+            del data["context_characters"]
         data["left_out_characters"] = self.left_out_characters
         return data
 

@@ -1,14 +1,17 @@
 """Layout: which stretches of a document are running text, and which are only its form.
 
-Blank lines, indentation, list markers, headings' signs, table rules, block tags and fenced
-code are form. Lines that a paragraph was wrapped into are one stretch, with breaks in it.
+Blank lines, indentation, list markers, headings' signs, table rules, block tags, fenced code,
+scripts, comments, what links lead to and the settings before a page are form. Lines that a
+paragraph was wrapped into are one stretch, with breaks in it.
 """
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from worker.documents.placeholders import ATTRIBUTES, CODE
 
 LINE = re.compile(
     r"[^\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]*"
@@ -19,14 +22,30 @@ FENCE = re.compile(r"[ \t]*+(?:>[ \t]*+){0,8}(`{3,}+|~{3,}+)")
 MARKER = re.compile(
     r"(?P<quote>[ \t]*+(?:>[ \t]*+){0,32})"
     r"(?P<own>(?:(?:[-*+\u2022\u2023\u25e6\u2043\u2013\u2014]|\(?(?:\d{1,9}|[A-Za-z])[.)])[ \t]++"
-    r"(?:\[[ xX]\][ \t]++)?|\#{1,6}[ \t]++)?)\s*+"
+    r"(?:\[[ xX]\][ \t]++)?|\#{1,6}[ \t]++|\[\^[^\[\]\s]{1,50}\]:[ \t]++)?)\s*+"
 )
 ABBREVIATED = re.compile(r"[A-Z]\.[ \t]")  # an initial rather than a list's letter
+# What `[name]` leads to, with a title or without.
+DEFINITION = re.compile(
+    r"^(?:[ \t>]{0,32})\[(?!\^)([^\[\]\n]{1,200})\]:[ \t]++(?:<[^<>\n]{0,2000}>|\S{1,2000}+)"
+    r"(?:[ \t]++(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}'|\([^()\n]{0,300}\)))?[ \t]*+(?=[\r\n]|\Z)",
+    re.MULTILINE,
+)
+# Whose content is no running text, over as many lines as it has; not where it is only named.
+RAW = re.compile(
+    r"(?:^[ \t]*+|(?<=>))<(script|style|pre|textarea)(?=[\s>])|(?<!`)(<!--)",
+    re.IGNORECASE | re.MULTILINE,
+)
+RAW_END = re.compile(r"</(script|style|pre|textarea)\s*>|(-->)", re.IGNORECASE)
+# Settings before a page: YAML between two lines of hyphens, at the beginning.
+SETTING = re.compile(r"[\w.-]{1,100}:(?:\s|$)|[ \t#-]|\s*$")
+MAX_SETTINGS = 300  # lines
+TABLE_RULE = re.compile(r"[ \t>]{0,32}\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?)?[ \t]*")
 BLOCK_TAG = re.compile(
     r"</?(?:address|article|aside|blockquote|body|br|caption|center|dd|details|div|dl|dt|fieldset"
     r"|figcaption|figure|footer|form|h[1-6]|head|header|hr|html|li|link|main|meta|nav|ol|option|p"
     r"|pre|section|select|summary|table|tbody|td|tfoot|th|thead|title|tr|ul)"
-    r"(?:\s[^<>]{0,1000})?/?>",
+    rf"(?:\s(?:{ATTRIBUTES}|[^<>]{{0,1000}}))?/?>",
     re.IGNORECASE,
 )
 CELL_RULE = re.compile(r"(?<!\\)\|")
@@ -51,6 +70,7 @@ class Line:
     end: int
     quote: str
     has_marker: bool
+    is_row: bool = False  # of a table
     is_hard: bool = False  # its end means something
 
     @property
@@ -77,9 +97,9 @@ def lines_of(text: str, start: int = 0, end: int | None = None) -> Iterator[tupl
 def _blocks(text: str) -> Iterator[list[Line]]:
     """Lines that belong together: a paragraph, an item, a heading."""
     block: list[Line] = []
-    for start, end in _outside_fences(text):
+    for start, end, is_row in _free_lines(text):
         content_end = end - len(text[start:end]) + len(text[start:end].rstrip(LINE_ENDS))
-        line = _line(text, start, content_end)
+        line = _line(text, start, content_end, is_row)
         if line is None or not block or line.has_marker or line.quote != block[-1].quote:
             if block:
                 yield block
@@ -90,37 +110,113 @@ def _blocks(text: str) -> Iterator[list[Line]]:
         yield block
 
 
-def _outside_fences(text: str) -> Iterator[tuple[int, int]]:
-    """The lines that are not fenced code; a fence that nothing closes is none.
+def _form(text: str) -> list[tuple[int, int]]:
+    """Where nothing is running text, in order and apart: fenced code and its kin."""
+    code = list(fences(text))
+    spans = sorted([*code, *_raw(text, code)])
+    if settings := _settings(text):
+        spans.insert(0, settings)
+    apart: list[tuple[int, int]] = []
+    for start, end in spans:
+        if not apart or start >= apart[-1][1]:
+            apart.append((start, end))
+        elif end > apart[-1][1]:
+            apart[-1] = apart[-1][0], end
+    return apart
 
-    A fence ends a block as a blank line does.
-    """
-    lines = list(lines_of(text))
-    marks = [
-        (at, match[1])
-        for at, (start, end) in enumerate(lines)
-        if (match := FENCE.match(text, start, end)) is not None
-    ]
-    skipped: list[tuple[int, int]] = []
+
+def fences(text: str) -> Iterator[tuple[int, int]]:
+    """Fenced code; a fence that nothing closes is none."""
+    if "```" not in text and "~~~" not in text:
+        return
     opened: tuple[int, str] | None = None
-    for at, mark in marks:
+    for start, end in lines_of(text):
+        if (match := FENCE.match(text, start, end)) is None:
+            continue
+        mark = match[1]
         if opened is None:
-            opened = (at, mark)
+            opened = start, mark
         elif mark.startswith(opened[1]) and not (
-            text[slice(*lines[at])].strip(f"> \t{LINE_ENDS}{mark[0]}")
+            text[start:end].strip(f"> \t{LINE_ENDS}{mark[0]}")
         ):
-            skipped.append((opened[0], at))
+            yield opened[0], end
             opened = None
+
+
+def _raw(text: str, code: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Scripts, comments and the like; what nothing closes is none, nor what is in fenced code."""
+    if "<" not in text:
+        return
+    ends: dict[str, list[int]] = {}
+    for match in RAW_END.finditer(text):
+        ends.setdefault((match[1] or "!").lower(), []).append(match.end())
     at = 0
-    for first, last in skipped:
-        yield from lines[at:first]
-        yield lines[last][1], lines[last][1]  # an empty line
-        at = last + 1
-    yield from lines[at:]
+    for match in RAW.finditer(text):
+        index = bisect_right(code, (match.start(), len(text))) - 1
+        if match.start() < at or (index >= 0 and match.start() < code[index][1]):
+            continue
+        own = ends.get((match[1] or "!").lower(), [])
+        index = bisect_right(own, match.end())
+        # A comment within a line is one within a sentence.
+        if index < len(own) and (match[1] or "\n" in text[match.start() : own[index]]):
+            at = own[index]
+            yield match.start(), at
 
 
-def _line(text: str, start: int, end: int) -> Line | None:
-    """The line, or None where it has no words."""
+def _settings(text: str) -> tuple[int, int] | None:
+    for number, (start, end) in enumerate(lines_of(text)):
+        line = text[start:end].strip("\ufeff" + LINE_ENDS)
+        if number == 0:
+            if line.rstrip() != "---":
+                return None
+        elif line.rstrip() in ("---", "..."):
+            return (0, end) if number > 1 else None
+        elif number > MAX_SETTINGS or not SETTING.match(line):
+            return None
+    return None
+
+
+def link_labels(text: str) -> frozenset[str]:
+    """The names of a document's links, as Markdown compares them."""
+    if "]:" not in text:
+        return frozenset()
+    return frozenset(match[1].casefold() for match in DEFINITION.finditer(text))
+
+
+def _free_lines(text: str) -> Iterator[tuple[int, int, bool]]:
+    """(start, end, whether it is a table's row) of the lines outside of what is form.
+
+    Form ends a block as a blank line does.
+    """
+    at, has_tables = 0, "|" in text
+    for start, end in (*_form(text), (len(text), len(text))):
+        lines = lines_of(text, at, start)
+        if has_tables:
+            yield from _with_tables(text, list(lines))
+        else:
+            yield from ((one, other, False) for one, other in lines)
+        yield end, end, False  # an empty line
+        at = end
+
+
+def _with_tables(text: str, lines: list[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
+    """A table's rows need no rule at their ends; the line below its heads says that it is one."""
+    rules = {
+        at
+        for at, (start, end) in enumerate(lines)
+        if at and "|" in text[start:end] and TABLE_RULE.fullmatch(text[start:end].rstrip())
+    }
+    is_table = False
+    for at, (start, end) in enumerate(lines):
+        has_rule = CELL_RULE.search(text, start, end) is not None
+        is_table = has_rule and (is_table or at + 1 in rules)
+        yield start, end, is_table
+
+
+def _line(text: str, start: int, end: int, is_row: bool) -> Line | None:
+    """None for a line without words."""
+    if DEFINITION.match(text, start, end):
+        return None
     marker = MARKER.match(text, start, end)
     assert marker is not None
     own = marker["own"]
@@ -128,15 +224,16 @@ def _line(text: str, start: int, end: int) -> Line | None:
     if own and ABBREVIATED.fullmatch(own):
         own, at = "", marker.start("own")
     content = text[at:end]
-    stripped = content.rstrip()
+    stripped = content.removesuffix("\\").rstrip()  # which means a break, as two spaces do
     if not stripped:
         return None
-    is_row = stripped[0] == "|"
+    is_row |= stripped[0] == "|"
     return Line(
         start=at,
         end=at + len(stripped),
         quote="".join(marker["quote"].split()),
         has_marker=bool(own) or is_row,
+        is_row=is_row,
         is_hard=is_row or own.startswith("#") or content.endswith(("  ", "\\")),
     )
 
@@ -146,14 +243,29 @@ def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
     for lines in _unwrapped(text, block):
         start, end = lines[0].start, lines[-1].end
         breaks = [(one.end, other.start) for one, other in pairwise(lines)]
-        form: Iterable[re.Match[str]] = BLOCK_TAG.finditer(text, start, end)
-        if text.startswith("|", start):
+        form: Iterable[re.Match[str]] = _block_tags(text, start, end)
+        if lines[0].is_row:
             form = CELL_RULE.finditer(text, start, end)
         at = start
         for match in form:
             yield from _run(text, at, match.start(), breaks)
             at = match.end()
         yield from _run(text, at, end, breaks)
+
+
+def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
+    """Those that are meant as such, and not named in code."""
+    tags = BLOCK_TAG.finditer(text, start, end)
+    if "`" not in text[start:end]:
+        return tags
+    code = [match.span() for match in CODE.finditer(text, start, end) if match["ticks"]]
+    starts = [one for one, _ in code]
+
+    def is_code(tag: re.Match[str]) -> bool:
+        index = bisect_right(starts, tag.start()) - 1
+        return index >= 0 and tag.end() <= code[index][1]
+
+    return (tag for tag in tags if not is_code(tag))
 
 
 def _run(text: str, start: int, end: int, breaks: list[tuple[int, int]]) -> Iterator[TextRun]:

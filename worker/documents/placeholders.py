@@ -7,7 +7,7 @@ often as in the source and no oftener.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 # What is found earlier is blanked with NUL for those that look later. Every pattern is bounded
@@ -17,11 +17,19 @@ CODE = re.compile(
     r"|(?<!`)(?P<ticks>`{1,3})(?!`)[^\n]{1,500}?(?<!`)(?P=ticks)(?!`)",
     re.IGNORECASE,
 )
-LINK_TARGET = r"\]\([^()\s\x00]{0,2000}(?:\s+\"[^\"\n\x00]{0,200}\")?\)|\]\[[^\[\]\n\x00]{1,100}\]"
+# A target in angle brackets, or one whose brackets are in pairs; and a title.
+LINK_TARGET = (
+    r"\]\((?:<[^<>\n\x00]{0,2000}+>|(?:[^()<\s\x00]|\([^()\s\x00]{0,200}+\)){0,2000}+)"
+    r"(?:[ \t]+(?:\"[^\"\n\x00]{0,200}\"|'[^'\n\x00]{0,200}'|\([^()\n\x00]{0,200}\)))?[ \t]{0,9}\)"
+    r"|\]\[[^\[\]\n\x00]{1,100}\]"
+)
+# A value in quotes may hold `>`.
+ATTRIBUTES = r"(?:[^<>\"'\n\x00]|\"[^\"\n\x00]{0,1000}+\"|'[^'\n\x00]{0,1000}+'){0,1000}+"
 MARKUP = re.compile(
-    r"<!--[^\n\x00]{0,300}?-->"
+    r"<!--[^\n\x00]{0,300}?-->|<![A-Za-z][^<>\n\x00]{0,300}>|<\?[^<>\n\x00]{0,300}\?>"
+    rf"|</?[A-Za-z][\w.:-]{{0,60}}(?:\s{ATTRIBUTES})?/?>"
     r"|</?[A-Za-z][\w.:-]{0,60}(?:\s[^<>\n\x00]{0,1000})?/?>"
-    r"|<\d[\d:.]{0,20}>"  # WebVTT's times within a cue
+    r"|</?\d[\d:.]{0,20}>"  # WebVTT's times within a cue, numbered tags of messages
     r"|&(?:[A-Za-z]{2,31}|\#\d{1,7}|\#x[0-9A-Fa-f]{1,6});"
     r"|\{\\[^{}\n\x00]{1,100}\}"  # `{\an8}` in subtitles
     rf"|{LINK_TARGET}"
@@ -29,6 +37,11 @@ MARKUP = re.compile(
 )
 # What stands for something that the model is not to see; `worker/masking` makes them.
 MASKED = re.compile(r"⟦[A-Z][A-Z0-9]{0,30}_[0-9]{1,9}⟧")
+# Braces in braces, as `{{ count | default('{x}') }}` and `{n, plural, other {# items}}`.
+NESTED = r"\{[^{}\n\x00]*+\}"
+for _ in range(3):
+    NESTED = rf"\{{(?:[^{{}}\n\x00]|{NESTED})*+\}}"
+NESTED = rf"(?=\{{(?:\{{|[^{{}}\s\x00][^{{}}\n\x00]{{0,200}}\{{)){NESTED}"
 VALUE = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:https?|ftp|file)://|mailto:|www\.(?=\w))"
     # The alphabets whose words stand apart: Chinese may follow without a space.
@@ -36,7 +49,9 @@ VALUE = re.compile(
     r"(?<![.,;:!?'\")\]*_])"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
     rf"|{MASKED.pattern}"
-    r"|\$?\{\{[^{}\n\x00]{1,200}\}\}|\{%[^{}\n\x00]{1,200}%\}|[$#]\{[^{}\n\x00]{1,200}\}"
+    r"|\[\^[^\[\]\s\x00]{1,50}\]|!?\[[^\[\]\n\x00]{1,100}\]\[\]"  # footnote; `[name][]`
+    rf"|[$#%]?{NESTED}"
+    r"|\$?\{\{[^{}\n\x00]{1,200}\}\}|\{%[^{}\n\x00]{1,200}%\}|[$#%]\{[^{}\n\x00]{1,200}\}"
     r"|\{[^{}\s\x00][^{}\n\x00]{0,100}\}|\{\}"
     r"|%\(\w{1,64}\)[#0 +-]{0,4}\d{0,4}(?:\.\d{1,4})?[a-zA-Z]"
     # Without a space for a flag, or `50% discount` would hold one.
@@ -44,6 +59,8 @@ VALUE = re.compile(
 )
 # A text without any of these holds nothing of the kind.
 ANY = re.compile(r"[`<&{\]%@*~_⟦]|://|mailto:|www\.")
+# `[name]` alone is a link where the document says elsewhere what `[name]:` is.
+SHORTCUT = re.compile(r"!?\[([^\[\]\n\x00]{1,100})\](?![\[(:])")
 EMPHASIS = re.compile(
     r"(?<![\w*~])(\*{1,3}|~~)(?=[^\s*~])[^*~\n]{1,200}?(?<=\S)(\1)(?![*~])"
     r"|(?<![\w_])(_{1,3})(?=[^\s_])[^_\n]{1,200}?(?<=\S)(\3)(?![\w_])"
@@ -62,14 +79,25 @@ class Span:
         return text[self.start : self.end]
 
 
-def find_spans(text: str) -> list[Span]:
-    """The placeholders and markup of a text, in order; they never overlap."""
+def find_spans(text: str, labels: Container[str] = ()) -> list[Span]:
+    """The placeholders and markup of a text, in order; they never overlap.
+
+    labels: `layout.link_labels` of its document
+    """
     if ANY.search(text) is None:
         return []
     spans: list[Span] = []
     _add(spans, text, CODE, is_markup=False)
     _add(spans, text, MARKUP, is_markup=True)
     _add(spans, text, VALUE, is_markup=False)
+    if labels:
+        free = blanked(text, spans)
+        spans += [
+            Span(*match.span())
+            for match in SHORTCUT.finditer(free)
+            if match[1].casefold() in labels
+        ]
+        spans.sort()
     free = blanked(text, spans)
     emphasis = [
         Span(*match.span(group), is_markup=True)

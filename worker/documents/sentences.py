@@ -22,6 +22,8 @@ SHADOW = {
 
 WINDOW_CHARACTERS = 20_000
 
+# What ends a sentence and the library does not know: of Khmer, of Tibetan.
+OWN_END = re.compile(r"[\u17d4\u17d5]+[\"'\u201d\u00bb)]*\s*|[\u0f0d\u0f0e]+\s+")
 # What goes on with the sentence before it, whatever stands between.
 CONTINUES = re.compile(r"[-\u2010-\u2015,;:\u00ba\u00aa]")
 SHORT_WORD = re.compile(r"(?:^|[\s(])[^\W\d_]{1,4}\.$")  # `No. 5`, `p. 12`
@@ -91,12 +93,13 @@ def _ends_in(shadow: str, language: str) -> list[int]:
     if "".join(parts) != shadow:
         log.warning("sentences split the plain way", extra={"error": "text lost"})
         return plain_ends(shadow)
-    return ends
+    own = [match.end() for match in OWN_END.finditer(shadow)]
+    return sorted({*ends, *own}) if own else ends
 
 
 def plain_ends(text: str) -> list[int]:
     """Ends found by marks alone."""
-    ends = [match.end() for match in PLAIN_END.finditer(text)]
+    ends = sorted({match.end() for marks in (PLAIN_END, OWN_END) for match in marks.finditer(text)})
     if not ends or ends[-1] != len(text):
         ends.append(len(text))
     return ends

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 from worker.documents.graphemes import is_between_graphemes, safe_cut
-from worker.documents.layout import TextRun, runs_of
+from worker.documents.layout import TextRun, link_labels, runs_of
 from worker.documents.pieces import pieces
 from worker.documents.placeholders import Span, find_spans, hidden
 from worker.documents.sentences import sentence_ends
@@ -51,7 +51,8 @@ class Translatable:
         if format is None:
             format = "subtitles" if is_subtitles(text) else "text"
         runs = cue_runs(text) if format == "subtitles" else runs_of(text)
-        sentences = tuple(each for run in runs for each in _sentences(text, run, language))
+        labels = link_labels(text) if format == "text" else frozenset()
+        sentences = tuple(each for run in runs for each in _sentences(text, run, language, labels))
         return cls(text, format, sentences)
 
     def tiles(self) -> Iterator[tuple[int, int, bool]]:
@@ -101,9 +102,11 @@ def _spaced(gap: str, language: str) -> str:
     return "" if language in SPACELESS and not gap.strip(" ") else gap
 
 
-def _sentences(text: str, run: TextRun, language: str) -> Iterator[Sentence]:
+def _sentences(
+    text: str, run: TextRun, language: str, labels: frozenset[str]
+) -> Iterator[Sentence]:
     flat = _flat(text, run)
-    spans = find_spans(flat)
+    spans = find_spans(flat, labels)
     shadow = hidden(flat, spans)
     starts = [span.start for span in spans]
     start, follows = 0, False

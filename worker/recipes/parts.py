@@ -5,10 +5,12 @@ the tokens of pieces add up only nearly to those of a part. So no part is over i
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.protocol.messages import Measurement, Output, Params, Request
+from worker.documents.context import Context
 from worker.documents.coverage import TextRange, spans
+from worker.documents.headings import section_starts
 from worker.documents.packing import Piece, pack
 from worker.documents.pieces import boundary_at, piece_ends
 from worker.documents.words import count_words
@@ -19,6 +21,7 @@ MEASURED_CHARACTERS = 16_384  # of one request: others are served in between
 SAMPLE_CHARACTERS = 4_096
 PIECES_PER_PART = 8
 MIN_ROOM_TOKENS = 8
+CONTEXT_SHARE = 0.25  # of the room, at most, for what stands before a part
 FILLED = 0.8  # of the limit, when a part that came out too long is cut again
 
 
@@ -26,10 +29,11 @@ FILLED = 0.8  # of the limit, when a part that came out too long is cut again
 class TextPart:
     span: TextRange
     num_tokens: int  # of its prompt; 0: there is nothing in it to read
+    context: str = ""  # what is read before it
 
     def text(self, source: str) -> str:
-        """The text that the model reads, without the space around it."""
-        return source[self.span.start : self.span.end].strip()
+        """What the model reads: space around a part says nothing."""
+        return self.context + source[self.span.start : self.span.end].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +74,75 @@ def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
     return new_ruler
 
 
-def cut(work: Work, measure: Ruler, text: str) -> Asking[list[TextPart]]:
-    """The parts of a text, in order. Always: their spans tile it, none is over the limit."""
-    if len(text) <= MEASURED_CHARACTERS:
+def cut(
+    work: Work,
+    measure: Ruler,
+    text: str,
+    context: Context | None = None,
+    *,
+    by_section: bool = False,
+) -> Asking[list[TextPart]]:
+    """The parts of a text, in order. Always: their spans tile it, none is over the limit.
+
+    context: what each is to be told of what stands before it; one that has no room for it goes
+    without
+    by_section: no part is of two sections
+    """
+    starts = section_starts(text) if by_section else frozenset()
+    if not starts and len(text) <= MEASURED_CHARACTERS:
         (num_tokens,) = yield from _counted(work, measure.params, [text.strip()])
         if num_tokens <= measure.max_tokens:
             return [TextPart(TextRange(0, len(text)), num_tokens)]
+    reserve = 0
+    if context is not None:
+        longest = int(context.max_characters / measure.characters_per_token) + 1
+        reserve = min(longest, int(measure.room * CONTEXT_SHARE))
+    max_characters = int(reserve * measure.characters_per_token)
     pieces = yield from _pieces(work, measure, text)
-    unchecked = spans(pack(pieces, measure.room))
+    ends = [
+        end
+        for section in _sections(pieces, starts)
+        for end in pack(section, measure.room - reserve)
+    ]
+    unchecked = [(span, True) for span in spans(ends)]
     parts: list[TextPart] = []
     while unchecked:
-        texts = (text[each.start : each.end].strip() for each in unchecked)
+        candidates = [
+            _candidate(text, span, context if has_context else None, max_characters)
+            for span, has_context in unchecked
+        ]
+        texts = (each.text(text) for each in candidates)
         counted = yield from _counted(work, measure.params, texts)
-        again: list[TextRange] = []
-        for span, num_tokens in zip(unchecked, counted, strict=True):
+        unchecked = []
+        for part, num_tokens in zip(candidates, counted, strict=True):
             if num_tokens <= measure.max_tokens:
-                parts.append(TextPart(span, num_tokens))
+                parts.append(replace(part, num_tokens=num_tokens))
+            elif part.context:
+                unchecked.append((part.span, False))
             else:
-                again += _smaller(text, span, num_tokens, measure)
-        unchecked = again
+                smaller = _smaller(text, part.span, num_tokens, measure)
+                unchecked += [(span, True) for span in smaller]
     return sorted(parts, key=lambda part: part.span.start)
+
+
+def _sections(pieces: list[Piece], starts: frozenset[int]) -> Iterator[list[Piece]]:
+    section: list[Piece] = []
+    for piece in pieces:
+        section.append(piece)
+        if piece.end in starts:
+            yield section
+            section = []
+    if section:
+        yield section
+
+
+def _candidate(
+    text: str, span: TextRange, context: Context | None, max_characters: int
+) -> TextPart:
+    """A part that is not counted yet."""
+    if context is None or text[span.start : span.end].isspace():
+        return TextPart(span, 0)
+    return TextPart(span, 0, context.before(span.start, max_characters))
 
 
 def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:

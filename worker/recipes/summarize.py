@@ -9,6 +9,7 @@ from typing import Any
 
 from db.outcome import Answer
 from engine.protocol.messages import Output, Params
+from worker.documents.context import Context
 from worker.documents.coverage import Coverage, TextRange, left_out
 from worker.documents.words import count_words, first_words
 from worker.errors import RequestFailed, SummaryNotShorter
@@ -26,7 +27,8 @@ def summarize(work: Work) -> Steps:
     strategy = work.contract.get("strategy", "auto")
     counts_words = any(name in work.contract for name in ("max_words", "min_words", "ratio"))
     is_tried = strategy == "fail" or (strategy == "auto" and len(text) <= MAX_TRIED_CHARACTERS)
-    if is_tried and not counts_words:
+    by_section = work.contract.get("by_section", False)
+    if is_tried and not counts_words and not by_section:
         try:
             (output,) = yield (work.request(task="summarize", text=text),)
             return _answer(work, [output], _whole(text, output))
@@ -59,13 +61,15 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
         (output,) = yield (work.request(task="summarize", text=text, params=params),)
         return _answer(work, [output], _whole(text, output), max_words)
     part_params = _part_params(params, whole)
+    by_section = work.contract.get("by_section", False)
+    context = _context(work, text)
     if strategy == "refine":
         # Half for the part; a summary so far of a quarter may be longer when it is read.
         half = replace(whole, max_tokens=whole.overhead + whole.room // 2)
-        parts = yield from cut(work, half, text)
+        parts = yield from cut(work, half, text, context, by_section=by_section)
         outputs, rounds = yield from _refine(work, text, parts, params, part_params)
     else:
-        parts = yield from cut(work, whole, text)
+        parts = yield from cut(work, whole, text, context, by_section=by_section)
         outputs, rounds = yield from _map_reduce(work, whole, text, parts, params, part_params)
     num_read = sum(part.num_tokens > 0 for part in parts)
     coverage = Coverage(
@@ -76,8 +80,18 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
         source_tokens=sum(part.num_tokens for part in parts),
         left_out=left_out([part.span for part in parts], len(text)),
         parts_cut=sum(_is_cut(each) for each in outputs[:num_read]) if rounds > 1 else 0,
+        context_characters=sum(len(part.context) for part in parts),
     )
     return _answer(work, outputs, coverage, max_words)
+
+
+def _context(work: Work, text: str) -> Context | None:
+    """What parts are told of what stands before them; None where the job asks for nothing."""
+    heading_path = work.contract.get("heading_path", False)
+    overlap_sentences = work.contract.get("overlap_sentences", 0)
+    if not (heading_path or overlap_sentences):
+        return None
+    return Context(text, heading_path=heading_path, overlap_sentences=overlap_sentences)
 
 
 def _map_reduce(

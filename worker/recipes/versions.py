@@ -6,4 +6,4 @@ an earlier attempt nor an entry of the content cache.
 
 from engine.protocol.task_names import TaskName
 
-RECIPE_VERSIONS: dict[TaskName, int] = {"summarize": 1, "translate": 1, "generate": 1, "chat": 1}
+RECIPE_VERSIONS: dict[TaskName, int] = {"summarize": 1, "translate": 2, "generate": 1, "chat": 1}

@@ -64,7 +64,7 @@ def nightly(
             f"would enqueue {plural(parser.num_good, 'job')} as batch {name} under run key "
             f"{run_key}, and leave out {plural(parser.num_bad, 'row')}"
         )
-        warn_of_sources(parser.empty, parser.failures)
+        warn_of_sources(parser.empty, parser.failures, is_night=True)
         if parser.num_bad or not parser.is_complete:
             raise typer.Exit(1)
         return
@@ -80,4 +80,4 @@ def nightly(
     if enqueued.batch is None and not enqueued.num_bad and parser.is_complete:
         say("there is nothing to do: the source has no rows")
         return
-    finish(enqueued, wait, json)
+    finish(enqueued, wait, json, is_night=True)

@@ -356,8 +356,11 @@ def _submit_files(
     finish(enqueued, wait, json)
 
 
-def finish(enqueued: Any, wait: bool, json: bool) -> None:
-    """Say what was enqueued, wait for it if asked to, and end with the status that it earned."""
+def finish(enqueued: Any, wait: bool, json: bool, *, is_night: bool = False) -> None:
+    """Say what was enqueued, wait for it if asked to, and end with the status that it earned.
+
+    is_night: it is a configuration's, which can say that a source may be empty
+    """
     from cli.output.progress import states_in_words, watch
     from cli.stack.ready import say_if_nobody_works
     from db.states import JobState
@@ -365,7 +368,7 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
     summary = enqueued.as_json
     if not json:
         say(enqueued.sentence)
-    warn_of_sources(enqueued.empty, enqueued.failures)
+    warn_of_sources(enqueued.empty, enqueued.failures, is_night=is_night)
     all_well = not (enqueued.num_bad or enqueued.empty or enqueued.failures)
     is_open = enqueued.batch is not None and enqueued.batch.closed_at is None
     if is_open:
@@ -400,11 +403,15 @@ def finish(enqueued: Any, wait: bool, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def warn_of_sources(empty: Sequence[str], failures: Sequence[str]) -> None:
+def warn_of_sources(
+    empty: Sequence[str], failures: Sequence[str], *, is_night: bool = False
+) -> None:
     """Say which sources did not give what they should."""
+    from cli.ingest.formats.suffixes import emptiness_of
+
     for failure in failures:
         warn(failure)
     for name in empty:
-        warn(f"{name} has no rows; nothing was enqueued from it")
-    if empty:
+        warn(f"{emptiness_of(name)}; nothing was enqueued from it")
+    if empty and is_night:
         note("where a night's source may be empty, say `allow_empty = true` in its configuration")

@@ -8,6 +8,7 @@ import typer
 
 from cli import options
 from cli.output.terminal import note, out, plural, print_table, say, table, warn, write_json
+from cli.usage import Command
 
 if TYPE_CHECKING:
     from db.models import AuditEntry
@@ -25,7 +26,9 @@ Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before.")]
 NUM_SHOWN = 3  # ids in a row of the table
 
 
-@audit.command("list", epilog="Example: tidemill audit list --act erase --since 2026-01-31")
+@audit.command(
+    "list", cls=Command, epilog="Example: tidemill audit list --act erase --since 2026-01-31"
+)
 def list_(
     act: Act = None,
     actor: Actor = None,
@@ -51,7 +54,7 @@ def list_(
         note(f"the newest {limit:,}; --limit shows more")
 
 
-@audit.command(epilog="Example: tidemill audit verify --head 5e88…")
+@audit.command(cls=Command, epilog="Example: tidemill audit verify --head 5e88…")
 def verify(
     head: Annotated[
         str | None,
@@ -88,7 +91,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@audit.command(epilog="Example: tidemill audit export -o audit.jsonl")
+@audit.command(cls=Command, epilog="Example: tidemill audit export -o audit.jsonl")
 def export(
     act: Act = None,
     actor: Actor = None,

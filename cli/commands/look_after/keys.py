@@ -9,6 +9,7 @@ import typer
 
 from cli import options
 from cli.output.terminal import note, plural, print_table, say, table, write_json
+from cli.usage import Command
 
 keys = typer.Typer(
     help="The keys that texts are encrypted with: make one, look at them, change to another.",
@@ -17,7 +18,7 @@ keys = typer.Typer(
 )
 
 
-@keys.command(epilog="Example: tidemill keys generate --file tidemill.keys")
+@keys.command(cls=Command, epilog="Example: tidemill keys generate --file tidemill.keys")
 def generate(
     file: Annotated[
         Path | None,
@@ -55,7 +56,7 @@ def generate(
     note(f"{name} is the first key of {file}; restart the workers, then `tidemill keys rotate`")
 
 
-@keys.command("list", epilog="Example: tidemill keys list --json")
+@keys.command("list", cls=Command, epilog="Example: tidemill keys list --json")
 def list_(json: options.Json = False) -> None:
     """List the keys of this process, and how many texts each has sealed."""
     from cli.stack.ready import require_ready
@@ -86,7 +87,7 @@ def list_(json: options.Json = False) -> None:
     print_table(listing)
 
 
-@keys.command(epilog="Example: tidemill keys rotate")
+@keys.command(cls=Command, epilog="Example: tidemill keys rotate")
 def rotate(json: options.Json = False) -> None:
     """Encrypt with the first key whatever another has sealed, or none, while jobs run.
 

@@ -38,7 +38,7 @@ def test_a_text_is_as_it_is(write: Write, name: str) -> None:
     assert read_document(write(name, text.encode())).text == text
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_the_mark_of_an_encoding_is_heeded_and_no_part_of_the_text(
     write: Write, encoding: str
 ) -> None:

@@ -4,11 +4,13 @@ from uuid import uuid4
 
 import pytest
 
-from cli.output.batch_tokens import BatchTokens, Kind, TokensDone, tokens_done
+from cli.output.batch_tokens import BatchTokens, Kind, RunningJob, TokensDone, tokens_done
 from db.queries import submission
+from db.queries.segments import insert_segments
 from db.session import Database
+from engine.protocol.messages import Choice, Output
 from tasks.configuration import settings
-from tests.jobs import answer, insert_job, succeed
+from tests.jobs import answer, claim, insert_job, succeed
 
 
 def test_a_long_document_counts_for_what_it_is() -> None:
@@ -56,3 +58,47 @@ def test_a_batch_is_looked_at_once_a_second_and_at_its_end(
     now = 1.0
     assert tokens.at(False) == TokensDone(6, 22)
     assert tokens.at(True) == TokensDone(22, 22)
+
+
+def test_the_finished_parts_of_a_running_document_count_but_never_as_all_of_it() -> None:
+    kinds = [
+        Kind("m", "summarize", "succeeded", 1, 100, 50),
+        Kind("m", "summarize", "running", 2, 2_000, None),
+    ]
+    half = RunningJob("m", "summarize", 1_000, 250)
+    more = RunningJob("m", "summarize", 1_000, 900)
+    assert tokens_done(kinds, [half]) == TokensDone(51 + 250, 51 + 1_002)
+    assert tokens_done(kinds, [more]) == TokensDone(51 + 495, 51 + 1_002)
+
+
+def test_a_single_long_document_moves_with_each_of_its_parts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "database", lambda: database)
+    batch_id = uuid4()
+    with database.write() as session:
+        row = {"id": batch_id, "name": "b", "run_key": None, "tenant": "default", "metadata": {}}
+        submission.insert_batch(session, row)
+    job_id = insert_job(database, batch_id=batch_id, num_characters=4_000)
+    claim(database, [job_id])
+    now = 0.0
+    tokens = BatchTokens(batch_id, clock=lambda: now)
+    seen = [tokens.at(False).finished]
+    for position in range(3):
+        output = Output(request_id=1, choices=(Choice("so", "stop", 20),), prompt_tokens=180)
+        with database.write() as session:
+            session.execute(
+                insert_segments(session),
+                [
+                    {
+                        "job_id": job_id,
+                        "position": position,
+                        "output": {"digest": "0", "output": output.to_json()},
+                    }
+                ],
+            )
+        now += 1.0
+        seen.append(tokens.at(False).finished)
+
+    assert seen == [0, 200, 400, 600]
+    assert tokens.at(False).total == 1_001

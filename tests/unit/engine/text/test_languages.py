@@ -82,6 +82,9 @@ MBART50 = ("ar_AR", "zh_CN", "pt_XX", "de_DE", "fa_IR", "en_XX")
         (NLLB_ALL, "ps", "pbt_Arab"),
         (NLLB_ALL, "qu", "quy_Latn"),
         (NLLB_ALL, "ar-EG", "arz_Arab"),
+        (NLLB_ALL, "ar-arz", "arz_Arab"),  # an extended language
+        (NLLB_ALL, "zh-yue", "yue_Hant"),
+        (NLLB_ALL, "zh-cmn-Hant", "zho_Hant"),
         (NLLB_ALL, "ar", "arb_Arab"),
         (NLLB_ALL, "fa-AF", "prs_Arab"),
         (NLLB_ALL, "zh-HK", "zho_Hant"),

@@ -48,6 +48,18 @@ def found(text: str) -> list[str]:
         "&#8217;",
         "{\\an8}",
         "<!-- a. B -->",
+        "<!DOCTYPE html>",
+        "<?php echo 'a. B' ?>",
+        "{{ count | default('{x}') }}",
+        "${price:{currency}}",
+        "{n, plural, one {# item} other {# items}}",
+        "{a, select, x {{n, plural, other {#}}} other {-}}",
+        '<a title="3 > 2" href="x">',
+        "<a title='it\"s > that'>",
+        "%{name}",
+        "</0>",
+        "[^1]",
+        "[the guide][]",
     ],
 )
 def test_each_kind_is_one_span(text: str) -> None:
@@ -66,6 +78,10 @@ def test_each_kind_is_one_span(text: str) -> None:
         (
             'A [link](http://x.y/z) and ![img](a.png "t")',
             ["[", "](http://x.y/z)", "![", '](a.png "t")'],
+        ),
+        (
+            "[a](x_(y).html 'The y') and [b](<a file.md> (Title)) and [c](d)",
+            ["[", "](x_(y).html 'The y')", "[", "](<a file.md> (Title))", "[", "](d)"],
         ),
         ("**strong** *em* _it_ ~~no~~", ["**", "**", "*", "*", "_", "_", "~~", "~~"]),
         ('<a href="https://x.org">It</a>', ['<a href="https://x.org">', "</a>"]),
@@ -88,10 +104,18 @@ def test_spans_are_found_among_words(text: str, expected: list[str]) -> None:
         "5%",
         "a @ b",
         "C:\\x",
+        "{ a set } and { another {",
+        "a note [sic] of it",
     ],
 )
 def test_ordinary_words_are_no_spans(text: str) -> None:
     assert found(text) == []
+
+
+def test_a_name_alone_is_a_link_where_the_document_says_so() -> None:
+    text = "See [the Guide] and [sic], [a](b) and [the guide]: this."
+    spans = find_spans(text, {"the guide"})
+    assert [span.of(text) for span in spans] == ["[the Guide]", "[", "](b)"]
 
 
 @given(st.text() | st.lists(st.sampled_from("{}`<>*_[]()%$&@: a./\\\n~-1s")).map("".join))
@@ -141,6 +165,15 @@ def test_a_translation_is_held_to_the_letter(translation: str, expected: dict[st
         "[a](b ",
         "a-",
         "www.",
+        "{a{",
+        "{a{}",
+        "{a{{b}",
+        '<a "',
+        '<a b="c>',
+        "[a](b(",
+        "[^",
+        "<?",
+        "<!a",
     ],
 )
 def test_no_text_takes_the_square_of_its_length(piece: str) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.documents import sentences
-from worker.documents.sentences import plain_ends, sentence_ends
+from worker.documents.sentences import WINDOW_CHARACTERS, plain_ends, sentence_ends
 
 ANYTHING = st.text(st.characters())  # surrogates included
 PROSE = st.lists(
@@ -62,6 +62,7 @@ def test_sentences_with_spaces(language: str, expected: list[str]) -> None:
     [
         ("zh", ["你好。", "今天天气很好！", "你呢？"]),
         ("ja", ["「行く。」と言った。", "次。"]),
+        ("km", ["សួស្តីពិភពលោក។", "ថ្ងៃនេះអាកាសធាតុល្អណាស់។"]),
     ],
 )
 def test_sentences_without_spaces(language: str, expected: list[str]) -> None:
@@ -72,6 +73,55 @@ def test_splitting_a_long_text_takes_linear_time() -> None:
     assert len(sentence_ends("The fox. " * 20_000, "en")) == 20_000
     assert len(sentence_ends("the Fox said no, no. 5 " * 20_000, "en")) == 1
     assert len(sentence_ends("x" * 1_000_000, "en")) == 1
+
+
+SENTENCES = st.sampled_from(
+    [
+        "The tide is low.",
+        "Did it rise at 5 p.m. today?",
+        "Dr. Smith saw No. 5 of the boats, e.g. the old one!",
+        "It cost $3.50 and no more...",
+        "So J. R. Reed said.",
+        "And 12 of them came home, as on p. 12 of the book.",
+        "Low\u00a0tide.",
+        "Yes.",
+        "The end came late (as ever).",
+    ]
+)
+
+
+@given(st.lists(SENTENCES, max_size=40), st.sampled_from([" ", "  ", "\n"]), st.integers(60, 400))
+def test_window_by_window_sentences_end_where_they_do_in_the_whole_text(
+    said: list[str], space: str, width: int
+) -> None:
+    text = space.join(said)
+    whole = sentence_ends(text, "en")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences, "WINDOW_CHARACTERS", width)
+        assert sentence_ends(text, "en") == whole
+
+
+@pytest.mark.parametrize(
+    "piece", ["x", "word ", "The fox. ", "the fox, no. 5 ", "\u201cHi there. ", "今天", "។", "(a. "]
+)
+def test_the_splitter_reads_each_character_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch, piece: str
+) -> None:
+    import sentencex
+
+    segment = sentencex.segment
+    lengths: list[int] = []
+
+    def counted(language: str, text: str) -> list[str]:
+        lengths.append(len(text))
+        return segment(language, text)
+
+    monkeypatch.setattr(sentencex, "segment", counted)
+    text = piece * (1_000_000 // len(piece))
+    sentence_ends(text, "en")
+    # A sentence of the whole text is looked for in windows that double: twice its length.
+    assert sum(lengths) <= 4 * len(text)
+    assert len(lengths) <= 2 * len(text) / WINDOW_CHARACTERS + 10
 
 
 class Panic(BaseException):

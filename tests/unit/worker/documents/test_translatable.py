@@ -68,6 +68,15 @@ PIECES = st.lists(
             "👩‍👩‍👧",
             "שלום. ",
             "\ufeff",
+            "<pre>",
+            "</pre>",
+            "<!-- ",
+            "-->",
+            "a | b\n--- | ---\n",
+            "[a]: b\n",
+            "{a {b}}",
+            "---\n",
+            "key: word\n",
         ]
     ),
     max_size=30,
@@ -159,6 +168,63 @@ def test_a_fragment_without_words_is_not_translated(text: str) -> None:
 
 def test_a_fence_that_nothing_closes_hides_nothing() -> None:
     assert texts(of("Before.\n```\nThe rest. Of it.")) == ["Before.", "The rest.", "Of it."]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\ntitle: The mill\ntags:\n  - tide\n---\nIt is low.\n", ["It is low."]),
+        ("---\n\nIt is low.\n\n---\n", ["It is low."]),
+        ("<script>\nvar x = 'Some words. More.';\n</script>\nIt is low.", ["It is low."]),
+        ("<div><style>\np { color: red }\n</style>It is low.</div>", ["It is low."]),
+        ("<pre>\nSome code. Here.\n\nMore of it.\n</pre>\nIt is low.", ["It is low."]),
+        ("<!-- Not this.\n\nNor that. -->\nIt is low.", ["It is low."]),
+        ("It is <!-- not --> low.", ["It is <!-- not --> low."]),
+        ("<pre>\nIt is low.", ["It is low."]),
+        (
+            "Write `<pre>` here. And\n`</pre>` there.",
+            ["Write `<pre>` here.", "And", "`</pre>` there."],
+        ),
+        ("```\n<!--\n```\nIt is low.\n-->", ["It is low.", "-->"]),
+        ('See [this].\n\n[this]: https://x.org/a "A title"\n', ["See [this]."]),
+        ("See [this].\n\n[this]: <a b> 'T'\n[It]: c (T)\n", ["See [this]."]),
+        ("Low[^1].\n\n[^1]: As it was.\n", ["Low[^1].", "As it was."]),
+        ("[Note]: it is low today.", ["[Note]: it is low today."]),
+        (
+            "Day | Tide\n--- | :-:\nOne | Low. High.\n\nA | b.",
+            ["Day", "Tide", "One", "Low.", "High.", "A | b."],
+        ),
+        ("> Day | Tide\n> --- | ---\n> One | Low\n", ["Day", "Tide", "One", "Low"]),
+        ("Either | or\nneither", ["Either | or", "neither"]),
+        ("It is\\\nlow.", ["It is", "low."]),
+    ],
+)
+def test_what_is_form_and_what_is_not(text: str, expected: list[str]) -> None:
+    document = of(text)
+    assert [each for each in texts(document) if each != "-->"] == [
+        each for each in expected if each != "-->"
+    ]
+    assert document.join(texts(document)) == text
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<pre>\n",
+        "<!--\n",
+        "-->\n",
+        "<script></pre>\n",
+        "[a]: ",
+        "[a]: b\n",
+        "a | b\n",
+        "-|-\n",
+        "---\n",
+        "`<p>` ",
+        "```\na\n```\nb\n",
+    ],
+)
+def test_no_form_takes_the_square_of_a_texts_length(piece: str) -> None:
+    of(piece * (200_000 // len(piece)))
 
 
 @pytest.mark.parametrize(

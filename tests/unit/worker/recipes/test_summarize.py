@@ -1,6 +1,7 @@
 """Whole documents through a real engine process: nothing is left out, nothing done twice."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,6 +120,79 @@ def test_texts_of_every_shape_come_to_an_answer(
     )
     if strategy != "truncate":
         assert answer.left_out_characters == 0
+
+
+BOOK = "\n\n".join(
+    f"# Chapter {chapter}\n\n"
+    + "\n\n".join(
+        f"## Section {section}\n\n"
+        + " ".join(f"Line {line} of {chapter} {section} is here." for line in range(30))
+        for section in range(3)
+    )
+    for chapter in range(4)
+)
+
+
+@pytest.mark.parametrize("strategy", ["map_reduce", "refine"])
+def test_each_part_is_told_its_headings_and_coverage_counts_none_of_them(
+    client: CountingClient, strategy: str
+) -> None:
+    contract = {"text": BOOK, "strategy": strategy, "heading_path": True, "max_new_tokens": 8}
+    answer = Run(client, contract).answer()
+    num_parts = coverage(answer)["parts"]
+    parts = [each.text or "" for each in client.generated[:num_parts]]
+    assert max(len(each.split()) for each in parts) <= CONTEXT
+    of_two = [each for each in parts if "of 2 1 is" in each]
+    assert len(of_two) > 2
+    assert all("# Chapter 2\n\n## Section 1\n" in each for each in of_two)
+    told = [each.partition("# Chapter")[2] for each in parts]
+    assert all(told), "each has its chapter"
+    assert coverage(answer)["left_out"] == []
+    assert coverage(answer)["source_characters"] == len(BOOK)
+    assert coverage(answer)["context_characters"] > 0
+    if strategy == "map_reduce":  # of the other, a summary stands before each part, too
+        words = [word for each in parts for word in each.split() if not word.startswith("#")]
+        assert words.count("Line") == BOOK.count("Line")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "map_reduce"])
+def test_each_section_can_be_a_part_of_its_own(client: CountingClient, strategy: str) -> None:
+    text = "# Book\n\n" + "\n\n".join(
+        f"## Section {section}\n\n" + "It is here. " * (3 if section % 5 else 40)
+        for section in range(20)
+    )
+    contract = {"text": text, "strategy": strategy, "by_section": True, "max_new_tokens": 8}
+    answer = Run(client, contract).answer()
+    parts = [each.text or "" for each in client.generated[: coverage(answer)["parts"]]]
+    assert " ".join(parts).split() == text.split()
+    assert max(len(each.split()) for each in parts) <= CONTEXT
+    assert all(each.count("## Section") <= 1 for each in parts)
+    assert parts[0].startswith("# Book\n\n## Section 0\n"), "a title alone is no section"
+    assert sum(each.startswith("## Section") for each in parts) == 19
+    assert coverage(answer)["strategy"] == "map_reduce"
+
+
+def test_each_part_is_told_the_last_sentences_of_the_one_before(client: CountingClient) -> None:
+    text = " ".join(f"Line {line} is here." for line in range(200))
+    contract = {"text": text, "strategy": "map_reduce", "overlap_sentences": 2}
+    answer = Run(client, contract).answer()
+    parts = [each.text or "" for each in client.generated[: coverage(answer)["parts"]]]
+    assert max(len(each.split()) for each in parts) <= CONTEXT
+    for one, other in pairwise(parts):
+        last = one.replace("\n\n", " ").split(". ")[-2:]
+        assert other.split("\n\n")[:2] == [f"{each.rstrip('.')}." for each in last]
+    assert coverage(answer)["left_out_characters"] == 0
+
+
+def test_headings_without_room_are_left_out_and_no_part_is_over_its_limit(
+    client: CountingClient,
+) -> None:
+    text = f"# {'word ' * 39}\n\n" + "It is here. " * 200
+    answer = Run(client, {"text": text, "strategy": "map_reduce", "heading_path": True}).answer()
+    parts = [each.text or "" for each in client.generated[: coverage(answer)["parts"]]]
+    assert max(len(each.split()) for each in parts) <= CONTEXT
+    assert "context_characters" not in coverage(answer)
+    assert " ".join(parts).split() == text.split()
 
 
 def test_refine_reads_each_part_with_the_summary_so_far(client: CountingClient) -> None:
