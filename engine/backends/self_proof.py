@@ -135,13 +135,24 @@ class RecordingBackend(InflightBackend):
         return super()._choose_one(running, logits, argmax)
 
 
-def prove(exact: GenerateBackend, runner: Runner, has_beams: bool) -> Proof:
-    """Raises Disproved. The model is left as it was, and the runner's cache empty."""
-    fresh = Freshness(exact.model)
+def answered_alone(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
+    """What `generate` answers, for one proof or several. The model is left as it was."""
+    with as_proved(exact.model):
+        return tried_alone(exact, trials_of(exact, has_beams))
+
+
+def prove(
+    exact: GenerateBackend, runner: Runner, has_beams: bool, alone: list[Trial] | None = None
+) -> Proof:
+    """Raises Disproved. The model is left as it was, and the runner's cache empty.
+
+    alone: what `answered_alone` returned; None: it is asked for
+    """
     try:
-        with short_windows_everywhere(exact.model), torch.inference_mode():
-            trials = tried_alone(exact, trials_of(exact, has_beams))
-            return compared(exact, trials, run_in_company(exact, runner, trials, has_beams))
+        alone = answered_alone(exact, has_beams) if alone is None else alone
+        with as_proved(exact.model):
+            runner.refresh()  # to the short windows
+            return compared(exact, alone, run_in_company(exact, runner, alone, has_beams))
     except Disproved:
         raise
     except Exception as error:
@@ -149,6 +160,17 @@ def prove(exact: GenerateBackend, runner: Runner, has_beams: bool) -> Proof:
         raise Disproved(f"in flight it raised {type(error).__name__}: {in_words(error)}") from error
     finally:
         runner.kv_cache.free_all_but(())
+        runner.refresh()
+
+
+@contextlib.contextmanager
+def as_proved(model: Any) -> Iterator[None]:
+    """Windows are short within, and what a forward leaves on the model is gone after it."""
+    fresh = Freshness(model)
+    try:
+        with short_windows_everywhere(model), torch.inference_mode():
+            yield
+    finally:
         with torch.inference_mode():
             fresh.restore()
 

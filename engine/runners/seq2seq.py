@@ -15,6 +15,7 @@ from transformers import EncoderDecoderCache
 
 from engine.attention.base import Spans
 from engine.attention.forward_context import DecoderContext, EncoderContext
+from engine.attention.layers import unused_mask
 from engine.attention.prefill import (
     ENCODER_TOKEN_MULTIPLE,
     chunks,
@@ -26,7 +27,6 @@ from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
-from engine.runners.causal import unused_mask
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch
@@ -54,6 +54,9 @@ class Seq2SeqRunner:
         self.executor = executor_for(
             model, self._decode_forward, self._encode, self.attention, self.cross_attention
         )
+
+    def refresh(self) -> None:
+        """Look at the model anew. Nothing is kept of it that a proof would change."""
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
         """The tokens of a row before the first new one."""
