@@ -106,7 +106,8 @@ def attend_within(
     """Let the tokens of prompts attend to each other.
 
     query, key, value: (prompts, heads, tokens, head size)
-    mask:    (prompts, query heads, tokens, tokens) or less, bool or added; None where `is_causal`
+    mask:    (prompts, query heads, 1 or tokens, tokens) or less; bool, or added where there is
+             no window; None where `is_causal`
     returns: (prompts, query heads, tokens, head size)
     """
     num_tokens, window = query.shape[2], scoring.window
@@ -116,19 +117,22 @@ def attend_within(
             query, key, value, attn_mask=mask, scale=scoring.scale, is_causal=is_causal,
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
-    assert is_causal
-    assert mask is None
     block = max(BLOCK_TOKENS, window or 0)
     at = torch.arange(num_tokens, device=query.device)
     attended = []
     for begin in range(0, num_tokens, block):
         end = min(begin + block, num_tokens)
-        first = 0 if window is None else max(begin - window + 1, 0)
-        back = at[begin:end, None] - at[first:end]
-        is_seen = back >= 0
+        first = 0 if window is None else max(begin - window, 0)
+        # Both ways an encoder sees as far as its window says, itself not counted.
+        last = end if is_causal else num_tokens if window is None else min(end + window, num_tokens)
+        back = at[begin:end, None] - at[first:last]
+        is_seen = back >= 0 if is_causal else torch.ones_like(back, dtype=torch.bool)
         if window is not None:
-            is_seen &= back < window
-        keys, values = key[:, :, first:end], value[:, :, first:end]
+            is_seen &= back < window if is_causal else back.abs() <= window
+        if mask is not None:
+            rows = slice(begin, end) if mask.shape[2] > 1 else slice(None)
+            is_seen = is_seen & mask[:, :, rows, first:last]
+        keys, values = key[:, :, first:last], value[:, :, first:last]
         attended.append(attend_masked(query[:, :, begin:end], keys, values, is_seen, scoring))
     return torch.cat(attended, dim=2)
 

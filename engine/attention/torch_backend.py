@@ -96,13 +96,13 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
     def _attend_to(
         self, cache: ContiguousSequenceCache, layer: int, query: Tensor, scoring: Scoring
     ) -> Tensor:
-        scale = scoring.scale
         if self.is_cross:
             assert cache.encoded_kv is not None
             keys, values = cache.encoded_kv[layer]
             # Rows of one request read the same keys, once.
-            query = query[:, :, 0].transpose(0, 1)  # (heads, rows, head size)
-            return scaled_dot_product_attention(query, keys, values, scale=scale).transpose(0, 1)
+            query = query[:, :, 0].transpose(0, 1)[None]  # (1, query heads, rows, head size)
+            attended = attend_masked(query, keys[None], values[None], None, scoring)
+            return attended[0].transpose(0, 1)
         num_tokens = cache.length + 1
         first = 0 if scoring.window is None else max(num_tokens - scoring.window, 0)
         keys, values = cache.kv[layer, :, :, :, first:num_tokens]
@@ -111,7 +111,9 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
         # Query heads that share a key head are its queries: no key is repeated.
         query = query.reshape(cache.num_rows, keys.shape[1], -1, query.shape[-1])
         bias = None if self.bias is None else self.bias[None, :, None, first - num_tokens :]
-        return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scale)
+        return scaled_dot_product_attention(
+            query, keys, values, attn_mask=bias, scale=scoring.scale
+        )
 
 
 def with_contiguous_heads(tensor: Tensor) -> Tensor:

@@ -32,7 +32,6 @@ from engine.errors import Unloadable, in_words
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.joined import JoinedKVCache, UnknownCache
-from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.paged import PagedKVCache
 from engine.logging import error_location
@@ -119,10 +118,7 @@ class RouterBackend:
     def _runner(self, poisoned: bool, is_paged: bool | None) -> Runner:
         checkpoint = self.checkpoint
         install(checkpoint.model)
-        if checkpoint.config.is_encoder_decoder:
-            shape = probe_kv_shape(checkpoint.model)
-        else:
-            shape = kv_shape_of(checkpoint.model)
+        shape = kv_shape_of(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         if machine.max_paged_tokens is not None:
@@ -317,8 +313,6 @@ def proved_by(
     way: str, spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend, alone: list[Trial]
 ) -> tuple[RouterBackend, Proof]:
     """Raises Disproved."""
-    if why_not := why_not_fast(checkpoint) if way == FAST else None:
-        raise Disproved(why_not)
     try:
         router = RouterBackend(
             spec, checkpoint, poisoned=True, exact=exact, by_own_cache=way == OWN_CACHE
@@ -334,13 +328,6 @@ def proved_by(
     assert isinstance(kv_cache, JoinedKVCache | ContiguousKVCache | PagedKVCache)
     kv_cache.poisoned = False
     return router, proof
-
-
-def why_not_fast(checkpoint: Checkpoint) -> str | None:
-    """None if a proof of the fast way is worth its time."""
-    if checkpoint.config.is_encoder_decoder:
-        return "the fast way of encoder-decoders is for those that are listed"
-    return None
 
 
 def why_not_tried(checkpoint: Checkpoint) -> str | None:

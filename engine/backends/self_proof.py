@@ -81,8 +81,12 @@ class DrawnBeams:
     is_greedy = False
     parents: Tensor | None = None
 
-    def __init__(self, rows: Sequence, ids: list[int], device: torch.device) -> None:
-        """ids: to be drawn from"""
+    def __init__(
+        self, rows: Sequence, start_id: int, ids: list[int], device: torch.device
+    ) -> None:
+        """start_id: before the first token
+        ids: to be drawn from"""
+        self.start_id = start_id
         self.rows: list[list[int]] = [[] for _ in range(rows.num_rows)]
         self.num_steps = rows.settings.max_new_tokens
         self.ids = ids
@@ -93,7 +97,7 @@ class DrawnBeams:
 
     @property
     def next_ids(self) -> list[int]:
-        return [row[-1] for row in self.rows]
+        return [row[-1] if row else self.start_id for row in self.rows]
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
         self.said, self.logits = self.rows, logits.float().cpu().clone()
@@ -124,7 +128,9 @@ class RecordingBackend(InflightBackend):
     def _choice_of(self, sequence: Sequence) -> TokenChoice:
         if sequence is not self.drawn:
             return super()._choice_of(sequence)
-        self.beams = DrawnBeams(sequence, plain_ids(self.exact), self.exact.model.device)
+        start_id = self.runner.start_ids(sequence)[-1]
+        device = self.exact.model.device
+        self.beams = DrawnBeams(sequence, start_id, plain_ids(self.exact), device)
         return self.beams
 
     def _choose_one(

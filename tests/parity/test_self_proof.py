@@ -25,6 +25,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
+from engine.runners.seq2seq import Seq2SeqRunner
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
@@ -68,11 +69,9 @@ BY_OWN_CACHE = {
     "deepseek_v2": "keys are of another size than its values",
     "deepseek_v3": "keys are of another size than its values",
     "longcat": "keys are of another size than its values",
-    "umt5": "for those that are listed",
-    "longt5": "for those that are listed",
-    "t5gemma": "for those that are listed",
-    "blenderbot": "for those that are listed",
-    "pegasus_x": "for those that are listed",
+    "umt5": "have other logits",  # a bias of its own in each layer
+    "longt5": "have other logits",
+    "pegasus_x": "have other logits",
 }
 
 
@@ -87,7 +86,7 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
         _, _, reason = engine.card.engine_reason.partition("by its own attention and cache, for ")
         assert BY_OWN_CACHE[kind] in reason
     else:
-        assert isinstance(engine.in_flight.runner, CausalRunner)
+        assert isinstance(engine.in_flight.runner, CausalRunner | Seq2SeqRunner)
         assert engine.card.engine_reason.endswith("; by the fast way")
     engine.in_flight.runner.kv_cache.poisoned = True
     bench = Bench(engine, spec)
@@ -146,26 +145,28 @@ def test_a_fault_in_flight_is_caught(kind, fault, folder_of, monkeypatch):
         prove(engine.exact, engine.in_flight.runner, engine.has_beams)
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mixtral"])
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mixtral", "t5gemma"])
 @pytest.mark.parametrize("fault", ["window", "softcap", "sinks", "scale", "position", "prompts"])
 @pytest.mark.parametrize("cpu_kernels", [True, False])
 def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, folder_of, monkeypatch):
     """Each hides one thing that a call of the attention says, in the steps or in the prompts."""
-    has = {"window": ("gemma2", "gpt_oss"), "softcap": ("gemma2",), "sinks": ("gpt_oss",)}
+    windowed, capped = ("gemma2", "gpt_oss", "t5gemma"), ("gemma2", "t5gemma")
+    has = {"window": windowed, "softcap": capped, "sinks": ("gpt_oss",)}
     spec = spec_of(folder_of(kind), cpu_kernels=cpu_kernels)
     engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True)
     runner = engine.in_flight.runner
-    assert isinstance(runner, CausalRunner)
+    assert isinstance(runner, CausalRunner | Seq2SeqRunner)
     if fault == "position":
         decode = runner._decode_forward
         monkeypatch.setattr(
-            CausalRunner, "_decode_forward",
+            type(runner), "_decode_forward",
             lambda runner, tokens, positions: decode(tokens, positions + (len(tokens) > 1)),
         )  # fmt: skip
     elif fault == "prompts":  # the first prompt of a row is seen by the next
-        whole = runner._prefill_forward
+        name = "_prefill_forward" if isinstance(runner, CausalRunner) else "_encode"
+        whole = getattr(runner, name)
         monkeypatch.setattr(
-            CausalRunner, "_prefill_forward",
+            type(runner), name,
             lambda runner, batch: whole(replace(batch, spans=joined_spans(batch.spans))),
         )  # fmt: skip
     else:
