@@ -34,7 +34,7 @@ class Shape:
 
     @property
     def is_encoder_decoder(self) -> bool:
-        return self.family not in ("llama", "gpt2")
+        return self.family in ("t5", "marian", "bart", "t5gemma")
 
 
 SHAPES = {
@@ -51,6 +51,38 @@ SHAPES = {
     "t5-small": Shape(family="t5", width=512, layers=6, heads=8, inner=2048, vocab_size=32_128),
     "marian": Shape(family="marian", width=512, layers=6, heads=8, inner=2048, vocab_size=58_101),
     "bart": Shape(family="bart", width=768, layers=6, heads=12, inner=3072, vocab_size=50_265),
+    # Of families that no list names: proved when they are loaded.
+    "gemma3": Shape(
+        family="gemma3",
+        width=512,
+        layers=12,
+        heads=8,
+        inner=1536,
+        vocab_size=32_000,
+        positions=2048,
+    ),
+    "phi3": Shape(
+        family="phi3", width=512, layers=12, heads=8, inner=1536, vocab_size=32_000, positions=2048
+    ),
+    # Two of eight experts for each token, so that it passes through 60M of 120M weights.
+    "mixtral": Shape(
+        family="mixtral",
+        width=512,
+        layers=8,
+        heads=8,
+        inner=768,
+        vocab_size=32_000,
+        positions=2048,
+    ),
+    "t5gemma": Shape(
+        family="t5gemma",
+        width=512,
+        layers=6,
+        heads=8,
+        inner=1536,
+        vocab_size=32_000,
+        positions=2048,
+    ),
 }
 PAD, BOS, EOS = 0, 1, 2
 LAST_OF_LAYER = (
@@ -151,6 +183,8 @@ def made(shape: Shape) -> Any:
                 tie_word_embeddings=False,
             )
         )
+    if shape.family in ("gemma3", "phi3", "mixtral", "t5gemma"):
+        return newer(shape)
     if shape.family == "t5":
         return hf.T5ForConditionalGeneration(
             hf.T5Config(
@@ -171,6 +205,40 @@ def made(shape: Shape) -> Any:
         return hf.MarianMTModel(config)
     own = {"pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0}
     return hf.BartForConditionalGeneration(hf.BartConfig(**bart_like(shape), **own))
+
+
+def newer(shape: Shape) -> Any:
+    """Families of 2023-25, with two query heads to a key head as most have."""
+    import transformers as hf
+
+    size = shape.width // shape.heads
+    common: dict[str, Any] = {
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads // 2,
+        "intermediate_size": shape.inner,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.positions,
+        "tie_word_embeddings": False,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    gemma = {"head_dim": size, "query_pre_attn_scalar": size, "sliding_window": 256}
+    if shape.family == "gemma3":
+        return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**common, **gemma))
+    if shape.family == "phi3":
+        return hf.Phi3ForCausalLM(hf.Phi3Config(**common))
+    if shape.family == "mixtral":
+        return hf.MixtralForCausalLM(hf.MixtralConfig(**common))
+    stack = {**common, **gemma}
+    return hf.T5GemmaForConditionalGeneration(
+        hf.T5GemmaConfig(
+            encoder=stack, decoder=stack, vocab_size=shape.vocab_size, decoder_start_token_id=PAD,
+            pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
 
 
 def bart_like(shape: Shape) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -22,6 +23,21 @@ ComputeBias = Callable[[int], Tensor]
 column, adds to its score of each token."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer makes weights of the products of queries and keys."""
+
+    scale: float
+    window: int | None = None  # tokens that the newest sees, itself among them; None: all
+    softcap: float | None = None  # scores are bounded by it, softly
+    sinks: Tensor | None = None  # (query heads,): a score beside those of the keys, of no value
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether torch's own attention computes it, given a mask for the window."""
+        return self.softcap is None and self.sinks is None
+
+
 class PromptAttention(Protocol):
     """Attention within prompts that lie one after the other in a single row."""
 
@@ -31,7 +47,7 @@ class PromptAttention(Protocol):
         key: Tensor,
         value: Tensor,
         is_causal: bool,
-        scale: float,
+        scoring: Scoring,
         position_bias: Tensor | None,
     ) -> Tensor:
         """Let each prompt attend to itself.
@@ -50,6 +66,8 @@ class AttentionBackend(Protocol):
     kv_cache: KVCacheManager
     compute_bias: ComputeBias | None
     """Set where a model adds a bias to the scores, as T5 does."""
+    windows: tuple[int | None, ...]
+    """Of each layer, as its calls will name them; (): none has one. Set before `prepare`."""
 
     def prepare(self, decoding: list[Any], admitted: list[Any], spans: Spans) -> None:
         """Prepare for a forward pass whose row holds a token of each row of `decoding`, in their
@@ -65,7 +83,12 @@ class AttentionBackend(Protocol):
         """Store what a layer makes of the prompts. keys, values: (1, heads, tokens, head size)"""
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        scoring: Scoring,
     ) -> Tensor:
         """Let the newest token of each row attend to its sequence.
 

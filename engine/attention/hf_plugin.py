@@ -1,34 +1,85 @@
 """The attention that an engine in flight plugs into a model of `transformers`, by its own name.
 
-With a `forward_context` (see there) attention is ours. Without one, as in `model.generate`, it
-is the library's.
+In a `forward_context` (see there) attention is ours. Without one, as in `model.generate`, it is
+what the model had before.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
-from engine.attention.base import usual_scale
-from engine.attention.forward_context import ForwardContext
+from engine.attention.base import Scoring, usual_scale
+from engine.attention.forward_context import ForwardContext, current
 
-NAME = "tidemill"
+OF_SDPA, OF_EAGER = "tidemill", "tidemill_eager"
+# By the implementation that a model was loaded with.
+NAMES = {"sdpa": OF_SDPA, "eager": OF_EAGER}
+# Keyword arguments that say nothing of the tokens that are seen, or that a step heeds in its own
+# way: dropout is off, masks and positions are its own.
+WITHOUT_A_SAY = frozenset(
+    {
+        "cache_position", "dropout", "head_mask", "output_attentions", "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings", "position_ids", "return_dict", "use_cache",
+    }
+)  # fmt: skip
+
+
+class UnknownAttention(Exception):
+    """What a model's attention does that nothing here knows, in words."""
 
 
 def install(model: Any) -> None:
-    """Let a model that runs on `sdpa` attend by `attention`."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    for module in model.modules():
-        # The stacks of T5 have copies of its configuration, which 5.19 does not reach.
-        config = getattr(module, "config", None)
-        if config is not None and getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = NAME
+    """Let a model attend by `attention`. Raises UnknownAttention."""
+    own = model.config._attn_implementation
+    if own in NAMES.values():
+        return
+    if own not in NAMES:
+        raise UnknownAttention(f"its attention is {own}")
+    if own == "eager":
+        for each in attention_modules(model):
+            eager_attention_of(type(each))
+    for name, attend, mask in (
+        (OF_SDPA, attention, sdpa_mask),
+        (OF_EAGER, attention_of_eager, eager_mask),
+    ):
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, mask)
+    rename(model, NAMES)
+
+
+def uninstall(model: Any) -> None:
+    """Let a model attend as before `install`."""
+    rename(model, {ours: own for own, ours in NAMES.items()})
+
+
+def rename(model: Any, names: dict[str, str]) -> None:
+    """Change the implementation that each configuration names. The stacks of T5 have copies of
+    their model's, which `set_attn_implementation` does not reach."""
+    configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
+    for config in configs.values():
+        new = names.get(getattr(config, "_attn_implementation", None) or "")
+        if new is not None:
+            config._attn_implementation_internal = new
+
+
+def attention_modules(model: Any) -> list[Any]:
+    return [each for each in model.modules() if isinstance(getattr(each, "layer_idx", None), int)]
+
+
+def eager_attention_of(module_type: type) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """What a model calls where no implementation is named. Raises UnknownAttention."""
+    found = getattr(sys.modules[module_type.__module__], "eager_attention_forward", None)
+    if found is None:
+        raise UnknownAttention(f"{module_type.__name__} attends by code of its own")
+    return found  # type: ignore[no-any-return]  # a function of transformers
 
 
 def attention(
@@ -41,10 +92,51 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """query: (rows, heads, tokens, head size); returns (rows, tokens, heads, head size), None."""
-    if forward_context is None:
+    context = forward_context or current()
+    if context is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    scale, position_bias = kwargs.get("scaling"), kwargs.get("position_bias")
-    scale = usual_scale(query.shape[-1]) if scale is None else scale
+    return attend_in(context, module, query, key, value, **kwargs), None
+
+
+def attention_of_eager(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    forward_context: ForwardContext | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The same for a model that ran on its own eager attention."""
+    context = forward_context or current()
+    if context is None:
+        own = eager_attention_of(type(module))
+        return own(module, query, key, value, attention_mask, **kwargs)
+    return attend_in(context, module, query, key, value, **kwargs), None
+
+
+def attend_in(
+    context: ForwardContext,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    """Raises UnknownAttention for a keyword argument whose say is unknown."""
+    unknown = [
+        name for name, given in others.items() if given is not None and name not in WITHOUT_A_SAY
+    ]
+    if unknown:
+        raise UnknownAttention(f"its attention is given {', '.join(sorted(unknown))}")
+    scale = usual_scale(query.shape[-1]) if scaling is None else scaling
+    scoring = Scoring(scale, sliding_window, softcap, s_aux)
     # The layers of an encoder have no number, and need none.
     layer = getattr(module, "layer_idx", None) or 0
-    return forward_context.attend(layer, query, key, value, scale, position_bias), None
+    return context.attend(layer, query, key, value, scoring, position_bias)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention.base import AttentionBackend, ComputeBias, PromptAttention, Spans
-from engine.attention.prompt_attention import PaddedPrompts, SeparatePrompts
+from engine.attention.base import AttentionBackend, ComputeBias, PromptAttention, Scoring, Spans
+from engine.attention.prompt_attention import PaddedPrompts, SeparatePrompts, attend_masked
 from engine.kv_cache.paged import BLANK, PagedKVCache, PagedSequenceCache
 
 
@@ -19,10 +19,12 @@ class PagedAttentionBackend(AttentionBackend):
         self.kv_cache: PagedKVCache = kv_cache
         self.is_cross = is_cross
         self.compute_bias: ComputeBias | None = None
+        self.windows: tuple[int | None, ...] = ()
         # Of a step, for all its layers:
         self.read_slots: Tensor | None = None  # (rows * tokens,)
         self.written_slots: Tensor | None = None  # (rows,)
         self.mask: Tensor | None = None  # (rows, 1 or query heads, 1, tokens)
+        self.window_masks: dict[int, Tensor] = {}  # by the window: (rows, 1, 1, tokens) bool
         # Of prompts:
         self.prompt_slots: Tensor | None = None  # (tokens,)
 
@@ -53,6 +55,10 @@ class PagedAttentionBackend(AttentionBackend):
         self.read_slots = slots.masked_fill(is_hidden, BLANK).view(-1)
         self.written_slots = slots.gather(1, last[:, None])[:, 0]
         is_hidden = is_hidden[:, None, None]
+        self.window_masks = {
+            window: ~is_hidden & (at > last[:, None] - window)[:, None, None]
+            for window in {each for each in self.windows if each is not None}
+        }
         if self.compute_bias is None:
             self.mask = ~is_hidden
             return
@@ -74,7 +80,12 @@ class PagedAttentionBackend(AttentionBackend):
         kv[:, 1].index_copy_(0, slots, values[0, :, : len(slots)].transpose(0, 1))
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        scoring: Scoring,
     ) -> Tensor:
         num_rows, num_heads, _, head_size = query.shape
         kv = self.kv_cache.kv[layer]  # (token slots, 2, heads, head size)
@@ -85,9 +96,13 @@ class PagedAttentionBackend(AttentionBackend):
             kv[:, 1].index_copy_(0, self.written_slots, values[:, :, 0])
         gathered = kv.index_select(0, self.read_slots).view(num_rows, -1, *kv.shape[1:])
         all_keys, all_values = gathered.permute(2, 0, 3, 1, 4)
+        mask = self.mask if scoring.window is None else self.window_masks[scoring.window]
+        if not scoring.is_usual:
+            output = attend_masked(query, all_keys, all_values, mask, scoring)
+            return output.reshape(num_rows, 1, num_heads, head_size)
         # Query heads that share a key head are its queries: no key is repeated.
         query = query.reshape(num_rows, gathered.shape[3], -1, head_size)
         output = scaled_dot_product_attention(
-            query, all_keys, all_values, attn_mask=self.mask, scale=scale
+            query, all_keys, all_values, attn_mask=mask, scale=scoring.scale
         )
         return output.reshape(num_rows, 1, num_heads, head_size)

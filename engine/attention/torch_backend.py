@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention.base import AttentionBackend, ComputeBias, Spans
-from engine.attention.prompt_attention import SeparatePrompts
+from engine.attention.base import AttentionBackend, ComputeBias, Scoring, Spans
+from engine.attention.prompt_attention import SeparatePrompts, attend_masked
 from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 
@@ -24,6 +24,7 @@ class ContiguousAttentionBackend(AttentionBackend):
         self.shape = kv_cache.shape
         self.is_cross = is_cross
         self.compute_bias: ComputeBias | None = None
+        self.windows: tuple[int | None, ...] = ()
         # (query heads, width), of which the last columns are those of a shorter sequence
         self.bias: Tensor | None = None
         self.prompts: list[tuple[ContiguousSequenceCache, tuple[int, int]]] = []
@@ -72,7 +73,12 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
         self.caches = caches
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        scoring: Scoring,
     ) -> Tensor:
         num_rows, num_heads, _, head_size = query.shape
         output = query.new_empty(num_rows, 1, num_heads, head_size)
@@ -82,26 +88,32 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
             if keys is not None and values is not None:
                 cache.kv[layer, 0, :, :, cache.length] = keys[rows, :, 0]
                 cache.kv[layer, 1, :, :, cache.length] = values[rows, :, 0]
-            attended = self._attend_to(cache, layer, query[rows], scale)
+            attended = self._attend_to(cache, layer, query[rows], scoring)
             output[rows, 0] = attended.reshape(cache.num_rows, num_heads, head_size)
             at += cache.num_rows
         return output
 
     def _attend_to(
-        self, cache: ContiguousSequenceCache, layer: int, query: Tensor, scale: float
+        self, cache: ContiguousSequenceCache, layer: int, query: Tensor, scoring: Scoring
     ) -> Tensor:
         if self.is_cross:
             assert cache.encoded_kv is not None
             keys, values = cache.encoded_kv[layer]
             # Rows of one request read the same keys, once.
-            query = query[:, :, 0].transpose(0, 1)  # (heads, rows, head size)
-            return scaled_dot_product_attention(query, keys, values, scale=scale).transpose(0, 1)
+            query = query[:, :, 0].transpose(0, 1)[None]  # (1, query heads, rows, head size)
+            attended = attend_masked(query, keys[None], values[None], None, scoring)
+            return attended[0].transpose(0, 1)
         num_tokens = cache.length + 1
-        keys, values = cache.kv[layer, :, :, :, :num_tokens]
+        first = 0 if scoring.window is None else max(num_tokens - scoring.window, 0)
+        keys, values = cache.kv[layer, :, :, :, first:num_tokens]
+        if not scoring.is_usual:
+            return attend_masked(query, keys, values, None, scoring)
         # Query heads that share a key head are its queries: no key is repeated.
         query = query.reshape(cache.num_rows, keys.shape[1], -1, query.shape[-1])
-        bias = None if self.bias is None else self.bias[None, :, None, -num_tokens:]
-        return scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scale)
+        bias = None if self.bias is None else self.bias[None, :, None, first - num_tokens :]
+        return scaled_dot_product_attention(
+            query, keys, values, attn_mask=bias, scale=scoring.scale
+        )
 
 
 def with_contiguous_heads(tensor: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class Runner(Protocol):
 
     kv_cache: KVCacheManager
 
+    def refresh(self) -> None:
+        """Look at the model anew, whose configuration was changed. No sequence runs."""
+
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
         """The tokens of a row before the first new one."""
 

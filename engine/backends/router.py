@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from engine.attention.hf_plugin import install
+from engine.attention.hf_plugin import UnknownAttention, install, uninstall
+from engine.attention.layers import kv_shape_of
 from engine.attention.selection import kv_cache_for
 from engine.backends import verdicts
 from engine.backends.batch_probe import LEAVES_CHANGES
@@ -22,18 +23,20 @@ from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
 from engine.backends.proved_families import length_bound_rope, why_not_proved
-from engine.backends.self_proof import Disproved, prove
+from engine.backends.self_proof import Disproved, Proof, Trial, answered_alone, prove
 from engine.backends.weight_layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import Unloadable, in_words
 from engine.kv_cache.base import KVCacheManager, KVShape
+from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.joined import JoinedKVCache
 from engine.kv_cache.joined_layers import UnknownCache
-from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
+from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.row_size import RowSize
+from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -78,6 +81,10 @@ NEUTRAL: dict[str, Any] = {
 }
 TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 IN_FLIGHT = "in flight"  # the one group of all that share steps
+# Ways in flight, as a card and a verdict say them.
+FAST, OWN_CACHE = "the fast way", "its own attention and cache"
+# Rows for which a proof must find memory, however few the spec allows.
+MIN_PROOF_ROWS = 32
 
 
 class RouterBackend:
@@ -116,12 +123,16 @@ class RouterBackend:
     def _runner(self, poisoned: bool, is_paged: bool | None) -> Runner:
         checkpoint = self.checkpoint
         install(checkpoint.model)
-        shape = probe_kv_shape(checkpoint.model)
+        shape = kv_shape_of(checkpoint.model)
         machine = machine_for(checkpoint, shape)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         if machine.max_paged_tokens is not None:
             refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
-        return runner_of(checkpoint, kv_cache_for(self.sized.spec, shape, poisoned, is_paged))
+        spec = self.sized.spec
+        if poisoned:  # for a proof
+            assert spec.max_sequences is not None
+            spec = replace(spec, max_sequences=max(spec.max_sequences, MIN_PROOF_ROWS))
+        return runner_of(checkpoint, kv_cache_for(spec, shape, poisoned, is_paged))
 
     def _runner_by_own_cache(self, poisoned: bool) -> Runner:
         checkpoint = self.checkpoint
@@ -260,17 +271,19 @@ def load_unlisted(
         exact = GenerateBackend(spec, checkpoint, sharing=Sharing(kept["why_alone"]))
         why_not = kept["why_not"]
         if why_not is None:
-            router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=True)
+            by_own_cache = kept["way"] == OWN_CACHE
+            router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=by_own_cache)
             router.note_proof(f"{kept['how']} (at an earlier start)")
     elif why_not is None:
         exact = GenerateBackend(spec, checkpoint)
-        how = None
+        how = way = None
         try:
-            router, how = proved(spec, checkpoint, exact)
+            router, way, how = proved(spec, checkpoint, exact)
             router.note_proof(how)
         except Disproved as disproved:
             why_not = str(disproved)
-        verdicts.write(key, {"how": how, "why_not": why_not, "why_alone": exact.why_alone})
+        verdict = {"way": way, "how": how, "why_not": why_not, "why_alone": exact.why_alone}
+        verdicts.write(key, verdict)
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
         log.info("proved in flight", extra={**extra, "proof": router.reason})
@@ -287,23 +300,54 @@ def load_unlisted(
 
 def proved(
     spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend
-) -> tuple[RouterBackend, str]:
-    """The backend, and how it was proved. Raises Disproved."""
+) -> tuple[RouterBackend, str, str]:
+    """The backend, its way, and how that was proved: the fast way where it passes. Raises
+    Disproved."""
     # What padded rows of a call do to each other, they need not do in flight.
     if exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES):
         raise Disproved(exact.why_alone)
+    alone = alone_or_disproved(exact)
     try:
-        router = RouterBackend(spec, checkpoint, poisoned=True, exact=exact, by_own_cache=True)
-    except UnknownCache as error:
+        router, proof = proved_by(FAST, spec, checkpoint, exact, alone)
+        return router, FAST, f"{proof}; by {FAST}"
+    except Disproved as disproved:
+        why_not_fast = str(disproved)
+    # Out of the except clause, which would keep the other cache alive.
+    uninstall(checkpoint.model)
+    log.info("not by the fast way", extra={"alias": spec.alias, "reason": why_not_fast})
+    router, proof = proved_by(OWN_CACHE, spec, checkpoint, exact, alone)
+    return router, OWN_CACHE, f"{proof}; by {OWN_CACHE}, for {why_not_fast}"
+
+
+def alone_or_disproved(exact: GenerateBackend) -> list[Trial]:
+    """What `generate` answers, once for both ways."""
+    try:
+        return answered_alone(exact, supports_beam_search(exact.model))
+    except Exception as error:
+        log.warning("the proof failed", extra={"error": error_location(error)})
+        said = f"model.generate raised {type(error).__name__}: {in_words(error)}"
+        raise Disproved(said) from error
+
+
+def proved_by(
+    way: str, spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend, alone: list[Trial]
+) -> tuple[RouterBackend, Proof]:
+    """Raises Disproved."""
+    try:
+        router = RouterBackend(
+            spec, checkpoint, poisoned=True, exact=exact, by_own_cache=way == OWN_CACHE
+        )
+    except (UnknownAttention, UnknownCache) as error:
         raise Disproved(str(error)) from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"its cache is of a kind of its own ({type(error).__name__}: {in_words(error)})"
+        part = "attention" if way == FAST else "cache"
+        reason = f"its {part} is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error
-    proof = prove(exact, router.in_flight.runner, router.has_beams)
+    proof = prove(exact, router.in_flight.runner, router.has_beams, alone)
     kv_cache = router.in_flight.runner.kv_cache
-    assert isinstance(kv_cache, JoinedKVCache)
+    assert isinstance(kv_cache, JoinedKVCache | ContiguousKVCache | PagedKVCache)
     kv_cache.poisoned = False
-    return router, str(proof)
+    return router, proof
 
 
 def why_not_tried(checkpoint: Checkpoint) -> str | None:

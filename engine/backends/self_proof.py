@@ -82,8 +82,10 @@ class DrawnBeams:
     is_greedy = False
     parents: Tensor | None = None
 
-    def __init__(self, rows: Sequence, ids: list[int], device: torch.device) -> None:
-        """ids: to be drawn from"""
+    def __init__(self, rows: Sequence, start_id: int, ids: list[int], device: torch.device) -> None:
+        """start_id: before the first token
+        ids: to be drawn from"""
+        self.start_id = start_id
         self.rows: list[list[int]] = [[] for _ in range(rows.num_rows)]
         self.num_steps = rows.settings.max_new_tokens
         self.ids = ids
@@ -94,7 +96,7 @@ class DrawnBeams:
 
     @property
     def next_ids(self) -> list[int]:
-        return [row[-1] for row in self.rows]
+        return [row[-1] if row else self.start_id for row in self.rows]
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
         self.said, self.logits = self.rows, logits.float().cpu().clone()
@@ -125,7 +127,9 @@ class RecordingBackend(InflightBackend):
     def _choice_of(self, sequence: Sequence) -> TokenChoice:
         if sequence is not self.drawn:
             return super()._choice_of(sequence)
-        self.beams = DrawnBeams(sequence, plain_ids(self.exact), self.exact.model.device)
+        start_id = self.runner.start_ids(sequence)[-1]
+        device = self.exact.model.device
+        self.beams = DrawnBeams(sequence, start_id, plain_ids(self.exact), device)
         return self.beams
 
     def _choose_one(
@@ -136,17 +140,24 @@ class RecordingBackend(InflightBackend):
         return super()._choose_one(running, logits, argmax)
 
 
-def prove(exact: GenerateBackend, runner: Runner, has_beams: bool) -> Proof:
-    """Raises Disproved. The model is left as it was, and the runner's cache empty."""
-    fresh = Freshness(exact.model)
+def answered_alone(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
+    """What `generate` answers, for one proof or several. The model is left as it was."""
+    with as_proved(exact.model) as switch:
+        return tried_alone(exact, trials_of(exact, has_beams, switch))
+
+
+def prove(
+    exact: GenerateBackend, runner: Runner, has_beams: bool, alone: list[Trial] | None = None
+) -> Proof:
+    """Raises Disproved. The model is left as it was, and the runner's cache empty.
+
+    alone: what `answered_alone` returned; None: it is asked for
+    """
     try:
-        with (
-            short_windows_everywhere(exact.model),
-            short_switch(exact.model.config) as switch,
-            torch.inference_mode(),
-        ):
-            trials = tried_alone(exact, trials_of(exact, has_beams, switch))
-            return compared(exact, trials, run_in_company(exact, runner, trials, has_beams))
+        alone = answered_alone(exact, has_beams) if alone is None else alone
+        with as_proved(exact.model):
+            runner.refresh()  # to the short windows
+            return compared(exact, alone, run_in_company(exact, runner, alone, has_beams))
     except Disproved:
         raise
     except Exception as error:
@@ -154,6 +165,22 @@ def prove(exact: GenerateBackend, runner: Runner, has_beams: bool) -> Proof:
         raise Disproved(f"in flight it raised {type(error).__name__}: {in_words(error)}") from error
     finally:
         runner.kv_cache.free_all_but(())
+        runner.refresh()
+
+
+@contextlib.contextmanager
+def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
+    """Windows and the rotary switch are short within, and what a forward leaves on the model is
+    gone after it."""
+    fresh = Freshness(model)
+    try:
+        with (
+            short_windows_everywhere(model),
+            short_switch(model.config) as switch,
+            torch.inference_mode(),
+        ):
+            yield switch
+    finally:
         with torch.inference_mode():
             fresh.restore()
 

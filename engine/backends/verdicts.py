@@ -22,6 +22,7 @@ from engine.protocol.engine_spec import EngineSpec
 
 log = logging.getLogger(__name__)
 
+VERSION = 2  # of what a verdict says; 2: which way in flight
 ENVIRONMENT_VARIABLE = "TIDEMILL_CACHE"  # a folder; empty: keep nothing
 
 
@@ -63,6 +64,7 @@ def key_of(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
     if not card.weight_files:
         return None
     parts = {
+        "version": VERSION,
         "weights": dict(card.weight_files),
         "config": checkpoint.config.to_dict(),
         "generation_config": dict(checkpoint.own),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from weakref import ref
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.attention.base import Scoring
 from engine.attention.torch_backend import (
     ContiguousAttentionBackend,
     TorchAttentionBackend,
@@ -22,6 +24,10 @@ from engine.kv_cache.base import KVShape
 from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 log = logging.getLogger(__name__)
+
+
+UNBOUNDED = 2**62  # tokens, where a layer has no window
+ANCESTOR_BYTES = 4
 
 
 class CpuAttentionBackend(ContiguousAttentionBackend):
@@ -39,7 +45,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.kernel = kernel
         self.prefill_kernel = kernel_module("kernels.prefill_attention")
         self.num_rows = 0
-        self.no_caches = CacheTable(kernel, shape.num_layers, [])
+        self.no_caches = CacheTable(kernel, shape, [])
         self.rows_table = self.prompts_table = self.no_caches
         # The keys and values of the last step's caches, and how many columns each had.
         self.last_step: list[tuple[ref[Tensor], int]] = []
@@ -50,7 +56,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.prompts_table = self.no_caches
         if caches and not self.is_cross and self._are_a_token_longer(caches):
             # The caches of the last step, as most of the time.
-            self.rows_table.fields[:, :, self.kernel.NUM_COLUMNS] += 1
+            self.rows_table.append_column()
             self.make_scratch_for(max(cache.length for cache in caches) + 1)
         else:
             self._describe(caches)
@@ -83,7 +89,8 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             )  # fmt: skip
             first_row += cache.num_rows
             self.make_scratch_for(num_columns)
-        self.rows_table = CacheTable(self.kernel, self.shape.num_layers, rows)
+        windows = () if self.is_cross else self.windows
+        self.rows_table = CacheTable(self.kernel, self.shape, rows, windows)
 
     def _prepare_prompts(self) -> None:
         if self.prefill_kernel is None or not self.prompts:
@@ -95,7 +102,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
                  cache.num_prompt_rows, end - begin, self.num_rows + begin, 0)
             )  # fmt: skip
             self.make_scratch(self.prefill_kernel.scratch_width(end - begin, self.shape.head_size))
-        self.prompts_table = CacheTable(self.kernel, self.shape.num_layers, rows)
+        self.prompts_table = CacheTable(self.kernel, self.shape, rows)
 
     def make_scratch_for(self, num_columns: int) -> None:
         self.make_scratch(self.kernel.scratch_width(num_columns, self.shape.head_size))
@@ -111,16 +118,24 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             )  # fmt: skip
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor | None, values: Tensor | None, scale: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        scoring: Scoring,
     ) -> Tensor:
         num_rows, num_heads, _, head_size = query.shape
         assert num_rows == self.num_rows
+        assert scoring.window == (self.windows[layer] if self.windows else None)
         attended = torch.empty((num_rows, 1, num_heads, head_size))
         if keys is not None and values is not None:
             keys, values = with_contiguous_heads(keys), with_contiguous_heads(values)
+        sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
         captured_call(
-            self._attend, layer, with_contiguous_heads(query), keys, values, scale, attended
-        )
+            self._attend, layer, with_contiguous_heads(query), keys, values, scoring.scale,
+            scoring.softcap or 0.0, sinks, attended,
+        )  # fmt: skip
         return attended
 
     def _attend(
@@ -130,9 +145,14 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         keys: Tensor | None,
         values: Tensor | None,
         scale: float,
+        softcap: float,
+        sinks: Tensor | None,
         attended: Tensor,
     ) -> None:
-        """Attend as `attend` does, into `attended`: (rows, 1, query heads, head size)."""
+        """Attend as `attend` does, into `attended`: (rows, 1, query heads, head size).
+
+        softcap: 0: none; sinks: (query heads,) float32
+        """
         new: tuple[int, ...] = (0, 0, 0, 0)
         if keys is not None and values is not None:
             new = (keys.data_ptr(), keys.stride(0), values.data_ptr(), values.stride(0))
@@ -140,7 +160,8 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.kernel.run(
             torch.get_num_threads(), *self.first_arguments, *self.rows_table.of_layer(layer),
             query.shape[1] // self.shape.num_heads, scale, query.data_ptr(), query.stride(0),
-            *new, attended.data_ptr(), *bias, 0, 0,
+            *new, attended.data_ptr(), *bias, 0, 0, 0 if sinks is None else sinks.data_ptr(),
+            softcap,
         )  # fmt: skip
 
     def has_prefill(self) -> bool:
@@ -163,16 +184,25 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         stride, keys = width + 2 * of_keys, qkv + 4 * width
         return (
             width // of_keys, scale, qkv, stride, keys, stride, keys + 4 * of_keys, stride,
-            attended, 0, 0, cos, sin,
+            attended, 0, 0, cos, sin, 0, 0.0,
         )  # fmt: skip
 
 
 class CacheTable:
     """The caches of a step as a kernel reads them, layer by layer."""
 
-    def __init__(self, kernel: Any, num_layers: int, rows: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        kernel: Any,
+        shape: KVShape,
+        rows: list[tuple[int, ...]],
+        windows: tuple[int | None, ...] = (),
+    ) -> None:
         """rows: a tuple for each cache: the address of its keys, the bytes from layer to layer and
-        from keys to values, and then its fields from CAPACITY on"""
+        from keys to values, and then its fields from CAPACITY on
+        windows: of each layer; (): none has one"""
+        self.kernel = kernel
+        num_layers, self.column_bytes = shape.num_layers, shape.head_size * shape.dtype.itemsize
         self.num_caches = len(rows)
         described = np.array(rows, np.int64).reshape(len(rows), kernel.NUM_SLOT_FIELDS + 1)
         # (layers, caches, cache fields)
@@ -182,6 +212,27 @@ class CacheTable:
         self.fields[:, :, kernel.VALUES] = keys + described[:, 2]
         self.fields[:, :, kernel.CAPACITY :] = described[:, 3:]
         self.address, self.layer_bytes = self.fields.ctypes.data, self.fields.strides[0]
+        self.windows: np.ndarray | None = None  # (layers, 1) int64
+        if any(each is not None for each in windows):
+            self.windows = np.array([[UNBOUNDED if each is None else each] for each in windows])
+            columns = self.fields[:, :, kernel.NUM_COLUMNS]
+            self._leave_out(np.maximum(columns - self.windows, 0))
+
+    def append_column(self) -> None:
+        """Describe the same caches with a token more, which is in the window of every layer."""
+        self.fields[:, :, self.kernel.NUM_COLUMNS] += 1
+        if self.windows is not None:
+            has_left = self.fields[:, :, self.kernel.NUM_COLUMNS] > self.windows
+            self._leave_out(has_left.astype(np.int64))
+
+    def _leave_out(self, num_columns: np.ndarray) -> None:
+        """Let caches begin so many columns later. num_columns: (layers, caches) int64"""
+        kernel, fields = self.kernel, self.fields
+        fields[:, :, kernel.NUM_COLUMNS] -= num_columns
+        for field in (kernel.KEYS, kernel.VALUES):
+            fields[:, :, field] += num_columns * self.column_bytes
+        has_ancestors = fields[:, :, kernel.ANCESTORS] != 0
+        fields[:, :, kernel.ANCESTORS] += num_columns * ANCESTOR_BYTES * has_ancestors
 
     def of_layer(self, layer: int) -> tuple[int, int]:
         """Return the number of caches and the address of their fields in one layer."""
@@ -210,22 +261,33 @@ def decode_kernel_for(shape: KVShape) -> Any:
 
     def compiled() -> Iterator[Tensor]:
         kv_cache = ContiguousKVCache(shape, by_ancestors=True)
-        for is_cross in (False, True):
-            yield trial_output(CpuAttentionBackend(kernel, kv_cache, is_cross))
+        for is_cross, is_usual in TRIALS:
+            yield trial_output(CpuAttentionBackend(kernel, kv_cache, is_cross), is_usual)
 
     def plain() -> Iterator[Tensor]:
         kv_cache = ContiguousKVCache(shape)
-        for is_cross in (False, True):
-            yield trial_output(TorchAttentionBackend(kv_cache, is_cross))
+        for is_cross, is_usual in TRIALS:
+            yield trial_output(TorchAttentionBackend(kv_cache, is_cross), is_usual)
 
     return kernel if agrees("decode attention", compiled, plain) else None
 
 
-def trial_output(attention: ContiguousAttentionBackend) -> Tensor:
+TRIALS = ((False, True), (True, True), (False, False))  # is_cross, is_usual
+
+
+def trial_output(attention: ContiguousAttentionBackend, is_usual: bool) -> Tensor:
     """Attend from a step of random sequences, the same for every backend. Returns (rows, 1, query
-    heads, head size)."""
+    heads, head size).
+
+    is_usual: without a window, a soft cap and sinks
+    """
     draw = torch.Generator().manual_seed(0)
     shape = attention.shape
+    scoring = Scoring(1.0 / shape.head_size)
+    if not is_usual:
+        attention.windows = (20,) * shape.num_layers
+        sinks = torch.randn(shape.num_heads, generator=draw)
+        scoring = replace(scoring, window=20, softcap=0.5, sinks=sinks)
     caches = [attention.kv_cache.new_sequence(num_rows) for num_rows in (1, 2)]
     for num_tokens, cache in zip((37, 5), caches, strict=True):
         cache.reserve(num_tokens + 1)
@@ -235,7 +297,6 @@ def trial_output(attention: ContiguousAttentionBackend) -> Tensor:
         cache.commit_prompt(num_tokens)
     attention.prepare(caches)
     query, keys, values = torch.randn((3, 3, shape.num_heads, 1, shape.head_size), generator=draw)
-    scale = 1.0 / shape.head_size
     if attention.is_cross:
-        return attention.attend(0, query, None, None, scale)
-    return attention.attend(0, query, keys, values, scale)
+        return attention.attend(0, query, None, None, scoring)
+    return attention.attend(0, query, keys, values, scoring)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Some
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.attention.forward_context import DecoderContext
+from engine.attention.forward_context import DecoderContext, attending
+from engine.attention.layers import unused_mask, windows_of
 from engine.attention.prefill import (
     TOKEN_MULTIPLE,
     chunks,
@@ -32,8 +32,13 @@ class CausalRunner:
         self.attention = attention_for(kv_cache)
         self.decode_context = DecoderContext(self.attention)
         self.token_multiple = token_multiple_for(model, TOKEN_MULTIPLE)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model anew, whose windows may have changed. No sequence runs."""
+        self.attention.windows = windows_of(self.model)
         self.executor = executor_for(
-            model, self._decode_forward, self._prefill_forward, self.attention
+            self.model, self._decode_forward, self._prefill_forward, self.attention
         )
 
     @staticmethod
@@ -112,29 +117,22 @@ class CausalRunner:
             self.attention.prompt_attention(batch.spans, num_prompt_tokens),
             batch.num_decode_tokens,
         )
-        logits: Tensor = self.model(
-            torch.tensor([batch.token_ids], device=device),
-            position_ids=torch.tensor([batch.positions], device=device),
-            attention_mask=unused_mask(1, device),
-            use_cache=False,
-            logits_to_keep=indices,
-            forward_context=context,
-        ).logits
+        with attending(context):
+            logits: Tensor = self.model(
+                torch.tensor([batch.token_ids], device=device),
+                position_ids=torch.tensor([batch.positions], device=device),
+                attention_mask=unused_mask(1, device),
+                use_cache=False,
+                logits_to_keep=indices,
+            ).logits
         return logits[0]
 
     def _decode_forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        logits: Tensor = self.model(
-            tokens[:, None],
-            position_ids=positions[:, None],
-            attention_mask=unused_mask(len(tokens), tokens.device),
-            use_cache=False,
-            forward_context=self.decode_context,
-        ).logits
+        with attending(self.decode_context):
+            logits: Tensor = self.model(
+                tokens[:, None],
+                position_ids=positions[:, None],
+                attention_mask=unused_mask(len(tokens), tokens.device),
+                use_cache=False,
+            ).logits
         return logits[:, -1]
-
-
-@cache
-def unused_mask(num_rows: int, device: torch.device) -> Tensor:
-    """(rows, 1, 1, 1): a mask in the shape that a model hands on as it is. The attention function
-    ignores it; without it the model would make one."""
-    return torch.ones((num_rows, 1, 1, 1), dtype=torch.bool, device=device)

@@ -47,6 +47,9 @@ class OwnCacheRunner:
         if self.is_encoder_decoder:
             self.decoder_positions = install_position_embedding(model.get_decoder())
 
+    def refresh(self) -> None:
+        """Look at the model anew. Nothing is kept of it."""
+
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
         """The tokens of a row before the first new one."""
         if not self.is_encoder_decoder:

@@ -6,15 +6,18 @@ of its output stay in the sequence's cache.
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from engine.attention.base import Spans
-from engine.attention.forward_context import DecoderContext, EncoderContext
+from engine.attention.forward_context import DecoderContext, EncoderContext, attending
+from engine.attention.layers import cross_projections_of, unused_mask, windows_of
 from engine.attention.prefill import (
     ENCODER_TOKEN_MULTIPLE,
     chunks,
@@ -26,7 +29,6 @@ from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
-from engine.runners.causal import unused_mask
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch
@@ -46,13 +48,21 @@ class Seq2SeqRunner:
         encoder, decoder = model.get_encoder(), model.get_decoder()
         self.encoder_positions = install_position_embedding(encoder)
         self.decoder_positions = install_position_embedding(decoder)
-        if self.decoder_positions is None:  # T5 and its relatives have a bias instead
+        # Models with rotary positions are told them.
+        self.encoder_takes_positions = takes(encoder, "position_ids")
+        self.takes_positions = takes(model, "decoder_position_ids")
+        if hasattr(decoder, "block"):  # T5 and its relatives have a bias instead
             self.first_attention = decoder.block[0].layer[0].SelfAttention
             self.attention.compute_bias = self._compute_bias
         self.cross_projections = cross_projections_of(decoder)
         self.token_multiple = token_multiple_for(model, ENCODER_TOKEN_MULTIPLE)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model anew, whose windows may have changed. No sequence runs."""
+        self.attention.windows = windows_of(self.model)
         self.executor = executor_for(
-            model, self._decode_forward, self._encode, self.attention, self.cross_attention
+            self.model, self._decode_forward, self._encode, self.attention, self.cross_attention
         )
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
@@ -79,6 +89,8 @@ class Seq2SeqRunner:
         positions: list[int] = []
         if self.encoder_positions is not None:
             positions = [at for each in prompts for at in self.encoder_positions.of_prompt(each)]
+        elif self.encoder_takes_positions:
+            positions = [at for each in prompts for at in range(len(each))]
         encoded = self.executor.prefill(PrefillBatch(ids, positions, spans))
         caches = []
         for sequence, keys_values in zip(sequences, self._project(encoded, spans), strict=True):
@@ -91,13 +103,16 @@ class Seq2SeqRunner:
     def _encode(self, batch: PrefillBatch) -> Tensor:
         device = self.model.device
         prompts = self.attention.prompt_attention(batch.spans, len(batch.token_ids))
-        positions: Any = nullcontext()
+        embedded: Any = nullcontext()
+        own: dict[str, Tensor] = {}
         if self.encoder_positions is not None:
-            positions = self.encoder_positions.at(torch.tensor([batch.positions], device=device))
-        with positions:
+            embedded = self.encoder_positions.at(torch.tensor([batch.positions], device=device))
+        elif self.encoder_takes_positions:
+            own["position_ids"] = torch.tensor([batch.positions], device=device)
+            own["attention_mask"] = unused_mask(1, device)
+        with embedded, attending(EncoderContext(prompts)):
             states: Tensor = self.model.get_encoder()(
-                input_ids=torch.tensor([batch.token_ids], device=device),
-                forward_context=EncoderContext(prompts),
+                input_ids=torch.tensor([batch.token_ids], device=device), **own
             ).last_hidden_state
         return states[0]
 
@@ -133,20 +148,20 @@ class Seq2SeqRunner:
             encoded_keys=self.encoded.resize(num_rows),
         )
         # Only its shape matters: cross-attention reads the caches.
-        encoded = torch.empty(
-            (1, 1, self.model.config.hidden_size), dtype=self.model.dtype, device=tokens.device
-        )
+        width = self.cross_projections[0][0].in_features
+        encoded = torch.empty((1, 1, width), dtype=self.model.dtype, device=tokens.device)
         embedded: Any = nullcontext()
         if self.decoder_positions is not None:
             embedded = self.decoder_positions.at(positions[:, None])
-        with embedded:
+        own = {"decoder_position_ids": positions[:, None]} if self.takes_positions else {}
+        with embedded, attending(context):
             logits: Tensor = self.model(
-                encoder_outputs=(encoded.expand(num_rows, 1, -1),),
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.expand(num_rows, 1, -1)),
                 decoder_input_ids=tokens[:, None],
                 decoder_attention_mask=unused_mask(num_rows, tokens.device),
                 past_key_values=self.past_key_values,
                 use_cache=True,
-                forward_context=context,
+                **own,
             ).logits
         return logits[:, -1]
 
@@ -158,9 +173,5 @@ class Seq2SeqRunner:
         return bias[0, :, 0].contiguous()
 
 
-def cross_projections_of(decoder: Any) -> list[tuple[Any, Any]]:
-    """The modules, by layer, that make keys and values of the encoder's output."""
-    if hasattr(decoder, "block"):  # T5 and its relatives
-        attentions = [each.layer[1].EncDecAttention for each in decoder.block]
-        return [(each.k, each.v) for each in attentions]
-    return [(each.encoder_attn.k_proj, each.encoder_attn.v_proj) for each in decoder.layers]
+def takes(module: Any, name: str) -> bool:
+    return name in inspect.signature(module.forward).parameters

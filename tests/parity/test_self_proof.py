@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.attention.forward_context import DecoderContext
+from engine.attention.hf_plugin import uninstall
 from engine.backends import router, self_proof, verdicts
 from engine.backends.batch_probe import MAX_OFF
 from engine.backends.generate import GenerateBackend
@@ -23,7 +25,9 @@ from engine.kv_cache.joined_layers import LayerContent, SpareLayer, StateLayer
 from engine.kv_cache.row_size import RowSize
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
+from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
+from engine.runners.seq2seq import Seq2SeqRunner
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
@@ -57,12 +61,35 @@ def let_join(bench: Bench, waiting: list[Request]) -> dict:
     return {each.request_id: each for each in bench.finish()}
 
 
+# Those whose attention is not the usual one, which run by their own attention and cache.
+BY_OWN_CACHE = {
+    "bloom": "attends by code of its own",
+    "mpt": "attends by code of its own",
+    "gptj": "attends by code of its own",
+    "falcon": "does not attend by the interface",
+    "falcon_alibi": "of a kind of its own",
+    "deepseek_v2": "keys are of another size than its values",
+    "deepseek_v3": "keys are of another size than its values",
+    "longcat": "keys are of another size than its values",
+    "umt5": "have other logits",  # a bias of its own in each layer
+    "longt5": "have other logits",
+    "pegasus_x": "have other logits",
+}
+
+
 @pytest.mark.parametrize("kind", checkpoints.UNLISTED)
 def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of):
     spec = spec_of(folder_of(kind), max_sequences=8)
     engine = load(spec)
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
     assert engine.card.engine_reason.startswith("proved at load: 18 of 18 requests")
+    if kind in BY_OWN_CACHE:
+        assert isinstance(engine.in_flight.runner, OwnCacheRunner)
+        _, _, reason = engine.card.engine_reason.partition("by its own attention and cache, for ")
+        assert BY_OWN_CACHE[kind] in reason
+    else:
+        assert isinstance(engine.in_flight.runner, CausalRunner | Seq2SeqRunner)
+        assert engine.card.engine_reason.endswith("; by the fast way")
     engine.in_flight.runner.kv_cache.poisoned = True
     bench = Bench(engine, spec)
     outputs = let_join(bench, requests())
@@ -92,7 +119,9 @@ def test_an_odd_configuration_of_a_listed_family_is_proved_too(kind, own, folder
     config = json.loads(path.read_text()) | own
     config.pop("layer_types", None)
     path.write_text(json.dumps(config))
-    assert isinstance(load(spec_of(folder, engine="inflight")), RouterBackend)
+    engine = load(spec_of(folder, engine="inflight"))
+    assert isinstance(engine, RouterBackend)
+    assert isinstance(engine.in_flight.runner, CausalRunner)
 
 
 # What is wrong shows
@@ -116,6 +145,81 @@ def test_a_fault_in_flight_is_caught(kind, fault, folder_of, monkeypatch):
     break_it(fault, engine, monkeypatch)
     with pytest.raises(Disproved):
         prove(engine.exact, engine.in_flight.runner, engine.has_beams)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mixtral", "t5gemma"])
+@pytest.mark.parametrize("fault", ["window", "softcap", "sinks", "scale", "position", "prompts"])
+@pytest.mark.parametrize("cpu_kernels", [True, False])
+def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, folder_of, monkeypatch):
+    """Each hides one thing that a call of the attention says, in the steps or in the prompts."""
+    windowed, capped = ("gemma2", "gpt_oss", "t5gemma"), ("gemma2", "t5gemma")
+    has = {"window": windowed, "softcap": capped, "sinks": ("gpt_oss",)}
+    spec = spec_of(folder_of(kind), cpu_kernels=cpu_kernels)
+    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True)
+    runner = engine.in_flight.runner
+    assert isinstance(runner, CausalRunner | Seq2SeqRunner)
+    if fault == "position":
+        decode = runner._decode_forward
+        monkeypatch.setattr(
+            type(runner), "_decode_forward",
+            lambda runner, tokens, positions: decode(tokens, positions + (len(tokens) > 1)),
+        )  # fmt: skip
+    elif fault == "prompts":  # the first prompt of a row is seen by the next
+        name = "_prefill_forward" if isinstance(runner, CausalRunner) else "_encode"
+        whole = getattr(runner, name)
+        monkeypatch.setattr(
+            type(runner), name,
+            lambda runner, batch: whole(replace(batch, spans=joined_spans(batch.spans))),
+        )  # fmt: skip
+    else:
+        change = {"scale": 0.1} if fault == "scale" else {fault: None}
+        whole_attend = DecoderContext.attend
+
+        def attend(context, layer, query, key, value, scoring, bias):
+            if layer == 1 or fault == "window":
+                scoring = replace(scoring, **change)
+            return whole_attend(context, layer, query, key, value, scoring, bias)
+
+        monkeypatch.setattr(DecoderContext, "attend", attend)
+    try:
+        if kind in has.get(fault, [kind]):
+            with pytest.raises(Disproved):
+                prove(engine.exact, runner, engine.has_beams)
+        else:
+            prove(engine.exact, runner, engine.has_beams)
+    finally:
+        uninstall(engine.checkpoint.model)
+
+
+def joined_spans(spans):
+    """A prompt and the next as one."""
+    if len(spans) < 2:
+        return spans
+    return ((spans[0][0], spans[1][1]), *spans[2:])
+
+
+def test_the_way_that_is_slower_serves_where_the_fast_one_fails(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
+    asked = []
+    whole = self_proof.answer_alone
+    monkeypatch.setattr(
+        self_proof, "answer_alone", lambda *given: asked.append(given) or whole(*given)
+    )
+    monkeypatch.setattr(CausalRunner, "_decode_forward", roll_rows(CausalRunner._decode_forward))
+    spec = spec_of(folder_of("granite"))
+    for again in (False, True):
+        engine = load(spec)
+        assert isinstance(engine, RouterBackend)
+        assert isinstance(engine.in_flight.runner, OwnCacheRunner)
+        assert "by its own attention and cache, for " in engine.card.engine_reason
+        assert ("at an earlier start" in engine.card.engine_reason) == again
+        # The model is as it was loaded.
+        assert engine.checkpoint.model.config._attn_implementation == "sdpa"
+    assert len(asked) == 18  # for both ways
+
+
+def roll_rows(decode):
+    return lambda runner, tokens, positions: decode(runner, tokens, positions).roll(1, dims=0)
 
 
 def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
@@ -239,6 +343,7 @@ def test_a_model_that_is_disproved_answers_by_generate_and_says_why(folder_of, m
     monkeypatch.setattr(JoinedRows, "mask", lambda rows: torch.ones(
         sum(each.num_rows for each in rows.caches), rows.num_columns() + 1, dtype=torch.int64
     ))  # fmt: skip
+    monkeypatch.setattr(CausalRunner, "_decode_forward", roll_rows(CausalRunner._decode_forward))
     spec = spec_of(folder_of("phi"))
     engine = load(spec)
     assert isinstance(engine, GenerateBackend)
@@ -457,7 +562,7 @@ def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
     assert "was not proved at load" in reasons[0]
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "falcon_h1", "qwen3_5", "mamba"])
+@pytest.mark.parametrize("kind", ["gptj", "falcon_h1", "qwen3_5", "mamba"])
 def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
     """A model that raises after some of its layers have stored the newest token."""
     monkeypatch.setattr(joined_layers, "SPARE_COLUMNS", 3)
@@ -543,7 +648,7 @@ def test_much_longer_rows_take_a_pass_of_their_own(folder_of, monkeypatch):
         return whole(runner, caches, tokens)
 
     monkeypatch.setattr(OwnCacheRunner, "_decode", decode)
-    engine = load(spec_of(folder_of("phi3")))
+    engine = load(spec_of(folder_of("gptj")))
     assert isinstance(engine, RouterBackend)
     assert {each[-1] > 16 for each in widths} == {True, False}
     assert all(each[0] > 16 or each[-1] <= 16 for each in widths)

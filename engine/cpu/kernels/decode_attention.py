@@ -14,7 +14,7 @@ from numba import carray
 
 from engine.cpu.kernels import dot_products
 from engine.cpu.kernels.llvm_ir import LANES
-from engine.cpu.kernels.softmax import softmax
+from engine.cpu.kernels.softmax import exp, softmax
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     INT_BYTES,
@@ -42,8 +42,10 @@ OUT = 14  # (rows, query heads, head size)
 BIAS, BIAS_WIDTH = 15, 16
 # (rows, head size), by which queries and new keys are rotated; 0: they are used as they are
 COS, SIN = 17, 18
-NUM_ARGUMENTS = 19
-LAYOUT = "7qd11q"
+SINKS = 19  # (query heads,), scores beside those of a head's columns; 0: none
+SOFTCAP_BITS = 20  # of a float64, by which scores are bounded; 0.0: they are not
+NUM_ARGUMENTS = 21
+LAYOUT = "7qd12qd"
 
 # The fields of a slot, int64 each.
 KEYS, VALUES = 0, 1  # (rows, heads, capacity, head size) float32
@@ -69,28 +71,43 @@ def dot(a: Any, b: Any, size: Any) -> Any:
 
 
 @fast
+def tanh(x: Any) -> Any:
+    """Return the hyperbolic tangent of `x`."""
+    power = exp(np.float32(-2) * abs(x))
+    result = (np.float32(1) - power) / (np.float32(1) + power)
+    return result if x >= 0 else -result
+
+
+@fast
 def attend(
     query: Any, keys: Any, values: Any, ancestors: Any, stride: Any, length: Any, size: Any,
-    scale: Any, bias: Any, scratch: Any, out: Any, following: Any,
+    scale: Any, softcap: Any, bias: Any, sink: Any, scratch: Any, out: Any, following: Any,
 ) -> None:  # fmt: skip
     """Attend with one query head of one row.
 
     query, out: addresses of a head; keys, values: of the first column; ancestors: as of a slot;
-    bias: of the first column's, or 0; scratch: of `scratch_width` floats; following: of the keys
-    that are read next, for the prefetch
+    softcap: or 0; bias: of the first column's, or 0; sink: of the head's, or 0; scratch: of
+    `scratch_width` floats; following: of the keys that are read next, for the prefetch
     """
-    scores = carray(floats_at(scratch), (length,))
+    scores = carray(floats_at(scratch), (length + 1,))
     if dot_products.fits(size):
         dot_products.scores(size, query, keys, ancestors, stride, length, scratch, values)
     else:
         score(query, keys, ancestors, stride, length, size, scores)
     for column in range(length):
         scores[column] *= scale
+    if softcap != np.float32(0):
+        for column in range(length):
+            scores[column] = softcap * tanh(scores[column] / softcap)
     if bias != 0:
         added = carray(floats_at(bias), (length,))
         for column in range(length):
             scores[column] += added[column]
-    softmax(scratch, length)
+    if sink != 0:
+        scores[length] = carray(floats_at(sink), (1,))[0]
+        softmax(scratch, length + 1)
+    else:
+        softmax(scratch, length)
     if dot_products.fits(size):
         dot_products.weighed(size, scratch, values, ancestors, stride, length, out, following)
     else:
@@ -169,6 +186,7 @@ def attend_head(a: Any, slot: Any, head: Any, scratch: Any, rotated: Any) -> Non
     size, group = a[HEAD_SIZE], a[GROUP]
     capacity, length, stride = slot[CAPACITY], slot[NUM_COLUMNS], slot[ROW_STRIDE]
     scale = np.float32(double_of_bits(a[SCALE_BITS]))
+    softcap = np.float32(double_of_bits(a[SOFTCAP_BITS]))
     of_head = head * capacity * size
     for row in range(slot[NUM_ROWS]):
         if a[NEW_KEYS] != 0:
@@ -193,6 +211,9 @@ def attend_head(a: Any, slot: Any, head: Any, scratch: Any, rotated: Any) -> Non
             bias = a[BIAS]
             if bias != 0:
                 bias += ((query_head + 1) * a[BIAS_WIDTH] - length) * FLOAT_BYTES
+            sink = a[SINKS]
+            if sink != 0:
+                sink += query_head * FLOAT_BYTES
             at = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] * group + query_head) * size * FLOAT_BYTES
             query = a[QUERY] + (
                 (slot[FIRST_ROW] + row) * a[QUERY_STRIDE] + query_head * size
@@ -203,7 +224,7 @@ def attend_head(a: Any, slot: Any, head: Any, scratch: Any, rotated: Any) -> Non
             attend(
                 query, slot[KEYS] + first * FLOAT_BYTES,
                 slot[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
-                scale, bias, scratch, a[OUT] + at,
+                scale, softcap, bias, sink, scratch, a[OUT] + at,
                 slot[KEYS] + next_head * FLOAT_BYTES,
             )  # fmt: skip
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.attention.base import Scoring
 from engine.attention.selection import attention_for, contiguous_kv_cache
 from engine.attention.torch_backend import ContiguousAttentionBackend, TorchAttentionBackend
 from engine.cpu import quantized
@@ -51,10 +52,18 @@ def slots_of(
 
 @given(
     sizes=SLOTS, size=SIZES, group=st.sampled_from([1, 3]), has_bias=st.booleans(),
-    seed=st.integers(0, 99),
+    windows=st.tuples(*[st.sampled_from([None, 1, 7, 40])] * LAYERS),
+    softcap=st.sampled_from([None, 0.7]), has_sinks=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_the_kernel_computes_what_torch_does(
-    sizes: list[tuple[int, int]], size: int, group: int, has_bias: bool, seed: int
+    sizes: list[tuple[int, int]],
+    size: int,
+    group: int,
+    has_bias: bool,
+    windows: tuple[int | None, ...],
+    softcap: float | None,
+    has_sinks: bool,
+    seed: int,
 ) -> None:
     shape = shape_of(size)
     compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=False)
@@ -65,7 +74,11 @@ def test_the_kernel_computes_what_torch_does(
     ]
     draw = torch.Generator().manual_seed(seed + 1)
     num_rows = sum(rows for _, rows in sizes)
-    if has_bias and group == 1:
+    sinks = torch.randn(HEADS * group, generator=draw) if has_sinks else None
+    scorings = [Scoring(0.3, each, softcap, sinks) for each in windows]
+    compiled.windows = by_torch.windows = windows
+    # No model has a bias beside those.
+    if has_bias and group == 1 and softcap is None and not has_sinks:
         compiled.bias = by_torch.bias = torch.randn(HEADS, 200, generator=draw)
     # Several steps, between which rows of a slot change places, as beams do.
     for _ in range(3):
@@ -76,7 +89,10 @@ def test_the_kernel_computes_what_torch_does(
         for attention, slots in zip((compiled, by_torch), drawn, strict=True):
             attention.prepare(slots)
             seen.append(
-                [attention.attend(each, asked[each], *new[each], 0.3) for each in range(LAYERS)]
+                [
+                    attention.attend(each, asked[each], *new[each], scorings[each])
+                    for each in range(LAYERS)
+                ]
             )
             for slot, rows in zip(slots, places, strict=True):
                 slot.commit_token()
@@ -101,7 +117,7 @@ def test_rows_of_a_request_read_the_same_prompt(
         TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=True),
     ):
         attention.prepare(slots)
-        seen.append(attention.attend(1, query, None, None, 1.0))
+        seen.append(attention.attend(1, query, None, None, Scoring(1.0)))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,150 @@
+"""The attention layers of a decoder, found out from the calls that one forward pass makes.
+
+Configurations name what a layer does in a dozen ways, and some do not name it; the call of the
+attention function has it in one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import Scoring
+from engine.attention.forward_context import attending
+from engine.attention.hf_plugin import UnknownAttention
+from engine.kv_cache.base import KVShape
+
+CROSS_ATTENTION = ("encoder_attn", "cross_attn")  # in a layer of a decoder
+NEEDED = ("position_ids", "attention_mask", "logits_to_keep")  # of a decoder's forward
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """The call of one layer."""
+
+    num_heads: int  # of queries
+    num_key_heads: int
+    key_size: int
+    value_size: int
+    scoring: Scoring
+
+
+class CallRecorder:
+    """A ForwardContext that attends to nothing and keeps what it is given."""
+
+    def __init__(self) -> None:
+        # By the number of the layer, in the order of its calls: a decoder beside an encoder attends
+        # to itself first.
+        self.calls: dict[int, list[AttentionLayer]] = {}
+        self.has_bias = False
+        self.dtype: torch.dtype | None = None
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+        position_bias: Tensor | None,
+    ) -> Tensor:
+        sizes = (query.shape[1], key.shape[1], key.shape[3], value.shape[3])
+        self.calls.setdefault(layer, []).append(AttentionLayer(*sizes, scoring))
+        self.has_bias |= position_bias is not None
+        self.dtype = key.dtype
+        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+    def layers(self, num_calls: int) -> list[list[AttentionLayer]]:
+        """The calls of each layer, `num_calls` of them. Raises UnknownAttention."""
+        if not self.calls:
+            raise UnknownAttention("it does not attend by the interface of transformers")
+        if sorted(self.calls) != list(range(len(self.calls))):
+            raise UnknownAttention("its layers are not counted one by one")
+        if any(len(each) != num_calls for each in self.calls.values()):
+            raise UnknownAttention(f"its layers do not attend {num_calls} times each")
+        return [self.calls[each] for each in range(len(self.calls))]
+
+
+@torch.inference_mode()
+def decoder_calls(model: Any) -> CallRecorder:
+    """What the decoder of a model that attends by `hf_plugin` calls. Raises UnknownAttention."""
+    recorder = CallRecorder()
+    token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+    mask = unused_mask(1, token.device)
+    if model.config.is_encoder_decoder:
+        width = cross_projections_of(model.get_decoder())[0][0].in_features
+        encoded = torch.zeros((1, 1, width), dtype=model.dtype, device=model.device)
+        with attending(recorder):
+            model.get_decoder()(
+                input_ids=token, attention_mask=mask, encoder_hidden_states=encoded,
+                use_cache=False,
+            )  # fmt: skip
+        return recorder
+    parameters = inspect.signature(model.forward).parameters
+    missing = [name for name in NEEDED if name not in parameters]
+    if missing:
+        raise UnknownAttention(f"its forward takes no {missing[0]}")
+    with attending(recorder):
+        model(token, position_ids=token, attention_mask=mask, use_cache=False)
+    if recorder.has_bias:
+        raise UnknownAttention("a bias is added to its scores")
+    return recorder
+
+
+def kv_shape_of(model: Any) -> KVShape:
+    """What a model keeps of a token of its decoder, and of its encoder if it has one. Raises
+    UnknownAttention where that is not the same in every layer."""
+    recorder = decoder_calls(model)
+    layers = recorder.layers(num_calls_of(model))
+    shapes = {
+        (each.num_key_heads, each.key_size, each.value_size) for calls in layers for each in calls
+    }
+    if len(shapes) > 1:
+        raise UnknownAttention("its layers keep keys of different sizes")
+    ((num_heads, key_size, value_size),) = shapes
+    if key_size != value_size:
+        raise UnknownAttention("its keys are of another size than its values")
+    assert recorder.dtype is not None
+    return KVShape(len(layers), num_heads, key_size, recorder.dtype, model.device)
+
+
+def windows_of(model: Any) -> tuple[int | None, ...]:
+    """Of each layer of the decoder; () if none has one. Raises UnknownAttention."""
+    layers = decoder_calls(model).layers(num_calls_of(model))
+    windows = tuple(each[0].scoring.window for each in layers)
+    return windows if any(each is not None for each in windows) else ()
+
+
+def num_calls_of(model: Any) -> int:
+    """Of a layer."""
+    return 2 if model.config.is_encoder_decoder else 1
+
+
+def cross_projections_of(decoder: Any) -> list[tuple[Any, Any]]:
+    """The modules, by layer, that make keys and values of the encoder's output. Raises
+    UnknownAttention."""
+    if hasattr(decoder, "block"):  # T5 and its relatives
+        attentions = [each.layer[1].EncDecAttention for each in decoder.block]
+        return [(each.k, each.v) for each in attentions]
+    projections = []
+    for layer in getattr(decoder, "layers", ()):
+        found = [getattr(layer, each) for each in CROSS_ATTENTION if hasattr(layer, each)]
+        if len(found) != 1 or not hasattr(found[0], "k_proj") or not hasattr(found[0], "v_proj"):
+            break
+        projections.append((found[0].k_proj, found[0].v_proj))
+    else:
+        if projections:
+            return projections
+    raise UnknownAttention("its decoder attends to the encoder by parts of its own")
+
+
+@cache
+def unused_mask(num_rows: int, device: torch.device) -> Tensor:
+    """(rows, 1, 1, 1): a mask in the shape that a model hands on as it is. The attention function
+    ignores it; without it the model would make one."""
+    return torch.ones((num_rows, 1, 1, 1), dtype=torch.bool, device=device)
