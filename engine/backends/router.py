@@ -32,6 +32,7 @@ from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.joined import JoinedKVCache, UnknownCache
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
+from engine.kv_cache.prefix_cache import PrefixCache
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -106,6 +107,10 @@ class RouterBackend:
         else:
             runner = self._runner(poisoned, is_paged)
         self.in_flight = InflightBackend(self.exact, runner)
+        self.reads_slices = isinstance(runner, CausalRunner)
+        self.prefixes: PrefixCache[Any] | None = None
+        if self.reads_slices:
+            self.prefixes = getattr(runner.kv_cache, "prefixes", None)
         self.has_beams = supports_beam_search(checkpoint.model)
 
     def _runner(self, poisoned: bool, is_paged: bool | None) -> Runner:
@@ -155,6 +160,10 @@ class RouterBackend:
         """Let it run in flight."""
         sequence.batch_key = IN_FLIGHT
         sequence.runs_to_completion = False
+        if self.reads_slices:
+            sequence.num_read_tokens = 0
+        if self.prefixes is not None:
+            sequence.blocks = self.prefixes.blocks_of(sequence.prompt_ids)
         num_prompt, settings = len(sequence.prompt_ids), sequence.settings
         sequence.num_prefill_tokens = num_prompt  # once, for all its rows
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
@@ -172,7 +181,8 @@ class RouterBackend:
     def run(self, plan: StepPlan) -> list[Completion | None]:
         runs_to_completion = bool(plan.admitted) and plan.admitted[0].runs_to_completion
         with torch.inference_mode():
-            results = self.in_flight.run(plan.running, () if runs_to_completion else plan.admitted)
+            admitted = () if runs_to_completion else plan.admitted
+            results = self.in_flight.run(plan.running, plan.reading + admitted)
         if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
         return results
