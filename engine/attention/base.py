@@ -53,7 +53,8 @@ class PromptAttention(Protocol):
         """Let each prompt attend to itself.
 
         query:         (1, query heads, tokens, head size)
-        key, value:    (1, heads, tokens, head size)
+        key, value:    (1, heads, tokens, head size), of whole prompts, though the row may hold
+                       only the rest of one whose start is in its cache
         position_bias: (1, query heads, tokens, tokens) of an encoder, by distance alone
         returns:       (1, tokens, query heads, head size); any finite numbers for tokens behind
                        the last prompt, which pad the row
@@ -71,16 +72,21 @@ class AttentionBackend(Protocol):
 
     def prepare(self, decoding: list[Any], admitted: list[Any], spans: Spans) -> None:
         """Prepare for a forward pass whose row holds a token of each row of `decoding`, in their
-        order, and then the prompts of `admitted`, which are empty yet. Reserves their memory.
+        order, and then the prompts of `admitted`, or what is to be read of them next: their caches
+        may have the tokens before it. Reserves their memory.
 
-        spans: of the prompts, counted from the first token of the first
+        spans: of what is read of the prompts, counted from the first token of the first
         """
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
         """How prompts in a row of `num_tokens` attend to themselves."""
 
-    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store what a layer makes of the prompts. keys, values: (1, heads, tokens, head size)"""
+    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store what a layer makes of the prompts, and return what they attend to: the same, or,
+        if the start of one is in its cache, the keys and values of whole prompts.
+
+        keys, values: (1, heads, tokens, head size)
+        """
 
     def attend(
         self,

@@ -80,7 +80,7 @@ class DecoderContext:
             return self.attention.attend(layer, query, key, value, scoring)
         num_decode = self.num_decode_tokens
         query_, key_, value_ = (each[:, :, num_decode:] for each in (query, key, value))
-        self.attention.write_prompts(layer, key_, value_)
+        key_, value_ = self.attention.write_prompts(layer, key_, value_)
         output = self.prompts.attend(query_, key_, value_, True, scoring, None)
         if not num_decode:
             return output

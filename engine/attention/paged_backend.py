@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import AttentionBackend, ComputeBias, PromptAttention, Scoring, Spans
-from engine.attention.prompt_attention import PaddedPrompts, SeparatePrompts, attend_masked
+from engine.attention.prompt_attention import (
+    PaddedPrompts,
+    SeparatePrompts,
+    attend_masked,
+    starts_of,
+)
 from engine.kv_cache.paged import BLANK, PagedKVCache, PagedSequenceCache
 
 
@@ -27,6 +32,8 @@ class PagedAttentionBackend(AttentionBackend):
         self.window_masks: dict[int, Tensor] = {}  # by the window: (rows, 1, 1, tokens) bool
         # Of prompts:
         self.prompt_slots: Tensor | None = None  # (tokens,)
+        self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
+        self.key_slots: Tensor | None = None  # (tokens of whole prompts,), if there are such
 
     def prepare(
         self,
@@ -39,10 +46,14 @@ class PagedAttentionBackend(AttentionBackend):
         for cache in decoding:
             cache.reserve()
         if admitted and not self.is_cross:
-            prompts = zip(admitted, spans, strict=True)
-            self.prompt_slots = torch.cat(
-                [cache.reserve_prompt(end - begin) for cache, (begin, end) in prompts]
-            )
+            slots = [
+                cache.reserve_prompt(cache.length + end - begin)
+                for cache, (begin, end) in zip(admitted, spans, strict=True)
+            ]
+            self.starts = starts_of(admitted)
+            self.key_slots = torch.cat(slots) if self.starts else None
+            new = zip(slots, admitted, strict=True)
+            self.prompt_slots = torch.cat([each[cache.length :] for each, cache in new])
 
     def prepare_rows(self, slots: Tensor, last: Tensor) -> None:
         """Let `attend` read and write these token slots. Recorded with a step: reads no number.
@@ -69,15 +80,21 @@ class PagedAttentionBackend(AttentionBackend):
         self.mask = by_row.transpose(0, 1)[:, :, None].masked_fill(is_hidden, -torch.inf)
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
-        device = self.kv_cache.shape.device
-        return PaddedPrompts.of(spans, num_tokens, device) or SeparatePrompts(spans)
+        device, starts = self.kv_cache.shape.device, self.starts
+        if starts and self.windows:  # each prompt has its own place in a window
+            return SeparatePrompts(spans, starts)
+        return PaddedPrompts.of(spans, num_tokens, device, starts) or SeparatePrompts(spans, starts)
 
-    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         slots, kv = self.prompt_slots, self.kv_cache.kv[layer]
         assert slots is not None
         # Without the tokens that pad the row behind the last prompt.
         kv[:, 0].index_copy_(0, slots, keys[0, :, : len(slots)].transpose(0, 1))
         kv[:, 1].index_copy_(0, slots, values[0, :, : len(slots)].transpose(0, 1))
+        if self.key_slots is None:
+            return keys, values
+        all_keys, all_values = kv.index_select(0, self.key_slots).permute(1, 2, 0, 3)
+        return all_keys[None], all_values[None]
 
     def attend(
         self,

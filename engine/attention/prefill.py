@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from engine.attention.base import Spans
-from engine.core.sequence import Sequence
 from engine.cpu.linear import is_of_onednn
 
 # The tokens of a chunk: enough to keep matrix products busy, and few enough to stay in the
@@ -19,16 +18,26 @@ TOKEN_MULTIPLE = 8
 ENCODER_TOKEN_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
-def chunks(sequences: list[Sequence], device: torch.device) -> list[list[Sequence]]:
-    """Split sequences into chunks of at most CHUNK_TOKENS tokens, or of one longer prompt."""
-    chunked: list[list[Sequence]] = []
+class Prompt(Protocol):
+    """A sequence, or the rest of its prompt."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+
+
+AnyPrompt = TypeVar("AnyPrompt", bound=Prompt)
+
+
+def chunks(prompts: list[AnyPrompt], device: torch.device) -> list[list[AnyPrompt]]:
+    """Split prompts into chunks of at most CHUNK_TOKENS tokens, or of one longer prompt."""
+    chunked: list[list[AnyPrompt]] = []
     num_tokens = 0
-    for sequence in sequences:
-        num_tokens += len(sequence.prompt_ids)
+    for prompt in prompts:
+        num_tokens += len(prompt.prompt_ids)
         if not chunked or num_tokens > CHUNK_TOKENS[device.type]:
             chunked.append([])
-            num_tokens = len(sequence.prompt_ids)
-        chunked[-1].append(sequence)
+            num_tokens = len(prompt.prompt_ids)
+        chunked[-1].append(prompt)
     return chunked
 
 

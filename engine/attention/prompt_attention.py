@@ -1,11 +1,16 @@
 """Attention within prompts that lie one after the other in a row, in two ways.
 
-Everything else in a layer is computed for the row as it is, without padding.
+Everything else in a layer is computed for the row as it is, without padding. The row may hold only
+the rest of a prompt, whose start is in the cache: its queries are those of the rest, its keys those
+of the whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +29,7 @@ class SeparatePrompts:
     """A call for each prompt, which computes nothing that it need not."""
 
     spans: Spans
+    starts: tuple[int, ...] = ()  # the tokens of each that are not in the row; (): none
 
     def attend(
         self,
@@ -36,13 +42,17 @@ class SeparatePrompts:
     ) -> Tensor:
         output = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         output[:, self.spans[-1][1] :] = 0
-        for begin, end in self.spans:
-            mine = slice(begin, end)
+        starts = self.starts or (0,) * len(self.spans)
+        all_keys = key_spans(self.spans, self.starts)
+        for at, ((begin, end), start) in enumerate(zip(self.spans, starts, strict=True)):
+            mine, all_mine = slice(begin, end), slice(*all_keys[at])
             # By distance alone, so that the bias of a prompt is cut out of that of the row.
             bias = None if position_bias is None else position_bias[:, :, mine, mine]
+            assert not start or (is_causal and position_bias is None)
             attended = attend_within(
-                query[:, :, mine], key[:, :, mine], value[:, :, mine], is_causal, scoring, bias
-            )
+                query[:, :, mine], key[:, :, all_mine], value[:, :, all_mine], is_causal, scoring,
+                bias, start,
+            )  # fmt: skip
             output[:, mine] = attended.transpose(1, 2)
         return output
 
@@ -55,10 +65,19 @@ class PaddedPrompts:
     tokens: Tensor  # (prompts, longest): where in the row each token is; any where there is none
     is_padding: Tensor  # (prompts, longest)
     places: Tensor  # (tokens of the row,): where in `tokens`, flattened, each is; 0 behind the last
+    # Where the start of a prompt is not in the row:
+    key_tokens: Tensor | None = None  # (prompts, longest): where among the keys each token is
+    seen: Tensor | None = None  # (prompts, 1, longest in the row, longest): by each token
 
     @classmethod
-    def of(cls, spans: Spans, num_tokens: int, device: torch.device) -> PaddedPrompts | None:
-        """None if there would be too much padding. num_tokens: of the row"""
+    def of(
+        cls, spans: Spans, num_tokens: int, device: torch.device, starts: tuple[int, ...] = ()
+    ) -> PaddedPrompts | None:
+        """None if there would be too much padding.
+
+        num_tokens: of the row
+        starts:     the tokens of each prompt that are not in the row; (): none
+        """
         lengths = [end - begin for begin, end in spans]
         longest = max(lengths)
         if longest * len(spans) > MAX_PADDING * sum(lengths):
@@ -69,7 +88,23 @@ class PaddedPrompts:
         tokens = (begins + at).masked_fill(is_padding, 0)
         places = torch.zeros(num_tokens, dtype=torch.int64)
         places[: sum(lengths)] = (~is_padding).view(-1).nonzero()[:, 0]
-        return cls(tokens.to(device), is_padding.to(device), places.to(device))
+        made = cls(tokens.to(device), is_padding.to(device), places.to(device))
+        if not starts:
+            return made
+        spans_of_keys = key_spans(spans, starts)
+        longest_keys = max(end - begin for begin, end in spans_of_keys)
+        if longest_keys * len(spans) > MAX_PADDING * spans_of_keys[-1][1]:
+            return None
+        column = torch.arange(longest_keys)[None]
+        is_there = column < torch.tensor([end - begin for begin, end in spans_of_keys])[:, None]
+        key_tokens = torch.tensor([begin for begin, _ in spans_of_keys])[:, None] + column
+        # A query that pads sees the columns before it, too: one that sees none is NaN.
+        last = torch.tensor(starts)[:, None] + at
+        return replace(
+            made,
+            key_tokens=key_tokens.where(is_there, 0).to(device),
+            seen=(column[:, None] <= last[:, :, None])[:, None].to(device),
+        )
 
     def attend(
         self,
@@ -88,10 +123,16 @@ class PaddedPrompts:
             if position_bias is not None:
                 bias = position_bias[:, :, :longest, :longest]
                 mask = bias.masked_fill(is_padding, -torch.inf)
-        padded_query, padded_key, padded_value = (
-            each[0, :, self.tokens].transpose(0, 1) for each in (query, key, value)
-        )
-        attended = attend_within(padded_query, padded_key, padded_value, is_causal, scoring, mask)
+        key_tokens = self.tokens if self.key_tokens is None else self.key_tokens
+        padded_query = query[0, :, self.tokens].transpose(0, 1)
+        padded_key, padded_value = (each[0, :, key_tokens].transpose(0, 1) for each in (key, value))
+        if self.seen is not None:
+            assert scoring.window is None
+            attended = attend_masked(padded_query, padded_key, padded_value, self.seen, scoring)
+        else:
+            attended = attend_within(
+                padded_query, padded_key, padded_value, is_causal, scoring, mask
+            )
         return attended.transpose(1, 2).flatten(0, 1).index_select(0, self.places)[None]
 
 
@@ -102,30 +143,35 @@ def attend_within(
     is_causal: bool,
     scoring: Scoring,
     mask: Tensor | None,
+    start: int = 0,
 ) -> Tensor:
     """Let the tokens of prompts attend to each other.
 
     query, key, value: (prompts, heads, tokens, head size)
     mask:    (prompts, query heads, 1 or tokens, tokens) or less; bool, or added where there is
              no window; None where `is_causal`
+    start:   the tokens of a prompt before its first query, whose keys come first; 0 unless
+             `is_causal`
     returns: (prompts, query heads, tokens, head size)
     """
-    num_tokens, window = query.shape[2], scoring.window
-    has_window = window is not None and window < num_tokens
-    if scoring.is_usual and not has_window:
+    num_tokens, num_keys, window = query.shape[2], key.shape[2], scoring.window
+    has_window = window is not None and window < num_keys
+    if scoring.is_usual and not has_window and not start:
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scoring.scale, is_causal=is_causal,
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
     block = max(BLOCK_TOKENS, window or 0)
-    at = torch.arange(num_tokens, device=query.device)
+    at = torch.arange(num_keys, device=query.device)
     attended = []
     for begin in range(0, num_tokens, block):
         end = min(begin + block, num_tokens)
-        first = 0 if window is None else max(begin - window, 0)
+        begin_at, end_at = start + begin, start + end
+        first = 0 if window is None else max(begin_at - window, 0)
         # Both ways an encoder sees as far as its window says, itself not counted.
-        last = end if is_causal else num_tokens if window is None else min(end + window, num_tokens)
-        back = at[begin:end, None] - at[first:last]
+        ahead = num_keys if window is None else window
+        last = end_at if is_causal else min(end_at + ahead, num_keys)
+        back = at[begin_at:end_at, None] - at[first:last]
         is_seen = back >= 0 if is_causal else torch.ones_like(back, dtype=torch.bool)
         if window is not None:
             is_seen &= back < window if is_causal else back.abs() <= window
@@ -167,3 +213,17 @@ def attend_masked(
     else:
         weights = scores.softmax(dim=-1)
     return (weights.to(values.dtype) @ values[:, :, None]).flatten(1, 2)
+
+
+def starts_of(caches: Iterable[Any]) -> tuple[int, ...]:
+    """The number of tokens that each cache has of its prompt; () if none has any."""
+    starts = tuple(each.length for each in caches)
+    return starts if any(starts) else ()
+
+
+def key_spans(spans: Spans, starts: tuple[int, ...]) -> Spans:
+    """Where the keys of each prompt are, if those of whole prompts lie one after the other."""
+    if not starts:
+        return spans
+    lengths = (start + end - begin for start, (begin, end) in zip(starts, spans, strict=True))
+    return tuple(pairwise(accumulate(lengths, initial=0)))

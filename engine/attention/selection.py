@@ -12,6 +12,7 @@ from engine.errors import Unloadable
 from engine.kv_cache.base import KVCacheManager, KVShape
 from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.paged import PagedKVCache
+from engine.kv_cache.prefix_cache import CACHE_SHARE
 from engine.protocol.engine_spec import EngineSpec
 
 
@@ -26,12 +27,18 @@ def kv_cache_for(
     """
     if is_paged is None:
         is_paged = shape.device.type == "cuda"
-    if not is_paged:
-        return contiguous_kv_cache(shape, poisoned, kernels_enabled(spec.cpu_kernels))
     assert spec.max_sequences is not None
     assert spec.max_cache_tokens is not None
+    max_prefix_tokens = int(CACHE_SHARE * spec.max_cache_tokens) if spec.prefix_caching else 0
+    if not is_paged:
+        kernels = kernels_enabled(spec.cpu_kernels)
+        return contiguous_kv_cache(
+            shape, poisoned, kernels, spec.max_cache_tokens, max_prefix_tokens
+        )
     try:
-        return PagedKVCache(shape, spec.max_sequences, spec.max_cache_tokens, poisoned)
+        return PagedKVCache(
+            shape, spec.max_sequences, spec.max_cache_tokens, poisoned, max_prefix_tokens
+        )
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -44,15 +51,20 @@ def kv_cache_for(
 
 
 def contiguous_kv_cache(
-    shape: KVShape, poisoned: bool = False, cpu_kernels: bool = True
+    shape: KVShape,
+    poisoned: bool = False,
+    cpu_kernels: bool = True,
+    max_tokens: int = 0,
+    max_prefix_tokens: int = 0,
 ) -> ContiguousKVCache:
     """Return a contiguous cache for the fastest attention that there is for it.
 
     poisoned:    see ContiguousSequenceCache
     cpu_kernels: whether compiled attention may serve; it has to agree with torch first
+    max_tokens, max_prefix_tokens: see ContiguousKVCache
     """
     by_ancestors = cpu_kernels and decode_kernel_for(shape) is not None
-    return ContiguousKVCache(shape, by_ancestors, poisoned)
+    return ContiguousKVCache(shape, by_ancestors, poisoned, max_tokens, max_prefix_tokens)
 
 
 def attention_for(kv_cache: KVCacheManager, is_cross: bool = False) -> AttentionBackend:

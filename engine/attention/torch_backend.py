@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import AttentionBackend, ComputeBias, Scoring, Spans
-from engine.attention.prompt_attention import SeparatePrompts, attend_masked
+from engine.attention.prompt_attention import SeparatePrompts, attend_masked, starts_of
 from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 
@@ -28,6 +29,7 @@ class ContiguousAttentionBackend(AttentionBackend):
         # (query heads, width), of which the last columns are those of a shorter sequence
         self.bias: Tensor | None = None
         self.prompts: list[tuple[ContiguousSequenceCache, tuple[int, int]]] = []
+        self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
 
     def prepare(
         self,
@@ -44,15 +46,24 @@ class ContiguousAttentionBackend(AttentionBackend):
             if self.bias is None or self.bias.shape[1] < num_tokens:
                 self.bias = self.compute_bias(2 * num_tokens + 64)  # so that it is seldom computed
         self.prompts = list(zip(admitted, spans, strict=True))
+        self.starts = starts_of(admitted)
         self._prepare_decode(list(decoding))
         self._prepare_prompts()
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> SeparatePrompts:
-        return SeparatePrompts(spans)
+        return SeparatePrompts(spans, self.starts)
 
-    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         for cache, (begin, end) in self.prompts:
             cache.write_prompt(layer, keys[0, :, begin:end], values[0, :, begin:end])
+        if not self.starts:
+            return keys, values
+        whole = [
+            cache.kv[layer, :, 0, :, : cache.length + end - begin]
+            for cache, (begin, end) in self.prompts
+        ]
+        all_keys, all_values = torch.cat(whole, dim=2)
+        return all_keys[None], all_values[None]
 
     def _prepare_decode(self, caches: list[ContiguousSequenceCache]) -> None:
         """Prepare `attend` for these, each of which has memory for one more token."""

@@ -9,9 +9,9 @@ blamed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -55,6 +55,25 @@ class Runner(Protocol):
         and then of the prompts: (rows + sequences, vocab). None if it takes more than one."""
 
 
+class SliceRunner(Runner, Protocol):
+    """A runner that reads a prompt up to its sequence's `num_read_tokens`, and then goes on.
+
+    begun: the caches, by id, of those whose prompts were read in part
+    """
+
+    def prefill(
+        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = ...
+    ) -> tuple[list[SequenceCache], Tensor | None]: ...
+
+    def prefill_and_decode(
+        self,
+        sequences: list[Sequence],
+        caches: list[SequenceCache],
+        tokens: list[int],
+        begun: Mapping[int, SequenceCache] = ...,
+    ) -> tuple[list[SequenceCache], Tensor] | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RunningSequence:
     """A sequence between its first step and its last."""
@@ -76,52 +95,64 @@ class InflightBackend:
         self.max_rows: int | None = None  # of one step, once memory was too small for more
 
     def run(
-        self, running: tuple[Sequence, ...], admitted: tuple[Sequence, ...]
+        self, running: tuple[Sequence, ...], reading: tuple[Sequence, ...]
     ) -> list[Completion | None]:
-        """Compute the prompts of `admitted`, and a token of each row: how each sequence ended,
-        or None where it goes on."""
-        mixed = self._run_mixed(list(running), list(admitted))
+        """Compute what the step reads of the prompts of `reading`, and a token of each row of
+        `running`: how each sequence ended, or None where it goes on."""
+        mixed = self._run_mixed(list(running), list(reading))
         if mixed is not None:
             return mixed
-        results = dict(zip(admitted, self._blaming(list(admitted), self._prefill), strict=True))
+        results = dict(zip(reading, self._blaming(list(reading), self._prefill), strict=True))
         # An encoder-decoder's first token comes from the step, beside those of the others.
-        encoded = [each for each in admitted if self._has_no_token(each)]
+        encoded = [each for each in reading if self._has_no_token(each)]
         decoding = [*running, *encoded]
         results |= zip(decoding, self._blaming(decoding, self._decode), strict=True)
-        return [results[each] for each in (*running, *admitted)]
+        return [results[each] for each in (*running, *reading)]
 
     def _run_mixed(
-        self, running: list[Sequence], admitted: list[Sequence]
+        self, running: list[Sequence], reading: list[Sequence]
     ) -> list[Completion | None] | None:
         """All of it in one forward pass; None where that cannot be, or fails."""
-        if not running or not admitted:
+        if not running or not reading:
             return None
-        if len(split_by_rows([*running, *admitted], self.max_rows)) != 1:
+        if len(split_by_rows([*running, *reading], self.max_rows)) != 1:
             return None
         decoding = [self.running_sequences[each.id] for each in running]
         tokens = [token for each in decoding for token in each.choice.next_ids]
+        begun = self._begun(reading)
         try:
-            mixed = self.runner.prefill_and_decode(
-                admitted, [each.cache for each in decoding], tokens
-            )
+            caches = [each.cache for each in decoding]
+            if begun:
+                runner = cast(SliceRunner, self.runner)  # only its prompts are read in slices
+                mixed = runner.prefill_and_decode(reading, caches, tokens, begun)
+            else:
+                mixed = self.runner.prefill_and_decode(reading, caches, tokens)
             if mixed is None:
                 return None
             caches, logits = mixed
-            begun = self._start_running(admitted, caches)
-            num_rows = [1] * len(tokens) + [each.num_rows for each in admitted]
+            read = self._start_running(reading, caches)
+            num_rows = [1] * len(tokens) + [each.num_rows for each in reading]
             if max(num_rows) > 1:
                 logits = logits.repeat_interleave(torch.tensor(num_rows), dim=0)
-            argmax = self._argmax(logits, [*decoding, *begun])
+            argmax = self._argmax(logits, [*decoding, *read])
         except Exception as error:
             if is_beyond_repair(error):
                 raise EngineBroken(f"the device failed: {type(error).__name__}") from error
             # In separate passes the culprit can be found.
             log.warning("mixed step failed", extra={"error": error_location(error)})
-            self.drop(admitted)
+            self.drop(each for each in reading if each.id not in begun)
             return None
         for each in decoding:
             each.cache.commit_token()
-        return self._choose([*decoding, *begun], logits, argmax)
+        return self._choose([*decoding, *read], logits, argmax)
+
+    def _begun(self, reading: list[Sequence]) -> dict[int, SequenceCache]:
+        """The caches of those whose prompts were read in part."""
+        return {
+            each.id: self.running_sequences[each.id].cache
+            for each in reading
+            if each.num_read_tokens is not None and each.id in self.running_sequences
+        }
 
     def _has_no_token(self, sequence: Sequence) -> bool:
         running = self.running_sequences.get(sequence.id)
@@ -163,24 +194,28 @@ class InflightBackend:
         return self._choose(decoding, logits, argmax)
 
     def _prefill(self, sequences: list[Sequence]) -> list[Completion | None]:
-        self.drop(sequences)  # a prefill that failed may have left them running
-        caches, logits = self.runner.prefill(sequences)
-        begun = self._start_running(sequences, caches)
+        begun = self._begun(sequences)
+        # A prefill that failed may have left them running.
+        self.drop(each for each in sequences if each.id not in begun)
+        if begun:
+            caches, logits = cast(SliceRunner, self.runner).prefill(sequences, begun)
+        else:
+            caches, logits = self.runner.prefill(sequences)
+        read = self._start_running(sequences, caches)
         if logits is None:
-            return [None] * len(begun)
+            return [None] * len(read)
         num_rows = torch.tensor([each.num_rows for each in sequences], device=logits.device)
         logits = logits.repeat_interleave(num_rows, dim=0)
-        return self._choose(begun, logits, self._argmax(logits, begun))
+        return self._choose(read, logits, self._argmax(logits, read))
 
     def _start_running(
         self, sequences: list[Sequence], caches: list[SequenceCache]
     ) -> list[RunningSequence]:
-        begun = [
-            RunningSequence(sequence, cache, self._choice_of(sequence))
-            for sequence, cache in zip(sequences, caches, strict=True)
-        ]
-        self.running_sequences |= {each.sequence.id: each for each in begun}
-        return begun
+        for sequence, cache in zip(sequences, caches, strict=True):
+            if sequence.id not in self.running_sequences:
+                running = RunningSequence(sequence, cache, self._choice_of(sequence))
+                self.running_sequences[sequence.id] = running
+        return [self.running_sequences[each.id] for each in sequences]
 
     def _choice_of(self, sequence: Sequence) -> TokenChoice:
         config = self.exact.generation_config((sequence,))
@@ -210,7 +245,10 @@ class InflightBackend:
         at = 0
         for running in running_sequences:
             end = at + running.cache.num_rows
-            results.append(self._choose_one(running, logits[at:end], argmax[at:end]))
+            is_read = running.sequence.is_read  # else what comes after a part of it is known
+            results.append(
+                self._choose_one(running, logits[at:end], argmax[at:end]) if is_read else None
+            )
             at = end
         return results
 
@@ -250,11 +288,7 @@ class InflightBackend:
             if is_beyond_repair(error):
                 raise EngineBroken(f"the device failed: {type(error).__name__}") from error
             if len(sequences) == 1:
-                doing = (
-                    "a decoding step"
-                    if sequences[0].id in self.running_sequences
-                    else "reading the prompt"
-                )
+                doing = "a decoding step" if run == self._decode else "reading the prompt"
                 return [self._failed(sequences[0], error, doing)]
             log.warning(
                 "step failed and is run in parts",

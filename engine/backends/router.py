@@ -35,6 +35,7 @@ from engine.kv_cache.joined import JoinedKVCache
 from engine.kv_cache.joined_layers import UnknownCache
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.paged import PagedKVCache
+from engine.kv_cache.prefix_cache import PrefixCache
 from engine.kv_cache.row_size import RowSize
 from engine.logging import error_location
 from engine.protocol.engine_spec import EngineSpec
@@ -117,6 +118,10 @@ class RouterBackend:
         else:
             runner = self._runner(poisoned, is_paged)
         self.in_flight = InflightBackend(self.exact, runner)
+        self.reads_slices = isinstance(runner, CausalRunner)
+        self.prefixes: PrefixCache[Any] | None = None
+        if self.reads_slices:
+            self.prefixes = getattr(runner.kv_cache, "prefixes", None)
         self.has_beams = supports_beam_search(checkpoint.model)
         self.rotary_switch = rotary_switch_of(checkpoint.model.config)
 
@@ -175,6 +180,10 @@ class RouterBackend:
         """Let it run in flight."""
         sequence.batch_key = IN_FLIGHT
         sequence.runs_to_completion = False
+        if self.reads_slices:
+            sequence.num_read_tokens = 0
+        if self.prefixes is not None:
+            sequence.blocks = self.prefixes.blocks_of(sequence.prompt_ids)
         num_prompt, settings = len(sequence.prompt_ids), sequence.settings
         sequence.num_prefill_tokens = num_prompt  # once, for all its rows
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
@@ -199,7 +208,8 @@ class RouterBackend:
     def run(self, plan: StepPlan) -> list[Completion | None]:
         runs_to_completion = bool(plan.admitted) and plan.admitted[0].runs_to_completion
         with torch.inference_mode():
-            results = self.in_flight.run(plan.running, () if runs_to_completion else plan.admitted)
+            admitted = () if runs_to_completion else plan.admitted
+            results = self.in_flight.run(plan.running, plan.reading + admitted)
         if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
             if self.exact.freshness is not None:

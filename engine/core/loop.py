@@ -45,6 +45,7 @@ class Loop:
         self.clock = clock
         self.num_steps = 0
         self.num_prompt_tokens = 0
+        self.num_found_tokens = 0
         self.num_completion_tokens = 0
         self.num_in_flight = 0
         self.num_by_generate = 0
@@ -114,12 +115,14 @@ class Loop:
         finally:
             seconds = self.clock() - started_at
             self.busy_seconds += seconds
+            self.scheduler.learn(plan, seconds)
             self.step_counts[bisect_left(STEP_SECONDS, seconds)] += 1
 
     def count(self, plan: StepPlan, finished: list[Completion]) -> None:
         """Add a step to the totals of `progress`."""
         self.num_steps += 1
         self.num_prompt_tokens += sum(len(each.prompt_ids) for each in plan.admitted)
+        self.num_found_tokens += plan.num_found_tokens
         num_by_generate = sum(each.runs_to_completion for each in plan.admitted)
         self.num_by_generate += num_by_generate
         self.num_in_flight += len(plan.admitted) - num_by_generate
@@ -132,6 +135,7 @@ class Loop:
             num_running=len(self.scheduler.running),
             num_steps=self.num_steps,
             num_prompt_tokens=self.num_prompt_tokens,
+            num_found_tokens=self.num_found_tokens,
             num_completion_tokens=self.num_completion_tokens,
             num_in_flight=self.num_in_flight,
             num_by_generate=self.num_by_generate,

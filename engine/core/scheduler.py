@@ -3,17 +3,28 @@
 Sequences wait in order of arrival, interactive ones before the others. The first in this order
 sets the batch key: only sequences with that key are admitted, and none with another key before
 it is. After MAX_OVERTAKING interactive sequences the oldest of all is first. So none starves.
+
+A long prompt is read in slices, one a step, so that those that decode beside it wait for their next
+token about twice as long as usual, and not until it is read. Where only bulk sequences run and
+others wait, slices are longer: there it counts when all are done.
+
+Prompts that begin alike are read one after the other, so that the next finds in the cache what the
+first computed. Whoever begins as a prompt that is read in this step waits for the next step. Of
+MAX_LOOK_AHEAD bulk sequences those that would find something go before the others, but never
+before the first; the next are looked at when the last of these is gone, so that nobody is passed
+by more.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice, takewhile
 
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence, SequenceState
+from engine.core.slice_size import MIN_TOKENS, SliceSize
 from engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
 from engine.protocol.engine_spec import EngineSpec
 
@@ -22,6 +33,9 @@ from engine.protocol.engine_spec import EngineSpec
 MAX_ADMITTED_TOKENS = 512
 # The most interactive sequences that are admitted before one that arrived earlier.
 MAX_OVERTAKING = 64
+# The bulk sequences of which some may go before others, for the sake of their prompts.
+MAX_LOOK_AHEAD = 64
+MIN_SHARED_TOKENS = 64  # fewer are worth neither waiting nor going before others
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +43,9 @@ class StepLimits:
     """The limits of one step."""
 
     max_sequences: int  # rows
-    max_step_tokens: int  # prompt tokens of admitted sequences, and one for each running row
-    # The most prompt tokens admitted at once. A longer prompt is admitted alone; sequences that
-    # run to completion are exempt.
+    max_step_tokens: int  # prompt tokens that it reads, and one for each running row
+    # The most prompt tokens read at once beside running rows. A longer prompt is read in slices,
+    # or alone if its backend has none; sequences that run to completion are exempt.
     max_admitted_tokens: int | None = None
     max_cache_tokens: int | None = None  # kept between steps, counting each at its longest
 
@@ -78,14 +92,18 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: it decodes a token for each row of `running` and prefills `admitted`."""
+    """One step: it decodes a token for each row of `running`, and reads the prompts of `reading`
+    and `admitted`, each up to its `num_read_tokens`."""
 
     running: tuple[Sequence, ...]
     admitted: tuple[Sequence, ...]
+    reading: tuple[Sequence, ...] = ()  # admitted before, with prompts that are read in part
+    num_prompt_tokens: int = 0  # that it reads
+    num_found_tokens: int = 0  # of the prompts of `admitted`, which it need not read
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
-        return self.running + self.admitted
+        return self.running + self.reading + self.admitted
 
     @property
     def num_rows(self) -> int:
@@ -93,20 +111,74 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        prefill = sum(each.num_prefill_tokens for each in self.admitted)
-        return prefill + sum(each.num_rows for each in self.running)
+        return self.num_prompt_tokens + sum(each.num_rows for each in self.running)
+
+
+class StepTokens:
+    """The tokens of a step while it is planned."""
+
+    def __init__(self, limits: StepLimits, num_rows: int, num_slice_tokens: int) -> None:
+        """num_rows:         that decode, a token each
+        num_slice_tokens: the most that it may read of long prompts"""
+        self.limits = limits
+        self.num_tokens = num_rows
+        self.num_slice_tokens = num_slice_tokens  # still to be had
+        self.num_prompt_tokens = self.num_found_tokens = 0
+        self.ends: dict[int, int] = {}  # by id: how much of a prompt is read after the step
+        self.read_blocks: set[bytes] = set()  # of prompts, by their hashes
+
+    def is_long(self, sequence: Sequence, num_unread: int) -> bool:
+        """Whether so many tokens of its prompt are read in slices."""
+        most = self.limits.max_admitted_tokens
+        return sequence.num_read_tokens is not None and most is not None and num_unread > most
+
+    def slice_of(self, num_unread: int) -> int:
+        """The number of tokens of the next slice."""
+        return min(num_unread, self.num_slice_tokens, self.limits.max_step_tokens - self.num_tokens)
+
+    def can_read(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether it has room for so many of the sequence's tokens, beside what it reads."""
+        if self.num_tokens + num_tokens > self.limits.max_step_tokens:
+            return False
+        most = self.limits.max_admitted_tokens
+        if most is None or sequence.runs_to_completion or not self.num_prompt_tokens:
+            return True
+        return self.num_prompt_tokens + num_tokens <= most
+
+    def read(self, sequence: Sequence, start: int, num_tokens: int, is_slice: bool) -> None:
+        self.num_tokens += num_tokens
+        self.num_prompt_tokens += num_tokens
+        if is_slice:
+            self.num_slice_tokens -= num_tokens
+        self.ends[sequence.id] = start + num_tokens
+        if sequence.blocks is not None:
+            self.read_blocks.update(sequence.blocks.hashes_of(start, start + num_tokens))
+
+    def reads_start_of(self, sequence: Sequence, num_found: int) -> bool:
+        """Whether it reads what the sequence would have to read next, and enough of it."""
+        blocks = sequence.blocks
+        if blocks is None or not self.read_blocks:
+            return False
+        unread = blocks.usable[num_found // blocks.cache.block_tokens :]
+        num_shared = sum(1 for _ in takewhile(self.read_blocks.__contains__, unread))
+        return num_shared * blocks.cache.block_tokens >= MIN_SHARED_TOKENS
 
 
 class Scheduler:
     """Always: each sequence is in `waiting` or in `running`, never in both; the rows of
-    `running` are counted in `num_rows` and within the limits."""
+    `running` are counted in `num_rows` and within the limits; `reading` are those of `running`
+    whose prompts are not read to the end."""
 
     def __init__(self, limits: StepLimits) -> None:
         self.limits = limits
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by id, in order of arrival
         self.interactive: OrderedDict[int, Sequence] = OrderedDict()  # of those waiting
+        self.look_ahead: OrderedDict[int, Sequence] = OrderedDict()  # of those waiting
         self.num_overtaking = 0  # sequences admitted before the oldest that waits
         self.running: dict[int, Sequence] = {}
+        self.reading: dict[int, Sequence] = {}  # of those running
+        self.slice_size = SliceSize()
+        self.has_backlog = False  # whether the last step left any waiting
         self.num_rows = 0  # of those running
         self.num_cache_tokens = 0  # of those running
 
@@ -125,12 +197,15 @@ class Scheduler:
         max_rows: a bound below that of the limits, after memory ran out; sequences that run
                   already, and a single sequence, may exceed it
         """
-        running = tuple(self.running.values())
+        running = tuple(each for each in self.running.values() if each.id not in self.reading)
         max_sequences = self.limits.max_sequences
         if max_rows is not None:
             max_sequences = min(max_rows, max_sequences)
-        admitted = self._admit(running[0].batch_key if running else None, max_sequences)
-        if not running and not admitted:
+        num_decoding = sum(each.num_rows for each in running)
+        step = StepTokens(self.limits, num_decoding, self._num_slice_tokens(running))
+        reading = self._go_on_reading(step)
+        admitted = self._admit(step, max_sequences)
+        if not running and not reading and not admitted:
             return None
         if admitted:
             is_turn = next(iter(self.waiting.values())) in admitted
@@ -142,14 +217,35 @@ class Scheduler:
             self.running[sequence.id] = sequence
             self.num_rows += sequence.num_rows
             self.num_cache_tokens += sequence.num_cache_tokens
-        return StepPlan(running, tuple(admitted))
+        for sequence in (*reading, *admitted):
+            if sequence.num_read_tokens is None:
+                continue
+            sequence.num_read_tokens = step.ends[sequence.id]
+            if sequence.is_read:
+                self.reading.pop(sequence.id, None)
+            else:
+                self.reading[sequence.id] = sequence
+        self.has_backlog = bool(self.waiting)
+        return StepPlan(
+            running,
+            tuple(admitted),
+            tuple(reading),
+            step.num_prompt_tokens,
+            step.num_found_tokens,
+        )
+
+    def learn(self, plan: StepPlan, seconds: float) -> None:
+        """Take note of how long a step took: slices are cut by it."""
+        runs_to_completion = any(each.runs_to_completion for each in plan.admitted)
+        if plan.running and not runs_to_completion:
+            self.slice_size.learn(plan.num_prompt_tokens, seconds)
 
     def apply(self, plan: StepPlan, results: list[Completion | None]) -> list[Completion]:
         """Remove the finished sequences and return their completions.
 
         results: for each of `plan.sequences`, in order, its completion or None
         """
-        assert len(results) == len(plan.running) + len(plan.admitted)
+        assert len(results) == len(plan.sequences)
         finished = [each for each in results if each is not None]
         for completion in finished:
             self._finish(completion.sequence)
@@ -191,6 +287,9 @@ class Scheduler:
             raise InvariantBroken(f"{interactive} wait first, {list(self.interactive)} are listed")
         if len({each.batch_key for each in self.running.values()}) > 1:
             raise InvariantBroken("sequences with several batch keys share a step")
+        unread = {id_ for id_, each in self.running.items() if not each.is_read}
+        if unread != self.reading.keys():
+            raise InvariantBroken(f"{sorted(unread)} are not read, {list(self.reading)} are listed")
 
     def _in_order(self) -> Iterator[Sequence]:
         """The waiting sequences in the order in which they are to be admitted."""
@@ -199,17 +298,64 @@ class Scheduler:
         others = (each for each in self.waiting.values() if not each.request.is_interactive)
         return chain(self.interactive.values(), others)
 
+    def _in_order_of_meeting(self) -> Iterator[Sequence]:
+        """The same, but for bulk sequences that others have read for."""
+        order = self._in_order()
+        first = next(order)
+        yield first
+        sharing: set[int] | None = None
+        for sequence in order:
+            if sharing is None and not sequence.request.is_interactive:
+                sharing = set()
+                for each in self._looked_at():
+                    if each is not first and each.num_found_tokens >= MIN_SHARED_TOKENS:
+                        sharing.add(each.id)
+                        yield each
+            if not sharing or sequence.id not in sharing:
+                yield sequence
+
+    def _looked_at(self) -> list[Sequence]:
+        if not self.look_ahead:
+            bulk = (each for each in self.waiting.values() if not each.request.is_interactive)
+            self.look_ahead.update((each.id, each) for each in islice(bulk, MAX_LOOK_AHEAD))
+        return list(self.look_ahead.values())
+
     def _leave(self, sequence: Sequence) -> None:
         """Remove a sequence from those that wait."""
         del self.waiting[sequence.id]
         self.interactive.pop(sequence.id, None)
+        self.look_ahead.pop(sequence.id, None)
 
-    def _admit(self, batch_key: Hashable | None, max_sequences: int) -> list[Sequence]:
-        """The sequences to admit beside running ones with `batch_key`, in order. The first that
-        does not fit ends the list, so that small requests cannot keep a large one waiting."""
+    def _num_slice_tokens(self, decoding: tuple[Sequence, ...]) -> int:
+        """The most tokens that a step reads of long prompts."""
+        most = self.limits.max_admitted_tokens
+        if not decoding or most is None:
+            return self.limits.max_step_tokens
+        is_for_somebody = any(each.request.is_interactive for each in self.running.values())
+        if self.has_backlog and not self.interactive and not is_for_somebody:
+            return most
+        return min(self.slice_size.num_tokens, most)
+
+    def _go_on_reading(self, step: StepTokens) -> list[Sequence]:
+        """Those of `reading` of whose prompts the step reads more."""
+        read = []
+        for sequence in self.reading.values():
+            assert sequence.num_read_tokens is not None
+            num_tokens = step.slice_of(len(sequence.prompt_ids) - sequence.num_read_tokens)
+            if num_tokens > 0:
+                step.read(sequence, sequence.num_read_tokens, num_tokens, is_slice=True)
+                read.append(sequence)
+        return read
+
+    def _admit(self, step: StepTokens, max_sequences: int) -> list[Sequence]:
+        """The sequences to admit beside the running ones, in order. The first that does not fit
+        ends the list, so that small requests cannot keep a large one waiting. Two kinds let others
+        pass: who is to be read in slices while another is, and who is to find what this step
+        reads."""
         if not self.waiting:
             return []
         leader = next(self._in_order())
+        batch_key = next((each.batch_key for each in self.running.values()), None)
         if (
             batch_key is not None
             and leader.batch_key != batch_key
@@ -218,33 +364,42 @@ class Scheduler:
             return []
         num_rows = self.num_rows
         num_cache_tokens = self.num_cache_tokens
-        num_tokens = self.num_rows  # one for each running row
-        num_admitted_tokens = 0
         admitted: list[Sequence] = []
-        for sequence in self._in_order():
+        num_passed = 0
+        for sequence in self._in_order_of_meeting():
+            if num_passed > MAX_LOOK_AHEAD:
+                break
             if sequence.batch_key != leader.batch_key:
                 continue
+            num_found = sequence.num_found_tokens
+            if step.reads_start_of(sequence, num_found):
+                num_passed += 1
+                continue
+            num_tokens = sequence.num_prefill_tokens - num_found
+            is_slice = step.is_long(sequence, num_tokens)
+            if is_slice:
+                num_tokens = step.slice_of(num_tokens)
+                if num_tokens < MIN_TOKENS and step.num_prompt_tokens:
+                    num_passed += 1
+                    continue
             num_rows += sequence.num_rows
-            num_tokens += sequence.num_prefill_tokens
-            num_admitted_tokens += sequence.num_prefill_tokens
             num_cache_tokens += sequence.num_cache_tokens
             is_first = not admitted and not self.running
             if (
                 (num_rows > max_sequences and not is_first)
-                or (admitted and self._is_long(sequence, num_admitted_tokens))
-                or num_tokens > self.limits.max_step_tokens
+                or not step.can_read(sequence, num_tokens)
+                or num_tokens < 1
                 or not self.limits.can_cache(num_cache_tokens)
             ):
                 break
+            step.read(sequence, num_found, num_tokens, is_slice)
+            step.num_found_tokens += num_found
             admitted.append(sequence)
         return admitted
 
-    def _is_long(self, sequence: Sequence, num_admitted_tokens: int) -> bool:
-        most = self.limits.max_admitted_tokens
-        return most is not None and not sequence.runs_to_completion and num_admitted_tokens > most
-
     def _finish(self, sequence: Sequence) -> None:
         if self.running.pop(sequence.id, None) is not None:
+            self.reading.pop(sequence.id, None)
             self.num_rows -= sequence.num_rows
             self.num_cache_tokens -= sequence.num_cache_tokens
         else:

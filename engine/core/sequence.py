@@ -11,6 +11,7 @@ from engine.protocol.messages import Request
 from engine.sampling.resolve_params import ResolvedParams
 
 if TYPE_CHECKING:
+    from engine.kv_cache.prefix_cache import PromptBlocks
     from engine.text.grammars import Grammar
 
 
@@ -47,11 +48,25 @@ class Sequence:
     # sequences that have another batch key.
     runs_to_completion: bool = False
     num_cache_tokens: int = 0  # keys and values kept between steps at its longest, all rows
+    # How much of its prompt is in the cache when the planned step is done, by the scheduler's plan.
+    # None: all, by the step that admits it. A backend that reads prompts in slices sets 0.
+    num_read_tokens: int | None = None
+    blocks: PromptBlocks | None = None  # of its prompt; None: they are not shared
     state: SequenceState = SequenceState.WAITING
 
     @property
     def id(self) -> int:
         return self.request.id
+
+    @property
+    def num_found_tokens(self) -> int:
+        """The first tokens of its prompt that need not be computed."""
+        return 0 if self.blocks is None else self.blocks.num_found_tokens
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its whole prompt is read when the planned step is done."""
+        return self.num_read_tokens is None or self.num_read_tokens == len(self.prompt_ids)
 
     def move(self, state: SequenceState) -> None:
         """Enter the next state; it must be one that NEXT allows."""

@@ -97,11 +97,12 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             return
         rows: list[tuple[int, ...]] = []
         for cache, (begin, end) in self.prompts:
+            num_columns = cache.length + end - begin
             rows.append(
                 (*addresses_of(cache.kv), cache.capacity, cache.kv.stride(2),
-                 cache.num_prompt_rows, end - begin, self.num_rows + begin, 0)
+                 cache.num_prompt_rows, num_columns, self.num_rows + begin, cache.length)
             )  # fmt: skip
-            self.make_scratch(self.prefill_kernel.scratch_width(end - begin, self.shape.head_size))
+            self.make_scratch(self.prefill_kernel.scratch_width(num_columns, self.shape.head_size))
         self.prompts_table = CacheTable(self.kernel, self.shape, rows)
 
     def make_scratch_for(self, num_columns: int) -> None:

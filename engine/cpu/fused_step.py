@@ -75,10 +75,14 @@ class Capacity:
 
     def grown(self, other: Self) -> Self:
         """Return the capacity that also holds `other`."""
+        positions = self.positions
+        if other.positions > positions:
+            # Twice as many, for a prompt that is read in slices comes to a later one in each step.
+            positions = rounded_up(max(other.positions, 2 * positions), CAPACITY_MULTIPLE)
         return type(self)(
             max(self.tokens, rounded_up(other.tokens, CAPACITY_MULTIPLE)),
             max(self.logits, other.logits),
-            max(self.positions, rounded_up(other.positions, CAPACITY_MULTIPLE)),
+            positions,
             other.threads,
         )
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.kv_cache.prefix_cache import PromptBlocks
+
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
@@ -45,7 +47,7 @@ class SequenceCache(Protocol):
         """Make sure that each row has memory for `num_tokens` more."""
 
     def commit_prompt(self, num_tokens: int) -> None:
-        """Count the tokens of a prompt, whose keys and values all rows share."""
+        """Count the first `num_tokens` of a prompt, whose keys and values all rows share."""
 
     def commit_token(self) -> None:
         """Count the token that a step wrote in each row."""
@@ -61,6 +63,16 @@ class SequenceCache(Protocol):
 
     def clear(self) -> None:
         """Free the memory. A second call does nothing."""
+
+
+class PrefixSequenceCache(SequenceCache, Protocol):
+    """One whose prompt may begin with what was computed for another."""
+
+    def take_prefix(self, blocks: PromptBlocks) -> None:
+        """Begin with what is kept of the prompt, if anything: it counts in `length`."""
+
+    def keep_prefix(self, blocks: PromptBlocks) -> None:
+        """Let others find what is computed of the prompt, if it was met before."""
 
 
 class KVCacheManager(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterable
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.prefix_cache import PrefixCache, PromptBlocks
 
+BLOCK_TOKENS = 32  # of prompts that share their beginnings
 BUCKET_TOKENS = 64
 # A tensor that may become as large has pages of the operating system from the start, which are
 # returned to it. On the heap, tensors of all sizes leave holes that nothing fits, as much again
@@ -111,13 +114,34 @@ class ContiguousSequenceCache:
             self.ancestors = grown
 
     def write_prompt(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write one layer's first tokens, the same for every row; `commit_prompt` counts them.
+        """Write one layer's next tokens of a prompt, the same for every row; `commit_prompt` counts
+        them.
 
         keys, values: (heads, tokens, head size)
         """
-        num_tokens = keys.shape[1]
-        self.kv[layer, 0, : self.num_prompt_rows, :, :num_tokens] = keys
-        self.kv[layer, 1, : self.num_prompt_rows, :, :num_tokens] = values
+        columns = slice(self.length, self.length + keys.shape[1])
+        self.kv[layer, 0, : self.num_prompt_rows, :, columns] = keys
+        self.kv[layer, 1, : self.num_prompt_rows, :, columns] = values
+
+    def take_prefix(self, blocks: PromptBlocks) -> None:
+        """Begin with a copy of what is kept of the prompt."""
+        kept, size = blocks.cache.use(blocks), blocks.cache.block_tokens
+        if not kept:
+            return
+        self.reserve(blocks.num_tokens + 1)
+        for number, block in enumerate(kept):
+            columns = slice(number * size, (number + 1) * size)
+            self.kv[:, :, : self.num_prompt_rows, :, columns] = block.place[:, :, None]
+        self.commit_prompt(len(kept) * size)
+
+    def keep_prefix(self, blocks: PromptBlocks) -> None:
+        """Let the cache of prefixes copy what it is to keep of the prompt."""
+        size = blocks.cache.block_tokens
+
+        def place_of(number: int) -> Tensor:
+            return self.kv[:, :, 0, :, number * size : (number + 1) * size].clone()
+
+        blocks.cache.keep(blocks, self.length, place_of)
 
     def commit_prompt(self, num_tokens: int) -> None:
         self.length = num_tokens
@@ -146,7 +170,7 @@ class ContiguousSequenceCache:
                 self.encoded_kv.fill_(torch.nan)
         self.buffer_pool.put(self.kv)
         self.kv, self.encoded_kv = self._empty(0), None
-        self.length = 0
+        self.length = self.max_tokens = 0
 
     def _capacity_for(self, num_tokens: int) -> int:
         at_most = rounded_up(max(num_tokens, self.max_tokens), BUCKET_TOKENS)
@@ -172,27 +196,58 @@ class ContiguousSequenceCache:
 
 class ContiguousKVCache:
     """The KVCacheManager of ContiguousSequenceCaches. Always: no two of them share memory, nor
-    is any of it in the pool."""
+    is any of it in the pool, nor that of a prefix that is kept."""
 
-    def __init__(self, shape: KVShape, by_ancestors: bool = False, poisoned: bool = False) -> None:
-        """by_ancestors, poisoned: see ContiguousSequenceCache"""
+    def __init__(
+        self,
+        shape: KVShape,
+        by_ancestors: bool = False,
+        poisoned: bool = False,
+        max_tokens: int = 0,
+        max_prefix_tokens: int = 0,
+    ) -> None:
+        """by_ancestors, poisoned: see ContiguousSequenceCache
+        max_tokens:        of all sequences at their longest, and of prefixes beside them
+        max_prefix_tokens: of prefixes that are kept for other sequences; 0: none are"""
         self.shape = shape
         self.by_ancestors = by_ancestors
         self.poisoned = poisoned
+        self.max_tokens = max_tokens
         self.buffer_pool = BufferPool(MAX_POOLED_BYTES)
+        self.prefixes: PrefixCache[Tensor] | None = None
+        if max_prefix_tokens:
+            max_blocks = max_prefix_tokens // BLOCK_TOKENS
+            self.prefixes = PrefixCache(BLOCK_TOKENS, max_blocks, self._let_go)
+        self.sequences: WeakSet[ContiguousSequenceCache] = WeakSet()
 
     def new_sequence(self, num_rows: int, max_tokens: int = 0) -> ContiguousSequenceCache:
-        return ContiguousSequenceCache(
+        cache = ContiguousSequenceCache(
             self.shape, num_rows, self.by_ancestors, self.poisoned, max_tokens, self.buffer_pool
         )
+        if self.prefixes is not None:
+            self.sequences.add(cache)
+            reserved = sum(each.num_rows * each.max_tokens for each in self.sequences)
+            self.prefixes.make_room((self.max_tokens - reserved) // BLOCK_TOKENS)
+        return cache
+
+    def _let_go(self, block: Tensor) -> None:
+        if self.poisoned:
+            with torch.inference_mode():
+                block.fill_(torch.nan)
 
     def free_all_but(self, caches: Iterable[ContiguousSequenceCache]) -> None:
-        """The memory of a cache without an owner goes with it; what is pooled is freed here."""
+        """The memory of a cache without an owner goes with it; what is pooled is freed here, and
+        so are prefixes."""
         self.buffer_pool.clear()
+        if self.prefixes is not None:
+            self.prefixes.shrink(0)
 
     def check(self, caches: Iterable[ContiguousSequenceCache]) -> None:
         storages = [each.kv.untyped_storage() for each in caches]
         storages += self.buffer_pool.buffers
+        if self.prefixes is not None:
+            self.prefixes.check({})
+            storages += [each.place.untyped_storage() for each in self.prefixes.kept.values()]
         addresses = [each.data_ptr() for each in storages if each.nbytes()]
         if len(set(addresses)) != len(addresses):
             raise InvariantBroken(

@@ -3,11 +3,13 @@
 A GPU needs one call for all rows, at addresses that do not change. So one tensor of token slots
 is made once and handed out in pages, and a table says of each row in which token slot each of
 its tokens is. Rows of one request share the token slots of their prompt, and beams that change
-places exchange entries of the table and move no keys.
+places exchange entries of the table and move no keys. Sequences whose prompts begin alike refer to
+the same pages: only full ones, which nobody writes to any more, so that none has to be copied.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
 
 PAGE_TOKENS = 64
 
@@ -24,15 +27,22 @@ SCRATCH = 1  # written and read by the rows that pad a step
 
 
 class PagedKVCache:
-    """The KVCacheManager of PagedSequenceCaches. Always: each page but the first is free or
-    owned by one sequence, and so is each row; the blank token slot is zero; a token slot is
-    written once between two owners."""
+    """The KVCacheManager of PagedSequenceCaches. Always: each page but the first is free, owned
+    by one sequence, or a prefix that is kept; each row is free or owned; the blank token slot is
+    zero; a token slot is written once between two owners."""
 
     def __init__(
-        self, shape: KVShape, max_rows: int, max_tokens: int, poisoned: bool = False
+        self,
+        shape: KVShape,
+        max_rows: int,
+        max_tokens: int,
+        poisoned: bool = False,
+        max_prefix_tokens: int = 0,
     ) -> None:
         """max_tokens: kept at once, of all rows, as the scheduler counts them
-        poisoned: memory that was never written is NaN, so that a test sees it read"""
+        poisoned: memory that was never written is NaN, so that a test sees it read
+        max_prefix_tokens: of prefixes kept for other sequences, as long as no sequence needs their
+                           pages; 0: none are"""
         self.shape = shape
         self.max_rows = max_rows
         self.poisoned = poisoned
@@ -49,6 +59,10 @@ class PagedKVCache:
         # The last are handed out first, and those that were freed last.
         self.free_pages = list(range(1, self.num_pages))
         self.free_rows = list(range(max_rows))
+        self.prefixes: PrefixCache[int] | None = None
+        if max_prefix_tokens:
+            max_blocks = max_prefix_tokens // PAGE_TOKENS
+            self.prefixes = PrefixCache(PAGE_TOKENS, max_blocks, self._free_page)
         self.sequences: dict[int, PagedSequenceCache] = {}  # by the first row
         self.slot_table = SlotTable(max_rows, shape.device)
         self.encoded_slot_table = SlotTable(max_rows, shape.device)
@@ -60,19 +74,27 @@ class PagedKVCache:
 
     def take_pages(self, num_tokens: int) -> list[int]:
         """Hand out pages with token slots for `num_tokens`."""
-        return self._take(self.free_pages, -(-num_tokens // PAGE_TOKENS), "pages")
+        num_pages = -(-num_tokens // PAGE_TOKENS)
+        if self.prefixes is not None and num_pages > len(self.free_pages):
+            num_missing = num_pages - len(self.free_pages)
+            self.prefixes.shrink(len(self.prefixes.kept) - num_missing)
+        return self._take(self.free_pages, num_pages, "pages")
 
     def give_back(self, rows: list[int], pages: list[int]) -> None:
         """Take back all rows and pages of a sequence."""
         del self.sequences[rows[0]]
-        if self.poisoned:
-            for page in pages:
-                self.kv[:, page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS] = torch.nan
         for row in rows:
             self.slot_table.clear_row(row)
             self.encoded_slot_table.clear_row(row)
         self.free_rows += rows
-        self.free_pages += pages
+        for page in pages:
+            self._free_page(page)
+
+    def _free_page(self, page: int) -> None:
+        if self.poisoned:
+            with torch.inference_mode():
+                self.kv[:, page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS] = torch.nan
+        self.free_pages.append(page)
 
     def free_all_but(self, caches: Iterable[PagedSequenceCache]) -> None:
         owners = {cache.rows[0] for cache in caches}
@@ -82,9 +104,13 @@ class PagedKVCache:
 
     def check(self, caches: Iterable[PagedSequenceCache]) -> None:
         owners = list(caches)
+        pages = [each.pages for each in owners]
+        if self.prefixes is not None:
+            pages.append([each.place for each in self.prefixes.kept.values()])
+            self.prefixes.check(Counter(id(block) for each in owners for block in each.shared))
         for name, free, taken, all_ in (
             ("rows", self.free_rows, [each.rows for each in owners], range(self.max_rows)),
-            ("pages", self.free_pages, [each.pages for each in owners], range(1, self.num_pages)),
+            ("pages", self.free_pages, pages, range(1, self.num_pages)),
         ):
             counted = sorted([*free, *(each for some in taken for each in some)])
             if counted != list(all_):
@@ -147,7 +173,9 @@ class PagedSequenceCache:
         self.kv_cache = kv_cache
         self.rows = rows
         self.num_rows = len(rows)
-        self.pages: list[int] = []
+        self.pages: list[int] = []  # its own
+        self.shared: list[KeptBlock[int]] = []  # pages of its prompt that others may read
+        self.first_row_pages: list[int] = []  # of both kinds, in the order of their tokens
         self.length = 0
         self.num_encoded_tokens = 0
         self.row_capacities = [0] * len(rows)  # tokens for which each row has token slots
@@ -164,12 +192,28 @@ class PagedSequenceCache:
             self._extend(at, self.length + num_tokens)
 
     def reserve_prompt(self, num_tokens: int) -> Tensor:
-        """Reserve token slots for a prompt, once for all rows; returns them: (tokens,) int64."""
+        """Reserve token slots for the first tokens of a prompt, once for all rows; returns them:
+        (tokens,) int64."""
         self._extend(0, num_tokens)
         self.kv_cache.slot_table.share(self.rows, num_tokens)
         # A token that is yet to come goes into a token slot of its own row.
         self.row_capacities[1:] = [num_tokens] * (len(self.rows) - 1)
         return self.kv_cache.slot_table.slots[self.rows[0], :num_tokens]
+
+    def take_prefix(self, blocks: PromptBlocks) -> None:
+        """Begin with the pages that are kept of the prompt."""
+        for block in blocks.cache.use(blocks):
+            block.num_users += 1
+            self.shared.append(block)
+            self._append(0, [block.place])
+            self.length += PAGE_TOKENS
+
+    def keep_prefix(self, blocks: PromptBlocks) -> None:
+        """Leave what is to be kept of the prompt to the cache of prefixes, and go on reading it."""
+        for block in blocks.cache.keep(blocks, self.length, self.first_row_pages.__getitem__):
+            block.num_users += 1
+            self.shared.append(block)
+            self.pages.remove(block.place)
 
     def commit_prompt(self, num_tokens: int) -> None:
         self.length = num_tokens
@@ -196,7 +240,10 @@ class PagedSequenceCache:
     def clear(self) -> None:
         if self.rows:
             self.kv_cache.give_back(self.rows, self.pages)
+        for block in self.shared:
+            block.num_users -= 1
         self.rows, self.pages, self.row_capacities = [], [], []
+        self.shared, self.first_row_pages = [], []
         self.length = self.num_encoded_tokens = 0
 
     def _extend(self, at: int, num_tokens: int) -> None:
@@ -205,8 +252,14 @@ class PagedSequenceCache:
             return
         pages = self.kv_cache.take_pages(missing)
         self.pages += pages
+        self._append(at, pages)
+
+    def _append(self, at: int, pages: list[int]) -> None:
+        """Let a row go on in these pages."""
         self.kv_cache.slot_table.append_pages(self.rows[at], self.row_capacities[at], pages)
         self.row_capacities[at] += len(pages) * PAGE_TOKENS
+        if at == 0:
+            self.first_row_pages += pages
 
 
 def num_pages(max_rows: int, max_tokens: int) -> int:

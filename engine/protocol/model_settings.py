@@ -52,6 +52,7 @@ class ModelSettings:
     max_step_tokens: int | None = None  # prompt tokens and decoded rows in one step
     max_cache_tokens: int | None = None  # keys and values kept between steps, of all rows
     kv_cache: str | float | None = None  # the same as "2GiB", or as a share of what is free
+    prefix_caching: bool = True  # in flight, prompts that begin alike are read once
     max_input_tokens: int | None = None  # None: what the checkpoint takes
     max_new_tokens: int | None = None  # for requests that name no length; None: the checkpoint's
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Some
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +22,24 @@ from engine.attention.prefill import (
 )
 from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager, SequenceCache
+from engine.kv_cache.base import KVCacheManager, PrefixSequenceCache, SequenceCache
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch, row_lengths
+
+NONE_BEGUN: Mapping[int, SequenceCache] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSlice:
+    """What is to be read of a prompt next: up to `end`, from where its cache ends."""
+
+    sequence: Sequence
+    cache: SequenceCache
+    end: int
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.sequence.prompt_ids[self.cache.length : self.end]
 
 
 class CausalRunner:
@@ -46,61 +64,91 @@ class CausalRunner:
         """The tokens of a row before the first new one."""
         return sequence.prompt_ids
 
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor]:
-        """Compute prompts. Returns their caches, and the logits of each first new token:
-        (sequences, vocab)."""
+    def prefill(
+        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
+    ) -> tuple[list[SequenceCache], Tensor]:
+        """Compute prompts, each up to its sequence's `num_read_tokens`. Returns their caches, and
+        the logits of the token after each: (sequences, vocab).
+
+        begun: the caches, by id, of those whose prompts were read in part
+        """
+        slices = [self._slice_of(each, begun) for each in sequences]
         done = [
-            (caches, logits.clone())  # the next chunk's may come in their place
-            for caches, logits in map(self._prefill, chunks(sequences, self.model.device))
+            self._prefill(each).clone()  # the next chunk's may come in its place
+            for each in chunks(slices, self.model.device)
         ]
-        logits = torch.cat([each for _, each in done])
-        return [cache for caches, _ in done for cache in caches], logits
+        return [each.cache for each in slices], torch.cat(done)
 
     def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
+        self,
+        sequences: list[Sequence],
+        caches: list[SequenceCache],
+        tokens: list[int],
+        begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> tuple[list[SequenceCache], Tensor] | None:
         """`prefill` and `decode` in one forward pass, which reads the weights once. Returns the
         caches of the prompts, and the logits of the step and then of the prompts:
         (rows + sequences, vocab). None if it takes more than one pass."""
-        if not self.executor.mixes_prefill or len(chunks(sequences, self.model.device)) > 1:
+        if not self.executor.mixes_prefill:
             return None
-        return self._prefill(sequences, caches, tokens)
+        slices = [self._slice_of(each, begun) for each in sequences]
+        if len(chunks(slices, self.model.device)) > 1:
+            for each in slices:
+                if each.sequence.id not in begun:
+                    each.cache.clear()
+            return None
+        return [each.cache for each in slices], self._prefill(slices, caches, tokens)
+
+    def _slice_of(self, sequence: Sequence, begun: Mapping[int, SequenceCache]) -> PromptSlice:
+        end = sequence.num_read_tokens
+        end = len(sequence.prompt_ids) if end is None else end
+        cache = begun.get(sequence.id)
+        if cache is None:
+            max_tokens = len(sequence.prompt_ids) + sequence.settings.max_new_tokens
+            cache = self.kv_cache.new_sequence(sequence.num_rows, max_tokens)
+            if sequence.blocks is not None:
+                cast(PrefixSequenceCache, cache).take_prefix(sequence.blocks)
+        if cache.length >= end:
+            # A step failed after it had read so far. The last is computed again for its logits.
+            cache.commit_prompt(end - 1)
+        return PromptSlice(sequence, cache, end)
 
     def _prefill(
         self,
-        sequences: list[Sequence],
+        slices: list[PromptSlice],
         decoding: Some[SequenceCache] = (),
         tokens: Some[int] = (),
-    ) -> tuple[list[SequenceCache], Tensor]:
+    ) -> Tensor:
         num_decode = len(tokens)
         prompts = padded_to_multiple(
-            [each.prompt_ids for each in sequences], self.token_multiple, num_decode
+            [each.prompt_ids for each in slices], self.token_multiple, num_decode
         )
         ids, spans = concatenated(prompts)
-        spans = spans[: len(sequences)]  # without the padding
-        caches = [
-            self.kv_cache.new_sequence(
-                each.num_rows, len(each.prompt_ids) + each.settings.max_new_tokens
-            )
-            for each in sequences
-        ]
-        self.attention.prepare(list(decoding), caches, spans)
+        spans = spans[: len(slices)]  # without the padding
+        starts = [each.cache.length for each in slices] + [0] * (len(prompts) - len(slices))
+        self.attention.prepare(list(decoding), [each.cache for each in slices], spans)
         last_tokens = (num_decode + end - 1 for _, end in spans)
         logits = self.executor.prefill(
             PrefillBatch(
                 token_ids=[*tokens, *ids],
                 positions=[
                     *row_lengths(decoding),
-                    *(position for each in prompts for position in range(len(each))),
+                    *(
+                        position
+                        for start, each in zip(starts, prompts, strict=True)
+                        for position in range(start, start + len(each))
+                    ),
                 ],
                 spans=spans,
                 num_decode_tokens=num_decode,
                 logits_indices=(*range(num_decode), *last_tokens),
             )
         )
-        for each, (begin, end) in zip(caches, spans, strict=True):
-            each.commit_prompt(end - begin)
-        return caches, logits
+        for each in slices:
+            each.cache.commit_prompt(each.end)
+            if each.sequence.blocks is not None:
+                cast(PrefixSequenceCache, each.cache).keep_prefix(each.sequence.blocks)
+        return logits
 
     def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
         """Compute a step: store the newest token of each row, which the caller then counts, and

@@ -21,7 +21,7 @@ from worker.recipes.versions import RECIPE_VERSIONS
 WITHOUT_EFFECT = frozenset(
     {
         "cpu_kernels", "gpu_memory_utilization", "kv_cache", "max_cache_tokens", "max_held",
-        "max_sequences", "max_step_tokens", "replica", "threads",
+        "max_sequences", "max_step_tokens", "prefix_caching", "replica", "threads",
         "fake_step_seconds", "fake_fail_on", "fake_out_of_memory_on", "fake_crash_on",
     }
 )  # fmt: skip

@@ -244,6 +244,11 @@ def _engine_counters(engines: Iterable[EngineFigures]) -> Iterator[Metric]:
             lambda each: each.progress.num_prompt_tokens,
         ),
         (
+            "prefix_tokens",
+            "Tokens of these prompts that another prompt began with.",
+            lambda each: each.progress.num_found_tokens,
+        ),
+        (
             "completion_tokens",
             "Tokens of answers finished.",
             lambda each: each.progress.num_completion_tokens,

@@ -1,10 +1,12 @@
-"""Prefill attention: the tokens of prompts attend to themselves, in layers like LLaMA's.
+"""Prefill attention: the tokens of prompts attend to their prompts, in layers like LLaMA's.
 
 Each prompt goes into its slot at once: its keys are rotated by their positions and written with
 its values, and then every token attends to those up to its own. That is half of what an attention
 without a mask computes, and for prompts of some hundred tokens torch's computes all of it.
 
-The arguments are those of `decode_attention`, with the prompts in the place of the slots.
+The arguments are those of `decode_attention`, with the prompts in the place of the slots. A slot
+may hold the first columns of its prompt already; then only the rest is in the rows. What is
+computed of a token has the same bits either way.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 from numba import carray
 
 from engine.cpu.kernels.decode_attention import (
+    ANCESTORS,
     CAPACITY,
     FIRST_ROW,
     GROUP,
@@ -57,6 +60,7 @@ from engine.cpu.thread_pool import (
     thread_number,
 )
 
+START = ANCESTORS  # in a prompt's slot, which has no ancestors: its first column in the rows
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
 narrow, wide = microkernel(1), microkernel(2)
@@ -101,9 +105,12 @@ def transpose(rows: Any, num_rows: Any, size: Any, columns: Any, stride: Any) ->
     """Transpose rows: (num_rows, size) into columns: (size, stride). Both are addresses."""
     read = carray(floats_at(rows), (num_rows * size,))
     written = carray(floats_at(columns), (size * stride,))
-    for each in range(size):
-        for row in range(num_rows):
-            written[each * stride + row] = read[row * size + each]
+    # By some rows at a time, which stay in the processor's first cache.
+    for first in range(0, num_rows, BLOCK_TOKENS):
+        last = min(first + BLOCK_TOKENS, num_rows)
+        for each in range(size):
+            for row in range(first, last):
+                written[each * stride + row] = read[row * size + each]
 
 
 @fast
@@ -123,7 +130,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
             length = min(first + TILE_ROWS, end)
             num_rows = length - first
             for row in range(num_rows):
-                token = prompt[FIRST_ROW] + first + row
+                token = prompt[FIRST_ROW] + first + row - prompt[START]
                 query = a[QUERY] + (token * a[QUERY_STRIDE] + query_head * size) * FLOAT_BYTES
                 rotate(a, token, query, queries + row * size * FLOAT_BYTES)
             multiply(num_rows, queries, size, transposed_keys, width, size, scratch, width, length)
@@ -140,7 +147,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
                 num_rows, scratch, width, prompt[VALUES] + of_head, size, length, out, size, size
             )
             for row in range(num_rows):
-                token = prompt[FIRST_ROW] + first + row
+                token = prompt[FIRST_ROW] + first + row - prompt[START]
                 at = (token * a[NUM_HEADS] * group + query_head) * size * FLOAT_BYTES
                 copy(out + row * size * FLOAT_BYTES, a[OUT] + at, size)
 
@@ -148,7 +155,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
 @fast
 def write_token(a: Any, prompt: Any, column: Any) -> None:
     """Write a token's rotated keys, and its values, into every row of the slot."""
-    size, token = a[HEAD_SIZE], prompt[FIRST_ROW] + column
+    size, token = a[HEAD_SIZE], prompt[FIRST_ROW] + column - prompt[START]
     for head in range(a[NUM_HEADS]):
         key = a[NEW_KEYS] + (token * a[KEYS_STRIDE] + head * size) * FLOAT_BYTES
         value = a[NEW_VALUES] + (token * a[VALUES_STRIDE] + head * size) * FLOAT_BYTES
@@ -167,13 +174,14 @@ def write_body(arguments: Any) -> None:
     prompts = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
     total = np.int64(0)
     for index in range(a[NUM_SLOTS]):
-        total += prompts[index, NUM_COLUMNS]
+        total += prompts[index, NUM_COLUMNS] - prompts[index, START]
     begin, end = own_share(total)
     passed = np.int64(0)
     for index in range(a[NUM_SLOTS]):
-        num_tokens = prompts[index, NUM_COLUMNS]
-        for column in range(max(begin - passed, 0), min(end - passed, num_tokens)):
-            write_token(a, prompts[index], column)
+        start = prompts[index, START]
+        num_tokens = prompts[index, NUM_COLUMNS] - start
+        for each in range(max(begin - passed, 0), min(end - passed, num_tokens)):
+            write_token(a, prompts[index], start + each)
         passed += num_tokens
 
 
@@ -184,13 +192,14 @@ def attend_body(arguments: Any) -> None:
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
     total = np.int64(0)
     for index in range(a[NUM_SLOTS]):
-        for first in range(0, prompts[index, NUM_COLUMNS], BLOCK_TOKENS):
-            total += a[NUM_HEADS] * cost_of(first, prompts[index, NUM_COLUMNS])
+        start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
+        for first in range(start, num_tokens, BLOCK_TOKENS):
+            total += a[NUM_HEADS] * cost_of(first, num_tokens)
     begin, end = own_share(total)
     passed = np.int64(0)
     for index in range(a[NUM_SLOTS]):
-        num_tokens = prompts[index, NUM_COLUMNS]
-        for first in range(0, num_tokens, BLOCK_TOKENS):
+        start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
+        for first in range(start, num_tokens, BLOCK_TOKENS):
             cost = cost_of(first, num_tokens)
             for head in range(a[NUM_HEADS]):
                 if begin <= passed < end:

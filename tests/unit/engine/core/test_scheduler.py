@@ -1,13 +1,16 @@
 from collections.abc import Hashable
+from dataclasses import replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.core.completion import Completion
-from engine.core.scheduler import MAX_OVERTAKING, Scheduler, StepLimits, StepPlan
+from engine.core.scheduler import MAX_LOOK_AHEAD, MAX_OVERTAKING, Scheduler, StepLimits, StepPlan
 from engine.core.sequence import Sequence, SequenceState
+from engine.core.slice_size import MIN_TOKENS
 from engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
+from engine.kv_cache.prefix_cache import PrefixCache
 from engine.protocol.messages import Request
 from engine.sampling.resolve_params import ResolvedParams
 
@@ -247,3 +250,286 @@ def test_whatever_arrives_everything_ends_once_and_in_time(arrivals):
         step += 1
     assert sorted(ended) == list(range(len(arrivals)))
     assert it.next_step() is None
+
+
+# Long prompts in slices
+
+SLICED = StepLimits(max_sequences=8, max_step_tokens=4000, max_admitted_tokens=512)
+
+
+def sliced(id_: int, num_tokens: int, **options) -> Sequence:
+    """One whose backend reads prompts in slices."""
+    made = sequence(id_, num_tokens, **options)
+    made.num_read_tokens = 0
+    return made
+
+
+def learned(it: Scheduler, num_tokens: int) -> Scheduler:
+    """The scheduler, after steps in which so many prompt tokens doubled the time."""
+    it.slice_size.decode_seconds, it.slice_size.token_seconds = 0.1, 0.1 / num_tokens
+    return it
+
+
+def read_of(plan: StepPlan) -> dict[int, int]:
+    return {each.id: each.num_read_tokens for each in (*plan.reading, *plan.admitted)}
+
+
+def test_a_long_prompt_is_read_in_slices_beside_sequences_that_decode():
+    it = learned(Scheduler(SLICED), 100)
+    it.add([sliced(0, 5)])
+    run(it)
+    long = sliced(1, 350)
+    long.num_prefill_tokens = 350
+    it.limits = StepLimits(max_sequences=8, max_step_tokens=4000, max_admitted_tokens=300)
+    it.add([long])
+    plans = []
+    for read in ({1: 100}, {1: 200}, {1: 300}, {1: 350}, {}):
+        plans.append(run(it))
+        assert read_of(plans[-1]) == read
+    assert [plan.num_prompt_tokens for plan in plans] == [100, 100, 100, 50, 0]
+    assert [plan.num_tokens for plan in plans] == [101, 101, 101, 51, 2]
+    assert [ids(plan.running) for plan in plans] == [[0]] * 4 + [[0, 1]]
+    assert [ids(plan.sequences) for plan in plans] == [[0, 1]] * 5
+
+
+def test_a_prompt_of_a_usual_length_and_one_without_slices_are_read_at_once():
+    it = learned(Scheduler(SLICED), 16)
+    it.add([sliced(0, 5)])
+    run(it)
+    it.add([sliced(1, 512)])
+    assert read_of(run(it)) == {1: 512}
+    it.add([sequence(2, 600)])
+    assert (ids(run(it).admitted), it.reading) == ([2], {})
+
+
+def test_a_long_prompt_is_read_at_once_where_nobody_decodes():
+    it = learned(Scheduler(SLICED), 16)
+    it.add([sliced(0, 3999), sliced(1, 10)])
+    plan = run(it)
+    assert (read_of(plan), plan.num_tokens) == ({0: 3999}, 3999)
+    assert read_of(run(it)) == {1: 10}
+
+
+def test_short_prompts_are_admitted_beside_the_slices_of_a_long_one_and_pass_the_next_long_one():
+    it = learned(Scheduler(SLICED), 64)
+    it.add([sliced(0, 5, is_interactive=True)])
+    run(it)
+    it.add([sliced(1, 1000), sliced(2, 1000), sliced(3, 400), sliced(4, 100)])
+    assert read_of(run(it)) == {1: 64, 3: 400}  # 4 would be too much in one step
+    plan = run(it)
+    assert read_of(plan) == {1: 128, 4: 100}
+    assert ids(plan.running) == [0, 3]
+    while 2 not in read_of(plan):
+        assert plan.num_prompt_tokens <= 512
+        plan = run(it)
+    # What is left of the first one's share in the step that ends it goes to the next.
+    assert read_of(plan) == {1: 1000, 2: 24}
+
+
+def test_bulk_sequences_are_read_in_longer_slices_while_others_wait():
+    it = learned(Scheduler(SLICED), 16)
+    it.add([sliced(0, 5, num_rows=6)])
+    run(it)
+    it.add([sliced(1, 1200), sliced(2, 5, num_rows=3)])
+    assert read_of(run(it)) == {1: 16}  # nothing waited yet
+    assert read_of(run(it)) == {1: 16 + 512}
+    it.add([sliced(3, 5, is_interactive=True)])
+    assert read_of(run(it)) == {1: 16 + 512 + 16, 3: 5}
+    assert read_of(run(it)) == {1: 16 + 512 + 32}  # somebody waits for it
+
+
+def test_a_sequence_that_is_cancelled_while_it_is_read_is_gone():
+    it = learned(Scheduler(SLICED), 16)
+    it.add([sliced(0, 5)])
+    run(it)
+    it.add([sliced(1, 1200), sliced(2, 5)])
+    run(it)
+    assert ids(it.cancel([1])) == [1]
+    it.check()
+    assert it.reading == {}
+    assert ids(run(it).sequences) == [0, 2]
+
+
+def test_sequences_that_are_not_read_are_counted():
+    it = learned(Scheduler(SLICED), 16)
+    it.add([sliced(0, 5)])
+    run(it)
+    it.add([sliced(1, 1200)])
+    run(it)
+    it.reading.clear()
+    with pytest.raises(InvariantBroken, match=r"\[1\] are not read"):
+        it.check()
+
+
+def test_a_slice_doubles_the_time_of_a_step_that_decodes():
+    it = Scheduler(SLICED)
+    assert it.slice_size.num_tokens == 32
+    it.add([sliced(0, 5)])
+    plan = run(it)
+    it.learn(plan, 9.0)  # nobody decoded
+    for _ in range(40):
+        it.learn(run(it), 0.020)
+    it.add([sliced(1, 100)])
+    it.learn(run(it), 0.070)  # half a millisecond a token
+    assert it.slice_size.num_tokens == pytest.approx(40, abs=1)
+    it.add([sliced(2, 100)])
+    for _ in range(20):
+        it.learn(run(it), 0.020)
+    before = it.slice_size.num_tokens
+    it.learn(StepPlan(plan.admitted, (), num_prompt_tokens=100), 60.0)  # something was compiled
+    assert it.slice_size.num_tokens > before / 2
+    for _ in range(60):
+        it.learn(StepPlan(plan.admitted, (), num_prompt_tokens=100), 1.020)
+    assert it.slice_size.num_tokens == MIN_TOKENS  # no fewer: it is to come to an end
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 6),  # steps after the one before
+            st.sampled_from([1, 40, 511, 512, 513, 900, 3999]),  # tokens
+            st.integers(1, 4),  # rows
+            st.booleans(),  # interactive
+            st.integers(1, 6),  # steps with its whole prompt
+            st.none() | st.integers(0, 30),  # steps after which it is cancelled
+        ),
+        max_size=20,
+    ),
+    st.sampled_from([1, 16, 100, 700]),
+)
+def test_whatever_arrives_is_read_to_the_end_within_the_limits(arrivals, num_tokens):
+    it = learned(Scheduler(SLICED), num_tokens)
+    steps_left = {id_: arrival[4] for id_, arrival in enumerate(arrivals)}
+    arrives_at, at = {}, 0
+    for id_, arrival in enumerate(arrivals):
+        arrives_at[id_] = at = at + arrival[0]
+    read: dict[int, int] = {}
+    ended: list[int] = []
+    step = 0
+    while len(ended) < len(arrivals):
+        for id_, (_, length, num_rows, is_interactive, _, cancelled_after) in enumerate(arrivals):
+            if arrives_at[id_] == step:
+                it.add([sliced(id_, length, num_rows=num_rows, is_interactive=is_interactive)])
+            if cancelled_after is not None and arrives_at[id_] + cancelled_after == step:
+                ended += ids(it.cancel([id_]))
+        plan = it.next_step()
+        it.check()
+        if plan is not None:
+            assert plan.num_tokens <= SLICED.max_step_tokens
+            if plan.running:
+                assert plan.num_prompt_tokens <= 512
+            assert len(set(ids(plan.sequences))) == len(plan.sequences)
+            for each in (*plan.reading, *plan.admitted):
+                assert read.get(each.id, 0) < each.num_read_tokens <= len(each.prompt_ids)
+                read[each.id] = each.num_read_tokens
+            results = []
+            for each in plan.sequences:
+                if each in plan.running:
+                    assert read[each.id] == len(each.prompt_ids)
+                if each.is_read:
+                    steps_left[each.id] -= 1
+                results.append(Completion(each) if steps_left[each.id] == 0 else None)
+            ended += [each.sequence.id for each in it.apply(plan, results)]
+            it.check()
+        step += 1
+        assert step < 3000
+    assert sorted(ended) == list(range(len(arrivals)))
+
+
+# Prompts that begin alike
+
+
+class Prompts:
+    """Sequences whose prompts share what their names say, and what the cache has of them."""
+
+    def __init__(self, max_blocks: int = 1000) -> None:
+        self.cache: PrefixCache[int] = PrefixCache(32, max_blocks)
+
+    def sequence(self, id_: int, beginning: str, num_shared: int = 96, **options) -> Sequence:
+        """One that begins with as many tokens that all have who begin so."""
+        shared = tuple(1000 * ord(beginning) + each for each in range(num_shared))
+        made = sliced(id_, num_shared + 10, **options)
+        made.prompt_ids = (*shared, *range(10**6 * id_, 10**6 * id_ + 10))
+        made.blocks = self.cache.blocks_of(made.prompt_ids)
+        return made
+
+    def run(self, it: Scheduler, *finished: int) -> StepPlan:
+        plan = run(it, *finished)
+        for each in (*plan.reading, *plan.admitted):
+            self.cache.use(each.blocks)
+            self.cache.keep(each.blocks, each.num_read_tokens, lambda number: number)
+        return plan
+
+
+def test_who_begins_as_a_prompt_that_is_read_now_joins_in_the_next_step():
+    prompts, it = Prompts(), Scheduler(SLICED)
+    it.add(prompts.sequence(at, name) for at, name in enumerate("aabab"))
+    first = prompts.run(it)
+    assert (ids(first.admitted), first.num_prompt_tokens) == ([0, 2], 2 * 106)
+    second = prompts.run(it)
+    assert (ids(second.admitted), second.num_prompt_tokens) == ([1, 3, 4], 3 * 10)
+    assert (first.num_found_tokens, second.num_found_tokens) == (0, 3 * 96)
+
+
+def test_short_beginnings_are_not_waited_for():
+    prompts, it = Prompts(), Scheduler(SLICED)
+    it.add(prompts.sequence(at, "a", num_shared=63) for at in range(3))
+    assert ids(prompts.run(it).admitted) == [0, 1, 2]
+
+
+def test_bulk_sequences_whose_beginnings_were_read_go_before_others_but_not_before_the_first():
+    prompts, it = Prompts(), Scheduler(replace(LIMITS, max_step_tokens=500))
+    names = "abcdabcdabcd"
+    it.add(prompts.sequence(at, name, num_rows=2) for at, name in enumerate(names))
+    order = []
+    while it.waiting:
+        plan = prompts.run(it, *range(len(names)))
+        order.append(ids(plan.admitted))
+    # Two in a step, for each has two rows.
+    assert order == [[0, 1], [2, 4], [3, 5], [6, 7], [8, 9], [10, 11]]
+
+
+def test_interactive_sequences_keep_their_order_and_come_first():
+    prompts, it = Prompts(), Scheduler(replace(LIMITS, max_step_tokens=500))
+    it.add([prompts.sequence(0, "a", num_rows=4), prompts.sequence(1, "b")])
+    prompts.run(it, 0)
+    it.add([prompts.sequence(2, "a"), prompts.sequence(3, "c", is_interactive=True)])
+    it.add([prompts.sequence(4, "a", is_interactive=True), prompts.sequence(5, "a")])
+    assert ids(prompts.run(it, 1, 3, 4).admitted) == [3, 4, 1]  # 4 reads for the others
+    assert ids(prompts.run(it).admitted) == [2, 5]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 4)), min_size=1, max_size=300),
+    st.integers(0, 12),
+)
+@settings(deadline=None)
+def test_nobody_is_passed_by_more_than_are_looked_at(arrivals, max_blocks):
+    """Whatever they begin with, and however soon it is forgotten again."""
+    prompts, it = Prompts(max_blocks), Scheduler(replace(LIMITS, max_step_tokens=500))
+    for id_, (name, num_rows) in enumerate(arrivals):
+        it.add([prompts.sequence(id_, name, num_rows=num_rows)])
+    order: list[int] = []
+    while it.waiting:
+        first = next(iter(it.waiting))
+        plan = prompts.run(it, *range(len(arrivals)))
+        assert first in ids(plan.admitted) or not plan.admitted
+        assert plan.num_tokens <= 500
+        order += ids(plan.admitted)
+    assert sorted(order) == list(range(len(arrivals)))
+    for at, id_ in enumerate(order):
+        assert sum(each > id_ for each in order[:at]) <= 2 * MAX_LOOK_AHEAD
+
+
+def test_a_stream_that_shares_cannot_keep_one_waiting_that_does_not():
+    prompts, it = Prompts(), Scheduler(replace(LIMITS, max_sequences=1, max_step_tokens=500))
+    it.add(prompts.sequence(at, "a") for at in range(3))
+    prompts.run(it, 0)
+    prompts.run(it, 1)
+    it.add([prompts.sequence(3, "z")])
+    admitted, next_id = [], 4
+    while 3 not in admitted:
+        it.add([prompts.sequence(next_id, "a"), prompts.sequence(next_id + 1, "a")])
+        admitted += ids(prompts.run(it, *range(1000)).admitted)
+        next_id += 2
+        assert next_id < 20

@@ -69,9 +69,15 @@ def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Te
     return torch.cat([mixed[1].clone(), runner.decode(caches, rows)])
 
 
-def sequence(prompt: list[int], num_rows: int | None = None) -> Any:
+def sequence(
+    prompt: list[int], num_rows: int | None = None, num_read_tokens: int | None = None
+) -> Any:
     """num_rows: None: one or two, by the prompt"""
-    settings = SimpleNamespace(max_new_tokens=8)
     return SimpleNamespace(
-        prompt_ids=tuple(prompt), num_rows=num_rows or len(prompt) % 2 + 1, settings=settings
+        id=len(prompt),
+        prompt_ids=tuple(prompt),
+        num_rows=num_rows or len(prompt) % 2 + 1,
+        settings=SimpleNamespace(max_new_tokens=8),
+        num_read_tokens=num_read_tokens,
+        blocks=None,
     )

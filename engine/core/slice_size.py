@@ -1,0 +1,37 @@
+"""SliceSize: how much of a long prompt is read beside sequences that decode. No clock or I/O."""
+
+from __future__ import annotations
+
+FIRST_TOKENS = 32  # before anything is known of the machine
+MIN_TOKENS = 8
+WEIGHT = 0.2  # of a new step, in the averages
+
+
+class SliceSize:
+    """Learns from the times of steps how many prompt tokens double the time of one that decodes."""
+
+    def __init__(self) -> None:
+        self.decode_seconds: float | None = None  # of a step that reads no prompt
+        self.token_seconds: float | None = None  # what each prompt token adds to it
+
+    @property
+    def num_tokens(self) -> int:
+        if self.decode_seconds is None or self.token_seconds is None:
+            return FIRST_TOKENS
+        return max(MIN_TOKENS, int(self.decode_seconds / max(self.token_seconds, 1e-9)))
+
+    def learn(self, num_prompt_tokens: int, seconds: float) -> None:
+        """Take note of a step in which sequences decoded."""
+        if num_prompt_tokens == 0:
+            self.decode_seconds = moved(self.decode_seconds, seconds)
+        elif self.decode_seconds is not None:
+            added = max(seconds - self.decode_seconds, 0.0)
+            self.token_seconds = moved(self.token_seconds, added / num_prompt_tokens)
+
+
+def moved(average: float | None, sample: float) -> float:
+    """The average with a sample more; one that is far off, as when something is compiled, counts
+    as no more than twice the average."""
+    if average is None:
+        return sample
+    return average + WEIGHT * (min(sample, 2 * average) - average)

@@ -1,0 +1,155 @@
+"""PrefixCache: blocks of prompts whose keys and values serve whoever begins with the same tokens.
+
+A block is known by a hash of its tokens and of all before them, so that it means the same wherever
+it is found. It is kept once it is met in a second prompt, for most prompts share nothing, and goes
+when room is needed and it was used least recently.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Generic, TypeVar
+
+from engine.errors import InvariantBroken
+
+CACHE_SHARE = 0.5  # of all keys and values, where running sequences leave so much free
+MAX_SIGHTINGS = 2**16  # of blocks whose hashes are remembered
+
+Place = TypeVar("Place")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBlocks:
+    """The blocks of a prompt. Another token is computed after the last that is taken from the
+    cache, for its logits."""
+
+    cache: PrefixCache[Any]
+    num_tokens: int  # of the prompt
+    hashes: tuple[bytes, ...]  # of each whole block
+
+    @property
+    def num_found_tokens(self) -> int:
+        """The number of tokens, from the first on, that are in the cache."""
+        return len(self.cache.found(self)) * self.cache.block_tokens
+
+    @property
+    def usable(self) -> tuple[bytes, ...]:
+        """The hashes of the blocks that may be taken from the cache."""
+        return self.hashes[: max(self.num_tokens - 1, 0) // self.cache.block_tokens]
+
+    def hashes_of(self, start: int, end: int) -> tuple[bytes, ...]:
+        """The hashes of the blocks that are whole once the tokens [start, end) are read."""
+        size = self.cache.block_tokens
+        return self.hashes[start // size : end // size]
+
+
+@dataclass(slots=True)
+class KeptBlock(Generic[Place]):
+    place: Place  # its page, or its keys and values
+    num_users: int = 0  # sequences that read it in its place
+
+
+class PrefixCache(Generic[Place]):
+    """Always: no more than `max_blocks` are kept, and none is let go that a sequence reads."""
+
+    def __init__(
+        self, block_tokens: int, max_blocks: int, free: Callable[[Place], None] = lambda place: None
+    ) -> None:
+        """free: called with the place of each block that is let go"""
+        self.block_tokens = block_tokens
+        self.max_blocks = self.room = max_blocks
+        self.free = free
+        self.kept: OrderedDict[bytes, KeptBlock[Place]] = OrderedDict()  # the newest used are last
+        # In how many prompts a block was met, the newest met last. Written by the tokenizer
+        # thread alone, and read by the loop.
+        self.sightings: dict[bytes, int] = {}
+
+    def blocks_of(self, prompt_ids: tuple[int, ...]) -> PromptBlocks:
+        """The blocks of a prompt that is met now."""
+        hashes: list[bytes] = []
+        before = b""
+        for end in range(self.block_tokens, len(prompt_ids) + 1, self.block_tokens):
+            tokens = array("q", prompt_ids[end - self.block_tokens : end])
+            before = blake2b(before + tokens.tobytes(), digest_size=16).digest()
+            hashes.append(before)
+            self.sightings[before] = self.sightings.pop(before, 0) + 1
+        while len(self.sightings) > MAX_SIGHTINGS:
+            del self.sightings[next(iter(self.sightings))]
+        return PromptBlocks(self, len(prompt_ids), tuple(hashes))
+
+    def found(self, blocks: PromptBlocks) -> list[KeptBlock[Place]]:
+        """The kept blocks with which the prompt begins."""
+        found: list[KeptBlock[Place]] = []
+        if not self.kept:
+            return found
+        for each in blocks.usable:
+            block = self.kept.get(each)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def use(self, blocks: PromptBlocks) -> list[KeptBlock[Place]]:
+        """The same, which count as used now."""
+        found = self.found(blocks)
+        self._touch(blocks.hashes[: len(found)])
+        return found
+
+    def keep(
+        self, blocks: PromptBlocks, num_read: int, place_of: Callable[[int], Place]
+    ) -> list[KeptBlock[Place]]:
+        """Keep what was met before of a prompt, of which `num_read` tokens are read. Returns the
+        blocks that are new.
+
+        place_of: of the number of a block in the prompt
+        """
+        hashes = blocks.hashes_of(0, num_read)[: self.room]
+        new = []
+        for number, each in enumerate(hashes):
+            if self.sightings.get(each, 0) < 2:
+                break  # nor were those after it met
+            if each not in self.kept:
+                if not self.shrink(self.room - 1):
+                    break
+                new.append(KeptBlock(place_of(number)))
+                self.kept[each] = new[-1]
+            self.kept.move_to_end(each)  # so that it does not go to make room for the next
+        if new:
+            self._touch(hashes)
+        return new
+
+    def _touch(self, hashes: tuple[bytes, ...]) -> None:
+        """Let them be used now: the first, which more prompts share, after the last."""
+        for each in reversed(hashes):
+            if each in self.kept:
+                self.kept.move_to_end(each)
+
+    def make_room(self, room: int) -> None:
+        """Keep no more than `room` blocks, nor than `max_blocks`, from now on."""
+        self.room = max(0, min(room, self.max_blocks))
+        self.shrink(self.room)
+
+    def shrink(self, num_blocks: int) -> bool:
+        """Let blocks go until `num_blocks` are left, or only such as are read; returns whether no
+        more are left."""
+        while len(self.kept) > num_blocks:
+            unused = (hash_ for hash_, each in self.kept.items() if each.num_users == 0)
+            if (oldest := next(unused, None)) is None:
+                return False
+            self.free(self.kept.pop(oldest).place)
+        return True
+
+    def check(self, num_users: dict[int, int]) -> None:
+        """Raise InvariantBroken unless the blocks are read by so many, by the id of the block."""
+        counted = {id(each): each.num_users for each in self.kept.values() if each.num_users}
+        if counted != num_users:
+            raise InvariantBroken(
+                f"{len(num_users)} blocks of prompts are read by {sum(num_users.values())} "
+                f"sequences, and {len(counted)} by {sum(counted.values())} are counted"
+            )
+        if len(self.kept) > self.max_blocks:
+            raise InvariantBroken(f"{len(self.kept)} blocks are kept, of {self.max_blocks}")
