@@ -134,7 +134,14 @@ class RouterBackend:
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
-        return OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
+        runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
+        # A recurrence reads padding, and temperatures count it.
+        runner.pads_prompts = not (
+            model.config.is_encoder_decoder
+            or self.row_size.state_bytes
+            or runner.temperature_step is not None
+        )
+        return runner
 
     def note_proof(self, how: str) -> None:
         """Let the card and the settings say how it was proved."""
@@ -262,15 +269,20 @@ def load_unlisted(
         if why_not is None:
             router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=True)
             router.note_proof(f"{kept['how']} (at an earlier start)")
+            assert isinstance(router.in_flight.runner, OwnCacheRunner)
+            router.in_flight.runner.pads_prompts = kept["pads_prompts"]
     elif why_not is None:
         exact = GenerateBackend(spec, checkpoint)
-        how = None
+        how, pads_prompts = None, False
         try:
             router, how = proved(spec, checkpoint, exact)
             router.note_proof(how)
+            assert isinstance(router.in_flight.runner, OwnCacheRunner)
+            pads_prompts = router.in_flight.runner.pads_prompts
         except Disproved as disproved:
             why_not = str(disproved)
-        verdicts.write(key, {"how": how, "why_not": why_not, "why_alone": exact.why_alone})
+        verdict = {"how": how, "pads_prompts": pads_prompts}
+        verdicts.write(key, {**verdict, "why_not": why_not, "why_alone": exact.why_alone})
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
         log.info("proved in flight", extra={**extra, "proof": router.reason})
@@ -299,8 +311,16 @@ def proved(
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"its cache is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error
-    proof = prove(exact, router.in_flight.runner, router.has_beams)
-    kv_cache = router.in_flight.runner.kv_cache
+    runner = router.in_flight.runner
+    assert isinstance(runner, OwnCacheRunner)
+    try:
+        proof = prove(exact, runner, router.has_beams)
+    except Disproved:
+        if not runner.pads_prompts:
+            raise
+        runner.pads_prompts = False  # it may be that alone
+        proof = prove(exact, runner, router.has_beams)
+    kv_cache = runner.kv_cache
     assert isinstance(kv_cache, JoinedKVCache)
     kv_cache.poisoned = False
     return router, str(proof)
