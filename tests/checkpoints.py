@@ -635,6 +635,10 @@ def t5gemma(folder: Path) -> None:
 
 GQA = {"num_key_value_heads": 2}
 WINDOWED = {**GQA, "head_dim": 8, "sliding_window": 12}
+SHARED_KEYS = {
+    **WINDOWED, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8, "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
 EXPERTS = {
     **GQA, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": WIDTH,
@@ -722,6 +726,26 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
         hf.Llama4TextConfig, **EXPERTS, head_dim=8, num_hidden_layers=4, attention_chunk_size=12,
         floor_scale=8, intermediate_size_mlp=2 * WIDTH,
         layer_types=["chunked_attention", "full_attention"] * 2, no_rope_layers=[1, 0] * 2,
+    ),
+    # Layers that take the keys of others.
+    "gemma4": unlisted(
+        hf.Gemma4TextConfig, **SHARED_KEYS, global_head_dim=8, vocab_size_per_layer_input=381
+    ),
+    "gemma3n": unlisted(
+        hf.Gemma3nTextConfig, **SHARED_KEYS, vocab_size_per_layer_input=381, laurel_rank=8,
+        altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "zaya": unlisted(
+        hf.ZayaConfig, **{**EXPERTS, "num_experts_per_tok": 1}, head_dim=8, router_hidden_size=16
+    ),
+    "lfm3": unlisted(
+        hf.Lfm3Config, **WINDOWED, num_hidden_layers=3,
+        layer_types=["conv", "sliding_attention", "full_attention"],
+    ),
+    "kimi_linear": unlisted(
+        hf.KimiLinearConfig, **{**LATENT, "q_lora_rank": None}, num_experts=4,
+        num_experts_per_token=2, linear_head_dim=8, linear_num_heads=4, model_max_length=POSITIONS,
+        layer_types=["linear_attention", "full_attention"], mlp_layer_types=["dense", "sparse"],
     ),
     "umt5": unlisted_seq2seq(hf.UMT5Config, "t5"),
     "longt5": unlisted_seq2seq(hf.LongT5Config, "t5", local_radius=8),

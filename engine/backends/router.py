@@ -150,7 +150,14 @@ class RouterBackend:
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
-        return OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
+        runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
+        # A recurrence reads padding, and temperatures count it.
+        runner.pads_prompts = not (
+            model.config.is_encoder_decoder
+            or self.row_size.state_bytes
+            or runner.temperature_step is not None
+        )
+        return runner
 
     def note_proof(self, how: str) -> None:
         """Let the card and the settings say how it was proved."""
@@ -284,16 +291,21 @@ def load_unlisted(
             by_own_cache = kept["way"] == OWN_CACHE
             router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=by_own_cache)
             router.note_proof(f"{kept['how']} (at an earlier start)")
+            if isinstance(router.in_flight.runner, OwnCacheRunner):
+                router.in_flight.runner.pads_prompts = kept["pads_prompts"]
     elif why_not is None:
         exact = GenerateBackend(spec, checkpoint)
         how = way = None
+        pads_prompts = False
         try:
             router, way, how = proved(spec, checkpoint, exact)
             router.note_proof(how)
+            if isinstance(router.in_flight.runner, OwnCacheRunner):
+                pads_prompts = router.in_flight.runner.pads_prompts
         except Disproved as disproved:
             why_not = str(disproved)
-        verdict = {"way": way, "how": how, "why_not": why_not, "why_alone": exact.why_alone}
-        verdicts.write(key, verdict)
+        verdict = {"way": way, "how": how, "pads_prompts": pads_prompts}
+        verdicts.write(key, {**verdict, "why_not": why_not, "why_alone": exact.why_alone})
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
         log.info("proved in flight", extra={**extra, "proof": router.reason})
@@ -318,6 +330,8 @@ def proved(
         raise Disproved(exact.why_alone)
     alone = alone_or_disproved(exact)
     try:
+        if rotary_switch_of(checkpoint.model.config) is not None:
+            raise Disproved("its rotary frequencies depend on the length")
         router, proof = proved_by(FAST, spec, checkpoint, exact, alone)
         return router, FAST, f"{proof}; by {FAST}"
     except Disproved as disproved:
@@ -353,8 +367,15 @@ def proved_by(
         part = "attention" if way == FAST else "cache"
         reason = f"its {part} is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error
-    proof = prove(exact, router.in_flight.runner, router.has_beams, alone)
-    kv_cache = router.in_flight.runner.kv_cache
+    runner = router.in_flight.runner
+    try:
+        proof = prove(exact, runner, router.has_beams, alone)
+    except Disproved:
+        if not (isinstance(runner, OwnCacheRunner) and runner.pads_prompts):
+            raise
+        runner.pads_prompts = False  # it may be that alone
+        proof = prove(exact, runner, router.has_beams, alone)
+    kv_cache = runner.kv_cache
     assert isinstance(kv_cache, JoinedKVCache | ContiguousKVCache | PagedKVCache)
     kv_cache.poisoned = False
     return router, proof

@@ -55,6 +55,15 @@ class LayerContent:
     def tensors(self) -> tuple[Tensor, ...]:
         return (*(self.keys_values or ()), *self.states.values())
 
+    def of_row(self, row: int, num_tokens: int) -> LayerContent:
+        """What is kept of one row of many, whose tokens are the last."""
+        rows, both = slice(row, row + 1), self.keys_values
+        if both is not None:
+            keys, values = (each[rows, :, max(each.shape[2] - num_tokens, 0) :] for each in both)
+            both = (keys, values)
+        states = {name: each[rows] for name, each in self.states.items()}
+        return LayerContent(both, states, self.window)
+
     def clone(self) -> LayerContent:
         both = self.keys_values
         return LayerContent(
@@ -288,14 +297,14 @@ def expanded(tensor: Tensor, num_rows: int) -> Tensor:
     return tensor.expand(num_rows, *tensor.shape[1:])
 
 
-def contents_of(past: Any) -> list[LayerContent]:
-    """What a model stored of a prompt. Raises UnknownCache."""
+def contents_of(past: Any, num_rows: int = 1) -> list[LayerContent]:
+    """What a model stored of so many prompts. Raises UnknownCache."""
     if type(past) is not DynamicCache:
         raise UnknownCache(f"it keeps a {type(past).__name__} between steps")
     contents = [content_of(each) for each in past.layers]
     if not any(each.tensors() for each in contents):
         raise UnknownCache("it keeps nothing between steps")
-    if any(each.shape[0] != 1 for content in contents for each in content.tensors()):
+    if any(each.shape[0] != num_rows for content in contents for each in content.tensors()):
         raise UnknownCache("what it keeps between steps is not kept by row")
     return contents
 

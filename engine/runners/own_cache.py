@@ -2,7 +2,7 @@
 
 What a model is given is what `model.generate` gives it for a batch that is padded on the left:
 nothing of its attention need be known here, so windows, soft caps, sinks and ALiBi are its own.
-Prompts are computed one by one, so that none is padded.
+Prompts are computed one by one where padding would change them, which a recurrence may.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from engine.runners.position_embedding import install_position_embedding
 # weights again, and saves memory and time where keys are the most of what is read.
 NO_MATTER = 512
 FACTOR = 4
+# Of the prompts of a pass; so much more is computed faster than in another pass.
+PADDING_SHARE = 0.25
+FEW_TOKENS = 64
 
 
 class OwnCacheRunner:
@@ -43,6 +46,7 @@ class OwnCacheRunner:
         self.past_name = past_name_of(model)
         self.has_rotary_switch = rotary_switch_of(model.config) is not None
         self.temperature_step = temperature_step_of(model.config)
+        self.pads_prompts = False  # several in one pass; set where that is proved
         self.decoder_positions = None
         if self.is_encoder_decoder:
             self.decoder_positions = install_position_embedding(model.get_decoder())
@@ -62,8 +66,12 @@ class OwnCacheRunner:
     def prefill(self, sequences: list[Sequence]) -> tuple[list[Any], Tensor]:
         """Compute prompts. Returns their caches, and the logits of each first new token:
         (sequences, vocab)."""
-        done = [self._prefill(each) for each in sequences]
-        return [cache for cache, _ in done], torch.cat([logits for _, logits in done])
+        done: dict[Sequence, tuple[Any, Tensor]] = {}
+        for group in prompt_groups(sequences, self._side_of if self.pads_prompts else None):
+            computed = self._prefill_padded(group) if len(group) > 1 else [self._prefill(*group)]
+            done |= zip(group, computed, strict=True)
+        ordered = [done[each] for each in sequences]
+        return [cache for cache, _ in ordered], torch.cat([logits for _, logits in ordered])
 
     def prefill_and_decode(
         self, sequences: list[Sequence], caches: list[Any], tokens: list[int]
@@ -84,6 +92,32 @@ class OwnCacheRunner:
             cache.layers = contents_of(past)
             cache.commit_prompt(len(sequence.prompt_ids))
         return cache, logits[:, -1]
+
+    def _prefill_padded(
+        self, sequences: list[Sequence]
+    ) -> list[tuple[JoinedSequenceCache, Tensor]]:
+        """Prompts in one pass, padded on the left."""
+        width = max(len(each.prompt_ids) for each in sequences)
+        num_pads = [width - len(each.prompt_ids) for each in sequences]
+        # What stands in the padding is masked, so that any token will do.
+        ids = [
+            [each.prompt_ids[0]] * pads + list(each.prompt_ids)
+            for each, pads in zip(sequences, num_pads, strict=True)
+        ]
+        device = self.model.device
+        at = torch.arange(width, device=device) - torch.tensor(num_pads, device=device)[:, None]
+        logits, past = self._forward(
+            torch.tensor(ids, device=device), new_cache(self.model), at.clamp(min=0),
+            is_first=True, attention_mask=(at >= 0).long(),
+        )  # fmt: skip
+        contents = contents_of(past, len(sequences))
+        done = []
+        for row, sequence in enumerate(sequences):
+            cache, num_tokens = self.joined.new_sequence(sequence.num_rows), width - num_pads[row]
+            cache.layers = [each.of_row(row, num_tokens) for each in contents]
+            cache.commit_prompt(num_tokens)
+            done.append((cache, logits[row : row + 1, -1]))
+        return done
 
     def _forward_prompt(self, sequence: Sequence, past: Any) -> tuple[Any, Any]:
         """The encoder's states, if there is an encoder, and the logits; else the logits, and the
@@ -177,6 +211,28 @@ def new_cache(model: Any) -> Any:
     if model.config.is_encoder_decoder:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
     return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def prompt_groups(
+    sequences: list[Sequence], side_of: Callable[[int], Hashable] | None
+) -> list[list[Sequence]]:
+    """Prompts that are computed in one pass each, so alike in length that little is padding.
+
+    side_of: all of a group are on one side; None: each is a group of its own
+    """
+    if side_of is None:
+        return [[each] for each in sequences]
+    groups: list[list[Sequence]] = []
+    longest = num_tokens = num_padding = 0
+    for each in sorted(sequences, key=lambda one: -len(one.prompt_ids)):
+        length = len(each.prompt_ids)
+        num_tokens, num_padding = num_tokens + length, num_padding + longest - length
+        is_alike = num_padding <= max(FEW_TOKENS, num_tokens * PADDING_SHARE)
+        if not groups or not is_alike or side_of(length - 1) != side_of(longest - 1):
+            groups.append([])
+            longest, num_tokens, num_padding = length, length, 0
+        groups[-1].append(each)
+    return groups
 
 
 def by_length(

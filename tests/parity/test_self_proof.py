@@ -262,7 +262,11 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
             return rows
 
         monkeypatch.setattr(JoinedKVCache, "_joined", unmasked)
-    elif fault == "window":  # in flight every token is seen
+    elif fault == "window":  # in flight every token is seen, and none is dropped
+        if not runner.is_encoder_decoder:
+            monkeypatch.setattr(
+                "engine.runners.own_cache.new_cache", lambda model: checkpoints.hf.DynamicCache()
+            )
         whole_decode = runner._decode
         configs = {
             id(each.config): each.config
@@ -711,6 +715,56 @@ def test_sides_of_the_rotary_switch_that_mix_are_caught(kind, folder_of, monkeyp
 def test_rows_at_other_temperatures_that_mix_are_caught(folder_of, monkeypatch):
     monkeypatch.setattr(OwnCacheRunner, "_side_of", lambda runner, num_tokens: 0)
     assert isinstance(load(spec_of(folder_of("llama4"))), GenerateBackend)
+
+
+# Prompts that are computed in one pass
+
+
+def test_prompts_of_like_length_are_computed_in_one_pass(folder_of, monkeypatch):
+    monkeypatch.setattr("engine.runners.own_cache.FEW_TOKENS", 6)
+    groups = []
+    whole = OwnCacheRunner._prefill_padded
+
+    def prefill_padded(runner, sequences):
+        groups.append([len(each.prompt_ids) for each in sequences])
+        return whole(runner, sequences)
+
+    monkeypatch.setattr(OwnCacheRunner, "_prefill_padded", prefill_padded)
+    spec = spec_of(folder_of("gemma2"), max_sequences=16)
+    engine = load(spec)
+    assert engine.in_flight.runner.pads_prompts
+    assert any(len(set(each)) > 1 for each in groups)  # the proof has padded ones
+    groups.clear()
+    bench = Bench(engine, spec)
+    outputs = bench.answers(requests())
+    assert sum(map(len, groups)) > 8
+    for each in groups:
+        padding = sum(max(each) - length for length in each)
+        assert padding <= max(6, sum(each) / 4)
+    alone = Alone("gemma2", folder_of("gemma2"))
+    for each in requests():
+        expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
+        assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        # Positions are counted from the padding on, where there is some.
+        "position_ids = torch.arange(input_ids.shape[1])[None] if input_ids.shape[1] > 1 "
+        "else position_ids",
+    ],
+)
+def test_a_model_that_reads_padding_computes_prompts_one_by_one(flaw, folder_of, tmp_path):
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), flaw)
+    engine = load(spec_of(folder, trust_remote_code=True))
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    assert not engine.in_flight.runner.pads_prompts
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5", "mamba", "llama4"])
+def test_a_recurrence_sees_no_padding(kind, folder_of):
+    assert not load(spec_of(folder_of(kind))).in_flight.runner.pads_prompts
 
 
 # Context is what rotary scaling makes of it
