@@ -9,7 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.backends.loader import Checkpoint
+from engine.backends.router import RouterBackend
 from engine.errors import InvariantBroken
+from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.parity.alone import Alone
@@ -182,3 +185,15 @@ def test_a_sequence_that_reads_a_kept_block_without_being_counted_is_noticed(ask
     block.num_users += 1
     with pytest.raises(InvariantBroken, match="blocks of prompts"):
         bench.loop.check()
+
+
+@pytest.mark.parametrize(("kind", "by_own_cache"), [("llama", True), ("t5", False)])
+def test_models_whose_prompts_cannot_be_cut_read_them_whole(kind, by_own_cache, folder_of):
+    """One that keeps what it likes in a cache of its own, and an encoder that sees both sides."""
+    spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
+    engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=by_own_cache)
+    text = " ".join(checkpoints.sentences(6))
+    for id_ in range(2):
+        sequence = engine.encode(Request(id=id_, task="generate", text=text, params=Params()))
+        assert sequence.blocks is None
+        assert sequence.num_read_tokens is None
