@@ -53,7 +53,12 @@ SHAPES = {
     "bart": Shape(family="bart", width=768, layers=6, heads=12, inner=3072, vocab_size=50_265),
     # Of families that no list names: proved when they are loaded.
     "gemma3": Shape(
-        family="gemma3", width=512, layers=12, heads=8, inner=1536, vocab_size=32_000,
+        family="gemma3",
+        width=512,
+        layers=12,
+        heads=8,
+        inner=1536,
+        vocab_size=32_000,
         positions=2048,
     ),
     "phi3": Shape(
@@ -61,11 +66,21 @@ SHAPES = {
     ),
     # Two of eight experts for each token, so that it passes through 60M of 120M weights.
     "mixtral": Shape(
-        family="mixtral", width=512, layers=8, heads=8, inner=768, vocab_size=32_000,
+        family="mixtral",
+        width=512,
+        layers=8,
+        heads=8,
+        inner=768,
+        vocab_size=32_000,
         positions=2048,
     ),
     "t5gemma": Shape(
-        family="t5gemma", width=512, layers=6, heads=8, inner=1536, vocab_size=32_000,
+        family="t5gemma",
+        width=512,
+        layers=6,
+        heads=8,
+        inner=1536,
+        vocab_size=32_000,
         positions=2048,
     ),
 }

@@ -81,9 +81,7 @@ class DrawnBeams:
     is_greedy = False
     parents: Tensor | None = None
 
-    def __init__(
-        self, rows: Sequence, start_id: int, ids: list[int], device: torch.device
-    ) -> None:
+    def __init__(self, rows: Sequence, start_id: int, ids: list[int], device: torch.device) -> None:
         """start_id: before the first token
         ids: to be drawn from"""
         self.start_id = start_id
