@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from engine.backends.model_state import Freshness
-from engine.cpu.experts import pack_experts
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, can_pack, fastest_linear, pack
 from engine.cpu.quantized import HalfLinear, Int8Linear, PlainInt8Linear
@@ -69,8 +68,6 @@ def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
         try:
             if kernels_enabled(spec.cpu_kernels):
                 fuse(model)
-            if spec.quantization == "none":  # experts that are rounded were never compared
-                pack_experts(model, make)
             pack(model, make)
         except Exception as error:
             log.warning("laying out failed", extra={"error": error_location(error)})
