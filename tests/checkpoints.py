@@ -677,7 +677,8 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "cohere": unlisted(hf.CohereConfig, **GQA),
     "cohere2": unlisted(hf.Cohere2Config, **WINDOWED),
     "starcoder2": unlisted(hf.Starcoder2Config, **GQA, sliding_window=12),
-    "mistral_window": unlisted(hf.MistralConfig, **WINDOWED),
+    # Heads as wide as registers, as the fused step needs them, which knows no windows.
+    "mistral_window": unlisted(hf.MistralConfig, **{**WINDOWED, "head_dim": 16}),
     "qwen2_window": unlisted(
         hf.Qwen2Config, **GQA, use_sliding_window=True, sliding_window=12, max_window_layers=1
     ),

@@ -256,7 +256,8 @@ def fused_step_for(model: Any, attention: Any) -> FusedStep | None:
     """
     if not isinstance(attention, CpuAttentionBackend) or not attention.has_prefill():
         return None
-    if not can_be_fused(model):
+    # Its prompts see all before them: the self-test is shorter than most windows.
+    if attention.windows or not can_be_fused(model):
         return None
     step = FusedStep(model, attention)
 

@@ -6,16 +6,18 @@ Each kind is tried on random rows first (`self_test`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.cpu.self_test import agrees, kernel_module
 
 Make = Callable[[Any], nn.Module]  # makes a fused module of the one that it replaces
 
-NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm"})
+NORMS = ("RMSNorm", "T5LayerNorm")  # the ends of their names; what they compute is tried
+OFFSETS = (0.0, 1.0)  # that norms add to their weights
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 SILU = frozenset({"SiLU", "SiLUActivation"})
 NUM_TEST_ROWS = 3
@@ -24,11 +26,12 @@ TOLERANCE = 1e-5
 
 def fuse(model: Any) -> int:
     """Replace what can be replaced; returns how many modules were. model: float32 on a CPU"""
-    makes: dict[type, Make | None] = {}  # by the class that is replaced
+    # By the class that is replaced, and its parameters, which not all of a class may have.
+    makes: dict[tuple[type, frozenset[str]], Make | None] = {}
     num_fused = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            kind = type(child)
+            kind = (type(child), frozenset(name for name, _ in child.named_parameters()))
             if kind not in makes:
                 makes[kind] = make_for(child)
             make = makes[kind]
@@ -40,12 +43,13 @@ def fuse(model: Any) -> int:
 
 def make_for(module: Any) -> Make | None:
     """Return what makes a fused module of such a one; None to leave it as it is."""
-    make, width = None, 64
+    make: Make | None = None
+    width = 64
     if type(module).__name__ == "NewGELUActivation":
         make = tanh_gelu
-    elif type(module).__name__ in NORMS and module.weight.dtype == torch.float32:
+    elif is_norm(module):
         (width,) = module.weight.shape
-        make = getattr(kernel_module("kernels.rms_norm"), "RMSNorm", None)
+        make = norm_make(module)
     elif type(module).__name__ in MLPS and type(module.act_fn).__name__ in SILU:
         width = module.gate_proj.in_features
         make = getattr(kernel_module("kernels.activation"), "SiluAndMulMLP", None)
@@ -57,6 +61,39 @@ def make_for(module: Any) -> Make | None:
         type(module).__name__, lambda: [make(module)(rows)], lambda: [module(rows)], TOLERANCE
     )
     return make if is_same else None
+
+
+def is_norm(module: Any) -> bool:
+    """Return whether it is called an RMS norm, and is none of ours."""
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__.endswith(NORMS)
+        and not type(module).__module__.startswith("engine.")
+        and isinstance(weight, Tensor)
+        and weight.dim() == 1
+        and weight.dtype == torch.float32
+        and isinstance(getattr(module, "variance_epsilon", getattr(module, "eps", None)), float)
+    )
+
+
+@torch.inference_mode()
+def norm_make(module: Any) -> Make | None:
+    """Return what makes a norm that adds the same to its weight; None where none of them is."""
+    kernels = kernel_module("kernels.rms_norm")
+    if kernels is None:
+        return None
+    (width,) = module.weight.shape
+    rows = torch.randn((NUM_TEST_ROWS, width), generator=torch.Generator().manual_seed(0))
+    scale = (rows.square().mean(-1, keepdim=True) + kernels.eps_of(module)).rsqrt()
+    try:
+        found = module(rows)
+    except (TypeError, ValueError, RuntimeError):  # it reads more than rows
+        return None
+    for offset in OFFSETS:
+        expected = rows * scale * (module.weight + offset)
+        if torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            return partial(kernels.RMSNorm.like, offset=offset)
+    return None
 
 
 def tanh_gelu(module: nn.Module) -> nn.Module:

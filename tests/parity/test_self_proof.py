@@ -12,6 +12,7 @@ import torch
 
 from engine.attention.forward_context import DecoderContext
 from engine.attention.hf_plugin import uninstall
+from engine.attention.paged_backend import PagedAttentionBackend
 from engine.backends import router, self_proof, verdicts
 from engine.backends.batch_probe import MAX_OFF
 from engine.backends.generate import GenerateBackend
@@ -22,6 +23,7 @@ from engine.errors import Unloadable
 from engine.kv_cache import joined, joined_layers
 from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
 from engine.kv_cache.joined_layers import LayerContent, SpareLayer, StateLayer
+from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.row_size import RowSize
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
@@ -155,7 +157,11 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, folder_of, 
     windowed, capped = ("gemma2", "gpt_oss", "t5gemma"), ("gemma2", "t5gemma")
     has = {"window": windowed, "softcap": capped, "sinks": ("gpt_oss",)}
     spec = spec_of(folder_of(kind), cpu_kernels=cpu_kernels)
-    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True)
+    checkpoint = Checkpoint.load(spec)
+    for module in checkpoint.model.modules():
+        if getattr(module, "attn_logit_softcapping", None) is not None:
+            module.attn_logit_softcapping = 2.0  # of 50 no weights as small as these are near
+    engine = RouterBackend(spec, checkpoint, poisoned=True)
     runner = engine.in_flight.runner
     assert isinstance(runner, CausalRunner | Seq2SeqRunner)
     if fault == "position":
@@ -196,6 +202,27 @@ def joined_spans(spans):
     if len(spans) < 2:
         return spans
     return ((spans[0][0], spans[1][1]), *spans[2:])
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gemma2", "gpt_oss", "qwen3_moe", "t5gemma"])
+@pytest.mark.parametrize("fault", [None, "window"])
+def test_pages_know_windows_soft_caps_and_sinks_too(kind, fault, folder_of, monkeypatch):
+    spec = spec_of(folder_of(kind), max_sequences=4)
+    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=True)
+    assert isinstance(engine.in_flight.runner.kv_cache, PagedKVCache)
+    if fault is not None:
+        whole = PagedAttentionBackend.attend
+
+        def attend(attention, layer, query, keys, values, scoring):
+            return whole(attention, layer, query, keys, values, replace(scoring, window=None))
+
+        monkeypatch.setattr(PagedAttentionBackend, "attend", attend)
+    if fault is None or kind == "qwen3_moe":
+        proof = prove(engine.exact, engine.in_flight.runner, engine.has_beams)
+        assert proof.num_equal == proof.num_requests == 18
+    else:
+        with pytest.raises(Disproved):
+            prove(engine.exact, engine.in_flight.runner, engine.has_beams)
 
 
 def test_the_way_that_is_slower_serves_where_the_fast_one_fails(folder_of, tmp_path, monkeypatch):

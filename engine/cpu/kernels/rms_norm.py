@@ -39,13 +39,25 @@ class RMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     @classmethod
-    def like(cls, module: Any) -> Self:
-        """Return one with the weight of a module of `transformers`."""
-        return cls(module.weight, module.variance_epsilon)
+    def like(cls, module: Any, offset: float = 0.0) -> Self:
+        """Return one with the weight of a module of `transformers`.
+
+        offset: added to it, as Gemma's norms do
+        """
+        weight = module.weight
+        if offset:
+            weight = nn.Parameter(weight.detach() + offset, requires_grad=False)
+        return cls(weight, eps_of(module))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., width) float32; returns the same shape"""
         return rms_norm(x, self.weight, self.variance_epsilon)
+
+
+def eps_of(module: Any) -> float:
+    """Return what a norm of `transformers` adds to the variance."""
+    eps = getattr(module, "variance_epsilon", None)
+    return float(module.eps if eps is None else eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

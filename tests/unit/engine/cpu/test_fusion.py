@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from engine.cpu.fusion import fuse
@@ -47,20 +50,60 @@ def test_gelu_is_one_operation() -> None:
     torch.testing.assert_close(model(x), NewGELUActivation()(x), rtol=1e-6, atol=1e-6)
 
 
-def test_a_module_that_only_has_the_name_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    class LlamaRMSNorm(nn.Module):
-        """Adds one to its weight, as some do."""
+@pytest.mark.parametrize("kind", [Gemma3RMSNorm, Phi3RMSNorm, Olmo2RMSNorm])
+def test_a_norm_that_adds_one_to_its_weight_is_known_by_what_it_computes(kind: Any) -> None:
+    norms = [kind(48), kind(16, eps=1e-2)]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+    model: Any = nn.Sequential(*norms)
+    assert fuse(model) == 2
+    for norm, fused in zip(norms, model, strict=True):
+        x = torch.randn(2, 3, 5, len(norm.weight)).transpose(1, 2)
+        with torch.inference_mode():
+            torch.testing.assert_close(fused(x), norm(x), rtol=2e-6, atol=1e-6)
+    assert fuse(model) == 0
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(16))
-            self.variance_epsilon = 1e-6
 
-        def forward(self, x: Tensor) -> Tensor:
-            return (1 + self.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+class LlamaRMSNorm2(nn.Module):
+    variance_epsilon = 1e-6
 
-    model = nn.Sequential(LlamaRMSNorm())
+    def __init__(self, has_weight: bool = True) -> None:
+        super().__init__()
+        if has_weight:
+            self.weight = nn.Parameter(torch.randn(16))
+
+    def normed(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class CappedRMSNorm(LlamaRMSNorm2):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * self.normed(x).clamp(-1, 1)
+
+
+class GatedRMSNorm(LlamaRMSNorm2):
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.weight * self.normed(x) * gate
+
+
+class MaybeScaledRMSNorm(LlamaRMSNorm2):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * self.normed(x) if hasattr(self, "weight") else self.normed(x)
+
+
+@pytest.mark.parametrize(
+    ("norms", "num_fused"),
+    [
+        ([CappedRMSNorm()], 0),
+        ([GatedRMSNorm()], 0),
+        ([MaybeScaledRMSNorm(), MaybeScaledRMSNorm(has_weight=False)], 1),
+    ],
+)
+def test_a_module_that_only_has_the_name_is_left_alone(
+    norms: list[nn.Module], num_fused: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(*norms)
     with caplog.at_level(logging.WARNING):
-        assert fuse(model) == 0
-    assert type(model[0]) is LlamaRMSNorm
-    assert [each.message for each in caplog.records] == ["kernel disagrees with torch"]
+        assert fuse(model) == num_fused
+    assert [type(each) for each in model][num_fused:] == [type(each) for each in norms][num_fused:]
+    assert not caplog.records
