@@ -19,7 +19,7 @@ from tests.parity.alone import Alone
 from tests.parity.test_inflight import break_when, let_come_and_go
 
 # One of each way to know a position and to compute; fused, captured, and on a GPU's cache.
-KINDS = ("llama", "gpt2", "opt", "gpt_neox", "qwen3")
+KINDS = ("llama", "gpt2", "opt", "gpt_neox", "qwen3", "gemma2")
 WAYS: tuple[dict[str, object], ...] = (
     {"max_new_tokens": 7, "do_sample": False},
     {"max_new_tokens": 9, "num_beams": 3, "do_sample": False},
