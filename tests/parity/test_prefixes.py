@@ -192,7 +192,7 @@ def test_models_whose_prompts_cannot_be_cut_read_them_whole(kind, by_own_cache, 
     """One that keeps what it likes in a cache of its own, and an encoder that sees both sides."""
     spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=by_own_cache)
-    text = " ".join(checkpoints.sentences(6))
+    text = " ".join(checkpoints.sentences(2))
     for id_ in range(2):
         sequence = engine.encode(Request(id=id_, task="generate", text=text, params=Params()))
         assert sequence.blocks is None
