@@ -22,6 +22,7 @@ from engine.backends.generate import GenerateBackend, Sharing
 from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
+from engine.backends.model_state import Freshness
 from engine.backends.proved_families import length_bound_rope, why_not_proved
 from engine.backends.self_proof import Disproved, Proof, Trial, answered_alone, prove
 from engine.backends.weight_layout import lay_out
@@ -117,6 +118,8 @@ class RouterBackend:
             runner = self._runner_by_own_cache(poisoned)
         else:
             runner = self._runner(poisoned, is_paged)
+        if self.exact.freshness is not None:  # with what the runner put into the model
+            self.exact.freshness = Freshness(checkpoint.model)
         self.in_flight = InflightBackend(self.exact, runner)
         self.reads_slices = isinstance(runner, CausalRunner)
         self.prefixes: PrefixCache[Any] | None = None
@@ -329,6 +332,7 @@ def proved(
     if exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES):
         raise Disproved(exact.why_alone)
     alone = alone_or_disproved(exact)
+    loaded = exact.freshness
     try:
         if rotary_switch_of(checkpoint.model.config) is not None:
             raise Disproved("its rotary frequencies depend on the length")
@@ -338,6 +342,7 @@ def proved(
         why_not_fast = str(disproved)
     # Out of the except clause, which would keep the other cache alive.
     uninstall(checkpoint.model)
+    exact.freshness = loaded
     log.info("not by the fast way", extra={"alias": spec.alias, "reason": why_not_fast})
     router, proof = proved_by(OWN_CACHE, spec, checkpoint, exact, alone)
     return router, OWN_CACHE, f"{proof}; by {OWN_CACHE}, for {why_not_fast}"
