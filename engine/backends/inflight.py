@@ -176,6 +176,10 @@ class InflightBackend:
             RunningSequence(sequence, cache, self._choice_of(sequence))
             for sequence, cache in zip(sequences, caches, strict=True)
         ]
+        for each in begun:
+            state = getattr(each.cache, "random_state", None)
+            if state is not None and isinstance(each.choice, Sampler):
+                each.choice.draw_from(state)
         self.running_sequences |= {each.sequence.id: each for each in begun}
         return begun
 

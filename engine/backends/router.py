@@ -16,13 +16,13 @@ import torch
 from engine.attention.hf_plugin import install
 from engine.attention.selection import kv_cache_for
 from engine.backends import verdicts
-from engine.backends.batch_probe import is_tried
 from engine.backends.generate import GenerateBackend, Sharing
 from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
 from engine.backends.loader import Checkpoint
+from engine.backends.model_state import Freshness
 from engine.backends.proved_families import length_bound_rope, why_not_proved
-from engine.backends.self_proof import Disproved, prove
+from engine.backends.self_proof import Disproved, Proof, prove
 from engine.backends.weight_layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
@@ -125,7 +125,26 @@ class RouterBackend:
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
-        return OwnCacheRunner(checkpoint.model, kv_cache, start_id_of(checkpoint))
+        fresh = self.exact.freshness
+        if fresh is not None:
+            with torch.inference_mode():
+                fresh.restore()
+        runner = OwnCacheRunner(checkpoint.model, kv_cache, start_id_of(checkpoint))
+        if fresh is not None:  # with what the runner put into the model
+            self.exact.freshness = runner.freshness = Freshness(checkpoint.model)
+        return runner
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether rows of several lengths share a pass."""
+        runner = self.in_flight.runner
+        return not isinstance(runner, OwnCacheRunner) or runner.pads_rows
+
+    @pads_rows.setter
+    def pads_rows(self, pads: bool) -> None:
+        runner = self.in_flight.runner
+        assert isinstance(runner, OwnCacheRunner)
+        runner.pads_rows = pads
 
     def note_proof(self, how: str) -> None:
         """Let the card and the settings say how it was proved."""
@@ -160,7 +179,10 @@ class RouterBackend:
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
         sequence.num_cache_tokens = sequence.num_rows * (num_columns + settings.max_new_tokens)
         if self.exact.is_encoder_decoder:
-            sequence.num_cache_tokens += num_prompt
+            # A model's own cache has the encoder's output for each row, once it is joined.
+            is_own = isinstance(self.in_flight.runner, OwnCacheRunner)
+            num_copies = 1 + sequence.num_rows if is_own else 1
+            sequence.num_cache_tokens += num_copies * num_prompt
 
     def is_proved(self, sequence: Sequence, own: Mapping[str, Any]) -> bool:
         """Whether the answer in flight is known to be that of `generate`."""
@@ -242,6 +264,7 @@ def load_unlisted(
         why_not = kept["why_not"]
         if why_not is None:
             router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=True)
+            router.pads_rows = kept["pads_rows"]
             router.note_proof(f"{kept['how']} (at an earlier start)")
     elif why_not is None:
         exact = GenerateBackend(spec, checkpoint)
@@ -251,7 +274,9 @@ def load_unlisted(
             router.note_proof(how)
         except Disproved as disproved:
             why_not = str(disproved)
-        verdicts.write(key, {"how": how, "why_not": why_not, "why_alone": exact.why_alone})
+        pads_rows = router is None or router.pads_rows
+        verdict = {"how": how, "why_not": why_not, "why_alone": exact.why_alone}
+        verdicts.write(key, {**verdict, "pads_rows": pads_rows})
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
         log.info("proved in flight", extra={**extra, "proof": router.reason})
@@ -270,8 +295,6 @@ def proved(
     spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend
 ) -> tuple[RouterBackend, str]:
     """The backend, and how it was proved. Raises Disproved."""
-    if is_tried(exact) and exact.why_alone is not None:
-        raise Disproved(exact.why_alone)  # what rows do to each other, they do in flight, too
     try:
         router = RouterBackend(spec, checkpoint, poisoned=True, exact=exact, by_own_cache=True)
     except UnknownCache as error:
@@ -279,11 +302,26 @@ def proved(
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"its cache is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error
-    proof = prove(exact, router.in_flight.runner, router.has_beams)
+    how = str(prove_padded_or_not(exact, router))
     kv_cache = router.in_flight.runner.kv_cache
     assert isinstance(kv_cache, JoinedKVCache)
     kv_cache.poisoned = False
-    return router, str(proof)
+    return router, how if router.pads_rows else f"{how}, rows of one length at a time"
+
+
+def prove_padded_or_not(exact: GenerateBackend, router: RouterBackend) -> Proof:
+    """Raises Disproved."""
+    try:
+        return prove(exact, router.in_flight.runner, router.has_beams)
+    except Disproved as disproved:
+        if not exact.is_encoder_decoder:
+            raise
+        # Answers grow from one token, so that many are of one length, and these need no padding.
+        router.pads_rows = False
+        try:
+            return prove(exact, router.in_flight.runner, router.has_beams)
+        except Disproved:
+            raise disproved from None
 
 
 def why_not_tried(checkpoint: Checkpoint) -> str | None:
@@ -291,7 +329,8 @@ def why_not_tried(checkpoint: Checkpoint) -> str | None:
     config = checkpoint.config
     if (rope := length_bound_rope(config)) is not None:
         return rope
-    if any("expert_capacity" in name for name in config.to_dict()):
+    # Of the tokens of a step, all rows together. What counts by row shows in a proof.
+    if getattr(config, "moe_eval_capacity_token_fraction", 1.0) < 1.0:
         return "its experts take a bounded number of tokens, for which rows compete"
     if config.is_encoder_decoder and start_id_of(checkpoint) is None:
         return "it does not say from which token its decoder starts"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.encoded import Encoded, check_holders
 
 BUCKET_TOKENS = 64
 # A tensor that may become as large has pages of the operating system from the start, which are
@@ -80,7 +81,8 @@ class ContiguousSequenceCache:
         self.buffer_pool = buffer_pool or BufferPool()
         self.length = 0
         self.kv = self._empty(0)  # (layers, 2, rows, heads, capacity, head size)
-        self.encoded_kv: Tensor | None = None  # (layers, 2, heads, prompt tokens, head size)
+        # (layers, 2, heads, prompt tokens, head size), which others may hold, too
+        self.encoded: Encoded[Tensor] | None = None
         # (rows, capacity) int32: the row in which each token of a row is
         self.ancestors: np.ndarray | None = None
         if by_ancestors and num_rows > 1:
@@ -127,8 +129,18 @@ class ContiguousSequenceCache:
     def commit_token(self) -> None:
         self.length += 1
 
-    def write_encoded(self, keys_values: Tensor) -> None:
-        self.encoded_kv = keys_values.contiguous()
+    @property
+    def encoded_kv(self) -> Tensor | None:
+        return None if self.encoded is None else self.encoded.content
+
+    def write_encoded(self, keys_values: Tensor) -> Encoded[Tensor]:
+        free = poison if self.poisoned else leave
+        encoded = Encoded(keys_values.contiguous(), free)
+        self.share_encoded(encoded)
+        return encoded
+
+    def share_encoded(self, encoded: Encoded[Tensor]) -> None:
+        self.encoded = encoded.hold(self)
 
     def reorder(self, rows: Tensor) -> None:
         if self.ancestors is not None:
@@ -142,10 +154,10 @@ class ContiguousSequenceCache:
     def clear(self) -> None:
         if self.poisoned:
             self.kv.fill_(torch.nan)
-            if self.encoded_kv is not None:
-                self.encoded_kv.fill_(torch.nan)
+        if self.encoded is not None:
+            self.encoded.release(self)
         self.buffer_pool.put(self.kv)
-        self.kv, self.encoded_kv = self._empty(0), None
+        self.kv, self.encoded = self._empty(0), None
         self.length = 0
 
     def _capacity_for(self, num_tokens: int) -> int:
@@ -171,8 +183,8 @@ class ContiguousSequenceCache:
 
 
 class ContiguousKVCache:
-    """The KVCacheManager of ContiguousSequenceCaches. Always: no two of them share memory, nor
-    is any of it in the pool."""
+    """The KVCacheManager of ContiguousSequenceCaches. Always: no two of them share memory but
+    for an encoder's output, which counts them, nor is any of it in the pool."""
 
     def __init__(self, shape: KVShape, by_ancestors: bool = False, poisoned: bool = False) -> None:
         """by_ancestors, poisoned: see ContiguousSequenceCache"""
@@ -191,13 +203,24 @@ class ContiguousKVCache:
         self.buffer_pool.clear()
 
     def check(self, caches: Iterable[ContiguousSequenceCache]) -> None:
-        storages = [each.kv.untyped_storage() for each in caches]
+        owners = list(caches)
+        check_holders(owners)
+        storages = [each.kv.untyped_storage() for each in owners]
         storages += self.buffer_pool.buffers
         addresses = [each.data_ptr() for each in storages if each.nbytes()]
         if len(set(addresses)) != len(addresses):
             raise InvariantBroken(
                 f"{len(addresses)} sequences and pooled buffers have {len(set(addresses))} tensors"
             )
+
+
+@torch.inference_mode()
+def poison(tensor: Tensor) -> None:
+    tensor.fill_(torch.nan)
+
+
+def leave(_: Tensor) -> None:
+    """The memory of a tensor goes with it."""
 
 
 def new_pages(num_bytes: int) -> Tensor:

@@ -65,9 +65,10 @@ def with_spare_columns(tensor: Tensor) -> Tensor:
     return pad(tensor, (0, 0, 0, SPARE_COLUMNS))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Encoded:
-    """What an encoder made of one prompt, and the keys and values of it by layer."""
+    """What an encoder made of one prompt, and the keys and values of it by layer. Sequences of
+    equal prompts share it; nobody writes to it."""
 
     states: Tensor  # (1, tokens, width)
     layers: list[KeysValues]
@@ -82,6 +83,8 @@ class JoinedSequenceCache:
         self.length = 0
         self.layers: list[KeysValues] | None = None  # of one row, or of all
         self.encoded: Encoded | None = None
+        # Of what its answer is drawn from, if reading the prompt took something of it.
+        self.random_state: Tensor | None = None
 
     @property
     def capacity(self) -> int:
@@ -96,7 +99,10 @@ class JoinedSequenceCache:
     def commit_token(self) -> None:
         self.length += 1
 
-    def write_encoded(self, keys_values: Tensor) -> None:
+    def write_encoded(self, keys_values: Tensor) -> Any:
+        raise AssertionError("the runner stores what a model's own cache holds")
+
+    def share_encoded(self, encoded: Any) -> None:
         raise AssertionError("the runner stores what a model's own cache holds")
 
     def reorder(self, rows: Tensor) -> None:
@@ -291,7 +297,8 @@ def join_columns(
         )
         for part, cache, num in zip(parts, caches, num_pads, strict=True)
     ]
-    return torch.cat(padded)
+    # One sequence with a long document is not copied for each of its rows.
+    return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
 def layers_of(past: Cache) -> list[KeysValues]:

@@ -9,12 +9,14 @@ places exchange entries of the table and move no keys.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.encoded import Encoded, check_holders
 
 PAGE_TOKENS = 64
 
@@ -24,9 +26,9 @@ SCRATCH = 1  # written and read by the rows that pad a step
 
 
 class PagedKVCache:
-    """The KVCacheManager of PagedSequenceCaches. Always: each page but the first is free or
-    owned by one sequence, and so is each row; the blank token slot is zero; a token slot is
-    written once between two owners."""
+    """The KVCacheManager of PagedSequenceCaches. Always: each page but the first is free, owned
+    by one sequence, or held by those that share an encoder's output, and each row is free or
+    owned; the blank token slot is zero; a token slot is written once between two owners."""
 
     def __init__(
         self, shape: KVShape, max_rows: int, max_tokens: int, poisoned: bool = False
@@ -65,13 +67,16 @@ class PagedKVCache:
     def give_back(self, rows: list[int], pages: list[int]) -> None:
         """Take back all rows and pages of a sequence."""
         del self.sequences[rows[0]]
-        if self.poisoned:
-            for page in pages:
-                self.kv[:, page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS] = torch.nan
         for row in rows:
             self.slot_table.clear_row(row)
             self.encoded_slot_table.clear_row(row)
         self.free_rows += rows
+        self.give_back_pages(pages)
+
+    def give_back_pages(self, pages: list[int]) -> None:
+        if self.poisoned:
+            for page in pages:
+                self.kv[:, page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS] = torch.nan
         self.free_pages += pages
 
     def free_all_but(self, caches: Iterable[PagedSequenceCache]) -> None:
@@ -82,9 +87,11 @@ class PagedKVCache:
 
     def check(self, caches: Iterable[PagedSequenceCache]) -> None:
         owners = list(caches)
+        encoded = [each.content.pages for each in check_holders(owners)]
+        pages = [each.pages for each in owners] + encoded
         for name, free, taken, all_ in (
             ("rows", self.free_rows, [each.rows for each in owners], range(self.max_rows)),
-            ("pages", self.free_pages, [each.pages for each in owners], range(1, self.num_pages)),
+            ("pages", self.free_pages, pages, range(1, self.num_pages)),
         ):
             counted = sorted([*free, *(each for some in taken for each in some)])
             if counted != list(all_):
@@ -103,6 +110,14 @@ class PagedKVCache:
         taken = free[len(free) - number :]
         del free[len(free) - number :]
         return taken
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPages:
+    """An encoder's output for one prompt, which several sequences may hold."""
+
+    pages: list[int]
+    num_tokens: int
 
 
 class SlotTable:
@@ -149,7 +164,7 @@ class PagedSequenceCache:
         self.num_rows = len(rows)
         self.pages: list[int] = []
         self.length = 0
-        self.num_encoded_tokens = 0
+        self.encoded: Encoded[EncodedPages] | None = None
         self.row_capacities = [0] * len(rows)  # tokens for which each row has token slots
         self.row_numbers: Tensor | None = None
         if len(rows) > 1:
@@ -177,15 +192,25 @@ class PagedSequenceCache:
     def commit_token(self) -> None:
         self.length += 1
 
-    def write_encoded(self, keys_values: Tensor) -> None:
+    @property
+    def num_encoded_tokens(self) -> int:
+        return 0 if self.encoded is None else self.encoded.content.num_tokens
+
+    @torch.inference_mode()
+    def write_encoded(self, keys_values: Tensor) -> Encoded[EncodedPages]:
         num_tokens = keys_values.shape[3]
-        table, pages = self.kv_cache.encoded_slot_table, self.kv_cache.take_pages(num_tokens)
-        self.pages += pages
-        table.append_pages(self.rows[0], 0, pages)
-        table.share(self.rows, num_tokens)
-        slots = table.slots[self.rows[0], :num_tokens]
+        pages = EncodedPages(self.kv_cache.take_pages(num_tokens), num_tokens)
+        encoded = Encoded(pages, lambda freed: self.kv_cache.give_back_pages(freed.pages))
+        self.share_encoded(encoded)
+        slots = self.kv_cache.encoded_slot_table.slots[self.rows[0], :num_tokens]
         self.kv_cache.kv.index_copy_(1, slots, keys_values.permute(0, 3, 1, 2, 4))
-        self.num_encoded_tokens = num_tokens
+        return encoded
+
+    def share_encoded(self, encoded: Encoded[EncodedPages]) -> None:
+        self.encoded = encoded.hold(self)
+        table = self.kv_cache.encoded_slot_table
+        table.append_pages(self.rows[0], 0, encoded.content.pages)
+        table.share(self.rows, encoded.content.num_tokens)
 
     def reorder(self, rows: Tensor) -> None:
         assert self.row_numbers is not None
@@ -196,8 +221,10 @@ class PagedSequenceCache:
     def clear(self) -> None:
         if self.rows:
             self.kv_cache.give_back(self.rows, self.pages)
+        if self.encoded is not None:
+            self.encoded.release(self)
         self.rows, self.pages, self.row_capacities = [], [], []
-        self.length = self.num_encoded_tokens = 0
+        self.length, self.encoded = 0, None
 
     def _extend(self, at: int, num_tokens: int) -> None:
         missing = num_tokens - self.row_capacities[at]

@@ -8,18 +8,31 @@ Prompts are computed one by one, so that none is padded.
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager, KVShape
-from engine.kv_cache.joined import Encoded, JoinedKVCache, JoinedSequenceCache, layers_of
+from engine.kv_cache.joined import (
+    Encoded,
+    JoinedKVCache,
+    JoinedSequenceCache,
+    KeysValues,
+    layers_of,
+)
 from engine.runners.position_embedding import install_position_embedding
+from engine.runners.row_masks import RowMasks
+
+if TYPE_CHECKING:
+    from engine.backends.model_state import Freshness
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.
@@ -36,9 +49,17 @@ class OwnCacheRunner:
         self.default_start_id = default_start_id
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.parameters = frozenset(inspect.signature(model.forward).parameters)
+        self.encoded_type: type[Any] = BaseModelOutput  # of this encoder
+        # Of those that some cache holds.
+        self.encoded_prompts: WeakValueDictionary[tuple[int, ...], Encoded] = WeakValueDictionary()
+        # False: only rows of one length share a pass, where a model cannot do with padding.
+        self.pads_rows = True
+        # Put back before a prompt, where one leaves something on the model for the next.
+        self.freshness: Freshness | None = None
         self.decoder_positions = None
-        if self.is_encoder_decoder:
+        if self.is_encoder_decoder or "position_ids" not in self.parameters:
             self.decoder_positions = install_position_embedding(model.get_decoder())
+        self.row_masks = RowMasks(model.get_decoder() if self.is_encoder_decoder else None)
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
         """The tokens of a row before the first new one."""
@@ -61,35 +82,75 @@ class OwnCacheRunner:
         """Returns None: a prompt is computed without company."""
 
     def _prefill(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
-        past = new_cache(self.model)
-        output = self._forward_prompt(sequence, past)
-        cache = self.joined.new_sequence(sequence.num_rows)
         if self.is_encoder_decoder:
-            states, logits = output
-            cache.layers = layers_of(past.self_attention_cache)
-            cache.encoded = Encoded(states, layers_of(past.cross_attention_cache))
-            cache.commit_prompt(1)
-        else:
-            (logits,) = output
-            cache.layers = layers_of(past)
-            cache.commit_prompt(len(sequence.prompt_ids))
+            return self._prefill_decoder(sequence)
+        prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
+        positions = torch.arange(prompt.shape[1], device=prompt.device)[None]
+        past = new_cache(self.model)
+        cache = self.joined.new_sequence(sequence.num_rows)
+        with self._reading(sequence, cache):
+            logits = self._forward(
+                prompt, past, positions, is_first=True, attention_mask=torch.ones_like(prompt)
+            )
+        cache.layers = layers_of(past)
+        cache.commit_prompt(len(sequence.prompt_ids))
         return cache, logits[:, -1]
 
-    def _forward_prompt(self, sequence: Sequence, past: Any) -> tuple[Tensor, ...]:
-        """The encoder's states, if there is an encoder, and the logits."""
+    def _prefill_decoder(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
+        """Encode a prompt, unless it was for another sequence that runs, and begin the answer."""
+        encoded, past = self.encoded_prompts.get(sequence.prompt_ids), new_cache(self.model)
         prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
-        mask = torch.ones_like(prompt)
-        if not self.is_encoder_decoder:
-            positions = torch.arange(prompt.shape[1], device=prompt.device)[None]
-            return (self._forward(prompt, past, positions, is_first=True, attention_mask=mask),)
-        encoder = self.model.get_encoder()
-        encoded = encoder(input_ids=prompt, attention_mask=mask, return_dict=True)
+        cache = self.joined.new_sequence(sequence.num_rows)
+        # What a prompt draws for itself depends on the seed.
+        if encoded is None or (self.freshness is not None and sequence.settings.do_sample):
+            with self._reading(sequence, cache):
+                states = self._encode(prompt)
+        if encoded is not None:
+            states = encoded.states
+            past.cross_attention_cache = filled_cache(encoded.layers)
+            past.is_updated = dict.fromkeys(range(len(encoded.layers)), True)
         start = torch.tensor([self.start_ids(sequence)], device=prompt.device)
         logits = self._forward(
-            start, past, torch.zeros_like(start), is_first=True, attention_mask=mask,
-            decoder_attention_mask=torch.ones_like(start), encoder_outputs=encoded,
+            start, past, torch.zeros_like(start), is_first=True,
+            attention_mask=torch.ones_like(prompt), decoder_attention_mask=torch.ones_like(start),
+            encoder_outputs=self.encoded_type(last_hidden_state=states),
         )  # fmt: skip
-        return encoded.last_hidden_state, logits
+        if encoded is None:
+            encoded = Encoded(states, layers_of(past.cross_attention_cache))
+            self.encoded_prompts[sequence.prompt_ids] = encoded
+        cache.layers, cache.encoded = layers_of(past.self_attention_cache), encoded
+        cache.commit_prompt(1)
+        return cache, logits[:, -1]
+
+    def _encode(self, prompt: Tensor) -> Tensor:
+        """(1, tokens, width). prompt: (1, tokens) int64"""
+        output = self.model.get_encoder()(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), return_dict=True
+        )
+        self.encoded_type = type(output)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @contextmanager
+    def _reading(self, sequence: Sequence, cache: JoinedSequenceCache) -> Iterator[None]:
+        """Within, a prompt is read by the model as it was loaded. BigBird makes layers anew at a
+        short text, and draws their weights from the stream that the answer is drawn from."""
+        if self.freshness is None:
+            yield
+            return
+        self.freshness.restore()
+        if not sequence.settings.do_sample:
+            yield
+            return
+        assert sequence.settings.seed is not None
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(sequence.settings.seed)
+            yield
+            is_cuda = device.type == "cuda"
+            cache.random_state = (
+                torch.cuda.get_rng_state(device) if is_cuda else torch.get_rng_state()
+            )
 
     def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
         """Compute a step: store the newest token of each row, which the caller then counts, and
@@ -98,7 +159,7 @@ class OwnCacheRunner:
         for cache in caches:
             row_tokens[cache] = tokens[at : at + cache.num_rows]
             at += cache.num_rows
-        groups = by_length(caches)
+        groups = by_length(caches, self.pads_rows)
         if len(groups) == 1:
             return self._decode(caches, tokens)
         logits: dict[Any, Tensor] = {}
@@ -112,17 +173,19 @@ class OwnCacheRunner:
         lengths = [cache.length for cache in caches for _ in range(cache.num_rows)]
         inputs = torch.tensor([tokens, lengths], device=self.model.device)
         token_ids, positions = inputs[0, :, None], inputs[1, :, None]
-        if not self.is_encoder_decoder:
-            logits = self._forward(token_ids, rows.past, positions, attention_mask=rows.mask())
-            return logits[:, -1]
+        mask = rows.mask()
         at: Any = nullcontext()
         if self.decoder_positions is not None:
             at = self.decoder_positions.at(positions)
-        with at:
+        if not self.is_encoder_decoder:
+            with at:
+                logits = self._forward(token_ids, rows.past, positions, attention_mask=mask)
+            return logits[:, -1]
+        with at, self.row_masks.at(mask, any(rows.num_pads)):
             logits = self._forward(
                 token_ids, rows.past, positions, attention_mask=rows.encoder_mask,
-                decoder_attention_mask=rows.mask(),
-                encoder_outputs=BaseModelOutput(last_hidden_state=rows.encoder_states),
+                decoder_attention_mask=mask,
+                encoder_outputs=self.encoded_type(last_hidden_state=rows.encoder_states),
             )  # fmt: skip
         return logits[:, -1]
 
@@ -143,6 +206,16 @@ class OwnCacheRunner:
         return logits
 
 
+def filled_cache(layers: list[KeysValues]) -> DynamicCache:
+    cache: Any = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache  # type: ignore[no-any-return]  # its layers are of any kind
+
+
 def new_cache(model: Any) -> Any:
     """An empty cache that keeps every token: what a window hides, the model's mask hides."""
     if model.config.is_encoder_decoder:
@@ -150,16 +223,29 @@ def new_cache(model: Any) -> Any:
     return DynamicCache()
 
 
-def by_length(caches: list[JoinedSequenceCache]) -> list[list[JoinedSequenceCache]]:
-    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER."""
-    groups: dict[int, list[JoinedSequenceCache]] = {}
+def by_length(
+    caches: list[JoinedSequenceCache], pads_rows: bool
+) -> list[list[JoinedSequenceCache]]:
+    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER, and no
+    encoder's output to more than twice its length, or NO_MATTER, for each row has it in full.
+
+    pads_rows: False: nor is any row padded at all
+    """
+    groups: dict[tuple[int, int], list[JoinedSequenceCache]] = {}
     for each in caches:
-        num_tokens, group = each.length, 0
-        while num_tokens > NO_MATTER:
-            num_tokens //= FACTOR
-            group += 1
-        groups.setdefault(group, []).append(each)
+        num_tokens = rough_length(each.length, FACTOR) if pads_rows else each.length
+        num_encoded = 0 if each.encoded is None else each.encoded.states.shape[1]
+        groups.setdefault((num_tokens, rough_length(num_encoded, 2)), []).append(each)
     return list(groups.values())
+
+
+def rough_length(num_tokens: int, factor: int) -> int:
+    """The same for lengths of which none is more than `factor` times another, or NO_MATTER."""
+    at = 0
+    while num_tokens > NO_MATTER:
+        num_tokens = -(-num_tokens // factor)
+        at += 1
+    return at
 
 
 @torch.inference_mode()
@@ -169,7 +255,10 @@ def probe_own_shape(model: Any) -> KVShape:
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past = new_cache(model)
     if model.config.is_encoder_decoder:
-        model(input_ids=token, decoder_input_ids=token, past_key_values=past, use_cache=True)
+        encoded = model.get_encoder()(input_ids=token, return_dict=True)
+        model(
+            encoder_outputs=encoded, decoder_input_ids=token, past_key_values=past, use_cache=True
+        )
         layers = layers_of(past.self_attention_cache)
     else:
         model(token, past_key_values=past, use_cache=True)
