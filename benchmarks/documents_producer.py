@@ -18,13 +18,13 @@ from db.queries import submission
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from tasks import submit_batch
-from tasks.catalog import Catalog
+from tasks.configuration.catalog import Catalog
+from tasks.configuration.settings import database
 from tasks.generate import GenerateContract
-from tasks.settings import database
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
 from tests.recipe_runs import run_recipe
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 from worker.recipes.recipe import Work
 from worker.recipes.summarize import summarize
 

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from benchmarks.pipeline_model import read_requests
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Params, Request
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 
 
 def main(spec: str, requests: str, warm_up: str) -> None:

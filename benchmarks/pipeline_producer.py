@@ -14,8 +14,8 @@ from db.queries import submission
 from db.schema import migrate
 from db.states import JobState
 from tasks import submit_batch
+from tasks.configuration.settings import database
 from tasks.generate import GenerateContract
-from tasks.settings import database
 
 LOOK_SECONDS = 0.25  # whoever looks often takes time from those that work
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 13

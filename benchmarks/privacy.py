@@ -16,9 +16,9 @@ from benchmarks.pipeline import DATABASES, FAKE, RAW, Road, ask, spread, worker
 from db.encryption.key_ring import KeyRing, new_key
 from db.schema import migrate
 from db.session import Database
-from tasks.catalog import Catalog
+from tasks.configuration.catalog import Catalog
 from tasks.generate import GenerateContract
-from tasks.submit import _keep
+from tasks.submit import keep_job
 
 TEXT = b"the tide turns and the wheel of the mill begins to move again " * 32  # 2 kB
 
@@ -69,7 +69,7 @@ def microseconds_of_a_submit(url: str, config: Path, audits: bool) -> float:
     for _ in range(300):
         contract = GenerateContract.parse({"text": TEXT.decode()})
         begun = time.perf_counter()
-        _keep(database, catalog, contract)
+        keep_job(database, catalog, contract)
         times.append(time.perf_counter() - begun)
     database.close()
     return statistics.median(times) * 1e6

@@ -20,7 +20,7 @@ from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
 from engine.cpu.quantized import HalfLinear, Int8Linear
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Message, Params, Request
+from engine.protocol.messages import ChatTurn, Params, Request
 from examples.world.questions import make_question
 from examples.world.reports import make_report
 from examples.world.sentences import make_sentence
@@ -53,7 +53,7 @@ def answers_to_questions(num: int) -> list[Request]:
         make_question,
         lambda it: {
             "task": "chat",
-            "messages": tuple(Message(each["role"], each["content"]) for each in it.messages),
+            "messages": tuple(ChatTurn(each["role"], each["content"]) for each in it.messages),
         },
     )
 

@@ -1,4 +1,4 @@
-"""What ends a command with a sentence.
+"""Errors that end a command, each with a sentence for the user.
 
 TidemillError
 └── CommandError

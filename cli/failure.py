@@ -1,12 +1,12 @@
 """Failure: any error as a sentence that a person can act on."""
 
+from db.connection.lock_holders import is_locked
 from db.errors import DatabaseError
-from db.lock_holders import is_locked
 from tasks.errors import TidemillError
 
 
 def sentence_of(error: Exception) -> str:
-    """What to tell the user of an error that ends a command."""
+    """The sentence for the user of an error that ends a command."""
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
     if isinstance(error, TidemillError | DatabaseError):

@@ -15,14 +15,15 @@ from cli.output.terminal import plural, say, warn, write_json
 from cli.stack.ready import require_ready
 from db.audit import Act, append
 from db.models import Job
-from db.reading import FoundJob, find_job
+from db.reading.found_job import FoundJob
+from db.reading.results import find_job
 from db.session import Database
 
 MAX_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class JobSelection:
     database: Database
     condition: ColumnElement[bool]
     job_ids: tuple[UUID, ...]  # empty where a batch was named
@@ -34,7 +35,7 @@ class Chosen:
         change: Callable[[int], ReturningUpdate[UUID]],
         on_changed: Callable[[], None] = lambda: None,
     ) -> list[UUID]:
-        """Make a change to some at a time, until none is left; returns which were changed.
+        """Change some jobs at a time, until none is left; returns the ids of those that changed.
 
         on_changed is called after each commit that changed any.
 
@@ -62,11 +63,11 @@ class Chosen:
         missing, untouched = [], []
         for job_id in self.job_ids:
             if job_id not in changed:
-                found = find_job(job_id, database=self.database)
-                if found is None:
+                found_job = find_job(job_id, database=self.database)
+                if found_job is None:
                     missing.append(job_id)
                 else:
-                    untouched.append(found)
+                    untouched.append(found_job)
         if json:
             write_json(
                 {
@@ -85,7 +86,7 @@ class Chosen:
             raise typer.Exit(1)
 
 
-def chosen_jobs(names: Sequence[str], batch: str | None) -> Chosen:
+def selected_jobs(names: Sequence[str], batch: str | None) -> JobSelection:
     """The jobs of a batch, or those named; a usage error where it is neither or both."""
     if bool(names) == (batch is not None):
         raise typer.BadParameter("give job ids, or a --batch", param_hint="JOB")
@@ -93,8 +94,8 @@ def chosen_jobs(names: Sequence[str], batch: str | None) -> Chosen:
     database = require_ready()
     if batch is not None:
         batch_id = found_batch(batch).id
-        return Chosen(database, Job.batch_id == batch_id, (), batch_id)
-    return Chosen(database, Job.id.in_(job_ids), tuple(job_ids))
+        return JobSelection(database, Job.batch_id == batch_id, (), batch_id)
+    return JobSelection(database, Job.id.in_(job_ids), tuple(job_ids))
 
 
 def _why_untouched(job: FoundJob, otherwise: str) -> str:

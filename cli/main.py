@@ -17,34 +17,30 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import (
+from cli.commands.enqueue import cancel, nightly, retry, submit
+from cli.commands.look_after import (
     audit,
     backup,
-    batches,
-    canaries,
-    cancel,
-    demo,
     doctor,
     erase,
     export,
     keys,
     messages,
-    migrate,
     models,
-    nightly,
     prune,
+)
+from cli.commands.read import (
+    batches,
+    canaries,
     quality,
     reproduce,
     results,
-    retry,
     show,
     status,
-    submit,
     top,
-    up,
     watch,
-    worker,
 )
+from cli.commands.start import demo, migrate, up, worker
 from cli.output.escaping import FALLBACK
 from cli.output.terminal import say, warn
 
@@ -96,8 +92,8 @@ app.add_typer(audit.audit, name="audit", rich_help_panel=KEEP)
 app.add_typer(keys.keys, name="keys", rich_help_panel=KEEP)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -117,7 +113,7 @@ def _options(
 
 
 class _Warnings(logging.Handler):
-    """What the packages below have to say, as sentences with their fields."""
+    """Prints the log records of the packages below as sentences with their fields."""
 
     def emit(self, record: logging.LogRecord) -> None:
         common = vars(logging.makeLogRecord({}))

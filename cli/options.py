@@ -50,7 +50,7 @@ COLUMNS = (
     *("num_missed_terms", "pruned_at", "erased_at"),
 )
 
-MAX_SECONDS = 10**9  # as in db.reading
+MAX_SECONDS = 10**9  # as in db.reading.results
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Errors = Annotated[
@@ -86,25 +86,25 @@ Models = Annotated[
 ]
 
 
-def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
     """`key=value` texts; a usage error names the one that is none."""
-    made = {}
-    for text in given:
+    values = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise typer.BadParameter(f"{text!r} must be KEY=VALUE", param_hint=option)
-        made[key] = value
-    return made
+        values[key] = value
+    return values
 
 
-def params(given: Iterable[str]) -> dict[str, Any]:
+def params(texts: Iterable[str]) -> dict[str, Any]:
     """`--param` texts: a value that reads as JSON is that (60, 0.7, true, ["."]), else a text."""
-    made: Mapping[str, str] = pairs("--param", given)
-    return {key: _json_or_text(value) for key, value in made.items()}
+    texts_by_name: Mapping[str, str] = pairs("--param", texts)
+    return {key: _json_or_text(value) for key, value in texts_by_name.items()}
 
 
 def json_file(path: Path) -> Any:
-    """What a JSON file holds; a usage error names one that cannot be read or is none."""
+    """The content of a JSON file; raises a usage error that names one that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -152,18 +152,18 @@ def seconds(option: str, value: float | None) -> float | None:
     return value
 
 
-def job_ids(given: Iterable[str]) -> list[UUID]:
-    made = []
-    for text in given:
+def job_ids(texts: Iterable[str]) -> list[UUID]:
+    ids = []
+    for text in texts:
         try:
-            made.append(UUID(text))
+            ids.append(UUID(text))
         except ValueError:
             raise typer.BadParameter(
                 f"{text!r} is no job id, which looks like 01a20a9c-8646-70ad-ab14-32e4e2328b4c; "
                 "`tidemill results --custom-id ...` finds a job by its custom id",
                 param_hint="JOB",
             ) from None
-    return made
+    return ids
 
 
 def _json_or_text(text: str) -> Any:

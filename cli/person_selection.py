@@ -8,7 +8,7 @@ import typer
 from cli import options
 
 if TYPE_CHECKING:
-    from db.erasure import Person
+    from db.upkeep.erasure import Person
 
 Tenant = Annotated[str | None, typer.Option(help="Everything of this tenant.")]
 Metadata = Annotated[
@@ -18,8 +18,8 @@ Metadata = Annotated[
 
 
 def person_of(tenant: str | None, metadata: Sequence[str] | None) -> "Person":
-    """A usage error where nobody is named."""
-    from db.erasure import Person
+    """The person that the options name; raises a usage error where they name none."""
+    from db.upkeep.erasure import Person
 
     if tenant is None and not metadata:
         raise typer.BadParameter("say whose: --tenant NAME, --metadata KEY=VALUE, or both")

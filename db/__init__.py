@@ -1,4 +1,4 @@
-"""What is kept: jobs, what they were asked, what came of them.
+"""The database: jobs, the texts they were given, and their results.
 
 The public part is for reading:
 
@@ -9,7 +9,8 @@ The public part is for reading:
 
 from db.errors import DatabaseError
 from db.lane import Lane
-from db.reading import Cursor, FoundJob, JobError, find_job, find_results
+from db.reading.found_job import Cursor, FoundJob, JobFailure
+from db.reading.results import find_job, find_results
 from db.session import Database, database_from_environment
 from db.states import JobState
 
@@ -18,7 +19,7 @@ __all__ = [
     "Database",
     "DatabaseError",
     "FoundJob",
-    "JobError",
+    "JobFailure",
     "JobState",
     "Lane",
     "database_from_environment",

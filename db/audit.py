@@ -1,4 +1,4 @@
-"""The audit: who did what to which objects, in a chain in which nothing can be changed unseen.
+"""The audit: who did what to which objects, in a chain of hashes that shows every change.
 
 An entry is appended in the transaction of its act, so that there is neither without the other.
 Its hash is that of the hash before it and of its own content. The row of `audit_heads` has the
@@ -59,7 +59,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What became of the chain: `faults` is empty where every entry is what it was."""
+    """The result of verifying the chain; `faults` is empty where no entry was changed."""
 
     num_entries: int
     first: int  # the sequence of the oldest that is kept
@@ -72,7 +72,7 @@ _actor: ContextVar[str | None] = ContextVar("actor", default=None)
 
 @contextmanager
 def acting_as(actor: str) -> Iterator[None]:
-    """Within it, acts are by this one: `celery ORIGIN`, `worker NAME`."""
+    """Within this context, acts are recorded as this actor's: `celery ORIGIN`, `worker NAME`."""
     clean = actor.replace("\x00", "").encode(errors="replace").decode()
     token = _actor.set(clean[:MAX_ACTOR_CHARACTERS])
     try:
@@ -82,7 +82,7 @@ def acting_as(actor: str) -> Iterator[None]:
 
 
 def present_actor() -> str:
-    """Who acts: whoever `acting_as` says, else the user of this process."""
+    """The actor that `acting_as` set, else the user of this process."""
     return _actor.get() or _process_user(os.getuid())
 
 
@@ -137,16 +137,16 @@ def entries(
     actor: a part of the name; after: the sequence of an entry, only what follows it
     """
     statement = audit.entries(act, actor, since, until)
-    left = limit
-    while left is None or left > 0:
-        num = PAGE if left is None else min(PAGE, left)
+    num_left = limit
+    while num_left is None or num_left > 0:
+        num = PAGE if num_left is None else min(PAGE, num_left)
         with database.read() as session:
             page = session.scalars(audit.page(statement, after, num, newest_first)).all()
         yield from page
         if len(page) < num:
             return
         after = page[-1].sequence
-        left = None if left is None else left - num
+        num_left = None if num_left is None else num_left - num
 
 
 def verify(database: Database, known_hash: str | None = None) -> Verification:

@@ -51,7 +51,7 @@ def now() -> seconds_from_now:
 
 
 class microseconds_between(FunctionElement[int]):
-    """How long it is from one column of instants to another, exactly; NULL where one is."""
+    """The exact time from one column of instants to another; NULL where one is NULL."""
 
     type = BigInteger()
     name = "microseconds_between"

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Lane(StrEnum):
-    """How urgent a job is: somebody waits for it, or it belongs to a night's work."""
+    """The urgency of a job: interactive where a person waits for it, else bulk."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"

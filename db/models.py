@@ -81,7 +81,7 @@ class Batch(Base):
 
 
 class Job(Base):
-    """One submission: its place in line, who runs it, and how it ended."""
+    """One submission: its place in line, its owner, and its outcome."""
 
     __tablename__ = "jobs"
 
@@ -164,7 +164,7 @@ class Job(Base):
 
 
 class Payload(Base):
-    """What the user sent: the task's own fields, and metadata to find it by."""
+    """The texts that the user sent, the task's own fields, and metadata to search by."""
 
     __tablename__ = "payloads"
 
@@ -179,7 +179,7 @@ class Payload(Base):
 
 
 class Result(Base):
-    """What the user gets."""
+    """The answer that the user gets."""
 
     __tablename__ = "results"
 
@@ -244,7 +244,7 @@ class Segment(Base):
 
 
 class CacheEntry(Base):
-    """What a model answered to a request, for others that ask it the same."""
+    """A model's answer to a request, reused for equal requests."""
 
     __tablename__ = "cache_entries"
 
@@ -315,7 +315,7 @@ class AuditEntry(Base):
 
 
 class AuditHead(Base):
-    """The end of the chain: one row, and whoever appends to the chain holds it until the commit."""
+    """The end of the chain: one row, locked by each append until its commit."""
 
     __tablename__ = "audit_heads"
 

@@ -1,4 +1,4 @@
-"""What an attempt came to."""
+"""Outcomes: how an attempt ended, and the answer it gave."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +10,7 @@ from db.suspicion import Suspicion
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Which attempt of which job speaks: only the newest may change anything."""
+    """The attempt that may write: an older attempt of the job changes nothing."""
 
     job_id: UUID
     attempt: int
@@ -43,7 +43,7 @@ NO_SIGNALS = Signals()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the model made of a job."""
+    """A job's answer, with its token counts, settings and signals."""
 
     output: str
     alternatives: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class FinishedSegment:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """What a model answered, to be kept for whoever asks it the same."""
+    """A model's answer, to be kept for equal requests."""
 
     fence: Fence  # of an attempt that it answers
     key: bytes  # of all that decides the answer
@@ -81,7 +81,7 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended, and so where its job goes next.
+    """How an attempt ended, and the state its job goes to.
 
     A failure that another attempt may mend goes to `queued` with a delay; a
     release goes there without delay and without blame.
@@ -130,7 +130,7 @@ class Outcome:
 
     @classmethod
     def moved(cls, fence: Fence, model: str) -> "Outcome":
-        """On with another model, by a worker that serves it; what is finished is kept."""
+        """The job goes on at a worker that serves another model; finished segments are kept."""
         return cls(fence=fence, state=JobState.QUEUED, model=model)
 
     @classmethod

@@ -10,8 +10,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from db import audit
+from db.connection.lock_holders import is_locked
 from db.errors import DatabaseError, DatabaseLocked
-from db.lock_holders import is_locked
 from db.models import AuditHead
 from db.session import Database
 
@@ -89,10 +89,10 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
 
     before = revision(database)
     scripts = ScriptDirectory.from_config(config())
-    known = revisions()
-    if before is not None and before not in known:
+    known_revisions = revisions()
+    if before is not None and before not in known_revisions:
         raise SchemaMismatch(_unknown(before))
-    if to == "base" or (to in known and before is not None and to < before):
+    if to == "base" or (to in known_revisions and before is not None and to < before):
         with _migrating(database) as connection:
             command.downgrade(config(connection), to)
             _append_migration(connection, before, to)

@@ -13,12 +13,12 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.orm import Session
 
-from db.database_url import read_database_url
+from db.connection.database_url import read_database_url
+from db.connection.lock_holders import is_locked, locked_sentence
+from db.connection.url_redaction import masked
 from db.encryption.key_ring import KeyRing, key_ring
 from db.encryption.sealed import seal_inserts
 from db.errors import DatabaseError
-from db.lock_holders import is_locked, locked_sentence
-from db.masking import masked
 
 LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
 
@@ -38,7 +38,7 @@ class Database:
 
     @cached_property
     def keys(self) -> KeyRing | None:
-        """What texts are sealed with; None: they are not. Raises KeysUnusable."""
+        """The keys that seal texts; None: texts are not encrypted. Raises KeysUnusable."""
         return self._keys or key_ring(os.environ)
 
     @property
@@ -65,13 +65,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction that may change rows; commits at the end or not at all."""
+        """A transaction that may change rows; commits at the end or not at all."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One transaction that changes nothing and, on SQLite, waits for no writer."""
+        """A transaction that changes nothing and, on SQLite, waits for no writer."""
         engine = self.engine.execution_options(tidemill_read_only=True)
         with Session(engine, expire_on_commit=False) as session:
             yield session
@@ -157,6 +157,6 @@ def _postgresql(url: URL) -> Engine:
 
 def database_from_environment() -> Database:
     """The database that `TIDEMILL_DATABASE_URL` names, or that a `tidemill up` here serves."""
-    from db.address import database_address
+    from db.connection.address import database_address
 
     return Database(database_address(os.environ, Path.cwd()))

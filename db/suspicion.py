@@ -1,4 +1,4 @@
-"""What may be wrong with a result, as its signals say."""
+"""Suspicions: the reasons that a result may be wrong, as its signals say."""
 
 from enum import StrEnum
 from typing import Any, Protocol
@@ -61,5 +61,5 @@ def in_words(suspicion: Suspicion, signals: HasSignals) -> str:
         ),
         Suspicion.TERMS_MISSED: lambda: num(signals.num_missed_terms, "missed glossary term"),
     }
-    made: str = sentences[suspicion]()
-    return made
+    sentence: str = sentences[suspicion]()
+    return sentence

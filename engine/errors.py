@@ -1,4 +1,4 @@
-"""What can go wrong in the engine process.
+"""Errors of the engine process.
 
 EngineError
 ├── SpecError                 the settings of a model contradict themselves
@@ -105,8 +105,8 @@ class OutputTooLong(RequestError):
 class UnknownLanguage(RequestError):
     code = "unknown_language"
 
-    def __init__(self, name: str, language: str | None, known: Iterable[str]) -> None:
-        listed = sorted(known)
+    def __init__(self, name: str, language: str | None, languages: Iterable[str]) -> None:
+        listed = sorted(languages)
         names = ", ".join(listed[:MAX_LISTED])
         if len(listed) > MAX_LISTED:
             names += f" and {len(listed) - MAX_LISTED} more"

@@ -1,4 +1,4 @@
-"""What the engine process says on standard error: constant events with fields."""
+"""The engine process's log on standard error: constant events with fields."""
 
 from __future__ import annotations
 

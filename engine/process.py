@@ -26,8 +26,7 @@ from engine.core.writer import Writer
 from engine.errors import EngineError, Unloadable
 from engine.logging import error_location, log_to_stderr
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Load, Ready, from_bytes, to_bytes
-from engine.protocol.messages import Unloadable as UnloadableFrame
+from engine.protocol.messages import Load, LoadFailed, Ready, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def run(pipe: Connection) -> int:
     try:
         engine = load_engine(frame.spec)
     except EngineError as error:
-        pipe.send_bytes(to_bytes(UnloadableFrame(str(error))))
+        pipe.send_bytes(to_bytes(LoadFailed(str(error))))
         return UNLOADABLE_STATUS
     pipe.send_bytes(to_bytes(Ready(engine.card, engine.sized)))
     return serve(pipe, engine.sized.spec, engine)
@@ -94,7 +93,7 @@ def load_engine(spec: EngineSpec) -> Backend:
 
 
 def serve(pipe: Connection, spec: EngineSpec, engine: Backend) -> int:
-    """Until the parent says stop; returns the exit status."""
+    """Serve requests until the parent says stop; returns the exit status."""
     limits = StepLimits.of(spec)
     tracker, inbox, outbox = RequestTracker(spec.max_held), Inbox(), Outbox()
     requests = RequestQueue()

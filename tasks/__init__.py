@@ -1,4 +1,4 @@
-"""What a job is, and how to submit one.
+"""Tasks: the contract of each kind of job, and how to submit one.
 
     from tasks import summarize
     job = summarize.submit(text="...")
@@ -9,7 +9,8 @@ Importing this loads Celery, pydantic and SQLAlchemy; never torch.
 
 from tasks import chat, generate, summarize, translate
 from tasks.app import app
-from tasks.submit import SubmittedBatch, SubmittedJob, submit_batch
+from tasks.submission.batch import submit_batch
+from tasks.submission.submitted import SubmittedBatch, SubmittedJob
 
 __all__ = [
     "SubmittedBatch",

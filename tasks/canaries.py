@@ -1,4 +1,4 @@
-"""Canaries: jobs of the configuration that run every night, and whose answers must not change.
+"""Canaries: configured jobs that run every night, and whose answers must not change.
 
 [[canaries]]
 name = "gate"
@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from db.reading import FoundJob, find_batches, find_results
+from db.reading.batches import find_batches
+from db.reading.found_job import FoundJob
+from db.reading.results import find_results
 from db.session import Database, database_from_environment
 from db.states import FINISHED, JobState
 from engine.protocol.task_names import TASK_NAMES
-from tasks.contract import Contract
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import Contract
 from tasks.errors import ContractError, SettingsError
-from tasks.submit import SubmittedBatch, submit_batch
+from tasks.submission.batch import submit_batch
+from tasks.submission.submitted import SubmittedBatch
 
 BATCH = "canaries"  # the name of all their batches
 MAX_BATCHES = 20  # looked through for the last answer of each
@@ -35,7 +38,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class CanaryOutcome:
-    """What became of a canary the last time."""
+    """The latest outcome of a canary."""
 
     name: str
     job: FoundJob | None  # None: it has not finished once
@@ -83,10 +86,10 @@ def _canary(number: int, table: Any) -> Canary:
     # An answer that was kept shows nothing of the model.
     fresh = {"use_cache": False} if "use_cache" in contract.model_fields else {}
     try:
-        made = contract.parse({**fields, **fresh, "custom_id": name})
+        contract_of_canary = contract.parse({**fields, **fresh, "custom_id": name})
     except ContractError as error:
         raise SettingsError(f"canary {name}: {error}") from None
-    return Canary(name, made, expected)
+    return Canary(name, contract_of_canary, expected)
 
 
 def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
@@ -97,16 +100,16 @@ def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
 def canary_outcomes(
     canaries: Sequence[Canary], database: Database | None = None
 ) -> list[CanaryOutcome]:
-    """What each canary answered the last time, beside what it should have."""
+    """Each canary's latest answer, beside the expected one."""
     database = database or database_from_environment()
-    ended: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
+    finished: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
     for batch in find_batches(BATCH, limit=MAX_BATCHES, database=database):
         for job in find_results(batch=batch.id, state=None, database=database):
-            if job.state in FINISHED and job.custom_id in ended:
-                ended[job.custom_id].append(job)
+            if job.state in FINISHED and job.custom_id in finished:
+                finished[job.custom_id].append(job)
     outcomes = []
     for canary in canaries:
-        jobs = ended[canary.name]
+        jobs = finished[canary.name]
         before = (job.output for job in jobs[1:] if job.state is JobState.SUCCEEDED)
         expected = next(before, None) if canary.expected is None else canary.expected
         outcomes.append(CanaryOutcome(canary.name, jobs[0] if jobs else None, expected))

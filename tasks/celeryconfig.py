@@ -3,11 +3,11 @@
 import click
 from kombu import Queue
 
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
+from tasks.configuration.settings import broker_url as find_broker_url
+from tasks.configuration.settings import catalog, served_models
 from tasks.errors import SettingsError, UnknownModel
 from tasks.queues import MIN_MESSAGES, SUBMISSIONS, messages_in_flight, queue_names
-from tasks.settings import broker_url as find_broker_url
-from tasks.settings import catalog, served_models
 
 
 def _broker_url() -> str:

@@ -7,9 +7,11 @@ from celery import Task
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from tasks.app import app
-from tasks.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
-from tasks.json_answer import JsonAnswerContract
-from tasks.submit import SubmittedJob, submit_contract, submit_request
+from tasks.contracts.contract import MAX_TEXT_CHARACTERS, JobId, Storable, clash, not_huge
+from tasks.contracts.json_answer import JsonAnswerContract
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 MAX_TEMPLATE_KWARGS = 32
 MAX_TEMPLATE_KWARGS_CHARACTERS = 8192  # as JSON
@@ -26,7 +28,7 @@ RESERVED_KWARGS = frozenset(
 MAX_KWARG_NAME = 64
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
@@ -34,10 +36,10 @@ class Message(BaseModel):
     content: Annotated[str, Storable, BeforeValidator(not_huge)]
 
 
-class ChatContract(JsonAnswerContract):
+class ChatContract(JsonAnswerContract, frozen=True):
     task: ClassVar[str] = "chat"
 
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=1000)
+    messages: tuple[ChatMessage, ...] = Field(min_length=1, max_length=1000)
     # A chat of the same tenant that has succeeded: its dialogue and answer come before these.
     previous_job_id: JobId | None = None
     # Switches of the model's chat template, such as {"enable_thinking": False}.
@@ -64,9 +66,9 @@ class ChatContract(JsonAnswerContract):
 
     @model_validator(mode="after")
     def _switches_a_template_only(self) -> Self:
-        given = self.chat_template_kwargs or {}
+        switches = self.chat_template_kwargs or {}
         field = "chat_template_kwargs"
-        for name in given:
+        for name in switches:
             if not (name.isascii() and name.isidentifier() and len(name) <= MAX_KWARG_NAME):
                 raise clash(
                     field,
@@ -75,7 +77,7 @@ class ChatContract(JsonAnswerContract):
             if name in RESERVED_KWARGS:
                 raise clash(field, f"may not hold {name}, which the worker sets; leave it out")
         try:
-            text = json.dumps(given, allow_nan=False, ensure_ascii=False)
+            text = json.dumps(switches, allow_nan=False, ensure_ascii=False)
             text.encode()
         except RecursionError:
             raise clash(field, "is nested too deeply; make it flat") from None

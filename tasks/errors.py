@@ -1,4 +1,4 @@
-"""What a producer can do wrong, each with a sentence that says what to do instead.
+"""A producer's errors, each with a sentence that says what to do instead.
 
 TidemillError
 ├── SettingsError            tidemill.toml or the environment
@@ -34,7 +34,7 @@ class Refused(TidemillError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One field, and what is wrong with it."""
+    """A field, and its fault."""
 
     field: str
     fault: str
@@ -54,16 +54,16 @@ class ContractError(Refused):
 class UnknownModel(Refused):
     code = "unknown_model"
 
-    def __init__(self, wanted: str, known: Iterable[str]) -> None:
-        names = ", ".join(known) or "none; name one in tidemill.toml"
-        super().__init__(f"{wanted}; known models: {names}")
+    def __init__(self, name: str, models: Iterable[str]) -> None:
+        names = ", ".join(models) or "none; name one in tidemill.toml"
+        super().__init__(f"{name}; known models: {names}")
 
 
-class UnknownLanguage(Refused):
+class UnknownLanguagePair(Refused):
     code = "unknown_language"
 
-    def __init__(self, source: str, target: str, known: Iterable[str]) -> None:
-        pairs = ", ".join(known) or "none"
+    def __init__(self, source: str, target: str, served_pairs: Iterable[str]) -> None:
+        pairs = ", ".join(served_pairs) or "none"
         super().__init__(f"no model translates from {source!r} to {target!r}; known: {pairs}")
 
 
@@ -79,7 +79,7 @@ class DuplicateId(Refused):
 
 
 class UnknownPreviousJob(Refused):
-    """Whether another tenant has such a job is nobody else's to know."""
+    """No such job, or one of another tenant, which is not told apart: its existence is private."""
 
     code = "unknown_previous_job"
 

@@ -5,12 +5,14 @@ from typing import Any, ClassVar
 from celery import Task
 
 from tasks.app import app
-from tasks.contract import Text
-from tasks.json_answer import JsonAnswerContract
-from tasks.submit import SubmittedJob, submit_contract, submit_request
+from tasks.contracts.contract import Text
+from tasks.contracts.json_answer import JsonAnswerContract
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 
-class GenerateContract(JsonAnswerContract):
+class GenerateContract(JsonAnswerContract, frozen=True):
     task: ClassVar[str] = "generate"
 
     text: Text

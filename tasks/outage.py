@@ -6,9 +6,9 @@ import time
 
 
 class Outage:
-    """Told of every try by any thread; writes one line when tries begin to fail, one when they
-    succeed again, and none for the hours between. It names the error by its type: its text may
-    be a user's."""
+    """Reports failures that repeat: logs one line when tries begin to fail, one when they succeed
+    again, and none in between. Any thread may report a try. The error is named by its type alone:
+    its text may be a user's."""
 
     def __init__(self, log: logging.Logger, down: str, up: str) -> None:
         self._log = log

@@ -1,4 +1,4 @@
-"""The quarantine: what could not be taken as a message, kept for an operator to look at.
+"""The quarantine: messages that could not be taken, kept for an operator to look at.
 
 Whatever somebody puts into our queues is taken off them, so that it is in nobody's way.
 What is no message, or none that we know, is kept with its reason, its place and its time;
@@ -33,10 +33,10 @@ class Reason(StrEnum):
     sentence: str
 
     def __new__(cls, code: str, sentence: str) -> Self:
-        made = str.__new__(cls, code)
-        made._value_ = code
-        made.sentence = sentence
-        return made
+        reason = str.__new__(cls, code)
+        reason._value_ = code
+        reason.sentence = sentence
+        return reason
 
     TOO_LARGE = "too_large", "it is larger than any message may be"
     NOT_JSON = "not_json", "it is not JSON in UTF-8"
@@ -103,7 +103,7 @@ class SetAside:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Raises ValueError, KeyError or TypeError when the text is none of ours."""
+        """Raises ValueError, KeyError or TypeError when the text is not one that `to_json` made."""
         fields = json.loads(text)
         job = fields["job"]
         return cls(
@@ -163,7 +163,7 @@ def keep_ended(session: Session, jobs: Iterable[EndedJob]) -> None:
 
 
 def storable(value: Any, max_characters: int) -> str | None:
-    """As much of an unchecked value as a column takes."""
+    """The part of an unchecked value that a column takes."""
     if not isinstance(value, str):
         return None
     return value.replace("\x00", "").encode(errors="replace").decode()[:max_characters]

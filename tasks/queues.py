@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from db.lane import Lane
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
 
 # Celery's own default, so that a producer need not name it.
 SUBMISSIONS = "celery"
@@ -20,7 +20,7 @@ def queue_name(model: str, lane: Lane) -> str:
 
 
 def queue_names(models: Iterable[str]) -> list[str]:
-    """What a worker that serves these models consumes, what people wait for first."""
+    """The queues that a worker of these models consumes, interactive ones first."""
     models = list(models)
     return [
         SUBMISSIONS,
@@ -30,7 +30,7 @@ def queue_names(models: Iterable[str]) -> list[str]:
 
 
 def messages_in_flight(model: Model) -> int:
-    """How many messages of a model a worker takes before it has acked any.
+    """The number of a model's messages that a worker takes before it has acked any.
 
     All bulk ones that are sent out for it, which are four for each place in its batch,
     and interactive ones, which carry one job each, for a whole batch: whoever waits for

@@ -6,15 +6,17 @@ from celery import Task
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from tasks.app import app
-from tasks.contract import Contract, Language, Number, Storable, Text, clash, not_blank
-from tasks.submit import SubmittedJob, submit_contract, submit_request
+from tasks.contracts.contract import Contract, Language, Number, Storable, Text, clash, not_blank
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 Option = Annotated[
     str, StringConstraints(min_length=1, max_length=500), BeforeValidator(not_blank), Storable
 ]
 
 
-class SummarizeContract(Contract):
+class SummarizeContract(Contract, frozen=True):
     task: ClassVar[str] = "summarize"
 
     text: Text

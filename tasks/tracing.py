@@ -1,4 +1,4 @@
-"""Traces: which trace a job belongs to, and OpenTelemetry's tracer where an application has one.
+"""Traces: the trace a job belongs to, and OpenTelemetry's tracer where an application has one.
 
 Only its API is used, and nothing of it is imported unless it is there already: whoever runs
 `opentelemetry-instrument`, or sets a tracer provider, gets spans. No span holds a text.
@@ -19,36 +19,36 @@ TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([
 
 
 def tracer() -> "Tracer | None":
-    """None: nobody in this process wants spans."""
+    """The application's tracer; None: this process records no spans."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
-    made: Tracer = provider.get_tracer("tidemill")
-    return made
+    own_tracer: Tracer = provider.get_tracer("tidemill")
+    return own_tracer
 
 
-def read_traceparent(given: Any) -> str | None:
+def read_traceparent(header: Any) -> str | None:
     """W3C's header, or None where it is none: it may come from anywhere."""
-    return given if isinstance(given, str) and TRACEPARENT.fullmatch(given) else None
+    return header if isinstance(header, str) and TRACEPARENT.fullmatch(header) else None
 
 
 @contextmanager
-def submitting(what: str, traceparent: Any = None) -> Iterator[str | None]:
-    """A span around a submission; yields what the row of a job keeps of it.
+def submitting(task_name: str, traceparent: Any = None) -> Iterator[str | None]:
+    """A span around a submission; yields the traceparent for the rows of its jobs.
 
     what: a task, or "batch"; traceparent: of whoever sent it, where that is another process
     """
-    given = read_traceparent(traceparent)
-    found = tracer()
-    if found is None:
-        yield given
+    parent_header = read_traceparent(traceparent)
+    tracer_in_use = tracer()
+    if tracer_in_use is None:
+        yield parent_header
         return
-    parent = context_of(given) if given is not None else None
-    with found.start_as_current_span(
-        "tidemill.submit", parent, attributes={"tidemill.task": what}, record_exception=False
+    parent = context_of(parent_header) if parent_header is not None else None
+    with tracer_in_use.start_as_current_span(
+        "tidemill.submit", parent, attributes={"tidemill.task": task_name}, record_exception=False
     ) as span:
         yield traceparent_of(span.get_span_context())
 
@@ -62,13 +62,13 @@ def traceparent_of(span: "SpanContext") -> str | None:
 def span_context(traceparent: str) -> "SpanContext":
     from opentelemetry.trace import SpanContext, TraceFlags
 
-    found = TRACEPARENT.fullmatch(traceparent)
-    assert found is not None, "read_traceparent lets no other through"
+    match = TRACEPARENT.fullmatch(traceparent)
+    assert match is not None, "read_traceparent lets no other through"
     return SpanContext(
-        int(found[1], 16),
-        int(found[2], 16),
+        int(match[1], 16),
+        int(match[2], 16),
         is_remote=True,
-        trace_flags=TraceFlags(int(found[3], 16)),
+        trace_flags=TraceFlags(int(match[3], 16)),
     )
 
 
@@ -79,8 +79,8 @@ def context_of(traceparent: str) -> "Context":
 
 
 def own_traceparent(job_id: UUID, batch_id: UUID | None, traceparent: str) -> str:
-    """That of a job: its submission's, but of a batch's jobs each has a trace of its own, or
-    one trace would have fifty thousand; its number is the job's, at every attempt."""
+    """The traceparent of a job: its submission's. Each job of a batch has a trace of its own, or
+    one trace would have fifty thousand spans; its number is the job's, at every attempt."""
     if batch_id is None:
         return traceparent
     return f"00-{job_id.hex}-{job_id.hex[16:]}-{traceparent[-2:]}"

@@ -5,12 +5,14 @@ from typing import Any, ClassVar, Literal
 from celery import Task
 
 from tasks.app import app
-from tasks.contract import Contract, Language, Text
-from tasks.glossary import Glossary
-from tasks.submit import SubmittedJob, submit_contract, submit_request
+from tasks.contracts.contract import Contract, Language, Text
+from tasks.contracts.glossary import Glossary
+from tasks.submission.message import submit_request
+from tasks.submission.submitted import SubmittedJob
+from tasks.submit import submit_contract
 
 
-class TranslateContract(Contract):
+class TranslateContract(Contract, frozen=True):
     task: ClassVar[str] = "translate"
 
     text: Text

@@ -11,9 +11,9 @@ from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Request
 from tests.workers import PATIENCE_SECONDS
-from worker.attempt import Attempt
-from worker.engine_client import EngineClient
-from worker.kept_outputs import Kept, Page
+from worker.attempts.attempt import Attempt
+from worker.cache.output_reader import RequestPage, StoredOutputs
+from worker.engines.engine_client import EngineClient
 from worker.masking.masker import Masker
 from worker.recipes import Work
 from worker.settings import Settings
@@ -50,10 +50,10 @@ class Pages:
     segments: Mapping[int, dict[str, Any]]
     read: list[range] = field(default_factory=list)
 
-    def look_up(self, page: Page) -> None:
+    def look_up(self, page: RequestPage) -> None:
         self.read.append(page.positions)
         kept = {each: self.segments[each] for each in page.positions if each in self.segments}
-        page.on_read(Kept(kept))
+        page.on_read(StoredOutputs(kept))
 
 
 @dataclass

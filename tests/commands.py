@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cli.main import main
-from tasks import settings
+from tasks.configuration import settings
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

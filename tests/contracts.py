@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from tasks.contract import Contract
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import Contract
 from tasks.errors import ContractError
 
 WORDS = st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=20).map(" ".join)

@@ -25,6 +25,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import (
     Cancel,
     Load,
+    LoadFailed,
     Output,
     Outputs,
     Progress,
@@ -32,7 +33,6 @@ from engine.protocol.messages import (
     Request,
     Run,
     Stop,
-    Unloadable,
     from_bytes,
     to_bytes,
 )
@@ -128,8 +128,8 @@ class Child:
         return self.greeting
 
     @property
-    def unloadable(self) -> Unloadable:
-        assert isinstance(self.greeting, Unloadable), self.greeting
+    def unloadable(self) -> LoadFailed:
+        assert isinstance(self.greeting, LoadFailed), self.greeting
         return self.greeting
 
     def receive(self) -> object:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks import settings
+from tasks.configuration import settings
 
 Tables = Mapping[str, Mapping[str, Any]]
 

@@ -4,7 +4,7 @@ from queue import SimpleQueue
 
 from db.outcome import Answer
 from engine.protocol.messages import Output, Request
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 from worker.errors import RequestFailed
 from worker.recipes.recipe import Steps
 

@@ -10,15 +10,15 @@ from uuid import UUID
 from sqlalchemy import select
 
 from db.models import Job
-from db.reading import JobDetails, find_details
+from db.reading.job_details import JobDetails, find_details
 from db.session import Database
 from db.states import JobState
-from tasks.catalog import Model
-from tasks.contract import Contract
-from tasks.submit import submit_batch
+from tasks.configuration.catalog import Model
+from tasks.contracts.contract import Contract
+from tasks.submission.batch import submit_batch
 from tests.producers import FAKE
 from tests.workers import PATIENCE_SECONDS, Cluster
-from worker.cache_settings import CacheSettings
+from worker.cache.settings import CacheSettings
 from worker.settings import Settings
 from worker.worker import Worker
 

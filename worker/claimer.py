@@ -21,9 +21,10 @@ from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
 from tasks.tracing import own_traceparent
+from worker.attempts.dialogue import with_dialogues
 from worker.backoff import backoff_seconds
+from worker.bisection import run_in_halves
 from worker.delivery import Delivery
-from worker.dialogue import with_dialogues
 from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -55,7 +56,7 @@ class ClaimedJob:
 
     @property
     def ids(self) -> dict[str, str]:
-        """What a log says of whose doing a line is."""
+        """The fields by which a log line names the job."""
         ids = {"job_id": str(self.fence.job_id)}
         if self.batch_id is not None:
             ids["batch_id"] = str(self.batch_id)
@@ -120,9 +121,9 @@ class Claimer:
             return []
         gathered, num_ids = [first], len(first.job_ids)
         until = time.monotonic() + self._settings.claim_seconds
-        while num_ids < MAX_IDS and (left := until - time.monotonic()) > 0:
+        while num_ids < MAX_IDS and (seconds_left := until - time.monotonic()) > 0:
             try:
-                delivery = self._inbox.get(timeout=left)
+                delivery = self._inbox.get(timeout=seconds_left)
             except queue.Empty:
                 break
             if delivery is None:
@@ -146,9 +147,9 @@ class Claimer:
             self._away.ended()
             passing("claimed")
             self._start(claimed)
-            taken = {job.fence.job_id for job in claimed}
+            claimed_ids = {job.fence.job_id for job in claimed}
             for delivery in deliveries:
-                delivery.settle(id for id in delivery.job_ids if id not in taken)
+                delivery.settle(id for id in delivery.job_ids if id not in claimed_ids)
             return
 
     def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
@@ -192,16 +193,16 @@ class Claimer:
 
     @staticmethod
     def _contracts(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-        """What the jobs were asked; one that somebody changed in the database is left out."""
-        try:
-            return dict(session.execute(claims.payloads_of(job_ids)).all())
-        except Unopenable:
-            if len(job_ids) == 1:
-                return {}
-        found: dict[UUID, dict[str, Any]] = {}
-        for job_id in job_ids:
-            found |= Claimer._contracts(session, [job_id])
-        return found
+        """The contracts of the jobs; one that was changed in the database and cannot be read is
+        left out."""
+        contracts: dict[UUID, dict[str, Any]] = {}
+        run_in_halves(
+            job_ids,
+            lambda ids: contracts.update(session.execute(claims.payloads_of(ids)).all()),
+            lambda error: isinstance(error, Unopenable),
+            lambda job_id, error: None,
+        )
+        return contracts
 
     @staticmethod
     def _fail(session: Session, fences: Sequence[Fence]) -> None:

@@ -12,14 +12,15 @@ from uuid import UUID
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
-from db.model_card import model_card_id
 from db.outcome import Fence, FinishedRequest, FinishedSegment, Outcome
 from db.queries import cache as cache_queries
 from db.queries import completion, model_cards
 from db.queries import segments as segment_queries
+from db.queries.model_cards import model_card_id
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds
+from worker.bisection import run_in_halves
 from worker.errors import ResultUnkept
 from worker.failpoints import passing
 from worker.settings import Settings
@@ -50,7 +51,7 @@ def attempt_of(fence: Fence) -> AttemptId:
 
 
 def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """In practice one: a worker writes for itself."""
+    """Groups entries by owner; in practice there is one, for a worker writes its own."""
     owners: dict[str, list[Outcome]] = {}
     for each in outcomes:
         owners.setdefault(each.fence.owner, []).append(each)
@@ -198,18 +199,18 @@ class Committer:
     def _take_remembered(self) -> list[FinishedRequest]:
         with self._changed:
             num = min(len(self._remembered), MAX_REMEMBERED)
-            taken = [self._remembered.popleft() for _ in range(num)]
-            self._num_remembered_bytes -= sum(len(each.output) for each in taken)
-            return taken
+            requests = [self._remembered.popleft() for _ in range(num)]
+            self._num_remembered_bytes -= sum(len(each.output) for each in requests)
+            return requests
 
     def _give_back(self, remembered: Sequence[FinishedRequest]) -> None:
-        """They go with the next commit that succeeds."""
+        """Return the entries to the buffer; they go with the next commit that succeeds."""
         with self._changed:
             self._remembered.extendleft(reversed(remembered))
             self._num_remembered_bytes += sum(len(each.output) for each in remembered)
 
     def _next_flush(self) -> list[Outcome | FinishedSegment]:
-        """What to write next, which stays in the buffer; nothing when it is time to end."""
+        """The outcomes to write next, which stay in the buffer; nothing when it is time to end."""
         with self._changed:
             while not (self._stopping or self._is_due(now := time.monotonic())):
                 if self._buffer:
@@ -223,24 +224,15 @@ class Committer:
 
     def _write(self, writes: Sequence[Write]) -> None:
         """Commit these; one that the database refuses does not take the others with it."""
-        try:
-            self._commit(writes)
-        except Exception as error:
-            if not _is_refusal(error):
-                raise
-            if len(writes) > 1:
-                half = len(writes) // 2
-                self._write(writes[:half])
-                self._write(writes[half:])
-                return
-            (refused,) = writes
-            if isinstance(refused, FinishedRequest):
-                log.warning("answer not cached", extra={"error": type(error).__name__})
-                return
-            if isinstance(refused, FinishedSegment):
-                # Only to save work later; the job goes on without.
-                log.warning("segment refused", extra=self._ids_of(refused.fence))
-                return
+        run_in_halves(writes, self._commit, _is_refusal, self._on_refused)
+
+    def _on_refused(self, refused: Write, error: Exception) -> None:
+        if isinstance(refused, FinishedRequest):
+            log.warning("answer not cached", extra={"error": type(error).__name__})
+        elif isinstance(refused, FinishedSegment):
+            # Only to save work later; the job goes on without.
+            log.warning("segment refused", extra=self._ids_of(refused.fence))
+        else:
             unkept = ResultUnkept(error)
             log.error("result refused", extra=self._ids_of(refused.fence))
             self._commit([Outcome.failed(refused.fence, unkept.code, str(unkept))])
@@ -292,14 +284,14 @@ class Committer:
             session.execute(cache_queries.insert_entries(session), rows)
 
     def _running(self, session: Session, fences: Iterable[Fence]) -> set[AttemptId]:
-        """Those of the attempts that are still the ones to write."""
+        """The attempts that may still write."""
         attempts: dict[str, set[AttemptId]] = {}
         for fence in fences:
             attempts.setdefault(fence.owner, set()).add(attempt_of(fence))
         running: set[AttemptId] = set()
         for owner, own in attempts.items():
-            found = session.execute(segment_queries.running_among(owner, sorted(own)))
-            running |= {(job_id, attempt) for job_id, attempt in found}
+            rows = session.execute(segment_queries.running_among(owner, sorted(own)))
+            running |= {(job_id, attempt) for job_id, attempt in rows}
         return running
 
     def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:
@@ -323,14 +315,14 @@ class Committer:
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
             # By attempt, not by job: a flush may hold an old attempt beside the newest.
-            ended = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
-            written = [each for each in own if (each.fence.job_id, each.fence.attempt) in ended]
+            changed = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
+            written = [each for each in own if (each.fence.job_id, each.fence.attempt) in changed]
             if written:
                 session.execute(completion.insert_results(), [result_row(each) for each in written])
             yield from written
-            done = [each.fence.job_id for each in written if each.has_segments]
-            if done:
-                session.execute(segment_queries.delete_segments(done))
+            finished_ids = [each.fence.job_id for each in written if each.has_segments]
+            if finished_ids:
+                session.execute(segment_queries.delete_segments(finished_ids))
 
     def _write_segments(
         self, session: Session, segments: Sequence[FinishedSegment], running: Set[AttemptId]

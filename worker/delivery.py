@@ -1,4 +1,4 @@
-"""One arrival of a message: the jobs it names, and what to do when they are all settled."""
+"""Deliveries: one arrival of a message each, with the jobs it names and a callback for its end."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What ends an attempt, or keeps a worker from starting.
+"""Errors that end an attempt, or keep a worker from starting.
 
 WorkerError
 ├── EngineUnusable    the model cannot be loaded; the worker ends

@@ -1,4 +1,4 @@
-"""The heartbeat: what a worker must see to at all times, on one thread.
+"""The heartbeat: the periodic duties of a worker, on one thread.
 
 Every second it ends attempts that ran out of time or lost their right, and engines that
 hang; every fifteen it renews the leases of what runs, and reports that the worker lives.
@@ -19,8 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.outcome import Fence
 from db.queries import claims, worker_registry
 from db.session import Database
-from worker.attempt import Attempt
-from worker.engine_client import EngineClient
+from worker.attempts.attempt import Attempt
+from worker.engines.engine_client import EngineClient
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.periodic_thread import PeriodicThread
 from worker.settings import Settings

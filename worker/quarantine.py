@@ -1,4 +1,4 @@
-"""What of the quarantine a worker does: it sets messages aside, and moves them into the database.
+"""The worker's side of the quarantine: it sets messages aside, and moves them into the database.
 
 A message is set aside in Redis, where it was, because that is there at that moment; the
 database may not be. A thread moves it on when it is.
@@ -29,18 +29,18 @@ MOVED_AT_ONCE = 200
 LINES_A_MINUTE = 10
 
 # What Redis would not take: it is full, or a replica. Lost only with this process.
-_held: deque[SetAside] = deque(maxlen=MAX_WAITING)
+_waiting: deque[SetAside] = deque(maxlen=MAX_WAITING)
 num_set_aside = 0  # since this process started
 
 
 def set_aside(client: Any, message: SetAside) -> None:
-    """Keep a message for the operator. Raises nothing: whoever calls it has others to see to.
+    """Keep a message for the operator. Never raises, so that the messages behind it are served.
 
     client: of redis-py, or None
     """
     global num_set_aside
     num_set_aside += 1
-    _say(message)
+    _log_limited(message)
     try:
         if client is None:
             raise ConnectionError
@@ -51,7 +51,7 @@ def set_aside(client: Any, message: SetAside) -> None:
             pipeline.ltrim(KEY, 0, MAX_WAITING - 1)
             pipeline.execute()
     except Exception:  # full, away, a replica; the thread below writes it
-        _held.append(message)
+        _waiting.append(message)
 
 
 def message_of(fault: Malformed, queue: str, body: bytes) -> SetAside:
@@ -77,10 +77,10 @@ def message_of(fault: Malformed, queue: str, body: bytes) -> SetAside:
 
 
 def _sentence(fault: Malformed) -> str:
-    said = f"its message was not taken: {fault.reason.sentence}"
+    sentence = f"its message was not taken: {fault.reason.sentence}"
     if fault.reason is Reason.UNKNOWN_TASK and fault.task is not None:
-        said += f"; known: {', '.join(sorted(CONTRACTS))}"
-    return said
+        sentence += f"; known: {', '.join(sorted(CONTRACTS))}"
+    return sentence
 
 
 class QuarantineMover:
@@ -105,13 +105,13 @@ class QuarantineMover:
             pass
 
     def _write_held(self) -> None:
-        held = [_held[place] for place in range(min(len(_held), MOVED_AT_ONCE))]
-        if not held:
+        messages = [_waiting[place] for place in range(min(len(_waiting), MOVED_AT_ONCE))]
+        if not messages:
             return
         with self._database.write() as session:
-            keep(session, held)
-        for _ in held:
-            _held.popleft()
+            keep(session, messages)
+        for _ in messages:
+            _waiting.popleft()
 
     def _move(self) -> bool:
         """Move some, the oldest first; whether there may be more.
@@ -135,7 +135,7 @@ class QuarantineMover:
 
 
 def _read(entry: bytes) -> SetAside | None:
-    """None: somebody else put it there."""
+    """The message; None where another program put it there."""
     try:
         return SetAside.from_json(entry)
     except Exception:
@@ -147,15 +147,15 @@ def _read(entry: bytes) -> SetAside | None:
         )
 
 
-_said: deque[float] = deque(maxlen=LINES_A_MINUTE)
+_printed_at: deque[float] = deque(maxlen=LINES_A_MINUTE)
 
 
-def _say(message: SetAside) -> None:
-    """A line for each, as long as they are few: whoever sends a million writes no log with it."""
+def _log_limited(message: SetAside) -> None:
+    """Logs a line for each message, as long as they are few: a flood must not fill the log."""
     now = time.monotonic()
-    if len(_said) == LINES_A_MINUTE and now - _said[0] < 60:
+    if len(_printed_at) == LINES_A_MINUTE and now - _printed_at[0] < 60:
         return
-    _said.append(now)
+    _printed_at.append(now)
     job_id = message.job_id or (message.job and message.job.id)
     log.warning(
         "message set aside",

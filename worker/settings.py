@@ -57,17 +57,17 @@ class Settings:
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
         """Read the table; raises SettingsError naming the setting and the fault."""
-        known = {field.name: field.type for field in fields(cls)}
+        types = {field.name: field.type for field in fields(cls)}
         for name, value in table.items():
-            if name not in known:
+            if name not in types:
                 raise SettingsError(
-                    f"worker.{name} is not a setting; known: {', '.join(sorted(known))}"
+                    f"worker.{name} is not a setting; known: {', '.join(sorted(types))}"
                 )
-            if known[name] is str:
+            if types[name] is str:
                 if not isinstance(value, str):
                     raise SettingsError(f"worker.{name} must be a text, not {value!r}")
                 continue
-            whole = known[name] in (int, int | None)
+            whole = types[name] in (int, int | None)
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 kind = "a whole number" if whole else "a number"
                 raise SettingsError(f"worker.{name} must be {kind}, not {value!r}")

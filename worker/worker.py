@@ -14,49 +14,42 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from db.encryption.key_check import require_keys
 from db.lane import Lane
 from db.outcome import Fence, Outcome
-from db.reading import require_keys
-from db.retention import Retention
 from db.schema import require_current
 from db.session import Database
-from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.limits import AS_CONFIGURED
-from engine.protocol.messages import ModelCard
-from engine.protocol.model_settings import ModelSettings
-from tasks import settings as places
+from db.upkeep.retention import Retention
 from tasks.canaries import Canary, canaries_of
-from tasks.catalog import Model
-from tasks.masking import Masking, masking_of
+from tasks.configuration import settings as places
+from tasks.configuration.catalog import Model
+from tasks.configuration.masking import Masking, masking_of
+from tasks.configuration.retention import retention_of
 from tasks.queues import queue_names
-from tasks.retention import retention_of
 from worker import quarantine
-from worker.attempt import Attempt
-from worker.cache_settings import CacheSettings
-from worker.cache_upkeep import CacheUpkeep
+from worker.attempts.attempt import Attempt
+from worker.attempts.job_trace import JobTrace
+from worker.cache.content_cache import ContentCache
+from worker.cache.output_reader import OutputReader
+from worker.cache.settings import CacheSettings
+from worker.cache.upkeep import CacheUpkeep
 from worker.claimer import ClaimedJob, Claimer
 from worker.committer import Committer
 from worker.consumer_watchdog import ConsumerWatchdog
-from worker.content_cache import ContentCache
-from worker.cpu_count import threads_of_an_engine
 from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
-from worker.engine_client import EngineClient
+from worker.engines.fleet import EngineFleet
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
-from worker.job_trace import JobTrace
-from worker.kept_outputs import KeptOutputs
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
-from worker.model_record import changed_files
 from worker.quarantine import QuarantineMover
 from worker.recipes import Work
 from worker.settings import Settings
@@ -96,17 +89,7 @@ class Worker:
         self._database = database
         self._models = models
         self._request_ids = itertools.count(1)
-        num_engines = sum(model.replicas for model in models)
-        threads = threads_of_an_engine(num_engines)
-        self._threads_reason = f"an equal share of the cores, with {num_engines} engines"
-        self._clients: dict[str, list[EngineClient]] = {
-            model.alias: [
-                EngineClient(engine_spec(model, threads, replica))
-                for replica in range(model.replicas)
-            ]
-            for model in models
-        }
-        self._changed_weights: dict[str, dict[str, Any]] = {}  # by alias, see `changed_files`
+        self._fleet = EngineFleet(database, models)
         self._maskers = Maskers(masking or Masking())
         self._languages = {model.alias: model.languages for model in models}
         # A signal handler of Celery's comes here too, on a thread that may hold it.
@@ -129,7 +112,7 @@ class Worker:
             self._on_committed,
             self._ids_of,
         )
-        self._kept_outputs = KeptOutputs(database, cache_settings.ttl_seconds)
+        self._output_reader = OutputReader(database, cache_settings.ttl_seconds)
         self._cache = ContentCache(
             cache_settings,
             self._committer.remember,
@@ -147,9 +130,9 @@ class Worker:
             self.owner,
             settings,
             running=self._attempts,
-            clients=self._engines,
-            capacity=self.capacity,
-            engines=self.engines,
+            clients=self._fleet.clients,
+            capacity=self._fleet.capacity,
+            engines=self._fleet.settings,
             metrics=self._metrics,
         )
         self._dispatcher = Dispatcher(database, self.owner, settings, metrics=self._metrics)
@@ -161,7 +144,7 @@ class Worker:
             canaries=canaries,
         )
         self._watchdog = ConsumerWatchdog(
-            queue_names(self._clients),
+            queue_names(self._fleet.aliases),
             settings.consumer_stall_seconds,
             self._is_idle,
             on_consumer_stalled,
@@ -170,7 +153,7 @@ class Worker:
         self._parts = (
             self._quarantine,
             self._committer,
-            self._kept_outputs,
+            self._output_reader,
             self._cache_upkeep,
             self._claimer,
             self._heartbeat,
@@ -199,33 +182,6 @@ class Worker:
             canaries_of(catalog.canaries),
         )
 
-    def capacity(self) -> dict[str, int]:
-        """The jobs of each model that this worker wants at hand: what runs, and as many waiting."""
-        return {
-            alias: sum(2 * (client.sized.spec.max_sequences or 0) for client in replicas)
-            for alias, replicas in self._clients.items()
-        }
-
-    def engines(self) -> list[dict[str, Any]]:
-        """What each engine loaded, how it was sized, with reasons, and how many requests went
-        which way; JSON-able."""
-        return [
-            {
-                "model": client.spec.alias,
-                "card": client.card.to_json(),
-                "changed_weights": self._changed_weights.get(client.spec.alias),
-                "settings": {
-                    name: {"value": getattr(client.sized.spec, name), "reason": reason}
-                    for name, reason in self._reasons_of(client).items()
-                },
-                "requests": {
-                    "in_flight": client.progress.num_in_flight,
-                    "by_generate": client.progress.num_by_generate,
-                },
-            }
-            for client in self._engines
-        ]
-
     def _make_metrics(self) -> Metrics:
         if self.settings.metrics_port is None:
             return NO_METRICS
@@ -244,11 +200,6 @@ class Worker:
             self.settings.metrics_host, self.settings.metrics_port, self.figures, watch
         )
 
-    def _reasons_of(self, client: EngineClient) -> dict[str, str]:
-        model = next(each for each in self._models if each.alias == client.spec.alias)
-        threads = self._threads_reason if model.threads is None else AS_CONFIGURED
-        return {**client.sized.reasons, "threads": threads}
-
     # --- life ----------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -256,35 +207,17 @@ class Worker:
         require_current(self._database)
         require_keys(self._database)
         self._metrics.start()
-        with ThreadPoolExecutor(max_workers=len(self._engines)) as pool:
-            loading = [pool.submit(client.start) for client in self._engines]
-        failed = [error for future in loading if (error := future.exception()) is not None]
-        if failed:
-            for client in self._engines:
-                client.stop()
+        try:
+            self._fleet.start()
+        except BaseException:
             self._metrics.stop()
-            raise failed[0]
-        for client in self._engines:
-            self._compare_weights(client.card)
+            raise
         for part in self._parts:
             part.start()
         self._is_ready = True
-        log.info("worker started", extra={"owner": self.owner, "models": sorted(self._clients)})
-
-    def _compare_weights(self, card: ModelCard) -> None:
-        """Say it where the files of a model are others than those that answered before."""
-        changed = changed_files(self._database, card)
-        if changed is not None:
-            self._changed_weights[card.alias] = changed
-            log.warning(
-                "model changed",
-                extra={
-                    "model": card.alias,
-                    "files": changed["files"],
-                    "revision_before": changed["revision_before"],
-                    "revision": card.revision,
-                },
-            )
+        log.info(
+            "worker started", extra={"owner": self.owner, "models": sorted(self._fleet.aliases)}
+        )
 
     def drain(self, seconds: float) -> None:
         """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
@@ -310,9 +243,8 @@ class Worker:
         self._dispatcher.stop()
         self._documents.shutdown(wait=False, cancel_futures=True)
         self.drain(0)
-        for client in self._engines:
-            client.stop()
-        self._kept_outputs.stop()
+        self._fleet.stop()
+        self._output_reader.stop()
         self._cache_upkeep.stop()
         self._guard.stop()
         self._quarantine.stop()
@@ -348,7 +280,7 @@ class Worker:
             attempt.release()
 
     def figures(self) -> WorkerFigures:
-        """What this worker does now, for whoever measures."""
+        """The present figures of this worker, for metrics."""
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return WorkerFigures(
@@ -358,11 +290,11 @@ class Worker:
             num_deliveries=num_deliveries,
             num_unwritten=self._committer.num_unwritten,
             num_set_aside=quarantine.num_set_aside,
-            engines=tuple(client.figures for client in self._engines),
+            engines=tuple(client.figures for client in self._fleet.clients),
         )
 
     def info(self) -> dict[str, Any]:
-        """What this worker does now, JSON-able, for `inspect stats` and Flower."""
+        """The present state of this worker, JSON-able, for `inspect stats` and Flower."""
         with self._lock:
             num_running, num_deliveries = len(self._running), len(self._deliveries)
         return {
@@ -373,34 +305,21 @@ class Worker:
             "num_unwritten_outcomes": self._committer.num_unwritten,
             "num_messages_set_aside": quarantine.num_set_aside,
             "cache": {"num_hits": self._cache.num_hits, "num_shared": self._cache.num_shared},
-            "engines": [
-                {
-                    "model": alias,
-                    "pid": client.pid,
-                    "num_requests": client.num_held,
-                    "num_restarts": client.num_restarts,
-                    "max_rows": client.sized.spec.max_sequences,
-                    "max_cache_tokens": client.sized.spec.max_cache_tokens,
-                    **client.progress.to_json(),
-                }
-                for alias, replicas in self._clients.items()
-                for client in replicas
-            ],
+            "engines": self._fleet.activity(),
         }
 
     def _start_jobs(self, claimed: list[ClaimedJob]) -> None:
-        with self._kept_outputs.together():
+        with self._output_reader.together():
             self._start_each(claimed)
 
     def _start_each(self, claimed: list[ClaimedJob]) -> None:
         for job in claimed:
-            replicas = self._clients.get(job.model)
-            if replicas is None:
+            client = self._fleet.least_busy(job.model)
+            if client is None:
                 # A message went to the wrong queue; the dispatcher sends another.
                 self._committer.put(Outcome.released(job.fence))
                 job.delivery.settle([job.fence.job_id])
                 continue
-            client = min(replicas, key=lambda client: client.num_held)
             work = Work(
                 job.fence.job_id,
                 job.task,
@@ -421,7 +340,7 @@ class Worker:
                 job.time_limit_seconds,
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
-                self._kept_outputs,
+                self._output_reader,
                 self._cache,
                 job.ids,
                 self._guard,
@@ -434,7 +353,7 @@ class Worker:
                     model=job.model,
                     attempt=job.fence.attempt,
                 ),
-                self._client_of,
+                self._fleet.least_busy,
             )
             with self._lock:
                 self._running[job.fence] = (attempt, job)
@@ -447,7 +366,7 @@ class Worker:
                 attempt.start()
 
     def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
-        """After a commit, of the outcomes that changed a row: count them and say so."""
+        """Counts and logs the outcomes that changed a row, after their commit."""
         if not self._is_watched:
             return
         with self._lock:
@@ -483,13 +402,8 @@ class Worker:
             running = self._running.get(fence)
         return {"job_id": str(fence.job_id)} if running is None else running[1].ids
 
-    def _client_of(self, alias: str) -> EngineClient | None:
-        """The least busy engine of a model; None where this worker does not serve it."""
-        replicas = self._clients.get(alias)
-        return min(replicas, key=lambda client: client.num_held) if replicas else None
-
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
-        """After the commit: the messages of these jobs may be acked."""
+        """Settles the messages of these jobs, after the commit: they may be acked."""
         with self._settled:
             ended = [
                 (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes
@@ -510,21 +424,3 @@ class Worker:
     def _is_idle(self) -> bool:
         with self._lock:
             return not self._deliveries and not self._draining
-
-    @property
-    def _engines(self) -> list[EngineClient]:
-        return [client for replicas in self._clients.values() for client in replicas]
-
-
-def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
-    """What the engine process must know of a model.
-
-    threads: unless it names its own; replica: which of its processes it is
-    """
-    shared = {each.name: getattr(model, each.name) for each in fields(ModelSettings)}
-    languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))
-    return EngineSpec(
-        **{**shared, "threads": model.threads or threads},
-        replica=replica,
-        languages=tuple(languages),
-    )

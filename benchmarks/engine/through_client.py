@@ -13,7 +13,7 @@ from benchmarks.engine.job import Job, Measured, answer, peak_rss_bytes
 from benchmarks.engine.models import PAD, text
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Output, Params, Request
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 
 
 class Client:

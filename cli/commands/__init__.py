@@ -1,1 +1,1 @@
-"""The commands, one module each."""
+"""The commands, one module each, in the groups that `tidemill --help` shows."""

@@ -22,7 +22,7 @@ UnreadableCode = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a file says. `without_text` names its parts that say nothing: `pages 3, 7 of 10`."""
+    """The text of a file. `without_text` names its parts that have none: `pages 3, 7 of 10`."""
 
     text: str
     without_text: str | None = None

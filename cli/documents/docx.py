@@ -47,6 +47,6 @@ def read(content: bytes) -> Document:
             raise UnreadableDocument("broken_file", "is no DOCX that can be read") from None
     text = markdown_of(html)
     if not text:
-        seen = f", only {plural(num_pictures, 'picture')}" if num_pictures else ""
-        raise UnreadableDocument("no_text", f"holds no text{seen}")
+        pictures = f", only {plural(num_pictures, 'picture')}" if num_pictures else ""
+        raise UnreadableDocument("no_text", f"holds no text{pictures}")
     return Document(text, plural(num_pictures, "picture") if num_pictures else None)

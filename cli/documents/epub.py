@@ -25,7 +25,7 @@ def read(content: bytes) -> Document:
     if not text:
         fault = f"has no text in any of its {len(chapters):,} chapters"
         raise UnreadableDocument("no_text", fault)
-    empty = [posixpath.basename(name) for name, said in texts.items() if not said]
+    empty = [posixpath.basename(name) for name, words in texts.items() if not words]
     return Document(text, _in_words(empty, len(chapters)) if empty else None)
 
 
@@ -45,7 +45,7 @@ def _chapters(archive: Archive) -> Iterator[str]:
 
 
 def _encrypted(archive: Archive) -> frozenset[str]:
-    """The files that only whoever has the book's key can read."""
+    """The files that cannot be read without the book's key."""
     if ENCRYPTION not in archive.names:
         return frozenset()
     references = _elements(archive, ENCRYPTION, "CipherReference")

@@ -1,4 +1,4 @@
-"""Which reader takes a file, by its suffix; any other is a text."""
+"""Readers by suffix; a file with any other suffix is read as plain text."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

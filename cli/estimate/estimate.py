@@ -14,8 +14,8 @@ from cli.estimate.measured_rate import MeasuredRate
 from cli.estimate.token_counter import TokenCounter
 from db.queries import throughput
 from db.session import Database
-from tasks.catalog import Catalog, Model
-from tasks.contract import Contract
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.contract import Contract
 
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)]*\s|[。！？।]|\n")
 CONTEXT_SETTINGS = ("n_positions", "max_position_embeddings", "n_ctx", "max_source_positions")
@@ -117,7 +117,7 @@ class Estimate:
 
 
 def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract]) -> Estimate:
-    """What these contracts come to; each is read once and none is kept."""
+    """The estimate for these contracts; each is read once and none is kept."""
     gatherings: dict[tuple[str, str], _Gathering] = {}
     for contract in contracts:
         source = getattr(contract, "source_language", None)
@@ -136,7 +136,7 @@ def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract
 
 
 @dataclass(slots=True)
-class _Asked:
+class _EqualDocuments:
     num_documents: int
     num_characters: int
 
@@ -150,7 +150,7 @@ class _Gathering:
         self._counter = TokenCounter(model, measured)
         self._room = _room_tokens(database, model)
         self._share = Share(model=model.alias, task=task, measured=self._measured)
-        self._asked: dict[str, dict[bytes, _Asked]] = {}  # of each tenant
+        self._documents: dict[str, dict[bytes, _EqualDocuments]] = {}  # of each tenant
 
     def add(self, contract: Contract) -> None:
         work = contract.work()
@@ -161,9 +161,11 @@ class _Gathering:
         share.num_characters += contract.num_characters
         share.num_tokens += num_tokens
         share.num_parts += self._parts_of(text, num_tokens)
-        of_tenant = self._asked.setdefault(contract.tenant, {})
-        asked = of_tenant.setdefault(contract_digest(work), _Asked(0, contract.num_characters))
-        asked.num_documents += 1
+        of_tenant = self._documents.setdefault(contract.tenant, {})
+        equal = of_tenant.setdefault(
+            contract_digest(work), _EqualDocuments(0, contract.num_characters)
+        )
+        equal.num_documents += 1
 
     def _parts_of(self, text: str, num_tokens: int) -> int:
         """Sentences of a translation, parts of a longer text that is summarized, else one."""
@@ -182,17 +184,17 @@ class _Gathering:
         share.num_characters_to_do = share.num_characters
         if has_content_cache():
             share.num_answered_before = 0
-            for tenant, of_tenant in self._asked.items():
-                lengths = {digest: asked.num_characters for digest, asked in of_tenant.items()}
+            for tenant, of_tenant in self._documents.items():
+                lengths = {digest: equal.num_characters for digest, equal in of_tenant.items()}
                 for digest in known_answers(database, share.model, share.task, tenant, lengths):
-                    asked = of_tenant[digest]
-                    share.num_answered_before += asked.num_documents
-                    share.num_characters_to_do -= asked.num_documents * asked.num_characters
+                    equal = of_tenant[digest]
+                    share.num_answered_before += equal.num_documents
+                    share.num_characters_to_do -= equal.num_documents * equal.num_characters
         return share
 
 
 def _room_tokens(database: Database, model: Model) -> int | None:
-    """How many tokens a request of a model takes; None where nobody says."""
+    """The number of tokens that a request of a model may have; None where it is unknown."""
     limits = [model.max_input_tokens]
     with database.read() as session:
         card = session.scalars(throughput.newest_model_card(model.alias)).first()

@@ -1,4 +1,4 @@
-"""What the content cache has already: documents whose every field was answered before.
+"""Known answers: documents whose requests the content cache answers.
 
 The cache knows parts, by what the model as it is loaded makes of them; an estimate knows
 neither. But what was asked before word for word, of the same model, was kept then.
@@ -22,22 +22,22 @@ def has_content_cache() -> bool:
 
 
 def contract_digest(work: Mapping[str, Any]) -> bytes:
-    """What a job was asked, as a short value."""
+    """The digest of a job's contract."""
     return sha256(json.dumps(work, sort_keys=True).encode()).digest()[:16]
 
 
 def known_answers(
-    database: Database, model: str, task: str, tenant: str, asked: Mapping[bytes, int]
+    database: Database, model: str, task: str, tenant: str, lengths_by_digest: Mapping[bytes, int]
 ) -> frozenset[bytes]:
-    """Those that were answered before; asked: digest -> number of characters."""
-    known = set()
+    """The digests that were answered before."""
+    answered_digests = set()
     with database.read() as session:
-        lengths = sorted(set(asked.values()))
+        lengths = sorted(set(lengths_by_digest.values()))
         for start in range(0, len(lengths), LENGTHS_AT_ONCE):
             some = lengths[start : start + LENGTHS_AT_ONCE]
             statement = throughput.contracts_of_length(model, task, tenant, some)
             for _, contract in session.execute(statement.execution_options(yield_per=100)):
                 digest = contract_digest(contract)
-                if digest in asked:
-                    known.add(digest)
-    return frozenset(known)
+                if digest in lengths_by_digest:
+                    answered_digests.add(digest)
+    return frozenset(answered_digests)

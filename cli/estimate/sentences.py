@@ -7,7 +7,7 @@ from cli.output.terminal import plural
 
 
 def estimate_lines(estimate: Estimate) -> Iterator[str]:
-    """What a run would be, and how long it should take."""
+    """The lines that describe a run and the time it should take."""
     for share in estimate.shares:
         parts = plural(share.num_parts, "sentence" if share.task == "translate" else "part")
         yield (

@@ -7,8 +7,8 @@ from cli.estimate.sentences import estimate_lines
 from cli.ingest.enqueue import Complaints
 from cli.ingest.row_parsing import RowParser
 from cli.output.terminal import err, plural, say, warn, write_json
-from tasks import settings
-from tasks.catalog import Catalog
+from tasks.configuration import settings
+from tasks.configuration.catalog import Catalog
 
 
 def estimate_source(

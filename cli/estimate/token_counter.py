@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
 
 USUAL_CHARACTERS_PER_TOKEN = 4.0
 MAX_COUNTED_CHARACTERS = 4_000_000  # of one model; the rest by what these come to
@@ -50,7 +50,7 @@ class TokenCounter:
 
     @property
     def method(self) -> str:
-        """In words: `counted by the model's tokenizer`."""
+        """The method in words: `counted by the model's tokenizer`."""
         if self._count is not None and self._num_counted_characters == self._num_characters:
             return "counted by the model's tokenizer"
         if self._count is not None:

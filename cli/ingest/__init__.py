@@ -1,6 +1,6 @@
-"""Where jobs come from: files, folders and queries, each read as a stream of rows."""
+"""Sources of jobs: files, folders and queries, each read as a stream of rows."""
 
+from cli.ingest.formats.suffixes import looks_like_source, open_source, open_sources
 from cli.ingest.source import BadRow, Row, Source
-from cli.ingest.suffixes import looks_like_source, open_source, open_sources
 
 __all__ = ["BadRow", "Row", "Source", "looks_like_source", "open_source", "open_sources"]

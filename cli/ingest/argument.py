@@ -1,4 +1,4 @@
-"""What an argument of `tidemill submit` names: a text, a source, or one knows not which."""
+"""The argument of `tidemill submit`: a text, a source, or ambiguous."""
 
 import os
 import re
@@ -14,7 +14,7 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def what_it_looks_like(text: str) -> str | None:
-    """What else than a text the words could be meant as; None where they are a text.
+    """The other reading of an argument, as a path or a query; None where it is plainly a text.
 
     Not for what is clearly a source. Something that exists here is a path whatever
     it looks like; otherwise only one word that is written as paths are.

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Self
 
 from cli.ingest.errors_file import ErrorsFile
-from cli.ingest.row_parsing import Part, Refusal, RowParser
+from cli.ingest.row_parsing import Refusal, RowParser, SourcePart
 from cli.output.progress import EnqueueProgress, states_in_words
 from cli.output.terminal import note, plural, warn
-from db.reading import FoundBatch, find_batches
-from tasks import settings
-from tasks.contract import Contract
-from tasks.submit import SubmittedBatch, submit_batch
+from db.reading.batches import FoundBatch, find_batches
+from tasks.configuration import settings
+from tasks.contracts.contract import Contract
+from tasks.submission.batch import submit_batch
+from tasks.submission.submitted import SubmittedBatch
 
 MAX_REPORTED = 20  # a file in which every line is wrong says so soon enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enqueued:
-    """What came of enqueuing."""
+    """The result of enqueuing: the batch, and the numbers of jobs."""
 
     batch: FoundBatch | None  # None: nothing was enqueued
     num_new: int
@@ -73,7 +74,7 @@ class Complaints:
         self._file = ErrorsFile(errors) if errors is not None else None
 
     @contextmanager
-    def opened(self, parts: Sequence[Part]) -> Iterator[Self]:
+    def opened(self, parts: Sequence[SourcePart]) -> Iterator[Self]:
         """Raises CommandError where the file cannot be written, before anything is done."""
         if self._file is not None:
             self._file.require_apart_from(parts)
@@ -96,8 +97,8 @@ class Complaints:
 
     def close(self) -> None:
         if self.num_held_back:
-            where = self._file.path if self._file is not None else "`--errors FILE` keeps them"
-            warn(f"... and {plural(self.num_held_back, 'more row')}: {where}")
+            place = self._file.path if self._file is not None else "`--errors FILE` keeps them"
+            warn(f"... and {plural(self.num_held_back, 'more row')}: {place}")
             self.num_held_back = 0
         if self._file is not None:
             self._file.close()
@@ -107,9 +108,9 @@ def complete_batch(run_key: str | None) -> FoundBatch | None:
     """The batch that a run key was enqueued as, if that came to its end."""
     if run_key is None:
         return None
-    found = find_batches(run_key, database=settings.database())
+    batches = find_batches(run_key, database=settings.database())
     return next(
-        (batch for batch in found if batch.run_key == run_key and batch.closed_at is not None),
+        (batch for batch in batches if batch.run_key == run_key and batch.closed_at is not None),
         None,
     )
 
@@ -134,7 +135,7 @@ def enqueue(
         return Enqueued(
             batch=batch, num_new=0, num_known=batch.num_jobs, num_bad=0, was_complete=True
         )
-    with complaints.opened(parser.parts), _saying_what_is_kept(name, run_key) as told:
+    with complaints.opened(parser.parts), _saying_what_is_kept(name, run_key) as on_kept:
         if strict:
             parser.check()
             if parser.num_bad or not parser.is_complete:
@@ -145,10 +146,10 @@ def enqueue(
                 return _enqueued(parser, None)
 
             def tell(num_kept: int) -> None:
-                told(num_kept)
+                on_kept(num_kept)
                 progress.show(num_kept, parser.fraction)
 
-            told(0)
+            on_kept(0)
             submitted = submit_batch(
                 contracts,
                 name=name,
@@ -162,9 +163,9 @@ def enqueue(
 
 
 def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
-    found = find_batches(submitted.id, database=settings.database()) if submitted else []
+    batches = find_batches(submitted.id, database=settings.database()) if submitted else []
     return Enqueued(
-        batch=found[0] if found else None,
+        batch=batches[0] if batches else None,
         num_new=submitted.num_new if submitted else 0,
         num_known=submitted.num_known if submitted else 0,
         num_bad=parser.num_bad,
@@ -176,7 +177,7 @@ def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
 
 @contextmanager
 def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[int], None]]:
-    """Where something ends it in the middle, a note says what is enqueued and how to go on.
+    """On an error in the middle, notes how many jobs are enqueued and how to go on.
 
     Yields what is to be told the number of jobs that are kept.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cli.errors import CommandError
-from cli.ingest.row_parsing import Part, Refusal
+from cli.ingest.row_parsing import Refusal, SourcePart
 
 
 class ErrorsFile:
@@ -23,7 +23,7 @@ class ErrorsFile:
         self.path = path
         self._file: TextIO | None = None
 
-    def require_apart_from(self, parts: Iterable[Part]) -> None:
+    def require_apart_from(self, parts: Iterable[SourcePart]) -> None:
         """Raise CommandError where a source would be overwritten."""
         for part in parts:
             source = Path(part.source.name)

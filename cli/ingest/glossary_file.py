@@ -68,4 +68,4 @@ def _of_csv(path: Path, text: str) -> list[list[str | None]]:
 
 def _is_header(cells: list[str]) -> bool:
     names = [cell.casefold() for cell in cells[:2]]
-    return all(name in known for name, known in zip(names, HEADERS, strict=False))
+    return all(name in header for name, header in zip(names, HEADERS, strict=False))

@@ -1,4 +1,4 @@
-"""A night: what a nightly configuration says is to be enqueued."""
+"""Nightly configurations: the batch that a night enqueues, in TOML."""
 
 import os
 import tomllib
@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cli.ingest import Source, open_source
-from cli.ingest.row_parsing import Part
-from cli.ingest.sql import SqlSource
+from cli.ingest.formats.sql import SqlSource
+from cli.ingest.row_parsing import SourcePart
 from engine.protocol.task_names import TaskName
-from tasks.contract import clash
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import clash
 from tasks.errors import SettingsError
 
 DATE = "{date}"
@@ -59,7 +59,7 @@ class SourceTable(BaseModel):
 
 
 class PartTable(BaseModel):
-    """What to make of one source; `[[parts]]` where there are several."""
+    """The settings of one source; `[[parts]]` where there are several."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,7 +72,7 @@ class PartTable(BaseModel):
 
 
 class NightlyConfig(BaseModel):
-    """One batch: one source, or several parts under one run key."""
+    """A batch of one source, or of several parts under one run key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -133,8 +133,8 @@ class NightlyConfig(BaseModel):
     def errors_of(self, folder: Path, day: date) -> Path | None:
         return None if self.errors is None else _path(folder, self.errors, day)
 
-    def parts_of(self, folder: Path, day: date) -> list[Part]:
-        """The parts, their sources opened. Several are told apart by their number."""
+    def parts_of(self, folder: Path, day: date) -> list[SourcePart]:
+        """The parts with their sources opened; a number tells several apart."""
         tables = self.parts
         if not tables:
             assert self.task is not None
@@ -145,7 +145,7 @@ class NightlyConfig(BaseModel):
                 ),
             )
         return [
-            Part(
+            SourcePart(
                 source=table.source.opened(folder, day),
                 contract=CONTRACTS[table.task],
                 defaults=self._defaults(table, day),

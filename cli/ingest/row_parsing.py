@@ -7,13 +7,13 @@ from typing import Any
 
 from cli.errors import ColumnsUnfit, CommandError, SourceEmpty
 from cli.ingest import BadRow, Row, Source
-from tasks import settings
-from tasks.catalog import Catalog
 from tasks.chat import ChatContract
-from tasks.contract import Contract
+from tasks.configuration import settings
+from tasks.configuration.catalog import Catalog
+from tasks.contracts.contract import Contract
 from tasks.errors import ContractError, DuplicateId, Refused
-from tasks.first_seen import FirstSeen
-from tasks.previous_job import continued
+from tasks.submission.first_seen import FirstSeen
+from tasks.submission.previous_job import continued
 
 METADATA = "metadata."
 MAX_KEY_CHARACTERS = 256
@@ -21,8 +21,8 @@ MAX_COLUMN_SHOWN, MAX_COLUMNS_SHOWN = 64, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One source, and what its rows become."""
+class SourcePart:
+    """A source, and the contract its rows become."""
 
     source: Source
     contract: type[Contract]
@@ -43,26 +43,26 @@ class Part:
         try:
             contract = self.contract.parse(sample)
         except ContractError as error:
-            ours = [
+            unknown = [
                 problem
                 for problem in error.problems
                 if problem.field.split(".")[0] in self.defaults
             ]
-            if ours:
-                raise ContractError(self.contract.task, ours) from None
+            if unknown:
+                raise ContractError(self.contract.task, unknown) from None
             return
         route(catalog, contract)
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise ColumnsUnfit where every row would be refused for its columns alone."""
-        given, task = set(columns), self.contract.task
-        twice = [name for name in given if columns.count(name) > 1]
+        present, task = set(columns), self.contract.task
+        twice = [name for name in present if columns.count(name) > 1]
         if twice:
             raise ColumnsUnfit(
                 f"{self.source.name} has the column {_shown(min(twice))} twice; rename one"
             )
         for name, column in self.columns.items():
-            if column not in given:
+            if column not in present:
                 raise ColumnsUnfit(
                     f"{self.source.name} has no column {column!r} for {name}; "
                     f"its columns: {_listed(columns)}"
@@ -90,12 +90,12 @@ class Part:
                 name: fields[column] for name, column in self.columns.items() if column in fields
             }
             taken = set(self.columns.values())
-            kept = {
+            columns = {
                 name: value
                 for name, value in fields.items()
                 if name not in taken and self._is_field(name)
             }
-            fields = {**kept, **renamed}
+            fields = {**columns, **renamed}
         dotted = {
             name.removeprefix(METADATA): value
             for name, value in fields.items()
@@ -104,11 +104,13 @@ class Part:
         if not dotted:
             return fields
         own = fields.get("metadata", {})
-        rest = {name: value for name, value in fields.items() if not name.startswith(METADATA)}
-        return {**rest, "metadata": {**own, **dotted} if isinstance(own, dict) else own}
+        fields_of_row = {
+            name: value for name, value in fields.items() if not name.startswith(METADATA)
+        }
+        return {**fields_of_row, "metadata": {**own, **dotted} if isinstance(own, dict) else own}
 
     def _complete(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """What the row says, and the defaults for the rest; a chat's one text is a message."""
+        """The row's fields, with the defaults for the rest; a chat's one text becomes a message."""
         complete = {**self.defaults, **fields}
         ours, own = self.defaults.get("metadata"), fields.get("metadata")
         if ours and isinstance(own, dict):
@@ -165,7 +167,7 @@ class RowParser:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePart],
         catalog: Catalog,
         run_key: str | None,
         report: Callable[[str], None],
@@ -198,7 +200,7 @@ class RowParser:
 
     @property
     def fraction(self) -> float | None:
-        """How much has been read, 0 to 1; None when a source cannot tell."""
+        """The share that has been read, 0 to 1; None when a source cannot tell."""
         if self._current >= len(self.parts):
             return 1.0
         within = self.parts[self._current].source.fraction
@@ -235,14 +237,14 @@ class RowParser:
         for _ in self.contracts():
             pass
 
-    def _contracts_of(self, part: Part) -> Iterator[Contract]:
+    def _contracts_of(self, part: SourcePart) -> Iterator[Contract]:
         for row in part.source.rows(part.check_columns):
             contract = self._take(part, row)
             if contract is not None:
                 self.num_good += 1
                 yield contract
 
-    def _take(self, part: Part, row: Row | BadRow) -> Contract | None:
+    def _take(self, part: SourcePart, row: Row | BadRow) -> Contract | None:
         if isinstance(row, BadRow):
             self._refuse(part, row, row.code, row.fault, " ")
             return None
@@ -266,7 +268,7 @@ class RowParser:
             self._report_gaps(part, row, row.without_text)
         return contract
 
-    def _with_key(self, part: Part, row: Row, contract: Contract) -> Contract:
+    def _with_key(self, part: SourcePart, row: Row, contract: Contract) -> Contract:
         if self._run_key is None or contract.idempotency_key is not None:
             return contract
         # A position is a part's own, even where custom ids are not.
@@ -277,7 +279,7 @@ class RowParser:
         key = _short("/".join(filter(None, (self._run_key, "" if shared else part.tag, name))))
         return contract.model_copy(update={"idempotency_key": key})
 
-    def _require_new(self, part: Part, row: Row, contract: Contract) -> None:
+    def _require_new(self, part: SourcePart, row: Row, contract: Contract) -> None:
         """Raise DuplicateId where an earlier row goes by the same custom id or key."""
         place = f"{part.source.name}, {row.place}" if self._one_namespace else row.place
         scope = "" if self._one_namespace else part.tag
@@ -287,7 +289,7 @@ class RowParser:
             key = contract.idempotency_key
             self._seen.require_new("idempotency_key", key, place, contract.tenant)
 
-    def _report_gaps(self, part: Part, row: Row, without_text: str) -> None:
+    def _report_gaps(self, part: SourcePart, row: Row, without_text: str) -> None:
         """Say what of a document gave no text: once, however often its source is read."""
         self.num_partial += 1
         if (part.source.name, row.place) in self._gaps_reported:
@@ -300,7 +302,7 @@ class RowParser:
         )
 
     def _refuse(
-        self, part: Part, row: Row | BadRow, code: str, problem: str, between: str = ": "
+        self, part: SourcePart, row: Row | BadRow, code: str, problem: str, between: str = ": "
     ) -> None:
         self.num_bad += 1
         self._report(f"{part.source.name}, {row.place}{between}{problem}")

@@ -32,12 +32,12 @@ class BadRow:
 class Source(Protocol):
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The name of the source in messages."""
         ...
 
     @property
     def fraction(self) -> float | None:
-        """How much of it has been read, 0 to 1; None when nobody knows."""
+        """The share that has been read, 0 to 1; None when it is unknown."""
         ...
 
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:

@@ -1,1 +1,1 @@
-"""What commands print: tables, progress bars, JSON, CSV, Parquet."""
+"""Output of commands: tables, progress bars, JSON, CSV, Parquet."""

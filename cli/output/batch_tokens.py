@@ -12,7 +12,7 @@ from uuid import UUID
 
 from db.queries import throughput
 from db.states import FINISHED, JobState
-from tasks import settings
+from tasks.configuration import settings
 
 LOOK_SECONDS = 1.0  # it reads every row of the batch
 TOKENS_PER_CHARACTER = 0.25  # until anything has been measured
@@ -39,7 +39,7 @@ class Kind:
 
 
 def tokens_done(kinds: Iterable[Kind]) -> TokensDone:
-    """What the jobs of a batch come to, in tokens of all requests, both ways."""
+    """The tokens that a batch's jobs will have and already have, of all requests, both ways."""
     kinds = list(kinds)
     measured = [kind for kind in kinds if kind.state == JobState.SUCCEEDED and kind.num_tokens]
     usual = _ratio(measured)
@@ -72,7 +72,7 @@ class BatchTokens:
         self._done = TokensDone(0.0, 1.0)
 
     def at(self, is_over: bool) -> TokensDone:
-        """How far the batch has come; is_over: none of its jobs is unfinished."""
+        """The progress of the batch; is_over: none of its jobs is unfinished."""
         now = self._clock()
         if is_over or self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now

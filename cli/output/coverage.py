@@ -11,19 +11,19 @@ def coverage_lines(coverage: Mapping[str, Any], width: int) -> list[str]:
     num_characters, left_out = coverage["source_characters"], coverage["left_out_characters"]
     parts = "1 part" if coverage["parts"] == 1 else f"{coverage['parts']:,} parts"
     rounds = "1 round" if coverage["rounds"] == 1 else f"{coverage['rounds']:,} rounds"
-    said = (
+    line = (
         f"{num_characters - left_out:,} of {num_characters:,} characters, "
         f"{coverage['source_tokens']:,} tokens, in {parts} and {rounds} ({coverage['strategy']})"
     )
     if coverage["parts_cut"]:
-        said += f"; {coverage['parts_cut']:,} summaries of parts ended at their limit of length"
+        line += f"; {coverage['parts_cut']:,} summaries of parts ended at their limit of length"
     if coverage["parts"] == 1 and not left_out:
-        return [said]
-    return [said, bar(coverage["left_out"], num_characters, width)]
+        return [line]
+    return [line, bar(coverage["left_out"], num_characters, width)]
 
 
 def bar(left_out: list[list[int]], num_characters: int, width: int) -> str:
-    """One mark for each stretch of the source; a stretch of which anything is missing says so."""
+    """A bar with one mark for each stretch of the source; a stretch with a gap shows it."""
     marks = [READ] * width
     for start, end in left_out:
         for place in range(start * width // num_characters, width):

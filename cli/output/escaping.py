@@ -33,15 +33,15 @@ def visible(text: str, encoding: str = "utf-8", *, one_line: bool = False) -> st
 def json_text(value: Any, encoding: str = "utf-8", *, indent: int | None = None) -> str:
     """JSON that a terminal can be shown as it is, and that a program reads without loss."""
     text = json.dumps(value, ensure_ascii=not is_unicode(encoding), indent=indent)
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_unicode(encoding: str) -> bool:
     return encoding.lower().startswith("utf")
 
 
-def _escape(found: re.Match[str]) -> str:
-    return _escaped(found[0])
+def _escape(match: re.Match[str]) -> str:
+    return _escaped(match[0])
 
 
 def _escaped(text: str) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from db.outcome import SIGNALS
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 from db.suspicion import in_words
 
 
@@ -91,11 +91,11 @@ SIGNAL_FIELDS = ("suspicions", "reasons", *SIGNALS)
 
 def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any]:
     """The columns in their order, JSON-able; by default `FIELDS`."""
-    made = {name: COLUMNS[name](job) for name in columns or FIELDS}
+    fields = {name: COLUMNS[name](job) for name in columns or FIELDS}
     if columns is None and job.alternatives:
-        made["alternatives"] = list(job.alternatives)
+        fields["alternatives"] = list(job.alternatives)
     if columns is None and job.reasoning is not None:
-        made |= {"reasoning": job.reasoning, "reasoning_tokens": job.reasoning_tokens}
+        fields |= {"reasoning": job.reasoning, "reasoning_tokens": job.reasoning_tokens}
     if columns is None and job.pruned_at:
-        made |= {name: COLUMNS[name](job) for name in ("pruned_at", "erased_at")}
-    return made
+        fields |= {name: COLUMNS[name](job) for name in ("pruned_at", "erased_at")}
+    return fields

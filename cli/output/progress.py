@@ -20,9 +20,9 @@ from rich.text import Text
 from cli.output.batch_tokens import BatchTokens
 from cli.output.escaping import visible
 from cli.output.terminal import Screen, err, one_line, plural
-from db.reading import FoundBatch, find_batches
+from db.reading.batches import FoundBatch, find_batches
 from db.states import FINISHED, JobState
-from tasks import settings
+from tasks.configuration import settings
 
 POLL_SECONDS = 0.25
 PLAIN_SECONDS = 5.0
@@ -50,7 +50,7 @@ class RateColumn(TextColumn):
 
 
 class EtaColumn(TimeRemainingColumn):
-    """How long it will take; and at the end, how long it took."""
+    """The time that is left; at the end, the time it took."""
 
     def __init__(self) -> None:
         super().__init__(elapsed_when_finished=True, table_column=Column(no_wrap=True))
@@ -117,13 +117,13 @@ def watch(
     check: called at every look; raises to end the watching
     grows: whether an open batch may get further jobs while it is watched
     """
-    looks = _looks(batch, check, grows)
+    states = _polled_batches(batch, check, grows)
     if _moves(console):
-        return _watch_bar(batch, console, looks)
-    return _watch_lines(batch, console, looks)
+        return _watch_bar(batch, console, states)
+    return _watch_lines(batch, console, states)
 
 
-def _watch_bar(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
+def _watch_bar(batch: FoundBatch, console: Screen, states: Iterator[FoundBatch]) -> FoundBatch:
     columns: list[ProgressColumn] = [TextColumn("{task.fields[jobs]}")]
     if console.width >= NARROW:
         columns = [
@@ -150,7 +150,7 @@ def _watch_bar(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) 
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", name=_short(batch.name, console), **fields(batch))
         now = batch
-        for now in looks:
+        for now in states:
             progress.update(bar, **fields(now))
     return now
 
@@ -165,16 +165,16 @@ def _short(name: str, console: Screen) -> str:
     return one_line(name, max(12, console.width // 5)).plain
 
 
-def _watch_lines(batch: FoundBatch, console: Screen, looks: Iterator[FoundBatch]) -> FoundBatch:
+def _watch_lines(batch: FoundBatch, console: Screen, states: Iterator[FoundBatch]) -> FoundBatch:
     tokens = BatchTokens(batch.id)
     started, before = time.monotonic(), tokens.at(batch.num_unfinished == 0)
-    spoken: float | None = None
+    printed_at: float | None = None
     now = batch
-    for now in looks:
+    for now in states:
         at = time.monotonic()
-        if not is_finished(now) and spoken is not None and at - spoken < PLAIN_SECONDS:
+        if not is_finished(now) and printed_at is not None and at - printed_at < PLAIN_SECONDS:
             continue
-        spoken = at
+        printed_at = at
         done = tokens.at(now.num_unfinished == 0)
         rate = max(done.finished - before.finished, 0.0) / max(at - started, 1e-9)
         left = done.total - done.finished
@@ -199,7 +199,9 @@ def states_in_words(batch: FoundBatch) -> str:
     return ", ".join(words) or "no jobs"
 
 
-def _looks(batch: FoundBatch, check: Callable[[], None], grows: bool) -> Iterator[FoundBatch]:
+def _polled_batches(
+    batch: FoundBatch, check: Callable[[], None], grows: bool
+) -> Iterator[FoundBatch]:
     """The batch as it stands, again and again, the last time when nothing more will come."""
     grew, num_jobs = time.monotonic(), batch.num_jobs
     while True:

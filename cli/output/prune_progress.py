@@ -6,9 +6,9 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.output.terminal import Screen, err
-from db.pruning import num_prunable
-from db.retention import Retention
 from db.session import Database
+from db.upkeep.pruning import num_prunable
+from db.upkeep.retention import Retention
 
 
 class PruneProgress:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from cli.errors import CommandError
 from cli.output.result_names import TakenNames, result_name
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 from db.states import UNFINISHED, JobState
 
 RECORD = ".tidemill-results"  # no output has such a name
@@ -23,7 +23,7 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 @dataclass(slots=True)
 class Written:
-    """What came of writing; the lists are in the order of submission, pairs are (name, why)."""
+    """The result of writing; the lists are in the order of submission, as (name, reason) pairs."""
 
     num_written: int = 0
     num_there_before: int = 0
@@ -35,7 +35,7 @@ class Written:
 
 
 class ResultFolder:
-    """Writes outputs into a folder, and knows in another start which of them are there.
+    """Writes outputs into a folder, and skips those that an earlier run has written.
 
     What it wrote is recorded in a hidden file before the output gets its name, so that
     a file that is there is ours if it is recorded, and somebody else's if it is not:
@@ -113,8 +113,8 @@ class ResultFolder:
         if job.state in UNFINISHED:
             self.written.num_unfinished += 1
             return
-        why = f"{job.error.code}: {job.error.message}" if job.error else str(job.state)
-        self.written.without_output.append((job.custom_id or str(name), why))
+        reason = f"{job.error.code}: {job.error.message}" if job.error else str(job.state)
+        self.written.without_output.append((job.custom_id or str(name), reason))
 
     def _write(self, job: FoundJob, name: PurePosixPath, output: bytes, is_recorded: bool) -> None:
         path = self._root / name

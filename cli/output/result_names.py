@@ -35,7 +35,7 @@ def result_name(custom_id: str | None, job_id: UUID, task: str) -> PurePosixPath
 
 
 def _safe(part: str) -> str:
-    """One folder or file of a name; what is changed stays recognisable."""
+    """A part of a name as a file's name; a changed name stays recognisable."""
     safe = _UNSAFE.sub("_", part)
     if safe.startswith("."):  # hidden, or `..`
         safe = "_" + safe[1:]
@@ -52,7 +52,7 @@ def _safe(part: str) -> str:
 
 
 class TakenNames:
-    """Which names are given away, so that no two jobs get one file.
+    """The names that are in use, so that no two jobs share a file.
 
     Names that differ in case or in how their accents are written are one on some systems.
     """

@@ -1,4 +1,4 @@
-"""What a command says: answers on standard output, everything about them on standard error."""
+"""Terminal output: answers on standard output, everything about them on standard error."""
 
 import os
 import sys
@@ -59,12 +59,12 @@ def warn(sentence: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """One JSON document on standard output, for a program to read."""
+    """Print one JSON document on standard output, for a program to read."""
     sys.stdout.write(json_text(value, out.encoding, indent=2) + "\n")
 
 
 class LinesTable(Table):
-    """A table in which a text of whoever it is stays on its line."""
+    """A table whose cells stay on their lines, whatever text they hold."""
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         super().add_row(
@@ -73,21 +73,21 @@ class LinesTable(Table):
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    made = LinesTable(
+    new_table = LinesTable(
         title=title, title_justify="left", box=None, pad_edge=False, header_style="bold"
     )
     for column in columns:
         on_one_line = column in ON_ONE_LINE
-        made.add_column(
+        new_table.add_column(
             column,
             overflow="ellipsis" if on_one_line else "fold",
             # An id or a date in two pieces cannot be copied.
             no_wrap=on_one_line or column in ("id", "enqueued"),
         )
-    return made
+    return new_table
 
 
-def print_table(made: Table, dispensable: Sequence[str] = ()) -> None:
+def print_table(listing: Table, dispensable: Sequence[str] = ()) -> None:
     """A table as wide as the terminal; in a pipe or file, as wide as it likes to be.
 
     dispensable: columns that are left out one by one while it does not fit. Where it
@@ -95,33 +95,33 @@ def print_table(made: Table, dispensable: Sequence[str] = ()) -> None:
     """
     to = out if out.is_terminal or "COLUMNS" in os.environ else Screen(width=PIPE_WIDTH)
     for header in dispensable:
-        if _min_width(made) <= to.width:
+        if _min_width(listing) <= to.width:
             break
-        made.columns = [column for column in made.columns if column.header != header]
-    if _min_width(made) <= to.width:
-        _cut_long_columns(made, to.width)
-        to.print(made)
+        listing.columns = [column for column in listing.columns if column.header != header]
+    if _min_width(listing) <= to.width:
+        _cut_long_columns(listing, to.width)
+        to.print(listing)
     else:
-        _print_paragraphs(made, to)
+        _print_paragraphs(listing, to)
 
 
-def _min_width(made: Table) -> int:
-    """How wide the table is when every long column has been made as narrow as is useful."""
+def _min_width(listing: Table) -> int:
+    """The width of the table with every long column as narrow as is useful."""
     widths = [
         _width(column) if _is_fixed(column) else min(_width(column), MIN_COLUMN_WIDTH)
-        for column in made.columns
+        for column in listing.columns
     ]
     return sum(widths) + GAP * (len(widths) - 1)
 
 
-def _cut_long_columns(made: Table, width: int) -> None:
+def _cut_long_columns(listing: Table, width: int) -> None:
     """Share out among the columns of long texts what the others leave; Rich would take from
     the others first."""
-    long = [column for column in made.columns if column.header in ON_ONE_LINE]
-    left = width - GAP * len(made.columns)  # Rich counts one at the edge, too, where it is told
-    left -= sum(_width(column) for column in made.columns if column not in long)
+    long = [column for column in listing.columns if column.header in ON_ONE_LINE]
+    num_free = width - GAP * len(listing.columns)  # Rich counts one at the edge, too
+    num_free -= sum(_width(column) for column in listing.columns if column not in long)
     for column in long:
-        column.max_width = max(left // len(long), MIN_COLUMN_WIDTH)
+        column.max_width = max(num_free // len(long), MIN_COLUMN_WIDTH)
         if not out.is_unicode:  # Rich has an ellipsis of one character only
             column._cells = [one_line(str(cell), column.max_width) for cell in column.cells]
 
@@ -131,15 +131,15 @@ def _is_fixed(column: Column) -> bool:
 
 
 def _width(column: Column) -> int:
-    """Of the column's longest cell."""
+    """The width of the column's longest cell."""
     return max(_cell(cell).cell_len for cell in (column.header, *column.cells))
 
 
-def _print_paragraphs(made: Table, to: Screen) -> None:
-    if made.title is not None:
-        to.print(made.title, style="bold")
-    for row in zip(*(list(column.cells) for column in made.columns), strict=True):
-        for column, cell in zip(made.columns, row, strict=True):
+def _print_paragraphs(listing: Table, to: Screen) -> None:
+    if listing.title is not None:
+        to.print(listing.title, style="bold")
+    for row in zip(*(list(column.cells) for column in listing.columns), strict=True):
+        for column, cell in zip(listing.columns, row, strict=True):
             if text := _cell(cell):
                 to.print(Text.assemble(f"{column.header}: ", text))
         to.print("")

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.output.terminal import plural, table
-from cli.stack.top_look import EngineNow, Snapshot
+from cli.stack.top_figures import EngineNow, Snapshot
 
 
 def screen(snapshot: Snapshot) -> RenderableType:
@@ -33,19 +33,19 @@ def _headline(snapshot: Snapshot) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`1:02:03`; a dash where nobody knows."""
+    """Seconds as `1:02:03`; a dash where they are unknown."""
     return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _workers(snapshot: Snapshot) -> Table:
-    made = table("worker", "model", "rows", "KV cache", "waiting", "tokens/s", "restarts")
-    _right(made, 2)
+    listing = table("worker", "model", "rows", "KV cache", "waiting", "tokens/s", "restarts")
+    _right(listing, 2)
     for worker in snapshot.workers:
         name = f"{worker.name}{' (leads)' if worker.leads else ''}"
         if not worker.answers:
-            made.add_row(name, "does not answer", "", "", "", "", "")
+            listing.add_row(name, "does not answer", "", "", "", "", "")
         for engine in worker.engines:
-            made.add_row(
+            listing.add_row(
                 name,
                 engine.model,
                 f"{engine.num_rows:,} of {engine.max_rows or 0:,}",
@@ -56,8 +56,8 @@ def _workers(snapshot: Snapshot) -> Table:
             )
             name = ""
     if not snapshot.workers:
-        made.add_row("none is running; start one with `tidemill worker`", "", "", "", "", "", "")
-    return made
+        listing.add_row("none is running; start one with `tidemill worker`", "", "", "", "", "", "")
+    return listing
 
 
 def _cache(engine: EngineNow) -> str:
@@ -67,10 +67,10 @@ def _cache(engine: EngineNow) -> str:
 
 
 def _backlog(snapshot: Snapshot) -> Table:
-    made = table("backlog", "lane", "queued", "running", "tokens", "oldest")
-    _right(made, 2)
+    listing = table("backlog", "lane", "queued", "running", "tokens", "oldest")
+    _right(listing, 2)
     for each in snapshot.backlog:
-        made.add_row(
+        listing.add_row(
             each.model,
             each.lane,
             f"{each.num_queued:,}",
@@ -79,10 +79,10 @@ def _backlog(snapshot: Snapshot) -> Table:
             duration(each.oldest_seconds) if each.num_queued else "-",
         )
     if not snapshot.backlog:
-        made.add_row("nothing waits", "", "", "", "", "")
-    return made
+        listing.add_row("nothing waits", "", "", "", "", "")
+    return listing
 
 
-def _right(made: Table, since: int) -> None:
-    for column in made.columns[since:]:
+def _right(listing: Table, since: int) -> None:
+    for column in listing.columns[since:]:
         column.justify = "right"

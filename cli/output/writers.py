@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol
 from cli.output.escaping import json_text
 from cli.output.job_json import COLUMNS, FIELDS, record
 from cli.output.terminal import one_line, table
-from db.reading import FoundJob
+from db.reading.found_job import FoundJob
 
 MAX_GROUP_ROWS = 5000
 MAX_GROUP_CHARACTERS = 32_000_000  # of what the rows of a Parquet row group hold
@@ -86,7 +86,7 @@ def _csv_cell(value: Any, raw: bool) -> str:
 
 
 def guarded(text: str) -> str:
-    """The text as a spreadsheet takes it for a text.
+    """The text in a form that a spreadsheet does not take for a formula.
 
     One `'` more before what begins a formula after any number of them: whoever takes
     one away from such a cell has exactly what was there.
@@ -97,7 +97,7 @@ def guarded(text: str) -> str:
 def write_parquet(
     jobs: Iterable[FoundJob], to: IO[bytes], columns: Sequence[str] | None = None
 ) -> None:
-    """One row a job; `error` is a struct, `metadata` a map, the instants are in UTC."""
+    """Write a row for each job; `error` is a struct, `metadata` a map, instants are in UTC."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -148,7 +148,7 @@ def write_parquet(
 
 
 def _groups(jobs: Iterable[FoundJob]) -> Iterator[list[FoundJob]]:
-    """So many at once as memory has room for, however long their texts are."""
+    """Groups of jobs that fit into memory, however long their texts are."""
     group: list[FoundJob] = []
     num_characters = 0
     for job in jobs:
@@ -164,7 +164,7 @@ def _groups(jobs: Iterable[FoundJob]) -> Iterator[list[FoundJob]]:
 
 
 def results_table(jobs: Sequence[FoundJob], columns: Sequence[str] | None = None) -> Any:
-    """A Rich table for people; a failed job shows its error where others show their output.
+    """A table for people; a failed job shows its error in place of the output.
 
     Where nobody chose the columns, those in which no job says anything are left out.
     """
@@ -174,10 +174,10 @@ def results_table(jobs: Sequence[FoundJob], columns: Sequence[str] | None = None
         if any(COLUMNS[name](job) not in (None, USUAL.get(name)) for job in jobs)
         or name == "output"
     ]
-    made = table(*(name.replace("_", " ") for name in named))
+    listing = table(*(name.replace("_", " ") for name in named))
     for job in jobs:
-        made.add_row(*(_table_cell(name, job) for name in named))
-    return made
+        listing.add_row(*(_table_cell(name, job) for name in named))
+    return listing
 
 
 def _table_cell(name: str, job: FoundJob) -> Any:

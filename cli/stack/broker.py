@@ -7,12 +7,12 @@ from typing import Any
 import redis
 
 from cli.errors import BrokerUnreachable
-from db.masking import masked
+from db.connection.url_redaction import masked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerLook:
-    """What Redis said of itself."""
+class BrokerState:
+    """The state of Redis as it reports it."""
 
     version: str
     eviction: str  # noeviction, or a policy under which it drops messages
@@ -34,7 +34,7 @@ _FAILED = {
 TRIAL_KEY = "tidemill.trial"
 
 
-def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
+def read_broker(url: str, queues: Iterable[str] = ()) -> BrokerState:
     """Ask Redis; raises BrokerUnreachable with the reason."""
     try:
         with redis.Redis.from_url(
@@ -61,7 +61,7 @@ def look_at_broker(url: str, queues: Iterable[str] = ()) -> BrokerLook:
             f"Redis at {masked(url)} cannot be reached: {reason}; start it, or say with "
             "TIDEMILL_REDIS_URL where it is"
         ) from error
-    return BrokerLook(
+    return BrokerState(
         version=str(info.get("valkey_version") or info.get("redis_version", "?")),
         eviction=str(info.get("maxmemory_policy", "?")),
         appends=bool(info.get("aof_enabled")),

@@ -52,11 +52,11 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """How it ended; None while it runs."""
+        """The exit status; None while it runs."""
         return self._process.poll()
 
     def signal(self, number: signal.Signals) -> None:
-        """To the process itself, which passes on what its children must know."""
+        """Signal the process itself, which passes it on to its children."""
         if self.status is None:
             self._process.send_signal(number)
 
@@ -77,7 +77,7 @@ class Child:
         self._process.wait()
 
     def new_output(self, since: int) -> bytes:
-        """What it has written since a position in this run's output."""
+        """The output since a position in this run's log."""
         with self.log.open("rb") as log:
             log.seek(self._log_start + since)
             return log.read()

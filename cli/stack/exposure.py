@@ -1,4 +1,4 @@
-"""Who else may come in: a Redis or a database that answers strangers."""
+"""Exposure: whether Redis or the database answers strangers."""
 
 import os
 from collections.abc import Mapping
@@ -56,8 +56,8 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
     if not remote:
         return None
     named = any(name in url.query for name in CREDENTIALS)
-    given = any(environment.get(name) for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE"))
-    if named or given or (Path.home() / ".pgpass").is_file():
+    has_password = any(environment.get(name) for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE"))
+    if named or has_password or (Path.home() / ".pgpass").is_file():
         return None
     return (
         f"{', '.join(remote)} lets in without a password whoever can reach it, to read every "

@@ -1,4 +1,4 @@
-"""Interrupts: how often somebody has asked this process to stop."""
+"""Interrupts: counts how often this process was asked to stop."""
 
 import signal
 import threading

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
-from cli.commands.worker import celery_command
+from cli.commands.start.worker import celery_command
 from cli.errors import AlreadyRunning, PartFailed
 from cli.stack.child_process import Child
 from cli.stack.embedded_valkey import EmbeddedValkey
-from db.address import DATABASE_FILE, RUN_FILE, STORES_FILE
-from db.database_url import file_url
+from db.connection.address import DATABASE_FILE, RUN_FILE, STORES_FILE
+from db.connection.database_url import file_url
 from db.queries import worker_registry
 from db.schema import migrate
 from db.session import Database
@@ -60,7 +60,7 @@ class LocalStack:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs to find this stack."""
+        """The environment variables with which a process finds this stack."""
         return {
             "TIDEMILL_REDIS_URL": self.redis_url,
             "TIDEMILL_DATABASE_URL": self.database.url.render_as_string(hide_password=False),
@@ -116,7 +116,7 @@ class LocalStack:
         self._write(RUN_FILE)
 
     def _write(self, name: str) -> None:
-        """Write down where the parts are; see `db.address`."""
+        """Write down where the parts are; see `db.connection.address`."""
         written = {
             "redis_url": self.redis_url,
             "config": str(self._config),

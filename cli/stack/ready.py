@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from cli.output.terminal import note
-from db.address import data_dir, is_named, is_starting, running_up
+from db.connection.address import data_dir, is_named, is_starting, running_up
 from db.schema import require_current
 from db.session import Database
-from tasks import settings
+from tasks.configuration import settings
 
 
 def require_ready() -> Database:
@@ -18,10 +18,10 @@ def require_ready() -> Database:
     """
     database = settings.database()
     require_current(database)
-    here = os.environ, Path.cwd()
-    if not is_named(os.environ) and not running_up(*here):
-        folder = data_dir(*here)
-        if is_starting(*here):
+    place = os.environ, Path.cwd()
+    if not is_named(os.environ) and not running_up(*place):
+        folder = data_dir(*place)
+        if is_starting(*place):
             note(f"the `tidemill up` of {folder} runs no jobs yet (or no longer); they are kept")
         else:
             note(
@@ -32,7 +32,7 @@ def require_ready() -> Database:
 
 
 def say_if_nobody_works() -> None:
-    """Note that no worker lives, so that nobody waits for nothing without knowing it."""
+    """Print a note if no worker lives, so that a user does not wait in vain."""
     from db.queries import worker_registry
 
     with settings.database().read() as session:

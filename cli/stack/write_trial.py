@@ -22,7 +22,7 @@ LOCK_MILLISECONDS = 2000  # a person waits
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is left on the disk of a folder."""
+    """The free space on the disk of a folder."""
 
     folder: Path
     free_bytes: int  # for this user
@@ -45,17 +45,17 @@ class Room:
 
 def room_of(folder: Path) -> Room:
     """Raises OSError where the folder cannot be looked at."""
-    found = os.statvfs(folder)
+    usage = os.statvfs(folder)
     return Room(
         folder=folder,
-        free_bytes=found.f_bavail * found.f_frsize,
-        total_bytes=found.f_blocks * found.f_frsize,
-        has_files_left=found.f_files == 0 or found.f_favail > 0,
+        free_bytes=usage.f_bavail * usage.f_frsize,
+        total_bytes=usage.f_blocks * usage.f_frsize,
+        has_files_left=usage.f_files == 0 or usage.f_favail > 0,
     )
 
 
 def rooms_of(folders: Iterable[Path]) -> list[Room]:
-    """One for each disk among the folders, in their order."""
+    """The free space of each disk among the folders, in their order."""
     disks: dict[int, Room] = {}
     for folder in folders:
         try:

@@ -79,9 +79,9 @@ class KeyRing:
         return plain
 
     def fingerprint(self, data: bytes) -> bytes:
-        """An HMAC-SHA256 under a key made from the primary: says nothing to who has no key."""
-        made = hmac.digest(self.keys[self.primary], b"tidemill fingerprint", hashlib.sha256)
-        return hmac.digest(made, data, hashlib.sha256)
+        """An HMAC-SHA256 under a key derived from the primary; without it, it reveals nothing."""
+        digest = hmac.digest(self.keys[self.primary], b"tidemill fingerprint", hashlib.sha256)
+        return hmac.digest(digest, data, hashlib.sha256)
 
     def _cipher(self, name: str) -> Any:
         cipher = self._ciphers.get(name)

@@ -88,9 +88,9 @@ def sealed_columns() -> list[SealedColumn]:
 
 
 def values_by_key(database: Database, keys: KeyRing | None) -> dict[str, dict[str, int]]:
-    """How many values of each column each key has sealed; "" counts those that none has, and
-    "?" those of keys that are not in the ring."""
-    made = {}
+    """The number of values of each column by sealing key; "" counts plain values, "?" those of keys
+    that are not in the ring."""
+    num_by_column = {}
     for column in sealed_columns():
         counts = [func.count().filter(column.by(name)) for name in (keys.keys if keys else ())]
         num_sealed = func.count().filter(_is_sealed(column))
@@ -98,8 +98,8 @@ def values_by_key(database: Database, keys: KeyRing | None) -> dict[str, dict[st
         with database.read() as session:
             num, sealed, *by_key = session.execute(statement.select_from(column.column.table)).one()
         named = dict(zip(keys.keys if keys else (), by_key, strict=True))
-        made[column.name] = {**named, "": num - sealed, "?": sealed - sum(by_key)}
-    return made
+        num_by_column[column.name] = {**named, "": num - sealed, "?": sealed - sum(by_key)}
+    return num_by_column
 
 
 def _is_sealed(column: SealedColumn) -> ColumnElement[bool]:
@@ -120,9 +120,9 @@ def rotate(
     is_ended: Callable[[], bool] = lambda: False,
     pause: Callable[[float], object] = time.sleep,
 ) -> dict[str, int]:
-    """Seal with the first key whatever is not; returns how many values of each column were.
+    """Seal every value that the first key did not seal; returns their number by column.
 
-    As `db.pruning.prune` it can be ended at any time, and told what to do between two parts.
+    As `db.upkeep.pruning.prune` it can be ended at any time, and told what to do between two parts.
     """
     keys = database.keys
     if keys is None:
@@ -146,7 +146,7 @@ def rotate(
 def _rotated(
     database: Database, column: SealedColumn, keys: KeyRing
 ) -> Iterator[tuple[int, float]]:
-    """How many values each transaction has sealed, and what it took."""
+    """The number of values sealed in each transaction, and the seconds it took."""
     after: tuple[Any, ...] | None = None
     write = (
         update(column.column.table)
@@ -155,7 +155,7 @@ def _rotated(
         .values({column.column.name: bindparam("value", type_=column.column.type)})
     )
     while True:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         with database.read() as session:
             rows = session.execute(_page(column, keys.primary, after)).all()
         if not rows:
@@ -173,7 +173,7 @@ def _rotated(
         with database.write() as session:
             session.connection().execute(write, values)
         after = tuple(rows[-1][:-1])
-        yield len(rows), time.monotonic() - begun
+        yield len(rows), time.monotonic() - started_at
 
 
 def _loaded(column: SealedColumn, stored: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Column types whose values are sealed where there are keys, and open again for readers.
+"""Column types that seal their values where there are keys, and open them for readers.
 
 A type never sees the row of its value, and the row is a part of what is authenticated. So the
 row comes to it from both sides:
@@ -86,8 +86,8 @@ class SealedType(TypeDecorator[Any]):
 
     def sealed_in(self, stored: Any) -> tuple[str, str] | None:
         """The name of the key and the rest of a value that is sealed; None for a plain one."""
-        found = SEALED.fullmatch(stored) if isinstance(stored, str) else None
-        return (found[1], found[2]) if found else None
+        match = SEALED.fullmatch(stored) if isinstance(stored, str) else None
+        return (match[1], match[2]) if match else None
 
     def plain_in(self, stored: Any) -> Any:
         return stored

@@ -87,13 +87,13 @@ def _advance_head() -> ReturningUpdate[Any]:
 
 @cache
 def _append_at_once() -> ReturningInsert[int]:
-    """Both in one statement, which SQLite has none for."""
+    """Append the entry and move the head in one statement; PostgreSQL only."""
     entry = table(AuditEntry)
     advanced = _advance_head().cte("advanced")
     own = ("at", "actor", "act", "objects")
-    given = [bindparam(name, type_=entry.c[name].type) for name in own]
+    bound = [bindparam(name, type_=entry.c[name].type) for name in own]
     names = [*own, "sequence", "previous_hash", "hash"]
-    chained = select(*given, advanced.c.sequence, advanced.c.previous_hash, advanced.c.hash)
+    chained = select(*bound, advanced.c.sequence, advanced.c.previous_hash, advanced.c.hash)
     return insert(entry).from_select(names, chained).returning(entry.c.sequence)
 
 
@@ -103,7 +103,7 @@ def _insert_entry() -> Insert:
 
 
 def insert_head(session: Session, genesis: str) -> Insert:
-    """Begin the chain, unless somebody has."""
+    """Begin the chain, unless it has begun."""
     first = {"name": CHAIN, "sequence": 0, "previous_hash": genesis, "hash": genesis}
     return insert_unless_there(session, AuditHead).values(first)
 

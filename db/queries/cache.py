@@ -45,10 +45,10 @@ def insert_entries(session: Session) -> postgresql.Insert | sqlite.Insert:
 def touch(keys: Sequence[bytes], age_seconds: float) -> Update:
     """Note that entries were used, where the last note is so old."""
     stale = CacheEntry.used_at < seconds_from_now(-age_seconds)
-    found = select(CacheEntry.key).where(CacheEntry.key.in_(keys), stale)
+    stale_keys = select(CacheEntry.key).where(CacheEntry.key.in_(keys), stale)
     return (
         update(CacheEntry)
-        .where(CacheEntry.key.in_(found.with_for_update(skip_locked=True)))
+        .where(CacheEntry.key.in_(stale_keys.with_for_update(skip_locked=True)))
         .values(used_at=now())
         .execution_options(synchronize_session=False)
     )
@@ -84,7 +84,7 @@ def least_recently_used(limit: int) -> Select[bytes, int]:
 
 
 def forget(keys: Sequence[bytes]) -> ReturningDelete[bytes]:
-    """Remove entries; returns the keys of those that nobody else was at."""
+    """Remove entries; returns the keys of those that no other transaction had locked."""
     free = select(CacheEntry.key).where(CacheEntry.key.in_(keys))
     return (
         delete(CacheEntry)

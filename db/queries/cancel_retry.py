@@ -1,4 +1,4 @@
-"""What people ask for: that jobs end, or begin again."""
+"""Cancellation and retry: jobs end, or begin again, at a person's request."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -12,9 +12,9 @@ from db.queries.conditions import locked
 from db.states import RETRIABLE, UNFINISHED, JobState
 
 
-def cancel_jobs(chosen: ColumnElement[bool], limit: int | None = None) -> ReturningUpdate[UUID]:
+def cancel_jobs(condition: ColumnElement[bool], limit: int | None = None) -> ReturningUpdate[UUID]:
     """Cancel the chosen jobs that are not finished; a running one may write no more."""
-    unfinished = _asked(chosen & Job.state.in_(UNFINISHED), limit)
+    unfinished = _is_selected(condition & Job.state.in_(UNFINISHED), limit)
     return (
         update(Job)
         .where(unfinished, Job.state.in_(UNFINISHED))
@@ -25,7 +25,7 @@ def cancel_jobs(chosen: ColumnElement[bool], limit: int | None = None) -> Return
 
 
 def retry_jobs(
-    chosen: ColumnElement[bool], states: Iterable[JobState], limit: int | None = None
+    condition: ColumnElement[bool], states: Iterable[JobState], limit: int | None = None
 ) -> ReturningUpdate[UUID]:
     """Put the chosen jobs back in line with a clean slate, if they ended in one of `states`.
 
@@ -36,7 +36,7 @@ def retry_jobs(
     assert set(states) <= RETRIABLE
     return (
         update(Job)
-        .where(_asked(chosen & ended, limit), ended)
+        .where(_is_selected(condition & ended, limit), ended)
         .values(
             state=JobState.QUEUED,
             failures=0,
@@ -51,7 +51,8 @@ def retry_jobs(
     )
 
 
-def _asked(chosen: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
-    """So many of the chosen rows, locked in order of id: workers write some of them meanwhile."""
-    asked = locked(select(Job.id).where(chosen)).limit(limit).cte("asked")
-    return Job.id.in_(select(asked.c.id))
+def _is_selected(condition: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
+    """At most `limit` of the selected rows, locked in order of id: workers write some of them
+    meanwhile."""
+    selected = locked(select(Job.id).where(condition)).limit(limit).cte("asked")
+    return Job.id.in_(select(selected.c.id))

@@ -72,7 +72,7 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
 
 
 def jobs_among(job_ids: Sequence[UUID]) -> Select[UUID]:
-    """Those of the ids that are jobs."""
+    """The ids that are jobs."""
     return select(Job.id).where(Job.id.in_(job_ids))
 
 

@@ -29,7 +29,8 @@ def due() -> ColumnElement[bool]:
 
 
 def outstanding() -> ColumnElement[bool]:
-    """As the index `ix_jobs_outstanding` has it."""
+    """An unfinished job that the broker or a worker holds, as the index `ix_jobs_outstanding` has
+    it."""
     return and_(Job.finished_at.is_(None), or_(Job.published_at.is_not(None), Job.state == RUNNING))
 
 
@@ -41,8 +42,8 @@ def locked(jobs: Select[UUID]) -> Select[UUID]:
 def has_pair(dialect: str, metadata: Any, key: str, value: str) -> ColumnElement[bool]:
     """Whether a column of metadata holds a pair."""
     if dialect == "postgresql":
-        found: ColumnElement[bool] = metadata[key].as_string() == value
-        return found
+        matches: ColumnElement[bool] = metadata[key].as_string() == value
+        return matches
     # SQLite compares the labels of a JSON path as they are written, escapes and all.
     pair = func.json_each(metadata).table_valued("key", "value")
     return exists(select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))

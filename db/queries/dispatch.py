@@ -152,7 +152,7 @@ def unpublish_queued(
 
 @cache
 def outstanding_by_model() -> Select[str, int]:
-    """How many unfinished jobs of each model the broker or a worker holds."""
+    """The number of unfinished jobs of each model that the broker or a worker holds."""
     return select(Job.model, func.count()).where(outstanding()).group_by(Job.model)
 
 

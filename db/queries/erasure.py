@@ -16,7 +16,7 @@ from db.queries.retention import empty_payloads, empty_results
 from db.states import UNFINISHED, JobState
 
 if TYPE_CHECKING:
-    from db.erasure import Person
+    from db.upkeep.erasure import Person
 
 # What else a job has, by its name in an export.
 PARTS: dict[str, type[Base]] = {
@@ -43,7 +43,7 @@ def page(
 
 
 def num_jobs(dialect: str, person: "Person") -> Select[int, int]:
-    """How many jobs, and how many of them are not finished."""
+    """The number of jobs, and the number of unfinished ones."""
     unfinished = func.count().filter(Job.state.in_(UNFINISHED))
     counted = _jobs(dialect, person, select(func.count(), unfinished).select_from(Job))
     return counted.where(Job.erased_at.is_(None))
@@ -64,7 +64,7 @@ def _pairs(dialect: str, column: Any, person: "Person") -> list[ColumnElement[bo
 
 
 def erase_jobs(session: Session, job_ids: Sequence[UUID]) -> tuple[Sequence[UUID], int, int]:
-    """Take every text out of those of the jobs that nobody is writing to, and end them.
+    """Remove every text of the jobs that no transaction is writing to, and end them.
 
     Returns their ids, how many were not finished, and how many messages went with them. They
     are locked first: whoever comes to write for one of them finds it cancelled. None is waited

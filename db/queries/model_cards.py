@@ -1,14 +1,26 @@
-"""Model cards: the models that answered, as they were loaded."""
+"""Model cards: each model that answered, as it was loaded; kept once, and results refer to it."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Insert, select
 from sqlalchemy.orm import Session
 
 from db.models import ModelCardRow
 from db.queries.inserts import insert_unless_there
+
+
+def model_card_id(content: Mapping[str, Any]) -> UUID:
+    """The id of a model card: half of the SHA-256 of its content, whatever the order of its keys.
+
+    So two workers that load the same model write the same row without a word to each other.
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
 
 
 def insert_model_cards(session: Session) -> Insert:

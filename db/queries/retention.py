@@ -26,7 +26,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.clock import now, seconds_from_now
 from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
-from db.retention import ClassAges
+from db.upkeep.retention import ClassAges
 
 Key = tuple[Any, ...]
 
@@ -54,11 +54,11 @@ class Prunable:
         return statement if after is None else statement.where(self._key > self._literal(after))
 
     def due(self, ages: ClassAges, keys: Sequence[Key]) -> Select[Any]:
-        """Those of the keys that are due."""
+        """The keys that are due."""
         return select(*self.key).where(self.among(ages, keys)).order_by(*self.key)
 
     def among(self, ages: ClassAges, keys: Sequence[Key]) -> ColumnElement[bool]:
-        """Those of the keys that are still due."""
+        """The keys that are still due."""
         if len(self.key) == 1:
             named: ColumnElement[bool] = self.key[0].in_([value for (value,) in keys])
         else:
@@ -189,7 +189,7 @@ def _deleting(model: Any) -> Callable[[Session, ColumnElement[bool]], int]:
 def aged_rows(
     name: str, row_class: str, key: InstrumentedAttribute[Any], instant: InstrumentedAttribute[Any]
 ) -> Prunable:
-    """Rows of nobody's own, which are deleted when an instant in them is old enough."""
+    """Rows that belong to no job, deleted when their age is over the limit."""
 
     def is_due(ages: ClassAges) -> ColumnElement[bool]:
         return instant <= _ago(ages.for_all)

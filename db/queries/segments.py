@@ -14,7 +14,7 @@ from db.queries.inserts import table
 
 
 def running_among(owner: str, attempts: Sequence[tuple[UUID, int]]) -> Select[UUID, int]:
-    """Those of the attempts that are still the ones to write, until the end of the transaction.
+    """The attempts that may still write, locked until the end of the transaction.
 
     Locked, or somebody could cancel a job and erase its text between this and what is
     written because of it.

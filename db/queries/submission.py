@@ -61,7 +61,7 @@ def job_states(batch_id: UUID) -> Select[str, int]:
 
 
 def states_by_batch(batch_ids: Sequence[UUID]) -> Select[UUID | None, str, int]:
-    """How many jobs of each batch are in each state."""
+    """The number of jobs of each batch by state."""
     return (
         select(Job.batch_id, Job.state, func.count())
         .where(Job.batch_id.in_(batch_ids))
@@ -70,5 +70,5 @@ def states_by_batch(batch_ids: Sequence[UUID]) -> Select[UUID | None, str, int]:
 
 
 def states_by_model() -> Select[str, str, int]:
-    """How many jobs of each model are in each state."""
+    """The number of jobs of each model by state."""
     return select(Job.model, Job.state, func.count()).group_by(Job.model, Job.state)

@@ -14,7 +14,7 @@ from db.states import UNFINISHED, JobState
 def recent_results(
     model: str, task: str, limit: int
 ) -> Select[datetime | None, datetime | None, int, int | None, int | None, Any]:
-    """Of the newest: from when to when it ran, characters, tokens in and out, coverage."""
+    """The newest results: start, end, characters, tokens in and out, coverage."""
     return (
         select(
             Job.started_at,
@@ -32,7 +32,7 @@ def recent_results(
 
 
 def newest_model_card(model: str) -> Select[dict[str, Any]]:
-    """What the newest result of a model says of it."""
+    """The model card of a model's newest result."""
     return (
         select(ModelCardRow.content)
         .join(Result, Result.model_card_id == ModelCardRow.id)
@@ -55,7 +55,7 @@ def waiting_characters(models: Sequence[str]) -> Select[str, str, int, int]:
 def contracts_of_length(
     model: str, task: str, tenant: str, lengths: Sequence[int]
 ) -> Select[UUID, dict[str, Any]]:
-    """What was asked, and answered, in texts of these lengths."""
+    """The (contract, output) pairs of jobs whose texts have these lengths."""
     return (
         select(Job.id, Payload.contract)
         .join(Payload, Payload.job_id == Job.id)

@@ -21,14 +21,14 @@ def report_worker(
 ) -> None:
     """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
     alive_until = seconds_from_now(alive_seconds)
-    known = session.execute(
+    updated = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
         .values(room=dict(room), engines=engines, num_running=num_running, alive_until=alive_until)
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )
-    if known.scalar() is None:
+    if updated.scalar() is None:
         session.execute(
             insert(WorkerRow).values(
                 name=name,
@@ -51,5 +51,5 @@ def live_workers() -> Select[WorkerRow]:
 
 @cache
 def room_of_live_workers() -> Select[dict[str, int]]:
-    """What each wants at hand, and nothing else of it: this is asked many times a second."""
+    """The capacity of each live worker; nothing else is read, for this runs many times a second."""
     return select(WorkerRow.room).where(WorkerRow.alive_until >= now())

@@ -23,8 +23,8 @@ class Inbox:
     def take(self) -> list[Sequence]:
         """Every queued sequence, in order of arrival. Does not wait."""
         with self._changed:
-            taken, self._sequences = self._sequences, []
-            return taken
+            sequences, self._sequences = self._sequences, []
+            return sequences
 
     def wait(self) -> None:
         """Block until a sequence is queued or the inbox is closed."""

@@ -37,7 +37,8 @@ class Outbox:
             self._changed.notify()
 
     def take(self) -> tuple[list[Completion | Output], Progress] | None:
-        """Everything queued, and the loop's progress; None once the outbox is closed and empty.
+        """The queued completions, and the loop's progress; None once the outbox is closed and
+        empty.
 
         Blocks until something is queued. After PROGRESS_SECONDS it returns an empty list if the
         progress has changed, so that the parent sees that the loop is alive.
@@ -49,9 +50,9 @@ class Outbox:
                     break
             if self._closed and not self._waiting:
                 return None
-            taken, self._waiting = self._waiting, []
+            completions, self._waiting = self._waiting, []
             self._sent_progress = self._progress
-            return taken, self._progress
+            return completions, self._progress
 
     def close(self) -> None:
         """End the writer once it has sent what is queued."""

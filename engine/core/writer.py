@@ -33,10 +33,10 @@ class Writer(Thread):
 
     def run(self) -> None:
         while True:
-            taken = self.outbox.take()
-            if taken is None:
+            completions = self.outbox.take()
+            if completions is None:
                 return
-            waiting, progress = taken
+            waiting, progress = completions
             outputs = tuple(self.output(each) for each in waiting)
             # Closed before they are sent: once the parent has an output it may count on
             # the room that it left.

@@ -22,9 +22,9 @@ from torch import Tensor
 from engine.cpu.op_buffers import (
     AllocatingCall,
     BufferPlan,
-    BufferPool,
     CapturedCall,
     CapturedGraph,
+    GraphBuffers,
     address_of,
     tensors_in,
 )
@@ -83,7 +83,7 @@ class OpCapturer:
     step is used before the next."""
 
     def __init__(self) -> None:
-        self.pool = BufferPool()
+        self.pool = GraphBuffers()
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
         """Run a step; returns its result, and a graph that runs it again. Raises NotCapturable."""

@@ -298,7 +298,7 @@ def is_fusible(layer: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TrialStep:
     """A step of the self-test, for which the attention is prepared."""
 
     context: DecoderContext
@@ -319,7 +319,7 @@ class Trial:
 
 
 def trial_logits(
-    attention: CpuAttentionBackend, logits_of: Callable[[Trial], Tensor]
+    attention: CpuAttentionBackend, logits_of: Callable[[TrialStep], Tensor]
 ) -> Iterator[Tensor]:
     """Yield the logits of a prompt, and of one more token with another prompt beside it."""
     ids = [3 * each % 7 for each in range(NUM_TEST_TOKENS)]
@@ -328,10 +328,10 @@ def trial_logits(
     spans: Spans = ((0, half),)
     attention.prepare([], [first], spans)
     context = DecoderContext(attention, SeparatePrompts(spans))
-    yield logits_of(Trial(context, ids[:half], list(range(half)), list(range(half)))).clone()
+    yield logits_of(TrialStep(context, ids[:half], list(range(half)), list(range(half)))).clone()
     first.commit_prompt(half)
     spans = ((0, NUM_TEST_TOKENS - 1),)
     attention.prepare([first], [second], spans)
     context = DecoderContext(attention, SeparatePrompts(spans), num_decode_tokens=1)
     positions = [half, *range(NUM_TEST_TOKENS - 1)]
-    yield logits_of(Trial(context, ids, positions, [0, NUM_TEST_TOKENS - 1])).clone()
+    yield logits_of(TrialStep(context, ids, positions, [0, NUM_TEST_TOKENS - 1])).clone()

@@ -104,7 +104,7 @@ class BufferPlan:
     an AllocatingCall."""
 
     def __init__(
-        self, calls: list[CapturedCall], born: dict[int, int], result: Tensor, pool: BufferPool
+        self, calls: list[CapturedCall], born: dict[int, int], result: Tensor, pool: GraphBuffers
     ) -> None:
         """born: by the address of a storage that the step allocates: the index of its call"""
         self.pool = pool
@@ -142,7 +142,7 @@ class BufferPlan:
         return self.placed[id(tensor)]
 
 
-class BufferPool:
+class GraphBuffers:
     """Buffers that the graphs of all shapes share. Their sizes are powers of two, so that steps
     of different shapes use the same ones."""
 

@@ -118,13 +118,13 @@ def compile_parallel(body: Callable[[Any], None], layout: str) -> ParallelFuncti
     return ParallelFunction(address, layout)
 
 
-def cast(to: Any, source: Any, how: str) -> Any:
+def cast(to: Any, source: Any, instruction: str) -> Any:
     """Return a function that converts a value by one LLVM instruction, named `how`."""
 
     @intrinsic
     def converted(typing_context: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, how)(args[0], context.get_value_type(to))
+            return getattr(builder, instruction)(args[0], context.get_value_type(to))
 
         return to(source), generate
 

@@ -1,1 +1,1 @@
-"""What crosses the pipe between the worker and the engine process."""
+"""The protocol between the worker and the engine process: messages, settings and limits."""

@@ -1,5 +1,5 @@
-"""What the control group of a container allows: memory and cores. No torch, for the worker reads
-it, too."""
+"""Limits of a container's control group: memory and cores. Loads no torch, for the worker reads it,
+too."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from engine.protocol.model_settings import ModelSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec(ModelSettings):
-    """One process's share of a model."""
+    """The settings of one engine process: a model's, and the process's share of the machine."""
 
     replica: int = 0  # which of its model's processes it is
     max_held: int = 4096  # requests without an output; beyond it the pipe is not read

@@ -52,12 +52,12 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
 
     engine, why_engine: the engine that was chosen, and why
     """
-    chosen: dict[str, Any] = {"engine": engine}
+    settings: dict[str, Any] = {"engine": engine}
     reasons = {"engine": why_engine if spec.engine == "auto" else AS_CONFIGURED}
 
     def choose(name: str, value: int, reason: str) -> None:
         configured = getattr(spec, name)
-        chosen[name] = value if configured is None else configured
+        settings[name] = value if configured is None else configured
         reasons[name] = reason if configured is None else AS_CONFIGURED
 
     if machine.device == "cpu":
@@ -69,11 +69,11 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
         choose("max_step_tokens", context, "the longest prompt that the checkpoint takes")
     else:
         choose("max_step_tokens", STEP_TOKENS, "of which at most 512 join while others wait")
-    chosen["max_step_tokens"] = max(chosen["max_step_tokens"], chosen["max_sequences"])
+    settings["max_step_tokens"] = max(settings["max_step_tokens"], settings["max_sequences"])
     if machine.bytes_per_token is not None:
-        room = cache_tokens(replace(spec, **chosen), machine, machine.bytes_per_token)
+        room = cache_tokens(replace(spec, **settings), machine, machine.bytes_per_token)
         choose("max_cache_tokens", *room)
-    return Sized(replace(spec, **chosen), reasons)
+    return Sized(replace(spec, **settings), reasons)
 
 
 def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tuple[int, str]:

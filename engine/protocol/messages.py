@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Interval
 
 from engine.errors import RequestError
 from engine.protocol.engine_spec import EngineSpec
@@ -25,32 +27,37 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat."""
+class ChatTurn:
+    """A message of a chat, by its role."""
 
     role: str
     content: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: contracts inherit the fields
 class Params:
-    """Decoding parameters, under the names of `transformers`. None: the model's own value."""
+    """Decoding parameters, under the names of `transformers`. None: the model's own value.
 
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    max_length: int | None = None  # decoder-only: prompt included; encoder-decoder: decoder tokens
+    This is the one list of them. `tasks.contracts.contract` inherits the fields and checks the
+    ranges, and `engine.sampling.resolve_params` fills in the values of the model.
+    """
+
+    max_new_tokens: Annotated[int, Interval(ge=1, le=100_000)] | None = None
+    min_new_tokens: Annotated[int, Interval(ge=0, le=100_000)] | None = None
+    # Decoder-only: the prompt included; encoder-decoder: tokens of the decoder.
+    max_length: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
+    temperature: Annotated[float, Interval(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
+    top_p: Annotated[float, Interval(gt=0, le=1)] | None = None
+    num_beams: Annotated[int, Interval(ge=1, le=64)] | None = None
+    length_penalty: Annotated[float, Interval(ge=-100, le=100)] | None = None
     early_stopping: bool | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    num_return_sequences: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    repetition_penalty: Annotated[float, Interval(gt=0, le=100)] | None = None
+    no_repeat_ngram_size: Annotated[int, Interval(ge=0, le=1000)] | None = None
+    num_return_sequences: Annotated[int, Interval(ge=1, le=64)] | None = None
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] | None = None
+    stop: tuple[str, ...] = field(default_factory=tuple)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -59,26 +66,30 @@ class Params:
 
     def to_json(self) -> dict[str, Any]:
         """The parameters that are set."""
-        data = {name: value for name in PARAMS if (value := getattr(self, name)) is not None}
+        data = {
+            name: value
+            for name in PARAMS
+            if name != "stop" and (value := getattr(self, name)) is not None
+        }
         if self.stop:
             data["stop"] = list(self.stop)
         return data
 
 
-PARAMS = tuple(each.name for each in fields(Params) if each.name != "stop")
+PARAMS = tuple(each.name for each in fields(Params))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt for the model. The parent chooses `id` and never uses one twice."""
+    """A prompt for the model. The parent chooses `id` and never uses one twice."""
 
     id: int
     task: Task
     text: str | None = None  # None for chat
     # Texts whose prompts are to be counted; then nothing is generated, and `text` is None.
     measured_texts: tuple[str, ...] = ()
-    measured_messages: tuple[tuple[Message, ...], ...] = ()  # the same for chat
-    messages: tuple[Message, ...] = ()  # chat only
+    measured_messages: tuple[tuple[ChatTurn, ...], ...] = ()  # the same for chat
+    messages: tuple[ChatTurn, ...] = ()  # chat only
     source_language: str | None = None
     target_language: str | None = None
     params: Params = field(default_factory=Params)
@@ -143,17 +154,17 @@ class Request:
         return data
 
 
-def _read_messages(data: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(*each) for each in data)
+def _read_messages(data: Iterable[tuple[str, str]]) -> tuple[ChatTurn, ...]:
+    return tuple(ChatTurn(*each) for each in data)
 
 
-def _write_messages(messages: Iterable[Message]) -> list[list[str]]:
+def _write_messages(messages: Iterable[ChatTurn]) -> list[list[str]]:
     return [[each.role, each.content] for each in messages]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer as text.
+    """An answer as text.
 
     token_ids: the new tokens, the end token included. They stay within the engine: no parent
     reads them, and they are half of a long answer's frame.
@@ -195,7 +206,7 @@ class RequestFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """How long prompts are, and may be, in the model's own tokens."""
+    """The lengths of prompts in the model's own tokens, and the longest that it takes."""
 
     num_tokens: tuple[int, ...]  # of each prompt; 0: the tokenizer keeps nothing of its text
     max_prompt_tokens: int  # at most so many leave room for the answer
@@ -345,7 +356,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Unloadable:
+class LoadFailed:
     """The model cannot be loaded, and the engine ends with status 1. `message` is one sentence
     with the remedy."""
 
@@ -360,7 +371,7 @@ class Outputs:
     progress: Progress
 
 
-Frame = Load | Run | Cancel | Stop | Ready | Unloadable | Outputs
+Frame = Load | Run | Cancel | Stop | Ready | LoadFailed | Outputs
 
 
 def to_bytes(frame: Frame) -> bytes:
@@ -381,7 +392,7 @@ def to_bytes(frame: Frame) -> bytes:
             data = {"type": "load", "spec": spec.to_json()}
         case Ready(card, sized):
             data = {"type": "ready", "card": card.to_json(), "sized": sized.to_json()}
-        case Unloadable(message):
+        case LoadFailed(message):
             data = {"type": "unloadable", "message": message}
         case Stop():
             data = {"type": "stop"}
@@ -406,7 +417,7 @@ def from_bytes(data: bytes) -> Frame:
         case "ready":
             return Ready(ModelCard.from_json(value["card"]), Sized.from_json(value["sized"]))
         case "unloadable":
-            return Unloadable(value["message"])
+            return LoadFailed(value["message"])
         case "stop":
             return Stop()
         case unknown:

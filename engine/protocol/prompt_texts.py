@@ -1,4 +1,4 @@
-"""Prompt texts: what models that take instructions are told, in one place and under a version.
+"""Prompt texts for models that follow instructions, in one place and under a version.
 
 `[prompts]` in `tidemill.toml` overrides each by its name, `[models.ALIAS.prompts]` for one model.
 """
@@ -36,7 +36,7 @@ PROMPTS = {
 
 
 def fault_of(prompts: Mapping[str, str]) -> str | None:
-    """What is wrong with texts that override some of these; None if nothing is."""
+    """The fault of texts that override some of these; None if there is none."""
     for name, text in prompts.items():
         if name not in PROMPTS:
             return f"{name} is not one of {', '.join(PROMPTS)}"

@@ -31,7 +31,8 @@ def supports_beam_search(model: Any) -> bool:
 
 
 class BeamSearch:
-    """A TokenChoice. Shapes are those of `generate` with one request: (1, beams, ...)."""
+    """Beam search for one request, as a TokenChoice. Shapes are those of `generate` with one
+    request: (1, beams, ...)."""
 
     is_greedy = False
 
@@ -76,6 +77,7 @@ class BeamSearch:
         return self.running[0, :, self.num_tokens - 1].tolist()
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
+        """logits: (beams, vocab); argmax is not used. Sets `parents`, (beams,) int64."""
         num_beams, length = self.settings.num_beams, self.num_tokens
         scores = torch.log_softmax(logits.to(torch.float32), dim=-1)
         so_far: Any = self.running[0, :, :length]

@@ -17,8 +17,8 @@ THINKS: Any = object()  # of a row that has not come to its answer
 
 
 class GrammarProcessor(LogitsProcessor):
-    """Follows rows by their tokens, so that beams may change places. Rows without a grammar are
-    not touched."""
+    """Masks the tokens that a row's grammar forbids. Rows are followed by their tokens, so that
+    beams may change places; rows without a grammar are not touched."""
 
     def __init__(self, sequences: tuple[Sequence, ...], num_before: int) -> None:
         """num_before: tokens of a row before the first new one"""
@@ -66,8 +66,8 @@ def masked(scores: Tensor, matcher: Any, grammar: Grammar) -> Tensor:
         allowed[:] = False
         allowed[list(grammar.eos_token_ids)] = True
     is_allowed = torch.from_numpy(allowed).to(scores.device)
-    made = scores.masked_fill(~is_allowed, -torch.inf)
-    if torch.isinf(made).all():
+    masked_scores = scores.masked_fill(~is_allowed, -torch.inf)
+    if torch.isinf(masked_scores).all():
         # Another processor forbids all that is left, as a ban of repetitions does with quotes.
-        return torch.where(is_allowed, 0.0, made)
-    return made
+        return torch.where(is_allowed, 0.0, masked_scores)
+    return masked_scores

@@ -39,7 +39,7 @@ NEUTRAL_SAMPLING: dict[str, Any] = {
 def request_processors(
     model: Any, config: Any, sequence: Sequence, start_ids: tuple[int, ...]
 ) -> LogitsProcessorList:
-    """All processors of one request, those of sampling included.
+    """The logits processors of one request, those of sampling included.
 
     config:    a complete generation configuration
     start_ids: the tokens of a row before the first new one
@@ -74,9 +74,12 @@ def build(
     prompt: Tensor | None,
     own: LogitsProcessorList | None = None,
 ) -> LogitsProcessorList:
-    """See `request_processors`. num_before: tokens before the first new one
-    prompt: (1, tokens) int64, where a processor looks at it
-    own: of ours, which come before those of sampling, as they do in `generate`"""
+    """The processors that `generate` would use under a configuration.
+
+    num_before: tokens before the first new one
+    prompt:     (1, tokens) int64, where a processor looks at it
+    own:        processors of ours; they come before those of sampling, as in `generate`
+    """
     device, eos_ids = model.device, config.eos_token_id
     config._eos_token_tensor = None if eos_ids is None else torch.tensor(eos_ids, device=device)
     listed: LogitsProcessorList = model._get_logits_processor(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
-from engine.protocol.messages import Params
+from engine.protocol.messages import PARAMS, Params
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -42,7 +42,7 @@ class ResolvedParams:
         return max(self.num_beams, self.num_return_sequences)
 
     def to_json(self) -> dict[str, Any]:
-        """What was in effect; a setting that could not matter is left out."""
+        """The settings in effect; one that could not matter is left out."""
         idle: set[str] = set()
         if not self.do_sample:
             idle |= {"temperature", "top_k", "top_p", "seed"}
@@ -57,23 +57,14 @@ class ResolvedParams:
 
 
 SETTINGS = tuple(each.name for each in fields(ResolvedParams))
-# Those that a job may set and a checkpoint may have an opinion on, taken as they are.
-INHERITED = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "num_return_sequences",
-)
+RESOLVED_BY_RULE = ("max_new_tokens", "min_new_tokens", "max_length", "do_sample", "seed", "stop")
+# The others are the job's, or else the checkpoint's, as they are.
+INHERITED = tuple(name for name in PARAMS if name not in RESOLVED_BY_RULE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimits:
-    """How many tokens an answer may have.
+    """The limits on the number of tokens of an answer.
 
     `num_before` are the tokens that `max_length` and the context count before the first
     new one: the whole prompt of a decoder-only model, the start token of an encoder-decoder.
@@ -122,8 +113,8 @@ def resolve(
 
 
 def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLimits) -> int | None:
-    """Return how long the prompt of a decoder-only model may be, so that its answer fits into the
-    context; None where nothing bounds it.
+    """The longest prompt of a decoder-only model whose answer still fits into the context; None
+    where nothing bounds it.
 
     An answer whose length nobody asked for has to make do with half of the context.
     """
@@ -156,20 +147,20 @@ def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
 def _max_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.max_new_tokens is not None and params.max_length is not None:
         raise UnsupportedParameter("max_length", "use it or max_new_tokens, not both")
-    left = limits.remaining
+    num_left = limits.remaining
     if params.max_new_tokens is not None:
-        return _within(left, "max_new_tokens", params.max_new_tokens, 0)
+        return _within(num_left, "max_new_tokens", params.max_new_tokens, 0)
     if params.max_length is not None:
         if params.max_length <= limits.num_before:
             remedy = "max_length counts the prompt; raise it or use max_new_tokens"
             raise PromptTooLong(limits.num_before, params.max_length - 1, remedy)
-        return _within(left, "max_length", params.max_length, limits.num_before)
-    wanted = limits.max_new_tokens or own.get("max_new_tokens")
-    if wanted is None and own.get("max_length") is not None:
+        return _within(num_left, "max_length", params.max_length, limits.num_before)
+    num_tokens = limits.max_new_tokens or own.get("max_new_tokens")
+    if num_tokens is None and own.get("max_length") is not None:
         # A checkpoint's total that the prompt alone uses up says nothing about this request.
-        wanted = max(own["max_length"] - limits.num_before, 0)
-    wanted = wanted or DEFAULT_MAX_NEW_TOKENS
-    return int(wanted) if left is None else min(int(wanted), left)
+        num_tokens = max(own["max_length"] - limits.num_before, 0)
+    num_tokens = num_tokens or DEFAULT_MAX_NEW_TOKENS
+    return int(num_tokens) if num_left is None else min(int(num_tokens), num_left)
 
 
 def _within(left: int | None, name: str, num_tokens: int, num_before: int) -> int:

@@ -41,8 +41,8 @@ class TokenChoice(Protocol):
 
 
 class Sampler:
-    """Rows of one request live and die together: one that has ended is fed padding until
-    the last has, so that the draws of the others are those of `generate`."""
+    """Greedy decoding or sampling for one request, as a TokenChoice. A row that has ended is fed
+    padding until the last one has, so that the draws of the others are those of `generate`."""
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class Sampler:
         return [row[-1] if row else self.start_id for row in self.rows]
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
+        """logits: (rows, vocab), left as they are; argmax: (rows,), used by greedy rows alone."""
         if self.is_greedy:
             return self._append(argmax)
         scores = logits.to(torch.float32, copy=True)  # processors may write to it

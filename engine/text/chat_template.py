@@ -48,8 +48,8 @@ class ChatTemplate:
         return not self._shows(as_list=False) and self._shows(as_list=True)
 
     def words_of(self, error: Exception) -> str | None:
-        """What a template says by `raise_exception`, where it is in the template word for word;
-        None else, for then it may be made of what a user wrote."""
+        """The words of a template's `raise_exception`, where they stand in the template itself;
+        None else, for then they may quote a user."""
         if not isinstance(error, jinja2.TemplateError):
             return None
         words = str(error).strip()

@@ -14,8 +14,8 @@ def text_of(tokenizer: Any, token_ids: list[int], skip_special_tokens: bool = Tr
     try:
         return str(tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
-        known = [each for each in token_ids if knows(tokenizer, each)]
-        return str(tokenizer.decode(known, skip_special_tokens=skip_special_tokens))
+        known_ids = [each for each in token_ids if knows(tokenizer, each)]
+        return str(tokenizer.decode(known_ids, skip_special_tokens=skip_special_tokens))
 
 
 def knows(tokenizer: Any, token_id: int) -> bool:

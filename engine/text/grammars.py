@@ -121,8 +121,8 @@ class Grammars:
     def _in_time(self, schema: str, between_looks: Callable[[], None]) -> Any:
         """The matcher of a schema, compiled on a thread that may be left behind: the library
         bounds what it does, but not in seconds."""
-        made: list[Any] = []
-        done = threading.Event()
+        matchers: list[Any] = []
+        finished = threading.Event()
 
         def compile_() -> None:
             try:
@@ -134,7 +134,7 @@ class Grammars:
                     )
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)
                 limits = llguidance.LLParserLimits(verbose_errors=False)
-                made.append(
+                matchers.append(
                     llguidance.LLMatcher(
                         self._library_vocabulary, grammar, log_level=0, limits=limits
                     )
@@ -142,17 +142,17 @@ class Grammars:
             except Exception as error:
                 log.error("schema not compiled", extra={"error": type(error).__name__})
             finally:
-                done.set()
+                finished.set()
 
         threading.Thread(target=compile_, name="grammar", daemon=True).start()
         until = time.monotonic() + COMPILE_SECONDS
-        while not done.wait(LOOK_SECONDS):
+        while not finished.wait(LOOK_SECONDS):
             between_looks()
             if time.monotonic() > until:
                 raise SchemaTooComplex
-        if not made:
+        if not matchers:
             raise SchemaTooComplex
-        return made[0]
+        return matchers[0]
 
 
 class Vocabulary:

@@ -65,7 +65,7 @@ class Tag:
 
     @classmethod
     def read(cls, code: str) -> Tag | None:
-        """None for what is no language."""
+        """The tag of a code; None for one that is no language."""
         bare = standard_tag(code)
         first, _, rest = bare.partition("-")
         first = first.lower()
@@ -119,17 +119,18 @@ class Languages:
         return self.own[tag]
 
     def english_name(self, name: str, language: str | None) -> str:
-        """`French` for `fr`, for checkpoints that are told in words. Raises UnknownLanguage."""
+        """A language's English name, `French` for `fr`, for prompts in words. Raises
+        UnknownLanguage."""
         if language is None or not self._is_allowed(language) or not is_language(language):
             raise UnknownLanguage(name, language, self.known or ("any ISO 639 code",))
         return langcodes.Language.get(standard_tag(language)).display_name("en")
 
     def _near(self, language: str) -> list[str]:
         """The codes of the same language in other scripts, or of its dialects."""
-        wanted = Tag.read(language)
-        if wanted is None:
+        wanted_tag = Tag.read(language)
+        if wanted_tag is None:
             return []
-        families = {family(wanted.language)}
+        families = {family(wanted_tag.language)}
         return [
             code
             for tag, code in self.own.items()
@@ -163,18 +164,18 @@ def closest(language: str, tags: tuple[str, ...]) -> str | None:
     for tag in tags:
         if tag.lower() == as_written:
             return tag
-    wanted = Tag.read(language)
-    if wanted is None:
+    wanted_tag = Tag.read(language)
+    if wanted_tag is None:
         return None
-    matches = [(tag, own) for tag in tags if (own := Tag.read(tag)) and is_same(wanted, own)]
-    return best_of(wanted, matches)
+    matches = [(tag, own) for tag in tags if (own := Tag.read(tag)) and is_same(wanted_tag, own)]
+    return best_of(wanted_tag, matches)
 
 
-def is_same(wanted: Tag, own: Tag) -> bool:
-    if own.language == wanted.language:
+def is_same(tag: Tag, own: Tag) -> bool:
+    if own.language == tag.language:
         return True
     # A checkpoint that does not tell dialects apart has one word for all of them.
-    return own.is_macrolanguage and wanted.language in DIALECTS.get(own.language, ())
+    return own.is_macrolanguage and tag.language in DIALECTS.get(own.language, ())
 
 
 DIALECTS: dict[str, frozenset[str]] = {
@@ -184,23 +185,23 @@ DIALECTS: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 
-def best_of(wanted: Tag, matches: list[tuple[str, Tag]]) -> str | None:
-    """By script, then by region; None rather than one that was not meant."""
-    if any(own.language == wanted.language for _, own in matches):
-        matches = [each for each in matches if each[1].language == wanted.language]
-    in_script = [each for each in matches if each[1].written == wanted.written]
+def best_of(wanted_tag: Tag, matches: list[tuple[str, Tag]]) -> str | None:
+    """The match with the same script, then the same region; None if neither is certain."""
+    if any(own.language == wanted_tag.language for _, own in matches):
+        matches = [each for each in matches if each[1].language == wanted_tag.language]
+    in_script = [each for each in matches if each[1].written == wanted_tag.written]
     if in_script:
         matches = in_script
-    elif wanted.script is not None or len(matches) > 1 or implies_script(wanted):
+    elif wanted_tag.script is not None or len(matches) > 1 or implies_script(wanted_tag):
         return None
-    if wanted.region is None:
+    if wanted_tag.region is None:
         # `pt` is `pt_XX` before it is `pt_PT`.
         matches.sort(key=lambda each: each[1].region is not None)
         return matches[0][0] if matches else None
-    exact = [tag for tag, own in matches if own.region == wanted.region]
+    exact = [tag for tag, own in matches if own.region == wanted_tag.region]
     if exact:
         return exact[0]
-    if wanted.language in HAS_DIALECTS:
+    if wanted_tag.language in HAS_DIALECTS:
         matches = [each for each in matches if each[1].is_macrolanguage]
     general = [tag for tag, own in matches if own.region is None]
     if general:

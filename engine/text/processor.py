@@ -232,7 +232,8 @@ class TextProcessor:
         )
 
     def _refuse_unreadable(self, prompt: Prompt) -> None:
-        """On a GPU an id beyond the embedding ends the process, not the request."""
+        """Raise for an id beyond the embedding: on a GPU it would end the process, not
+        the request."""
         num_ids = self.checkpoint.num_ids
         starts = (prompt.forced_bos_token_id, prompt.decoder_start_token_id)
         for id_ in (*prompt.token_ids, *(each for each in starts if each is not None)):

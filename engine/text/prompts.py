@@ -110,9 +110,9 @@ class Prompts:
         self.languages = Languages(targets or self.language_ids, spec.languages)
         # (source, target) by the name under which the checkpoint says how to ask for it.
         self.pairs: dict[str, tuple[str, str]] = {
-            name: (standard_tag(found[1]), standard_tag(found[2]))
+            name: (standard_tag(match[1]), standard_tag(match[2]))
             for name in self.task_params
-            if (found := PAIR.fullmatch(name)) is not None
+            if (match := PAIR.fullmatch(name)) is not None
         }
         # An older place for the words before every text.
         self.own_prefix = str(getattr(config, "prefix", None) or "")
@@ -297,15 +297,15 @@ class Prompts:
         rendered = self.chat_template.render(messages, template_kwargs)
         return PromptText(sanitize(rendered), is_rendered=True)
 
-    def _tokenize(self, written: PromptText, text: str, **how: Any) -> list[int]:
+    def _tokenize(self, written: PromptText, text: str, **options: Any) -> list[int]:
         """The token ids of a text that is (a part of) the prompt `written`."""
         source = written.source or self.own_source
         # Set each time: other requests may have come in between.
         if source is not None and self.tokenizer.src_lang != source:
             self.tokenizer.src_lang = source
         if written.is_rendered:
-            how["add_special_tokens"] = False
-        return self.tokenizer(text, **how)["input_ids"]  # type: ignore[no-any-return]  # a list
+            options["add_special_tokens"] = False
+        return self.tokenizer(text, **options)["input_ids"]  # type: ignore[no-any-return]  # a list
 
     def _refuse_too_long(self, written: PromptText, between_slices: Callable[[], None]) -> None:
         bound, text = self.prefix_bound, written.text
@@ -336,10 +336,10 @@ def target_tokens(tokenizer: Any) -> dict[str, str]:
     own = getattr(tokenizer, "supported_language_codes", None)
     if own:
         return {token: token for token in own}
-    found = {
+    token_ids = {
         token: match for token in tokenizer.get_vocab() if (match := TARGET_TOKEN.fullmatch(token))
     }
-    tokens = {match[2] or token: token for token, match in found.items()}
+    tokens = {match[2] or token: token for token, match in token_ids.items()}
     languages = [code for code in tokens if is_language(code)]
     return tokens if len(languages) >= 2 else {}
 

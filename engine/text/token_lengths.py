@@ -66,7 +66,7 @@ class PrefixBound:
 
 
 def slice_end(text: str, begin: int) -> int:
-    """Where the slice from `begin` ends: behind a word, if one ends near."""
+    """The end of the slice that starts at `begin`: behind a word, if one ends near."""
     end = begin + SLICE_CHARACTERS
     if end >= len(text):
         return len(text)

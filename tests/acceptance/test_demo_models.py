@@ -279,7 +279,7 @@ def test_a_story_is_told_to_its_end(
     assert share(map(is_well_told, told)) >= 0.80
 
 
-def test_what_is_wrong_is_not_taken_for_right(
+def test_the_grader_rejects_wrong_answers(
     reports: list[Report], questions: list[Question], stories: list[Story]
 ) -> None:
     one, other = reports[:2]

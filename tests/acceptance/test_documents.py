@@ -13,7 +13,7 @@ from examples.world.reports import make_report
 from examples.world.sentences import make_sentence
 from examples.world.split import held_out
 from tests.recipe_runs import run_recipe
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 from worker.recipes.recipe import Work
 from worker.recipes.summarize import summarize
 from worker.recipes.translate import translate

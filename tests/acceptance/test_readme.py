@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.up import EXAMPLES
+from cli.commands.start.up import EXAMPLES
 from examples.world.stories import is_well_told
-from tasks.catalog import Catalog
+from tasks.configuration.catalog import Catalog
 from tests.workers import PATIENCE_SECONDS
 
 ANSWERS = {

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from db.clock import now
-from db.health import DISPATCHER
 from db.models import Leadership
+from db.reading.health import DISPATCHER
 from db.session import Database
 from db.states import JobState
 from tests.chaos.run import SHORT, Run

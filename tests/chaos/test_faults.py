@@ -172,7 +172,7 @@ def on(url: str, run: Run, folder: Path) -> Iterator[Run]:
 
 
 @on_sqlite
-def test_what_ran_when_the_database_went_away_is_written_when_it_is_back(
+def test_outcomes_of_a_database_outage_are_written_when_it_ends(
     run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with (

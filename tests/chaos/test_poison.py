@@ -11,7 +11,7 @@ from tests.chaos.run import SHORT, Run
 NUM_JOBS = 1000
 
 
-def test_of_a_thousand_jobs_the_two_that_are_poison_fail_and_no_other(run: Run) -> None:
+def test_two_poison_jobs_among_a_thousand_fail_and_no_other_does(run: Run) -> None:
     run.cluster.configure(
         worker=SHORT,
         max_sequences=32,

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from db import JobState, find_results
 from db.states import FINISHED
 from tasks import submit_batch
-from tasks.contract import Contract
+from tasks.contracts.contract import Contract
 from tasks.generate import GenerateContract
 from tasks.summarize import SummarizeContract
 from tests.contracts import acceptable_contracts

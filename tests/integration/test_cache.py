@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, update
 
-from db import erasure
 from db.clock import seconds_from_now
-from db.erasure import Person
 from db.models import CacheEntry, Job
 from db.outcome import FinishedRequest, Outcome
 from db.queries.cancel_retry import cancel_jobs
 from db.session import Database
+from db.upkeep import erasure
+from db.upkeep.erasure import Person
 from tasks.generate import GenerateContract
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
@@ -22,8 +22,8 @@ from tasks.translate import TranslateContract
 from tests.jobs import answer, claim, insert_job
 from tests.serving import serving
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
-from worker.cache_settings import CacheSettings
-from worker.cache_upkeep import CacheUpkeep
+from worker.cache.settings import CacheSettings
+from worker.cache.upkeep import CacheUpkeep
 from worker.committer import Committer
 from worker.settings import Settings
 
@@ -111,7 +111,7 @@ def test_the_one_that_crashes_the_engine_is_blamed_and_so_is_each_of_its_equals(
 
 
 @on_sqlite
-def test_a_job_may_do_without(producer: Cluster) -> None:
+def test_a_job_without_cache_neither_reads_nor_adds_entries(producer: Cluster) -> None:
     with serving(producer) as worker:
         worker.run(batch_of(3, use_cache=False))
         assert num_entries(producer.database) == 0
@@ -303,7 +303,7 @@ def test_documents_share_the_sentences_that_they_have_in_common(producer: Cluste
         assert sum(each or 0 for each in reports) == 2 * 3
 
 
-def test_whoever_is_erased_leaves_nothing_in_the_cache(producer: Cluster) -> None:
+def test_erasing_a_person_empties_their_tenants_cache(producer: Cluster) -> None:
     """The tenant's entries go, which are only a cache, and other tenants' stay."""
     database = producer.database
     hers = {"tenant": "one", "metadata": {"patient": "seven"}}

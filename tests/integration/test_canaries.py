@@ -8,9 +8,9 @@ from sqlalchemy import update
 
 from db.clock import seconds_from_now
 from db.models import Leadership
-from db.retention import Retention
-from tasks import settings
+from db.upkeep.retention import Retention
 from tasks.canaries import canaries_of, canary_outcomes
+from tasks.configuration import settings
 from tests.commands import CommandLine
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
 from worker.dispatcher.nightly_pass import NIGHTLY, NightlyPass

@@ -94,7 +94,7 @@ def test_a_message_that_is_revoked_and_terminated_gives_its_job_back(busy: Clust
         )
 
 
-def test_what_is_no_message_of_ours_is_dropped_and_the_worker_goes_on(busy: Cluster) -> None:
+def test_an_unknown_message_is_dropped_and_the_worker_goes_on(busy: Cluster) -> None:
     busy.configure()
     with busy.worker() as worker:
         with operator(busy) as app:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cli.commands.submit import EXAMPLES
+from cli.commands.enqueue.submit import EXAMPLES
 from tests.commands import CommandLine, InProcess, ids
 
 

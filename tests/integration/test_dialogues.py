@@ -2,7 +2,8 @@
 
 from uuid import UUID
 
-from db.reading import JobDetails, find_details, find_results
+from db.reading.job_details import JobDetails, find_details
+from db.reading.results import find_results
 from db.states import JobState
 from tasks import chat
 from tests.workers import Cluster, on_sqlite

@@ -45,7 +45,7 @@ def test_a_worker_is_named_with_what_it_holds_and_a_dead_one_with_what_it_left(
     assert "1 job left by dead workers" in found["overdue"]["sentence"]
 
 
-def test_of_a_worker_that_works_nothing_is_overdue(cluster: Cluster) -> None:
+def test_the_doctor_finds_no_fault_with_a_live_worker(cluster: Cluster) -> None:
     with cluster.worker() as worker:
         found = findings(cluster)
     (named,) = [subject for subject in found if subject.startswith("worker ")]

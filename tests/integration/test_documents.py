@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 
 from db.models import Segment
-from db.reading import find_details
+from db.reading.job_details import find_details
 from db.session import Database
 from db.states import JobState
 from engine.protocol.messages import Output, Request
@@ -80,7 +80,7 @@ def test_a_worker_killed_in_the_reduce_repeats_no_finished_part(
 def requests_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Every request that a worker sends to its engines from now on."""
     asked: list[Request] = []
-    for client in worker._engines:
+    for client in worker._fleet.clients:
 
         def submit(
             requests: Iterable[Request],

@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import select
 from uuid_utils.compat import uuid7
 
-from db import audit, erasure, find_job
-from db.erasure import Person
+from db import audit, find_job
 from db.models import Batch, Job, QuarantinedMessage, Segment
 from db.outcome import Answer, FinishedSegment, Outcome
 from db.queries import inserts
 from db.session import Database
 from db.states import JobState
+from db.upkeep import erasure
+from db.upkeep.erasure import Person
 from tests.commands import InProcess
 from tests.jobs import claim, insert_job, job, payload, states
 from tests.workers import Cluster
@@ -168,7 +169,7 @@ def test_what_is_erased_is_gone_from_the_file_too(stored: InProcess, by: str) ->
     database.close()
 
 
-def test_what_an_earlier_worker_deleted_is_scrubbed_as_well(stored: InProcess) -> None:
+def test_texts_deleted_by_an_earlier_worker_are_scrubbed_too(stored: InProcess) -> None:
     database = database_of(stored)
     fence = claim(database, [insert_job(database, tenant="acme")])[0]
     with committer(database) as writing:
@@ -185,7 +186,7 @@ def test_what_an_earlier_worker_deleted_is_scrubbed_as_well(stored: InProcess) -
     database.close()
 
 
-def test_what_runs_is_fenced_off_and_leaves_no_text(database: Database) -> None:
+def test_erasing_a_running_job_fences_it_off_and_leaves_no_text(database: Database) -> None:
     job_id = insert_job(database, metadata=METADATA)
     (fence,) = claim(database, [job_id])
 
@@ -220,7 +221,7 @@ def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -
     assert places_of(database, CANARY) == []
 
 
-def test_only_whoever_has_every_pair_is_meant(database: Database) -> None:
+def test_a_person_is_matched_by_every_metadata_pair(database: Database) -> None:
     insert_job(database, metadata={"a": "1", "b": "2"}, tenant="acme")
     insert_job(database, metadata={"a": "1", "b": "3"}, tenant="acme")
     insert_job(database, metadata={"a": "1", "b": "2"})
@@ -245,13 +246,13 @@ def test_only_whoever_has_every_pair_is_meant(database: Database) -> None:
         (b"[" * 100_000, None),
     ],
 )  # fmt: skip
-def test_whose_a_message_is_is_read_from_its_fields(
+def test_the_person_of_a_message_is_read_from_its_fields(
     body: bytes, fields: dict[str, str] | None
 ) -> None:
     assert erasure.message_fields(body) == fields
 
 
-def test_nobody_in_particular_is_refused(stored: InProcess) -> None:
+def test_erase_without_a_person_is_refused(stored: InProcess) -> None:
     for command in ("erase", "export"):
         ended = stored(command)
         assert ended.status == 2
@@ -328,7 +329,7 @@ def test_a_backup_of_a_broken_database_is_refused(tmp_path: Path, stored: InProc
     assert list(stored.folder.glob("copy.db*")) == []
 
 
-def test_who_submits_cancels_and_retries_is_in_the_audit(stored: InProcess) -> None:
+def test_the_audit_names_the_actor_of_submit_cancel_and_retry(stored: InProcess) -> None:
     stored.write("a.jsonl", *({"text": f"{CANARY} {n}"} for n in range(5)))
     assert stored("submit", "generate", "--file", "a.jsonl", "--batch", "b").status == 0
     assert stored("submit", "generate", "one more").status == 0

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from cli.estimate import known_answers
-from db.reading import find_results
+from db.reading.results import find_results
 from db.session import Database
 from tests.commands import ROOT, InProcess
 from tests.jobs import answer, set_columns, succeed
@@ -90,7 +90,9 @@ def test_the_time_is_that_of_the_measured_rate(stored: InProcess, database: Data
     assert asked["models"][0]["tokens_per_second"] == 30.0
 
 
-def test_what_waits_before_it_is_said(stored: InProcess, database: Database) -> None:
+def test_an_estimate_names_the_jobs_that_wait_before_it(
+    stored: InProcess, database: Database
+) -> None:
     stored.write("a.jsonl", {"text": "x" * 1000})
     assert stored("submit", "summarize", "a.jsonl").status == 0
     answer_all(database, (90, 10), seconds=10)
@@ -137,7 +139,7 @@ def test_parts_are_as_long_as_they_were_of_late(stored: InProcess, database: Dat
     assert asked["parts"] == 11  # 250 characters each
 
 
-def test_what_was_answered_before_is_told_and_takes_no_time(
+def test_an_estimate_counts_answered_documents_and_gives_them_no_time(
     stored: InProcess, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_answers.models, "CacheEntry", object, raising=False)

@@ -56,7 +56,7 @@ def test_a_folder_of_documents_is_a_batch_and_each_is_a_job(
     assert ids(partial) == ["old/e.pdf"]
 
 
-def test_what_gives_no_text_is_told_by_a_code_and_the_others_go_on(
+def test_a_file_without_text_is_reported_with_a_code_and_the_others_go_on(
     stored: InProcess, reports: Path
 ) -> None:
     (reports / "empty.txt").write_text(" \n")

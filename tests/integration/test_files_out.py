@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.output.result_folder import RECORD, ResultFolder
-from db.reading import find_results
+from db.reading.results import find_results
 from db.session import Database
 from db.states import JobState
 from tests.commands import InProcess
@@ -211,7 +211,7 @@ def test_two_commands_do_not_write_to_one_folder_at_once(
     assert stored(*TO_FOLDER).status == 0
 
 
-def test_what_was_made_from_a_part_is_named(
+def test_answers_made_from_a_part_of_a_source_are_named(
     stored: InProcess, submit: Submit, database: Database
 ) -> None:
     stored.write("a.jsonl", {"text": "x", "custom_id": "a.pdf", "metadata": {"without_text": "1"}})
@@ -235,7 +235,7 @@ def test_what_was_made_from_a_part_is_named(
         (("--batch", "b", "--to-folder", "a.jsonl"), 1, "a.jsonl cannot be written"),
     ],
 )
-def test_what_cannot_be_asked_for_is_said(
+def test_impossible_uses_of_to_folder_are_refused_and_write_nothing(
     stored: InProcess, submit: Submit, arguments: tuple[str, ...], status: int, fault: str
 ) -> None:
     submit("a.txt")

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from db.outcome import SIGNALS
-from db.reading import find_job
+from db.reading.results import find_job
 from db.states import JobState
 from tasks.chat import submit as chat
 from tasks.generate import submit as generate
 from tests.commands import InProcess
 from tests.jobs import insert_job
-from tests.unit.db.test_results import SIGNALS as ODD
-from tests.unit.db.test_results import answer, dataclasses, finish
+from tests.unit.db.reading.test_results import SIGNALS as ODD
+from tests.unit.db.reading.test_results import answer, dataclasses, finish
 from tests.workers import Cluster, on_sqlite
 
 GUARDS = """

@@ -74,7 +74,7 @@ def test_every_hostile_message_is_kept_and_delays_no_other(
 
 
 @on_sqlite
-def test_what_stands_in_kombus_own_books_and_keys_ends_nobody(producer: Cluster) -> None:
+def test_garbage_in_kombus_own_keys_ends_no_worker(producer: Cluster) -> None:
     """Entries of `unacked` that are none, keys of another type, bindings, broadcasts."""
     with client_of(producer) as client:
         number = producer.redis_url.rpartition("/")[2]
@@ -109,7 +109,7 @@ def test_what_stands_in_kombus_own_books_and_keys_ends_nobody(producer: Cluster)
 
 
 @on_sqlite
-def test_what_is_pushed_while_no_worker_runs_ends_none_that_starts(producer: Cluster) -> None:
+def test_garbage_pushed_before_a_worker_starts_does_not_end_it(producer: Cluster) -> None:
     with client_of(producer) as client:
         for make in list(ENTRIES.values())[:60]:
             client.lpush("celery", make())
@@ -221,7 +221,7 @@ def test_a_message_that_is_put_back_becomes_its_job_and_begins_at_its_eta(
 
 
 @on_sqlite
-def test_what_cannot_be_put_back_stays_in_the_quarantine(producer: Cluster) -> None:
+def test_a_message_that_cannot_be_requeued_stays_in_the_quarantine(producer: Cluster) -> None:
     begun = str(uuid4())
     producer.redis_url = "redis://127.0.0.1:1/0"
     unacked = set_aside(producer, dumped(envelope()), queue="unacked")

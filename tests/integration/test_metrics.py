@@ -8,8 +8,8 @@ from sqlalchemy import func, select
 
 from db import JobState
 from db.clock import seconds_from_now
-from db.figures import find_backlog, find_open_batches
 from db.models import Job, Result
+from db.reading.figures import find_backlog, find_open_batches
 from db.session import Database
 from tasks import generate, summarize
 from tests.jobs import insert_jobs, job_row, set_columns

@@ -129,7 +129,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_empty_part_of_five_is_no_night(stored: InProcess, kind: str) -> None:
+def test_a_night_with_one_empty_part_of_five_is_refused(stored: InProcess, kind: str) -> None:
     good = [f'{{ path = "{n}.jsonl" }}' for n in range(4)]
     for n in range(4):
         stored.write(f"{n}.jsonl", TEXT)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.catalog import Catalog
+from tasks.configuration.catalog import Catalog
 from tests.commands import CONFIG, InProcess
 
 NAMES = (

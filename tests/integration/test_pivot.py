@@ -6,10 +6,10 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from db.models import Segment
-from db.reading import find_details
+from db.reading.job_details import find_details
 from db.session import Database
 from db.states import JobState
-from tasks.submit import submit_batch
+from tasks.submission.batch import submit_batch
 from tasks.translate import TranslateContract, submit
 from tests.integration.test_documents import num_generated
 from tests.producers import FAKE
@@ -98,7 +98,7 @@ def test_a_job_whose_second_model_dies_repeats_nothing_of_the_first(producer: Cl
 
 
 @on_sqlite
-def test_a_batch_and_a_source_that_is_found_out_go_the_same_way(producer: Cluster) -> None:
+def test_each_code_of_the_source_language_goes_through_the_pivot(producer: Cluster) -> None:
     producer.configure_models(MODELS)
     german = "Die Flut ist niedrig und die Fähre wartet im Hafen bis zum Morgen."
     fields = {"text": german, "target_language": "fr"}

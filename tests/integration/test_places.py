@@ -12,7 +12,7 @@ import redis
 from cli.stack.embedded_valkey import EmbeddedValkey
 from tests.commands import CONFIG, CommandLine
 from tests.integration.test_up import wait_for
-from tests.unit.db.test_database_url import ODD_NAMES
+from tests.unit.db.connection.test_database_url import ODD_NAMES
 from tests.workers import PATIENCE_SECONDS
 from worker.celery.envelope import MAX_BYTES
 
@@ -73,7 +73,7 @@ def test_up_runs_jobs_in_a_folder_whatever_it_is_called(tidemill: CommandLine, n
     assert {path.name for path in tidemill.folder.iterdir()} == {name}
 
 
-def test_what_was_kept_is_read_and_added_to_when_up_has_stopped(tidemill: CommandLine) -> None:
+def test_jobs_can_be_read_and_submitted_after_up_has_stopped(tidemill: CommandLine) -> None:
     nothing = tidemill("results")
     up = tidemill.start("up")
     wait_for((tidemill.folder / ".tidemill" / "run.json").exists, up)

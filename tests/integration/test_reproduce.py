@@ -98,7 +98,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
     assert worker.log.count("model changed") == 1
 
 
-def test_what_has_no_answer_is_not_reproduced(cluster: Cluster) -> None:
+def test_a_job_without_an_answer_is_not_reproduced(cluster: Cluster) -> None:
     waiting = generate.submit(text="nobody works")
     ended = command_line(cluster)("reproduce", str(waiting.id))
     assert ended.status == 1

@@ -38,7 +38,7 @@ def files(stored: InProcess) -> InProcess:
         ("~/nosuch-at-all", "there is none"),
     ],
 )
-def test_what_looks_like_a_path_is_refused_with_the_way_to_insist(
+def test_a_text_that_looks_like_a_path_is_refused_with_the_option_to_insist(
     files: InProcess, name: str, fault: str
 ) -> None:
     refused = files("submit", "summarize", name)
@@ -117,7 +117,7 @@ def on_a_terminal(command: CommandLine, answers: str, *arguments: str) -> tuple[
         ("y\n", "nosuch.txt", 0, [None]),
     ],
 )
-def test_on_a_terminal_it_is_asked(
+def test_an_ambiguous_argument_is_asked_about_on_a_terminal(
     files: InProcess, answers: str, name: str, status: int, found: list[str | None]
 ) -> None:
     ended, shown = on_a_terminal(
@@ -177,7 +177,7 @@ def wait_for_jobs(url: str, number: int) -> None:
     database.close()
 
 
-def test_a_home_is_found_for_a_file_that_the_shell_left_alone(
+def test_a_tilde_that_the_shell_left_alone_is_expanded(
     files: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(files.folder))

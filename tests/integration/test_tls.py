@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from cli.errors import BrokerUnreachable
-from cli.stack.broker import look_at_broker
+from cli.stack.broker import read_broker
 from db import JobState
 from db.errors import DatabaseError
 from db.schema import migrate, require_current
@@ -54,7 +54,7 @@ def postgres_url(postgres: PostgresServer, certificates: Certificates) -> Iterat
         yield secured.render_as_string(hide_password=False)
 
 
-def test_a_job_goes_through_both(
+def test_a_job_runs_with_tls_to_redis_and_to_the_database(
     valkey: ValkeyServer,
     redis_port: int,
     postgres_url: str,
@@ -86,7 +86,7 @@ def test_a_certificate_of_somebody_else_is_refused(
     redis_port: int, postgres_url: str, strangers: Certificates
 ) -> None:
     with pytest.raises(BrokerUnreachable, match="certificate"):
-        look_at_broker(redis_url(redis_port, "0", strangers.authority))
+        read_broker(redis_url(redis_port, "0", strangers.authority))
     url = make_url(postgres_url).update_query_dict({"sslrootcert": str(strangers.authority)})
     database = Database(url)
     with pytest.raises(DatabaseError, match="certificate"):
@@ -99,7 +99,7 @@ def test_a_certificate_for_another_name_is_refused(
 ) -> None:
     named = redis_url(redis_port, "0", certificates.authority, host="127.0.0.1")
     with pytest.raises(BrokerUnreachable, match="certificate"):
-        look_at_broker(named)
+        read_broker(named)
     database = Database(make_url(postgres_url).set(host="127.0.0.1"))
     with pytest.raises(DatabaseError, match="certificate"):
         require_current(database)

@@ -44,7 +44,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
         up.communicate(timeout=PATIENCE_SECONDS)
 
 
-def test_one_text_comes_back(running: CommandLine) -> None:
+def test_submit_with_wait_prints_the_answer_of_a_text_and_of_a_chat(running: CommandLine) -> None:
     plain = running("submit", "summarize", "one two three", "--wait", "--param", "max_new_tokens=4")
     record = running("submit", "chat", "one two three", "--wait", "--json").json
 

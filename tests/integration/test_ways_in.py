@@ -100,7 +100,7 @@ def test_a_producer_with_celery_alone_names_no_queue_and_knows_its_job_by_the_me
 
 
 @on_sqlite
-def test_what_is_refused_to_celery_alone_is_found_as_a_failed_job(
+def test_a_contract_refused_by_message_becomes_a_failed_job(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     text = {"text": "one two three"}

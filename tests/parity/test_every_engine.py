@@ -172,13 +172,13 @@ def test_progress_only_rises_and_ends_with_nothing_held(engine):
     assert (after.num_waiting, after.num_running) == (0, 0)
 
 
-def test_it_stops_when_told_whatever_is_unfinished(spec):
+def test_an_engine_stops_on_request_with_work_unfinished(spec):
     with child(spec) as it:
         it.send(*(request(text, 40) for text in texts(40)))
         assert it.stop() == 0
 
 
-def test_it_ends_with_its_parent(spec):
+def test_an_engine_ends_with_its_parent(spec):
     with child(spec) as it:
         it.send(*(request(text, 40) for text in texts(40)))
         it.pipe.close()

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engine.errors import SchemaTooComplex, UnsupportedParameter
-from engine.protocol.messages import Message, Output, Params, Request
+from engine.protocol.messages import ChatTurn, Output, Params, Request
 from engine.text import grammars
 from tests.checkpoints import sentences
 
@@ -47,7 +47,7 @@ def requests(kind: str, schema: dict[str, Any] | None, at: int) -> list[Request]
     for number, params in enumerate(WAYS.values()):
         prompt: dict[str, Any] = {"task": "generate", "text": text}
         if kind == "qwen2":
-            prompt = {"task": "chat", "messages": (Message("user", text),)}
+            prompt = {"task": "chat", "messages": (ChatTurn("user", text),)}
         made.append(Request(id=100 * at + number, params=params, json_schema=schema, **prompt))
     return made
 
@@ -90,7 +90,9 @@ def fields(request: Request) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
-def test_it_is_what_generate_gives_with_only_these_tokens_allowed(kind: str, bench_of) -> None:
+def test_a_masked_answer_is_that_of_generate_with_only_these_tokens_allowed(
+    kind: str, bench_of
+) -> None:
     """Told which tokens the grammar allows, the library's own search comes to the same."""
     bench = bench_of(kind)
     request = requests(kind, PERSON, 1)[0]
@@ -126,7 +128,7 @@ def test_a_vocabulary_that_has_no_braces_goes_without(bench_of) -> None:
     assert "is_constrained" not in output.settings
 
 
-def test_what_a_mask_cannot_say_is_json_all_the_same(bench_of) -> None:
+def test_an_answer_is_json_even_where_a_mask_cannot_express_the_schema(bench_of) -> None:
     bench = bench_of("gpt2")
     schema = {"type": "string", "pattern": "^(?=.*a).{3,5}$"}  # it looks ahead
     params = Params(max_new_tokens=200, do_sample=False)
@@ -197,7 +199,7 @@ def test_a_model_thinks_before_it_is_held_to_its_answer(bench_of) -> None:
     request = Request(
         id=1,
         task="chat",
-        messages=(Message("user", "mill"),),
+        messages=(ChatTurn("user", "mill"),),
         json_schema=LIST,
         params=Params(do_sample=False, max_new_tokens=90),
     )

@@ -17,7 +17,7 @@ import transformers
 
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Params, Request
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 
 PATIENCE_SECONDS = 120
 HUGE = {

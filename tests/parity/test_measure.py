@@ -28,7 +28,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_measured_is_what_is_read(kind: str, case: str, folder_of) -> None:
+def test_a_measured_prompt_is_as_long_as_the_prompt_that_runs(
+    kind: str, case: str, folder_of
+) -> None:
     given = dict(CASES[case])
     request = Request(id=1, task="summarize", params=given.pop("params", Params()))
     spec = EngineSpec(alias="tiny", checkpoint=str(folder_of(kind)), device="cpu", **given)

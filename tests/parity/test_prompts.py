@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.backends.router import load
 from engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Message, Request
+from engine.protocol.messages import ChatTurn, Request
 from engine.text.prompts import Prompts
 from engine.text.token_lengths import PrefixBound
 from tests import checkpoints
@@ -42,7 +42,7 @@ def requests() -> list[Request]:
         for text, (source, target) in itertools.product(texts, PAIRS)
     ]
     chats = [
-        {"task": "chat", "messages": (Message("user", text),), "chat_template_kwargs": switches}
+        {"task": "chat", "messages": (ChatTurn("user", text),), "chat_template_kwargs": switches}
         for text, switches in itertools.product(texts, ({}, {"enable_thinking": False}))
     ]
     return [Request(id=at, **each) for at, each in enumerate([*plain, *pairs, *chats])]
@@ -156,7 +156,7 @@ def test_switches_reach_the_template(folder_of):
 
     def chat(**switches):
         request = Request(
-            id=0, task="chat", messages=(Message("user", "mill"),), chat_template_kwargs=switches
+            id=0, task="chat", messages=(ChatTurn("user", "mill"),), chat_template_kwargs=switches
         )
         return prompts.tokenizer.decode(prompts.encode(request).token_ids)
 
@@ -173,7 +173,7 @@ ALTERNATING = (
 )
 
 
-def chat_of(prompts: Prompts, *messages: Message) -> str:
+def chat_of(prompts: Prompts, *messages: ChatTurn) -> str:
     return prompts.write(Request(id=0, task="chat", messages=messages)).text
 
 
@@ -181,7 +181,7 @@ def test_a_templates_own_words_of_refusal_reach_the_user(folder_of):
     prompts = prompts_of(folder_of("qwen2"))
     prompts.tokenizer.chat_template = ALTERNATING
     with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, Message("user", "mill"), Message("user", "mill"))
+        chat_of(prompts, ChatTurn("user", "mill"), ChatTurn("user", "mill"))
     assert str(refused.value) == (
         "messages: the chat template of the model says: "
         "Conversation roles must alternate: user, assistant, 'and so on'"
@@ -202,7 +202,7 @@ def test_words_that_may_be_the_users_are_not_repeated(folder_of, raised):
     prompts = prompts_of(folder_of("qwen2"))
     prompts.tokenizer.chat_template = raised
     with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, Message("user", "a secret"))
+        chat_of(prompts, ChatTurn("user", "a secret"))
     assert "secret" not in str(refused.value)
     assert "refuses these roles" in str(refused.value)
 
@@ -215,7 +215,7 @@ PARTS = (
 
 def test_a_template_that_wants_content_as_a_list_gets_it_so(folder_of):
     prompts = prompts_of(folder_of("qwen2"))
-    dialogue = (Message("system", "be brief"), Message("user", "mill"))
+    dialogue = (ChatTurn("system", "be brief"), ChatTurn("user", "mill"))
     prompts.tokenizer.chat_template = PARTS
     assert chat_of(prompts, *dialogue) == "[system]be brief[user]mill"
     either = PARTS.replace(
@@ -232,7 +232,7 @@ def test_dialogues_are_measured_as_they_are_read(folder_of):
     spec = EngineSpec(alias="tiny", checkpoint=str(folder_of("qwen2")), device="cpu")
     engine = load(spec)
     dialogues = tuple(
-        tuple(Message("user" if at % 2 == 0 else "assistant", "mill " * at) for at in range(num))
+        tuple(ChatTurn("user" if at % 2 == 0 else "assistant", "mill " * at) for at in range(num))
         for num in (1, 3, 5)
     )[1:]
     request = Request(id=1, task="chat", measured_messages=dialogues)
@@ -298,7 +298,7 @@ HUGE = {
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE)
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "llama", "nllb", "m2m100"])
-def test_of_a_huge_text_only_the_beginning_is_tokenized(kind, text, folder_of):
+def test_only_the_beginning_of_a_huge_text_is_tokenized(kind, text, folder_of):
     prompts = prompts_of(folder_of(kind), max_tokens=255)
     lengths = []
     tokenizer = prompts.tokenizer
@@ -326,7 +326,7 @@ def test_a_huge_text_of_any_task_is_refused_by_its_beginning(task, folder_of):
     prompts = prompts_of(folder_of("qwen2"), max_tokens=255)
     text = "今天天气很好" * 600_000
     fields = {
-        "chat": {"messages": (Message("user", text),)},
+        "chat": {"messages": (ChatTurn("user", text),)},
         "summarize": {"text": text},
         "translate": {"text": text, "source_language": "zh", "target_language": "en"},
     }

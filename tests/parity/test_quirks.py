@@ -10,7 +10,7 @@ import pytest
 
 from engine.backends.generate import GenerateBackend
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Message, Params, Request
+from engine.protocol.messages import ChatTurn, Choice, Params, Request
 from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS
 from tests import checkpoints
 from tests.engines import Bench
@@ -90,7 +90,7 @@ def test_a_chat_models_own_sampling_is_its_own(bench_of, folder_of):
     )
 
 
-def test_without_any_length_the_librarys_twenty_does_not_bite(bench_of):
+def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
     bench = bench_of("opt")
     requests = [
         Request(id=at, task="generate", text=text)
@@ -129,7 +129,7 @@ def test_the_prompt_is_what_the_family_wants(bench_of, folder_of, kind, task, pr
 @pytest.mark.parametrize(
     ("task", "fields", "content"),
     [
-        ("chat", {"messages": (Message("user", TEXT),), "text": None}, TEXT),
+        ("chat", {"messages": (ChatTurn("user", TEXT),), "text": None}, TEXT),
         ("summarize", {}, "Summarize the following text in a few sentences.\n\n" + TEXT),
         (
             "translate",
@@ -205,7 +205,7 @@ def test_both_languages_of_a_translation_are_told_to_the_model(bench_of, folder_
         ("gpt2", {"target_language": "fr"}, "source_language is missing"),
     ],
 )
-def test_a_language_that_cannot_be_meant_is_refused(bench_of, kind, fields, said):
+def test_a_language_unknown_to_the_checkpoint_is_refused(bench_of, kind, fields, said):
     refused = failure(bench_of(kind), "translate", **fields)
     assert refused.code == "unknown_language"
     assert said in refused.message
@@ -220,16 +220,16 @@ def test_a_text_of_which_a_tokenizer_keeps_nothing_is_refused_in_every_language(
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_chat_needs_a_chat_template(bench_of, kind):
-    chat = {"messages": (Message("user", TEXT),), "text": None}
+    chat = {"messages": (ChatTurn("user", TEXT),), "text": None}
     assert failure(bench_of(kind), "chat", **chat).code == "no_chat_template"
 
 
 def test_an_empty_chat_and_a_template_that_refuses(bench_of):
     bench = bench_of("qwen2")
-    assert failure(bench, "chat", None, messages=(Message("user", " "),)).code == "empty_prompt"
+    assert failure(bench, "chat", None, messages=(ChatTurn("user", " "),)).code == "empty_prompt"
     tokenizer = bench.loop.engine.text.prompts.tokenizer
     tokenizer.chat_template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
-    refused = failure(bench, "chat", None, messages=(Message("user", "my secret"),))
+    refused = failure(bench, "chat", None, messages=(ChatTurn("user", "my secret"),))
     assert refused.code == "unsupported_parameter"
     assert "secret" not in refused.message
 

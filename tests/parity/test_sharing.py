@@ -131,7 +131,7 @@ def test_rows_that_disturb_each_other_show_without_a_look_at_the_state(
     assert "in company" in load(spec).card.engine_reason
 
 
-def test_what_stays_on_a_model_shows_though_the_rows_are_right(folder_of):
+def test_state_left_on_a_model_is_detected_even_with_equal_rows(folder_of):
     spec = EngineSpec(alias="a", checkpoint=str(folder_of("phi")), device="cpu")
     checkpoint = Checkpoint.load(spec)
     model = checkpoint.model

@@ -18,8 +18,8 @@ from db.session import Database
 from db.states import FINISHED
 from engine.protocol.messages import Request
 from tasks import generate, submit_batch
-from tasks.contract import Contract
-from tasks.contracts import CONTRACTS
+from tasks.contracts.by_task import CONTRACTS
+from tasks.contracts.contract import Contract
 from tests import checkpoints
 from tests.parity.alone import Alone
 from tests.parity.test_engine import TASK, alone_of

@@ -20,7 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 
 
-def test_it_has_the_parts_of_a_deployment() -> None:
+def test_the_compose_file_has_every_service_of_a_deployment() -> None:
     assert {"redis", "postgres", "migrate", "worker-gpu", "worker-cpu"} == set(SERVICES)
     assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
     assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]

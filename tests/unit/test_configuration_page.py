@@ -3,9 +3,9 @@
 import re
 from dataclasses import fields
 
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
 from tests.workers import ROOT
-from worker.cache_settings import CacheSettings
+from worker.cache.settings import CacheSettings
 from worker.settings import Settings
 
 PAGE = (ROOT / "docs" / "configuration.md").read_text()

@@ -1,4 +1,4 @@
-"""The envelope: what stands in a queue of Redis, read from whatever somebody put there.
+"""Envelopes: entries of a Redis queue, read without trusting their content.
 
 A producer's library writes it, or a stranger's hand. Only what is checked here goes on to
 kombu and Celery, in an envelope made anew: they look into every field without asking what
@@ -51,38 +51,38 @@ def read(entry: bytes, queue: str) -> Envelope:
     if len(entry) > MAX_BYTES:
         raise Malformed(Reason.TOO_LARGE)
     try:
-        found = loads(entry)
+        message = loads(entry)
     except Exception:  # RecursionError and MemoryError too, and what a type's decoder raises
         raise Malformed(Reason.NOT_JSON) from None
-    return checked(found, queue)
+    return checked(message, queue)
 
 
-def checked(found: Any, queue: str) -> Envelope:
+def checked(message: Any, queue: str) -> Envelope:
     """The same of an entry that was read already."""
-    if not isinstance(found, dict):
+    if not isinstance(message, dict):
         raise Malformed(Reason.NOT_AN_ENVELOPE)
-    headers, properties = found.get("headers"), found.get("properties")
-    known = identity(headers, properties)
+    headers, properties = message.get("headers"), message.get("properties")
+    message_identity = identity(headers, properties)
     if headers is None:
         headers = {}
     if properties is None:
         properties = {}
     if not isinstance(headers, dict):
-        raise Malformed(Reason.BAD_HEADERS, *known)
+        raise Malformed(Reason.BAD_HEADERS, *message_identity)
     if not isinstance(properties, dict):
-        raise Malformed(Reason.BAD_HEADERS, *known)
+        raise Malformed(Reason.BAD_HEADERS, *message_identity)
     try:
-        body = _body(found.get("body"), properties.get("body_encoding"), headers)
+        body = _body(message.get("body"), properties.get("body_encoding"), headers)
         num_bytes = len(body) + len(dumps(headers).encode())  # written down until it is acked
     except (Malformed, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = error.reason if isinstance(error, Malformed) else Reason.BAD_BODY
-        raise Malformed(reason, *known) from None
+        raise Malformed(reason, *message_identity) from None
     if num_bytes > MAX_KEPT_BYTES:
-        raise Malformed(Reason.TOO_LARGE, *known)
+        raise Malformed(Reason.TOO_LARGE, *message_identity)
     return {
         "body": body,
-        "content-type": _name(found.get("content-type")),
-        "content-encoding": _name(found.get("content-encoding")),
+        "content-type": _name(message.get("content-type")),
+        "content-encoding": _name(message.get("content-encoding")),
         "headers": {name: value for name, value in headers.items() if name != "compression"},
         "properties": {
             "correlation_id": _name(properties.get("correlation_id")),
@@ -130,7 +130,8 @@ def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
 
 
 def _decompressed(body: bytes, compression: Any) -> bytes:
-    """As kombu does it, but never more than a message may be: a megabyte can be a thousand."""
+    """The body, decompressed as kombu does it, but never more than a message may be: a megabyte can
+    hold a thousand."""
     try:
         match compression:
             case "application/x-gzip" | "gzip" | "zlib":

@@ -1,4 +1,4 @@
-"""The worker's log: events with fields, and no text of a message in it.
+"""The worker's log: events with fields, and no text of a message in any of them.
 
 Celery, kombu and the others log what they stumble over, and that is often a user's text: an
 argument, a header, a name, an error's words, a whole message. So of what libraries log only
@@ -38,7 +38,7 @@ from engine.logging import (
     error_location,
     is_json,
 )
-from tasks import settings as places
+from tasks.configuration import settings as places
 from tasks.errors import SettingsError
 from worker.settings import Settings
 
@@ -103,8 +103,8 @@ class Discreet:
         if name is None or is_ours(name):  # None: an empty one, of `makeLogRecord`
             record = self._make(name, level, path, line, message, args, None, *more, **fields)
         else:
-            said = discreet(message, args) or f"{name}: a line is withheld"
-            record = self._make(name, level, path, line, said, (), None, *more, **fields)
+            text = discreet(message, args) or f"{name}: a line is withheld"
+            record = self._make(name, level, path, line, text, (), None, *more, **fields)
             record.is_foreign = True
             record.is_repeated = not self._is_due((name, line))
         # Not that of a cause: that is where the words are.
@@ -137,16 +137,16 @@ class JsonLines(JsonFormatter):
 
 def shown(record: logging.LogRecord) -> logging.LogRecord:
     """A copy with those fields that are an event's."""
-    where = getattr(record, "where", None)
-    made = copy(record)
+    place = getattr(record, "where", None)
+    copied = copy(record)
     for name in ("where", "is_foreign", "is_repeated"):
-        vars(made).pop(name, None)
+        vars(copied).pop(name, None)
     if getattr(record, "is_foreign", False):
-        for name in [name for name in vars(made) if name not in _PLAIN]:
-            del vars(made)[name]
-    if where is not None:
-        made.raised = where
-    return made
+        for name in [name for name in vars(copied) if name not in _PLAIN]:
+            del vars(copied)[name]
+    if place is not None:
+        copied.raised = place
+    return copied
 
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({})))
@@ -162,16 +162,16 @@ def discreet(message: Any, args: Any) -> str:
         return ""
     if not args:
         return message if message.startswith(CONSTANT) else ""
-    known = message.startswith(KNOWN)
+    is_known = message.startswith(KNOWN)
     if not isinstance(args, dict) and len(args) == 1 and isinstance(args[0], dict):
         args = args[0]  # as logging itself does it
     try:
         if isinstance(args, dict):
             return message.split("\n")[0] % {
-                name: value if known and name in SHOWN_FIELDS else _shown(value)
+                name: value if is_known and name in SHOWN_FIELDS else _shown(value)
                 for name, value in args.items()
             }
-        return message % tuple(_shown(value, known) for value in args)
+        return message % tuple(_shown(value, is_known) for value in args)
     except (TypeError, ValueError, KeyError):
         return message.split("\n")[0]
 
@@ -191,7 +191,7 @@ def _shown(value: Any, is_known: bool = False) -> Any:
 
 
 class _Word(str):
-    """Without quotes, whether a template says %s or %r."""
+    """A word that is written without quotes, whether a template says %s or %r."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -228,7 +228,7 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
 
 
 def _wants_json() -> bool:
-    """Whether the configuration says so; then the engines are told, too."""
+    """Whether the log is configured as JSON; then the engines log JSON too."""
     try:
         settings = Settings.from_environment(places.catalog().worker, os.environ)
     except SettingsError:

@@ -28,7 +28,7 @@ from db.errors import DatabaseError
 from tasks.errors import TidemillError
 from tasks.quarantine import MAX_BODY_BYTES, Reason, SetAside
 from tasks.queues import RUN_JOBS
-from tasks.submit import give_up
+from tasks.submission.message import give_up
 from worker import quarantine
 from worker.celery import redis_channel
 from worker.celery.task_message import JSON_ONLY
@@ -145,7 +145,7 @@ class EnginePool(TaskPool):
         return handle
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        """Nothing to do here: Celery also calls the handle, which knows its jobs."""
+        """Does nothing: Celery also calls the handle, which knows its jobs."""
 
     def on_stop(self) -> None:
         if self._stopped.is_set():
@@ -165,7 +165,8 @@ class EnginePool(TaskPool):
         hub.add_reader(self._woken, self._woken.recv, 1)
 
     def _on_signal(self, **_: Any) -> None:
-        """In Celery's signal handler. A second signal, of whatever kind, means: now."""
+        """Begins the stop, in Celery's signal handler. A second signal, of either kind, stops at
+        once."""
         self._waker.send(b"\0")
         self._num_signals += 1
         if self._num_signals > 1:

@@ -1,5 +1,5 @@
-"""kombu's Redis channel, mended in one place. Each of these is kombu 5.7; `test_channel.py`
-says so, and fails when another version has other code there.
+"""kombu's Redis channel, mended in one place. Each method replaces one of kombu 5.7;
+`test_channel.py` fails when another version has other code there.
 
 - When Redis goes away, kombu closes the channel and then tries to give its unacked messages
   back over a connection that is gone already. What comes of it is an AttributeError, which
@@ -118,8 +118,8 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
         raise
     except Exception as error:
         log.error("message not taken", extra={"error": type(error).__name__})
-        known = envelope.identity(message["headers"], message["properties"])
-        unexpected = Malformed(Reason.UNEXPECTED, *known)
+        identity = envelope.identity(message["headers"], message["properties"])
+        unexpected = Malformed(Reason.UNEXPECTED, *identity)
         quarantine.set_aside(client, quarantine.message_of(unexpected, queue, entry))
         channel.qos.ack(message["properties"]["delivery_tag"])
 
@@ -181,13 +181,13 @@ def _set_aside_unless(channel: Channel, expected: Mapping[str, str]) -> None:
             pipeline.type(key)
         pipeline.ttl(channel.unacked_mutex_key)
         # An access list may refuse either, and the queues be well.
-        *found, mutex_seconds = pipeline.execute(raise_on_error=False)
+        *answers, mutex_seconds = pipeline.execute(raise_on_error=False)
     if mutex_seconds == -1:
         # A lock without an end is none of kombu's, and would keep all messages from going back.
         client.delete(channel.unacked_mutex_key)
-    for (key, wanted), answer in zip(expected.items(), found, strict=True):
-        kind = bytes_to_str(answer) if isinstance(answer, bytes) else wanted
-        if kind in (wanted, "none"):
+    for (key, expected_value), answer in zip(expected.items(), answers, strict=True):
+        kind = bytes_to_str(answer) if isinstance(answer, bytes) else expected_value
+        if kind in (expected_value, "none"):
             continue
         # Whole, and at once, however large it is. Of each key there is one, the last.
         kept_at = f"{quarantine.MISPLACED}:{key}"
@@ -215,16 +215,16 @@ def _restore_or_set_aside(
     """`QoS.restore_by_tag`: give an unacked message back to its queue, or set it aside."""
 
     def restore(pipe: Any) -> None:
-        kept = pipe.hget(qos.unacked_key, tag)
+        unacked = pipe.hget(qos.unacked_key, tag)
         pipe.multi()
         qos._remove_from_indices(tag, pipe)
         unreadable.clear()
-        if not kept:
+        if not unacked:
             return
         try:
-            found, exchange, routing_key = loads(kept)
+            payload, exchange, routing_key = loads(unacked)
             queues = [queue for queue in qos.channel._lookup(exchange, routing_key) if queue]
-            message = envelope.checked(found, queues[0])
+            message = envelope.checked(payload, queues[0])
             message["headers"]["redelivered"] = True
             pushed = [
                 (qos.channel._q_for_pri(queue, message["properties"]["priority"]), dumps(message))
@@ -234,7 +234,7 @@ def _restore_or_set_aside(
             raise
         except Exception as error:
             fault = error if isinstance(error, Malformed) else Malformed(Reason.NOT_AN_ENVELOPE)
-            unreadable.append(quarantine.message_of(fault, qos.unacked_key, kept))
+            unreadable.append(quarantine.message_of(fault, qos.unacked_key, unacked))
             return
         for key, entry in pushed:
             (pipe.lpush if leftmost else pipe.rpush)(key, entry)

@@ -20,7 +20,7 @@ from db.errors import DatabaseError
 from tasks.app import app
 from tasks.errors import TidemillError
 from tasks.queues import RUN_JOBS
-from tasks.submit import give_up
+from tasks.submission.message import give_up
 from worker.celery import redis_channel
 from worker.celery.pool import EnginePool, job_ids_of
 from worker.worker import Worker

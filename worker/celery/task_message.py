@@ -45,21 +45,21 @@ def check(message: Any, registered: Container[str]) -> None:
         # Celery's first protocol has everything in the body.
         headers = {**payload, **headers}
         message_id, task, _ = identity(payload, message.properties)
-    known = (message_id, task, origin)
+    identified = (message_id, task, origin)
     if not task:
-        raise Malformed(Reason.NO_TASK, *known)
+        raise Malformed(Reason.NO_TASK, *identified)
     if task not in registered or task.startswith("celery."):
-        raise Malformed(Reason.UNKNOWN_TASK, *known)
+        raise Malformed(Reason.UNKNOWN_TASK, *identified)
     if not message_id or not _id_of(headers):
-        raise Malformed(Reason.NO_ID, *known)
+        raise Malformed(Reason.NO_ID, *identified)
     body = _body(payload)
     # Celery hands them on beside a `self` of its own.
     if body is None or (task in OURS and "self" in body[1]):
-        raise Malformed(Reason.BAD_ARGUMENTS, *known)
+        raise Malformed(Reason.BAD_ARGUMENTS, *identified)
     try:
         read = _headers(headers, task, message_id)
     except (ValueError, TypeError, OverflowError, AttributeError):
-        raise Malformed(Reason.BAD_HEADERS, *known) from None
+        raise Malformed(Reason.BAD_HEADERS, *identified) from None
     message.headers = read
     if body != payload:
         message.content_type, message.content_encoding, message.body = dumps(body, "json")
@@ -138,7 +138,7 @@ def _typed(headers: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _stamps(names: Any, stamps: Any) -> dict[str, Any]:
-    """What `revoke_by_stamped_headers` looks at."""
+    """The stamped headers that `revoke_by_stamped_headers` looks at."""
     stamps = stamps or {}
     if not isinstance(names, list) or not isinstance(stamps, dict):
         raise TypeError("stamps")

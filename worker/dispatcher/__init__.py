@@ -1,4 +1,5 @@
-"""The dispatcher publishes what the database says is due. It runs in every worker; one leads.
+"""The dispatcher publishes the jobs that the database says are due. One runs in every worker; one
+of them leads.
 
     dispatcher.py             the tick: lead, rescue, publish, and when to do so next
     leader.py                 which of the workers' dispatchers acts

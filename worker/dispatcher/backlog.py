@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from db.lane import Lane
 from db.queries import dispatch, worker_registry
 from db.session import Database
-from tasks.publisher import Message, publish
+from tasks.submission.publisher import JobMessage, publish
 from worker.dispatcher.queue_target import QueueTarget, seconds_until_needed
 from worker.failpoints import passing
 from worker.metrics.metrics import NO_METRICS, Metrics
@@ -63,21 +63,21 @@ class Backlog:
         self._filled_at = self._clock()
         return len(job_ids)
 
-    def _due(self, session: Session, targets: Mapping[str, QueueTarget]) -> Iterator[Message]:
+    def _due(self, session: Session, targets: Mapping[str, QueueTarget]) -> Iterator[JobMessage]:
         for model, target in targets.items():
             for job_id, _ in session.execute(
                 dispatch.next_to_publish(
                     model, Lane.INTERACTIVE, MAX_PUBLISHED_AT_ONCE, SUBMITTER_SECONDS
                 )
             ):
-                yield Message(model, Lane.INTERACTIVE, (job_id,))
+                yield JobMessage(model, Lane.INTERACTIVE, (job_id,))
             num_missing = min(target.num_missing, MAX_PUBLISHED_AT_ONCE)
             # Whole messages: while the workers have enough at hand, a few jobs that
             # are missing can wait for more.
             if num_missing >= max(1, min(self._jobs_per_message, target.num_wanted)):
                 jobs = session.execute(dispatch.next_to_publish(model, Lane.BULK, num_missing))
                 for job_ids in in_messages(jobs, self._jobs_per_message):
-                    yield Message(model, Lane.BULK, job_ids)
+                    yield JobMessage(model, Lane.BULK, job_ids)
 
 
 def target_by_model(session: Session) -> dict[str, QueueTarget]:
@@ -89,7 +89,7 @@ def target_by_model(session: Session) -> dict[str, QueueTarget]:
     return {model: QueueTarget(num, num_out.get(model, 0)) for model, num in num_wanted.items()}
 
 
-def num_bulk_jobs(messages: Iterable[Message]) -> Counter[str]:
+def num_bulk_jobs(messages: Iterable[JobMessage]) -> Counter[str]:
     """The number of bulk jobs in some messages, by model."""
     num_jobs: Counter[str] = Counter()
     for message in messages:

@@ -1,4 +1,5 @@
-"""What the dispatcher asks the broker: how long a queue is, and whether Redis lost its data."""
+"""The dispatcher's view of the broker: the length of each queue, and whether Redis lost
+its data."""
 
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ class Broker:
         self._connection: Connection = app.connection_for_read()
 
     def num_messages(self, queue: str) -> int:
-        """How many messages wait; 0 for a queue that is not there."""
+        """The number of waiting messages; 0 for a queue that does not exist."""
         try:
             return int(
                 Queue(queue, channel=self._channel).queue_declare(passive=True).message_count

@@ -1,4 +1,5 @@
-"""Which of the workers' dispatchers acts: a row with a term, kept for less than it holds."""
+"""Leadership: one worker's dispatcher acts, by a row with a term, trusted for less than
+the term."""
 
 import logging
 import math
@@ -11,11 +12,11 @@ from db.session import Database
 
 log = logging.getLogger(__name__)
 
-LEADERSHIP = "dispatcher"  # as in db.health
+LEADERSHIP = "dispatcher"  # as in db.reading.health
 
 
 class Leader:
-    """This worker's candidacy. See the package for terms and the trust window."""
+    """A worker's candidacy. The package's docstring explains terms and the trust window."""
 
     def __init__(
         self, database: Database, owner: str, lead_seconds: float, clock: Callable[[], float]
@@ -38,7 +39,7 @@ class Leader:
         return self.leads
 
     def resign(self) -> None:
-        """Leave the leadership to whoever ticks next; never raises for a database that is away."""
+        """Leave the leadership to the next candidate; never raises for a database that is away."""
         self.leads = False
         try:
             with self._database.write() as session:

@@ -1,4 +1,4 @@
-"""The nightly pass: once a night, one worker does what all of them need done.
+"""The nightly pass: once a night, one worker prunes and submits the canaries for all.
 
 Whose night it is stands in a row of `leaderships`: until then, nobody needs to do it. A worker
 that dies in the middle of a pass leaves a row that runs out within `PASS_SECONDS`, and the
@@ -12,10 +12,10 @@ from datetime import datetime
 from threading import Event
 
 from db import audit
-from db.pruning import prune
 from db.queries import dispatch
-from db.retention import Retention, seconds_until
 from db.session import Database
+from db.upkeep.pruning import prune
+from db.upkeep.retention import Retention, seconds_until
 from tasks.canaries import Canary, submit_canaries
 from tasks.errors import Refused
 from worker.periodic_thread import PeriodicThread

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from redis.exceptions import ResponseError
 
 from tasks.app import app
-from tasks.notifications import NotificationChannel, notification_channel
+from tasks.submission.notifications import NotificationChannel, notification_channel
 from worker.periodic_thread import PeriodicThread
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class NotificationListener:
             self._channel.client.close()
 
     def _tick(self) -> float | None:
-        """Listen until told to stop; raises when the connection is lost."""
+        """Listen until the thread is stopped; raises when the connection is lost."""
         try:
             self._listen()
         except ResponseError as error:

@@ -60,10 +60,10 @@ class Rescuer:
 
 
 def _requeue_expired_leases(session: Session) -> int:
-    left = session.execute(dispatch.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
-    if not left:
+    requeued = session.execute(dispatch.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
+    if not requeued:
         return 0
-    log.warning("leases expired", extra={"num_jobs": len(left)})
+    log.warning("leases expired", extra={"num_jobs": len(requeued)})
     session.execute(
         completion.insert_attempts(session),
         [
@@ -76,10 +76,10 @@ def _requeue_expired_leases(session: Session) -> int:
                 "error_code": "lease_expired",
                 "error_message": "the worker stopped renewing its lease",
             }
-            for job_id, attempt, started_at in left
+            for job_id, attempt, started_at in requeued
         ],
     )
-    return len(left)
+    return len(requeued)
 
 
 def _expire_overdue(session: Session) -> list[tuple[str, str]]:

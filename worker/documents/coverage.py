@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TextRange:
     """Characters of the source, from `start` to before `end`."""
 
     start: int
@@ -15,14 +15,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """What a result covers. Always: the spans read and those left out tile the source."""
+    """The part of a source that a result covers. Always: the spans read and those left out tile the
+    source."""
 
     strategy: str  # as it was done: single, map_reduce, refine or truncate
     parts: int  # of the source
     rounds: int  # in which requests depend on each other: 1 is a single request
     source_characters: int
     source_tokens: int  # of the prompts that read the source
-    left_out: tuple[Span, ...] = ()
+    left_out: tuple[TextRange, ...] = ()
     parts_cut: int = 0  # whose summary ended at its limit of length
 
     @property
@@ -36,24 +37,25 @@ class Coverage:
         return data
 
 
-def spans(ends: Iterable[int]) -> list[Span]:
+def spans(ends: Iterable[int]) -> list[TextRange]:
     """The spans between offsets, from the first character on."""
-    found, start = [], 0
+    unread, start = [], 0
     for end in ends:
-        found.append(Span(start, end))
+        unread.append(TextRange(start, end))
         start = end
-    return found
+    return unread
 
 
-def left_out(read: Sequence[Span], num_characters: int) -> tuple[Span, ...]:
-    """What of a source no span holds. Raises ValueError where they overlap or leave it."""
+def left_out(read: Sequence[TextRange], num_characters: int) -> tuple[TextRange, ...]:
+    """The ranges of a source that no span holds. Raises ValueError where spans overlap
+    or leave it."""
     missing, at = [], 0
     for span in sorted(read, key=lambda each: each.start):
         if not at <= span.start < span.end <= num_characters:
             raise ValueError(f"the span {span.start}-{span.end} after {at} of {num_characters}")
         if span.start > at:
-            missing.append(Span(at, span.start))
+            missing.append(TextRange(at, span.start))
         at = span.end
     if at < num_characters:
-        missing.append(Span(at, num_characters))
+        missing.append(TextRange(at, num_characters))
     return tuple(missing)

@@ -99,15 +99,15 @@ class Glossary:
 
 
 def missed_terms(terms: Iterable[Term], translation: str) -> Counter[str]:
-    """How much oftener each translation of a term should stand there than it does."""
-    wanted = Counter((term.translation, term.in_any_case) for term in terms)
+    """The number of missing occurrences of each term's translation."""
+    num_required = Counter((term.translation, term.in_any_case) for term in terms)
     missing: Counter[str] = Counter()
-    left = translation
+    unread = translation
     # The longest first: what stands within another does not count twice.
-    for (text, in_any_case), num in sorted(wanted.items(), key=lambda each: -len(each[0][0])):
-        places = list(_places(left, text, in_any_case))[:num]
+    for (text, in_any_case), num in sorted(num_required.items(), key=lambda each: -len(each[0][0])):
+        places = list(_places(unread, text, in_any_case))[:num]
         for at in places:
-            left = left[:at] + "\x00" * len(text) + left[at + len(text) :]
+            unread = unread[:at] + "\x00" * len(text) + unread[at + len(text) :]
         if len(places) < num:
             missing[text] = num - len(places)
     return missing

@@ -1,4 +1,4 @@
-"""Where a text may be cut without taking a character apart."""
+"""Graphemes: the places at which a text may be cut without splitting a character."""
 
 import unicodedata
 
@@ -66,7 +66,7 @@ def _is_korean(character: str) -> bool:
 
 
 def _num_flag_halves(text: str, at: int) -> int:
-    """How many stand before a place: two and two of them are a flag."""
+    """The number of flag halves before a place: two together make a flag."""
     num = 0
     while num < min(at, MAX_LOOK_BACK) and _is_flag_half(text[at - num - 1]):
         num += 1

@@ -27,7 +27,7 @@ _one_at_a_time = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What language a text seems to be in; `language` is None where that is not known."""
+    """The likely language of a text; `language` is None where it is not known."""
 
     language: str | None
     confidence: float  # among the languages that were asked about

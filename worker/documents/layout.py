@@ -35,7 +35,7 @@ MIN_LINE = 25  # of a line that goes on in small letters
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TextRun:
     """A stretch of running text, and the line breaks within it that mean only a space."""
 
     start: int
@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where the words of a line stand; `quote` are the marks that a whole quotation has."""
+    """The range of a line's words; `quote` holds the marks that a whole quotation has."""
 
     start: int
     end: int
@@ -58,7 +58,7 @@ class Line:
         return self.end - self.start
 
 
-def runs_of(text: str) -> Iterator[Run]:
+def runs_of(text: str) -> Iterator[TextRun]:
     """The running text of a document, in order."""
     for block in _blocks(text):
         yield from _within_tags(text, block)
@@ -68,10 +68,10 @@ def lines_of(text: str, start: int = 0, end: int | None = None) -> Iterator[tupl
     """Each line, its end included."""
     end = len(text) if end is None else end
     while start < end:
-        found = LINE.match(text, start, end)
-        assert found is not None
-        yield found.span()
-        start = found.end()
+        match = LINE.match(text, start, end)
+        assert match is not None
+        yield match.span()
+        start = match.end()
 
 
 def _blocks(text: str) -> Iterator[list[Line]]:
@@ -97,9 +97,9 @@ def _outside_fences(text: str) -> Iterator[tuple[int, int]]:
     """
     lines = list(lines_of(text))
     marks = [
-        (at, found[1])
+        (at, match[1])
         for at, (start, end) in enumerate(lines)
-        if (found := FENCE.match(text, start, end)) is not None
+        if (match := FENCE.match(text, start, end)) is not None
     ]
     skipped: list[tuple[int, int]] = []
     opened: tuple[int, str] | None = None
@@ -120,7 +120,7 @@ def _outside_fences(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _line(text: str, start: int, end: int) -> Line | None:
-    """None for a line without words."""
+    """The line, or None where it has no words."""
     marker = MARKER.match(text, start, end)
     assert marker is not None
     own = marker["own"]
@@ -141,7 +141,7 @@ def _line(text: str, start: int, end: int) -> Line | None:
     )
 
 
-def _within_tags(text: str, block: list[Line]) -> Iterator[Run]:
+def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
     """The runs of a block, which end where a table's cell or a block tag does."""
     for lines in _unwrapped(text, block):
         start, end = lines[0].start, lines[-1].end
@@ -150,19 +150,19 @@ def _within_tags(text: str, block: list[Line]) -> Iterator[Run]:
         if text.startswith("|", start):
             form = CELL_RULE.finditer(text, start, end)
         at = start
-        for found in form:
-            yield from _run(text, at, found.start(), breaks)
-            at = found.end()
+        for match in form:
+            yield from _run(text, at, match.start(), breaks)
+            at = match.end()
         yield from _run(text, at, end, breaks)
 
 
-def _run(text: str, start: int, end: int, breaks: list[tuple[int, int]]) -> Iterator[Run]:
+def _run(text: str, start: int, end: int, breaks: list[tuple[int, int]]) -> Iterator[TextRun]:
     content = text[start:end]
     start, end = end - len(content.lstrip()), start + len(content.rstrip())
     if start < end:
         first = bisect_right(breaks, (start, end))
         last = bisect_left(breaks, (end, end), lo=first)
-        yield Run(start, end, tuple(breaks[first:last]))
+        yield TextRun(start, end, tuple(breaks[first:last]))
 
 
 def _unwrapped(text: str, block: list[Line]) -> Iterator[list[Line]]:

@@ -22,27 +22,29 @@ class Piece:
 
 
 def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
-    """Where the parts end, which are places where pieces do; the last is the last piece's.
+    """The ends of the parts, each the end of a piece; the last is the last piece's.
 
     What is left is shared out evenly before each part, so that the last is as large as
     the others. Only a piece that is over the limit by itself is a part over it.
     """
     ends: list[int] = []
-    left = sum(each.num_tokens for each in pieces)
+    num_left = sum(each.num_tokens for each in pieces)
     first = 0
     while first < len(pieces):
-        num_pieces, num_tokens = _next_part(pieces, first, left, max_tokens)
+        num_pieces, num_tokens = _next_part(pieces, first, num_left, max_tokens)
         first += num_pieces
-        left -= num_tokens
+        num_left -= num_tokens
         ends.append(pieces[first - 1].end)
     return ends
 
 
-def _next_part(pieces: Sequence[Piece], first: int, left: int, max_tokens: int) -> tuple[int, int]:
-    """How many pieces make the next part, and how many tokens they have."""
-    if left <= max_tokens:
-        return len(pieces) - first, left
-    share = left / -(-left // max_tokens)
+def _next_part(
+    pieces: Sequence[Piece], first: int, num_left: int, max_tokens: int
+) -> tuple[int, int]:
+    """The number of pieces of the next part, and its number of tokens."""
+    if num_left <= max_tokens:
+        return len(pieces) - first, num_left
+    share = num_left / -(-num_left // max_tokens)
     best: tuple[int, int] | None = None
     best_worth: tuple[bool, int, float] | None = None
     num_tokens = 0

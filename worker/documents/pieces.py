@@ -29,7 +29,7 @@ CUTS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), SENTENCE_END, re.compile(r"\s
 
 
 class Boundary(IntEnum):
-    """What ends at a place in a text, the strongest last."""
+    """The largest unit that ends at a place in a text, the strongest last."""
 
     NONE = 0
     SENTENCE = 1
@@ -39,22 +39,22 @@ class Boundary(IntEnum):
 
 
 def boundary_at(text: str, at: int) -> Boundary:
-    """What ends where a piece does."""
+    """The largest unit that ends where a piece does."""
     if HEADING.match(text, at) and (at == 0 or text[at - 1] in "\n\r"):
         return Boundary.HEADING
     before, after = text[max(at - NEAR, 0) : at], text[at : at + NEAR]
-    said = before.rstrip()
+    text_before = before.rstrip()
     # A splitter may leave the space behind a paragraph to the piece that follows.
-    space = before[len(said) :] + after[: len(after) - len(after.lstrip())]
+    space = before[len(text_before) :] + after[: len(after) - len(after.lstrip())]
     num_lines = space.replace("\r\n", "\n").replace("\r", "\n").count("\n")
     if num_lines:
         return Boundary.PARAGRAPH if num_lines > 1 else Boundary.LINE
-    ends = bool(SENTENCE_END.search(said[-3:] + space))
+    ends = bool(SENTENCE_END.search(text_before[-3:] + space))
     return Boundary.SENTENCE if ends else Boundary.NONE
 
 
 def piece_ends(text: str, max_characters: int) -> Iterator[int]:
-    """Where the pieces of a text end, in order; the last is its length.
+    """The ends of a text's pieces, in order; the last is the text's length.
 
     Cut window by window, so that a document of millions of characters holds nobody up.
     """
@@ -62,10 +62,10 @@ def piece_ends(text: str, max_characters: int) -> Iterator[int]:
     size = max(WINDOW_CHARACTERS, 4 * max_characters)
     while start < len(text):
         window = text[start : start + size]
-        found = pieces(window, max_characters)
-        if start + len(window) < len(text) and len(found) > 1:
-            found.pop()  # its end is that of the window; the next one finds a better
-        for piece in found:
+        parts = pieces(window, max_characters)
+        if start + len(window) < len(text) and len(parts) > 1:
+            parts.pop()  # its end is that of the window; the next one finds a better
+        for piece in parts:
             start += len(piece)
             yield start
 
@@ -79,12 +79,12 @@ def pieces(text: str, max_characters: int) -> list[str]:
 def _pieces(text: str, max_characters: int) -> list[str]:
     if len(text) <= max_characters:
         return [text]
-    found = _semantic_pieces(text, max_characters)
-    return plain_pieces(text, max_characters) if found is None else found
+    parts = _semantic_pieces(text, max_characters)
+    return plain_pieces(text, max_characters) if parts is None else parts
 
 
 def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
-    """Those of the library; None where it has none that can be used."""
+    """The pieces that the library finds; None where it finds none of use."""
     try:
         # It takes no half characters. The shadow is as long, so its cuts are the text's.
         lengths = [
@@ -101,11 +101,11 @@ def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
     if sum(lengths) != len(text) or max(lengths) > max_characters or not all(lengths):
         log.warning("splitter lost its place", extra={"num_characters": len(text)})
         return None
-    found, start = [], 0
+    parts, start = [], 0
     for length in lengths:
-        found.append(text[start : start + length])
+        parts.append(text[start : start + length])
         start += length
-    return found
+    return parts
 
 
 @lru_cache(maxsize=8)
@@ -117,12 +117,12 @@ def _splitter(max_characters: int) -> Any:
 
 def plain_pieces(text: str, max_characters: int) -> list[str]:
     """The same by our own rules: paragraph, line, sentence, word, character."""
-    found, start = [], 0
+    parts, start = [], 0
     while start < len(text):
         end = _plain_end(text, start, max_characters)
-        found.append(text[start:end])
+        parts.append(text[start:end])
         start = end
-    return found
+    return parts
 
 
 def _plain_end(text: str, start: int, max_characters: int) -> int:

@@ -52,7 +52,7 @@ EMPHASIS = re.compile(
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Where something stands that is to come out untouched."""
+    """A range of a text that a translation must keep as it is."""
 
     start: int
     end: int
@@ -72,17 +72,17 @@ def find_spans(text: str) -> list[Span]:
     _add(spans, text, VALUE, is_markup=False)
     free = blanked(text, spans)
     emphasis = [
-        Span(*found.span(group), is_markup=True)
-        for found in EMPHASIS.finditer(free)
+        Span(*match.span(group), is_markup=True)
+        for match in EMPHASIS.finditer(free)
         for group in (1, 2, 3, 4)
-        if found.group(group)
+        if match.group(group)
     ]
     return sorted([*spans, *emphasis])
 
 
 def _add(spans: list[Span], text: str, pattern: re.Pattern[str], *, is_markup: bool) -> None:
     free = blanked(text, spans)
-    spans += [Span(*found.span(), is_markup) for found in pattern.finditer(free)]
+    spans += [Span(*match.span(), is_markup) for match in pattern.finditer(free)]
     spans.sort()
 
 
@@ -122,10 +122,10 @@ def between(spans: Iterable[Span], length: int) -> Iterator[tuple[int, int]]:
 
 
 def missed(source: str, spans: Iterable[Span], translation: str) -> Counter[str]:
-    """How much oftener each stands in the source than in its translation; below zero is made up."""
-    kept = {span.of(source) for span in spans}
-    made_up = {span.of(translation) for span in find_spans(translation)} - kept
+    """The missing occurrences of each span in a translation; below zero, the model made some up."""
+    names = {span.of(source) for span in spans}
+    made_up = {span.of(translation) for span in find_spans(translation)} - names
     differences = {
-        each: source.count(each) - translation.count(each) for each in sorted(kept | made_up)
+        each: source.count(each) - translation.count(each) for each in sorted(names | made_up)
     }
     return Counter({each: num for each, num in differences.items() if num})

@@ -96,25 +96,25 @@ def _ends_in(shadow: str, language: str) -> list[int]:
 
 def plain_ends(text: str) -> list[int]:
     """Ends found by marks alone."""
-    ends = [found.end() for found in PLAIN_END.finditer(text)]
+    ends = [match.end() for match in PLAIN_END.finditer(text)]
     if not ends or ends[-1] != len(text):
         ends.append(len(text))
     return ends
 
 
 def _joined(shadow: str, ends: list[int]) -> list[int]:
-    """Without the ends inside what is one sentence to a reader."""
+    """The ends without those inside one sentence as a reader sees it."""
     parts = [shadow[start:end].strip() for start, end in pairwise([0, *ends])]
     # Where no sentence begins with a capital letter, a small one says nothing.
     has_capitals = any(part[:1].isupper() for part in parts)
-    kept: list[int] = []
+    joined_ends: list[int] = []
     before = ""
     for part, after, end in zip(parts, [*parts[1:], ""], ends, strict=True):
         before = part or before
         if after and before and not _goes_on(before, after, has_capitals):
-            kept.append(end)
+            joined_ends.append(end)
             before = ""
-    return [*kept, len(shadow)]
+    return [*joined_ends, len(shadow)]
 
 
 def _goes_on(before: str, after: str, has_capitals: bool) -> bool:

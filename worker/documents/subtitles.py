@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from worker.documents.layout import LINE_ENDS, Run, lines_of
+from worker.documents.layout import LINE_ENDS, TextRun, lines_of
 
 _TIME = r"(?:\d{1,4}:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 TIMING = re.compile(rf"[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}")
@@ -20,36 +20,36 @@ def is_subtitles(text: str) -> bool:
     return BEGINNING.match(text[:1000]) is not None
 
 
-def cue_runs(text: str) -> Iterator[Run]:
+def cue_runs(text: str) -> Iterator[TextRun]:
     """The words of each cue; one run a speaker. Of a cue's lines, breaks mean only a space."""
     lines = [
         (start, end, text[start:end].strip(f"\ufeff{LINE_ENDS}")) for start, end in lines_of(text)
     ]
     is_cue = is_aside = False
-    spoken: list[tuple[int, int]] = []
+    speech: list[tuple[int, int]] = []
     for at, (start, end, content) in enumerate(lines):
         is_blank = not content.strip()
         if TIMING.match(content) or (at + 1 < len(lines) and TIMING.match(lines[at + 1][2])):
             # The line before a time is the cue's number or name.
-            yield from _run(spoken)
-            spoken, is_cue, is_aside = [], True, False
+            yield from _run(speech)
+            speech, is_cue, is_aside = [], True, False
         elif is_blank:
-            yield from _run(spoken)
-            spoken, is_aside = [], False
-        elif is_aside or (not spoken and NOT_SPOKEN.match(content)):
+            yield from _run(speech)
+            speech, is_aside = [], False
+        elif is_aside or (not speech and NOT_SPOKEN.match(content)):
             is_aside = True
         elif is_cue:
             if (speaker := SPEAKER.match(text, start, end)) is not None:
-                yield from _run(spoken)
-                spoken, start = [], speaker.end()
+                yield from _run(speech)
+                speech, start = [], speaker.end()
             words = text[start:end].strip()
             if words:
                 start = text.index(words, start)
-                spoken.append((start, start + len(words)))
-    yield from _run(spoken)
+                speech.append((start, start + len(words)))
+    yield from _run(speech)
 
 
-def _run(spoken: list[tuple[int, int]]) -> Iterator[Run]:
-    if spoken:
-        breaks = tuple((one[1], other[0]) for one, other in pairwise(spoken))
-        yield Run(spoken[0][0], spoken[-1][1], breaks)
+def _run(speech: list[tuple[int, int]]) -> Iterator[TextRun]:
+    if speech:
+        breaks = tuple((one[1], other[0]) for one, other in pairwise(speech))
+        yield TextRun(speech[0][0], speech[-1][1], breaks)

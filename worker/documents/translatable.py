@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 from worker.documents.graphemes import is_between_graphemes, safe_cut
-from worker.documents.layout import Run, runs_of
+from worker.documents.layout import TextRun, runs_of
 from worker.documents.pieces import pieces
 from worker.documents.placeholders import Span, find_spans, hidden
 from worker.documents.sentences import sentence_ends
@@ -51,8 +51,8 @@ class Translatable:
         if format is None:
             format = "subtitles" if is_subtitles(text) else "text"
         runs = cue_runs(text) if format == "subtitles" else runs_of(text)
-        found = tuple(each for run in runs for each in _sentences(text, run, language))
-        return cls(text, format, found)
+        sentences = tuple(each for run in runs for each in _sentences(text, run, language))
+        return cls(text, format, sentences)
 
     def tiles(self) -> Iterator[tuple[int, int, bool]]:
         """(start, end, whether it is a sentence), from the first character to the last."""
@@ -81,17 +81,17 @@ class Translatable:
         return "".join([*parts, self.source[at:]])
 
     def coverage(self) -> dict[str, Any]:
-        """What of the source is in sentences, from the offsets that tile it."""
+        """The share of the source that is in sentences, from the offsets that tile it."""
         tiles = list(self.tiles())
         assert all(one[1] == other[0] for one, other in pairwise(tiles))
         translated = sum(end - start for start, end, is_sentence in tiles if is_sentence)
-        kept = sum(end - start for start, end, is_sentence in tiles if not is_sentence)
-        assert translated + kept == len(self.source)
+        num_kept = sum(end - start for start, end, is_sentence in tiles if not is_sentence)
+        assert translated + num_kept == len(self.source)
         return {
             "num_sentences": len(self.sentences),
             "source_characters": len(self.source),
             "translated_characters": translated,
-            "kept_characters": kept,
+            "kept_characters": num_kept,
         }
 
 
@@ -101,14 +101,14 @@ def _spaced(gap: str, language: str) -> str:
     return "" if language in SPACELESS and not gap.strip(" ") else gap
 
 
-def _sentences(text: str, run: Run, language: str) -> Iterator[Sentence]:
+def _sentences(text: str, run: TextRun, language: str) -> Iterator[Sentence]:
     flat = _flat(text, run)
     spans = find_spans(flat)
     shadow = hidden(flat, spans)
     starts = [span.start for span in spans]
     start, follows = 0, False
-    for found in sentence_ends(shadow, language):
-        end = _behind_closing(flat, shadow, spans, starts, start, found)
+    for sentence_end in sentence_ends(shadow, language):
+        end = _behind_closing(flat, shadow, spans, starts, start, sentence_end)
         first, last = bisect_left(starts, start), bisect_left(starts, end)
         one, other = _trimmed(flat, shadow, spans[first:last], start, end)
         start = end
@@ -121,7 +121,7 @@ def _sentences(text: str, run: Run, language: str) -> Iterator[Sentence]:
 def _behind_closing(
     flat: str, shadow: str, spans: list[Span], starts: list[int], start: int, end: int
 ) -> int:
-    """Where a sentence ends: markup that closes is its own, what opens is of the next."""
+    """The end of a sentence: closing markup belongs to it, opening markup to the next."""
     words = shadow[start:end].rstrip()
     if end == len(flat) or not words:
         return end
@@ -133,7 +133,7 @@ def _behind_closing(
     return at
 
 
-def _flat(text: str, run: Run) -> str:
+def _flat(text: str, run: TextRun) -> str:
     """The run's text, of equal length, with spaces for the breaks."""
     parts, at = [], run.start
     for start, end in run.breaks:
@@ -145,7 +145,7 @@ def _flat(text: str, run: Run) -> str:
 def _trimmed(
     flat: str, shadow: str, spans: Sequence[Span], start: int, end: int
 ) -> tuple[int, int]:
-    """Without the spaces around a sentence; without markup, too, if it is only there."""
+    """A sentence without the spaces around it, and without markup that has no words in it."""
     one, other = _stripped(shadow, start, end)
     if all(span.end <= one or other <= span.start for span in spans):
         return one, other
@@ -159,12 +159,12 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _sentence(
-    text: str, flat: str, run: Run, spans: Sequence[Span], start: int, end: int
+    text: str, flat: str, run: TextRun, spans: Sequence[Span], start: int, end: int
 ) -> Sentence:
     words: list[str] = []
     breaks: list[tuple[int, str]] = []
     places = [start]  # of the flat text, from each of which on so many characters were taken out
-    taken = [start]
+    removed = [start]
     length, at = 0, start
     first = bisect_right(run.breaks, start + run.start, key=lambda each: each[0])
     last = bisect_left(run.breaks, end + run.start, first, key=lambda each: each[0])
@@ -178,11 +178,11 @@ def _sentence(
             length += len(joint)
             words += [before, joint]
             places.append(at)
-            taken.append(at - length)
+            removed.append(at - length)
     joined = "".join([*words, flat[at:end]])
 
     def moved(place: int) -> int:
-        return place - taken[bisect_right(places, place) - 1]
+        return place - removed[bisect_right(places, place) - 1]
 
     return Sentence(
         start + run.start,
@@ -213,13 +213,13 @@ def broken(translation: str, breaks: Sequence[tuple[float, str]]) -> str:
         return translation
     parts, at = [], 0
     for share, written in breaks:
-        wanted = max(round(share * len(translation)), at)
-        after = translation.find(" ", wanted)
-        before = translation.rfind(" ", at, wanted)
+        target_end = max(round(share * len(translation)), at)
+        after = translation.find(" ", target_end)
+        before = translation.rfind(" ", at, target_end)
         near = [each for each in (before, after) if each > at]
         if not near:
             break
-        place = min(near, key=lambda each: abs(each - wanted))
+        place = min(near, key=lambda each: abs(each - target_end))
         parts += [translation[at:place], written]
         at = place + 1
     return "".join([*parts, translation[at:]])
@@ -233,18 +233,18 @@ def fragments(
     written: what stands in the translation for a span; the others stay as they are
     """
     parts: list[tuple[str, bool]] = []
-    kept, at = "", 0
+    verbatim, at = "", 0
     for span in (*spans, Span(len(text), len(text))):
         left, right = _stripped(text, at, span.start)
         # The comma behind a placeholder begins no text that a model knows.
         left = next((each for each in range(left, right) if text[each].isalnum()), right)
         if any(character.isalpha() for character in text[left:right]):
-            parts += [(kept + text[at:left], False), (text[left:right], True)]
-            kept, at = "", right
+            parts += [(verbatim + text[at:left], False), (text[left:right], True)]
+            verbatim, at = "", right
         stays = (written or {}).get(span, span.of(text))
-        kept += text[at : span.start] + stays
+        verbatim += text[at : span.start] + stays
         at = span.end
-    return [part for part in (*parts, (kept, False)) if part[0]]
+    return [part for part in (*parts, (verbatim, False)) if part[0]]
 
 
 def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from db.outcome import Answer
-from db.reading import input_of
+from db.reading.results import input_of
 from worker.documents.languages import short_code
 from worker.errors import JobError, QualityGuardFailed
 from worker.guards.reasons import are_quick, measured, suspicions
@@ -74,14 +74,14 @@ def judged(
     settings: GuardSettings, source: str, answer: Answer, language: str | None
 ) -> Answer | JobError:
     """The answer with its signals; or the error of a guard that fails the job."""
-    given = answer.signals
+    measured_before = answer.signals
     coverage = answer.coverage or {}
-    if given.num_empty_parts is None:
-        given = replace(given, num_empty_parts=int(not answer.output.strip()))
-    if given.num_cut_parts is None:
+    if measured_before.num_empty_parts is None:
+        measured_before = replace(measured_before, num_empty_parts=int(not answer.output.strip()))
+    if measured_before.num_cut_parts is None:
         num_cut = coverage.get("parts_cut", 0) + (answer.finish_reason == "length")
-        given = replace(given, num_cut_parts=num_cut)
-    signals = measured(settings, source, answer.output, given, language)
+        measured_before = replace(measured_before, num_cut_parts=num_cut)
+    signals = measured(settings, source, answer.output, measured_before, language)
     signals = replace(signals, suspicions=suspicions(settings, source, signals, language))
     fatal = [each for each in signals.suspicions if settings.action_for(each).fails]
     if fatal:

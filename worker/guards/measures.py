@@ -51,8 +51,8 @@ def is_left_as_it_was(source: str, translation: str) -> bool:
         return True
     if len(before) < MIN_SAME_WORDS:
         return False
-    kept = set(after)
-    return sum(word in kept for word in before) >= SAME_WORDS * len(before) and (
+    words_after = set(after)
+    return sum(word in words_after for word in before) >= SAME_WORDS * len(before) and (
         len(after) <= 2 * len(before)
     )
 

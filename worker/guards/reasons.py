@@ -1,4 +1,5 @@
-"""What of an answer is suspicious: signals against the settings. Pure but for the language."""
+"""Suspicions: signals of an answer held against the settings. Pure but for the language
+detector."""
 
 from dataclasses import replace
 from typing import Any
@@ -50,11 +51,11 @@ def detected(text: str) -> str | None:
 def suspicions(
     settings: GuardSettings, source: str, signals: Signals, language: str | None = None
 ) -> tuple[Suspicion, ...]:
-    """What is suspicious, in the order of `Suspicion`."""
+    """The suspicions of an answer, in the order of `Suspicion`."""
     is_judged = length_of(source) >= settings.min_letters
     ratio, repetition = signals.length_ratio, signals.repetition or 0.0
     is_empty = (signals.num_empty_parts or 0) > settings.max_empty_parts
-    found = {
+    reasons = {
         Suspicion.EMPTY: is_empty,
         Suspicion.CUT_BY_LENGTH: (signals.num_cut_parts or 0) > settings.max_cut_parts,
         Suspicion.TOO_SHORT: is_judged and ratio is not None and ratio < settings.min_length_ratio,
@@ -68,11 +69,12 @@ def suspicions(
         > settings.max_missed_placeholders,
         Suspicion.TERMS_MISSED: (signals.num_missed_terms or 0) > settings.max_missed_terms,
     }
-    return tuple(each for each in Suspicion if found[each])
+    return tuple(each for each in Suspicion if reasons[each])
 
 
 def untranslated(source: str, translation: str) -> tuple[int, int]:
-    """Of a sentence: its letters that stayed as they were, and those that say anything of it."""
+    """The letters of a sentence that stayed as they were, and all letters that say
+    anything of it."""
     if not has_words_to_translate(source):
         return 0, 0
     length = length_of(source)
@@ -101,6 +103,6 @@ def _is_wrong_language(
 
 
 def _sample(text: str) -> str:
-    """From the middle, where a text is most itself."""
+    """The middle of a text, which represents it best."""
     start = max((len(text) - SAMPLE_CHARACTERS) // 2, 0)
     return text[start : start + SAMPLE_CHARACTERS]

@@ -30,11 +30,11 @@ def retrying(
     requests = next(steps)
     num_retried = num_better = prompt_tokens = completion_tokens = 0
     while True:
-        made: list[Request] = []
-        outputs = yield _recorded(requests, made)
+        sent_requests: list[Request] = []
+        outputs = yield _recorded(requests, sent_requests)
         suspects = {
             index: replace(request, id=next(request_ids), params=params)
-            for index, (request, output) in enumerate(zip(made, outputs, strict=True))
+            for index, (request, output) in enumerate(zip(sent_requests, outputs, strict=True))
             if (params := _retry_params(settings, request, output, language)) is not None
         }
         if suspects:
@@ -66,12 +66,12 @@ def retrying(
             )
 
 
-def _recorded(requests: Iterable[Request], made: list[Request]) -> Iterable[Request]:
+def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[Request]:
     """The same requests, noted as they are made: a long step makes them as there is room."""
 
     def noted() -> Iterator[Request]:
         for request in requests:
-            made.append(request)
+            recorded.append(request)
             yield request
 
     return Fallible(noted()) if isinstance(requests, Fallible) else noted()
@@ -80,15 +80,15 @@ def _recorded(requests: Iterable[Request], made: list[Request]) -> Iterable[Requ
 def _retry_params(
     settings: GuardSettings, request: Request, output: Output, language: str | None
 ) -> Params | None:
-    """Those to ask with once more, if an output is suspicious for a reason to do so."""
-    found = [
+    """The params of a retry; None if the output has no suspicion that calls for one."""
+    reasons = [
         each
         for each in _suspicions(settings, request, output, language)
         if settings.action_for(each).retries
     ]
-    if not found:
+    if not reasons:
         return None
-    return changed(request.params, found, output.settings, settings.retry_with)
+    return changed(request.params, reasons, output.settings, settings.retry_with)
 
 
 def changed(
@@ -141,12 +141,12 @@ def _suspicions(
         # On a way through several languages, this one's.
         language = short_code(request.target_language or language or "")
         num_left, num_letters = untranslated(source, best.text)
-    given = Signals(
+    counts = Signals(
         num_empty_parts=int(not best.text.strip()),
         num_cut_parts=int(best.finish_reason == "length"),
         untranslated_share=num_left / num_letters if num_letters else None,
     )
-    signals = measured(settings, source, best.text, given, language)
+    signals = measured(settings, source, best.text, counts, language)
     return [each for each in suspicions(settings, source, signals, language) if each in OF_A_PART]
 
 

@@ -12,6 +12,7 @@ from tasks.errors import SettingsError
 from worker.guards.action import Action
 
 TASKS: tuple[str, ...] = get_args(TaskName)
+RETRY_PARAMS = tuple(name for name in PARAMS if name != "stop")
 # Where a task differs from the rest; `docs/documents.md` explains each.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "translate": {"min_length_ratio": 1 / 3, "max_length_ratio": 3.0, "language": True},
@@ -24,7 +25,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What is suspicious in the answers of one task, and what is done about it."""
+    """The limits of the signals of one task, and the action where one is passed."""
 
     enabled: bool = True  # false: nothing is looked at, and no signal is kept
     action: Action = Action.FLAG  # flag, retry, fail, or retry_or_fail
@@ -55,7 +56,7 @@ class GuardSettings:
         if not isinstance(table, Mapping):
             raise SettingsError("guards is not a table; write [guards]")
         common = {name: value for name, value in table.items() if name not in TASKS}
-        made = {}
+        settings = {}
         # The table of every task first, so that a fault is named where it stands.
         cls._of("guards", common)
         for task in TASKS:
@@ -66,8 +67,8 @@ class GuardSettings:
             merged = {**DEFAULTS[task], **common, **own}
             for name in ("actions", "retry_with"):
                 merged[name] = {**common.get(name, {}), **own.get(name, {})}
-            made[task] = cls._of(f"guards.{task}", merged)
-        return made
+            settings[task] = cls._of(f"guards.{task}", merged)
+        return settings
 
     @classmethod
     def _of(cls, place: str, table: Mapping[str, Any]) -> Self:
@@ -92,10 +93,10 @@ def _value(place: str, name: str, value: Any) -> Any:
     if name in ("actions", "retry_with"):
         if not isinstance(value, Mapping):
             raise SettingsError(f"{place} must be a table, not {value!r}")
-        known = tuple(Suspicion) if name == "actions" else PARAMS
+        names = tuple(Suspicion) if name == "actions" else RETRY_PARAMS
         for key in value:
-            if key not in known:
-                raise SettingsError(f"{place}.{key} is unknown; known: {', '.join(known)}")
+            if key not in names:
+                raise SettingsError(f"{place}.{key} is unknown; known: {', '.join(names)}")
         if name == "actions":
             return {key: _action(f"{place}.{key}", each) for key, each in value.items()}
         return dict(value)

@@ -1,4 +1,5 @@
-"""What is personal by its form alone. Rules do not find names: see docs/masking.md.
+"""Finders: personal data that its form alone gives away. Rules do not find names: see
+docs/masking.md.
 
 Every pattern is bounded, so that no text takes quadratic time.
 """
@@ -10,13 +11,13 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from tasks.configuration.masking import KIND, MaskingRules
 from tasks.errors import SettingsError
-from tasks.masking import KIND, MaskingRules
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Match:
-    """Where something stands that is not to be seen, and of which kind it is, as EMAIL."""
+    """A range of a text to mask, and its kind, as EMAIL."""
 
     start: int
     end: int
@@ -24,24 +25,24 @@ class Match:
 
 
 class Finder(Protocol):
-    """What can be plugged in. It may be called by several threads, and should find the same
-    in the same text again."""
+    """A rule that finds matches. Several threads may call it, and equal texts should give equal
+    matches."""
 
     def find(self, text: str) -> Iterable[Match]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a regular expression finds and a check lets through."""
+    """Finds the matches of a regular expression that pass a check."""
 
     kind: str
     expression: re.Pattern[str]
     is_one: Callable[[str], bool] = lambda found: True
 
     def find(self, text: str) -> Iterator[Match]:
-        for found in self.expression.finditer(text):
-            if found.end() > found.start() and self.is_one(found.group()):
-                yield Match(*found.span(), self.kind)
+        for match in self.expression.finditer(text):
+            if match.end() > match.start() and self.is_one(match.group()):
+                yield Match(*match.span(), self.kind)
 
 
 EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}(?<![-_])")
@@ -83,45 +84,46 @@ class UrlSecrets:
 
     def find(self, text: str) -> Iterator[Match]:
         for url in URL.finditer(text):
-            for found in USERINFO.finditer(text, *url.span()):
-                yield Match(found.start() + 3, found.end() - 1, "SECRET")
-            for found in SECRET.finditer(text, *url.span()):
-                yield Match(*found.span("value"), "SECRET")
+            for match in USERINFO.finditer(text, *url.span()):
+                yield Match(match.start() + 3, match.end() - 1, "SECRET")
+            for match in SECRET.finditer(text, *url.span()):
+                yield Match(*match.span("value"), "SECRET")
 
 
 class Ibans:
-    """As long as the country has them, with the right check digits (mod 97)."""
+    """Finds IBANs: the length of their country, with the right check digits (mod 97)."""
 
     def find(self, text: str) -> Iterator[Match]:
-        for found in IBAN.finditer(text):
-            written = found["number"]
+        for match in IBAN.finditer(text):
+            written = match["number"]
             length = IBAN_LENGTHS.get(written[:2].upper())
             end = length and _end_of(
-                written, length, text[found.end("number") : found.end("number") + 1]
+                written, length, text[match.end("number") : match.end("number") + 1]
             )
             if end and is_iban(written[:end]):
-                yield Match(found.start(), found.start() + end, "IBAN")
+                yield Match(match.start(), match.start() + end, "IBAN")
 
 
 class Cards:
-    """Of 13 to 19 digits, with the right check digit (Luhn); other numbers may follow."""
+    """Finds card numbers: 13 to 19 digits with the right check digit (Luhn); other numbers may
+    follow."""
 
     def find(self, text: str) -> Iterator[Match]:
         at = 0
-        for found in CARD.finditer(text):
-            if found.start() < at:
+        for match in CARD.finditer(text):
+            if match.start() < at:
                 continue
-            written, follows = found["number"], text[found.end("number") : found.end("number") + 1]
+            written, follows = match["number"], text[match.end("number") : match.end("number") + 1]
             for length in CARD_LENGTHS:
                 end = _end_of(written, length, follows)
                 if end and is_card(written[:end]):
-                    at = found.start() + end
-                    yield Match(found.start(), at, "CARD")
+                    at = match.start() + end
+                    yield Match(match.start(), at, "CARD")
                     break
 
 
 def _end_of(written: str, num_characters: int, follows: str) -> int | None:
-    """Where so many letters and digits are over; None where there are fewer, or a word goes on.
+    """The place after so many letters and digits; None where there are fewer, or a word goes on.
 
     follows: what stands behind `written`
     """
@@ -139,7 +141,7 @@ def is_iban(written: str) -> bool:
 
 
 def is_card(written: str) -> bool:
-    """By Luhn's sum; one digit again and again is none."""
+    """Whether Luhn's sum is right; one digit repeated is no card."""
     digits = [int(character) for character in written.translate(_SEPARATORS)]
     if len(set(digits)) == 1:
         return False
@@ -156,7 +158,7 @@ def is_ip(written: str) -> bool:
 
 
 class Phones:
-    """By the numbering plans of all countries, as `phonenumbers` has them."""
+    """Finds phone numbers by the numbering plans of all countries, as `phonenumbers` has them."""
 
     def __init__(self, region: str | None) -> None:
         try:
@@ -170,12 +172,12 @@ class Phones:
         self._region = region
 
     def find(self, text: str) -> Iterator[Match]:
-        for found in self._matcher(text, self._region):
-            yield Match(found.start, found.end, "PHONE")
+        for match in self._matcher(text, self._region):
+            yield Match(match.start, match.end, "PHONE")
 
 
 def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
-    """In the order in which they look: what one has found, the next does not see.
+    """The finders of the rules, in order: what one has found, the next does not see.
 
     Raises SettingsError.
     """
@@ -188,8 +190,8 @@ def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
         "ip": lambda: (Pattern("IP", IPV6, is_ip), Pattern("IP", IPV4, is_ip)),
         "phone": lambda: (Phones(rules.phone_region),),
     }
-    chosen = [finder for rule, make in by_rule.items() if rule in rules.rules for finder in make()]
-    return (*own, *chosen, *map(plugged_in, rules.finders))
+    finders = [finder for rule, make in by_rule.items() if rule in rules.rules for finder in make()]
+    return (*own, *finders, *map(plugged_in, rules.finders))
 
 
 def plugged_in(name: str) -> Finder:
@@ -205,7 +207,7 @@ def plugged_in(name: str) -> Finder:
 
 
 def checked(matches: Iterable[Match], length: int) -> Iterator[Match]:
-    """Those of a plugged-in finder that are places of the text."""
+    """The matches of a plugged-in finder that lie within the text."""
     for each in matches:
         if 0 <= each.start < each.end <= length and KIND.fullmatch(each.kind):
             yield each

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 from db.outcome import Answer
-from tasks.masking import Masking
-from worker.dialogue import Dialogue
+from tasks.configuration.masking import Masking
+from worker.attempts.dialogue import Dialogue
 from worker.documents.placeholders import MASKED, Span, blanked, missed
 from worker.masking.finders import Finder, Match, checked, finders_of
 
@@ -44,9 +44,9 @@ class Masker:
         for finder in self.finders:
             spans = [Span(each.start, each.end) for each in matches]
             free = blanked(text, spans) if spans else text
-            found = sorted(checked(finder.find(free), len(text)))
+            candidates = sorted(checked(finder.find(free), len(text)))
             at = 0
-            for each in found:
+            for each in candidates:
                 if each.start >= at and "\x00" not in free[each.start : each.end]:
                     matches.append(each)
                     at = each.end
@@ -99,14 +99,14 @@ class _Names:
     """Placeholders that stand in none of the job's texts by themselves."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._taken = {name for text in texts for name in MASKED.findall(text)}
+        self._in_text = {name for text in texts for name in MASKED.findall(text)}
         self._numbers: Counter[str] = Counter()
 
     def new(self, kind: str) -> str:
         while True:
             self._numbers[kind] += 1
             name = f"⟦{kind}_{self._numbers[kind]}⟧"
-            if name not in self._taken:
+            if name not in self._in_text:
                 return name
 
 
@@ -121,23 +121,23 @@ class MaskedWork:
     placeholders: dict[tuple[str, str], str] = field(default_factory=dict)  # by kind and value
 
     def placeholder(self, kind: str, value: str) -> str:
-        known = self.placeholders.get((kind, value))
-        if known is None:
-            known = self.placeholders[kind, value] = self.names.new(kind)
-            self.values[known] = value
-        return known
+        placeholder = self.placeholders.get((kind, value))
+        if placeholder is None:
+            placeholder = self.placeholders[kind, value] = self.names.new(kind)
+            self.values[placeholder] = value
+        return placeholder
 
     def restored(self, answer: Answer) -> Answer:
         """The answer for the user, and in its provenance what became of the placeholders."""
         masked_text = "\n".join(self.texts)
-        spans = [Span(*found.span()) for found in MASKED.finditer(masked_text)]
+        spans = [Span(*match.span()) for match in MASKED.finditer(masked_text)]
         differences = missed(masked_text, spans, answer.output)
-        ours = {name: num for name, num in differences.items() if MASKED.fullmatch(name)}
+        masks = {name: num for name, num in differences.items() if MASKED.fullmatch(name)}
         report = {
             "masked": dict(Counter(kind for kind, _ in self.placeholders)),
-            "lost": _first({name: num for name, num in ours.items() if num > 0}),
+            "lost": _first({name: num for name, num in masks.items() if num > 0}),
             "invented": _first(
-                {name: -num for name, num in ours.items() if num < 0 and name not in self.values}
+                {name: -num for name, num in masks.items() if num < 0 and name not in self.values}
             ),
         }
         return replace(
@@ -151,7 +151,7 @@ class MaskedWork:
     def put_back(self, text: str) -> str:
         """The text with what its placeholders stand for."""
         # At one stroke: what a placeholder stands for is no place for another.
-        return MASKED.sub(lambda found: self.values.get(found.group(), found.group()), text)
+        return MASKED.sub(lambda match: self.values.get(match.group(), match.group()), text)
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:
@@ -159,7 +159,7 @@ def _first(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 class Maskers:
-    """One for each task and tenant that has rules."""
+    """A masker for each task and tenant that has rules."""
 
     def __init__(self, masking: Masking) -> None:
         """Raises SettingsError where a rule cannot be followed."""
@@ -169,7 +169,7 @@ class Maskers:
         self._made = cache(self._make)
 
     def masker_for(self, task: str, tenant: str) -> Masker | None:
-        """None: nothing of such a job is masked."""
+        """The masker of such a job; None: nothing of it is masked."""
         # Of tenants there is no end; of those that the configuration names there is.
         return self._made(task, tenant if tenant in self._masking.by_tenant else "")
 

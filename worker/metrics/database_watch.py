@@ -1,4 +1,5 @@
-"""What the database says, for Prometheus: asked by the leader alone, and never by a scrape."""
+"""Figures of the database for Prometheus: the leader alone reads them, and never during
+a scrape."""
 
 import shutil
 import time
@@ -10,17 +11,17 @@ from typing import get_args
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from db.figures import (
-    Backlog,
+from db.lane import Lane
+from db.reading.figures import (
     EndedJobs,
+    LaneBacklog,
     OpenBatches,
     find_backlog,
     find_ended_jobs,
     find_open_batches,
     num_live_workers,
 )
-from db.lane import Lane
-from db.quality import Drift, find_drift
+from db.reading.quality import Drift, find_drift
 from db.session import Database
 from engine.protocol.task_names import TaskName
 from tasks.canaries import Canary, canary_outcomes
@@ -38,11 +39,11 @@ TASKS = frozenset(get_args(TaskName))
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
-    """At the database, at a monotonic time."""
+class _Polled:
+    """The figures of one poll, and its monotonic time."""
 
     at: float
-    backlog: tuple[Backlog, ...]
+    backlog: tuple[LaneBacklog, ...]
     batches: OpenBatches
     num_workers: int
     ended: tuple[EndedJobs, ...]
@@ -72,7 +73,7 @@ class DatabaseWatch:
         self._drift: tuple[Drift, ...] = ()
         self._num_alarming = 0
         self._judge_at = 0.0  # not before then is quality looked at again
-        self._looked: _Looked | None = None
+        self._looked: _Polled | None = None
         self._ended: tuple[EndedJobs, ...] = ()
         self._count_at = 0.0  # not before then are ended jobs counted again
         self._thread = PeriodicThread("metrics", WATCH_SECONDS, self.look)
@@ -102,7 +103,7 @@ class DatabaseWatch:
         if self._clock() >= self._judge_at:
             self._judge()
         now = self._clock()
-        self._looked = _Looked(now, backlog, batches, num_workers, self._ended)
+        self._looked = _Polled(now, backlog, batches, num_workers, self._ended)
         return max(WATCH_SECONDS, REST_FACTOR * (counted_at - started_at))
 
     def _judge(self) -> None:
@@ -154,7 +155,7 @@ class DatabaseWatch:
         yield free
         yield size
 
-    def _of_backlog(self, backlog: Iterable[Backlog]) -> Iterator[Metric]:
+    def _of_backlog(self, backlog: Iterable[LaneBacklog]) -> Iterator[Metric]:
         # What is empty is shown as 0: a line that ends says nothing.
         by_place = {(model, str(lane)): [0.0] * 4 for model in self._models for lane in Lane}
         for each in backlog:

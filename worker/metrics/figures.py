@@ -1,4 +1,4 @@
-"""What a worker is doing at a moment, as a scrape sees it."""
+"""Figures of a worker at a moment, as a scrape sees them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from engine.protocol.messages import Progress
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:
-    """One engine process."""
+    """The figures of one engine process."""
 
     model: str
     replica: int

@@ -1,4 +1,4 @@
-"""What there is to count in a worker. The base class counts nothing: metrics are off."""
+"""Events of a worker that can be counted. The base class counts nothing: metrics are off."""
 
 from collections.abc import Iterable
 from typing import Literal

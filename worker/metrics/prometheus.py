@@ -1,4 +1,4 @@
-"""Figures for Prometheus: counted at events, or read when somebody asks.
+"""Prometheus metrics: counted at events, or read at a scrape.
 
 A label's values are few and known beforehand: tasks, models of the configuration, states,
 lanes, error codes. No tenant, batch or job is ever one.
@@ -39,7 +39,7 @@ RUN_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 15, 60, 300, 1800)
 
 
 class PrometheusMetrics(Metrics):
-    """One registry of this worker's, and the HTTP server from which it is read.
+    """The registry of this worker, and the HTTP server that serves it.
 
     A port that is taken costs the figures, not the work: it is said in the log, and the worker
     goes on without.
@@ -172,13 +172,13 @@ class PrometheusMetrics(Metrics):
 
 
 class _Observed:
-    """What a worker is doing, read at each scrape."""
+    """Gauges of a worker, read at each scrape."""
 
     def __init__(self, observe: Callable[[], WorkerFigures]) -> None:
         self._observe = observe
 
     def describe(self) -> list[Metric]:
-        """Nothing is read for this: Prometheus's client would else scrape once to register."""
+        """Reads nothing; Prometheus's client would else scrape once to register."""
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.protocol.messages import Message, Output, Request
-from worker.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
+from engine.protocol.messages import ChatTurn, Output, Request
+from worker.attempts.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
 from worker.errors import PreviousJobGone
 from worker.recipes.json_answer import (
     Ask,
@@ -27,10 +27,10 @@ def chat(work: Work) -> Steps:
     system, own = split_system(own)
     before = system or dialogue.system
     num_left_out = yield from _num_left_out(work, before, dialogue.turns, own)
-    kept = dialogue.turns[num_left_out:]
+    turns = dialogue.turns[num_left_out:]
     answer = yield from answered(
         work,
-        _asking(work, _messages(before, kept, own)),
+        _asking(work, _messages(before, turns, own)),
         dialogue=_report(work, dialogue, num_left_out),
     )
     return replace(
@@ -43,7 +43,7 @@ def chat(work: Work) -> Steps:
 def _num_left_out(
     work: Work, system: Messages, turns: tuple[Messages, ...], own: Messages
 ) -> Asking[int]:
-    """How many of the oldest turns have to go for the prompt to leave room for the answer.
+    """The number of oldest turns to leave out, for the prompt to leave room for the answer.
 
     Found by halving: with fewer turns a prompt is never longer. Where it is too long even
     without any, the engine refuses it, and says by how much.
@@ -75,8 +75,8 @@ def _asking(work: Work, messages: Messages) -> Ask:
     def ask(refused: Sequence[RefusedAnswer]) -> Request:
         mended = list(messages)
         for each in refused[-1:]:  # the last alone: a prompt has little room
-            mended.append(Message("assistant", each.text))
-            mended.append(Message("user", request_to_mend(work, each)))
+            mended.append(ChatTurn("assistant", each.text))
+            mended.append(ChatTurn("user", request_to_mend(work, each)))
         return _request(work, messages=tuple(mended), json_schema=schema_of(work))
 
     return ask

@@ -30,7 +30,7 @@ class Draft:
 
     @property
     def words(self) -> str:
-        """What the next model reads."""
+        """The text that the next model reads."""
         return self.text if self.between is None else self.between
 
     @property
@@ -38,7 +38,7 @@ class Draft:
         return self.output is None and self.parts is None
 
     def pending(self) -> "Iterator[Draft]":
-        """What still needs a request."""
+        """The fragments that still need a request."""
         if self.parts is not None:
             for part in self.parts:
                 if isinstance(part, Draft):
@@ -47,7 +47,7 @@ class Draft:
             yield self
 
     def outputs(self) -> Iterator[Output]:
-        """Of the last requests that the text is made of."""
+        """The outputs of the requests that the text is made of."""
         for each in self._leaves():
             if each.output is not None:
                 yield each.output
@@ -109,15 +109,15 @@ class Draft:
 
     def hold_terms(self) -> None:
         """Begin anew, with placeholders in place of terms."""
-        held, restored, at = [], {}, 0
+        parts, restored, at = [], {}, 0
         for number, term in enumerate(self.terms, start=1):
             placeholder = f"{{T{number}}}"
             while placeholder in self.text:
                 placeholder = f"{{T{placeholder[1:-1]}}}"
             restored[placeholder] = term.translation
-            held += [self.text[at : term.start], placeholder]
+            parts += [self.text[at : term.start], placeholder]
             at = term.end
-        text = "".join([*held, self.text[at:]])
+        text = "".join([*parts, self.text[at:]])
         self.take_apart(())
         self.parts = [Draft(text, self.max_characters, restored=restored)]
 
@@ -131,15 +131,15 @@ class Draft:
         """The placeholders that a translation has too few or too many of."""
         if not self.spans:
             return Counter()
-        found = (missed(self.text, self.spans, each) for each in self._translations())
-        return next(filter(None, found), Counter())
+        losses = (missed(self.text, self.spans, each) for each in self._translations())
+        return next(filter(None, losses), Counter())
 
     def miss_terms(self) -> Counter[str]:
         """The translations of terms that are not where they should be, and how many of each."""
         if not self.terms:
             return Counter()
-        found = (missed_terms(self.terms, each) for each in self._translations())
-        return next(filter(None, found), Counter())
+        losses = (missed_terms(self.terms, each) for each in self._translations())
+        return next(filter(None, losses), Counter())
 
     def _translations(self) -> Iterator[str]:
         num_choices = min((len(output.choices) for output in self.outputs()), default=1)

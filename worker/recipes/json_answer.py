@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.protocol.messages import Choice, Output, Request
 from worker.errors import AnswerNotValid, RequestFailed
-from worker.json_answer import fault_of, json_within
+from worker.recipes.json_validation import fault_of, json_within
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
 
 MAX_ASKED = 3
@@ -49,20 +49,20 @@ def answered(work: Work, ask: Ask, **provenance: Any) -> Steps:
 
 
 def schema_of(work: Work) -> dict[str, Any] | None:
-    """What the engine is to hold an answer to."""
+    """The schema that the engine holds an answer to."""
     schema: dict[str, Any] | None = work.contract.get("json_schema")
     return ANY_OBJECT if schema is None and _wants_json(work) else schema
 
 
 def request_to_mend(work: Work, refused: RefusedAnswer) -> str:
-    """What to say to a model whose answer was refused."""
+    """The message to a model whose answer was refused."""
     schema = work.contract.get("json_schema")
-    wanted = (
+    requirement = (
         "one JSON object"
         if schema is None
         else f"JSON that matches this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}"
     )
-    return f"That was not valid: {refused.reason}\nAnswer again, with nothing but {wanted}"
+    return f"That was not valid: {refused.reason}\nAnswer again, with nothing but {requirement}"
 
 
 def _wants_json(work: Work) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from engine.protocol.messages import Measurement, Output, Params, Request
-from worker.documents.coverage import Span, spans
+from worker.documents.coverage import TextRange, spans
 from worker.documents.packing import Piece, pack
 from worker.documents.pieces import boundary_at, piece_ends
 from worker.documents.words import count_words
@@ -23,18 +23,19 @@ FILLED = 0.8  # of the limit, when a part that came out too long is cut again
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    span: Span
+class TextPart:
+    span: TextRange
     num_tokens: int  # of its prompt; 0: there is nothing in it to read
 
     def text(self, source: str) -> str:
-        """What the model reads: space around a part says nothing."""
+        """The text that the model reads, without the space around it."""
         return source[self.span.start : self.span.end].strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """How long a prompt may be, and how to guess the tokens of a text before it is counted."""
+    """The longest prompt that fits, and an estimate of the tokens of a text before they are
+    counted."""
 
     params: Params
     max_tokens: int  # of a prompt
@@ -45,18 +46,18 @@ class Ruler:
 
     @property
     def room(self) -> int:
-        """For the text."""
+        """The number of tokens left for the text."""
         return self.max_tokens - self.overhead
 
 
 def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
-    """What the engine says of prompts with these params. Raises PartsTooSmall."""
+    """The engine's measure of prompts with these params. Raises PartsTooSmall."""
     sample = text.strip()[:SAMPLE_CHARACTERS]
     (output,) = yield (_measuring(work, params, ("a", sample)),)
     measured = _measurement(output)
     overhead = max(measured.num_tokens[0] - 1, 0)
     num_tokens = max(measured.num_tokens[1] - overhead, 1)
-    made = Ruler(
+    new_ruler = Ruler(
         params=params,
         max_tokens=measured.max_prompt_tokens,
         max_new_tokens=measured.max_new_tokens,
@@ -64,34 +65,34 @@ def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
         characters_per_token=len(sample) / num_tokens,
         tokens_per_word=num_tokens / max(count_words(sample), 1),
     )
-    if made.room < MIN_ROOM_TOKENS:
-        raise PartsTooSmall(made.room)
-    return made
+    if new_ruler.room < MIN_ROOM_TOKENS:
+        raise PartsTooSmall(new_ruler.room)
+    return new_ruler
 
 
-def cut(work: Work, measure: Ruler, text: str) -> Asking[list[Part]]:
+def cut(work: Work, measure: Ruler, text: str) -> Asking[list[TextPart]]:
     """The parts of a text, in order. Always: their spans tile it, none is over the limit."""
     if len(text) <= MEASURED_CHARACTERS:
         (num_tokens,) = yield from _counted(work, measure.params, [text.strip()])
         if num_tokens <= measure.max_tokens:
-            return [Part(Span(0, len(text)), num_tokens)]
+            return [TextPart(TextRange(0, len(text)), num_tokens)]
     pieces = yield from _pieces(work, measure, text)
     unchecked = spans(pack(pieces, measure.room))
-    parts: list[Part] = []
+    parts: list[TextPart] = []
     while unchecked:
         texts = (text[each.start : each.end].strip() for each in unchecked)
         counted = yield from _counted(work, measure.params, texts)
-        again: list[Span] = []
+        again: list[TextRange] = []
         for span, num_tokens in zip(unchecked, counted, strict=True):
             if num_tokens <= measure.max_tokens:
-                parts.append(Part(span, num_tokens))
+                parts.append(TextPart(span, num_tokens))
             else:
                 again += _smaller(text, span, num_tokens, measure)
         unchecked = again
     return sorted(parts, key=lambda part: part.span.start)
 
 
-def first_part(work: Work, measure: Ruler, text: str) -> Asking[Part]:
+def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:
     """The beginning of a text, as much as fits; for those who ask for no more."""
     num_characters = int(2 * measure.room * measure.characters_per_token) + 1
     while True:
@@ -129,18 +130,18 @@ def _pieces(work: Work, measure: Ruler, text: str) -> Asking[list[Piece]]:
     ]
 
 
-def _smaller(text: str, span: Span, num_tokens: int, measure: Ruler) -> list[Span]:
+def _smaller(text: str, span: TextRange, num_tokens: int, measure: Ruler) -> list[TextRange]:
     """A part that came out too long, in parts that should not."""
     length = span.end - span.start
     if length == 1:
         raise PartsTooSmall(measure.room)
     num_parts = max(-(-num_tokens // max(int(measure.max_tokens * FILLED), 1)), 2)
     ends = piece_ends(text[span.start : span.end], -(-length // num_parts))
-    return [Span(each.start + span.start, each.end + span.start) for each in spans(ends)]
+    return [TextRange(each.start + span.start, each.end + span.start) for each in spans(ends)]
 
 
 def _counted(work: Work, params: Params, texts: Iterable[str]) -> Asking[list[int]]:
-    """How many tokens the prompts of these texts have."""
+    """The number of tokens of each text's prompt."""
     outputs = yield (_measuring(work, params, each) for each in _batches(texts))
     return [num for output in outputs for num in _measurement(output).num_tokens]
 

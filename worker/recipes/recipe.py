@@ -1,4 +1,4 @@
-"""How a job becomes requests, and their outputs its answer.
+"""Recipes: a job becomes requests, and their outputs become its answer.
 
 A recipe is a generator: it yields the requests it wants run and is sent their
 outputs, in the same order; a request that fails is raised in it as RequestFailed.
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
-from engine.protocol.messages import ModelCard, Output, Params, Request
+from engine.protocol.messages import PARAMS, ModelCard, Output, Params, Request
 from engine.protocol.prompt_texts import OPTIONS
 from worker.masking.masker import Masker
 
@@ -51,13 +51,10 @@ class Work:
 
         So a job that samples gives the same answer at a second attempt.
         """
-        given = {name: self.contract[name] for name in PARAMS if name in self.contract}
-        given["stop"] = tuple(given.get("stop") or ())
-        given.setdefault("seed", self.job_id.int & (2**63 - 1))
-        return Params(**given)
-
-
-PARAMS = tuple(Params.__dataclass_fields__)
+        params = {name: self.contract[name] for name in PARAMS if name in self.contract}
+        params["stop"] = tuple(params.get("stop") or ())
+        params.setdefault("seed", self.job_id.int & (2**63 - 1))
+        return Params(**params)
 
 
 class Fallible(tuple[Request, ...]):
@@ -93,7 +90,7 @@ def answer_of(work: Work, output: Output, **provenance: Any) -> Answer:
 
 
 def reasoning_tokens(outputs: Iterable[Output]) -> int | None:
-    """How many of the completions' tokens were thought; None where no model thinks."""
+    """The number of the completions' tokens that were thought; None where no model thinks."""
     choices = [choice for each in outputs for choice in each.choices]
     if all(choice.reasoning is None for choice in choices):
         return None

@@ -9,10 +9,10 @@ from typing import Any
 
 from db.outcome import Answer
 from engine.protocol.messages import Output, Params
-from worker.documents.coverage import Coverage, Span, left_out
+from worker.documents.coverage import Coverage, TextRange, left_out
 from worker.documents.words import count_words, first_words
 from worker.errors import RequestFailed, SummaryNotShorter
-from worker.recipes.parts import Part, Ruler, cut, first_part, ruler
+from worker.recipes.parts import Ruler, TextPart, cut, first_part, ruler
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
 
 # A longer text is not tried whole: to refuse it takes time in which nobody else is served.
@@ -81,7 +81,7 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
 
 
 def _map_reduce(
-    work: Work, whole: Ruler, text: str, parts: list[Part], params: Params, part_params: Params
+    work: Work, whole: Ruler, text: str, parts: list[TextPart], params: Params, part_params: Params
 ) -> Asking[tuple[list[Output], int]]:
     """Sum up each part, then the summaries in the same way, until they are one part.
 
@@ -109,7 +109,7 @@ def _map_reduce(
 
 
 def _refine(
-    work: Work, text: str, parts: list[Part], params: Params, part_params: Params
+    work: Work, text: str, parts: list[TextPart], params: Params, part_params: Params
 ) -> Asking[tuple[list[Output], int]]:
     """Sum up the first part; then, with each further one, the summary so far and that part."""
     outputs: list[Output] = []
@@ -124,15 +124,15 @@ def _refine(
 
 
 def _part_params(params: Params, whole: Ruler) -> Params:
-    """Those of a part: one answer, so short that four of them fit into a request together.
+    """The params of a part: one answer, so short that four of them fit into a request together.
 
     That is what makes each round shorter than the one before.
     """
     most = max(whole.room // 4, 1)
-    asked = params.max_new_tokens or whole.max_new_tokens
+    num_tokens = params.max_new_tokens or whole.max_new_tokens
     return replace(
         params,
-        max_new_tokens=min(asked, most),
+        max_new_tokens=min(num_tokens, most),
         min_new_tokens=None if params.min_new_tokens is None else min(params.min_new_tokens, most),
         max_length=None,
         num_return_sequences=None,
@@ -168,7 +168,7 @@ def _whole(text: str, output: Output) -> Coverage:
         rounds=1,
         source_characters=len(text),
         source_tokens=output.prompt_tokens,
-        left_out=left_out([Span(0, len(text))], len(text)),
+        left_out=left_out([TextRange(0, len(text))], len(text)),
     )
 
 

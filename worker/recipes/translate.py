@@ -32,7 +32,7 @@ MAX_REPORTED = 100  # sentences with misses that a result lists
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One model's part of the way; `model` is None where it is the job's own."""
+    """One model's part of a translation; `model` is None where it is the job's own."""
 
     source: str
     target: str
@@ -57,10 +57,10 @@ def translate(work: Work) -> Steps:
     usage = Usage()
     num_cut = len(endless)
     num_cut += yield from _finish(work, legs, own, usage)
-    held = [draft for draft in own if not draft.miss() and draft.miss_terms()]
-    for draft in held:
+    drafts_with_terms = [draft for draft in own if not draft.miss() and draft.miss_terms()]
+    for draft in drafts_with_terms:
         draft.hold_terms()
-    num_cut += yield from _finish(work, legs, held, usage)
+    num_cut += yield from _finish(work, legs, drafts_with_terms, usage)
     around = [draft for draft in own if draft.miss() or draft.miss_terms()]
     for draft in around:
         draft.go_around()
@@ -77,7 +77,7 @@ def translate(work: Work) -> Steps:
         "num_cut": num_cut,
         "num_placeholders": sum(len(each.spans) for each in drafts.values()),
         "num_terms": sum(len(each.terms) for each in drafts.values()),
-        "num_retried": len(set(map(id, (*held, *around)))),
+        "num_retried": len(set(map(id, (*drafts_with_terms, *around)))),
         "num_asked_again": usage.num_asked_again,
         "empty": list(islice(_empty(drafts), MAX_REPORTED)),
         "missed": list(islice(_misses(drafts), MAX_REPORTED)),
@@ -103,19 +103,20 @@ def translate(work: Work) -> Steps:
 
 def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
     """A draft for each sentence; those that are equal share one, and are asked for once."""
-    made: dict[Any, Draft] = {}
+    by_content: dict[Any, Draft] = {}
     drafts: Drafts = {}
     for sentence in document.sentences:
         key = sentence.text, sentence.spans
-        if key not in made:
+        if key not in by_content:
             terms = glossary.find(sentence.text, sentence.spans)
-            made[key] = Draft(sentence.text, longest, sentence.spans, terms)
-        drafts[sentence] = made[key]
+            by_content[key] = Draft(sentence.text, longest, sentence.spans, terms)
+        drafts[sentence] = by_content[key]
     return drafts
 
 
 def _signals(drafts: Drafts) -> Signals:
-    """What the sentences say of the whole; every one counts, those that are equal too."""
+    """The signals of the whole translation, from those of all its sentences, repeated ones
+    included."""
     pairs = [(sentence.text, draft.choice(0)) for sentence, draft in drafts.items()]
     num_before = sum(length_of(source) for source, _ in pairs)
     num_after = sum(length_of(translation) for _, translation in pairs)
@@ -218,7 +219,8 @@ def _finish(
 def _ask(
     work: Work, leg: Leg, drafts: Sequence[Draft], usage: Usage, is_last: bool
 ) -> Generator[tuple[Request, ...], tuple[Output, ...], list[Output]]:
-    """What a model says to these; to those that it says nothing to, asked once another way."""
+    """Asks a model for these drafts, and once more in another way for those it answers with
+    nothing."""
     params = work.params
     if not is_last:
         # Further answers and stop texts are about the target language.

@@ -1,4 +1,4 @@
-"""How often each recipe was changed so that the same job asks for something else.
+"""Versions of the recipes: a number rises when the same job would ask for other requests.
 
 What was computed for a job of another version is not taken for this one: neither a segment of
 an earlier attempt nor an entry of the content cache.

@@ -29,7 +29,7 @@ def test_ratios_are_taken_within_a_round():
     assert re.search(r'engine = "inflight".*600 \(400-800\).*8\.00 \(8\.00-8\.00\)', text)
 
 
-def test_what_different_calls_measured_is_not_divided():
+def test_records_of_two_runs_give_no_ratio():
     text = tables([record("one", 0, 100.0), record("inflight", 0, 800.0, run="another")])
 
     assert "8.00" not in text

@@ -43,7 +43,7 @@ def test_a_redis(url: str, settings: dict[str, str], is_open: bool) -> None:
         ("postgresql://u@db.example/x?sslcert=own.pem", {}, False),
     ],
 )
-def test_a_database(
+def test_an_exposed_database_is_reported(
     url: str, environment: dict[str, str], is_open: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/nonexistent")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from cli.commands.worker import celery_command
+from cli.commands.start.worker import celery_command
 from cli.failure import sentence_of
 from cli.main import app, main
-from db.masking import masked
+from db.connection.url_redaction import masked
 
 
 def run_python(program: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from db.address import AddressUnknown, database_url
+from db.connection.address import AddressUnknown, database_url
 from db.errors import DatabaseError
 from db.queries import submission
 from db.session import Database, database_from_environment
@@ -103,7 +103,7 @@ def test_sqlite_survives_a_power_cut_and_keeps_references(database: Database) ->
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_on_sqlite_a_reader_waits_for_no_writer(database: Database) -> None:
+def test_a_reader_of_sqlite_waits_for_no_writer(database: Database) -> None:
     insert_job(database)
     with database.write() as session:
         submission.insert_jobs(session, [job_row()])

@@ -26,6 +26,6 @@ def test_a_canary_is_a_job_with_an_answer() -> None:
         ([GATE, GATE], "each has a name of its own"),
     ],
 )
-def test_a_mistake_is_named(tables: object, said: str) -> None:
+def test_a_faulty_canary_table_is_refused_by_name(tables: object, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         canaries_of(tables)

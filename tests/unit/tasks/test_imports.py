@@ -12,7 +12,14 @@ UNNEEDED = {"torch", "transformers", "tokenizers", "numpy", "alembic"}
 
 @pytest.mark.parametrize(
     "module",
-    ["tasks", "tasks.submit", "db", "db.schema", "worker.celery.pool", "worker.engine_client"],
+    [
+        "tasks",
+        "tasks.submit",
+        "db",
+        "db.schema",
+        "worker.celery.pool",
+        "worker.engines.engine_client",
+    ],
 )
 def test_no_heavy_library_is_loaded_outside_the_engine_process(module: str) -> None:
     done = subprocess.run(

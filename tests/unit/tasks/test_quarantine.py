@@ -36,7 +36,7 @@ def test_the_oldest_go_by_number_and_by_size(
     assert bodies(database) == [b"\x06", b"\x07", b"\xff" * 98]
 
 
-def test_what_is_moved_twice_is_there_once_and_a_job_that_is_there_stays(
+def test_a_message_moved_twice_is_kept_once_and_its_job_is_not_replaced(
     database: Database,
 ) -> None:
     known = insert_job(database)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.catalog import Model
+from tasks.configuration.catalog import Model
 from tasks.queues import JOBS_PER_MESSAGE, messages_in_flight
 
 

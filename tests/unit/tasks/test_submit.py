@@ -13,14 +13,21 @@ from kombu.transport import memory
 from db import JobState, find_results
 from db.clock import seconds_from_now
 from db.lane import Lane
-from db.pruning import prune
-from db.retention import Retention
 from db.session import Database
+from db.upkeep.pruning import prune
+from db.upkeep.retention import Retention
 from tasks import generate, submit_batch, summarize, translate
-from tasks.contract import Contract
-from tasks.errors import DuplicateId, IdempotencyConflict, Refused, UnknownLanguage, UnknownModel
+from tasks.contracts.contract import Contract
+from tasks.errors import (
+    DuplicateId,
+    IdempotencyConflict,
+    Refused,
+    UnknownLanguagePair,
+    UnknownModel,
+)
 from tasks.generate import GenerateContract
-from tasks.submit import CHUNK, submit_message
+from tasks.submission.batch import CHUNK
+from tasks.submission.message import submit_message
 from tasks.summarize import SummarizeContract
 from tests.jobs import job, payload, set_columns, states
 from tests.producers import FAKE, producing, write_config
@@ -109,10 +116,10 @@ def test_keys_are_a_tenants_own(database: Database) -> None:
     assert generate.submit(text="b", idempotency_key="k", tenant="two").is_new
 
 
-def test_who_is_refused_leaves_nothing(database: Database) -> None:
+def test_a_refused_contract_leaves_no_row(database: Database) -> None:
     with pytest.raises(UnknownModel, match="there is no model 'none'; known models: fake, pair"):
         generate.submit(text="a", model="none")
-    with pytest.raises(UnknownLanguage, match="'en' to 'xx'; known: en>fr, fr>en, en>de"):
+    with pytest.raises(UnknownLanguagePair, match="'en' to 'xx'; known: en>fr, fr>en, en>de"):
         translate.submit(text="a", source_language="en", target_language="xx")
     with pytest.raises(Refused):
         generate.submit(text="")
@@ -250,7 +257,7 @@ def test_the_ids_of_a_million_jobs_take_little_memory() -> None:
     """Of its own a process takes some 100 MB; a set of these ids would take as much again."""
     code = """
 import resource
-from tasks.first_seen import FirstSeen
+from tasks.submission.first_seen import FirstSeen
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 seen = FirstSeen()
 for number in range(300_000):

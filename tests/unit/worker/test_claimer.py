@@ -61,7 +61,7 @@ def test_a_delivery_becomes_its_jobs(database: Database) -> None:
     assert not settled.is_set(), "its jobs are not done"
 
 
-def test_what_is_not_to_be_had_is_settled_at_once(database: Database) -> None:
+def test_ids_that_cannot_be_claimed_are_settled_at_once(database: Database) -> None:
     ids = [
         insert_job(database, state=JobState.SUCCEEDED),
         insert_job(database, state=JobState.CANCELLED),

@@ -112,7 +112,7 @@ def test_outcomes_are_written_and_then_told(database: Database) -> None:
     assert [each.fence for each in written.outcomes] == fences
 
 
-def test_what_has_not_succeeded_leaves_a_record(database: Database) -> None:
+def test_an_unsuccessful_attempt_leaves_a_record(database: Database) -> None:
     good, bad, released = claimed(database, 3)
     with committing(database) as (committer, written):
         committer.put(Outcome.succeeded(good, answer()))
@@ -199,7 +199,7 @@ def test_while_the_database_refuses_commits_nothing_may_be_acked_and_afterwards_
     assert set(results_per_job(database).values()) == {1}
 
 
-def test_however_much_is_unwritten_nobody_waits_to_hand_over_more(database: Database) -> None:
+def test_handing_over_an_outcome_never_blocks(database: Database) -> None:
     """Who hands over reads what an engine says, or sees to cancellations and limits."""
     fences = claimed(database, 6)
     with committing(database, flush_seconds=0.001, max_unwritten_outcomes=2) as (
@@ -236,7 +236,7 @@ def test_a_stop_while_the_database_is_away_ends_and_acks_nothing(database: Datab
     assert job(database, fence.job_id).state == JobState.RUNNING
 
 
-def test_who_is_waited_for_does_not_wait_for_company_and_takes_along_who_does(
+def test_an_interactive_outcome_is_written_at_once_with_all_others(
     database: Database,
 ) -> None:
     bulk, interactive, later = claimed(database, 3)
@@ -264,7 +264,7 @@ def test_the_last_that_run_have_no_company_to_wait_for(database: Database) -> No
 
 
 @pytest.mark.parametrize("stale_first", [False, True])
-def test_of_two_attempts_of_one_job_in_one_flush_the_newest_is_written(
+def test_a_flush_with_two_attempts_of_a_job_writes_the_newest(
     database: Database, stale_first: bool
 ) -> None:
     stale = claimed_job(database)

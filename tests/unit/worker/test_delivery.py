@@ -37,7 +37,7 @@ def test_a_job_that_a_message_names_twice_is_one() -> None:
     assert settled == ["now"]
 
 
-def test_of_many_threads_that_settle_one_is_the_last() -> None:
+def test_a_delivery_settled_by_many_threads_calls_back_once() -> None:
     for _ in range(50):
         settled: list[str] = []
         ids = [uuid4() for _ in range(40)]

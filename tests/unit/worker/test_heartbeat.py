@@ -19,8 +19,8 @@ from tests.jobs import (
     job,
     set_columns,
 )
-from worker.attempt import Attempt
-from worker.engine_client import EngineClient
+from worker.attempts.attempt import Attempt
+from worker.engines.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
 from worker.recipes import Work
 from worker.settings import Settings
@@ -77,7 +77,7 @@ def heartbeat(database: Database, running: Running, **settings: float) -> Heartb
     )
 
 
-def test_what_runs_keeps_its_lease(database: Database, running: Running) -> None:
+def test_a_running_job_keeps_its_lease(database: Database, running: Running) -> None:
     fence, forgotten = claimed_job(database), claimed_job(database)
     running.start(fence)
     set_columns(database, [fence.job_id, forgotten.job_id], lease_until=seconds_from_now(1))

@@ -9,7 +9,7 @@ from tasks.errors import SettingsError
 from worker.settings import Settings
 
 
-def test_what_is_left_out_has_a_default() -> None:
+def test_a_missing_setting_has_its_default() -> None:
     assert Settings.of({}) == Settings()
     assert Settings.of({"lease_seconds": 90}).lease_seconds == 90
 

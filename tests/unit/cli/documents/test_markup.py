@@ -38,7 +38,7 @@ from cli.documents.markup import markdown_of, page_text, read
         ("words without any tags", "words without any tags"),
     ],
 )
-def test_what_has_a_form_keeps_it(html: str, markdown: str | None) -> None:
+def test_html_structure_becomes_markdown(html: str, markdown: str | None) -> None:
     if markdown is None:
         markdown = "| a |  |\n| --- | --- |\n| b | c |"
     assert markdown_of(html) == markdown
@@ -57,7 +57,7 @@ def test_what_has_a_form_keeps_it(html: str, markdown: str | None) -> None:
         "</p></div></ul></table></pre></blockquote>Read.",
     ],
 )
-def test_what_nobody_reads_is_left_out(html: str) -> None:
+def test_invisible_html_is_left_out(html: str) -> None:
     assert markdown_of(html).strip("]> ").endswith("Read.")
     assert "no" not in markdown_of(html)
 

@@ -187,7 +187,7 @@ def test_a_book_that_gives_no_text_says_why(write: Write, content: bytes, code: 
 @pytest.mark.parametrize(
     ("name", "module"), [("a.pdf", "pypdfium2"), ("a.docx", "mammoth"), ("A.DOCX", "mammoth")]
 )
-def test_without_the_extra_it_says_what_to_install(
+def test_a_missing_extra_is_named_with_the_command_to_install_it(
     write: Write, monkeypatch: pytest.MonkeyPatch, name: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed

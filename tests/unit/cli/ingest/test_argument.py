@@ -60,6 +60,6 @@ def test_a_text_is_a_text(text: str) -> None:
         ("s3://bucket/a.jsonl", "an address"),
     ],
 )
-def test_what_looks_like_a_path_is_said_to(text: str, looks: str) -> None:
+def test_an_argument_that_looks_like_a_source_is_recognised(text: str, looks: str) -> None:
     assert looks in (what_it_looks_like(text) or "")
     assert is_source(text)

@@ -25,7 +25,9 @@ from cli.ingest.glossary_file import read_glossary_file
         ("a.json", '[["harbour", "port"]]', [["harbour", "port"]]),
     ],
 )
-def test_what_is_read(tmp_path: Path, name: str, text: str, entries: list[list[str]]) -> None:
+def test_a_glossary_file_is_read_as_pairs(
+    tmp_path: Path, name: str, text: str, entries: list[list[str]]
+) -> None:
     (tmp_path / name).write_text(text, newline="")
     assert read_glossary_file(tmp_path / name) == entries
 
@@ -41,7 +43,9 @@ def test_what_is_read(tmp_path: Path, name: str, text: str, entries: list[list[s
         ("none.csv", None, "cannot be read"),
     ],
 )
-def test_what_cannot_be(tmp_path: Path, name: str, data: bytes | None, fault: str) -> None:
+def test_a_glossary_file_that_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, data: bytes | None, fault: str
+) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceUnusable, match=fault):

@@ -91,7 +91,7 @@ def test_a_query_takes_its_url_from_the_environment(
     assert part.source.name == "the query on postgresql://me:***@host/name"
 
 
-def test_a_database_is_taken_at_its_word_only_where_the_configuration_says_so(
+def test_an_unproved_read_only_database_needs_the_configurations_consent(
     tmp_path: Path,
 ) -> None:
     text = (

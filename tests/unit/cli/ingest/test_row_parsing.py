@@ -7,12 +7,12 @@ import pytest
 
 from cli.errors import ColumnsUnfit
 from cli.ingest import BadRow, Row
-from cli.ingest.row_parsing import Part, RowParser
+from cli.ingest.row_parsing import RowParser, SourcePart
 from cli.ingest.source import CheckColumns
-from tasks.catalog import Catalog, Model
 from tasks.chat import ChatContract
-from tasks.contracts import CONTRACTS
-from tasks.errors import ContractError, UnknownLanguage, UnknownModel
+from tasks.configuration.catalog import Catalog, Model
+from tasks.contracts.by_task import CONTRACTS
+from tasks.errors import ContractError, UnknownLanguagePair, UnknownModel
 
 CATALOG = Catalog(
     path=Path("tidemill.toml"),
@@ -48,12 +48,12 @@ class GivenSource:
                 yield Row(number, f"line {number}", fields)
 
 
-def part(given: list[Any], task: str = "summarize", **more: Any) -> Part:
+def part(given: list[Any], task: str = "summarize", **more: Any) -> SourcePart:
     columns = more.pop("of_columns", None)
-    return Part(source=GivenSource(given, columns), contract=CONTRACTS[task], **more)
+    return SourcePart(source=GivenSource(given, columns), contract=CONTRACTS[task], **more)
 
 
-def intake(*parts: Part, run_key: str | None = None) -> tuple[RowParser, list[str]]:
+def intake(*parts: SourcePart, run_key: str | None = None) -> tuple[RowParser, list[str]]:
     complaints: list[str] = []
     return RowParser(parts, CATALOG, run_key, complaints.append), complaints
 
@@ -228,7 +228,7 @@ def test_defaults_that_spoil_every_row_are_refused_before_the_first() -> None:
     with pytest.raises(UnknownModel):
         part([], defaults={"model": "ghost"}).check_defaults(CATALOG)
     languages = {"source_language": "en", "target_language": "xx"}
-    with pytest.raises(UnknownLanguage):
+    with pytest.raises(UnknownLanguagePair):
         part([], "translate", defaults=languages).check_defaults(CATALOG)
     with pytest.raises(UnknownModel):
         part([], "generate").check_defaults(CATALOG)

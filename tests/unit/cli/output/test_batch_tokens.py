@@ -7,7 +7,7 @@ import pytest
 from cli.output.batch_tokens import BatchTokens, Kind, TokensDone, tokens_done
 from db.queries import submission
 from db.session import Database
-from tasks import settings
+from tasks.configuration import settings
 from tests.jobs import answer, insert_job, succeed
 
 

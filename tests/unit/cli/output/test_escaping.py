@@ -36,7 +36,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.BytesIO]:
 
 
 @pytest.mark.parametrize("character", UNSAFE, ids=lambda each: f"{ord(each):04x}")
-def test_what_a_terminal_would_obey_is_an_escape_that_says_what_it_was(character: str) -> None:
+def test_control_characters_are_shown_as_escapes(character: str) -> None:
     shown = visible(f"a{character}b")
 
     assert shown == f"a{character.encode('unicode_escape').decode()}b"
@@ -57,7 +57,7 @@ def test_what_a_terminal_would_obey_is_an_escape_that_says_what_it_was(character
         "C:\\new",
     ],
 )
-def test_what_people_write_stays_as_it_is(text: str) -> None:
+def test_ordinary_text_is_not_escaped(text: str) -> None:
     assert visible(text) == text
     assert inert(text).plain == text
 
@@ -142,7 +142,7 @@ def test_a_table_that_nearly_fits_does_without_a_column(screen: io.BytesIO) -> N
     assert row.rstrip() == "1  the keeper of Gu..."
 
 
-def test_what_spins_is_of_the_encoding(screen: io.BytesIO) -> None:
+def test_the_spinner_fits_the_terminals_encoding(screen: io.BytesIO) -> None:
     assert terminal.out.spinner == "line"
 
 

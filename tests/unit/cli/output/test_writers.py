@@ -17,7 +17,7 @@ from cli.output import writers
 from cli.output.job_json import COLUMNS, FIELDS, record
 from cli.output.terminal import plural
 from cli.output.writers import guarded, results_table, write_csv, write_jsonl, write_parquet
-from db.reading import FoundJob, JobError
+from db.reading.found_job import FoundJob, JobFailure
 from db.states import JobState
 
 AT = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)
@@ -54,7 +54,7 @@ FAILED = job(
     finish_reason=None,
     prompt_tokens=None,
     completion_tokens=None,
-    error=JobError("prompt_too_long", "too long"),
+    error=JobFailure("prompt_too_long", "too long"),
     metadata={},
     finished_at=None,
 )

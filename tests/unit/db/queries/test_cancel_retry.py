@@ -61,7 +61,7 @@ def test_only_jobs_of_the_named_states_are_retried(database: Database, state: Jo
     assert retried == ([job_id] if state in RETRIABLE else [])
 
 
-def test_what_has_succeeded_cannot_even_be_asked_to_run_again() -> None:
+def test_succeeded_jobs_cannot_be_retried() -> None:
     with pytest.raises(AssertionError):
         cancel_retry.retry_jobs(Job.tenant == "default", [JobState.SUCCEEDED])
 

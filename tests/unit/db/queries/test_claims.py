@@ -44,7 +44,7 @@ def test_a_claim_returns_the_job_with_what_its_recipe_and_its_retries_need(
     assert contracts == {job_id: {"text": "three words long"}}
 
 
-def test_only_what_is_due_is_claimed(database: Database) -> None:
+def test_only_due_jobs_are_claimed(database: Database) -> None:
     due = [
         insert_job(database),
         insert_job(database, not_before=seconds_from_now(-1)),
@@ -118,7 +118,7 @@ def test_a_claim_waits_for_a_job_that_is_being_marked_as_published(database: Dat
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_of_two_claims_at_once_the_second_gets_nothing(database: Database) -> None:
+def test_the_second_of_two_simultaneous_claims_gets_nothing(database: Database) -> None:
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:

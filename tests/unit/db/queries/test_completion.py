@@ -138,7 +138,7 @@ def a_job_that_was_never_claimed(database: Database) -> Fence:
         a_job_that_was_never_claimed,
     ],
 )
-def test_who_may_not_write_changes_nothing(
+def test_an_attempt_without_the_right_to_write_changes_nothing(
     database: Database, of: Callable[[Database], Fence]
 ) -> None:
     fence = of(database)

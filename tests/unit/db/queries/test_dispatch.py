@@ -37,7 +37,7 @@ def test_priority_puts_a_job_before_those_of_its_time(database: Database) -> Non
     assert turn(database) == [urgent, usual, least]
 
 
-def test_whoever_waited_long_enough_goes_before_priority(database: Database) -> None:
+def test_a_job_that_waited_long_enough_goes_before_higher_priority(database: Database) -> None:
     waited, urgent = insert_job(database), insert_job(database, priority=1)
     assert turn(database) == [urgent, waited]
     longer = seconds_from_now(-submission.PRIORITY_SECONDS - 1)
@@ -45,7 +45,7 @@ def test_whoever_waited_long_enough_goes_before_priority(database: Database) -> 
     assert turn(database) == [waited, urgent]
 
 
-def test_of_two_that_came_together_the_one_with_a_deadline_goes_first(database: Database) -> None:
+def test_a_deadline_breaks_the_tie_of_jobs_submitted_together(database: Database) -> None:
     rows = [
         job_row(),
         job_row(deadline=datetime.now(UTC) + timedelta(hours=2)),
@@ -60,7 +60,7 @@ def test_jobs_that_came_together_go_by_id(database: Database) -> None:
     assert turn(database) == sorted(ids)
 
 
-def test_whose_time_has_not_come_waits(database: Database) -> None:
+def test_a_job_is_not_published_before_its_time(database: Database) -> None:
     insert_job(database, not_before=seconds_from_now(60))
     ready = insert_job(database, not_before=seconds_from_now(-1))
     assert turn(database) == [ready]
@@ -113,7 +113,7 @@ def test_no_more_leases_are_requeued_than_asked_for(database: Database) -> None:
     assert counts == [2, 2, 1, 0]
 
 
-def test_what_has_run_out_is_a_lease_or_a_deadline(database: Database) -> None:
+def test_expired_leases_and_deadlines_are_found(database: Database) -> None:
     def has_run_out() -> bool:
         with database.read() as session:
             return bool(session.scalar(dispatch.has_run_out()))
@@ -134,7 +134,7 @@ def test_what_has_run_out_is_a_lease_or_a_deadline(database: Database) -> None:
     assert not has_run_out()
 
 
-def test_what_is_outstanding_is_published_or_runs(database: Database) -> None:
+def test_outstanding_jobs_are_published_or_running(database: Database) -> None:
     insert_job(database)
     ended = {"published_at": seconds_from_now(-2), "finished_at": seconds_from_now(-1)}
     insert_job(database, state=JobState.FAILED, **ended)

@@ -43,7 +43,7 @@ def test_leaderships_are_apart_by_name(database: Database) -> None:
 
 
 @pytest.mark.parametrize("after_another", [False, True])
-def test_of_many_that_try_at_once_one_leads(database: Database, after_another: bool) -> None:
+def test_one_of_many_simultaneous_candidates_leads(database: Database, after_another: bool) -> None:
     if after_another:
         assert lead(database, "dead")
         with database.write() as session:

@@ -330,7 +330,7 @@ class Protocol(RuleBasedStateMachine):
             assert told.attempts == sorted(set(told.attempts))
 
 
-def test_whatever_happens_every_job_ends_once(database: Database) -> None:
+def test_every_job_ends_once_in_any_order_of_events(database: Database) -> None:
     clock = VirtualClock(database)
     run_state_machine_as_test(
         lambda: Protocol(database, clock),

@@ -3,8 +3,8 @@ import pytest
 from engine.backends.loader import choose_device
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from tasks.catalog import Model
-from worker.worker import engine_spec
+from tasks.configuration.catalog import Model
+from worker.engines.fleet import engine_spec
 
 
 def device(asked: str, replica: int = 0, num_gpus: int = 0) -> str:

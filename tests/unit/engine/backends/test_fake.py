@@ -1,6 +1,6 @@
 from engine.backends.fake import FakeBackend
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Message, Output, Params, Request
+from engine.protocol.messages import ChatTurn, Output, Params, Request
 from tests.engines import Bench
 
 TEXT = "the keeper of the mill counted three boats and seven sacks of grain"
@@ -65,14 +65,14 @@ def test_a_stop_text_ends_the_answer_with_the_token_that_completes_it():
 
 def test_a_chat_is_the_words_of_its_messages():
     chat = Request(
-        id=0, task="chat", messages=(Message("system", "be brief"), Message("user", "why tides"))
+        id=0, task="chat", messages=(ChatTurn("system", "be brief"), ChatTurn("user", "why tides"))
     )
     output = answer(chat)
     assert output.prompt_tokens == 4
     assert set(output.choices[0].text.split()) <= {"be", "brief", "why", "tides"}
 
 
-def test_what_it_refuses():
+def test_the_fake_engine_refuses_unsupported_parameters():
     assert answer(spec={"max_input_tokens": 12}).failure.code == "prompt_too_long"
     translate = Request(id=0, task="translate", text="a", target_language="fr")
     assert answer(translate, spec={"languages": ("de", "en")}).failure.code == "unknown_language"

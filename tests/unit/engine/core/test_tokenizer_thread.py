@@ -105,7 +105,7 @@ def test_a_long_text_that_is_cancelled_is_tokenized_no_further():
 
 
 @pytest.mark.parametrize("text", ["a b", LONG, " "])
-def test_what_interrupts_a_bulk_text_is_answered_itself(text):
+def test_an_interactive_request_between_slices_is_answered(text):
     """And neither its failure nor its own length is taken for that of the bulk text."""
     sequences = []
 

@@ -22,7 +22,7 @@ from torch.utils import _python_dispatch
 from engine.cpu import captured_ops
 from engine.cpu.captured_ops import NotCapturable, OpCapturer, captured_call, overload_with_out
 from engine.cpu.linear import PackedLinear
-from engine.cpu.op_buffers import MIN_BUFFER_BYTES, BufferPool, CapturedGraph
+from engine.cpu.op_buffers import MIN_BUFFER_BYTES, CapturedGraph, GraphBuffers
 from engine.runners.cuda_graphs import GraphCache
 
 WIDTH = 24
@@ -414,7 +414,7 @@ NEED = st.tuples(st.integers(0, 30), st.integers(0, 12), st.integers(0, 5000))
 
 @given(recordings=st.lists(st.lists(NEED, max_size=25), min_size=1, max_size=4))
 def test_a_pool_shares_no_buffer_between_overlapping_needs(recordings):
-    pool = BufferPool()
+    pool = GraphBuffers()
     for each in recordings:
         needs = [
             (first, first + calls, name, size) for name, (first, calls, size) in enumerate(each)
@@ -431,7 +431,7 @@ def test_a_pool_shares_no_buffer_between_overlapping_needs(recordings):
 
 @given(num_needs=st.integers(1, 30), size=st.integers(1, 5000))
 def test_needs_that_do_not_overlap_share_one_buffer(num_needs, size):
-    pool = BufferPool()
+    pool = GraphBuffers()
     assigned = pool.assign((at, at, at, size) for at in range(num_needs))
     assert len({each.data_ptr() for each in assigned.values()}) == 1
     # A result of one call is not where its arguments are.

@@ -21,7 +21,7 @@ def size(machine: Machine, **settings):
     return sized(spec(**settings), machine, "inflight", "it is proved")
 
 
-def test_nothing_is_left_open_and_each_choice_has_a_reason():
+def test_every_limit_is_resolved_and_has_a_reason():
     found = size(Machine("cpu", 8 * GIB, max_context_tokens=1024, bytes_per_token=2**15))
     assert found.spec.max_sequences == CPU_SEQUENCES
     assert found.spec.max_step_tokens == 8192
@@ -79,7 +79,7 @@ def test_a_gpu_keeps_no_more_than_its_sequences_can_be():
     assert size(machine, max_sequences=8).spec.max_cache_tokens == 2 * 8 * 1024
 
 
-def test_what_keeps_nothing_between_steps_has_no_cache_to_size():
+def test_a_backend_without_a_cache_has_no_cache_limit():
     found = size(Machine("cpu", GIB))
     assert found.spec.max_cache_tokens is None
     assert "max_cache_tokens" not in found.reasons

@@ -11,9 +11,10 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Sized
 from engine.protocol.messages import (
     Cancel,
+    ChatTurn,
     Choice,
     Load,
-    Message,
+    LoadFailed,
     ModelCard,
     Output,
     Outputs,
@@ -24,7 +25,6 @@ from engine.protocol.messages import (
     RequestFailure,
     Run,
     Stop,
-    Unloadable,
     from_bytes,
     to_bytes,
 )
@@ -44,7 +44,7 @@ REQUESTS = st.builds(
     id=st.integers(0),
     task=st.sampled_from(["summarize", "translate", "generate", "chat"]),
     text=st.none() | ANY_TEXT,
-    messages=st.lists(st.builds(Message, ANY_TEXT, ANY_TEXT)).map(tuple),
+    messages=st.lists(st.builds(ChatTurn, ANY_TEXT, ANY_TEXT)).map(tuple),
     source_language=st.none() | ANY_TEXT,
     target_language=st.none() | ANY_TEXT,
     params=PARAMS,
@@ -82,7 +82,7 @@ def test_outputs_cross_unchanged():
         Load(EngineSpec(alias="a", checkpoint="b", languages=("en",), prompt={"chat": "{text}"})),
         Cancel((1, 2)),
         Stop(),
-        Unloadable("no such folder"),
+        LoadFailed("no such folder"),
         Ready(
             ModelCard(
                 alias="a",

@@ -1,8 +1,15 @@
+from dataclasses import fields
+
 import pytest
 
 from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
-from engine.protocol.messages import Params
-from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS, AnswerLimits, resolve
+from engine.protocol.messages import PARAMS, Params
+from engine.sampling.resolve_params import (
+    DEFAULT_MAX_NEW_TOKENS,
+    AnswerLimits,
+    ResolvedParams,
+    resolve,
+)
 
 PROMPT = AnswerLimits(
     num_before=10, max_context_tokens=50
@@ -120,3 +127,9 @@ def test_settings_that_could_not_matter_are_not_said():
         "num_return_sequences": 1,
     }
     assert settings(Params(num_beams=2, stop=("a",))).to_json()["stop"] == ["a"]
+
+
+def test_every_parameter_of_a_request_is_resolved():
+    # `max_length` comes to max_new_tokens, which is what is left of it behind the prompt.
+    resolved = {each.name for each in fields(ResolvedParams)}
+    assert resolved == set(PARAMS) - {"max_length"}

@@ -63,7 +63,7 @@ def test_the_settings_narrow_what_the_checkpoint_knows():
         narrowed.own_code("target_language", "zh")
 
 
-def test_a_language_in_words():
+def test_a_language_has_its_english_name():
     assert Languages(()).english_name("target_language", "fr") == "French"
     with pytest.raises(UnknownLanguage):
         Languages(()).english_name("target_language", "qq")

@@ -5,7 +5,7 @@ import pytest
 from engine.backends.fake import FakeBackend
 from engine.core.completion import Completion, GeneratedTokens
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Message, Output, Request
+from engine.protocol.messages import ChatTurn, Choice, Output, Request
 from engine.text.reasoning import KNOWN_MARKS, THINK, ThoughtSplitter, own_marks
 
 
@@ -129,7 +129,7 @@ def test_the_fake_engine_thinks_in_words() -> None:
     engine = FakeBackend(EngineSpec(alias="fake", checkpoint="fake", engine="fake"))
     words = (THINK[0], "well", THINK[1], "yes")
     sequence = engine.encode(
-        Request(id=1, task="chat", messages=(Message("user", " ".join(words)),))
+        Request(id=1, task="chat", messages=(ChatTurn("user", " ".join(words)),))
     )
     output = engine.decode(Completion(sequence, (GeneratedTokens((0, 1, 1, 2, 3), "stop"),)))
     (choice,) = output.choices

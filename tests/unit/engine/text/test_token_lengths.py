@@ -39,7 +39,7 @@ def test_counting_ends_with_the_slice_that_exceeds_the_limit(max_tokens):
     assert pauses == list(range(1, len(count.slices) + 1))
 
 
-def test_of_a_text_with_few_tokens_no_more_than_max_characters_are_counted():
+def test_token_counting_reads_at_most_max_characters():
     count = Counter(10**9)
     bound = PrefixBound(255)
     assert bound.least_tokens(" " * 3_900_000, count) == 0

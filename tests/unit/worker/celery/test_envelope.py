@@ -17,7 +17,7 @@ from worker.quarantine import BODY_LIMITS
 
 
 @pytest.mark.parametrize("make", ENTRIES.values(), ids=[ascii(name) for name in ENTRIES])
-def test_what_is_read_is_of_the_right_types(make: Any) -> None:
+def test_a_valid_entry_is_read_with_the_right_types(make: Any) -> None:
     try:
         read = envelopes.read(make(), "celery")
     except Malformed:
@@ -37,7 +37,7 @@ def test_what_is_read_is_of_the_right_types(make: Any) -> None:
     st.binary()
     | st.recursive(st.none() | st.text(), st.lists).map(lambda it: json.dumps(it).encode())
 )
-def test_anything_else_is_refused(entry: bytes) -> None:
+def test_an_invalid_entry_is_refused(entry: bytes) -> None:
     with pytest.raises(Malformed):
         envelopes.read(entry, "celery")
 
@@ -48,7 +48,7 @@ def test_two_messages_of_one_tag_are_two() -> None:
     assert len(tags) == 2
 
 
-def test_what_is_larger_than_a_message_may_be_is_not_even_parsed() -> None:
+def test_an_oversized_entry_is_not_parsed() -> None:
     with pytest.raises(Malformed) as raised:
         envelopes.read(b"[" * (MAX_BYTES + 1), "celery")
     assert raised.value.reason is Reason.TOO_LARGE
@@ -82,7 +82,7 @@ def test_what_is_set_aside_is_read_again_as_it_was() -> None:
     assert SetAside.from_json(message.to_json()) == message
 
 
-def test_what_waits_in_redis_is_bounded() -> None:
+def test_messages_waiting_in_redis_are_bounded() -> None:
     at_most = previous = 0
     for num_messages, num_bytes in BODY_LIMITS:
         at_most += (num_messages - previous) * num_bytes

@@ -32,7 +32,7 @@ READ = {
 @pytest.mark.parametrize(
     ("mended", "digest"), READ.items(), ids=lambda each: getattr(each, "__name__", "")
 )
-def test_what_is_mended_is_what_was_read(mended: object, digest: str) -> None:
+def test_the_library_code_that_we_mend_is_unchanged(mended: object, digest: str) -> None:
     """Where this fails: read the new code, and see whether `worker.celery.redis_channel` and
     `worker.celery.consumer` still mend it."""
     source = inspect.getsource(mended)  # type: ignore[arg-type]

@@ -196,7 +196,7 @@ def test_one_of_two_dispatchers_publishes(database: Database) -> None:
 
 
 @pytest.mark.usefixtures("broker")
-def test_of_the_workers_that_are_notified_only_the_leader_polls(
+def test_a_notification_makes_only_the_leader_poll(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[str] = []

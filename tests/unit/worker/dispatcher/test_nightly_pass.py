@@ -9,9 +9,9 @@ from sqlalchemy import update
 from db import find_job
 from db.clock import seconds_from_now
 from db.models import Leadership
-from db.retention import Retention
 from db.session import Database
 from db.states import JobState
+from db.upkeep.retention import Retention
 from tests.jobs import insert_job
 from worker.dispatcher import nightly_pass
 from worker.dispatcher.nightly_pass import NIGHTLY, NightlyPass
@@ -75,7 +75,9 @@ def test_only_the_leader_makes_a_pass(database: Database) -> None:
     assert not is_pruned()
 
 
-def test_of_two_leaders_one_makes_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_leaders_make_one_nightly_pass(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(database).tick()
     let_it_be_night(database)
     passes = []

@@ -50,7 +50,7 @@ def test_the_most_urgent_model_decides_the_wait() -> None:
     assert wait_seconds == pytest.approx(0.2)
 
 
-def test_without_models_the_wait_has_no_end() -> None:
+def test_the_wait_is_infinite_without_models() -> None:
     assert seconds_until_needed({}, {}, 0.5) == math.inf
 
 

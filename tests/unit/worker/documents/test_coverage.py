@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.documents.coverage import Coverage, Span, left_out, spans
+from worker.documents.coverage import Coverage, TextRange, left_out, spans
 
 
 @given(ends=st.sets(st.integers(1, 500), min_size=1), data=st.data())
@@ -20,9 +20,9 @@ def test_what_is_read_and_what_is_left_out_tile_the_source(
 
 def test_spans_that_overlap_are_refused() -> None:
     with pytest.raises(ValueError, match="span 5-9"):
-        left_out([Span(0, 6), Span(5, 9)], 9)
+        left_out([TextRange(0, 6), TextRange(5, 9)], 9)
     with pytest.raises(ValueError, match="span 0-10"):
-        left_out([Span(0, 10)], 9)
+        left_out([TextRange(0, 10)], 9)
 
 
 def test_coverage_as_json_says_how_much_is_left_out() -> None:
@@ -32,7 +32,7 @@ def test_coverage_as_json_says_how_much_is_left_out() -> None:
         rounds=1,
         source_characters=100,
         source_tokens=20,
-        left_out=left_out([Span(0, 60)], 100),
+        left_out=left_out([TextRange(0, 60)], 100),
     )
     assert coverage.to_json() == {
         "strategy": "truncate",

@@ -52,7 +52,9 @@ def found(entries: dict[str, str | None], text: str) -> list[tuple[str, str]]:
         ({}, "harbour", []),
     ],
 )
-def test_where_terms_stand(entries: dict[str, str | None], text: str, expected: list[str]) -> None:
+def test_terms_are_found_at_word_boundaries(
+    entries: dict[str, str | None], text: str, expected: list[str]
+) -> None:
     assert [term for term, _ in found(entries, text)] == expected
 
 
@@ -91,7 +93,7 @@ def test_how_a_translation_is_written(
         ({"water": "l'eau"}, "water", "de l’eau", {}),
     ],
 )
-def test_what_a_translation_misses(
+def test_missing_placeholders_of_a_translation_are_counted(
     entries: dict[str, str | None], source: str, translation: str, missing: dict[str, int]
 ) -> None:
     assert missed_terms(Glossary(entries).find(source), translation) == missing

@@ -40,7 +40,7 @@ def test_short_codes(code: str, expected: str) -> None:
         (f"{GERMAN} {GERMAN} {GERMAN} {ENGLISH}", ("en", "de"), "de"),
     ],
 )
-def test_a_language_that_is_clear(text: str, among: tuple[str, ...], expected: str) -> None:
+def test_a_clear_language_is_detected(text: str, among: tuple[str, ...], expected: str) -> None:
     guess = detect(text, among)
     assert guess.language == expected
     assert guess.confidence >= 0.5
@@ -57,7 +57,7 @@ def test_a_language_that_is_clear(text: str, among: tuple[str, ...], expected: s
         ("", ()),
     ],
 )
-def test_a_language_that_is_not(text: str, among: tuple[str, ...]) -> None:
+def test_an_unclear_language_is_not_guessed(text: str, among: tuple[str, ...]) -> None:
     guess = detect(text, among)
     assert guess.language is None
     assert guess.candidates, "somebody is to choose among them"

@@ -46,7 +46,7 @@ def test_a_part_rather_ends_where_a_paragraph_does() -> None:
     assert ends == [9, 20]
 
 
-def test_one_heading_a_part_where_they_are_as_far_apart() -> None:
+def test_parts_begin_at_evenly_spaced_headings() -> None:
     sizes = [5, 20, 20, 15] * 6
     headings = {number: Boundary.HEADING for number in range(4, 25, 4)}
     assert pack(pieces_of(sizes, headings), 70) == [4, 8, 12, 16, 20, 24]

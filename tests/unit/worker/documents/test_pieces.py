@@ -101,7 +101,9 @@ def test_headings_and_paragraphs_come_before_sentences() -> None:
         ("the ", "end", Boundary.NONE),
     ],
 )
-def test_what_ends_at_a_place(before: str, after: str, boundary: Boundary) -> None:
+def test_the_strongest_boundary_at_a_place_is_found(
+    before: str, after: str, boundary: Boundary
+) -> None:
     assert boundary_at(before + after, len(before)) is boundary
 
 

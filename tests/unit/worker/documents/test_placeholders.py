@@ -71,7 +71,7 @@ def test_each_kind_is_one_span(text: str) -> None:
         ('<a href="https://x.org">It</a>', ['<a href="https://x.org">', "</a>"]),
     ],
 )
-def test_what_stands_among_words(text: str, expected: list[str]) -> None:
+def test_spans_are_found_among_words(text: str, expected: list[str]) -> None:
     assert found(text) == expected
 
 
@@ -90,7 +90,7 @@ def test_what_stands_among_words(text: str, expected: list[str]) -> None:
         "C:\\x",
     ],
 )
-def test_what_is_none(text: str) -> None:
+def test_ordinary_words_are_no_spans(text: str) -> None:
     assert found(text) == []
 
 

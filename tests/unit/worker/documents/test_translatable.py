@@ -152,7 +152,7 @@ def test_line_ends_come_back_as_they_were(end: str) -> None:
         "🙂 …",
     ],
 )
-def test_what_has_no_words_is_not_translated(text: str) -> None:
+def test_a_fragment_without_words_is_not_translated(text: str) -> None:
     assert of(text).sentences == ()
     assert of(text).join([]) == text
 

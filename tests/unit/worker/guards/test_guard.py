@@ -110,7 +110,9 @@ def test_a_good_translation_is_not_suspicious() -> None:
         (LOOP, {"text": "the ferry " * 8}, set()),
     ],
 )
-def test_what_is_suspicious(output: str, given: dict[str, Any], expected: set[str]) -> None:
+def test_each_signal_beyond_its_limit_is_a_suspicion(
+    output: str, given: dict[str, Any], expected: set[str]
+) -> None:
     assert set(suspicions(output, **given)) == expected
 
 
@@ -140,7 +142,7 @@ def test_a_guard_can_fail_the_job() -> None:
     assert suspicions("Oui.", guards={"actions": {"repetition": "fail"}}) == ("too_short",)
 
 
-def test_what_is_given_stays_and_a_fault_of_ours_costs_no_job(
+def test_given_signals_stay_and_an_error_while_measuring_fails_no_job(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:

@@ -70,11 +70,13 @@ def test_lengths_are_comparable_between_scripts() -> None:
         ("Paris and Berlin", "Paris et Berlin", False),
     ],
 )
-def test_what_stayed_as_it_was(source: str, translation: str, expected: bool) -> None:
+def test_an_untranslated_sentence_is_recognised(
+    source: str, translation: str, expected: bool
+) -> None:
     assert is_left_as_it_was(source, translation) is expected
 
 
-def test_a_name_alone_may_stay() -> None:
+def test_a_single_name_is_not_untranslated() -> None:
     assert not has_words_to_translate("Paris")
     assert has_words_to_translate("New ferry")
     assert has_words_to_translate("港口")

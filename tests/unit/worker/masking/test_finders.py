@@ -2,8 +2,8 @@
 
 import pytest
 
+from tasks.configuration.masking import Masking, MaskingRules, masking_of
 from tasks.errors import SettingsError
-from tasks.masking import Masking, MaskingRules, masking_of
 from worker.masking.finders import finders_of
 from worker.masking.masker import Masker, Maskers
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 
 from db.outcome import Answer
-from engine.protocol.messages import Message
-from tasks.masking import MaskingRules
+from engine.protocol.messages import ChatTurn
+from tasks.configuration.masking import MaskingRules
 from tests.jobs import answer
-from worker.dialogue import Dialogue
+from worker.attempts.dialogue import Dialogue
 from worker.masking.finders import Match, finders_of
 from worker.masking.masker import Masker
 
@@ -80,8 +80,8 @@ def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> 
 
 def test_the_turns_before_a_chat_are_masked_with_the_same_placeholders() -> None:
     before = Dialogue(
-        system=(Message("system", "You serve ada@example.org."),),
-        turns=((Message("user", "I am bob@example.org"), Message("assistant", "Hello")),),
+        system=(ChatTurn("system", "You serve ada@example.org."),),
+        turns=((ChatTurn("user", "I am bob@example.org"), ChatTurn("assistant", "Hello")),),
     )
     contract = {
         "messages": [{"role": "user", "content": "Write to bob@example.org and ada@example.org"}],

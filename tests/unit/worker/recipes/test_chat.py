@@ -8,9 +8,9 @@ import pytest
 
 from db.outcome import Answer
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Message
+from engine.protocol.messages import ChatTurn
 from tests.attempts import CountingClient, Run
-from worker.dialogue import Dialogue
+from worker.attempts.dialogue import Dialogue
 
 CONTEXT = 32  # words of a prompt, to the fake engine
 
@@ -30,12 +30,12 @@ def client(engine: CountingClient) -> CountingClient:
     return engine
 
 
-def turns(*lengths: int) -> tuple[tuple[Message, ...], ...]:
+def turns(*lengths: int) -> tuple[tuple[ChatTurn, ...], ...]:
     """Turns of so many words each, no two alike."""
     return tuple(
         (
-            Message("user", " ".join(f"q{at}.{word}" for word in range(length - 1))),
-            Message("assistant", f"a{at}"),
+            ChatTurn("user", " ".join(f"q{at}.{word}" for word in range(length - 1))),
+            ChatTurn("assistant", f"a{at}"),
         )
         for at, length in enumerate(lengths)
     )
@@ -64,14 +64,14 @@ def test_a_chat_that_continues_nothing_is_one_request(client: CountingClient) ->
 
 
 def test_a_dialogue_that_fits_is_sent_whole(client: CountingClient) -> None:
-    dialogue = Dialogue((Message("system", "be brief"),), turns(4, 5))
+    dialogue = Dialogue((ChatTurn("system", "be brief"),), turns(4, 5))
     answer = chat(client, dialogue, ("user", "and now")).answer()
     (request,) = client.generated
     assert request.messages == (
-        Message("system", "be brief"),
+        ChatTurn("system", "be brief"),
         *dialogue.turns[0],
         *dialogue.turns[1],
-        Message("user", "and now"),
+        ChatTurn("user", "and now"),
     )
     assert answer.prompt_tokens == 2 + 4 + 5 + 2
     assert report(answer) == (2, 0)
@@ -84,7 +84,7 @@ def test_a_dialogue_that_fits_is_sent_whole(client: CountingClient) -> None:
 def test_the_oldest_turns_go_until_the_rest_fits_and_no_longer(
     client: CountingClient, lengths: tuple[int, ...]
 ) -> None:
-    dialogue = Dialogue((Message("system", "be brief"),), turns(*lengths))
+    dialogue = Dialogue((ChatTurn("system", "be brief"),), turns(*lengths))
     answer = chat(client, dialogue, ("user", "and now")).answer()
     # The most of the newest turns that fit beside the system's words and the job's own.
     num_kept = max(
@@ -94,16 +94,16 @@ def test_the_oldest_turns_go_until_the_rest_fits_and_no_longer(
     (request,) = client.generated
     kept = [message for turn in dialogue.turns[num_left_out:] for message in turn]
     assert request.messages == (
-        Message("system", "be brief"),
+        ChatTurn("system", "be brief"),
         *kept,
-        Message("user", "and now"),
+        ChatTurn("user", "and now"),
     )
     assert report(answer) == (len(lengths), num_left_out)
     gone = [message for turn in dialogue.turns[:num_left_out] for message in turn]
     assert answer.left_out_characters == sum(len(message.content) for message in gone)
 
 
-def test_what_was_not_even_read_counts_as_left_out(client: CountingClient) -> None:
+def test_turns_that_were_not_read_count_as_left_out(client: CountingClient) -> None:
     dialogue = Dialogue((), turns(40, 4), num_unread=7, characters_unread=100)
     answer = chat(client, dialogue, ("user", "and now")).answer()
     assert report(answer) == (9, 8)
@@ -114,7 +114,7 @@ def test_what_was_not_even_read_counts_as_left_out(client: CountingClient) -> No
 def test_a_system_turn_of_ones_own_takes_the_place_of_the_dialogues(
     client: CountingClient,
 ) -> None:
-    dialogue = Dialogue((Message("system", "be brief"),), turns(4))
+    dialogue = Dialogue((ChatTurn("system", "be brief"),), turns(4))
     chat(client, dialogue, ("system", "be long"), ("user", "and now")).answer()
     (request,) = client.generated
     assert [each.content for each in request.messages if each.role == "system"] == ["be long"]

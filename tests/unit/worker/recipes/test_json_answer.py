@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.engine_spec import EngineSpec
-from tasks.masking import MaskingRules
+from tasks.configuration.masking import MaskingRules
 from tests.attempts import CountingClient, Run
 from worker.masking.finders import finders_of
 from worker.masking.masker import Masker
@@ -49,7 +49,7 @@ def test_an_answer_that_is_valid_is_asked_for_once(
 
 
 @pytest.mark.parametrize("run", [chat, generate])
-def test_one_that_is_not_is_asked_for_again_with_the_reason_and_then_kept(
+def test_an_invalid_answer_is_asked_for_again_with_the_reason(
     client: CountingClient, run: Any
 ) -> None:
     schema = {"type": "object", "required": ["a"]}
@@ -71,7 +71,9 @@ def test_one_that_is_not_is_asked_for_again_with_the_reason_and_then_kept(
         assert [each.role for each in later[-1].messages] == ["user", "assistant", "user"]
 
 
-def test_where_the_reason_has_no_room_the_first_answer_is_the_last(client: CountingClient) -> None:
+def test_an_invalid_answer_is_final_where_the_retry_prompt_does_not_fit(
+    client: CountingClient,
+) -> None:
     outcome = chat(client, "word " * 63, max_new_tokens=1, json_object=True).start().wait()
     assert (outcome.error_code, outcome.output) == ("answer_not_valid", "word")
     assert "(once)" in (outcome.error_message or "")
@@ -82,7 +84,7 @@ def test_a_prompt_that_is_too_long_is_that_and_not_an_answer(client: CountingCli
     assert (outcome.error_code, outcome.output) == ("prompt_too_long", None)
 
 
-def test_of_several_answers_the_valid_ones_are_kept(client: CountingClient) -> None:
+def test_only_the_valid_ones_of_several_answers_are_kept(client: CountingClient) -> None:
     """Words are drawn from the prompt, so some of these are JSON and some are not."""
     fields = {"max_new_tokens": 1, "temperature": 1.0, "num_return_sequences": 12, "seed": 1}
     plain = chat(client, "{} no", **fields).answer()

@@ -11,7 +11,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output
 from tests.attempts import CountingClient, Run
 from worker.documents.words import count_words, first_words
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 
 CONTEXT = 64  # words of a prompt, to the fake engine
 REPORT = "\n\n".join(

@@ -18,9 +18,9 @@ from engine.protocol.messages import Choice, Output, Params, Request
 from tests import checkpoints
 from tests.attempts import Pages
 from tests.workers import PATIENCE_SECONDS, ROOT
-from worker.attempt import Attempt
+from worker.attempts.attempt import Attempt
 from worker.documents.glossary import Glossary
-from worker.engine_client import EngineClient
+from worker.engines.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.recipes import Work
 from worker.recipes.draft import Draft
@@ -233,7 +233,7 @@ def test_placeholders_come_back_to_the_letter(translator: Translator) -> None:
         "{name}",
     ],
 )
-def test_what_has_no_words_is_never_sent(translator: Translator, text: str) -> None:
+def test_a_source_without_words_is_never_sent(translator: Translator, text: str) -> None:
     num_steps = translator.client.progress.num_prompt_tokens
     answer = translator.answer(text)
     assert answer.output == text
@@ -263,12 +263,12 @@ def test_a_sentence_longer_than_the_model_is_cut_at_words(nllb: Translator) -> N
     assert report(answer)["num_cut"] > 0
 
 
-def test_what_is_wrong_with_a_request_is_still_its_jobs_error(nllb: Translator) -> None:
+def test_an_error_of_a_request_is_its_jobs_error(nllb: Translator) -> None:
     outcome = nllb.outcome("The mill. The boat.", target_language="tlh")
     assert (outcome.state, outcome.error_code) == (JobState.FAILED, "unknown_language")
 
 
-def test_a_language_that_is_found_out(translator: Translator, nllb: Translator) -> None:
+def test_the_source_language_is_detected(translator: Translator, nllb: Translator) -> None:
     answer = translator.answer(" ".join(SIX), source_language="auto", languages=("en>fr",))
     assert answer.output == " ".join(SIX.values())
     assert report(answer)["source_language"] == "en"

@@ -1,0 +1,1 @@
+"""Commands that enqueue jobs, cancel them or let them run again."""

@@ -1,0 +1,161 @@
+"""`tidemill audit`: who did what, and whether that record is what it was."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.output.terminal import note, out, plural, print_table, say, table, warn, write_json
+
+if TYPE_CHECKING:
+    from db.models import AuditEntry
+
+audit = typer.Typer(
+    help="Who did what to which jobs, and whether anybody changed that record.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Act = Annotated[str | None, typer.Option(help="Of this kind, as submit or erase.")]
+Actor = Annotated[str | None, typer.Option(help="By whom: a part of the name.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Then or later.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before.")]
+NUM_SHOWN = 3  # ids in a row of the table
+
+
+@audit.command("list", epilog="Example: tidemill audit list --act erase --since 2026-01-31")
+def list_(
+    act: Act = None,
+    actor: Actor = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    json: options.Json = False,
+) -> None:
+    """List who did what, the newest first. No text of a user's is in it."""
+    rows = _entries(act, actor, since, until, newest_first=True, limit=limit)
+    if json:
+        write_json([_as_json(entry) for entry in rows])
+        return
+    listing = table("entry", "at", "by", "act", "objects")
+    for entry in rows:
+        at = f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}"
+        listing.add_row(str(entry.sequence), at, entry.actor, entry.act, _short(entry.objects))
+    if not rows:
+        say("no entry matches")
+        return
+    print_table(listing)
+    if len(rows) == limit:
+        note(f"the newest {limit:,}; --limit shows more")
+
+
+@audit.command(epilog="Example: tidemill audit verify --head 5e88…")
+def verify(
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="HASH", help="As a worker logged it: it must be in the chain still."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compute the chain of hashes anew; status 1 if an entry was changed or is missing.
+
+    Whoever can write to the database can make a whole new chain. What they cannot change is
+    a hash that was logged elsewhere: give it as --head.
+    """
+    from cli.stack.ready import require_ready
+    from db import audit as chain
+
+    verified = chain.verify(require_ready(), head)
+    if json:
+        write_json(
+            {
+                "sound": not verified.faults,
+                "num_entries": verified.num_entries,
+                "first": verified.first,
+                "head": {"sequence": verified.head.sequence, "hash": verified.head.hash},
+                "faults": list(verified.faults),
+            }
+        )
+    else:
+        for fault in verified.faults:
+            warn(fault)
+        if not verified.faults:
+            say(f"{plural(verified.num_entries, 'entry')}, none changed and none missing")
+            say(f"head {verified.head.sequence}: {verified.head.hash}")
+    if verified.faults:
+        raise typer.Exit(1)
+
+
+@audit.command(epilog="Example: tidemill audit export -o audit.jsonl")
+def export(
+    act: Act = None,
+    actor: Actor = None,
+    since: Since = None,
+    until: Until = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A file, complete or not there at all."),
+    ] = None,
+) -> None:
+    """Write entries as JSON lines, the oldest first, with their hashes."""
+    from cli.output.escaping import json_text
+    from cli.output.output_file import opened
+
+    with opened(output) as to:
+        for entry in _entries(act, actor, since, until):
+            encoding = out.encoding if output is None else "utf-8"
+            to.write((json_text(_as_json(entry), encoding) + "\n").encode())
+
+
+def _entries(
+    act: str | None,
+    actor: str | None,
+    since: str | None,
+    until: str | None,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> "list[AuditEntry]":
+    from cli.stack.ready import require_ready
+    from db.audit import Act, entries
+
+    if act is not None and act not in list(Act):
+        known = ", ".join(Act)
+        raise typer.BadParameter(f"{act!r} is none of {known}", param_hint="--act")
+    first, last = options.instant("--since", since), options.instant("--until", until)
+    return list(
+        entries(
+            require_ready(),
+            act=act,
+            actor=actor,
+            since=first,
+            until=last,
+            newest_first=newest_first,
+            limit=limit,
+        )
+    )
+
+
+def _as_json(entry: "AuditEntry") -> dict[str, Any]:
+    at: datetime = entry.at
+    return {
+        "sequence": entry.sequence,
+        "at": at.isoformat(),
+        "actor": entry.actor,
+        "act": entry.act,
+        "objects": entry.objects,
+        "previous_hash": entry.previous_hash,
+        "hash": entry.hash,
+    }
+
+
+def _short(objects: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in objects.items())
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    more = f" and {len(value) - NUM_SHOWN:,} more" if len(value) > NUM_SHOWN else ""
+    return " ".join(map(str, value[:NUM_SHOWN])) + more

@@ -1,0 +1,285 @@
+"""`tidemill doctor`: says in words what is wrong, and what to do about it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli import options
+from cli.output.terminal import out, plural, write_json
+
+if TYPE_CHECKING:
+    from db.reading.health import Overdue, WorkerHealth
+    from db.session import Database
+    from tasks.configuration.catalog import Catalog, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    subject: str
+    is_well: bool
+    sentence: str
+
+
+def doctor(json: options.Json = False) -> None:
+    """Check the configuration, Redis, the database, the checkpoints and the workers.
+
+    The exit status is 1 if anything is wrong.
+    """
+    findings = examine()
+    if json:
+        write_json(
+            [
+                {"subject": finding.subject, "ok": finding.is_well, "sentence": finding.sentence}
+                for finding in findings
+            ]
+        )
+    else:
+        width = max(len(finding.subject) for finding in findings)
+        for finding in findings:
+            out.print(
+                f"{'ok   ' if finding.is_well else 'WRONG'}  {finding.subject:<{width}}  "
+                f"{finding.sentence}",
+                soft_wrap=True,
+                style="" if finding.is_well else "red",
+            )
+    if not all(finding.is_well for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine() -> list[Finding]:
+    """Look at everything, whatever is found on the way."""
+    from db.errors import DatabaseError
+    from tasks.configuration import settings
+    from tasks.errors import SettingsError
+
+    findings = _look_at_up()
+    catalog = None
+    try:
+        catalog = settings.catalog()
+        names = ", ".join(catalog.models)
+        findings.append(Finding("configuration", True, f"{catalog.path} names {names}"))
+    except SettingsError as error:
+        findings.append(Finding("configuration", False, str(error)))
+    findings += _look_at_redis()
+    database = None
+    try:
+        database = settings.database()
+        findings += _look_at_database(database)
+    except (SettingsError, DatabaseError) as error:
+        findings.append(Finding("database", False, str(error)))
+    findings += _look_at_disks(database)
+    if catalog is not None:
+        findings += [_look_at_checkpoint(catalog, model) for model in catalog.models.values()]
+        if database is not None and findings_of(findings, "database"):
+            findings.append(_look_at_messages(database))
+            findings += _look_at_workers(catalog, database)
+    return findings
+
+
+def findings_of(findings: list[Finding], subject: str) -> bool:
+    """Whether what was found of a subject is well."""
+    return all(finding.is_well for finding in findings if finding.subject == subject)
+
+
+def _look_at_up() -> list[Finding]:
+    from db.connection.address import data_dir, running_up
+
+    written = running_up(os.environ, Path.cwd())
+    if not written:
+        return []
+    folder = data_dir(os.environ, Path.cwd())
+    pid = written.get("pid", "")
+    if pid.isdigit() and Path(f"/proc/{pid}").exists():
+        return [Finding("up", True, f"`tidemill up` runs in {folder} (process {pid})")]
+    if not Path("/proc").exists():
+        return []
+    return [
+        Finding(
+            "up",
+            False,
+            f"the `tidemill up` of {folder} (process {pid}) is gone and could not say so; "
+            "start it again",
+        )
+    ]
+
+
+def _look_at_redis() -> list[Finding]:
+    from cli.errors import BrokerUnreachable
+    from cli.stack.broker import read_broker
+    from cli.stack.exposure import redis_exposure
+    from db.connection.url_redaction import masked
+    from tasks.configuration import settings
+    from tasks.errors import SettingsError
+
+    try:
+        url = settings.broker_url()
+        broker = read_broker(url)
+    except (BrokerUnreachable, SettingsError) as error:
+        return [Finding("redis", False, str(error))]
+    findings = [Finding("redis", True, f"{masked(url)} answers, version {broker.version}")]
+    if broker.eviction != "noeviction":
+        findings.append(
+            Finding(
+                "redis",
+                False,
+                f"its maxmemory-policy is {broker.eviction}, under which it drops messages when "
+                "memory is short; set `maxmemory-policy noeviction`",
+            )
+        )
+    if (exposure := redis_exposure(url, broker.access)) is not None:
+        findings.append(Finding("access", False, f"Redis: {exposure}"))
+    return findings + [Finding("redis", False, fault) for fault in broker.faults]
+
+
+def _look_at_database(database: "Database") -> list[Finding]:
+    from cli.stack.exposure import database_exposure
+    from cli.stack.write_trial import write_fault
+    from db.schema import head, require_current
+
+    require_current(database)
+    findings = [Finding("database", True, f"{database.shown_url} is at revision {head()}")]
+    if (exposure := database_exposure(database.url)) is not None:
+        findings.append(Finding("access", False, f"the database: {exposure}"))
+    if (fault := write_fault(database)) is not None:
+        findings.append(Finding("database", False, f"it takes no write: {fault}"))
+    return findings
+
+
+def _look_at_disks(database: "Database | None") -> list[Finding]:
+    """A finding for each disk of this machine that our data is written to."""
+    from cli.stack.write_trial import rooms_of
+    from db.connection.address import data_dir
+
+    folders = [data_dir(os.environ, Path.cwd())]
+    if database is not None and database.file is not None:
+        folders.append(database.file.parent)
+    folders += [Path(folder) for folder in _redis_folders()]
+    return [Finding("disk", not room.is_short, room.sentence) for room in rooms_of(folders)]
+
+
+def _redis_folders() -> list[str]:
+    """The folders in which a Redis of this machine keeps its files; an unreachable one
+    names none."""
+    from urllib.parse import urlsplit
+
+    from cli.errors import BrokerUnreachable
+    from cli.stack.broker import read_broker
+    from tasks.configuration import settings
+    from tasks.errors import SettingsError
+
+    try:
+        url = settings.broker_url()
+        if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
+            return []
+        folder = read_broker(url).folder
+    except (BrokerUnreachable, SettingsError):
+        return []
+    return [folder] if folder else []
+
+
+def _look_at_checkpoint(catalog: "Catalog", model: "Model") -> Finding:
+    """A folder must be there; a name on a hub cannot be checked from here."""
+    subject = f"model {model.alias}"
+    if model.engine == "fake":
+        return Finding(subject, True, "is a fake: its answers are words of the question")
+    folder = Path(model.checkpoint)
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return Finding(subject, True, f"its checkpoint is {folder}")
+        return Finding(
+            subject, False, f"{folder} holds no config.json, so it is no checkpoint; look there"
+        )
+    looks_local = model.checkpoint.startswith((".", "/", "~")) or model.checkpoint.count("/") > 1
+    if looks_local:
+        return Finding(
+            subject,
+            False,
+            f"there is no folder {catalog.path.parent / model.checkpoint}; put the checkpoint "
+            f"there, or change models.{model.alias}.checkpoint in {catalog.path}",
+        )
+    return Finding(
+        subject,
+        True,
+        f"{model.checkpoint} is no folder here, so the worker will ask the hub for it",
+    )
+
+
+def _look_at_messages(database: "Database") -> Finding:
+    from cli.commands.look_after.messages import num_set_aside
+
+    num = num_set_aside(database)
+    if not num:
+        return Finding("messages", True, "every one was taken")
+    return Finding(
+        "messages",
+        False,
+        f"{plural(num, 'message')} could not be taken; `tidemill messages` says why, and "
+        "`tidemill messages --delete` forgets them",
+    )
+
+
+def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
+    """Findings on the live workers, the jobs they hold, and overdue ones."""
+    from db.reading.health import health
+
+    report = health(database)
+    findings = []
+    served = {model for worker in report.alive for model in worker.models}
+    unserved = [alias for alias in catalog.models if alias not in served]
+    if not report.alive:
+        findings.append(
+            Finding("workers", False, "none is running; start one with `tidemill worker`")
+        )
+    elif unserved:
+        findings.append(
+            Finding(
+                "workers",
+                False,
+                f"no worker serves {', '.join(unserved)}; start one with "
+                f"`tidemill worker --models {','.join(unserved)}`",
+            )
+        )
+    else:
+        findings.append(
+            Finding("workers", True, f"{len(report.alive)} running, and every model is served")
+        )
+    findings += [_finding_of_worker(worker) for worker in report.workers]
+    findings.append(_finding_of_overdue(report.overdue))
+    return findings
+
+
+def _finding_of_worker(worker: "WorkerHealth") -> Finding:
+    holds = f"holds {plural(worker.num_held, 'job')}"
+    if worker.oldest_seconds is not None:
+        holds += f", the first since {worker.oldest_seconds:,.0f} s"
+    if not worker.lives:
+        return Finding(
+            f"worker {worker.name}",
+            False,
+            f"is silent and {holds}; they go back in line when their leases end",
+        )
+    leads = "; it sends out what is due" if worker.leads else ""
+    return Finding(
+        f"worker {worker.name}", True, f"serves {', '.join(worker.models)}, {holds}{leads}"
+    )
+
+
+def _finding_of_overdue(overdue: "Overdue") -> Finding:
+    if not overdue:
+        return Finding("overdue", True, "nothing is")
+    parts = {
+        "left by dead workers": overdue.num_left,
+        "past their deadline": overdue.num_past_deadline,
+        "that somebody has waited for since a minute": overdue.num_waiting,
+    }
+    counts = ", ".join(f"{plural(num, 'job')} {kind}" for kind, num in parts.items() if num)
+    return Finding(
+        "overdue",
+        False,
+        f"{counts}; some worker should have seen to it: look for warnings in their logs",
+    )

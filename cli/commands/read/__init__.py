@@ -1,0 +1,1 @@
+"""Commands that read: jobs, batches, results and how good they are."""

@@ -1,0 +1,1 @@
+"""Commands that start something: the stack, a worker, the schema, the demo."""

@@ -1,0 +1,1 @@
+"""Formats: the files, folders and queries that a source can be."""

@@ -1,0 +1,151 @@
+"""CSV: the header row names the fields, an empty cell leaves its field out."""
+
+import csv
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from cli.errors import SourceEmpty, SourceUnusable
+from cli.ingest.progress_file import MeasuredFile
+from cli.ingest.source import BadRow, CheckColumns, Row
+from cli.output.terminal import plural
+
+MAX_CELL_CHARACTERS = 64 * 2**20
+# Their cells may hold JSON; everything else is a text, or a number that reads like one.
+JSON_FIELDS = frozenset({"messages", "metadata", "stop", "glossary"})
+
+
+class CsvSource:
+    """A CSV file in UTF-8, its cells separated by commas, semicolons or tabs."""
+
+    exact_types = False  # all is text
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        self._file: MeasuredFile | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        return self._file.fraction if self._file is not None else None
+
+    def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
+        csv.field_size_limit(MAX_CELL_CHARACTERS)
+        self._file = MeasuredFile(self._path)
+        # Bytes that are not UTF-8 become lone surrogates, which `_value` refuses:
+        # so they cost their own row and not the rest of the file.
+        with io.TextIOWrapper(
+            io.BufferedReader(self._file, 2**20),
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+            newline="",
+        ) as text:
+            first_line = text.readline(MAX_CELL_CHARACTERS)
+            if not first_line.strip():
+                nothing = not any(line.strip() for line in text)
+                raise (SourceEmpty if nothing else SourceUnusable)(
+                    f"{self.name} begins without a header row; its first line must name the fields"
+                )
+            _require_text(self.name, first_line)
+            delimiter = max(",;\t", key=first_line.count)
+            header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter))]
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise SourceUnusable(f"{self.name} has the column {twice[0]!r} twice; rename one")
+            check_columns(header)
+            yield from _rows(_Lines(text), header, delimiter)
+
+
+class _Lines:
+    """The lines after the header; those of the record that is being read can be read again."""
+
+    def __init__(self, text: Iterator[str]) -> None:
+        self._text = text
+        self._again: deque[str] = deque()
+        self._record: list[str] = []
+        self._next_number = 2  # the header is line 1
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._text)
+        self._record.append(line)
+        return line
+
+    def begin_record(self) -> int:
+        """The number of the line that is read next."""
+        self._next_number += len(self._record)
+        self._record.clear()
+        return self._next_number
+
+    def give_up_on_first(self) -> int:
+        """Take back all lines of the record but its first; returns how many those are."""
+        other_lines = self._record[1:]
+        self._again.extendleft(reversed(other_lines))
+        del self._record[1:]
+        return len(other_lines)
+
+
+def _rows(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | BadRow]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        number = lines.begin_record()
+        place = f"line {number}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # A quote that nobody closes takes the lines after it for its own,
+            # up to the next quote or the end. They are rows, and good ones perhaps.
+            if lines.give_up_on_first():
+                fault = "is not valid CSV: it opens a quote and does not close it"
+            else:
+                fault = f"is not valid CSV: {error}"
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            yield BadRow(number, place, fault)
+            continue
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            fault = f"has {plural(len(cells), 'cell')} where the header has {len(header)}"
+            yield BadRow(number, place, fault)
+            continue
+        try:
+            fields = {
+                name: _value(name, cell) for name, cell in zip(header, cells, strict=True) if cell
+            }
+        except ValueError as error:
+            yield BadRow(number, place, str(error))
+            continue
+        yield Row(number, place, fields)
+
+
+def _require_text(name: str, header: str) -> None:
+    """Raise SourceUnusable where the first line is not in UTF-8."""
+    try:
+        header.encode()
+    except UnicodeEncodeError:
+        fault = "is not UTF-8 text" if "\x00" not in header else "is UTF-16, by its look"
+        raise SourceUnusable(f"{name} {fault}; save it as UTF-8") from None
+
+
+def _value(name: str, cell: str) -> Any:
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(error.object[error.start]) - 0xDC00  # as `surrogateescape` keeps it
+        fault = (
+            f"is not UTF-8 in {name} (byte {byte:#04x} at {error.start}); save the file as UTF-8"
+        )
+        raise ValueError(fault) from None
+    if name in JSON_FIELDS and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            raise ValueError(f"is not valid JSON in {name}") from None
+    return cell

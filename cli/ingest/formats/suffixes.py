@@ -1,0 +1,91 @@
+"""Sources by path: a folder, or a file by its suffix."""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cli.documents import DOCUMENT_SUFFIXES
+from cli.errors import SourceUnusable
+from cli.ingest.formats.csv import CsvSource
+from cli.ingest.formats.folder import DocumentSource, FolderSource
+from cli.ingest.formats.jsonl import JsonlSource
+from cli.ingest.formats.parquet import ParquetSource
+from cli.ingest.source import Source
+
+READERS: Mapping[str, Callable[[Path], Source]] = {
+    ".jsonl": JsonlSource,
+    ".ndjson": JsonlSource,
+    ".csv": CsvSource,
+    ".tsv": CsvSource,
+    ".parquet": ParquetSource,
+}
+
+
+def looks_like_source(text: str) -> bool:
+    """Whether a text on the command line is clearly meant as a source.
+
+    One word with the suffix of a known kind is, whether or not there is such a
+    file, and so is a file that is there. A word without suffix or slash is none:
+    it may be the name of a file or folder, and a word to generate from all the same.
+    """
+    if "\x00" in text:
+        return False
+    try:
+        path = Path(text)
+        if path.is_dir():
+            return os.sep in text
+        if path.suffix.lower() in READERS and len(text.split()) == 1:
+            return True
+        return bool(path.suffix or os.sep in text) and path.is_file()
+    except OSError:  # too long for a path, for one
+        return False
+
+
+def open_source(path: Path) -> Source:
+    """The source at a path, `-` being JSON lines on standard input; reads nothing yet.
+
+    Raises SourceUnusable when there is none.
+    """
+    if str(path) == "-":
+        return JsonlSource(path)
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise SourceUnusable(f"there is no file or folder {path}")
+    if path.suffix.lower() in DOCUMENT_SUFFIXES:
+        return DocumentSource(path)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None and path.suffix.lower() == ".gz":
+        raise SourceUnusable(
+            f"{path} is compressed; unpack it, or if it is JSON lines: "
+            f"`gunzip -c {path} | tidemill submit TASK --file -`"
+        )
+    if reader is None:
+        raise SourceUnusable(
+            f"{path} is none of the known kinds: {', '.join(READERS)} hold rows, "
+            f"{', '.join(DOCUMENT_SUFFIXES)} are documents, and a folder holds documents; "
+            f"`tidemill submit TASK - < {shlex.quote(str(path))}` submits what is in it as one text"
+        )
+    return reader(path)
+
+
+def open_sources(paths: Sequence[Path]) -> list[Source]:
+    """The sources at several paths, whose documents get names that tell them apart.
+
+    Those are their paths from the nearest folder that all of them are in: of jan/ and
+    feb/, `jan/1.txt` and `feb/1.txt`; of reports/*.txt, the same as of reports/.
+    """
+    sources = [open_source(path) for path in paths]
+    documents = [each for each in sources if isinstance(each, FolderSource | DocumentSource)]
+    if len(documents) > 1:
+        places = [
+            source.path.absolute().parent
+            if isinstance(source, DocumentSource)
+            else source.path.absolute()
+            for source in documents
+        ]
+        base = Path(os.path.commonpath([os.path.normpath(place) for place in places]))
+        for source in documents:
+            source.base = base
+    return sources

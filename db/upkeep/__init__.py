@@ -1,0 +1,1 @@
+"""Upkeep: retention, erasure of what a person gave, backups."""

@@ -1,0 +1,79 @@
+"""Backups of an SQLite database, made while it is in use, and checked."""
+
+import os
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from db import audit
+from db.errors import DatabaseError
+from db.session import Database
+
+PAGES = 4096  # copied at once, between which others may write
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    num_bytes: int
+    num_jobs: int
+
+
+class NoBackup(DatabaseError):
+    """This database, or this target, cannot take a backup; the message says what to do."""
+
+
+def back_up(database: Database, to: Path) -> Backup:
+    """Copy the database as it is at one moment; the file appears when it is whole and checked.
+
+    Raises NoBackup where there is a file already, or the database is PostgreSQL's.
+    """
+    if database.file is None:
+        raise NoBackup(
+            "this is a PostgreSQL database: back it up with pg_dump or your server's own means; "
+            "docs/operations.md says what it needs"
+        )
+    if to.exists():
+        raise NoBackup(f"{to} is there already; a backup replaces nothing")
+    if not to.absolute().parent.is_dir():
+        raise NoBackup(f"there is no folder {to.absolute().parent}; make it first")
+    part = to.with_name(to.name + ".part")
+    part.unlink(missing_ok=True)
+    # Nobody else's to read, from its first byte on: it holds what users sent.
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        with database.write() as session:
+            audit.append(session, audit.Act.BACKUP, {})
+        with closing(sqlite3.connect(part)) as copy:
+            with closing(sqlite3.connect(f"file:{database.file}?mode=ro", uri=True)) as source:
+                # One read transaction holds the moment, or every write would begin it anew.
+                source.execute("BEGIN")
+                source.execute("SELECT 1 FROM jobs LIMIT 1")
+                source.backup(copy, pages=PAGES)
+            # A file by itself: a log beside it would be left behind by whoever moves it.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            num_jobs = _checked(copy)
+        _to_disk(part)
+        os.replace(part, to)
+        _to_disk(to.absolute().parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return Backup(to.stat().st_size, num_jobs)
+
+
+def _checked(copy: sqlite3.Connection) -> int:
+    """The number of jobs in a copy; raises NoBackup where it is not sound."""
+    (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
+    broken = copy.execute("PRAGMA foreign_key_check").fetchone()
+    if verdict != "ok" or broken is not None:
+        raise NoBackup(f"the copy is not sound ({verdict}); check the database itself")
+    (num_jobs,) = copy.execute("SELECT count(*) FROM jobs").fetchone()
+    return int(num_jobs)
+
+
+def _to_disk(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,1 @@
+"""Configuration: the environment and the tables of `tidemill.toml`."""

@@ -1,0 +1,131 @@
+"""The [masking] table of `tidemill.toml`: what of a job's text the model does not see.
+
+[masking]
+rules = ["email", "iban"]              # of every job
+
+[masking.tasks.chat]
+rules = ["card", "phone"]              # of these as well
+phone_region = "DE"                    # of numbers without a country's code
+
+[masking.tenants.acme]
+patterns = { CUSTOMER = 'K-[0-9]{6}' }
+finders = ["acme.privacy:names"]       # objects with a method `find`, see docs/masking.md
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from engine.protocol.task_names import TASK_NAMES
+from tasks.errors import SettingsError
+
+RULES = ("email", "url_secret", "ip", "card", "iban", "phone")
+KIND = re.compile(r"[A-Z][A-Z0-9]{0,30}")
+_FIELDS = ("rules", "patterns", "finders", "phone_region")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingRules:
+    """The patterns to mask."""
+
+    rules: frozenset[str] = frozenset()
+    patterns: Mapping[str, str] = field(default_factory=dict)  # kind -> regular expression
+    finders: tuple[str, ...] = ()  # "module:object"
+    phone_region: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.rules or self.patterns or self.finders)
+
+    def with_(self, more: Self) -> "MaskingRules":
+        """Both sets of rules together: a narrower table unmasks nothing that a wider one masks."""
+        return MaskingRules(
+            self.rules | more.rules,
+            {**self.patterns, **more.patterns},
+            tuple(dict.fromkeys((*self.finders, *more.finders))),
+            more.phone_region or self.phone_region,
+        )
+
+
+NOTHING = MaskingRules()
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """Rules for all, by task and by tenant; a job is under all that apply to it."""
+
+    for_all: MaskingRules = NOTHING
+    by_task: Mapping[str, MaskingRules] = field(default_factory=dict)
+    by_tenant: Mapping[str, MaskingRules] = field(default_factory=dict)
+
+    def rules_for(self, task: str, tenant: str) -> MaskingRules:
+        rules = self.for_all.with_(self.by_task.get(task, NOTHING))
+        return rules.with_(self.by_tenant.get(tenant, NOTHING))
+
+    @property
+    def masks(self) -> bool:
+        """Whether any job may be masked."""
+        return any((self.for_all, *self.by_task.values(), *self.by_tenant.values()))
+
+
+def masking_of(table: Any) -> Masking:
+    """Read the table; raises SettingsError naming the setting and the fault."""
+    written = _table("masking", table)
+    tasks = _table("masking.tasks", written.get("tasks", {}))
+    for name in tasks:
+        if name not in TASK_NAMES:
+            raise SettingsError(
+                f"masking.tasks.{name} is not a task; known: {', '.join(TASK_NAMES)}"
+            )
+    tenants = _table("masking.tenants", written.get("tenants", {}))
+    own = {name: value for name, value in written.items() if name not in ("tasks", "tenants")}
+    return Masking(
+        _rules("masking", own),
+        {name: _rules(f"masking.tasks.{name}", value) for name, value in tasks.items()},
+        {name: _rules(f"masking.tenants.{name}", value) for name, value in tenants.items()},
+    )
+
+
+def _rules(place: str, written: Any) -> MaskingRules:
+    table = _table(place, written)
+    for name in table:
+        if name not in _FIELDS:
+            raise SettingsError(f"{place}.{name} is not a setting; known: {', '.join(_FIELDS)}")
+    rules = _texts(f"{place}.rules", table.get("rules", []))
+    for rule in rules:
+        if rule not in RULES:
+            raise SettingsError(f"{place}.rules: {rule!r} is none of {', '.join(RULES)}")
+    patterns = _table(f"{place}.patterns", table.get("patterns", {}))
+    for kind, pattern in patterns.items():
+        if KIND.fullmatch(kind) is None:
+            raise SettingsError(
+                f"{place}.patterns.{kind}: a kind is capital letters and digits, as CUSTOMER"
+            )
+        try:
+            is_empty = re.compile(pattern).search("") is not None
+        except (TypeError, re.error) as error:
+            raise SettingsError(
+                f"{place}.patterns.{kind} is no regular expression: {error}"
+            ) from None
+        if is_empty:
+            raise SettingsError(f"{place}.patterns.{kind} finds an empty text")
+    finders = _texts(f"{place}.finders", table.get("finders", []))
+    for finder in finders:
+        if not re.fullmatch(r"[\w.]+:\w+", finder):
+            raise SettingsError(f"{place}.finders: {finder!r} must be 'module:object'")
+    region = table.get("phone_region")
+    if region is not None and not re.fullmatch("[A-Z]{2}", str(region)):
+        raise SettingsError(f"{place}.phone_region must be a country such as DE, not {region!r}")
+    return MaskingRules(frozenset(rules), patterns, tuple(finders), region)
+
+
+def _table(place: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(f"{place} must be a table, not {value!r}")
+    return value
+
+
+def _texts(place: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise SettingsError(f"{place} must be a list of texts, not {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Contracts: the fields that every task has, and those that several share."""

@@ -1,0 +1,1 @@
+"""Submission: contracts become rows, one by one, in batches, or by message."""

@@ -1,0 +1,39 @@
+"""The place in a batch at which an id was first seen, for batches of any length."""
+
+import sqlite3
+
+from tasks.errors import DuplicateId
+
+CACHE_KIB = 16 * 1024
+
+
+class FirstSeen:
+    """The ids of a batch, in a private temporary database: exact, and a million of them
+    take no more memory than a few thousand. It ends with the object."""
+
+    def __init__(self) -> None:
+        # The empty name is SQLite's for a file that is made when the cache is full.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for statement in (
+            f"PRAGMA cache_size = -{CACHE_KIB}",
+            "PRAGMA journal_mode = OFF",
+            "CREATE TABLE seen (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID",
+            "BEGIN",
+        ):
+            self._database.execute(statement)
+
+    def require_new(self, field: str, value: str, place: str, *scope: str) -> None:
+        """Keep an id; raises DuplicateId where the scope has it already."""
+        key = "\0".join((field, *scope, value))  # no id holds a NUL
+        insert = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
+        if self._database.execute(insert, (key, place)).rowcount:
+            return
+        find = "SELECT place FROM seen WHERE id = ?"
+        [(first_place,)] = self._database.execute(find, (key,))
+        raise DuplicateId(field, place, first_place)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __del__(self) -> None:
+        self._database.close()

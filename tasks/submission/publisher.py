@@ -1,0 +1,64 @@
+"""The publisher: sends job ids to Redis, where the workers listen."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from kombu import Connection, Producer
+from kombu.exceptions import OperationalError
+from kombu.pools import connections
+
+from db.lane import Lane
+from tasks.app import app
+from tasks.queues import queue_name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobMessage:
+    """A message in Redis: ids of jobs for one model and lane."""
+
+    model: str
+    lane: Lane
+    job_ids: tuple[UUID, ...]
+
+
+def publish(messages: Iterable[JobMessage]) -> None:
+    """Send the messages in as few round trips as the transport allows.
+
+    Raises the transport's errors: kombu.exceptions.OperationalError when Redis
+    cannot be reached.
+    """
+    messages = list(messages)
+    while True:
+        with connections[app.connection_for_write()].acquire(block=True) as connection:
+            was_open = connection.connected
+            try:
+                # One round trip to learn that nobody answers, not a minute of retries:
+                # what is not published now the dispatcher publishes later.
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+                _send(connection, messages)
+                return
+            except (OperationalError, *connection.connection_errors):
+                if not was_open:
+                    raise
+                # It is from before, and Redis may have been started again since. What was
+                # sent by half is sent twice, and the second finds it claimed.
+                connection.close()
+
+
+def _send(connection: Connection, messages: list[JobMessage]) -> None:
+    producer = Producer(connection)
+    with producer.batch():
+        for message in messages:
+            app.send_task(
+                "tasks.run_jobs",
+                args=[[str(job_id) for job_id in message.job_ids]],
+                queue=queue_name(message.model, message.lane),
+                producer=producer,
+                retry=False,
+                argsrepr="[ids]",
+                kwargsrepr="{}",
+            )

@@ -1,0 +1,1 @@
+"""Attempts: one run of one job, the dialogue before it and its spans."""

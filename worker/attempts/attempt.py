@@ -1,0 +1,490 @@
+"""One attempt of one job: drives its recipe until there is an outcome."""
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from db.outcome import Answer, Fence, FinishedSegment, Outcome
+from engine.protocol.messages import Output, Request
+from worker.attempts.job_trace import JobTrace
+from worker.backoff import backoff_seconds
+from worker.cache.content_cache import ContentCache
+from worker.cache.content_key import ContentKey
+from worker.cache.output_reader import RequestPage, StoredOutputs
+from worker.cache.segments import finished_output, identity, is_cached, segment_of
+from worker.engines.engine_client import EngineClient
+from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed, WayTooLong
+from worker.failpoints import passing
+from worker.guards.guard import Guard
+from worker.recipes import Fallible, Steps, Work, steps_of
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_RETRY_SECONDS = 600.0
+# Each move is one attempt more, and finishes something; so many mean that nothing is kept.
+MAX_ATTEMPTS_ON_THE_WAY = 200
+# Requests that are made, and looked for in the database, before there is room for them.
+PAGE_REQUESTS = 256
+PAGE_CHARACTERS = 500_000
+
+
+class _Elsewhere(Exception):
+    """The recipe needs a model that this worker does not serve, and nothing else."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+class Pages(Protocol):
+    """Reads what is kept of a page, on another thread."""
+
+    def look_up(self, page: RequestPage) -> None: ...
+
+
+@dataclass(slots=True)
+class _PendingRequest:
+    """A request, and where its output belongs."""
+
+    request: Request
+    index: int  # among those of its step
+    position: int  # among all of the attempt
+    part: int | None  # among those that a model answers, from 1; None: it only measures
+    key: ContentKey | None  # in the content cache
+    stored: Output | None = None  # need not be computed
+    is_cached: bool = False  # and was computed for another job
+    is_segment: bool = False  # an earlier attempt has left it
+
+
+class Attempt:
+    """Runs a claimed job on an engine; calls `on_outcome` exactly once.
+
+    Its recipe is advanced by one thread at a time: the claimer's, an engine's reader, or that
+    which reads what is kept. One that comes while another is at it leaves its move to that
+    one. `release` and `abandon` may come from any thread.
+
+    Of a job that is many requests only so many are at the engine at once, and the next goes
+    when one comes back: so a long document takes turns with other jobs. Its requests are made
+    a page ahead and are never all in memory; for each page the database is asked once what an
+    earlier attempt has finished (`segments`), and what the content cache has. What comes back
+    is handed to `on_segment`.
+    """
+
+    def __init__(
+        self,
+        fence: Fence,
+        work: Work,
+        num_failures: int,
+        client: EngineClient,
+        settings: Settings,
+        time_limit_seconds: float | None,
+        on_outcome: Callable[[Outcome], None],
+        on_segment: Callable[[FinishedSegment], None] | None = None,
+        pages: Pages | None = None,
+        cache: ContentCache | None = None,
+        ids: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+        trace: JobTrace | None = None,
+        client_of: Callable[[str], EngineClient | None] = lambda alias: None,
+    ) -> None:
+        """pages, cache: None where nothing is kept, for all requests to be computed
+
+        ids: what the log says of the job
+        trace: its spans; None where nobody wants any
+        client_of: the engine of another model, for a job that goes by way of several
+        """
+        self.fence = fence
+        self._work = work
+        self._num_failures = num_failures
+        self._client = client
+        self._client_of = client_of
+        self._clients: dict[str, EngineClient | None] = {client.spec.alias: client}
+        self._settings = settings
+        self._on_outcome = on_outcome
+        self._on_segment = on_segment
+        self._pages = pages
+        self._cache = cache
+        self._sharing = None
+        if cache is not None and work.contract.get("use_cache") is not False:
+            self._sharing = cache.sharing(work.tenant, work.contract.get("seed") is not None)
+        # An earlier attempt may have left some.
+        self._has_segments = fence.attempt > 1
+        self._guard = guard
+        self._ids = ids or {"job_id": str(fence.job_id)}
+        self.trace = trace
+        self._time_limit_seconds = time_limit_seconds
+        self._started_at = time.monotonic()
+        self._lock = threading.Lock()
+        self._over = False
+        self._moves: deque[Callable[[], None]] = deque()  # that the thread at it has still to make
+        self._is_moving = False
+        self._steps: Steps | None = None  # until it starts
+        self._num_steps = 0
+        self._unasked: Iterator[Request] = iter(())  # of the present step
+        self._is_read = False  # of the present step every request was made
+        self._is_looking_up = False  # a page of it
+        self._ready: deque[_PendingRequest] = deque()  # looked up, and next to go
+        self._is_fallible = False  # the recipe takes failed outputs of this step too
+        self._num_in_step = 0  # requests of it that were made
+        self._elsewhere: str | None = None  # a model that this step needs and we do not serve
+        self._position = 0  # of the next request
+        self._num_parts = 0
+        self._num_parts_before = 0  # the present step
+        self._cached_parts: list[int] = []
+        self._in_flight: dict[int, _PendingRequest] = {}
+        self._outputs: dict[int, Output] = {}  # of the present step, by index
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds since the attempt began."""
+        return time.monotonic() - self._started_at
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt has its outcome, be it written or not."""
+        return self._over
+
+    def start(self) -> None:
+        self._move(self._begin)
+
+    def release(self) -> None:
+        """Give the job back unfinished, without blame."""
+        self._end(Outcome.released(self.fence))
+
+    def abandon(self) -> None:
+        """Stop: the job was cancelled or is another's now. The fence voids the outcome."""
+        self._end(Outcome.released(self.fence))
+
+    def fail_if_overdue(self, now: float) -> None:
+        """End an attempt that ran longer than its job allows; now is monotonic."""
+        limit = self._time_limit_seconds
+        if limit is not None and now - self._started_at > limit:
+            self._fail(TimeLimitPassed(limit))
+
+    def _receive(self, output: Output, is_shared: bool = False) -> None:
+        self._move(lambda: self._arrive(output, is_shared))
+
+    def _move(self, move: Callable[[], None]) -> None:
+        """Make a move, or leave it to the thread that is making one."""
+        with self._lock:
+            self._moves.append(move)
+            if self._is_moving:
+                return
+            self._is_moving = True
+        while True:
+            with self._lock:
+                if self._over or not self._moves:
+                    self._moves.clear()
+                    self._is_moving = False
+                    return
+                move = self._moves.popleft()
+            self._proceed(move)
+
+    def _proceed(self, move: Callable[[], None]) -> None:
+        """Make a move, and ask for what there is room for after it."""
+        try:
+            move()
+            requests = self._next_requests()
+        except StopIteration as finished:
+            self._examine(self._with_cached_parts(finished.value))
+        except _Elsewhere as elsewhere:
+            self._move_on(elsewhere.model)
+        except JobError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("recipe failed", extra=dict(self._ids))
+            self._fail(RecipeFailed(error))
+        else:
+            if requests:
+                if self.trace is not None:
+                    self.trace.asked([each.request for each in requests])
+                self._submit(requests)
+                passing("requested")
+                if self._over:  # meanwhile, and its cancellation came before these
+                    self._cancel(requests)
+
+    def _begin(self) -> None:
+        recipe = None if self._guard is None else self._guard.recipe
+        self._steps = steps_of(self._work, recipe)
+        self._enter(next(self._steps))
+
+    def _examine(self, answer: Answer) -> None:
+        if self._guard is None:
+            self._conclude(answer)
+        else:
+            self._guard.examine(self._work, answer, self._conclude)
+
+    def _conclude(self, verdict: Answer | JobError) -> None:
+        """Ends the attempt, on the thread of the last output or of the guards."""
+        if isinstance(verdict, JobError):
+            self._fail(verdict)
+        else:
+            self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
+
+    def _enter(self, requests: Iterable[Request]) -> None:
+        """Begin a step."""
+        self._is_fallible = isinstance(requests, Fallible)
+        self._num_steps += 1
+        self._num_parts_before = self._num_parts
+        self._unasked = iter(requests)
+        self._is_read = self._is_looking_up = False
+        self._ready.clear()
+        self._outputs = {}
+        self._num_in_step = 0
+        self._elsewhere = None
+        if self.trace is not None:
+            self.trace.part_began()
+
+    def _arrive(self, output: Output, is_shared: bool) -> None:
+        pending = self._in_flight.pop(output.request_id, None)
+        if pending is None:
+            return  # of a step that the recipe has given up
+        if self.trace is not None:
+            self.trace.answered(output)
+        passing("generated")
+        if output.failure is not None and not self._is_fallible:
+            self._give_up(RequestFailed(output.failure))
+        else:
+            pending.is_cached = is_shared
+            self._take(pending, output)
+            self._keep(pending, output)
+
+    def _give_up(self, failure: RequestFailed) -> None:
+        """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
+        assert self._steps is not None
+        self._cancel(list(self._in_flight.values()))
+        self._in_flight.clear()
+        self._num_parts = self._num_parts_before
+        self._cached_parts = [each for each in self._cached_parts if each <= self._num_parts]
+        self._enter(self._steps.throw(failure))
+
+    def _take(self, pending: _PendingRequest, output: Output) -> None:
+        self._outputs[pending.index] = output
+        if pending.is_cached and pending.part is not None:
+            self._cached_parts.append(pending.part)
+
+    def _keep(self, pending: _PendingRequest, output: Output) -> None:
+        """Hand an output over for the next attempt, should there be one."""
+        request, client = pending.request, self._client_for(pending.request)
+        assert client is not None
+        if request.model is not None:
+            self._work.models[request.model] = identity(client.card)
+        is_one_of_many = self._position > 1 or request.model is not None
+        # On a way of several models a refusal is kept, too: the next worker cannot ask again.
+        is_kept = bool(output.choices) or (
+            request.model is not None
+            and output.failure is not None
+            and not output.failure.retryable
+        )
+        if is_one_of_many and self._on_segment is not None and is_kept:
+            self._has_segments = True
+            segment = segment_of(
+                request, output, client.model_digest, client.card, is_cached=pending.is_cached
+            )
+            self._on_segment(FinishedSegment(self.fence, pending.position, segment))
+
+    # --- requests --------------------------------------------------------------------------
+
+    def _next_requests(self) -> list[_PendingRequest]:
+        """The requests to send now, advancing the recipe past steps that are done.
+
+        Raises StopIteration with the answer.
+        """
+        assert self._steps is not None
+        requests: list[_PendingRequest] = []
+        while True:
+            while len(self._in_flight) < self._max_in_flight:
+                pending = self._next_ready()
+                if pending is None:
+                    break
+                if pending.stored is not None:
+                    self._take(pending, pending.stored)
+                    if pending.request.model is not None and not pending.is_segment:
+                        # For a worker on the way that has this model no more.
+                        self._keep(pending, pending.stored)
+                    continue
+                if self._client_for(pending.request) is None:
+                    self._elsewhere = pending.request.model
+                    continue
+                self._in_flight[pending.request.id] = pending
+                requests.append(pending)
+            if self._in_flight or self._is_looking_up:
+                return requests
+            if self._elsewhere is not None:
+                raise _Elsewhere(self._elsewhere)
+            outputs = tuple(self._outputs[index] for index in range(self._num_in_step))
+            self._enter(self._steps.send(outputs))
+
+    def _next_ready(self) -> _PendingRequest | None:
+        """The next request that was looked up; None where that takes time, or none is left."""
+        if len(self._ready) <= PAGE_REQUESTS // 2 and not (self._is_read or self._is_looking_up):
+            self._look_up(self._next_page())
+        return self._ready.popleft() if self._ready else None
+
+    def _next_page(self) -> list[_PendingRequest]:
+        page: list[_PendingRequest] = []
+        num_characters = 0
+        while len(page) < PAGE_REQUESTS and num_characters < PAGE_CHARACTERS:
+            request = next(self._unasked, None)
+            if request is None:
+                self._is_read = True
+                break
+            part = None
+            if not request.is_measured:
+                self._num_parts += 1
+                part = self._num_parts
+            key = None
+            client = self._client_for(request)
+            if self._cache is not None and self._sharing is not None and client is not None:
+                key = self._cache.key(request, self._sharing, client.model_digest)
+            page.append(_PendingRequest(request, self._num_in_step, self._position, part, key))
+            self._num_in_step += 1
+            self._position += 1
+            num_characters += len(request.text or "") + sum(map(len, request.measured_texts))
+        return page
+
+    def _look_up(self, page: list[_PendingRequest]) -> None:
+        """Find out which of a page need not be computed; those then follow what is ready."""
+        has_segments = self.fence.attempt > 1 and any(pending.part is not None for pending in page)
+        positions = range(page[0].position, page[-1].position + 1) if has_segments else range(0)
+        keys = [
+            pending.key.digest for pending in page if pending.key and self._is_unknown(pending.key)
+        ]
+        if self._pages is None or not (positions or keys):
+            self._ready += page
+            return
+        self._is_looking_up = True
+        step = self._num_steps
+
+        def on_read(stored: StoredOutputs) -> None:
+            self._move(lambda: self._looked_up(step, page, stored))
+
+        self._pages.look_up(RequestPage(self.fence.job_id, positions, keys, on_read))
+
+    def _is_unknown(self, key: ContentKey) -> bool:
+        """Whether only the database may know the answer."""
+        assert self._cache is not None
+        return self._cache.needs_database(key, self._work.is_interactive)
+
+    def _looked_up(self, step: int, page: list[_PendingRequest], stored: StoredOutputs) -> None:
+        if step != self._num_steps:
+            return  # the recipe has given it up
+        self._is_looking_up = False
+        for pending in page:
+            self._use_kept(pending, stored)
+        self._ready += page
+
+    def _use_kept(self, pending: _PendingRequest, stored: StoredOutputs) -> None:
+        """Take what is kept of a request, if anything is."""
+        request, client = pending.request, self._client_for(pending.request)
+        segment = stored.segments.get(pending.position)
+        model = None if client is None else client.model_digest
+        pending.stored = finished_output(segment, request, model)
+        if pending.stored is not None:
+            assert segment is not None
+            pending.is_segment = True
+            pending.is_cached = is_cached(segment)
+            if request.model is not None:
+                self._work.models[request.model] = segment["model"]
+        elif pending.key is not None and self._cache is not None and client is not None:
+            output = stored.outputs.get(pending.key.digest)
+            if output is not None:
+                pending.stored = self._cache.read(client, request, pending.key, output)
+            pending.is_cached = pending.stored is not None
+            if pending.is_cached and request.model is not None:
+                self._work.models[request.model] = identity(client.card)
+
+    def _client_for(self, request: Request) -> EngineClient | None:
+        """The engine of the request's model; None where this worker does not serve it."""
+        if request.model is None:
+            return self._client
+        if request.model not in self._clients:
+            self._clients[request.model] = self._client_of(request.model)
+        return self._clients[request.model]
+
+    def _by_client(
+        self, pending: Iterable[_PendingRequest]
+    ) -> Iterator[tuple[EngineClient, list[_PendingRequest]]]:
+        by_client: dict[int, tuple[EngineClient, list[_PendingRequest]]] = {}
+        for each in pending:
+            client = self._client_for(each.request)
+            assert client is not None
+            by_client.setdefault(id(client), (client, []))[1].append(each)
+        yield from by_client.values()
+
+    def _submit(self, pending: Iterable[_PendingRequest]) -> None:
+        for client, of_client in self._by_client(pending):
+            if self._cache is None:
+                client.submit([each.request for each in of_client], self._receive)
+            else:
+                requests = [(each.request, each.key) for each in of_client]
+                self._cache.submit(client, self.fence, requests, self._receive)
+
+    def _cancel(self, pending: Iterable[_PendingRequest]) -> None:
+        for client, of_client in self._by_client(pending):
+            ids = [each.request.id for each in of_client]
+            if self._cache is None:
+                client.cancel(ids)
+            else:
+                self._cache.cancel(client, ids)
+
+    @property
+    def _max_in_flight(self) -> int:
+        """Enough requests to keep the engine busy; few for an interactive job, which shares it."""
+        num_rows = self._client.sized.spec.max_sequences or 1
+        return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
+
+    def _move_on(self, model: str) -> None:
+        """Send the job to a worker that serves a model; what is finished goes along as segments."""
+        if self.fence.attempt >= MAX_ATTEMPTS_ON_THE_WAY:
+            self._fail(WayTooLong(self.fence.attempt))
+        else:
+            self._end(Outcome.moved(self.fence, model))
+
+    def _fail(self, error: JobError) -> None:
+        num_failures = self._num_failures + 1
+        if error.retryable and num_failures < self._settings.max_failures:
+            delay = backoff_seconds(
+                num_failures, self._settings.retry_seconds, MAX_RETRY_SECONDS, random.random()
+            )
+            self._end(Outcome.retried(self.fence, error.code, str(error), delay))
+        else:
+            self._end(Outcome.failed(self.fence, error.code, str(error), error.output))
+
+    def _end(self, outcome: Outcome) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        if self.trace is not None:
+            self.trace.ended(outcome)
+        self._cancel(list(self._in_flight.values()))
+        self._on_outcome(outcome)
+
+    def _with_cached_parts(self, answer: Answer) -> Answer:
+        """The answer, saying which of its requests were not computed for this job."""
+        if not self._cached_parts:
+            return answer
+        report = {"num_parts": self._num_parts, "cached": ranges(self._cached_parts)}
+        return replace(
+            answer,
+            provenance={**answer.provenance, "cached_parts": report},
+            cached_parts=len(self._cached_parts),
+        )
+
+
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers as [first, last] of each row of neighbours."""
+    rows: list[list[int]] = []
+    for number in sorted(numbers):
+        if rows and number == rows[-1][1] + 1:
+            rows[-1][1] = number
+        else:
+            rows.append([number, number])
+    return rows

@@ -1,0 +1,321 @@
+"""The content cache: requests that are equal are computed once.
+
+    at the engine   whoever asks the same meanwhile waits for that output
+    in memory       what was answered lately, before the database has it
+    for good        `cache_entries`: written by the committer, read by `worker.cache.output_reader`
+
+What must hold:
+
+- A request that waits is sent itself if the one that it waits for fails, or drew what nobody
+  can draw again. So a failure is one job's alone, and nobody waits for ever: an engine client
+  owes every request an output.
+- A request whose job is given up goes on while others wait for it, and ends with the last.
+- An interactive request waits for interactive ones only, never behind the bulk lane.
+- An output is shared only if it would be the same again, and if the model that gave it is the
+  one that was asked: an engine that was started again may have loaded another.
+"""
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from db.outcome import Fence, FinishedRequest
+from engine.protocol.messages import Output, Request
+from worker.cache.content_key import ContentKey, SharingScope, samples
+from worker.cache.settings import CacheSettings
+from worker.engines.engine_client import EngineClient
+from worker.metrics.metrics import NO_METRICS, CacheResult, Metrics
+
+# Of the answers in memory, which are there until the database has them and a page that was
+# looked up before has gone: no longer, for what is erased from the database is to be gone.
+MAX_RECENT_CHARACTERS = 16 * 2**20
+MAX_RECENT_SECONDS = 60.0
+
+
+class Receive(Protocol):
+    """Takes an output; is_shared: it was not computed for this request."""
+
+    def __call__(self, output: Output, is_shared: bool = False) -> None: ...
+
+
+class Keep(Protocol):
+    """Takes what is to be written down; returns at once."""
+
+    def __call__(self, finished: FinishedRequest, /) -> None: ...
+
+
+Keyed = tuple[Request, ContentKey | None]  # None: it shares nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that an output is to answer, and for which attempt."""
+
+    request: Request
+    receive: Receive
+    fence: Fence
+
+
+@dataclass(slots=True)
+class Flight:
+    """A request at an engine, and the requests that its output answers, by id."""
+
+    leader: Request
+    key: ContentKey
+    client: EngineClient
+    is_shared: bool = True  # False: it answers its leader alone
+    waiting: dict[int, Waiting] = field(default_factory=dict)
+
+
+class ContentCache:
+    """Stands between the attempts of a worker and its engine clients. Any thread may call it;
+    outputs are handed out while no lock is held.
+
+    Always: every flight is in `_sent`; those that others may join are in `_open`, too; and
+    each request that a flight answers is in `_joined`, unless nobody wants it any more.
+    """
+
+    def __init__(
+        self,
+        settings: CacheSettings,
+        keep: Keep,
+        metrics: Metrics = NO_METRICS,
+        fingerprint: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """fingerprint: makes of a digest one that says nothing to who has not the key of the
+        texts; whoever can guess a text could find by its plain digest that it was asked"""
+        self._fingerprint = fingerprint
+        self.settings = settings
+        self._metrics = metrics
+        self.num_hits = 0  # answers that the database or memory had
+        self.num_shared = 0  # answers that were at the engine already, for another
+        self._keep = keep
+        self._recent_seconds = min(settings.ttl_seconds, MAX_RECENT_SECONDS)
+        # As an engine client's: a signal handler that gives jobs back may hold it already.
+        self._lock = threading.RLock()
+        self._open: dict[tuple[bytes, bool], Flight] = {}  # by key and whether interactive
+        self._sent: dict[int, Flight] = {}  # by the id of the leader
+        self._joined: dict[int, Flight] = {}  # by the id of each that it answers
+        self._recent: OrderedDict[bytes, tuple[float, Output]] = OrderedDict()
+        self._num_recent_characters = 0
+        self._samplers: set[bytes] = set()  # models that draw where nobody says so
+        self._used: set[bytes] = set()  # keys of the database's that were hit
+
+    def sharing(self, tenant: str, has_seed: bool) -> SharingScope | None:
+        """The scope in which a job shares answers; None: the cache is switched off."""
+        if not self.settings.enabled:
+            return None
+        return SharingScope(None if self.settings.shared_between_tenants else tenant, has_seed)
+
+    def key(self, request: Request, sharing: SharingScope, model: bytes) -> ContentKey | None:
+        """A request's key; None where its answer is not shared."""
+        draws = model in self._samplers and samples(request.params) is None
+        if draws and not sharing.has_seed:
+            return None
+        key = sharing.key(request, model)
+        if key is None or self._fingerprint is None:
+            return key
+        return replace(key, digest=self._fingerprint(key.digest))
+
+    def needs_database(self, key: ContentKey, is_interactive: bool) -> bool:
+        """Whether only the database may know an answer: none is in memory, or on its way."""
+        with self._lock:
+            return self._find_recent(key) is None and self._flight(key, is_interactive) is None
+
+    def read(
+        self, client: EngineClient, request: Request, key: ContentKey, output: bytes
+    ) -> Output | None:
+        """The stored output of a request; None where it cannot be read."""
+        try:
+            cached = Output.from_json(json.loads(output))
+        except (ValueError, TypeError, LookupError):
+            return None
+        with self._lock:
+            self.num_hits += 1
+            self._used.add(key.digest)
+        self._count(client, request, "hit")
+        return cached
+
+    def take_used(self) -> list[bytes]:
+        """The keys of the database's entries that were used since the last call."""
+        with self._lock:
+            used, self._used = self._used, set()
+        return sorted(used)
+
+    # --- requests --------------------------------------------------------------------------
+
+    def submit(
+        self,
+        client: EngineClient,
+        fence: Fence,
+        requests: Sequence[Keyed],
+        on_output: Receive,
+    ) -> None:
+        """Have these answered, for an attempt. Some outputs may come before this returns."""
+        own: list[Request] = []  # that share nothing
+        leaders: list[Request] = []
+        answered: list[Output] = []
+        with self._lock:
+            for request, key in requests:
+                if key is None:
+                    own.append(request)
+                elif (flight := self._flight(key, request.is_interactive)) is not None:
+                    self._join(flight, Waiting(request, on_output, fence))
+                    self._count(client, request, "joined")
+                elif (output := self._find_recent(key)) is not None:
+                    self.num_hits += 1
+                    self._count(client, request, "hit")
+                    answered.append(replace(output, request_id=request.id))
+                else:
+                    flight = Flight(request, key, client)
+                    self._join(flight, Waiting(request, on_output, fence))
+                    self._count(client, request, "miss")
+                    self._send(flight)
+                    leaders.append(request)
+        if own:
+            client.submit(own, on_output)
+        if leaders:
+            client.submit(leaders, self._receive)
+        for output in answered:
+            on_output(output, True)
+
+    def cancel(self, client: EngineClient, request_ids: Iterable[int]) -> None:
+        """Withdraw requests; one that equal requests wait for goes on."""
+        unwanted: dict[EngineClient, list[int]] = {}
+        with self._lock:
+            for request_id in request_ids:
+                flight = self._joined.pop(request_id, None)
+                if flight is None:
+                    unwanted.setdefault(client, []).append(request_id)
+                    continue
+                del flight.waiting[request_id]
+                if not flight.waiting:
+                    self._close(flight)  # whoever asks now must not join what is ending
+                    unwanted.setdefault(flight.client, []).append(flight.leader.id)
+        for its_client, ids in unwanted.items():
+            its_client.cancel(ids)
+
+    def _flight(self, key: ContentKey, is_interactive: bool) -> Flight | None:
+        """The running request that an equal one may wait for."""
+        interactive = self._open.get((key.digest, True))
+        if interactive is not None or is_interactive:
+            return interactive
+        return self._open.get((key.digest, False))
+
+    def _join(self, flight: Flight, waiting: Waiting) -> None:
+        flight.waiting[waiting.request.id] = waiting
+        self._joined[waiting.request.id] = flight
+
+    def _send(self, flight: Flight) -> None:
+        self._sent[flight.leader.id] = flight
+        if flight.is_shared:
+            self._open.setdefault((flight.key.digest, flight.leader.is_interactive), flight)
+
+    def _close(self, flight: Flight) -> None:
+        place = flight.key.digest, flight.leader.is_interactive
+        if self._open.get(place) is flight:
+            del self._open[place]
+
+    # --- outputs ---------------------------------------------------------------------------
+
+    def _receive(self, output: Output) -> None:
+        """The output of a leader, on its client's reader thread."""
+        again: list[Flight] = []
+        with self._lock:
+            flight = self._sent.pop(output.request_id)
+            self._close(flight)
+            if self._may_share(flight, output):
+                self._remember(flight, output)
+                request_ids = list(flight.waiting)
+            else:
+                request_ids = [output.request_id] if output.request_id in flight.waiting else []
+                again = self._without_leader(flight, has_failed=output.failure is not None)
+            receivers = []
+            for request_id in request_ids:
+                del self._joined[request_id]
+                receive = flight.waiting[request_id].receive
+                is_shared = request_id != output.request_id
+                self.num_shared += is_shared
+                receivers.append((receive, replace(output, request_id=request_id), is_shared))
+            for each in again:
+                self._send(each)
+        for receive, own, is_shared in receivers:
+            receive(own, is_shared)
+        for each in again:
+            each.client.submit([each.leader], self._receive)
+
+    def _may_share(self, flight: Flight, output: Output) -> bool:
+        """Whether the output answers everybody who asks the same."""
+        if not flight.is_shared or output.failure is not None or not output.choices:
+            return False
+        if any(choice.finish_reason == "cancelled" for choice in output.choices):
+            return False
+        if output.settings.get("do_sample") and not flight.key.sharing.has_seed:
+            self._samplers.add(flight.key.model)
+            return False
+        return flight.key.model == flight.client.model_digest
+
+    def _without_leader(self, flight: Flight, *, has_failed: bool) -> list[Flight]:
+        """Lets the waiting requests go on when their leader's answer is for its own job only.
+
+        After a failure one of them leads and the others wait for it, so that what is fatal is
+        tried one at a time. Otherwise the output is one that nobody can share: all go alone.
+        """
+        waiting = [each for each in flight.waiting.values() if each.request is not flight.leader]
+        if not waiting:
+            return []
+        flights = []
+        if has_failed:
+            first = next((each for each in waiting if each.request.is_interactive), waiting[0])
+            following = Flight(first.request, flight.key, flight.client, flight.is_shared)
+            flights.append(following)
+            for each in waiting:
+                self._join(following, each)
+        else:
+            for each in waiting:
+                alone = Flight(each.request, flight.key, flight.client, is_shared=False)
+                flights.append(alone)
+                self._join(alone, each)
+        return flights
+
+    def _find_recent(self, key: ContentKey) -> Output | None:
+        entry = self._recent.get(key.digest)
+        if entry is None or time.monotonic() - entry[0] > self._recent_seconds:
+            return None
+        return entry[1]
+
+    def _remember(self, flight: Flight, output: Output) -> None:
+        key = flight.key
+        before = self._recent.pop(key.digest, None)
+        if before is not None:
+            self._num_recent_characters -= num_characters(before[1])
+        self._recent[key.digest] = time.monotonic(), output
+        self._num_recent_characters += num_characters(output)
+        while self._num_recent_characters > MAX_RECENT_CHARACTERS:
+            _, (_, oldest) = self._recent.popitem(last=False)
+            self._num_recent_characters -= num_characters(oldest)
+        # If its own job was given up, it is kept for one that waited.
+        answered = flight.waiting.get(flight.leader.id) or next(iter(flight.waiting.values()), None)
+        if answered is not None:
+            entry = FinishedRequest(
+                answered.fence, key.digest, key.sharing.tenant, to_bytes(output)
+            )
+            self._keep(entry)
+
+    def _count(self, client: EngineClient, request: Request, result: CacheResult) -> None:
+        self._metrics.count_cache(request.task, client.spec.alias, result)
+
+
+def num_characters(output: Output) -> int:
+    """About as much memory as it takes."""
+    return 200 + sum(len(choice.text) for choice in output.choices)
+
+
+def to_bytes(output: Output) -> bytes:
+    fields: dict[str, Any] = {**output.to_json(), "request_id": 0}
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")  # as json.loads reads it

@@ -1,0 +1,91 @@
+"""Content keys: digests of everything that decides a model's answer.
+
+The request itself (task, text or messages, languages, every parameter), the version of the
+recipe that made it, and the model as it was loaded: checkpoint and revision, engine, device,
+type, library versions, prompt templates. The model card is taken whole, so that a setting which
+is added there counts from the first day.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from engine.protocol.engine_spec import EngineSpec
+from engine.protocol.messages import ModelCard, Params, Request
+from worker.recipes.versions import RECIPE_VERSIONS
+
+# How much is computed at once, and where: it changes no answer.
+WITHOUT_EFFECT = frozenset(
+    {
+        "cpu_kernels", "gpu_memory_utilization", "kv_cache", "max_cache_tokens", "max_held",
+        "max_sequences", "max_step_tokens", "replica", "threads",
+        "fake_step_seconds", "fake_fail_on", "fake_out_of_memory_on", "fake_crash_on",
+    }
+)  # fmt: skip
+
+
+def model_digest(spec: EngineSpec, card: ModelCard) -> bytes:
+    """The digest of a model as it was loaded."""
+    settings = {name: value for name, value in spec.to_json().items() if name not in WITHOUT_EFFECT}
+    loaded = card.to_json()
+    for each in (settings, loaded):  # replicas on two GPUs answer alike
+        each["device"] = each["device"].partition(":")[0]
+    del loaded["engine_reason"]  # prose
+    return hashlib.sha256(_json([settings, loaded])).digest()
+
+
+def request_digest(request: Request, model: bytes, *, with_seed: bool = True) -> bytes:
+    """The digest of a request to a model; model: the model's digest."""
+    fields = request.to_json()
+    del fields["id"]
+    fields.pop("is_interactive", None)
+    if not with_seed:
+        fields["params"].pop("seed", None)
+    digest = hashlib.sha256(model)
+    digest.update(_json([RECIPE_VERSIONS[request.task], fields]))
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class SharingScope:
+    """The jobs that one shares answers with."""
+
+    tenant: str | None  # None: with everybody
+    has_seed: bool  # the job names one: a sample can be drawn again
+
+    def key(self, request: Request, model: bytes) -> "ContentKey | None":
+        """The key of a request's answer; None where it may not be shared.
+
+        A greedy or beam answer depends on no seed, so one that the worker gave the job does
+        not count. Whether a job samples that does not say so is the checkpoint's to say: its
+        output tells.
+        """
+        if request.is_measured or (samples(request.params) and not self.has_seed):
+            return None
+        scope = "" if self.tenant is None else f"tenant {self.tenant}"
+        digest_of_request = request_digest(request, model, with_seed=self.has_seed)
+        digest = hashlib.sha256(scope.encode() + b"\0" + digest_of_request).digest()
+        return ContentKey(digest, model, self)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """The key that an answer is stored under, and what the key was made from."""
+
+    digest: bytes
+    model: bytes  # the digest of the model that was to answer
+    sharing: SharingScope
+
+
+def samples(params: Params) -> bool | None:
+    """Whether a request draws; None: as the checkpoint does by itself."""
+    if params.do_sample is not None:
+        return params.do_sample
+    if params.temperature is not None:
+        return params.temperature > 0
+    return True if params.top_k is not None or params.top_p is not None else None
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,1 @@
+"""Engines: the processes that run the models, seen from the worker."""

@@ -1,0 +1,30 @@
+"""Whether a model that was loaded is the one that answered before, by the hashes of its files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from db.queries.model_cards import newest_card
+from db.session import Database
+from engine.protocol.messages import ModelCard
+
+
+def changed_files(database: Database, card: ModelCard) -> dict[str, Any] | None:
+    """The weight files that differ since the model of this alias and checkpoint last answered.
+
+    None if nothing does, or nothing is known: another checkpoint under the alias is no change
+    of a file, and cards of before hashes were kept have none. JSON-able.
+    """
+    with database.read() as session:
+        newest = newest_card(session, card.alias)
+    if newest is None:
+        return None
+    before, kept_at = newest
+    old: Mapping[str, str] = before.get("weight_files") or {}
+    if before.get("checkpoint") != card.checkpoint or not old or old == card.weight_files:
+        return None
+    names = sorted(
+        name
+        for name in old.keys() | card.weight_files.keys()
+        if old.get(name) != card.weight_files.get(name)
+    )
+    return {"files": names, "revision_before": before.get("revision"), "kept_at": str(kept_at)}
