@@ -173,11 +173,13 @@ WAYS = [("bart", False), ("bart", True), ("t5", False), ("t5gemma", None), ("led
 def sharing_engine(kind: str, is_paged: bool | None, folder: Path) -> RouterBackend:
     """is_paged: None: by the model's own cache"""
     spec = spec_of(folder, max_sequences=16, max_cache_tokens=16_384)
-    if is_paged is None:
-        engine = load(spec)
-        engine.in_flight.runner.kv_cache.poisoned = True
-        return engine
-    return RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=is_paged)
+    return RouterBackend(
+        spec,
+        Checkpoint.load(spec),
+        poisoned=True,
+        is_paged=is_paged,
+        by_own_cache=is_paged is None,
+    )
 
 
 def encoder_passes(engine: RouterBackend) -> list[int]:
@@ -354,7 +356,8 @@ def test_a_long_document_makes_no_others_as_long(folder_of, monkeypatch):
 
 
 def test_rows_of_one_document_read_one_copy_of_it(folder_of):
-    engine = load(spec_of(folder_of("t5gemma")))
+    spec = spec_of(folder_of("t5gemma"))
+    engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=True)
     bench = Bench(engine, engine.spec)
     params = Params(max_new_tokens=6, min_new_tokens=6, do_sample=False, num_beams=4)
     bench.submit(Request(id=0, task="generate", text=document(60, 1), params=params))
