@@ -1,5 +1,6 @@
 """Guards as their users have them: a worker with thresholds, and what the commands list."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,9 +11,8 @@ from db.states import JobState
 from tasks.chat import submit as chat
 from tasks.generate import submit as generate
 from tests.commands import InProcess
-from tests.jobs import insert_job
+from tests.jobs import answer, insert_job, succeed
 from tests.unit.db.reading.test_results import SIGNALS as ODD
-from tests.unit.db.reading.test_results import answer, dataclasses, finish
 from tests.workers import Cluster, on_sqlite
 
 GUARDS = """
@@ -54,8 +54,8 @@ def test_suspicious_results_are_listed_with_reasons(stored: InProcess) -> None:
 
     database = Database(stored.process.environment["TIDEMILL_DATABASE_URL"])
     plain, odd = insert_job(database, custom_id="plain"), insert_job(database, custom_id="odd")
-    finish(database, plain, answer())
-    finish(database, odd, dataclasses.replace(answer(), signals=ODD))
+    succeed(database, plain, answer())
+    succeed(database, odd, dataclasses.replace(answer(), signals=ODD))
     database.close()
 
     shown = stored("results", "--suspicious")

@@ -76,6 +76,28 @@ BY_OWN_CACHE = {
     "umt5": "have other logits",  # a bias of its own in each layer
     "longt5": "have other logits",
     "pegasus_x": "have other logits",
+    # Recurrent layers, alone or beside attention.
+    **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), "attends by code of its own"),
+    **dict.fromkeys(
+        (
+            "jamba",
+            "bamba",
+            "granite_hybrid",
+            "zamba2",
+            "nemotron_h",
+            "lfm2",
+            "lfm2_moe",
+            "lfm3",
+            "qwen3_next",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "olmo_hybrid",
+            "kimi_linear",
+        ),
+        "its layers are not counted one by one",
+    ),
+    **dict.fromkeys(("falcon_h1", "zamba", "zaya"), "have other logits"),
+    "llama4": "have other logits",  # attention in chunks
 }
 
 
@@ -783,8 +805,9 @@ def test_prompts_of_like_length_are_computed_in_one_pass(folder_of, monkeypatch)
 
     monkeypatch.setattr(OwnCacheRunner, "_prefill_padded", prefill_padded)
     spec = spec_of(folder_of("gemma2"), max_sequences=16)
-    engine = load(spec)
+    engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=True)
     assert engine.in_flight.runner.pads_prompts
+    prove(engine.exact, engine.in_flight.runner, engine.has_beams)
     assert any(len(set(each)) > 1 for each in groups)  # the proof has padded ones
     groups.clear()
     bench = Bench(engine, spec)
