@@ -14,7 +14,7 @@ import torch
 from engine.attention.forward_context import DecoderContext
 from engine.attention.hf_plugin import uninstall
 from engine.attention.paged_backend import PagedAttentionBackend
-from engine.backends import router, self_proof, verdicts
+from engine.backends import generate, router, self_proof, verdicts
 from engine.backends.batch_probe import MAX_OFF
 from engine.backends.generate import GenerateBackend
 from engine.backends.loader import Checkpoint
@@ -249,7 +249,11 @@ def test_pages_know_windows_soft_caps_and_sinks_too(kind, fault, folder_of, monk
             prove(engine.exact, engine.in_flight.runner, engine.has_beams)
 
 
-def test_the_way_that_is_slower_serves_where_the_fast_one_fails(folder_of, tmp_path, monkeypatch):
+@pytest.mark.parametrize("why_alone", [None, "nobody knows"])
+def test_the_way_that_is_slower_serves_where_the_fast_one_fails(
+    why_alone, folder_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "why_not_batched", lambda *_: why_alone)
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
     asked = []
     whole = self_proof.answer_alone
@@ -267,6 +271,24 @@ def test_the_way_that_is_slower_serves_where_the_fast_one_fails(folder_of, tmp_p
         # The model is as it was loaded.
         assert engine.checkpoint.model.config._attn_implementation == "sdpa"
     assert len(asked) == 18  # for both ways
+
+
+def test_what_runs_by_generate_leaves_the_fast_way_its_attention(folder_of, monkeypatch):
+    """Where calls are not shared, the model is put back to what it was when it was loaded."""
+    monkeypatch.setattr(generate, "why_not_batched", lambda *_: "nobody knows")
+    spec = spec_of(folder_of("granite"), max_sequences=8)
+    engine = load(spec)
+    assert isinstance(engine.in_flight.runner, CausalRunner)
+    bench = Bench(engine, spec)
+    drawn = Params(max_new_tokens=4, do_sample=True, seed=1, num_beams=2)
+    bench.answers([Request(id=100, task="generate", text="river", params=drawn)])
+    assert bench.progress.num_by_generate == 1
+    outputs = let_join(bench, requests())
+    assert bench.progress.num_in_flight == 15
+    alone = Alone("granite", folder_of("granite"))
+    for each in requests():
+        expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
+        assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
 
 
 def roll_rows(decode):
@@ -610,9 +632,12 @@ def test_a_second_start_takes_the_verdict_of_the_first(folder_of, tmp_path, monk
 
 def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
-    reasons = [load(spec_of(folder_of("led"))).card.engine_reason]
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalRunner, "_decode_forward", roll_rows(CausalRunner._decode_forward))
+        patch.setattr(JoinedSequenceCache, "reorder", lambda *_: None)
+        reasons = [load(spec_of(folder_of("phi"))).card.engine_reason]
     monkeypatch.setattr(router, "prove", lambda *_: pytest.fail("it was tried again"))
-    reasons.append(load(spec_of(folder_of("led"))).card.engine_reason)
+    reasons.append(load(spec_of(folder_of("phi"))).card.engine_reason)
     assert reasons[0] == reasons[1]
     assert "was not proved at load" in reasons[0]
 
