@@ -71,6 +71,8 @@ class WorkerProcess:
 
         def paused() -> bool:
             self.process.send_signal(signal.SIGSTOP)
+            # Until then a thread of it may take a lock that it would keep.
+            until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, "its stop")
             with closing(sqlite3.connect(path, timeout=0)) as connection:
                 try:
                     connection.execute("BEGIN IMMEDIATE")

@@ -35,6 +35,39 @@ def gpt2() -> Any:
     return hf.GPT2LMHeadModel(config).eval()
 
 
+def gemma2() -> Any:
+    """Windows in every second layer, far shorter than the prompt, and soft caps."""
+    torch.manual_seed(4)
+    config = hf.Gemma2Config(
+        vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=12,
+        attn_logit_softcapping=2.0, query_pre_attn_scalar=16, max_position_embeddings=256,
+    )  # fmt: skip
+    return hf.Gemma2ForCausalLM(config).eval()
+
+
+def gpt_oss() -> Any:
+    """Windows, attention sinks and experts."""
+    torch.manual_seed(5)
+    config = hf.GptOssConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=12,
+        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+    )  # fmt: skip
+    return hf.GptOssForCausalLM(config).eval()
+
+
+def mistral() -> Any:
+    """A window in every layer."""
+    torch.manual_seed(6)
+    config = hf.MistralConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=12,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    return hf.MistralForCausalLM(config).eval()
+
+
 def fused(model: Any) -> CausalRunner:
     runner = CausalRunner(laid_out(model), kv_cache_of(model))
     assert isinstance(runner.executor, FusedExecutor)
@@ -68,6 +101,14 @@ WAYS: dict[str, Callable[[], CausalRunner]] = {
     "plain": lambda: plain(model_of("qwen3")),
     "paged": lambda: paged(model_of("llama")),
     "paged, absolute": lambda: paged(gpt2()),
+    "compiled, windows": lambda: compiled(mistral()),
+    "compiled, soft caps": lambda: compiled(gemma2()),
+    "compiled, sinks": lambda: compiled(gpt_oss()),
+    "plain, windows": lambda: plain(mistral()),
+    "plain, soft caps": lambda: plain(gemma2()),
+    "paged, windows": lambda: paged(mistral()),
+    "paged, soft caps": lambda: paged(gemma2()),
+    "paged, sinks": lambda: paged(gpt_oss()),
 }
 
 
