@@ -81,6 +81,14 @@ BY_OWN_CACHE = {
     "t5gemma2": "attends to the encoder by parts of its own",
     "mvp": "attends by code of its own",
     "led": "attends by code of its own",
+    "fsmt": "attends by code of its own",
+    "prophetnet": "attends by code of its own",
+    "seamless": "attends to the encoder by parts of its own",
+    "switch": "leaves the model changed",  # by a note of its router
+    **dict.fromkeys(
+        ("bart_decoder", "mbart_decoder", "marian_decoder", "pegasus_decoder"),
+        "takes no position_ids",
+    ),
     # Recurrent layers, alone or beside attention.
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), "attends by code of its own"),
     **dict.fromkeys(
