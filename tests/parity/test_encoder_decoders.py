@@ -4,6 +4,7 @@ long documents: in flight as alone."""
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_short_text_does_not_change_bigbird_for_a_long_one(folder_of):
     spec = spec_of(folder_of(kind), max_sequences=8)
     engine = load(spec)
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
-    assert engine.card.engine_reason.startswith("proved at load: 18 of 18 requests")
+    assert re.match(r"proved at load: (\d+) of \1 requests", engine.card.engine_reason)
     engine.in_flight.runner.kv_cache.poisoned = True
     bench = Bench(engine, spec)
     texts = [

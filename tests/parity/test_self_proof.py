@@ -77,6 +77,18 @@ BY_OWN_CACHE = {
     "umt5": "have other logits",  # a bias of its own in each layer
     "longt5": "have other logits",
     "pegasus_x": "have other logits",
+    "longt5_global": "are others than by",
+    "t5gemma2": "attends to the encoder by parts of its own",
+    "mvp": "attends by code of its own",
+    "led": "attends by code of its own",
+    "fsmt": "attends by code of its own",
+    "prophetnet": "attends by code of its own",
+    "seamless": "attends to the encoder by parts of its own",
+    "switch": "leaves the model changed",  # by a note of its router
+    **dict.fromkeys(
+        ("bart_decoder", "mbart_decoder", "marian_decoder", "pegasus_decoder"),
+        "takes no position_ids",
+    ),
     # Recurrent layers, alone or beside attention.
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), "attends by code of its own"),
     **dict.fromkeys(
