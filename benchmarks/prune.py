@@ -27,6 +27,7 @@ from tests.jobs import job_row
 RETENTION = '\n[retention]\npayloads = "1d"\noutputs = "1d"\n'
 TEXT = "the tide turns and the wheel of the mill begins to move again " * 16  # about 1 kB
 CHUNK = 50_000
+MAX_WAIT_SECONDS = 600.0  # for the first of the old payloads to go
 # Version 7 as all ids are, of a time before any that is made now.
 FIRST = UUID("01900000-0000-7000-8000-000000000000")
 KEYS = {
@@ -93,13 +94,16 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
 
 
 def wait_until_pruned(database: Database, job_id: UUID) -> None:
-    """Wait until a job's payload has gone; by its key, for to count a million costs them time."""
+    """Wait until a job's payload has gone; by its key, for to count a million costs them time.
+    Raises TimeoutError."""
     pruned_at = select(Payload.pruned_at).where(Payload.job_id == job_id)
-    while True:
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    while time.monotonic() < deadline:
         with database.read() as session:
             if session.scalar(pruned_at) is not None:
                 return
         time.sleep(0.1)
+    raise TimeoutError(f"nothing was pruned within {MAX_WAIT_SECONDS} s")
 
 
 def first_unpruned(database: Database) -> UUID:

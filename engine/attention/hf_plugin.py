@@ -82,37 +82,34 @@ def eager_attention_of(module_type: type) -> Callable[..., tuple[Tensor, Tensor 
     return found  # type: ignore[no-any-return]  # a function of transformers
 
 
-def attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    forward_context: ForwardContext | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """query: (rows, heads, tokens, head size); returns (rows, tokens, heads, head size), None."""
-    context = forward_context or current()
-    if context is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return attend_in(context, module, query, key, value, **kwargs), None
+def attention_over(own_attention: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
+    """An attention function that attends in the forward context, where there is one.
+
+    own_attention: of a module, what it calls where there is none
+    returns:       a function of a query, (rows, heads, tokens, head size), and its keys and values
+                   to (rows, tokens, heads, head size), None
+    """
+
+    def attention(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        forward_context: ForwardContext | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        context = forward_context or current()
+        if context is None:
+            own = own_attention(module)
+            return own(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+        return attend_in(context, module, query, key, value, **kwargs), None
+
+    return attention
 
 
-def attention_of_eager(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    forward_context: ForwardContext | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """The same for a model that ran on its own eager attention."""
-    context = forward_context or current()
-    if context is None:
-        own = eager_attention_of(type(module))
-        return own(module, query, key, value, attention_mask, **kwargs)
-    return attend_in(context, module, query, key, value, **kwargs), None
+attention = attention_over(lambda module: sdpa_attention_forward)
+attention_of_eager = attention_over(lambda module: eager_attention_of(type(module)))
 
 
 def attend_in(

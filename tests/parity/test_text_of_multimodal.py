@@ -21,6 +21,7 @@ from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
+from tests.shards import as_shards
 
 SETTINGS = [
     {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False},
@@ -121,21 +122,9 @@ def test_what_sees_is_not_read(kind, folder_of, tmp_path):
 @pytest.mark.parametrize("kind", ["gemma3_vision", "qwen3_vl"])
 def test_shards_and_bin_files_are_read_alike(kind, as_bin, folder_of, tmp_path):
     folder = shutil.copytree(folder_of(kind), tmp_path / kind)
-    weights = weights_of(folder)
-    (folder / "model.safetensors").unlink()
-    stem, end = ("pytorch_model", "bin") if as_bin else ("model", "safetensors")
-    names = sorted(weights)
-    parts = {f"{stem}-0000{at + 1}-of-00002.{end}": names[at::2] for at in range(2)}
-    for file, held in parts.items():
-        tensors = {name: weights[name] for name in held}
-        if as_bin:
-            torch.save(tensors, folder / file)
-        else:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file in parts for name in parts[file]}}
-    (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
+    files = as_shards(folder, weights_of(folder), as_bin)
     found = Checkpoint.load(spec_of(folder))
-    assert set(found.card.weight_files) == set(parts)
+    assert set(found.card.weight_files) == set(files)
     assert answers(found) == answers(Checkpoint.load(spec_of(folder_of(kind))))
 
 

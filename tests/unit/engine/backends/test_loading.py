@@ -20,6 +20,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.text.detokenizer import text_of
 from tests import checkpoints
+from tests.shards import as_shards
 
 
 def spec_of(folder: Path, **more: Any) -> EngineSpec:
@@ -172,22 +173,6 @@ def test_a_tokenizer_that_leaves_out_the_source_is_refused(tmp_path, monkeypatch
         hf.M2M100Tokenizer, "set_src_lang_special_tokens", lambda self, _: own(self, "fr")
     )
     assert "does not put the code of the source language" in refusal(tmp_path)
-
-
-def as_shards(folder: Path, weights: dict[str, torch.Tensor], as_bin: bool) -> None:
-    """Two files and their index, as a large checkpoint is saved."""
-    (folder / "model.safetensors").unlink()
-    stem, end = ("pytorch_model", "bin") if as_bin else ("model", "safetensors")
-    names = sorted(weights)
-    parts = {f"{stem}-0000{at + 1}-of-00002.{end}": names[at::2] for at in range(2)}
-    for file, held in parts.items():
-        tensors = {name: weights[name] for name in held}
-        if as_bin:
-            torch.save(tensors, folder / file)
-        else:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file in parts for name in parts[file]}}
-    (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])

@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -16,12 +16,12 @@ from engine.protocol.limits import Sized
 from engine.protocol.messages import (
     Choice,
     Measurement,
-    ModelCard,
     Output,
     Request,
     RequestFailure,
 )
 from tasks.configuration.masking import MaskingRules
+from tests.model_cards import FAKE_CARD
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt
 from worker.cache.output_reader import RequestPage, StoredOutputs
 from worker.cache.segments import PLACEHOLDERS
@@ -34,18 +34,7 @@ from worker.settings import Settings
 CONTEXT = 40  # words
 ROWS = 8
 JOB_ID = uuid4()
-CARD = ModelCard(
-    alias="fake",
-    checkpoint="fake",
-    revision="one",
-    family="fake",
-    engine="fake",
-    model_type="fake",
-    device="cpu",
-    dtype="float32",
-    max_context_tokens=CONTEXT,
-    num_parameters=0,
-)
+CARD = replace(FAKE_CARD, max_context_tokens=CONTEXT)
 TASKS: dict[str, dict[str, Any]] = {
     "map_reduce": {"task": "summarize", "strategy": "map_reduce", "max_new_tokens": 8},
     "refine": {"task": "summarize", "strategy": "refine", "max_new_tokens": 8},

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from db.encryption.key_ring import KeyRing
 from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, ModelCard, Output, Params, Request, RequestFailure
+from engine.protocol.messages import Choice, Output, Params, Request, RequestFailure
+from tests.model_cards import FAKE_CARD
 from worker.cache.content_cache import ContentCache
 from worker.cache.content_key import ContentKey, SharingScope, model_digest
 from worker.cache.settings import CacheSettings
@@ -26,18 +27,6 @@ FENCE = Fence(uuid4(), 1, "one")
 MINE = SharingScope("mine", has_seed=False)
 SEEDED = SharingScope("mine", has_seed=True)
 SPEC = EngineSpec(alias="fake", checkpoint="fake", engine="fake")
-CARD = ModelCard(
-    alias="fake",
-    checkpoint="fake",
-    revision="one",
-    family="fake",
-    engine="fake",
-    model_type="fake",
-    device="cpu",
-    dtype="float32",
-    max_context_tokens=None,
-    num_parameters=0,
-)
 FAILED = RequestFailure("generation_failed", "it failed", False)
 
 
@@ -335,8 +324,8 @@ CHANGES: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), CHANGES, ids=[name for name, _ in CHANGES])
 def test_another_model_has_another_digest(name: str, value: Any) -> None:
-    changed = replace(CARD, **{name: value})
-    assert model_digest(SPEC, changed) != model_digest(SPEC, CARD)
+    changed = replace(FAKE_CARD, **{name: value})
+    assert model_digest(SPEC, changed) != model_digest(SPEC, FAKE_CARD)
 
 
 @pytest.mark.parametrize(
@@ -355,11 +344,11 @@ def test_another_model_has_another_digest(name: str, value: Any) -> None:
 )
 def test_settings_count_where_they_decide_an_answer(name: str, value: Any, same: bool) -> None:
     changed = replace(SPEC, **{name: value})
-    assert (model_digest(changed, CARD) == model_digest(SPEC, CARD)) is same
+    assert (model_digest(changed, FAKE_CARD) == model_digest(SPEC, FAKE_CARD)) is same
 
 
 def test_replicas_on_two_gpus_are_one_model() -> None:
-    one, other = (replace(CARD, device=f"cuda:{number}") for number in range(2))
+    one, other = (replace(FAKE_CARD, device=f"cuda:{number}") for number in range(2))
     assert model_digest(SPEC, one) == model_digest(SPEC, other)
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import threading
+from dataclasses import replace
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -11,8 +12,8 @@ import pytest
 
 from db.outcome import Answer, Signals
 from db.suspicion import Suspicion
-from engine.protocol.messages import ModelCard
 from tasks.errors import SettingsError
+from tests.model_cards import FAKE_CARD
 from worker.errors import JobError, QualityGuardFailed
 from worker.guards.action import Action
 from worker.guards.guard import Guard
@@ -22,18 +23,7 @@ from worker.recipes import Work
 ENGLISH = "The tide is low and the ferry waits at the harbour until the morning comes."
 FRENCH = "La marée est basse et le bac attend au port jusqu'à ce que le matin arrive."
 LOOP = "le bac le bac le bac le bac le bac le bac le bac le bac"
-CARD = ModelCard(
-    alias="toy",
-    checkpoint="toy",
-    revision=None,
-    family="fake",
-    engine="fake",
-    model_type="fake",
-    device="cpu",
-    dtype="float32",
-    max_context_tokens=100,
-    num_parameters=0,
-)
+CARD = replace(FAKE_CARD, max_context_tokens=100)
 
 
 def examined(

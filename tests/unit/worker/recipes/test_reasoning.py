@@ -1,5 +1,6 @@
 """What a model thinks is kept apart and counted for every task, and its template is switched."""
 
+from dataclasses import replace
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -7,14 +8,12 @@ from uuid import uuid4
 import pytest
 
 from db.outcome import Answer
-from engine.protocol.messages import Choice, ModelCard, Output, Request
+from engine.protocol.messages import Choice, Output, Request
+from tests.model_cards import FAKE_CARD
 from worker.recipes import RECIPES
 from worker.recipes.recipe import Work
 
-CARD = ModelCard(
-    alias="m", checkpoint="m", revision=None, family="causal", engine="inflight",
-    model_type="qwen3", device="cpu", dtype="float32", max_context_tokens=512, num_parameters=1,
-)  # fmt: skip
+CARD = replace(FAKE_CARD, max_context_tokens=512)
 SWITCHES = {"enable_thinking": True}
 CONTRACTS: dict[str, dict[str, Any]] = {
     "generate": {"text": "The mill"},
