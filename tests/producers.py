@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tasks.app import app
 from tasks.configuration import settings
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -51,3 +52,5 @@ def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None
 def _forget() -> None:
     settings.database.cache_clear()
     settings.catalog.cache_clear()
+    # Celery keeps the pools of the first broker that it spoke to, and asks for no other.
+    app._pool = app.amqp._producer_pool = None
