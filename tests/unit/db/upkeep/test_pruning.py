@@ -15,7 +15,8 @@ from db import find_job
 from db.clock import seconds_from_now
 from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
 from db.outcome import Answer, Outcome
-from db.queries import cancel_retry, completion, inserts
+from db.queries import inserts
+from db.queries.jobs import cancel_retry, completion
 from db.session import Database
 from db.states import JobState
 from db.upkeep import pruning
