@@ -420,7 +420,8 @@ class Attempt:
 
     @property
     def _max_in_flight(self) -> int:
-        """Enough requests to keep the engine busy; few for an interactive job, which shares it."""
+        """The number of requests that keep the engine busy; few for an interactive job, which
+        shares it."""
         num_rows = self._client.sized.spec.max_sequences or 1
         return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
 
