@@ -289,7 +289,8 @@ def join_columns(
         expanded(pad(part, (0, 0, max(num, 0), max(-num, 0)), value=filling), rows)
         for part, rows, num in zip(parts, num_rows, num_pads, strict=True)
     ]
-    return torch.cat(padded)
+    # One sequence with a long document is not copied for each of its rows.
+    return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
 def expanded(tensor: Tensor, num_rows: int) -> Tensor:
