@@ -29,7 +29,7 @@ from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
 
 if TYPE_CHECKING:
-    from engine.backends.model_state import Freshness
+    from engine.checkpoint.model_state import Freshness
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.

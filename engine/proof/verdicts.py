@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.backends.loader import Checkpoint
+from engine.checkpoint.loader import Checkpoint
 from engine.protocol.engine_spec import EngineSpec
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.backends.context import hides
+from engine.checkpoint.context import hides
 
 # Those through which tests/parity goes, padded and in flight.
 PROVED_CLASSES = frozenset(

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from engine.backends.batch_probe import MAX_OFF, WINDOWS, off
 from engine.backends.inflight import InflightBackend, Runner, RunningSequence
-from engine.backends.model_state import Freshness
+from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.batch_probe import MAX_OFF, WINDOWS, off
 from engine.protocol.messages import Request
 from engine.runners.length_switches import RotarySwitch, short_switch
 from engine.sampling.resolve_params import ResolvedParams

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.backends.model_state import Freshness
-from engine.backends.proved_families import is_listed, length_bound_rope
+from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.proved_families import is_listed, length_bound_rope
 from engine.protocol.messages import Request
 from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
