@@ -136,7 +136,9 @@ class SealedType(TypeDecorator[Any]):
             if isinstance(value, Placed):
                 if not value.value:
                     return self.as_plain(value.value)
-                return self.as_stored(keys.seal(self.encode(value.value), self.place(value.row_key)))
+                return self.as_stored(
+                    keys.seal(self.encode(value.value), self.place(value.row_key))
+                )
             if value:
                 raise EncryptionError(
                     f"{self.table}.{self.column} was to be written without its row, "
