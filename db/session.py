@@ -29,7 +29,8 @@ class Database:
 
     SQLite runs in WAL mode with `synchronous=FULL`, so what was committed
     survives a power cut, and a writer takes its lock when it begins: a
-    deferred transaction that upgrades fails at once, whatever the timeout.
+    deferred transaction that upgrades fails at once, whatever the timeout. A text that is
+    deleted is overwritten in the file.
     """
 
     def __init__(self, url: str | URL, keys: KeyRing | None = None) -> None:
@@ -100,6 +101,7 @@ def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
+            "secure_delete = ON",  # Debian's SQLite overwrites what is deleted; any other does now
             f"busy_timeout = {1000 * LOCK_SECONDS:.0f}",
         ):
             connection.execute(f"PRAGMA {pragma}")
