@@ -321,7 +321,7 @@ class GenerateBackend:
 
     @contextlib.contextmanager
     def seeded(self, seed: int | None) -> Iterator[None]:
-        """Within this context draws follow from the seed, if there is one."""
+        """Let draws follow from the seed within this context, if there is one."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             if seed is not None:

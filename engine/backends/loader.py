@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In tokens; None where the checkpoint names no limit."""
+    """A checkpoint's limits in tokens; None where it names none."""
 
     max_prompt_tokens: int | None
     max_answer_context_tokens: int | None  # decoder-only: prompt included

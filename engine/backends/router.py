@@ -281,7 +281,7 @@ def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
 def load_unlisted(
     spec: EngineSpec, checkpoint: Checkpoint, why_not_listed: str
 ) -> RouterBackend | GenerateBackend:
-    """In flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
+    """Load in flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
     key = verdicts.key_of(spec, checkpoint)
     kept = verdicts.read(key)
     why_not = why_not_tried(checkpoint)
@@ -349,7 +349,7 @@ def proved(
 
 
 def alone_or_disproved(exact: GenerateBackend) -> list[Trial]:
-    """What `generate` answers, once for both ways."""
+    """Answer the trials by `generate`, once for both ways. Raises Disproved."""
     try:
         return answered_alone(exact, supports_beam_search(exact.model))
     except Exception as error:
@@ -387,7 +387,7 @@ def proved_by(
 
 
 def why_not_tried(checkpoint: Checkpoint) -> str | None:
-    """None if a proof is worth its time: what no few short requests would show."""
+    """A reason that no few short requests would show; None if a proof is worth its time."""
     config = checkpoint.config
     if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
         return rope
@@ -399,7 +399,7 @@ def why_not_tried(checkpoint: Checkpoint) -> str | None:
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
-    """None if it can be run in flight."""
+    """The reason why a checkpoint cannot run in flight unproved; None if it can."""
     model = checkpoint.model
     config = model.config
     reason = why_not_proved(model)

@@ -52,7 +52,7 @@ ROUNDING_UNITS = 8
 
 
 class Disproved(Exception):
-    """How an answer in flight differs from that of `generate`, in words."""
+    """An answer in flight differs from that of `generate`; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class RecordingBackend(InflightBackend):
 
 
 def answered_alone(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
-    """What `generate` answers, for one proof or several. The model is left as it was."""
+    """Answer the trials by `generate`, for one proof or several. The model is left as it was."""
     with as_proved(exact.model) as switch:
         return tried_alone(exact, trials_of(exact, has_beams, switch))
 
@@ -188,7 +188,7 @@ def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
 def trials_of(
     exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
 ) -> list[Trial]:
-    """Those that show most come first."""
+    """The trials of a proof; those that show most come first."""
     checkpoint = exact.checkpoint
     limits = checkpoint.limits
     named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
@@ -252,7 +252,7 @@ def sequence(id_: int, prompt: tuple[int, ...], settings: ResolvedParams) -> Seq
 
 
 def tried_alone(exact: GenerateBackend, trials: list[Trial]) -> list[Trial]:
-    """Those that `generate` answered in time."""
+    """The trials that `generate` answered in time."""
     until = time.monotonic() + MAX_SECONDS
     done: list[Trial] = []
     for trial in trials:
@@ -408,7 +408,7 @@ def num_same(one: list[int], other: list[int]) -> int:
 
 
 def max_off(model: Any) -> float:
-    """How far logits may be off: in half precision, what its rounding amounts to in so many
+    """The bound on the error of logits: in half precision, what its rounding amounts to in so many
     layers."""
     if model.dtype == torch.float32:
         return MAX_OFF

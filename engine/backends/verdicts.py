@@ -59,7 +59,7 @@ def cache_folder() -> Path | None:
 
 
 def key_of(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """None if the weights are in no file that was hashed."""
+    """The key of a verdict; None if the weights are in no file that was hashed."""
     card, model = checkpoint.card, checkpoint.model
     if not card.weight_files:
         return None

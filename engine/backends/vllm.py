@@ -182,7 +182,7 @@ class VllmBackend:
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """None if its greedy answers are known to be exact."""
+    """The reason why its greedy answers may differ; None if they are known to be exact."""
     config = checkpoint.config
     if config.is_encoder_decoder:
         return f"{config.model_type} is an encoder-decoder"

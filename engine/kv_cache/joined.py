@@ -34,7 +34,7 @@ POISON = 64.0
 
 @dataclass(slots=True)
 class Encoded:
-    """What an encoder made of one prompt, and the keys and values of it by layer."""
+    """An encoder's output for one prompt, and its keys and values by layer."""
 
     states: Tensor  # (1, tokens, width)
     layers: list[KeysValues]
@@ -91,7 +91,7 @@ class JoinedRows:
     device: torch.device
 
     def num_columns(self) -> int:
-        """Of the tokens that are counted; a step that failed may have written one more."""
+        """The number of counted tokens' columns; a step that failed may have written one more."""
         return max(
             pads + each.length for pads, each in zip(self.num_pads, self.caches, strict=True)
         )

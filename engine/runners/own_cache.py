@@ -153,7 +153,9 @@ class OwnCacheRunner:
         return torch.cat([logits[each] for each in caches])
 
     def _side_of(self, num_tokens: int) -> tuple[int, int]:
-        """Only rows with equal ones may share a pass. num_tokens: before the newest"""
+        """The side of the switch a row is on: rows of one side may share a pass.
+
+        num_tokens: before the newest"""
         side = temperature = 0
         if self.has_rotary_switch:
             switch = rotary_switch_of(self.model.config)  # a proof may have it elsewhere

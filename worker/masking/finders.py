@@ -33,7 +33,7 @@ class Forms:
 
 @dataclass(frozen=True, slots=True)
 class OwnPattern:
-    """What an operator's expression finds, in a time that has a limit: `(a+)+$` takes years."""
+    """A finder of an operator's expression, bounded in time: `(a+)+$` takes years."""
 
     kind: str
     pattern: str

@@ -26,7 +26,8 @@ from db.models import (
     Segment,
 )
 from db.outcome import Answer, Outcome
-from db.queries import cancel_retry, completion, inserts
+from db.queries import inserts
+from db.queries.jobs import cancel_retry, completion
 from db.schema import migrate
 from db.session import Database
 from db.states import JobState
