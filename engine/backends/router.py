@@ -16,16 +16,12 @@ import torch
 from engine.attention.hf_plugin import UnknownAttention, install, uninstall
 from engine.attention.layers import kv_shape_of
 from engine.attention.selection import kv_cache_for
-from engine.backends import verdicts
-from engine.backends.batch_probe import LEAVES_CHANGES
 from engine.backends.generate import GenerateBackend, Sharing
-from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
-from engine.backends.loader import Checkpoint
-from engine.backends.model_state import Freshness
-from engine.backends.proved_families import length_bound_rope, why_not_proved
-from engine.backends.self_proof import Disproved, Proof, Trial, answered_alone, prove
-from engine.backends.weight_layout import lay_out
+from engine.checkpoint.generation_config import EXACT_CACHES
+from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.model_state import Freshness
+from engine.checkpoint.weight_layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -39,6 +35,10 @@ from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.prefix_cache import PrefixCache
 from engine.kv_cache.row_size import RowSize
 from engine.logging import error_location
+from engine.proof import verdicts
+from engine.proof.batch_probe import LEAVES_CHANGES
+from engine.proof.proved_families import length_bound_rope, why_not_proved
+from engine.proof.self_proof import Disproved, Proof, Trial, answered_alone, prove
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -292,7 +292,7 @@ def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
 def load_unlisted(
     spec: EngineSpec, checkpoint: Checkpoint, why_not_listed: str
 ) -> RouterBackend | GenerateBackend:
-    """In flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
+    """Load in flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
     key = verdicts.key_of(spec, checkpoint)
     kept = verdicts.read(key)
     why_not = why_not_tried(checkpoint)
@@ -358,7 +358,7 @@ def proved(
 
 
 def alone_or_disproved(exact: GenerateBackend) -> list[Trial]:
-    """What `generate` answers, once for both ways."""
+    """Answer the trials by `generate`, once for both ways. Raises Disproved."""
     try:
         return answered_alone(exact, supports_beam_search(exact.model))
     except Exception as error:
@@ -430,7 +430,7 @@ def renew(exact: GenerateBackend) -> None:
 
 
 def why_not_tried(checkpoint: Checkpoint) -> str | None:
-    """None if a proof is worth its time: what no few short requests would show."""
+    """A reason that no few short requests would show; None if a proof is worth its time."""
     config = checkpoint.config
     if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
         return rope
@@ -443,7 +443,7 @@ def why_not_tried(checkpoint: Checkpoint) -> str | None:
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
-    """None if it can be run in flight."""
+    """The reason why a checkpoint cannot run in flight unproved; None if it can."""
     model = checkpoint.model
     config = model.config
     reason = why_not_proved(model)

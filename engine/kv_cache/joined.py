@@ -34,8 +34,8 @@ POISON = 64.0
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Encoded:
-    """What an encoder made of one prompt, and the keys and values of it by layer. Sequences of
-    equal prompts share it; nobody writes to it."""
+    """An encoder's output for one prompt, and its keys and values by layer. Sequences of equal
+    prompts share it; nobody writes to it."""
 
     states: Tensor  # (1, tokens, width)
     layers: list[KeysValues]
@@ -97,7 +97,7 @@ class JoinedRows:
     device: torch.device
 
     def num_columns(self) -> int:
-        """Of the tokens that are counted; a step that failed may have written one more."""
+        """The number of counted tokens' columns; a step that failed may have written one more."""
         return max(
             pads + each.length for pads, each in zip(self.num_pads, self.caches, strict=True)
         )

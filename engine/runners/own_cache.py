@@ -29,7 +29,7 @@ from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
 
 if TYPE_CHECKING:
-    from engine.backends.model_state import Freshness
+    from engine.checkpoint.model_state import Freshness
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.
@@ -210,7 +210,9 @@ class OwnCacheRunner:
         return torch.cat([logits[each] for each in caches])
 
     def _side_of(self, num_tokens: int) -> tuple[int, int]:
-        """Only rows with equal ones may share a pass. num_tokens: before the newest"""
+        """The side of the switch a row is on: rows of one side may share a pass.
+
+        num_tokens: before the newest"""
         side = temperature = 0
         if self.has_rotary_switch:
             switch = rotary_switch_of(self.model.config)  # a proof may have it elsewhere

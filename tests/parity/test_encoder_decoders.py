@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.backends import router, verdicts
-from engine.backends.loader import Checkpoint
+from engine.backends import router
 from engine.backends.router import RouterBackend, load
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken
+from engine.proof import verdicts
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.runners.own_cache import OwnCacheRunner

@@ -14,18 +14,19 @@ import torch
 from engine.attention.forward_context import DecoderContext
 from engine.attention.hf_plugin import uninstall
 from engine.attention.paged_backend import PagedAttentionBackend
-from engine.backends import generate, router, self_proof, verdicts
-from engine.backends.batch_probe import MAX_OFF
+from engine.backends import generate, router
 from engine.backends.generate import GenerateBackend
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend, load
-from engine.backends.self_proof import Disproved, prove
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.kv_cache import joined, joined_layers
 from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
 from engine.kv_cache.joined_layers import LayerContent, SpareLayer, StateLayer
 from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.row_size import RowSize
+from engine.proof import self_proof, verdicts
+from engine.proof.batch_probe import MAX_OFF
+from engine.proof.self_proof import Disproved, prove
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.runners.causal import CausalRunner

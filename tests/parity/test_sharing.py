@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.backends import batch_probe
 from engine.backends.generate import GenerateBackend
-from engine.backends.loader import Checkpoint
-from engine.backends.model_state import Freshness
 from engine.backends.router import load
+from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.model_state import Freshness
 from engine.errors import Unloadable
+from engine.proof import batch_probe
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests import checkpoints

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from engine.backends.batch_probe import MAX_OFF, WINDOWS, off
 from engine.backends.inflight import InflightBackend, Runner, RunningSequence
-from engine.backends.model_state import Freshness
+from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.batch_probe import MAX_OFF, WINDOWS, off
 from engine.protocol.messages import Request
 from engine.runners.length_switches import RotarySwitch, short_switch
 from engine.sampling.resolve_params import ResolvedParams
@@ -54,7 +54,7 @@ ROUNDING_UNITS = 8
 
 
 class Disproved(Exception):
-    """How an answer in flight differs from that of `generate`, in words."""
+    """An answer in flight differs from that of `generate`; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class RecordingBackend(InflightBackend):
 
 
 def answered_alone(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
-    """What `generate` answers, for one proof or several. The model is left as it was."""
+    """Answer the trials by `generate`, for one proof or several. The model is left as it was."""
     with as_proved(exact.model) as switch:
         return tried_alone(exact, trials_of(exact, has_beams, switch), Freshness(exact.model))
 
@@ -205,7 +205,7 @@ def renewing_to(runner: Any, model: Any) -> Iterator[None]:
 def trials_of(
     exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
 ) -> list[Trial]:
-    """Those that show most come first."""
+    """The trials of a proof; those that show most come first."""
     checkpoint = exact.checkpoint
     limits = checkpoint.limits
     named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
@@ -269,7 +269,7 @@ def sequence(id_: int, prompt: tuple[int, ...], settings: ResolvedParams) -> Seq
 
 
 def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -> list[Trial]:
-    """Those that `generate` answered in time, each as if the model was just loaded."""
+    """The trials that `generate` answered in time, each as if the model was just loaded."""
     until = time.monotonic() + MAX_SECONDS
     done: list[Trial] = []
     for trial in trials:
@@ -442,7 +442,7 @@ def num_same(one: list[int], other: list[int]) -> int:
 
 
 def max_off(model: Any) -> float:
-    """How far logits may be off: in half precision, what its rounding amounts to in so many
+    """The bound on the error of logits: in half precision, what its rounding amounts to in so many
     layers."""
     if model.dtype == torch.float32:
         return MAX_OFF
