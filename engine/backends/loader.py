@@ -23,7 +23,8 @@ import torch
 import transformers
 from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from engine.backends.checkpoint_files import files_of, loaded, place, refuse_missing_files
+from engine.backends.checkpoint_files import files_of, loaded
+from engine.backends.checkpoint_folder import place, refuse_missing_files
 from engine.backends.context import RELATIVE_POSITIONS, context_tokens
 from engine.backends.generation_config import why_no_start, why_not_made, why_not_run
 from engine.backends.model_weights import ModelWeights

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from engine.backends.checkpoint_files import first_sentence, place
+from engine.backends.checkpoint_files import first_sentence
+from engine.backends.checkpoint_folder import place
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
 from engine.backends.loader import Checkpoint, choose_device
 from engine.backends.proved_families import odd_attention
