@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.output.terminal import plural, table
+from cli.stack.ready import start_command
 from cli.stack.top_figures import EngineNow, Snapshot
 
 
@@ -56,7 +57,9 @@ def _workers(snapshot: Snapshot) -> Table:
             )
             name = ""
     if not snapshot.workers:
-        listing.add_row("none is running; start one with `tidemill worker`", "", "", "", "", "", "")
+        listing.add_row(
+            f"none is running; start one with {start_command()}", "", "", "", "", "", ""
+        )
     return listing
 
 
