@@ -13,7 +13,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-from engine.backends.checkpoint_folder import refuse_missing_files
+from engine.checkpoint.checkpoint_folder import refuse_missing_files
 from engine.core.backend import Backend
 from engine.core.inbox import Inbox
 from engine.core.loop import Loop

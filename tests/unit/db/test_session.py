@@ -21,7 +21,7 @@ from db.connection.address import (
     running_up,
 )
 from db.errors import DatabaseError
-from db.queries import submission
+from db.queries.jobs import submission
 from db.session import Database, database_from_environment
 from tests.jobs import insert_job, job_row, states
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.utils.hub import cached_file
 
-from engine.backends.checkpoint_folder import place
+from engine.checkpoint.checkpoint_folder import place
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 
@@ -30,7 +30,7 @@ def files_of(spec: EngineSpec) -> Path:
 def loaded(
     spec: EngineSpec, part: str, load: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> Any:
-    """One part of the checkpoint; what a library raises becomes a sentence."""
+    """Load one part of the checkpoint; an error of the library becomes a sentence."""
     try:
         return load(place(spec), **arguments)
     except Exception as error:
