@@ -19,6 +19,7 @@ Make = Callable[[Any], nn.Module]  # makes a fused module of the one that it rep
 NORMS = ("RMSNorm", "T5LayerNorm")  # the ends of their names; what they compute is tried
 OFFSETS = (0.0, 1.0)  # that norms add to their weights
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+MERGED_MLPS = frozenset({"Phi3MLP"})  # whose gate and up are one layer
 SILU = frozenset({"SiLU", "SiLUActivation"})
 NUM_TEST_ROWS = 3
 TOLERANCE = 1e-5
@@ -53,6 +54,9 @@ def make_for(module: Any) -> Make | None:
     elif type(module).__name__ in MLPS and type(module.act_fn).__name__ in SILU:
         width = module.gate_proj.in_features
         make = getattr(kernel_module("kernels.activation"), "SiluAndMulMLP", None)
+    elif type(module).__name__ in MERGED_MLPS and type(module.activation_fn).__name__ in SILU:
+        width = module.gate_up_proj.in_features
+        make = getattr(kernel_module("kernels.activation"), "MergedSiluAndMulMLP", None)
     elif (experts := kernel_module("packed_experts")) and experts.can_pack(module):
         make = experts.PackedExperts
         width, others = experts.trial_of(module, NUM_TEST_ROWS)
