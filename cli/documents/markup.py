@@ -4,19 +4,16 @@ Links keep their words, emphasis and pictures are left out, and so is what nobod
 scripts, styles, the head.
 """
 
-import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from cli.documents.document import Document, UnreadableDocument
-from cli.documents.plain import decoded
+from cli.documents.plain import codec_of, decoded
 
 MAX_HEAD_BYTES = 4096
-# As HTML's own rules have it, `iso-8859-1` and `ascii` mean windows-1252.
 CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
-LATIN = frozenset({"iso8859-1", "ascii"})
 
 UNREAD = frozenset({"script", "style", "template", "title", "svg", "iframe", "object", "noscript"})
 HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
@@ -36,16 +33,17 @@ MAX_DIGITS = 9  # of the number of a list's item
 Attributes = list[tuple[str, str | None]]
 
 
-def read(content: bytes) -> Document:
-    text = page_text(content)
+def read(content: bytes, encoding: str | None = None) -> Document:
+    """encoding: of a page that names none and is not in UTF-8"""
+    text = page_text(content, encoding)
     if not text:
         raise UnreadableDocument("no_text", "holds no text, only markup")
     return Document(text)
 
 
-def page_text(content: bytes) -> str:
+def page_text(content: bytes, encoding: str | None = None) -> str:
     """The text of a page's bytes, in the encoding that it names; empty where it has none."""
-    return markdown_of(decoded(content, _encoding_of(content)))
+    return markdown_of(decoded(content, _encoding_of(content), encoding))
 
 
 def _encoding_of(content: bytes) -> str | None:
@@ -53,13 +51,9 @@ def _encoding_of(content: bytes) -> str | None:
     named = CHARSET.search(content[:MAX_HEAD_BYTES])
     if named is None:
         return None
-    try:
-        name = codecs.lookup(named[1].decode("ascii")).name
-        "".encode(name)
-    except (LookupError, UnicodeError):  # unknown, or a codec of something else than text
-        return None
+    codec = codec_of(named[1].decode("ascii"))
     # A page that can be read as far as this does not have two bytes a character.
-    return "cp1252" if name in LATIN else None if name.startswith("utf-16") else name
+    return None if codec is None or codec.startswith("utf-16") else codec
 
 
 def markdown_of(html: str) -> str:

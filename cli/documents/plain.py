@@ -1,28 +1,64 @@
-"""Plain text, Markdown and subtitles: as they are, in UTF-8, or in UTF-16 or
-UTF-32 with its mark."""
+"""Plain text, Markdown and subtitles: as they are, in UTF-8, in UTF-16 or UTF-32 with its
+mark, or in the encoding that somebody named."""
 
 import codecs
 
 from cli.documents.document import Document, UnreadableDocument
 
 BINARY = ((b"%PDF-", "a PDF"), (b"PK\x03\x04", "a ZIP archive, as .docx and .epub files are"))
+MARKS = (  # the longest first, for UTF-32's begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+# As HTML's own rules have it, `iso-8859-1` and `ascii` mean windows-1252.
+LATIN = frozenset({"iso8859-1", "ascii"})
 
 
-def read(content: bytes) -> Document:
-    return Document(decoded(content))
+def read(content: bytes, encoding: str | None = None) -> Document:
+    """encoding: of a text that is not in UTF-8"""
+    return Document(decoded(content, otherwise=encoding))
 
 
-def decoded(content: bytes, encoding: str | None = None) -> str:
-    """The text of a file's bytes; encoding: what it says of itself, where it has no mark.
+def codec_of(name: str) -> str | None:
+    """Python's name of an encoding of texts; None where there is none by this one."""
+    try:
+        codec = codecs.lookup(name).name
+        "".encode(codec)
+    except (LookupError, UnicodeError):  # unknown, or a codec of something else than text
+        return None
+    return "cp1252" if codec in LATIN else codec
 
-    Raises UnreadableDocument where it is none.
+
+def encoding_of(content: bytes, named: str | None = None, otherwise: str | None = None) -> str:
+    """The encoding of a text, from its beginning.
+
+    named: what the text says that it is in, where it has no mark
+    otherwise: the encoding of a text that says nothing and is not UTF-8, by its look
     """
-    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        encoding = "utf-32"
-    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif content.startswith(codecs.BOM_UTF8) or encoding is None:
-        encoding = "utf-8-sig"
+    for mark, encoding in MARKS:
+        if content.startswith(mark):
+            return encoding
+    if named is not None:
+        return named
+    return "utf-8" if otherwise is None or _looks_utf8(content) else otherwise
+
+
+def _looks_utf8(content: bytes) -> bool:
+    """Whether it has letters beyond ASCII, and in UTF-8; without one it may be an encoding of
+    seven bits. A last letter may be cut."""
+    try:
+        return not content.isascii() and bool(content.decode())
+    except UnicodeDecodeError as error:
+        return error.start >= len(content) - 3 and not content[: error.start].isascii()
+
+
+def decoded(content: bytes, named: str | None = None, otherwise: str | None = None) -> str:
+    """The text of a file's bytes, in its `encoding_of`; raises UnreadableDocument where it
+    is none."""
+    encoding = encoding_of(content, named, otherwise)
     try:
         return content.decode(encoding)
     except UnicodeError as error:
@@ -30,8 +66,14 @@ def decoded(content: bytes, encoding: str | None = None) -> str:
 
 
 def _fault(content: bytes, encoding: str, error: UnicodeError) -> str:
-    fault = f"is not {'UTF-8' if encoding == 'utf-8-sig' else encoding.upper()} text"
+    fault = f"is not {shown(encoding)} text"
     if isinstance(error, UnicodeDecodeError):
         fault += f" (byte {content[error.start]:#04x} at {error.start})"
     kind = next((kind for mark, kind in BINARY if content.startswith(mark)), None)
-    return f"{fault}; it is {kind}: give it that suffix" if kind else fault
+    if kind is not None:
+        return f"{fault}; it is {kind}: give it that suffix"
+    return f"{fault}; if it is a text, name its encoding"
+
+
+def shown(encoding: str) -> str:
+    return encoding.upper().removesuffix("-SIG")

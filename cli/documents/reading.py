@@ -8,20 +8,21 @@ from cli.documents.document import Document, UnreadableDocument
 
 MAX_FILE_BYTES = 64 * 2**20
 
+PAGES = (".htm", ".html", ".xhtml")
 READERS: Mapping[str, Callable[[bytes], Document]] = {
-    ".htm": markup.read,
-    ".html": markup.read,
-    ".xhtml": markup.read,
     ".docx": docx.read,
     ".pdf": pdf.read,
     ".epub": epub.read,
 }
 # A file by itself is taken for a document by these; in a folder, every other one is a text, too.
-DOCUMENT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".srt", ".vtt", *READERS)
+DOCUMENT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".srt", ".vtt", *PAGES, *READERS)
 
 
-def read_document(path: Path) -> Document:
-    """The text of a file; raises UnreadableDocument where it has none that can be had."""
+def read_document(path: Path, encoding: str | None = None) -> Document:
+    """The text of a file; raises UnreadableDocument where it has none that can be had.
+
+    encoding: of texts and pages that name none and are not in UTF-8
+    """
     try:
         num_bytes = path.stat().st_size
         if num_bytes > MAX_FILE_BYTES:
@@ -30,4 +31,8 @@ def read_document(path: Path) -> Document:
         content = path.read_bytes()
     except OSError as error:
         raise UnreadableDocument("unreadable_row", f"cannot be read: {error.strerror}") from error
-    return READERS.get(path.suffix.lower(), plain.read)(content)
+    suffix = path.suffix.lower()
+    if suffix in READERS:
+        return READERS[suffix](content)
+    read = markup.read if suffix in PAGES else plain.read
+    return read(content, encoding)

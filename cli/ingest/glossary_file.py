@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cli.documents import UnreadableDocument
+from cli.documents.plain import decoded
 from cli.errors import SourceUnusable
+from cli.ingest.formats.suffixes import codec_named
 
 HEADERS = (
     {"term", "source", "from", "source term", "original"},
@@ -15,15 +18,18 @@ HEADERS = (
 DELIMITERS = ",;\t"
 
 
-def read_glossary_file(path: Path) -> list[list[str | None]]:
+def read_glossary_file(path: Path, encoding: str | None = None) -> list[list[str | None]]:
     """The entries in their order, twice-named ones included: the contract refuses a clash.
 
+    encoding: of a file that has no mark and is not in UTF-8
     Raises SourceUnusable.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise SourceUnusable(f"{path} is not UTF-8; save it so") from None
+        text = decoded(
+            path.read_bytes(), otherwise=None if encoding is None else codec_named(encoding)
+        )
+    except UnreadableDocument as error:
+        raise SourceUnusable(f"{path} {error.fault}") from None
     except OSError as error:
         raise SourceUnusable(f"{path} cannot be read: {error.strerror}") from error
     return _of_json(path, text) if path.suffix.lower() == ".json" else _of_csv(path, text)

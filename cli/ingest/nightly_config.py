@@ -27,6 +27,7 @@ class SourceTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str | None = None
+    encoding: str | None = None  # of texts at the path that name none and are not in UTF-8
     url: str | None = None
     url_env: str | None = None  # the environment variable that holds the url
     query: str | None = None
@@ -40,6 +41,8 @@ class SourceTable(BaseModel):
             raise clash("source", "needs a url, or a url_env, beside its query")
         if self.path is not None and (self.url or self.url_env):
             raise clash("source", "has a path and a url; give one")
+        if self.path is None and self.encoding is not None:
+            raise clash("source", "has an encoding beside a query; it is about files")
         if self.path is not None and self.read_only_user:
             raise clash("source", "has read_only_user beside a path; it is about a url")
         return self
@@ -47,7 +50,7 @@ class SourceTable(BaseModel):
     def opened(self, folder: Path, day: date) -> Source:
         """Raises SourceUnusable or SettingsError where there is none."""
         if self.path is not None:
-            return open_source(_path(folder, self.path, day))
+            return open_source(_path(folder, self.path, day), self.encoding)
         assert self.query is not None
         url = self.url
         if self.url_env is not None:

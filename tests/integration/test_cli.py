@@ -205,7 +205,7 @@ def test_without_redis_a_job_is_kept_and_the_doctor_says_what_is_wrong(
         ("", "text: is empty"),
         (" \n", "text: is empty"),
         ("a\x00b", "text: holds a NUL byte at position 1"),
-        ("a\udcffb", "text: holds half a character (a lone surrogate) at position 1"),
+        ("a\udcffb", "standard input is not UTF-8 text (byte 0xff at 1)"),
     ],
 )
 def test_a_wrong_text_is_refused_with_the_fault(

@@ -81,6 +81,33 @@ def test_a_file_without_text_is_reported_with_a_code_and_the_others_go_on(
     }
 
 
+def test_texts_in_no_unicode_are_read_in_the_encoding_that_somebody_names(
+    stored: InProcess, reports: Path
+) -> None:
+    latin = "Größe: “5 €”".encode("cp1252")
+    (reports / "a.txt").write_bytes(latin)
+    without = stored("submit", "summarize", "reports/", "--strict")
+    stored("submit", "summarize", "reports/", "--encoding", "windows-1252")
+    stored("submit", "summarize", "reports/a.txt", "--encoding", "latin-1")
+    (stored.folder / "n.toml").write_text(
+        'run_key = "n"\ntask = "summarize"\n'
+        'source = { path = "reports/a.txt", encoding = "cp1252" }\n'
+    )
+    stored("nightly", "n.toml")
+    unknown = stored("submit", "summarize", "reports/", "--encoding", "windows-9")
+    of_no_use = stored("submit", "summarize", "A text.", "--encoding", "latin-1")
+
+    assert "file a.txt is not UTF-8 text (byte 0xf6 at 2)" in without.err
+    inputs = {
+        (record["custom_id"], record["input"])
+        for record in map(json.loads, stored(*EVERYTHING).out.splitlines())
+    }
+    assert [text for name, text in inputs if name == "a.txt"] == ["Größe: “5 €”"]
+    assert ("b.md", "# Head\n\nMarked.") in inputs
+    assert (unknown.status, of_no_use.status) == (1, 2)
+    assert "there is no encoding 'windows-9'" in unknown.err
+
+
 def test_a_link_to_nothing_and_a_pipe_in_a_folder_are_told_and_the_others_go_on(
     stored: InProcess, reports: Path
 ) -> None:

@@ -43,6 +43,13 @@ def submit(
     as_text: Annotated[
         bool, typer.Option("--text", help="TEXT is the text itself, even if it looks like a path.")
     ] = False,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of files that are not in UTF-8 and do not say what they are in; windows-1252, "
+            "for one."
+        ),
+    ] = None,
     run_key: Annotated[
         str | None, typer.Option(help="Makes a second submit of the same file harmless.")
     ] = None,
@@ -128,7 +135,7 @@ def submit(
     if glossary is not None:
         from cli.ingest.glossary_file import read_glossary_file
 
-        defaults["glossary"] = read_glossary_file(Path(glossary).expanduser())
+        defaults["glossary"] = read_glossary_file(Path(glossary).expanduser(), encoding)
     if no_cache:
         defaults["use_cache"] = False
     found_by = options.pairs("--metadata", metadata or ())
@@ -143,7 +150,8 @@ def submit(
                 )
         columns = options.pairs("--field", field or ())
         _submit_files(
-            task, files, defaults, columns, batch, run_key, estimate, wait, strict, errors, json
+            *(task, files, encoding, defaults, columns, batch, run_key),
+            *(estimate, wait, strict, errors, json),
         )
         return
     if field:
@@ -153,8 +161,9 @@ def submit(
     if text is None:
         raise typer.BadParameter("give a text, `-`, or a --file", param_hint="TEXT")
     if text == "-" and not as_text:
-        # Bytes that are no UTF-8 become lone surrogates, which the contract names.
-        text = sys.stdin.buffer.read().decode(errors="surrogateescape")
+        text = _standard_input(encoding)
+    elif encoding is not None and glossary is None:
+        raise typer.BadParameter("is about files and standard input", param_hint="--encoding")
     _submit_text(task, text, defaults, batch, run_key, estimate, wait, json)
 
 
@@ -209,6 +218,19 @@ def _is_meant_as_source(text: str) -> bool:
     raise SourceUnusable(
         f"{name} looks like {looks}; {instead}`--text {name}` submits it as the text, word for word"
     )
+
+
+def _standard_input(encoding: str | None) -> str:
+    from cli.documents import UnreadableDocument
+    from cli.documents.plain import decoded
+    from cli.errors import SourceUnusable
+    from cli.ingest import codec_named
+
+    otherwise = None if encoding is None else codec_named(encoding)
+    try:
+        return decoded(sys.stdin.buffer.read(), otherwise=otherwise)
+    except UnreadableDocument as error:
+        raise SourceUnusable(f"standard input {error.fault}") from None
 
 
 def _submit_text(
@@ -295,6 +317,7 @@ def _submit_as_batch(
 def _submit_files(
     task: str,
     files: list[str],
+    encoding: str | None,
     defaults: dict[str, Any],
     columns: dict[str, str],
     batch: str | None,
@@ -329,7 +352,7 @@ def _submit_files(
             tag=str(number) if len(files) > 1 else "",
         )
         for number, source in enumerate(
-            open_sources([Path(file).expanduser() for file in files]), start=1
+            open_sources([Path(file).expanduser() for file in files], encoding), start=1
         )
     ]
     parts[0].check_defaults(catalog)

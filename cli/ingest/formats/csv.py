@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from cli.documents.plain import encoding_of, shown
 from cli.errors import SourceEmpty, SourceUnusable
 from cli.ingest.progress_file import MeasuredFile
 from cli.ingest.source import BadRow, CheckColumns, Row
@@ -19,13 +20,17 @@ JSON_FIELDS = frozenset({"messages", "metadata", "stop", "glossary"})
 
 
 class CsvSource:
-    """A CSV file in UTF-8, its cells separated by commas, semicolons or tabs."""
+    """A CSV file, its cells separated by commas, semicolons or tabs.
+
+    encoding: of one that has no mark and is not in UTF-8
+    """
 
     exact_types = False  # all is text
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.name = str(path)
         self._path = path
+        self._encoding = encoding
         self._file: MeasuredFile | None = None
 
     @property
@@ -35,13 +40,20 @@ class CsvSource:
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
         csv.field_size_limit(MAX_CELL_CHARACTERS)
         self._file = MeasuredFile(self._path)
-        # Bytes that are not UTF-8 become lone surrogates, which `_value` refuses:
+        buffered = io.BufferedReader(self._file, 2**20)
+        encoding = encoding_of(buffered.peek(), otherwise=self._encoding)
+        try:
+            yield from self._rows(buffered, encoding, check_columns)
+        except UnicodeDecodeError:  # of two bytes a character, one is missing
+            raise SourceUnusable(f"{self.name} is not {shown(encoding)} to its end") from None
+
+    def _rows(
+        self, file: "io.BufferedReader[MeasuredFile]", encoding: str, check_columns: CheckColumns
+    ) -> Iterator[Row | BadRow]:
+        # Bytes that are no text become lone surrogates, which `_value` refuses:
         # so they cost their own row and not the rest of the file.
         with io.TextIOWrapper(
-            io.BufferedReader(self._file, 2**20),
-            encoding="utf-8-sig",
-            errors="surrogateescape",
-            newline="",
+            file, encoding=encoding, errors="surrogateescape", newline=""
         ) as text:
             first_line = text.readline(MAX_CELL_CHARACTERS)
             if not first_line.strip():
@@ -49,14 +61,14 @@ class CsvSource:
                 raise (SourceEmpty if nothing else SourceUnusable)(
                     f"{self.name} begins without a header row; its first line must name the fields"
                 )
-            _require_text(self.name, first_line)
+            _require_text(self.name, first_line, encoding)
             delimiter = max(",;\t", key=first_line.count)
             header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter))]
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
                 raise SourceUnusable(f"{self.name} has the column {twice[0]!r} twice; rename one")
             check_columns(header)
-            yield from _rows(_Lines(text), header, delimiter)
+            yield from _rows(_Lines(text), header, delimiter, encoding)
 
 
 class _Lines:
@@ -90,7 +102,9 @@ class _Lines:
         return len(other_lines)
 
 
-def _rows(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | BadRow]:
+def _rows(
+    lines: _Lines, header: list[str], delimiter: str, encoding: str
+) -> Iterator[Row | BadRow]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = lines.begin_record()
@@ -117,7 +131,9 @@ def _rows(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | Ba
             continue
         try:
             fields = {
-                name: _value(name, cell) for name, cell in zip(header, cells, strict=True) if cell
+                name: _value(name, cell, encoding)
+                for name, cell in zip(header, cells, strict=True)
+                if cell
             }
         except ValueError as error:
             yield BadRow(number, place, str(error))
@@ -125,22 +141,27 @@ def _rows(lines: _Lines, header: list[str], delimiter: str) -> Iterator[Row | Ba
         yield Row(number, place, fields)
 
 
-def _require_text(name: str, header: str) -> None:
-    """Raise SourceUnusable where the first line is not in UTF-8."""
+def _require_text(name: str, header: str, encoding: str) -> None:
+    """Raise SourceUnusable where the first line is not in its encoding."""
+    fault = "is UTF-16, by its look" if "\x00" in header else f"is not {shown(encoding)} text"
     try:
         header.encode()
     except UnicodeEncodeError:
-        fault = "is not UTF-8 text" if "\x00" not in header else "is UTF-16, by its look"
-        raise SourceUnusable(f"{name} {fault}; save it as UTF-8") from None
+        pass
+    else:
+        if "\x00" not in header:
+            return
+    raise SourceUnusable(f"{name} {fault}; save it as UTF-8, or name its encoding")
 
 
-def _value(name: str, cell: str) -> Any:
+def _value(name: str, cell: str, encoding: str) -> Any:
     try:
         cell.encode()
     except UnicodeEncodeError as error:
         byte = ord(error.object[error.start]) - 0xDC00  # as `surrogateescape` keeps it
         fault = (
-            f"is not UTF-8 in {name} (byte {byte:#04x} at {error.start}); save the file as UTF-8"
+            f"is not {shown(encoding)} in {name} (byte {byte:#04x} at {error.start}); save the "
+            "file as UTF-8, or name its encoding"
         )
         raise ValueError(fault) from None
     if name in JSON_FIELDS and cell.lstrip()[:1] in ("[", "{"):

@@ -22,10 +22,11 @@ class FolderSource:
 
     exact_types = True
 
-    def __init__(self, path: Path, base: Path | None = None) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.name = str(path)
         self.path = path
-        self.base = path if base is None else base
+        self.base = path
+        self._encoding = encoding
         self._num_files = 0
         self._num_read = 0
 
@@ -39,7 +40,7 @@ class FolderSource:
         for position, (path, error) in enumerate(files, start=1):
             self._num_read = position
             if error is None:
-                yield row_of(position, path, self.base)
+                yield row_of(position, path, self.base, self._encoding)
             elif path == self.path:
                 raise SourceUnusable(f"{self.name} cannot be read: {error.strerror}") from error
             else:
@@ -53,23 +54,24 @@ class DocumentSource:
 
     exact_types = True
 
-    def __init__(self, path: Path, base: Path | None = None) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.name = str(path)
         self.path = path
-        self.base = path.parent if base is None else base
+        self.base = path.parent
+        self._encoding = encoding
         self.fraction: float | None = None
 
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
-        yield row_of(1, self.path, self.base)
+        yield row_of(1, self.path, self.base, self._encoding)
         self.fraction = 1.0
 
 
-def row_of(position: int, path: Path, base: Path) -> Row | BadRow:
+def row_of(position: int, path: Path, base: Path, encoding: str | None) -> Row | BadRow:
     """The job that a file is, or why it is none."""
     name = _name(path, base)
     place = f"file {_shown(name)}"
     try:
-        document = read_document(path)
+        document = read_document(path, encoding)
     except UnreadableDocument as error:
         return BadRow(position, place, error.fault, error.code)
     fields = {"text": document.text, "custom_id": name}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from cli.documents.plain import encoding_of, shown
 from cli.errors import SourceUnusable
 from cli.ingest.progress_file import MeasuredFile
 from cli.ingest.source import BadRow, CheckColumns, Row
@@ -24,9 +25,10 @@ class JsonlSource:
 
     exact_types = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.name = "standard input" if str(path) == "-" else str(path)
         self._path = path
+        self._encoding = encoding
         self._file: MeasuredFile | None = None
 
     @property
@@ -49,7 +51,7 @@ class JsonlSource:
                     line = line.removeprefix(BOM)
                 if not line.strip():
                     continue
-                fields = parse_line(line)
+                fields = parse_line(line, self._encoding)
                 if isinstance(fields, str):
                     yield BadRow(number, place, fields)
                 else:
@@ -75,15 +77,22 @@ class JsonlSource:
             yield cast(BinaryIO, buffered)
 
 
-def parse_line(line: bytes) -> dict[str, Any] | str:
-    """The object on a line, or what is wrong with the line."""
+def parse_line(line: bytes, otherwise: str | None = None) -> dict[str, Any] | str:
+    """The object on a line, or what is wrong with the line.
+
+    otherwise: the encoding of a line that is not in UTF-8
+    """
+    encoding = encoding_of(line, otherwise=otherwise)
     try:
-        value = json.loads(line.decode(), object_pairs_hook=_object)
+        value = json.loads(line.decode(encoding), object_pairs_hook=_object)
     except _NameTwice:
         return "has a name twice in one object; which of them is meant?"
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        return f"is not UTF-8 (byte {byte:#04x} at {error.start}); save the file as UTF-8"
+        return (
+            f"is not {shown(encoding)} (byte {byte:#04x} at {error.start}); save the file as "
+            "UTF-8, or name its encoding"
+        )
     except json.JSONDecodeError as error:
         return f"is not valid JSON: {error.msg} (column {error.colno})"
     except ValueError:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cli.documents import DOCUMENT_SUFFIXES
+from cli.documents.plain import codec_of
 from cli.errors import SourceUnusable
 from cli.ingest.formats.csv import CsvSource
 from cli.ingest.formats.folder import DocumentSource, FolderSource
@@ -13,13 +14,13 @@ from cli.ingest.formats.jsonl import JsonlSource
 from cli.ingest.formats.parquet import ParquetSource
 from cli.ingest.source import Source
 
-READERS: Mapping[str, Callable[[Path], Source]] = {
+TEXT_READERS: Mapping[str, Callable[[Path, str | None], Source]] = {
     ".jsonl": JsonlSource,
     ".ndjson": JsonlSource,
     ".csv": CsvSource,
     ".tsv": CsvSource,
-    ".parquet": ParquetSource,
 }
+READERS = (*TEXT_READERS, ".parquet")
 
 
 def looks_like_source(text: str) -> bool:
@@ -42,20 +43,26 @@ def looks_like_source(text: str) -> bool:
         return False
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, encoding: str | None = None) -> Source:
     """The source at a path, `-` being JSON lines on standard input; reads nothing yet.
 
+    encoding: of its texts that name none and are not in UTF-8
     Raises SourceUnusable when there is none.
     """
+    encoding = None if encoding is None else codec_named(encoding)
     if str(path) == "-":
-        return JsonlSource(path)
+        return JsonlSource(path, encoding)
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, encoding)
     if not path.exists():
         raise SourceUnusable(f"there is no file or folder {path}")
     if path.suffix.lower() in DOCUMENT_SUFFIXES:
-        return DocumentSource(path)
-    reader = READERS.get(path.suffix.lower())
+        return DocumentSource(path, encoding)
+    if path.suffix.lower() == ".parquet":
+        if encoding is not None:
+            raise SourceUnusable(f"{path} is Parquet, whose texts are UTF-8; name no encoding")
+        return ParquetSource(path)
+    reader = TEXT_READERS.get(path.suffix.lower())
     if reader is None and path.suffix.lower() == ".gz":
         raise SourceUnusable(
             f"{path} is compressed; unpack it, or if it is JSON lines: "
@@ -67,16 +74,25 @@ def open_source(path: Path) -> Source:
             f"{', '.join(DOCUMENT_SUFFIXES)} are documents, and a folder holds documents; "
             f"`tidemill submit TASK - < {shlex.quote(str(path))}` submits what is in it as one text"
         )
-    return reader(path)
+    return reader(path, encoding)
 
 
-def open_sources(paths: Sequence[Path]) -> list[Source]:
+def codec_named(encoding: str) -> str:
+    """Python's name of an encoding; raises SourceUnusable where there is none."""
+    if (codec := codec_of(encoding)) is None:
+        raise SourceUnusable(
+            f"there is no encoding {encoding!r}; windows-1252, shift_jis and koi8-r are some"
+        )
+    return codec
+
+
+def open_sources(paths: Sequence[Path], encoding: str | None = None) -> list[Source]:
     """The sources at several paths, whose documents get names that tell them apart.
 
     Those are their paths from the nearest folder that all of them are in: of jan/ and
     feb/, `jan/1.txt` and `feb/1.txt`; of reports/*.txt, the same as of reports/.
     """
-    sources = [open_source(path) for path in paths]
+    sources = [open_source(path, encoding) for path in paths]
     documents = [each for each in sources if isinstance(each, FolderSource | DocumentSource)]
     if len(documents) > 1:
         places = [
@@ -92,7 +108,7 @@ def open_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def emptiness_of(name: str) -> str:
-    """In words, that a source has nothing in it."""
+    """A sentence that says that a source has nothing in it."""
     if Path(name).is_dir():
         return f"{name} has no rows: the folder has no files in it, hidden ones aside"
     return f"{name} has no rows"

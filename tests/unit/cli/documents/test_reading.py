@@ -46,9 +46,39 @@ def test_the_mark_of_an_encoding_is_heeded_and_no_part_of_the_text(
 
 
 def test_bytes_that_are_no_text_are_refused(write: Write) -> None:
-    assert code_of(write("a.txt", b"ab\xff")) == ("not_text", "is not UTF-8 text (byte 0xff at 2)")
+    fault = "is not UTF-8 text (byte 0xff at 2); if it is a text, name its encoding"
+    assert code_of(write("a.txt", b"ab\xff")) == ("not_text", fault)
     code, fault = code_of(write("a.txt", b"%PDF-1.4\xff"))
     assert (code, fault.endswith("it is a PDF: give it that suffix")) == ("not_text", True)
+
+
+LETTER = "“Größe”, naïve café: 5 €"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "encoding", "text"),
+    [
+        ("a.txt", LETTER.encode("cp1252"), "cp1252", LETTER),
+        ("a.md", b"caf\xe9", "cp1252", "café"),
+        ("a.txt", LETTER.encode(), "cp1252", LETTER),  # in UTF-8 all the same
+        ("a.txt", LETTER.encode("utf-16"), "cp1252", LETTER),  # by its mark
+        ("a.txt", "日本語".encode("iso2022_jp"), "iso2022_jp", "日本語"),  # of seven bits
+        ("a.srt", "Größe".encode("utf-16-le"), "utf-16-le", "Größe"),
+        ("a.html", b"<p>caf\xe9", "cp1252", "café"),
+        ("a.html", "<meta charset=shift_jis><p>日本".encode("shift_jis"), "cp1252", "日本"),
+        ("a.pdf", pdf(["Printed."]), "cp1252", "Printed."),
+    ],
+)
+def test_a_text_in_no_unicode_is_read_in_the_encoding_that_somebody_names(
+    write: Write, name: str, content: bytes, encoding: str, text: str
+) -> None:
+    assert read_document(write(name, content), encoding).text == text
+
+
+def test_bytes_that_the_named_encoding_does_not_have_are_refused(write: Write) -> None:
+    with pytest.raises(UnreadableDocument) as refused:
+        read_document(write("a.txt", b"ab\x81"), "cp1252")
+    assert refused.value.fault.startswith("is not CP1252 text (byte 0x81 at 2)")
 
 
 # --- PDF -------------------------------------------------------------------------------------

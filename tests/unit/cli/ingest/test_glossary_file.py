@@ -32,12 +32,17 @@ def test_a_glossary_file_is_read_as_pairs(
     assert read_glossary_file(tmp_path / name) == entries
 
 
+def test_a_glossary_may_be_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("café;Kaffee\n".encode("cp1252"))
+    assert read_glossary_file(tmp_path / "a.csv", "windows-1252") == [["café", "Kaffee"]]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "fault"),
     [
         ("a.csv", b"a,b,c\n", "line 1 has 3 cells"),
         ("a.csv", b"a,b\n,c\n", "line 2 has no term"),
-        ("a.csv", b"\xff\xfe", "is not UTF-8"),
+        ("a.csv", b"caf\xe9", "is not UTF-8 text"),
         ("a.json", b"{", "is not valid JSON"),
         ("a.json", b"3", "must be a JSON object"),
         ("none.csv", None, "cannot be read"),

@@ -139,6 +139,11 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
             'run_key = "r"\ntask = "chat"\nsource = { path = "a", read_only_user = true }',
             "read_only_user beside a path",
         ),
+        (
+            'run_key = "r"\ntask = "chat"\n'
+            'source = { url = "b", query = "SELECT 1", encoding = "cp1252" }',
+            "encoding beside a query",
+        ),
         (SEVERAL + "[params]\nseed = 1", "parts stand beside"),
     ],
 )

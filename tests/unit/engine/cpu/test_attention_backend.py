@@ -45,7 +45,7 @@ def slots_of(
             slot.write_prompt(layer, keys, values)
         slot.commit_prompt(num_columns)
         crossed = torch.randn(LAYERS, 2, HEADS, num_columns + 1, size, generator=draw)
-        slot.encoded_kv = crossed
+        slot.write_encoded(crossed)
         slots.append(slot)
     return slots
 

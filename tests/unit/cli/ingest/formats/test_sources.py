@@ -123,7 +123,8 @@ def test_latin_1_and_a_name_twice_cost_their_own_lines(tmp_path: Path) -> None:
 
     latin, twice, good = read(open_source(write(tmp_path / "a.jsonl", lines)))
 
-    assert latin == BadRow(1, "line 1", "is not UTF-8 (byte 0xe9 at 13); save the file as UTF-8")
+    fault = "is not UTF-8 (byte 0xe9 at 13); save the file as UTF-8, or name its encoding"
+    assert latin == BadRow(1, "line 1", fault)
     assert twice == BadRow(3, "line 3", "has a name twice in one object; which of them is meant?")
     assert good == Row(4, "line 4", {"text": "one"})
 
@@ -210,16 +211,15 @@ def test_bytes_that_are_no_utf8_cost_their_own_row(tmp_path: Path) -> None:
 
     bad, good = read(open_source(file))
 
-    assert bad == BadRow(
-        2, "line 2", "is not UTF-8 in text (byte 0xe9 at 3); save the file as UTF-8"
-    )
+    fault = "is not UTF-8 in text (byte 0xe9 at 3); save the file as UTF-8, or name its encoding"
+    assert bad == BadRow(2, "line 2", fault)
     assert good == Row(3, "line 3", {"text": "plain"})
 
 
 @pytest.mark.parametrize(
     ("encoding", "fault"),
     [
-        ("utf-16", "is UTF-16, by its look; save it as UTF-8"),
+        ("utf-16-le", "is UTF-16, by its look; save it as UTF-8, or name its encoding"),
         ("latin-1", "is not UTF-8 text; save it as UTF-8"),
     ],
 )
@@ -230,6 +230,61 @@ def test_a_header_in_another_encoding_is_refused_as_that(
 
     with pytest.raises(SourceUnusable, match=fault):
         read(open_source(file))
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("cp1252", "windows-1252"),
+        ("cp1252", "latin-1"),  # as the web means it
+        ("utf-8", "windows-1252"),
+        ("utf-16", None),  # as Excel writes "Unicode text"
+        ("utf-16-le", "utf-16-le"),
+        ("shift_jis", "Shift_JIS"),
+    ],
+)
+def test_csv_is_read_by_its_mark_or_in_the_encoding_that_somebody_names(
+    tmp_path: Path, written: str, named: str | None
+) -> None:
+    text = "表" if written == "shift_jis" else "Größe, 5 €" if written == "cp1252" else "é 表"
+    file = write(tmp_path / "a.csv", f'text\n"{text}"\nplain\n'.encode(written))
+
+    assert read(open_source(file, named)) == [
+        Row(2, "line 2", {"text": text}),
+        Row(3, "line 3", {"text": "plain"}),
+    ]
+
+
+def test_a_byte_that_the_named_encoding_does_not_have_costs_its_own_row(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", b"text\nab\x81\ncaf\xe9\n")
+
+    bad, good = read(open_source(file, "windows-1252"))
+
+    assert isinstance(bad, BadRow)
+    assert bad.fault.startswith("is not CP1252 in text (byte 0x81 at 2)")
+    assert good == Row(3, "line 3", {"text": "café"})
+
+
+def test_a_torn_utf_16_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "text\none\n".encode("utf-16") + b"x")
+    with pytest.raises(SourceUnusable, match="is not UTF-16 to its end"):
+        read(open_source(file))
+
+
+def test_json_lines_are_read_in_the_encoding_that_somebody_names(tmp_path: Path) -> None:
+    lines = b'{"text": "caf\xe9"}\n' + '{"text": "é"}\n'.encode()
+    assert read(open_source(write(tmp_path / "a.jsonl", lines), "windows-1252")) == [
+        Row(1, "line 1", {"text": "café"}),
+        Row(2, "line 2", {"text": "é"}),
+    ]
+
+
+def test_an_encoding_that_there_is_not_or_that_is_of_no_use_is_refused(tmp_path: Path) -> None:
+    for name in ("windows-9", "base64", "rot13", ""):
+        with pytest.raises(SourceUnusable, match="there is no encoding"):
+            open_source(write(tmp_path / "a.csv", "text\n"), name)
+    with pytest.raises(SourceUnusable, match="whose texts are UTF-8"):
+        open_source(write(tmp_path / "a.parquet", "x"), "latin-1")
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "a,a\n1,2\n"])
