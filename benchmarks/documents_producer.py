@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from db.models import Job, Result
-from db.queries import submission
+from db.queries.jobs import submission
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from tasks import submit_batch

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from benchmarks.pipeline_model import read_requests
 from db.models import Job
-from db.queries import submission
+from db.queries.jobs import submission
 from db.schema import migrate
 from db.states import JobState
 from tasks import submit_batch

@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.engine.models import SHAPES, text, write
 from benchmarks.engine.workload import tokens
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend
+from engine.checkpoint.loader import Checkpoint
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.core.sequence import Sequence
 from engine.protocol.engine_spec import EngineSpec

@@ -13,9 +13,9 @@ import argparse
 from collections.abc import Callable
 from random import Random
 
-from engine.backends import weight_layout
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend
+from engine.checkpoint import weight_layout
+from engine.checkpoint.loader import Checkpoint
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
 from engine.cpu.quantized import HalfLinear, Int8Linear

@@ -72,7 +72,7 @@ _actor: ContextVar[str | None] = ContextVar("actor", default=None)
 
 @contextmanager
 def acting_as(actor: str) -> Iterator[None]:
-    """Within this context, acts are recorded as this actor's: `celery ORIGIN`, `worker NAME`."""
+    """Record acts within this context as this actor's: `celery ORIGIN`, `worker NAME`."""
     clean = actor.replace("\x00", "").encode(errors="replace").decode()
     token = _actor.set(clean[:MAX_ACTOR_CHARACTERS])
     try:

@@ -81,7 +81,7 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended, and the state its job goes to.
+    """The end of an attempt, and the state its job goes to.
 
     A failure that another attempt may mend goes to `queued` with a delay; a
     release goes there without delay and without blame.

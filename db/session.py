@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
@@ -17,7 +17,7 @@ from db.connection.database_url import read_database_url
 from db.connection.lock_holders import is_locked, locked_sentence
 from db.connection.url_redaction import masked
 from db.encryption.key_ring import KeyRing, key_ring
-from db.encryption.sealed import seal_inserts
+from db.encryption.sealed import seal_inserts, to_json
 from db.encryption.settings import configured_keys
 from db.errors import DatabaseError
 
@@ -29,7 +29,8 @@ class Database:
 
     SQLite runs in WAL mode with `synchronous=FULL`, so what was committed
     survives a power cut, and a writer takes its lock when it begins: a
-    deferred transaction that upgrades fails at once, whatever the timeout.
+    deferred transaction that upgrades fails at once, whatever the timeout. A text that is
+    deleted is overwritten in the file.
     """
 
     def __init__(self, url: str | URL, keys: KeyRing | None = None) -> None:
@@ -59,7 +60,8 @@ class Database:
     @cached_property
     def engine(self) -> Engine:
         keys = self.keys
-        engine = _sqlite(self.url) if self.dialect == "sqlite" else _postgresql(self.url)
+        options = {} if keys is None else {"json_serializer": to_json}
+        engine = (_sqlite if self.dialect == "sqlite" else _postgresql)(self.url, options)
         if keys is not None:
             seal_inserts(engine, keys)
         return engine
@@ -81,14 +83,16 @@ class Database:
         self.engine.dispose()
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:
     if url.database:
         folder = Path(url.database).parent
         if not folder.is_dir():
             raise DatabaseError(
                 f"the database's folder {str(folder)!r} does not exist; make it first"
             )
-    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
+    engine = create_engine(
+        url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS}, **options
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -97,6 +101,7 @@ def _sqlite(url: URL) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
+            "secure_delete = ON",  # Debian's SQLite overwrites what is deleted; any other does now
             f"busy_timeout = {1000 * LOCK_SECONDS:.0f}",
         ):
             connection.execute(f"PRAGMA {pragma}")
@@ -125,7 +130,7 @@ def _sha256_hex(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, options: Mapping[str, Any]) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     engine = create_engine(
@@ -144,6 +149,7 @@ def _postgresql(url: URL) -> Engine:
             "options": "-c lock_timeout=30s -c statement_timeout=120s "
             "-c idle_in_transaction_session_timeout=60s",
         },
+        **options,
     )
 
     @event.listens_for(engine, "handle_error")

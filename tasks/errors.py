@@ -79,7 +79,7 @@ class DuplicateId(Refused):
 
 
 class UnknownPreviousJob(Refused):
-    """No such job, or one of another tenant, which is not told apart: its existence is private."""
+    """The previous job is unknown, or another tenant's; which of them is private."""
 
     code = "unknown_previous_job"
 

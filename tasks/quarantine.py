@@ -21,7 +21,8 @@ from uuid_utils.compat import uuid7
 from db.clock import now
 from db.lane import Lane
 from db.models import Job
-from db.queries import quarantine, submission
+from db.queries import quarantine
+from db.queries.jobs import submission
 from db.states import JobState
 
 MAX_BODY_BYTES = 256 * 2**10  # kept of one message

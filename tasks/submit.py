@@ -19,7 +19,7 @@ from db import audit
 from db.encryption.key_check import require_keys_once
 from db.lane import Lane
 from db.models import Job, Payload
-from db.queries import dispatch, submission
+from db.queries.jobs import dispatch, submission
 from db.session import Database
 from tasks.configuration import settings
 from tasks.configuration.catalog import Catalog

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext, Tracer
 
-TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+_IDS = r"(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+TRACEPARENT = re.compile(f"00-{_IDS}")
+# Of a version to come it is known where these stand, and of the flags what the last bit says.
+LATER_TRACEPARENT = re.compile(rf"(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-.*)?")
 
 
 def tracer() -> "Tracer | None":
@@ -31,8 +34,15 @@ def tracer() -> "Tracer | None":
 
 
 def read_traceparent(header: Any) -> str | None:
-    """W3C's header, or None where it is none: it may come from anywhere."""
-    return header if isinstance(header, str) and TRACEPARENT.fullmatch(header) else None
+    """W3C's header as version 00 has it; None where it is none: it may come from anywhere."""
+    if not isinstance(header, str):
+        return None
+    if TRACEPARENT.fullmatch(header):
+        return header
+    later = LATER_TRACEPARENT.fullmatch(header)
+    if later is None:
+        return None
+    return f"00-{later[1]}-{later[2]}-{int(later[3], 16) & 1:02x}"
 
 
 @contextmanager

@@ -71,8 +71,8 @@ def build(kind: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))
-        named = UNPROVED | UNLISTED | NOT_IN_FLIGHT | SCALED | SWITCHED | MULTIMODAL
-        (KINDS | named)[kind](folder)
+        named = UNPROVED | UNLISTED | CHANGED_BY_REQUESTS | AMPLE | LONG
+        (KINDS | named | SCALED | SWITCHED | MULTIMODAL)[kind](folder)
     return folder
 
 
@@ -135,12 +135,12 @@ def byte_level(special_tokens: list[str]) -> tuple[dict[str, int], list[tuple[st
     return state["vocab"], [tuple(each) for each in state["merges"]]
 
 
-def t5_tokenizer() -> Any:
+def t5_tokenizer(model_max_length: int = 128) -> Any:
     spm = pieces(260, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     return hf.T5Tokenizer(
         vocab=[*scores(spm), *((f"<extra_id_{each}>", 0.0) for each in range(9, -1, -1))],
         extra_ids=10,
-        model_max_length=128,
+        model_max_length=model_max_length,
     )
 
 
@@ -511,21 +511,21 @@ def llama_yarn(folder: Path) -> None:
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, **own)
 
 
-def bigbird_pegasus(folder: Path) -> None:
-    """Texts above 5 + 2 blocks and some more tokens are attended to in blocks."""
+def bigbird_pegasus(folder: Path, **own: Any) -> None:
+    """Texts above 5 + 2 blocks are attended to in blocks."""
     spm = pieces(260, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     before = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{each}>" for each in range(2, 103))]
     vocab = [*((each, 0.0) for each in before), ("<unk>", 0.0), *scores(spm)[3:]]
     tokenizer = hf.PegasusTokenizer(vocab=vocab)
-    own = bart_like(tokenizer, decoder_start_token_id=0)
-    config = hf.BigBirdPegasusConfig(
-        **own, attention_type="block_sparse", block_size=4, num_random_blocks=1
-    )
+    own = {"block_size": 4, "num_random_blocks": 1, **own}
+    own = bart_like(tokenizer, decoder_start_token_id=0, **own)
+    config = hf.BigBirdPegasusConfig(**own, attention_type="block_sparse")
     save(folder, tokenizer, hf.BigBirdPegasusForConditionalGeneration(config))
 
 
-def nllb_moe(folder: Path) -> None:
-    """Its rows compete for experts that take fewer tokens than come."""
+def nllb_moe(folder: Path, fraction: float = 0.25) -> None:
+    """Its rows compete for experts that take fewer tokens than come; at a fraction of 1 they take
+    all, as in what is published."""
     source = build("m2m100", folder / "source")
     tokenizer = hf.AutoTokenizer.from_pretrained(source)
     own = hf.AutoConfig.from_pretrained(source).to_dict()
@@ -537,7 +537,7 @@ def nllb_moe(folder: Path) -> None:
     config = hf.NllbMoeConfig(
         **{name: own[name] for name in names},
         num_experts=4,
-        moe_eval_capacity_token_fraction=0.25,
+        moe_eval_capacity_token_fraction=fraction,
         encoder_sparse_step=1,
         decoder_sparse_step=1,
     )
@@ -555,12 +555,8 @@ def rwkv_rescaled(folder: Path) -> None:
 
 # Families whose requests may not share a call.
 UNPROVED: dict[str, Callable[[Path], None]] = {
-    each.__name__: each
-    for each in (
-        bart_decoder, mbart_decoder, marian_decoder, pegasus_decoder,
-        rwkv, rwkv_rescaled, bigbird_pegasus, nllb_moe,
-    )
-}  # fmt: skip
+    each.__name__: each for each in (rwkv, rwkv_rescaled, nllb_moe)
+}
 
 
 def unlisted(config_type: Any, **own: Any) -> Callable[[Path], None]:
@@ -598,12 +594,15 @@ LONGCAT = {
 }  # fmt: skip
 
 
-def unlisted_seq2seq(config_type: Any, model_type: str, **own: Any) -> Callable[[Path], None]:
-    """An encoder-decoder that is named nowhere, with the tokenizer of T5 or Pegasus."""
+def unlisted_seq2seq(
+    config_type: Any, model_type: str, model_max_length: int = 128, **own: Any
+) -> Callable[[Path], None]:
+    """An encoder-decoder that is named nowhere, with the tokenizer of T5, which takes so many
+    tokens, or Pegasus."""
 
     def write(folder: Path) -> None:
         if model_type == "t5":
-            tokenizer = t5_tokenizer()
+            tokenizer = t5_tokenizer(model_max_length)
             sizes = {"d_kv": 8, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 4}
             config = config_type(
                 vocab_size=len(tokenizer), d_model=WIDTH, decoder_start_token_id=0,
@@ -631,6 +630,76 @@ def t5gemma(folder: Path) -> None:
         eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
     save(folder, tokenizer, hf.T5GemmaForConditionalGeneration(config))
+
+
+def t5gemma2(folder: Path) -> None:
+    """Published with eyes, of which a text makes no use. Self- and cross-attention are one."""
+    tokenizer = t5_tokenizer()
+    stack = {
+        **llama_like(tokenizer), "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 12,
+        "query_pre_attn_scalar": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    eyes = {
+        "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "image_size": 16, "patch_size": 8,
+        "vision_use_head": False,
+    }  # fmt: skip
+    size = len(tokenizer)
+    marks = {"boi_token_index": size - 3, "eoi_token_index": size - 2}
+    encoder = {
+        "text_config": stack, "vision_config": eyes, "mm_tokens_per_image": 4, **marks,
+        "image_token_index": size - 1,
+    }  # fmt: skip
+    config = hf.T5Gemma2Config(
+        encoder=encoder, decoder=stack, image_token_index=size - 1, pad_token_id=0, bos_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    save(folder, tokenizer, hf.T5Gemma2ForConditionalGeneration(config))
+
+
+def fsmt(folder: Path) -> None:
+    """Two vocabularies; positions that skip the pad token."""
+    source = build("pegasus", folder / "source")
+    tokenizer = hf.AutoTokenizer.from_pretrained(source)
+    shutil.rmtree(source)
+    own = bart_like(tokenizer, decoder_start_token_id=tokenizer.eos_token_id)
+    del own["vocab_size"]
+    size = len(tokenizer)
+    config = hf.FSMTConfig(
+        langs=["en", "de"], src_vocab_size=size, tgt_vocab_size=size, num_beams=1, **own
+    )
+    save(folder, tokenizer, hf.FSMTForConditionalGeneration(config))
+
+
+def prophetnet(folder: Path) -> None:
+    """It predicts several tokens ahead in streams of their own."""
+    source = build("pegasus", folder / "source")
+    tokenizer = hf.AutoTokenizer.from_pretrained(source)
+    shutil.rmtree(source)
+    config = hf.ProphetNetConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, encoder_ffn_dim=2 * WIDTH,
+        decoder_ffn_dim=2 * WIDTH, num_encoder_layers=2, num_decoder_layers=2,
+        num_encoder_attention_heads=4, num_decoder_attention_heads=4, num_buckets=8,
+        relative_max_distance=16, max_position_embeddings=POSITIONS, pad_token_id=0,
+        bos_token_id=0, eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    save(folder, tokenizer, hf.ProphetNetForConditionalGeneration(config))
+
+
+def seamless(folder: Path) -> None:
+    """The text part of a model that also hears and speaks."""
+    source = build("m2m100", folder / "source")
+    tokenizer = hf.AutoTokenizer.from_pretrained(source)
+    own = hf.AutoConfig.from_pretrained(source).to_dict()
+    shutil.rmtree(source)
+    config = hf.SeamlessM4TConfig(
+        vocab_size=own["vocab_size"], hidden_size=WIDTH, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=2 * WIDTH,
+        decoder_ffn_dim=2 * WIDTH, max_position_embeddings=POSITIONS, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    save(folder, tokenizer, hf.SeamlessM4TForTextToText(config))
 
 
 GQA = {"num_key_value_heads": 2}
@@ -755,12 +824,53 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "pegasus_x": unlisted_seq2seq(
         hf.PegasusXConfig, "pegasus", block_size=8, num_global_tokens=4
     ),
-}  # fmt: skip
-# Of which requests may share a call of `generate`, and which do not run in flight.
-NOT_IN_FLIGHT: dict[str, Callable[[Path], None]] = {
+    "longt5_global": unlisted_seq2seq(
+        hf.LongT5Config, "t5", local_radius=8, global_block_size=4,
+        encoder_attention_type="transient-global",
+    ),
+    "t5gemma2": t5gemma2,
+    "blenderbot_small": unlisted_seq2seq(hf.BlenderbotSmallConfig, "pegasus"),
+    "mvp": unlisted_seq2seq(hf.MvpConfig, "pegasus"),
+    "plbart": unlisted_seq2seq(hf.PLBartConfig, "pegasus"),
     "led": unlisted_seq2seq(
         hf.LEDConfig, "pegasus", attention_window=8, max_encoder_position_embeddings=POSITIONS,
         max_decoder_position_embeddings=POSITIONS,
+    ),
+    "fsmt": fsmt,
+    "prophetnet": prophetnet,
+    "seamless": seamless,
+    "switch": unlisted_seq2seq(
+        hf.SwitchTransformersConfig, "t5", num_decoder_layers=2, num_experts=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+    ),
+    "bart_decoder": bart_decoder,
+    "mbart_decoder": mbart_decoder,
+    "marian_decoder": marian_decoder,
+    "pegasus_decoder": pegasus_decoder,
+}  # fmt: skip
+# What leaves something on the model, so that each request is to be held against a fresh one.
+CHANGED_BY_REQUESTS: dict[str, Callable[[Path], None]] = {"bigbird_pegasus": bigbird_pegasus}
+# Experts that take every token, as published.
+AMPLE: dict[str, Callable[[Path], None]] = {
+    "nllb_moe_ample": functools.partial(nllb_moe, fraction=1.0)
+}
+# Long documents: more tokens than the families above have positions.
+LONG: dict[str, Callable[[Path], None]] = {
+    "led_long": unlisted_seq2seq(
+        hf.LEDConfig, "pegasus", attention_window=32, max_encoder_position_embeddings=20_000,
+        max_decoder_position_embeddings=POSITIONS,
+    ),
+    "longt5_long": unlisted_seq2seq(hf.LongT5Config, "t5", 20_000, local_radius=31),
+    "longt5_global_long": unlisted_seq2seq(
+        hf.LongT5Config, "t5", 20_000, local_radius=31, global_block_size=16,
+        encoder_attention_type="transient-global",
+    ),
+    "pegasus_x_long": unlisted_seq2seq(
+        hf.PegasusXConfig, "pegasus", block_size=32, num_global_tokens=8,
+        max_position_embeddings=20_000,
+    ),
+    "bigbird_pegasus_long": functools.partial(
+        bigbird_pegasus, block_size=16, max_position_embeddings=20_000
     ),
 }  # fmt: skip
 # Listed, with a context that is longer than the positions that their configurations name.

@@ -14,7 +14,7 @@ from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import Job, Payload, Result
 from db.outcome import Answer, Fence, Outcome
-from db.queries import claims, completion, submission
+from db.queries.jobs import claims, completion, submission
 from db.session import Database
 from db.states import JobState
 from worker.committer import result_row

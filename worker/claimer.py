@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from db.encryption.key_ring import Unopenable
 from db.lane import Lane
 from db.outcome import Fence, Outcome
-from db.queries import claims, completion
+from db.queries.jobs import claims, completion
 from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 
 from db.outcome import Fence, FinishedRequest, FinishedSegment, Outcome
 from db.queries import cache as cache_queries
-from db.queries import completion, model_cards
-from db.queries import segments as segment_queries
+from db.queries import model_cards
+from db.queries.jobs import completion
+from db.queries.jobs import segments as segment_queries
 from db.queries.model_cards import model_card_id
 from db.session import Database
 from tasks.outage import Outage

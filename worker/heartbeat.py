@@ -17,7 +17,8 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.outcome import Fence
-from db.queries import claims, worker_registry
+from db.queries import worker_registry
+from db.queries.jobs import claims
 from db.session import Database
 from worker.attempts.attempt import Attempt
 from worker.engines.engine_client import EngineClient

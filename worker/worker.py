@@ -75,11 +75,14 @@ class Worker:
         guards: Mapping[str, Any] | None = None,
         masking: Masking | None = None,
         canaries: Sequence[Canary] = (),
+        known_models: Iterable[str] = (),
     ) -> None:
         """retention: of what is kept; None: for ever
         guards: the [guards] table of `tidemill.toml`
         masking: what of a job's text the model does not see; None: nothing
         canaries: submitted every night
+        known_models: aliases of the configuration, which other workers may serve: a leader has
+            figures of all their jobs
         """
         cache_settings = cache_settings or CacheSettings()
         self.settings = settings
@@ -88,6 +91,7 @@ class Worker:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._database = database
         self._models = models
+        self._known_models = {*known_models, *(model.alias for model in models)}
         self._request_ids = itertools.count(1)
         self._fleet = EngineFleet(database, models)
         self._maskers = Maskers(masking or Masking())
@@ -180,6 +184,7 @@ class Worker:
             catalog.guards,
             masking_of(catalog.masking),
             canaries_of(catalog.canaries),
+            catalog.models,
         )
 
     def _make_metrics(self) -> Metrics:
@@ -192,7 +197,7 @@ class Worker:
         watch = DatabaseWatch(
             self._database,
             lambda: self._dispatcher.leads,
-            [model.alias for model in self._models],
+            sorted(self._known_models),
             Path.cwd(),
             canaries=self._canaries,
         )

@@ -1,4 +1,4 @@
-"""What the content cache has already: of each document, how many of its requests it answers.
+"""CachedParts: the number of each document's requests that the content cache answers.
 
 The recipes say what a job would ask first, which of most jobs is all; the parts of a longer
 document only the engine can cut, so for these the cache keeps which they were the last time.
@@ -39,7 +39,7 @@ class _DocumentKeys:
 
 
 class CachedParts:
-    """Of the documents of one model at one task, as they are added."""
+    """Counts for the documents of one model at one task, as they are added."""
 
     def __init__(self, database: Database, catalog: Catalog, model: Model) -> None:
         # Imported here: of all commands only this one asks a recipe.

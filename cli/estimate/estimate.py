@@ -199,7 +199,7 @@ def _room_tokens(database: Database, model: Model) -> int | None:
 
 
 def _sum(numbers: Iterable[int | None]) -> int | None:
-    """None where there is no number."""
+    """The sum of the numbers; None where there is none."""
     known = [each for each in numbers if each is not None]
     return sum(known) if known else None
 

@@ -177,7 +177,7 @@ def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
 
 @contextmanager
 def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[int], None]]:
-    """On an error in the middle, notes how many jobs are enqueued and how to go on.
+    """Note on an error in the middle how many jobs are enqueued and how to go on.
 
     Yields what is to be told the number of jobs that are kept.
     """

@@ -57,7 +57,7 @@ class RunningJob:
 
 
 def tokens_done(kinds: Iterable[Kind], running: Iterable[RunningJob] = ()) -> TokensDone:
-    """What the jobs of a batch come to, in tokens of all requests, both ways."""
+    """The tokens of all requests of a batch's jobs, both ways."""
     kinds = list(kinds)
     measured = [kind for kind in kinds if kind.state == JobState.SUCCEEDED and kind.num_tokens]
     usual = _ratio(measured)
@@ -129,5 +129,5 @@ class BatchTokens:
 
 
 def _tokens_of(output: Mapping[str, Any]) -> int:
-    """Of one request, both ways."""
+    """The tokens of one request, both ways."""
     return int(output["prompt_tokens"]) + sum(int(tokens) for _, _, tokens, *_ in output["choices"])

@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
@@ -94,15 +94,19 @@ def print_table(listing: Table, dispensable: Sequence[str] = ()) -> None:
     never does, every row becomes a paragraph.
     """
     to = out if out.is_terminal or "COLUMNS" in os.environ else Screen(width=PIPE_WIDTH)
+    to.print(fitted(listing, to.width, dispensable))
+
+
+def fitted(listing: Table, width: int, dispensable: Sequence[str] = ()) -> RenderableType:
+    """The table as it fits into a width: all of it, without columns, or as paragraphs."""
     for header in dispensable:
-        if _min_width(listing) <= to.width:
+        if _min_width(listing) <= width:
             break
         listing.columns = [column for column in listing.columns if column.header != header]
-    if _min_width(listing) <= to.width:
-        _cut_long_columns(listing, to.width)
-        to.print(listing)
-    else:
-        _print_paragraphs(listing, to)
+    if _min_width(listing) > width:
+        return Group(*_paragraphs(listing))
+    _cut_long_columns(listing, width)
+    return listing
 
 
 def _min_width(listing: Table) -> int:
@@ -135,14 +139,14 @@ def _width(column: Column) -> int:
     return max(_cell(cell).cell_len for cell in (column.header, *column.cells))
 
 
-def _print_paragraphs(listing: Table, to: Screen) -> None:
+def _paragraphs(listing: Table) -> Iterator[Text]:
     if listing.title is not None:
-        to.print(listing.title, style="bold")
+        yield Text(str(listing.title), "bold")
     for row in zip(*(list(column.cells) for column in listing.columns), strict=True):
         for column, cell in zip(listing.columns, row, strict=True):
             if text := _cell(cell):
-                to.print(Text.assemble(f"{column.header}: ", text))
-        to.print("")
+                yield Text.assemble(f"{column.header}: ", text)
+        yield Text("")
 
 
 def _cell(cell: RenderableType) -> Text:

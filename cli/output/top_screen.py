@@ -6,15 +6,27 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli.output.terminal import plural, table
+from cli.output.terminal import fitted, plural, table
 from cli.stack.top_figures import EngineNow, Snapshot
 
+# What is left out first where the terminal is narrow.
+DISPENSABLE_OF_WORKERS = ("restarts", "waiting", "KV cache")
+DISPENSABLE_OF_BACKLOG = ("oldest", "running")
 
-def screen(snapshot: Snapshot) -> RenderableType:
+
+def screen(snapshot: Snapshot, width: int) -> RenderableType:
     parts: list[RenderableType] = [Text(_headline(snapshot)), Text("")]
     if not snapshot.redis_answers:
         parts.append(Text("Redis does not answer, so what the workers do is not known", "red"))
-    parts += [_workers(snapshot), Text(""), _backlog(snapshot)]
+    if snapshot.workers:
+        parts.append(fitted(_workers(snapshot), width, DISPENSABLE_OF_WORKERS))
+    else:
+        parts.append(Text("workers: none is running; start one with `tidemill worker`"))
+    parts.append(Text(""))
+    if snapshot.backlog:
+        parts.append(fitted(_backlog(snapshot), width, DISPENSABLE_OF_BACKLOG))
+    else:
+        parts.append(Text("backlog: nothing waits"))
     return Group(*parts)
 
 
@@ -55,8 +67,6 @@ def _workers(snapshot: Snapshot) -> Table:
                 f"{engine.num_restarts:,}",
             )
             name = ""
-    if not snapshot.workers:
-        listing.add_row("none is running; start one with `tidemill worker`", "", "", "", "", "", "")
     return listing
 
 
@@ -78,11 +88,10 @@ def _backlog(snapshot: Snapshot) -> Table:
             f"{each.num_tokens:,}",
             duration(each.oldest_seconds) if each.num_queued else "-",
         )
-    if not snapshot.backlog:
-        listing.add_row("nothing waits", "", "", "", "", "")
     return listing
 
 
 def _right(listing: Table, since: int) -> None:
     for column in listing.columns[since:]:
         column.justify = "right"
+        column.no_wrap = True  # half of a number is another number

@@ -1,6 +1,7 @@
 """Exposure: whether Redis or the database answers strangers."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -48,8 +49,10 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
 
 
 def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence on a PostgreSQL that lets strangers in; None for one that does not."""
-    if url.get_backend_name() == "sqlite" or url.password:
+    """A sentence on a database that lets strangers in; None for one that does not."""
+    if url.get_backend_name() == "sqlite":
+        return _file_exposure(Path(url.database or ""))
+    if url.password:
         return None
     hosts = [url.host] if url.host else _listed(url.query.get("host"))
     remote = [host for host in hosts if not is_local(host)]
@@ -63,6 +66,21 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
         f"{', '.join(remote)} lets in without a password whoever can reach it, to read every "
         "text; ask for one in its pg_hba.conf (scram-sha-256), and give it in "
         "TIDEMILL_DATABASE_URL"
+    )
+
+
+def _file_exposure(file: Path) -> str | None:
+    """A sentence on a file that every user of this machine can read."""
+    file = file.resolve()
+    try:
+        folders_let_in = all(folder.stat().st_mode & 0o001 for folder in file.parents)
+        if not folders_let_in or not file.stat().st_mode & 0o006:
+            return None
+    except OSError:
+        return None  # it is not there, which is said elsewhere
+    return (
+        f"every user of this machine can read {file}, and so every text; "
+        f"`chmod o-rwx {shlex.quote(str(file))}*`"
     )
 
 

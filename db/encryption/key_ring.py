@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import os
 import re
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,6 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 MARK = "tm1$"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
-SEALED = re.compile(rf"tm1\$({NAME.pattern})\$([A-Za-z0-9+/]+=*)")
 
 
 class EncryptionError(DatabaseError):
@@ -56,7 +56,7 @@ class KeyRing:
         nonce = os.urandom(NONCE_BYTES)
         name = self.primary
         sealed = self._cipher(name).encrypt(nonce, plain, _associated(name, place))
-        return f"{MARK}{name}${base64.b64encode(nonce + sealed).decode()}"
+        return f"{MARK}{name}${b2a_base64(nonce + sealed, newline=False).decode()}"
 
     def open(self, name: str, sealed: str, place: str) -> bytes:
         """The plain bytes of what follows the name of the key in a sealed value."""
@@ -68,7 +68,7 @@ class KeyRing:
                 f"{', '.join(self.keys)}; add it to TIDEMILL_KEYS or the file of TIDEMILL_KEYS_FILE"
             )
         try:
-            data = base64.b64decode(sealed)  # of whatever somebody made of it
+            data = a2b_base64(sealed)  # of whatever somebody made of it
             plain: bytes = self._cipher(name).decrypt(
                 data[:NONCE_BYTES], data[NONCE_BYTES:], _associated(name, place)
             )

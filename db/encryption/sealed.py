@@ -14,7 +14,7 @@ looks sealed is marked as plain, so that nobody can write one.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,9 +26,30 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from db.encryption.key_ring import MARK, SEALED, EncryptionError, KeyRing, KeysUnusable, Unopenable
+from db.encryption.key_ring import (
+    MARK,
+    NAME,
+    EncryptionError,
+    KeyRing,
+    KeysUnusable,
+    Unopenable,
+)
 
 PLAIN = f"{MARK}$plain$"  # before a plain text that begins like a sealed one: no key has no name
+
+
+class SealedValue(str):
+    """A sealed value, which holds nothing that JSON would escape."""
+
+    __slots__ = ()
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def to_json(value: Any) -> str:
+    """A value of a column as JSON; a sealed one, which is long, is not searched for escapes."""
+    return f'"{value}"' if type(value) is SealedValue else json.dumps(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +95,7 @@ class SealedType(TypeDecorator[Any]):
 
     def as_stored(self, sealed: str) -> Any:
         """A sealed value as the column takes it."""
-        return sealed
+        return SealedValue(sealed)
 
     def as_plain(self, value: Any) -> Any:
         """A value as the column takes it without keys."""
@@ -86,8 +107,10 @@ class SealedType(TypeDecorator[Any]):
 
     def sealed_in(self, stored: Any) -> tuple[str, str] | None:
         """The name of the key and the rest of a value that is sealed; None for a plain one."""
-        match = SEALED.fullmatch(stored) if isinstance(stored, str) else None
-        return (match[1], match[2]) if match else None
+        if not isinstance(stored, str) or not stored.startswith(MARK):
+            return None
+        name, found, rest = stored[len(MARK) :].partition("$")
+        return (name, rest) if found and NAME.fullmatch(name) else None
 
     def plain_in(self, stored: Any) -> Any:
         return stored
@@ -95,15 +118,35 @@ class SealedType(TypeDecorator[Any]):
     def place(self, key: str) -> str:
         return f"{self.table}.{self.column}/{key}"
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        keys = keys_of(dialect)
-        if keys is None or not (value.value if isinstance(value, Placed) else value):
-            return self.as_plain(value.value if isinstance(value, Placed) else value)
-        if not isinstance(value, Placed):
-            raise EncryptionError(
-                f"{self.table}.{self.column} was to be written without its row, and so not sealed"
-            )
-        return self.as_stored(keys.seal(self.encode(value.value), self.place(value.row_key)))
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        of_impl = self.impl_instance.bind_processor(dialect)
+        to_column = self._to_column(keys_of(dialect))
+        if to_column is None:
+            return of_impl
+        if of_impl is None:
+            return to_column
+        return lambda value: of_impl(to_column(value))
+
+    def _to_column(self, keys: KeyRing | None) -> Callable[[Any], Any] | None:
+        """Makes of a value what is stored; None where that is the value itself."""
+        if keys is None:
+            return None if type(self).as_plain is SealedType.as_plain else self.as_plain
+
+        def sealed(value: Any) -> Any:
+            if isinstance(value, Placed):
+                if not value.value:
+                    return self.as_plain(value.value)
+                return self.as_stored(
+                    keys.seal(self.encode(value.value), self.place(value.row_key))
+                )
+            if value:
+                raise EncryptionError(
+                    f"{self.table}.{self.column} was to be written without its row, "
+                    "and so not sealed"
+                )
+            return self.as_plain(value)
+
+        return sealed
 
     def column_expression(self, column: Any) -> Any:
         return with_row_key(self, column, *(column.table.c[name] for name in self.key))
@@ -173,13 +216,15 @@ class SealedJSON(SealedType):
         return dialect.type_descriptor(JSON(none_as_null=True))
 
     def encode(self, value: Any) -> bytes:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return _encode(value).encode()
 
     def decode(self, plain: bytes) -> Any:
         return json.loads(plain)
 
     def from_text(self, text: str) -> Any:
-        return json.loads(text)
+        # One that is sealed is long and needs no parser.
+        is_sealed = text.startswith(f'"{MARK}') and text.endswith('"') and "\\" not in text
+        return text[1:-1] if is_sealed else json.loads(text)
 
 
 class SealedBytes(SealedType):
@@ -250,7 +295,8 @@ def _hex(column: str, is_postgresql: bool) -> str:
 
 def seal_inserts(engine: Engine, keys: KeyRing) -> None:
     """Let whatever is inserted through this engine be sealed with these keys."""
-    engine.dialect.tidemill_keys = keys  # type: ignore[attr-defined]
+    dialect: Any = engine.dialect
+    dialect.tidemill_keys = keys
 
     @event.listens_for(engine, "before_execute", retval=True)
     def place(

@@ -18,6 +18,7 @@ from sqlalchemy import (
     delete,
     exists,
     null,
+    or_,
     select,
     text,
     tuple_,
@@ -133,8 +134,19 @@ def _prune_outputs(session: Session, condition: ColumnElement[bool]) -> int:
 
 
 def _prune_refused_outputs(session: Session, condition: ColumnElement[bool]) -> int:
-    emptied = session.execute(_quietly(update(AttemptRow).where(condition).values(output=None)))
-    return emptied.rowcount  # type: ignore[attr-defined, no-any-return]
+    emptied = update(AttemptRow).where(condition).values(output=None).returning(AttemptRow.job_id)
+    job_ids = session.scalars(emptied.execution_options(synchronize_session=False)).all()
+    if job_ids:
+        session.execute(_empty_metadata(sorted(set(job_ids))))
+    return len(job_ids)
+
+
+def _prune_segments(session: Session, condition: ColumnElement[bool]) -> int:
+    deleted = delete(Segment).where(condition).returning(Segment.job_id)
+    job_ids = session.scalars(deleted.execution_options(synchronize_session=False)).all()
+    if job_ids:
+        session.execute(_empty_metadata(sorted(set(job_ids))))
+    return len(job_ids)
 
 
 def _locked_jobs(
@@ -176,11 +188,16 @@ def empty_results(condition: ColumnElement[bool]) -> Update:
 
 
 def _empty_metadata(job_ids: Sequence[Any]) -> Update:
-    """Forget what jobs are found by, once they have no text that could be found."""
-    has_output = exists().where(Result.job_id == Payload.job_id, Result.pruned_at.is_(None))
+    """Forget what jobs are found by, once they have no text that could be found: a person who asks
+    for what is left is found by it."""
+    texts = (
+        exists().where(Result.job_id == Payload.job_id, Result.pruned_at.is_(None)),
+        exists().where(Segment.job_id == Payload.job_id),
+        exists().where(AttemptRow.job_id == Payload.job_id, AttemptRow.output.is_not(None)),
+    )
     return _quietly(
         update(Payload)
-        .where(Payload.job_id.in_(job_ids), Payload.pruned_at.is_not(None), ~has_output)
+        .where(Payload.job_id.in_(job_ids), Payload.pruned_at.is_not(None), ~or_(*texts))
         .values(metadata_={})
     )
 
@@ -242,7 +259,7 @@ PRUNABLES = (
         "segments",
         (Segment.job_id, Segment.position),
         lambda ages: _of_finished_job(Segment.job_id, ages),
-        _deleting(Segment),
+        _prune_segments,
     ),
     Prunable(
         "attempts",

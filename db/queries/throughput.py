@@ -54,7 +54,7 @@ def waiting_characters(models: Sequence[str]) -> Select[str, str, int, int]:
 
 
 def live_engines() -> Select[list[dict[str, Any]] | None]:
-    """What each live worker has loaded."""
+    """The models that each live worker has loaded."""
     return select(WorkerRow.engines).where(WorkerRow.alive_until > now())
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Select, select
 
 from db.models import Batch
-from db.queries import submission
+from db.queries.jobs import submission
 from db.reading.storable import can_be_kept
 from db.session import Database, database_from_environment
 from db.states import UNFINISHED, JobState

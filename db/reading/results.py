@@ -14,8 +14,8 @@ from db.clock import microseconds_between
 from db.errors import DatabaseError
 from db.models import Batch, Job, Payload, Result
 from db.outcome import SIGNALS
-from db.queries import claims
 from db.queries.conditions import has_pair
+from db.queries.jobs import claims
 from db.reading.batches import batch_ids
 from db.reading.found_job import Cursor, FoundJob, JobFailure
 from db.reading.signal_filter import SignalFilter

@@ -95,6 +95,9 @@ def _prune(
                 with database.write() as session:
                     some = prunable.among(ages, due[start : start + ROWS])
                     num = prunable.prune(session, some)
+                    # A pass may be killed before it has a sum. The audit's own cut is an entry.
+                    if num and not any(pruned.values()) and prunable.row_class != "audit":
+                        audit.append(session, audit.Act.PRUNE, {"begun_with": prunable.name})
                 pruned[prunable.name] += num
                 on_pruned(prunable.name, num)
                 _rest(pause, started_at, _share(database))

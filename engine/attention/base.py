@@ -25,7 +25,7 @@ column, adds to its score of each token."""
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How a layer makes weights of the products of queries and keys."""
+    """The scale, window, soft cap, sinks and bias by which a layer scores keys."""
 
     scale: float
     window: int | None = None  # tokens that the newest sees, itself among them; None: all
@@ -79,7 +79,7 @@ class AttentionBackend(Protocol):
         """
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
-        """How prompts in a row of `num_tokens` attend to themselves."""
+        """Return the attention of prompts, in one row of `num_tokens`, to themselves."""
 
     def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store what a layer makes of the prompts, and return what they attend to: the same, or,

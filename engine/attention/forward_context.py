@@ -36,7 +36,7 @@ class ForwardContext(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EncoderContext:
-    """Of an encoder, which keeps nothing."""
+    """The context of an encoder's pass, which keeps no keys and values."""
 
     prompts: PromptAttention
 

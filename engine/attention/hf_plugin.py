@@ -33,7 +33,7 @@ WITHOUT_A_SAY = frozenset(
 
 
 class UnknownAttention(Exception):
-    """What a model's attention does that nothing here knows, in words."""
+    """A model's attention does what no backend here supports; the message names it."""
 
 
 def install(model: Any) -> None:
@@ -75,7 +75,8 @@ def attention_modules(model: Any) -> list[Any]:
 
 
 def eager_attention_of(module_type: type) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """What a model calls where no implementation is named. Raises UnknownAttention."""
+    """Find the function that a model calls where no implementation is named. Raises
+    UnknownAttention."""
     found = getattr(sys.modules[module_type.__module__], "eager_attention_forward", None)
     if found is None:
         raise UnknownAttention(f"{module_type.__name__} attends by code of its own")

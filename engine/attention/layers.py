@@ -72,7 +72,8 @@ class CallRecorder:
 
 @torch.inference_mode()
 def decoder_calls(model: Any) -> CallRecorder:
-    """What the decoder of a model that attends by `hf_plugin` calls. Raises UnknownAttention."""
+    """Record the attention calls of a decoder that attends by `hf_plugin`. Raises
+    UnknownAttention."""
     recorder = CallRecorder()
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     mask = unused_mask(1, token.device)
@@ -114,14 +115,14 @@ def kv_shape_of(model: Any) -> KVShape:
 
 
 def windows_of(model: Any) -> tuple[int | None, ...]:
-    """Of each layer of the decoder; () if none has one. Raises UnknownAttention."""
+    """The window of each layer of the decoder; () if none has one. Raises UnknownAttention."""
     layers = decoder_calls(model).layers(num_calls_of(model))
     windows = tuple(each[0].scoring.window for each in layers)
     return windows if any(each is not None for each in windows) else ()
 
 
 def num_calls_of(model: Any) -> int:
-    """Of a layer."""
+    """The number of attention calls that a layer makes in one pass."""
     return 2 if model.config.is_encoder_decoder else 1
 
 

@@ -222,7 +222,7 @@ def starts_of(caches: Iterable[Any]) -> tuple[int, ...]:
 
 
 def key_spans(spans: Spans, starts: tuple[int, ...]) -> Spans:
-    """Where the keys of each prompt are, if those of whole prompts lie one after the other."""
+    """The span of each prompt's keys, if those of whole prompts lie one after the other."""
     if not starts:
         return spans
     lengths = (start + end - begin for start, (begin, end) in zip(starts, spans, strict=True))

@@ -22,13 +22,13 @@ import torch
 from ctranslate2.converters import transformers as converters
 
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
-from engine.backends.loader import Checkpoint
-from engine.backends.proved_families import why_not_proved
+from engine.checkpoint.loader import Checkpoint
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import GenerationFailed, InvariantBroken, Unloadable
 from engine.logging import error_location
+from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request

@@ -18,10 +18,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from engine.backends.batch_probe import is_tried, why_not_batched
-from engine.backends.loader import Checkpoint
-from engine.backends.model_state import Freshness
-from engine.backends.proved_families import why_not_proved
+from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -34,6 +32,8 @@ from engine.errors import (
 )
 from engine.kv_cache.free_memory import free_bytes
 from engine.logging import error_location
+from engine.proof.batch_probe import is_tried, why_not_batched
+from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -321,7 +321,7 @@ class GenerateBackend:
 
     @contextlib.contextmanager
     def seeded(self, seed: int | None) -> Iterator[None]:
-        """Within this context draws follow from the seed, if there is one."""
+        """Let draws follow from the seed within this context, if there is one."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             if seed is not None:

@@ -212,9 +212,13 @@ class InflightBackend:
         self, sequences: list[Sequence], caches: list[SequenceCache]
     ) -> list[RunningSequence]:
         for sequence, cache in zip(sequences, caches, strict=True):
-            if sequence.id not in self.running_sequences:
-                running = RunningSequence(sequence, cache, self._choice_of(sequence))
-                self.running_sequences[sequence.id] = running
+            if sequence.id in self.running_sequences:
+                continue
+            running = RunningSequence(sequence, cache, self._choice_of(sequence))
+            state = getattr(cache, "random_state", None)
+            if state is not None and isinstance(running.choice, Sampler):
+                running.choice.draw_from(state)
+            self.running_sequences[sequence.id] = running
         return [self.running_sequences[each.id] for each in sequences]
 
     def _choice_of(self, sequence: Sequence) -> TokenChoice:

@@ -16,16 +16,12 @@ import torch
 from engine.attention.hf_plugin import UnknownAttention, install, uninstall
 from engine.attention.layers import kv_shape_of
 from engine.attention.selection import kv_cache_for
-from engine.backends import verdicts
-from engine.backends.batch_probe import LEAVES_CHANGES
 from engine.backends.generate import GenerateBackend, Sharing
-from engine.backends.generation_config import EXACT_CACHES
 from engine.backends.inflight import InflightBackend, Runner
-from engine.backends.loader import Checkpoint
-from engine.backends.model_state import Freshness
-from engine.backends.proved_families import length_bound_rope, why_not_proved
-from engine.backends.self_proof import Disproved, Proof, Trial, answered_alone, prove
-from engine.backends.weight_layout import lay_out
+from engine.checkpoint.generation_config import EXACT_CACHES
+from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.model_state import Freshness
+from engine.checkpoint.weight_layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -39,6 +35,10 @@ from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.prefix_cache import PrefixCache
 from engine.kv_cache.row_size import RowSize
 from engine.logging import error_location
+from engine.proof import verdicts
+from engine.proof.batch_probe import LEAVES_CHANGES
+from engine.proof.proved_families import length_bound_rope, why_not_proved
+from engine.proof.self_proof import Disproved, Proof, Trial, answered_alone, prove
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -120,6 +120,8 @@ class RouterBackend:
             runner = self._runner(poisoned, is_paged)
         if self.exact.freshness is not None:  # with what the runner put into the model
             self.exact.freshness = Freshness(checkpoint.model)
+            if isinstance(runner, OwnCacheRunner):
+                runner.freshness = self.exact.freshness
         self.in_flight = InflightBackend(self.exact, runner)
         self.reads_slices = isinstance(runner, CausalRunner)
         self.prefixes: PrefixCache[Any] | None = None
@@ -153,14 +155,22 @@ class RouterBackend:
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
+        renew(self.exact)  # after the look at what it keeps of a row
         runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
         # A recurrence reads padding, and temperatures count it.
         runner.pads_prompts = not (
             model.config.is_encoder_decoder
             or self.row_size.state_bytes
             or runner.temperature_step is not None
+            or leaves_changes(self.exact)
         )
         return runner
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether rows of several lengths share a pass."""
+        runner = self.in_flight.runner
+        return not isinstance(runner, OwnCacheRunner) or runner.pads_rows
 
     def note_proof(self, how: str) -> None:
         """Let the card and the settings say how it was proved."""
@@ -202,7 +212,10 @@ class RouterBackend:
             num_places = self.row_size.num_places(num_places)
         sequence.num_cache_tokens = sequence.num_rows * num_places
         if self.exact.is_encoder_decoder:
-            sequence.num_cache_tokens += num_prompt
+            # A model's own cache has the encoder's output for each row, once it is joined.
+            is_own = isinstance(self.in_flight.runner, OwnCacheRunner)
+            num_copies = 1 + sequence.num_rows if is_own else 1
+            sequence.num_cache_tokens += num_copies * num_prompt
 
     def is_proved(self, sequence: Sequence, own: Mapping[str, Any]) -> bool:
         """Whether the answer in flight is known to be that of `generate`."""
@@ -222,9 +235,7 @@ class RouterBackend:
             results = self.in_flight.run(plan.running, plan.reading + admitted)
         if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
-            if self.exact.freshness is not None:
-                with torch.inference_mode():
-                    self.exact.freshness.restore()  # frequencies that have grown
+            renew(self.exact)  # frequencies that have grown
         return results
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
@@ -281,7 +292,7 @@ def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
 def load_unlisted(
     spec: EngineSpec, checkpoint: Checkpoint, why_not_listed: str
 ) -> RouterBackend | GenerateBackend:
-    """In flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
+    """Load in flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
     key = verdicts.key_of(spec, checkpoint)
     kept = verdicts.read(key)
     why_not = why_not_tried(checkpoint)
@@ -294,20 +305,18 @@ def load_unlisted(
             by_own_cache = kept["way"] == OWN_CACHE
             router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=by_own_cache)
             router.note_proof(f"{kept['how']} (at an earlier start)")
-            if isinstance(router.in_flight.runner, OwnCacheRunner):
-                router.in_flight.runner.pads_prompts = kept["pads_prompts"]
+            if isinstance(runner := router.in_flight.runner, OwnCacheRunner):
+                runner.pads_prompts, runner.pads_rows = kept["pads_prompts"], kept["pads_rows"]
     elif why_not is None:
         exact = GenerateBackend(spec, checkpoint)
         how = way = None
-        pads_prompts = False
         try:
             router, way, how = proved(spec, checkpoint, exact)
             router.note_proof(how)
-            if isinstance(router.in_flight.runner, OwnCacheRunner):
-                pads_prompts = router.in_flight.runner.pads_prompts
         except Disproved as disproved:
             why_not = str(disproved)
-        verdict = {"way": way, "how": how, "pads_prompts": pads_prompts}
+            renew(exact)
+        verdict = {"way": way, "how": how, **padding_of(router)}
         verdicts.write(key, {**verdict, "why_not": why_not, "why_alone": exact.why_alone})
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
@@ -328,12 +337,11 @@ def proved(
 ) -> tuple[RouterBackend, str, str]:
     """The backend, its way, and how that was proved: the fast way where it passes. Raises
     Disproved."""
-    # What padded rows of a call do to each other, they need not do in flight.
-    if exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES):
-        raise Disproved(exact.why_alone)
     alone = alone_or_disproved(exact)
     loaded = exact.freshness
     try:
+        if leaves_changes(exact):
+            raise Disproved(str(exact.why_alone))
         if rotary_switch_of(checkpoint.model.config) is not None:
             raise Disproved("its rotary frequencies depend on the length")
         router, proof = proved_by(FAST, spec, checkpoint, exact, alone)
@@ -345,11 +353,12 @@ def proved(
     exact.freshness = loaded
     log.info("not by the fast way", extra={"alias": spec.alias, "reason": why_not_fast})
     router, proof = proved_by(OWN_CACHE, spec, checkpoint, exact, alone)
-    return router, OWN_CACHE, f"{proof}; by {OWN_CACHE}, for {why_not_fast}"
+    how = f"{proof}; by {OWN_CACHE}, for {why_not_fast}"
+    return router, OWN_CACHE, how if router.pads_rows else f"{how}; rows of one length at a time"
 
 
 def alone_or_disproved(exact: GenerateBackend) -> list[Trial]:
-    """What `generate` answers, once for both ways."""
+    """Answer the trials by `generate`, once for both ways. Raises Disproved."""
     try:
         return answered_alone(exact, supports_beam_search(exact.model))
     except Exception as error:
@@ -372,26 +381,61 @@ def proved_by(
         part = "attention" if way == FAST else "cache"
         reason = f"its {part} is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error
-    runner = router.in_flight.runner
-    try:
-        proof = prove(exact, runner, router.has_beams, alone)
-    except Disproved:
-        if not (isinstance(runner, OwnCacheRunner) and runner.pads_prompts):
-            raise
-        runner.pads_prompts = False  # it may be that alone
-        proof = prove(exact, runner, router.has_beams, alone)
-    kv_cache = runner.kv_cache
+    proof = prove_padded_or_not(exact, router, alone)
+    kv_cache = router.in_flight.runner.kv_cache
     assert isinstance(kv_cache, JoinedKVCache | ContiguousKVCache | PagedKVCache)
     kv_cache.poisoned = False
     return router, proof
 
 
+def prove_padded_or_not(exact: GenerateBackend, router: RouterBackend, alone: list[Trial]) -> Proof:
+    """With as much padding as changes no answer. Raises Disproved."""
+    runner = router.in_flight.runner
+    try:
+        return prove(exact, runner, router.has_beams, alone)
+    except Disproved as disproved:
+        if not isinstance(runner, OwnCacheRunner):
+            raise
+        if runner.pads_prompts:
+            runner.pads_prompts = False  # it may be that alone
+            return prove(exact, runner, router.has_beams, alone)
+        if not exact.is_encoder_decoder:
+            raise
+        # Answers grow from one token, so that many are of one length, and these need no padding.
+        runner.pads_rows = False
+        try:
+            return prove(exact, runner, router.has_beams, alone)
+        except Disproved:
+            raise disproved from None
+
+
+def padding_of(router: RouterBackend | None) -> dict[str, bool]:
+    """What a verdict says of it."""
+    runner = None if router is None else router.in_flight.runner
+    if not isinstance(runner, OwnCacheRunner):
+        return {"pads_prompts": False, "pads_rows": True}
+    return {"pads_prompts": runner.pads_prompts, "pads_rows": runner.pads_rows}
+
+
+def leaves_changes(exact: GenerateBackend) -> bool:
+    """Whether a request was seen to change the model for the next."""
+    return exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES)
+
+
+def renew(exact: GenerateBackend) -> None:
+    """Put back what was left on a model that may not keep it."""
+    if exact.freshness is not None:
+        with torch.inference_mode():
+            exact.freshness.restore()
+
+
 def why_not_tried(checkpoint: Checkpoint) -> str | None:
-    """None if a proof is worth its time: what no few short requests would show."""
+    """A reason that no few short requests would show; None if a proof is worth its time."""
     config = checkpoint.config
     if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
         return rope
-    if any("expert_capacity" in name for name in config.to_dict()):
+    # Of the tokens of a step, all rows together. What counts by row shows in a proof.
+    if getattr(config, "moe_eval_capacity_token_fraction", 1.0) < 1.0:
         return "its experts take a bounded number of tokens, for which rows compete"
     if config.is_encoder_decoder and start_id_of(checkpoint) is None:
         return "it does not say from which token its decoder starts"
@@ -399,7 +443,7 @@ def why_not_tried(checkpoint: Checkpoint) -> str | None:
 
 
 def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
-    """None if it can be run in flight."""
+    """The reason why a checkpoint cannot run in flight unproved; None if it can."""
     model = checkpoint.model
     config = model.config
     reason = why_not_proved(model)

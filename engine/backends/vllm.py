@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from engine.backends.checkpoint_files import first_sentence, place
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
-from engine.backends.loader import Checkpoint, choose_device
-from engine.backends.proved_families import odd_attention
+from engine.checkpoint.checkpoint_files import first_sentence, place
+from engine.checkpoint.loader import Checkpoint, choose_device
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -32,6 +31,7 @@ from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.paged import PAGE_TOKENS, num_pages
 from engine.logging import error_location
+from engine.proof.proved_families import odd_attention
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -182,7 +182,7 @@ class VllmBackend:
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """None if its greedy answers are known to be exact."""
+    """The reason why its greedy answers may differ; None if they are known to be exact."""
     config = checkpoint.config
     if config.is_encoder_decoder:
         return f"{config.model_type} is an encoder-decoder"

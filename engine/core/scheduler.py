@@ -337,7 +337,7 @@ class Scheduler:
         return min(self.slice_size.num_tokens, most)
 
     def _go_on_reading(self, step: StepTokens) -> list[Sequence]:
-        """Those of `reading` of whose prompts the step reads more."""
+        """The sequences of `reading` of whose prompts the step reads more."""
         read = []
         for sequence in self.reading.values():
             assert sequence.num_read_tokens is not None

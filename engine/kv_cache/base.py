@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.kv_cache.encoded import Encoded
 from engine.kv_cache.prefix_cache import PromptBlocks
 
 
@@ -52,11 +53,14 @@ class SequenceCache(Protocol):
     def commit_token(self) -> None:
         """Count the token that a step wrote in each row."""
 
-    def write_encoded(self, keys_values: Tensor) -> None:
-        """Store what the decoder attends to of an encoder's output.
+    def write_encoded(self, keys_values: Tensor) -> Encoded[Any]:
+        """Store what the decoder attends to of an encoder's output. Returns what others may hold.
 
         keys_values: (layers, 2, heads, prompt tokens, head size)
         """
+
+    def share_encoded(self, encoded: Encoded[Any]) -> None:
+        """Hold what was stored for an equal prompt."""
 
     def reorder(self, rows: Tensor) -> None:
         """Let row i go on from what row `rows[i]` was. rows: (rows,) int64"""

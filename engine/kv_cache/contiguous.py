@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.encoded import Encoded, check_holders
 from engine.kv_cache.prefix_cache import PrefixCache, PromptBlocks
 
 BLOCK_TOKENS = 32  # of prompts that share their beginnings
@@ -83,7 +84,8 @@ class ContiguousSequenceCache:
         self.buffer_pool = buffer_pool or BufferPool()
         self.length = 0
         self.kv = self._empty(0)  # (layers, 2, rows, heads, capacity, head size)
-        self.encoded_kv: Tensor | None = None  # (layers, 2, heads, prompt tokens, head size)
+        # (layers, 2, heads, prompt tokens, head size), which others may hold, too
+        self.encoded: Encoded[Tensor] | None = None
         # (rows, capacity) int32: the row in which each token of a row is
         self.ancestors: np.ndarray | None = None
         if by_ancestors and num_rows > 1:
@@ -151,8 +153,18 @@ class ContiguousSequenceCache:
     def commit_token(self) -> None:
         self.length += 1
 
-    def write_encoded(self, keys_values: Tensor) -> None:
-        self.encoded_kv = keys_values.contiguous()
+    @property
+    def encoded_kv(self) -> Tensor | None:
+        return None if self.encoded is None else self.encoded.content
+
+    def write_encoded(self, keys_values: Tensor) -> Encoded[Tensor]:
+        free = poison if self.poisoned else leave
+        encoded = Encoded(keys_values.contiguous(), free)
+        self.share_encoded(encoded)
+        return encoded
+
+    def share_encoded(self, encoded: Encoded[Tensor]) -> None:
+        self.encoded = encoded.hold(self)
 
     def reorder(self, rows: Tensor) -> None:
         if self.ancestors is not None:
@@ -166,10 +178,10 @@ class ContiguousSequenceCache:
     def clear(self) -> None:
         if self.poisoned:
             self.kv.fill_(torch.nan)
-            if self.encoded_kv is not None:
-                self.encoded_kv.fill_(torch.nan)
+        if self.encoded is not None:
+            self.encoded.release(self)
         self.buffer_pool.put(self.kv)
-        self.kv, self.encoded_kv = self._empty(0), None
+        self.kv, self.encoded = self._empty(0), None
         self.length = self.max_tokens = 0
 
     def _capacity_for(self, num_tokens: int) -> int:
@@ -195,8 +207,9 @@ class ContiguousSequenceCache:
 
 
 class ContiguousKVCache:
-    """The KVCacheManager of ContiguousSequenceCaches. Always: no two of them share memory, nor
-    is any of it in the pool, nor that of a prefix that is kept."""
+    """The KVCacheManager of ContiguousSequenceCaches. Always: no two of them share memory but
+    for an encoder's output, which counts them, nor is any of it in the pool, nor that of a prefix
+    that is kept."""
 
     def __init__(
         self,
@@ -243,7 +256,9 @@ class ContiguousKVCache:
             self.prefixes.shrink(0)
 
     def check(self, caches: Iterable[ContiguousSequenceCache]) -> None:
-        storages = [each.kv.untyped_storage() for each in caches]
+        owners = list(caches)
+        check_holders(owners)
+        storages = [each.kv.untyped_storage() for each in owners]
         storages += self.buffer_pool.buffers
         if self.prefixes is not None:
             self.prefixes.check({})
@@ -253,6 +268,15 @@ class ContiguousKVCache:
             raise InvariantBroken(
                 f"{len(addresses)} sequences and pooled buffers have {len(set(addresses))} tensors"
             )
+
+
+@torch.inference_mode()
+def poison(tensor: Tensor) -> None:
+    tensor.fill_(torch.nan)
+
+
+def leave(_: Tensor) -> None:
+    """The memory of a tensor goes with it."""
 
 
 def new_pages(num_bytes: int) -> Tensor:

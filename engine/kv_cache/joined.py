@@ -32,9 +32,10 @@ from engine.kv_cache.joined_layers import (
 POISON = 64.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Encoded:
-    """What an encoder made of one prompt, and the keys and values of it by layer."""
+    """An encoder's output for one prompt, and its keys and values by layer. Sequences of equal
+    prompts share it; nobody writes to it."""
 
     states: Tensor  # (1, tokens, width)
     layers: list[KeysValues]
@@ -49,6 +50,8 @@ class JoinedSequenceCache:
         self.length = 0
         self.layers: list[LayerContent] | None = None  # of one row, or of all
         self.encoded: Encoded | None = None
+        # Of what its answer is drawn from, if reading the prompt took something of it.
+        self.random_state: Tensor | None = None
 
     @property
     def capacity(self) -> int:
@@ -63,7 +66,10 @@ class JoinedSequenceCache:
     def commit_token(self) -> None:
         self.length += 1
 
-    def write_encoded(self, keys_values: Tensor) -> None:
+    def write_encoded(self, keys_values: Tensor) -> Any:
+        raise AssertionError("the runner stores what a model's own cache holds")
+
+    def share_encoded(self, encoded: Any) -> None:
         raise AssertionError("the runner stores what a model's own cache holds")
 
     def reorder(self, rows: Tensor) -> None:
@@ -91,7 +97,7 @@ class JoinedRows:
     device: torch.device
 
     def num_columns(self) -> int:
-        """Of the tokens that are counted; a step that failed may have written one more."""
+        """The number of counted tokens' columns; a step that failed may have written one more."""
         return max(
             pads + each.length for pads, each in zip(self.num_pads, self.caches, strict=True)
         )

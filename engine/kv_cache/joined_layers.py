@@ -46,7 +46,7 @@ class UnknownCache(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LayerContent:
-    """What a layer keeps of one sequence: of one row, or of each of its rows."""
+    """The content of a layer for one sequence: for one row, or for each of its rows."""
 
     keys_values: KeysValues | None = None  # the newest tokens, if there is a window
     states: States = field(default_factory=dict)
@@ -56,7 +56,7 @@ class LayerContent:
         return (*(self.keys_values or ()), *self.states.values())
 
     def of_row(self, row: int, num_tokens: int) -> LayerContent:
-        """What is kept of one row of many, whose tokens are the last."""
+        """Select the content of one row of many, whose tokens are the last."""
         rows, both = slice(row, row + 1), self.keys_values
         if both is not None:
             keys, values = (each[rows, :, max(each.shape[2] - num_tokens, 0) :] for each in both)
@@ -289,7 +289,8 @@ def join_columns(
         expanded(pad(part, (0, 0, max(num, 0), max(-num, 0)), value=filling), rows)
         for part, rows, num in zip(parts, num_rows, num_pads, strict=True)
     ]
-    return torch.cat(padded)
+    # One sequence with a long document is not copied for each of its rows.
+    return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
 def expanded(tensor: Tensor, num_rows: int) -> Tensor:
@@ -298,7 +299,7 @@ def expanded(tensor: Tensor, num_rows: int) -> Tensor:
 
 
 def contents_of(past: Any, num_rows: int = 1) -> list[LayerContent]:
-    """What a model stored of so many prompts. Raises UnknownCache."""
+    """Read what a model's cache stored of so many prompts. Raises UnknownCache."""
     if type(past) is not DynamicCache:
         raise UnknownCache(f"it keeps a {type(past).__name__} between steps")
     contents = [content_of(each) for each in past.layers]

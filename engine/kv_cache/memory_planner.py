@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from engine.backends.loader import Checkpoint
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.free_memory import free_bytes

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
+from engine.kv_cache.encoded import Encoded, check_holders
 from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
 
 PAGE_TOKENS = 64
@@ -28,8 +30,9 @@ SCRATCH = 1  # written and read by the rows that pad a step
 
 class PagedKVCache:
     """The KVCacheManager of PagedSequenceCaches. Always: each page but the first is free, owned
-    by one sequence, or a prefix that is kept; each row is free or owned; the blank token slot is
-    zero; a token slot is written once between two owners."""
+    by one sequence, held by those that share an encoder's output, or a prefix that is kept; each
+    row is free or owned; the blank token slot is zero; a token slot is written once between two
+    owners."""
 
     def __init__(
         self,
@@ -87,6 +90,9 @@ class PagedKVCache:
             self.slot_table.clear_row(row)
             self.encoded_slot_table.clear_row(row)
         self.free_rows += rows
+        self.give_back_pages(pages)
+
+    def give_back_pages(self, pages: list[int]) -> None:
         for page in pages:
             self._free_page(page)
 
@@ -105,6 +111,7 @@ class PagedKVCache:
     def check(self, caches: Iterable[PagedSequenceCache]) -> None:
         owners = list(caches)
         pages = [each.pages for each in owners]
+        pages += [each.content.pages for each in check_holders(owners)]
         if self.prefixes is not None:
             pages.append([each.place for each in self.prefixes.kept.values()])
             self.prefixes.check(Counter(id(block) for each in owners for block in each.shared))
@@ -129,6 +136,14 @@ class PagedKVCache:
         taken = free[len(free) - number :]
         del free[len(free) - number :]
         return taken
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPages:
+    """An encoder's output for one prompt, which several sequences may hold."""
+
+    pages: list[int]
+    num_tokens: int
 
 
 class SlotTable:
@@ -177,7 +192,7 @@ class PagedSequenceCache:
         self.shared: list[KeptBlock[int]] = []  # pages of its prompt that others may read
         self.first_row_pages: list[int] = []  # of both kinds, in the order of their tokens
         self.length = 0
-        self.num_encoded_tokens = 0
+        self.encoded: Encoded[EncodedPages] | None = None
         self.row_capacities = [0] * len(rows)  # tokens for which each row has token slots
         self.row_numbers: Tensor | None = None
         if len(rows) > 1:
@@ -221,15 +236,25 @@ class PagedSequenceCache:
     def commit_token(self) -> None:
         self.length += 1
 
-    def write_encoded(self, keys_values: Tensor) -> None:
+    @property
+    def num_encoded_tokens(self) -> int:
+        return 0 if self.encoded is None else self.encoded.content.num_tokens
+
+    @torch.inference_mode()
+    def write_encoded(self, keys_values: Tensor) -> Encoded[EncodedPages]:
         num_tokens = keys_values.shape[3]
-        table, pages = self.kv_cache.encoded_slot_table, self.kv_cache.take_pages(num_tokens)
-        self.pages += pages
-        table.append_pages(self.rows[0], 0, pages)
-        table.share(self.rows, num_tokens)
-        slots = table.slots[self.rows[0], :num_tokens]
+        pages = EncodedPages(self.kv_cache.take_pages(num_tokens), num_tokens)
+        encoded = Encoded(pages, lambda freed: self.kv_cache.give_back_pages(freed.pages))
+        self.share_encoded(encoded)
+        slots = self.kv_cache.encoded_slot_table.slots[self.rows[0], :num_tokens]
         self.kv_cache.kv.index_copy_(1, slots, keys_values.permute(0, 3, 1, 2, 4))
-        self.num_encoded_tokens = num_tokens
+        return encoded
+
+    def share_encoded(self, encoded: Encoded[EncodedPages]) -> None:
+        self.encoded = encoded.hold(self)
+        table = self.kv_cache.encoded_slot_table
+        table.append_pages(self.rows[0], 0, encoded.content.pages)
+        table.share(self.rows, encoded.content.num_tokens)
 
     def reorder(self, rows: Tensor) -> None:
         assert self.row_numbers is not None
@@ -242,9 +267,11 @@ class PagedSequenceCache:
             self.kv_cache.give_back(self.rows, self.pages)
         for block in self.shared:
             block.num_users -= 1
+        if self.encoded is not None:
+            self.encoded.release(self)
         self.rows, self.pages, self.row_capacities = [], [], []
         self.shared, self.first_row_pages = [], []
-        self.length = self.num_encoded_tokens = 0
+        self.length, self.encoded = 0, None
 
     def _extend(self, at: int, num_tokens: int) -> None:
         missing = num_tokens - self.row_capacities[at]

@@ -31,7 +31,7 @@ class RowSize:
         return sum(num_bytes for num_bytes, _ in self.token_bytes) or self.state_bytes
 
     def num_places(self, num_tokens: int) -> int:
-        """Of a row that comes to have so many tokens, rounded up."""
+        """The places of a row that comes to have so many tokens, rounded up."""
         kept = sum(
             num_bytes * (num_tokens if bound is None else min(num_tokens, bound))
             for num_bytes, bound in self.token_bytes

@@ -24,7 +24,7 @@ BITS = (4, 8)
 
 
 def why_not(settings: Mapping[str, Any]) -> str | None:
-    """What of these settings is not unpacked here; None if all is."""
+    """The settings that are not unpacked here, in words; None if all are."""
     groups = settings.get("config_groups") or {}
     formats = {settings.get("format"), *(each.get("format") for each in groups.values())}
     for each in sorted(filter(None, formats)):

@@ -86,7 +86,7 @@ AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
 
 
 def settings_of(config: Any) -> dict[str, Any] | None:
-    """What a configuration says of packed weights; None where it says nothing."""
+    """The settings of packed weights in a configuration; None where it has none."""
     for each in (config, config.get_text_config(decoder=True)):
         settings = getattr(each, "quantization_config", None)
         if settings is not None:
@@ -116,7 +116,7 @@ def format_of(settings: Mapping[str, Any]) -> Format:
 
 
 def why_not(method: str, settings: Mapping[str, Any]) -> str | None:
-    """What of a format is not unpacked here; None if all is."""
+    """The part of a format that is not unpacked here, in words; None if all is."""
     if method == "awq":
         version = str(settings.get("version", "gemm")).lower()
         if version != "gemm":

@@ -31,7 +31,7 @@ NONE_BEGUN: Mapping[int, SequenceCache] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class PromptSlice:
-    """What is to be read of a prompt next: up to `end`, from where its cache ends."""
+    """The tokens of a prompt that are read next: from where its cache ends up to `end`."""
 
     sequence: Sequence
     cache: SequenceCache

@@ -39,7 +39,7 @@ def ropes_of(config: Any) -> list[dict[str, Any]]:
 
 
 def rotary_switch_of(config: Any) -> RotarySwitch | None:
-    """None if no rotary frequencies depend on the length, or nobody knows where they change."""
+    """The length at which rotary frequencies change; None if they do not, or it is unknown."""
     config = config.get_text_config(decoder=True)
     ropes = ropes_of(config)
     lengths = {
@@ -57,7 +57,7 @@ def rotary_switch_of(config: Any) -> RotarySwitch | None:
 
 
 def temperature_step_of(config: Any) -> int | None:
-    """After how many tokens each the temperature of attention rises, if it does."""
+    """The number of tokens after each of which the temperature of attention rises, if it does."""
     config = config.get_text_config(decoder=True)
     step = getattr(config, "floor_scale", None)
     return step if getattr(config, "attn_temperature_tuning", False) else None

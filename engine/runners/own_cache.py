@@ -8,22 +8,28 @@ Prompts are computed one by one where padding would change them, which a recurre
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.joined import Encoded, JoinedKVCache, JoinedSequenceCache, keys_by_layer
-from engine.kv_cache.joined_layers import contents_of
+from engine.kv_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
+from engine.runners.row_masks import RowMasks
+
+if TYPE_CHECKING:
+    from engine.checkpoint.model_state import Freshness
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.
@@ -46,10 +52,18 @@ class OwnCacheRunner:
         self.past_name = past_name_of(model)
         self.has_rotary_switch = rotary_switch_of(model.config) is not None
         self.temperature_step = temperature_step_of(model.config)
+        self.encoded_type: type[Any] = BaseModelOutput  # of this encoder
+        # Of those that some cache holds.
+        self.encoded_prompts: WeakValueDictionary[tuple[int, ...], Encoded] = WeakValueDictionary()
         self.pads_prompts = False  # several in one pass; set where that is proved
+        # False: only rows of one length share a pass, where a model cannot do with padding.
+        self.pads_rows = True
+        # Put back before a prompt, where one leaves something on the model for the next.
+        self.freshness: Freshness | None = None
         self.decoder_positions = None
-        if self.is_encoder_decoder:
+        if self.is_encoder_decoder or "position_ids" not in self.parameters:
             self.decoder_positions = install_position_embedding(model.get_decoder())
+        self.row_masks = RowMasks(model.get_decoder() if self.is_encoder_decoder else None)
 
     def refresh(self) -> None:
         """Look at the model anew. Nothing is kept of it."""
@@ -79,18 +93,18 @@ class OwnCacheRunner:
         """Returns None: a prompt is computed without company."""
 
     def _prefill(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
-        past: Any = new_cache(self.model)
-        output = self._forward_prompt(sequence, past)
-        cache = self.joined.new_sequence(sequence.num_rows)
         if self.is_encoder_decoder:
-            states, logits = output
-            cache.layers = contents_of(past.self_attention_cache)
-            cache.encoded = Encoded(states, keys_by_layer(past.cross_attention_cache))
-            cache.commit_prompt(1)
-        else:
-            logits, past = output
-            cache.layers = contents_of(past)
-            cache.commit_prompt(len(sequence.prompt_ids))
+            return self._prefill_decoder(sequence)
+        prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
+        positions = torch.arange(prompt.shape[1], device=prompt.device)[None]
+        cache = self.joined.new_sequence(sequence.num_rows)
+        with self._reading(sequence, cache):
+            logits, past = self._forward(
+                prompt, new_cache(self.model), positions, is_first=True,
+                attention_mask=torch.ones_like(prompt),
+            )  # fmt: skip
+        cache.layers = contents_of(past)
+        cache.commit_prompt(len(sequence.prompt_ids))
         return cache, logits[:, -1]
 
     def _prefill_padded(
@@ -106,10 +120,14 @@ class OwnCacheRunner:
         ]
         device = self.model.device
         at = torch.arange(width, device=device) - torch.tensor(num_pads, device=device)[:, None]
-        logits, past = self._forward(
-            torch.tensor(ids, device=device), new_cache(self.model), at.clamp(min=0),
-            is_first=True, attention_mask=(at >= 0).long(),
-        )  # fmt: skip
+        positions = at.clamp(min=0)
+        if self.freshness is not None:
+            self.freshness.restore()
+        with self._at(positions):
+            logits, past = self._forward(
+                torch.tensor(ids, device=device), new_cache(self.model), positions,
+                is_first=True, attention_mask=(at >= 0).long(),
+            )  # fmt: skip
         contents = contents_of(past, len(sequences))
         done = []
         for row, sequence in enumerate(sequences):
@@ -119,22 +137,61 @@ class OwnCacheRunner:
             done.append((cache, logits[row : row + 1, -1]))
         return done
 
-    def _forward_prompt(self, sequence: Sequence, past: Any) -> tuple[Any, Any]:
-        """The encoder's states, if there is an encoder, and the logits; else the logits, and the
-        cache that the model filled."""
+    def _prefill_decoder(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
+        """Encode a prompt, unless it was for another sequence that runs, and begin the answer."""
+        encoded, past = self.encoded_prompts.get(sequence.prompt_ids), new_cache(self.model)
         prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
-        mask = torch.ones_like(prompt)
-        if not self.is_encoder_decoder:
-            positions = torch.arange(prompt.shape[1], device=prompt.device)[None]
-            return self._forward(prompt, past, positions, is_first=True, attention_mask=mask)
-        encoder = self.model.get_encoder()
-        encoded = encoder(input_ids=prompt, attention_mask=mask, return_dict=True)
+        cache = self.joined.new_sequence(sequence.num_rows)
+        # What a prompt draws for itself depends on the seed.
+        if encoded is None or (self.freshness is not None and sequence.settings.do_sample):
+            with self._reading(sequence, cache):
+                states = self._encode(prompt)
+        if encoded is not None:
+            states = encoded.states
+            past.cross_attention_cache = filled_cache(encoded.layers)
+            past.is_updated = dict.fromkeys(range(len(encoded.layers)), True)
         start = torch.tensor([self.start_ids(sequence)], device=prompt.device)
         logits, _ = self._forward(
-            start, past, torch.zeros_like(start), is_first=True, attention_mask=mask,
-            decoder_attention_mask=torch.ones_like(start), encoder_outputs=encoded,
+            start, past, torch.zeros_like(start), is_first=True,
+            attention_mask=torch.ones_like(prompt), decoder_attention_mask=torch.ones_like(start),
+            encoder_outputs=self.encoded_type(last_hidden_state=states),
         )  # fmt: skip
-        return encoded.last_hidden_state, logits
+        if encoded is None:
+            encoded = Encoded(states, keys_by_layer(past.cross_attention_cache))
+            self.encoded_prompts[sequence.prompt_ids] = encoded
+        cache.layers, cache.encoded = contents_of(past.self_attention_cache), encoded
+        cache.commit_prompt(1)
+        return cache, logits[:, -1]
+
+    def _encode(self, prompt: Tensor) -> Tensor:
+        """(1, tokens, width). prompt: (1, tokens) int64"""
+        output = self.model.get_encoder()(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), return_dict=True
+        )
+        self.encoded_type = type(output)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @contextmanager
+    def _reading(self, sequence: Sequence, cache: JoinedSequenceCache) -> Iterator[None]:
+        """Within, a prompt is read by the model as it was loaded. BigBird makes layers anew at a
+        short text, and draws their weights from the stream that the answer is drawn from."""
+        if self.freshness is None:
+            yield
+            return
+        self.freshness.restore()
+        if not sequence.settings.do_sample:
+            yield
+            return
+        assert sequence.settings.seed is not None
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(sequence.settings.seed)
+            yield
+            is_cuda = device.type == "cuda"
+            cache.random_state = (
+                torch.cuda.get_rng_state(device) if is_cuda else torch.get_rng_state()
+            )
 
     def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
         """Compute a step: store the newest token of each row, which the caller then counts, and
@@ -143,7 +200,7 @@ class OwnCacheRunner:
         for cache in caches:
             row_tokens[cache] = tokens[at : at + cache.num_rows]
             at += cache.num_rows
-        groups = by_length(caches, self._side_of)
+        groups = by_length(caches, self.pads_rows, self._side_of)
         if len(groups) == 1:
             return self._decode(caches, tokens)
         logits: dict[Any, Tensor] = {}
@@ -153,7 +210,9 @@ class OwnCacheRunner:
         return torch.cat([logits[each] for each in caches])
 
     def _side_of(self, num_tokens: int) -> tuple[int, int]:
-        """Only rows with equal ones may share a pass. num_tokens: before the newest"""
+        """The side of the switch a row is on: rows of one side may share a pass.
+
+        num_tokens: before the newest"""
         side = temperature = 0
         if self.has_rotary_switch:
             switch = rotary_switch_of(self.model.config)  # a proof may have it elsewhere
@@ -167,19 +226,24 @@ class OwnCacheRunner:
         lengths = [cache.length for cache in caches for _ in range(cache.num_rows)]
         inputs = torch.tensor([tokens, lengths], device=self.model.device)
         token_ids, positions = inputs[0, :, None], inputs[1, :, None]
+        mask = rows.mask()
         if not self.is_encoder_decoder:
-            logits, _ = self._forward(token_ids, rows.past, positions, attention_mask=rows.mask())
+            with self._at(positions):
+                logits, _ = self._forward(token_ids, rows.past, positions, attention_mask=mask)
             return logits[:, -1]
-        at: Any = nullcontext()
-        if self.decoder_positions is not None:
-            at = self.decoder_positions.at(positions)
-        with at:
+        with self._at(positions), self.row_masks.at(mask, any(rows.num_pads)):
             logits, _ = self._forward(
                 token_ids, rows.past, positions, attention_mask=rows.encoder_mask,
-                decoder_attention_mask=rows.mask(),
-                encoder_outputs=BaseModelOutput(last_hidden_state=rows.encoder_states),
+                decoder_attention_mask=mask,
+                encoder_outputs=self.encoded_type(last_hidden_state=rows.encoder_states),
             )  # fmt: skip
         return logits[:, -1]
+
+    def _at(self, positions: Tensor) -> AbstractContextManager[None]:
+        """Within, a position embedding that takes no positions is given these."""
+        if self.decoder_positions is None:
+            return nullcontext()
+        return self.decoder_positions.at(positions)
 
     def _forward(
         self, token_ids: Tensor, past: Any, positions: Tensor, is_first: bool = False, **inputs: Any
@@ -204,6 +268,16 @@ def past_name_of(model: Any) -> str:
     """The name by which a model takes its cache."""
     parameters = inspect.signature(model.forward).parameters
     return "cache_params" if "cache_params" in parameters else "past_key_values"
+
+
+def filled_cache(layers: list[KeysValues]) -> DynamicCache:
+    cache: Any = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache  # type: ignore[no-any-return]  # its layers are of any kind
 
 
 def new_cache(model: Any) -> Any:
@@ -236,18 +310,30 @@ def prompt_groups(
 
 
 def by_length(
-    caches: list[JoinedSequenceCache], side_of: Callable[[int], Hashable]
+    caches: list[JoinedSequenceCache], pads_rows: bool, side_of: Callable[[int], Hashable]
 ) -> list[list[JoinedSequenceCache]]:
-    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER, and
-    all are on one side."""
-    groups: dict[tuple[Hashable, int], list[JoinedSequenceCache]] = {}
+    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER, and no
+    encoder's output to more than twice its length, or NO_MATTER, for each row has it in full; all
+    are on one side.
+
+    pads_rows: False: nor is any row padded at all
+    """
+    groups: dict[Hashable, list[JoinedSequenceCache]] = {}
     for each in caches:
-        num_tokens, group = each.length, 0
-        while num_tokens > NO_MATTER:
-            num_tokens //= FACTOR
-            group += 1
-        groups.setdefault((side_of(each.length), group), []).append(each)
+        num_tokens = rough_length(each.length, FACTOR) if pads_rows else each.length
+        num_encoded = 0 if each.encoded is None else each.encoded.states.shape[1]
+        kind = (side_of(each.length), num_tokens, rough_length(num_encoded, 2))
+        groups.setdefault(kind, []).append(each)
     return list(groups.values())
+
+
+def rough_length(num_tokens: int, factor: int) -> int:
+    """The same for lengths of which none is more than `factor` times another, or NO_MATTER."""
+    at = 0
+    while num_tokens > NO_MATTER:
+        num_tokens = -(-num_tokens // factor)
+        at += 1
+    return at
 
 
 @torch.inference_mode()
@@ -256,7 +342,10 @@ def probe_row_size(model: Any) -> RowSize:
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past, name = new_cache(model), past_name_of(model)
     if model.config.is_encoder_decoder:
-        model(input_ids=token, decoder_input_ids=token, past_key_values=past, use_cache=True)
+        encoded = model.get_encoder()(input_ids=token, return_dict=True)
+        model(
+            encoder_outputs=encoded, decoder_input_ids=token, past_key_values=past, use_cache=True
+        )
         return RowSize.of(contents_of(past.self_attention_cache))
     output = model(token, use_cache=True, **{name: past})
     return RowSize.of(contents_of(getattr(output, name, past)))

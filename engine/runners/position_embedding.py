@@ -51,6 +51,8 @@ class PerTokenPositionEmbedding(nn.Module):
         if not hasattr(self.inner, "weight"):  # PEGASUS-X computes them, of one length a call
             rows = zip(input_ids.split(1), self.positions[:, 0].tolist(), strict=True)
             return torch.cat([self.inner(row, length) for row, length in rows])
+        if hasattr(self.inner, "make_positions"):  # FSMT
+            return self._look_up_counted(input_ids)
         offset = getattr(self.inner, "offset", 0)
         return nn.functional.embedding(self.positions + offset, self.inner.weight)
 
@@ -60,6 +62,15 @@ class PerTokenPositionEmbedding(nn.Module):
         pad = self.inner.padding_idx
         rows = (self.positions + pad + 1).masked_fill(input_ids == pad, pad)
         return nn.functional.embedding(rows, self.inner.weights)
+
+    def _look_up_counted(self, input_ids: Tensor) -> Tensor:
+        # A pad token that the model chose is not counted, and the table grows with the text.
+        assert self.positions is not None
+        inner = self.inner
+        rows = self.positions + inner.padding_idx + (input_ids != inner.padding_idx)
+        if (longest := int(rows.max()) + 1) > len(inner.weight):
+            inner.make_weight(longest, inner.embedding_dim, inner.padding_idx)
+        return nn.functional.embedding(rows, inner.weight)
 
     @property
     def weight(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Seq2SeqRunner: the forward passes of an encoder-decoder.
 
-The encoder runs once for a prompt. The keys and values that the decoder's cross-attention makes
-of its output stay in the sequence's cache.
+The encoder runs once for a prompt, and for all that are equal to it while one of them runs. The
+keys and values that the decoder's cross-attention makes of its output stay in their caches.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from engine.attention.prefill import (
 from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager, SequenceCache
+from engine.kv_cache.encoded import Encoded, EncodedPrompts
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.selection import executor_for
@@ -43,6 +44,7 @@ class Seq2SeqRunner:
         self.kv_cache = kv_cache
         self.attention = attention_for(kv_cache)
         self.cross_attention = attention_for(kv_cache, is_cross=True)
+        self.encoded_prompts: EncodedPrompts[Any] = EncodedPrompts()
         self.encoded = EncodedPlaceholder(kv_cache.shape)
         self.past_key_values = EncoderDecoderCache(PassThroughCache(kv_cache.shape), self.encoded)
         encoder, decoder = model.get_encoder(), model.get_decoder()
@@ -71,10 +73,32 @@ class Seq2SeqRunner:
         return (self.default_start_id if start_id is None else start_id,)
 
     def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], None]:
-        """Encode prompts. Returns their caches, in which no row has a token yet; the logits of
-        the first new token come from the first step."""
-        chunked = chunks(sequences, self.model.device)
-        return [cache for chunk in chunked for cache in self._prefill(chunk)], None
+        """Encode prompts, equal ones once. Returns their caches, in which no row has a token yet;
+        the logits of the first new token come from the first step."""
+        fresh = {each.prompt_ids: each for each in sequences if not self._find(each)}
+        keys_values = {
+            prompt: each
+            for chunk in chunks(list(fresh.values()), self.model.device)
+            for prompt, each in self._prefill(chunk).items()
+        }
+        return [self._new_cache(each, keys_values) for each in sequences], None
+
+    def _find(self, sequence: Sequence) -> Encoded[Any] | None:
+        return self.encoded_prompts.find(sequence.prompt_ids)
+
+    def _new_cache(
+        self, sequence: Sequence, keys_values: dict[tuple[int, ...], Tensor]
+    ) -> SequenceCache:
+        """keys_values: by prompt, of those that no cache holds yet"""
+        max_tokens = 1 + sequence.settings.max_new_tokens
+        cache = self.kv_cache.new_sequence(sequence.num_rows, max_tokens)
+        encoded = self._find(sequence)
+        if encoded is None:
+            encoded = cache.write_encoded(keys_values.pop(sequence.prompt_ids))
+            self.encoded_prompts.add(sequence.prompt_ids, encoded)
+        else:
+            cache.share_encoded(encoded)
+        return cache
 
     def prefill_and_decode(
         self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
@@ -82,7 +106,8 @@ class Seq2SeqRunner:
         """Returns None: encoder and decoder have weights of their own, so nothing is gained by
         running them at once."""
 
-    def _prefill(self, sequences: list[Sequence]) -> list[SequenceCache]:
+    def _prefill(self, sequences: list[Sequence]) -> dict[tuple[int, ...], Tensor]:
+        """The keys and values of cross-attention, by prompt."""
         prompts = padded_to_multiple([each.prompt_ids for each in sequences], self.token_multiple)
         ids, spans = concatenated(prompts)
         spans = spans[: len(sequences)]  # without the padding
@@ -92,13 +117,7 @@ class Seq2SeqRunner:
         elif self.encoder_takes_positions:
             positions = [at for each in prompts for at in range(len(each))]
         encoded = self.executor.prefill(PrefillBatch(ids, positions, spans))
-        caches = []
-        for sequence, keys_values in zip(sequences, self._project(encoded, spans), strict=True):
-            max_tokens = 1 + sequence.settings.max_new_tokens
-            cache = self.kv_cache.new_sequence(sequence.num_rows, max_tokens)
-            cache.write_encoded(keys_values)
-            caches.append(cache)
-        return caches
+        return dict(zip(prompts[: len(sequences)], self._project(encoded, spans), strict=True))
 
     def _encode(self, batch: PrefillBatch) -> Tensor:
         device = self.model.device

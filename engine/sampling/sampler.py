@@ -76,6 +76,11 @@ class Sampler:
             start = torch.tensor([start_ids], device=device)
             self.ids = start.repeat(sequence.num_rows, 1)
 
+    def draw_from(self, state: Tensor) -> None:
+        """Go on with a stream from which something was drawn before. state: of a generator"""
+        assert self.generator is not None
+        self.generator.set_state(state)
+
     @property
     def next_ids(self) -> list[int]:
         return [row[-1] if row else self.start_id for row in self.rows]

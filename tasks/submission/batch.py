@@ -8,7 +8,8 @@ from uuid_utils.compat import uuid7
 
 from db.encryption.key_check import require_keys_once
 from db.models import Batch
-from db.queries import inserts, submission
+from db.queries import inserts
+from db.queries.jobs import submission
 from db.session import Database
 from tasks.configuration import settings
 from tasks.configuration.catalog import Catalog

@@ -6,7 +6,7 @@ answer is most likely a mistake, and to keep it in line would tie its fate to an
 
 from typing import TypeVar
 
-from db.queries import dialogues
+from db.queries.jobs import dialogues
 from db.session import Database
 from db.states import UNFINISHED, JobState
 from tasks.configuration.catalog import Catalog

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db.clock import now
 from db.models import Job, Result
 from db.outcome import Outcome
-from db.queries import completion
+from db.queries.jobs import completion
 from db.states import JobState
 from worker.committer import Committer, result_row
 

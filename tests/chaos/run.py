@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from db.models import Job
-from db.queries import cancel_retry
+from db.queries.jobs import cancel_retry
 from db.states import JobState
 from tasks import generate, submit_batch, summarize
 from tasks.generate import GenerateContract

@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from db.models import AttemptRow, Job
-from db.queries import cancel_retry
+from db.queries.jobs import cancel_retry
 from db.session import Database
 from db.states import RETRIABLE, JobState
 from tests.chaos.run import SHORT, Run

@@ -13,7 +13,7 @@ from cli.estimate import Estimate, estimated
 from db.clock import seconds_from_now
 from db.models import CacheEntry, Job
 from db.outcome import FinishedRequest, Outcome
-from db.queries.cancel_retry import cancel_jobs
+from db.queries.jobs.cancel_retry import cancel_jobs
 from db.session import Database
 from db.upkeep import erasure
 from db.upkeep.erasure import Person

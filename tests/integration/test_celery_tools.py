@@ -10,7 +10,7 @@ from celery import Celery
 
 from db import JobState
 from db.models import Job
-from db.queries import cancel_retry
+from db.queries.jobs import cancel_retry
 from tasks import generate
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
 

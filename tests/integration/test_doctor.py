@@ -11,7 +11,8 @@ import redis
 
 from cli.stack.embedded_valkey import EmbeddedValkey
 from db.clock import seconds_from_now
-from db.queries import dispatch, worker_registry
+from db.queries import worker_registry
+from db.queries.jobs import dispatch
 from tests.commands import CommandLine, InProcess
 from tests.jobs import claimed_job, set_columns
 from tests.workers import Cluster

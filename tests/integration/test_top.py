@@ -1,5 +1,13 @@
 """`tidemill top`, beside a worker that works and beside none."""
 
+import io
+
+import pytest
+from rich.console import Console
+
+from cli.output.top_screen import screen
+from cli.stack.top_figures import EngineNow, Snapshot, WorkerNow
+from db.reading.figures import LaneBacklog, OpenBatches
 from tasks import generate, submit_batch
 from tasks.generate import GenerateContract
 from tests.commands import CommandLine, InProcess
@@ -45,3 +53,22 @@ def test_without_workers_and_without_redis_it_says_so(stored: InProcess) -> None
     snapshot = stored("top", "--json", "--seconds", "0.2").json
     assert snapshot["workers"] == snapshot["backlog"] == []
     assert not snapshot["redis_answers"]
+
+
+@pytest.mark.parametrize("width", [200, 80, 60, 40, 20, 12])
+def test_no_number_is_cut_however_narrow_the_terminal(width: int) -> None:
+    engine = EngineNow("summarizer-large", 12, 32, 1000, 8000, 5, 98_765.4, 3)
+    name = "a-host-with-a-long-name:12345:deadbeef"
+    snapshot = Snapshot(
+        (WorkerNow(name, True, True, 3, (engine,)), WorkerNow("b", False, False, 0, ())),
+        True,
+        (LaneBacklog("summarizer-large", "interactive", 12_345, 3, 87_654_321, 86_400.0),),
+        OpenBatches(1, 5.0, None),
+    )
+    console = Console(width=width, height=5, file=io.StringIO())
+    console.print(screen(snapshot, width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= width
+    for whole in ("12,345", "87,654,321", "98,765"):
+        assert whole in shown
+    assert " ".join(shown.split()).replace(" ", "").count("deadbeef") == 1

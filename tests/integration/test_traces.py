@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from db import JobState
 from tasks import submit_batch, summarize
 from tasks.app import app
 from tasks.generate import GenerateContract
+from tasks.tracing import read_traceparent
 from tests.hostile import CANARY
 from tests.workers import Cluster, on_sqlite, until
 
@@ -33,6 +36,25 @@ trace.set_tracer_provider(provider)
 """
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        (TRACEPARENT, TRACEPARENT),
+        (f"01-{TRACE}-00f067aa0ba902b7-09", TRACEPARENT),
+        (f"cc-{TRACE}-00f067aa0ba902b7-00-what-will-be", f"00-{TRACE}-00f067aa0ba902b7-00"),
+        (f"00-{TRACE}-00f067aa0ba902b7-01-more", None),
+        (f"ff-{TRACE}-00f067aa0ba902b7-01", None),
+        (TRACEPARENT.upper(), None),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
+        (f"00-{TRACE}-{'0' * 16}-01", None),
+        (f"{TRACEPARENT}\n", None),
+        (["00"], None),
+    ],
+)
+def test_a_header_is_read_whatever_its_version(header: object, kept: str | None) -> None:
+    assert read_traceparent(header) == kept
 
 
 def spans(path: Path) -> list[dict[str, Any]]:

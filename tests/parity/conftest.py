@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from engine.backends.generate import GenerateBackend
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend
+from engine.checkpoint.loader import Checkpoint
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.attention.torch_backend import TorchAttentionBackend
-from engine.backends import weight_layout
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend, load
+from engine.checkpoint import weight_layout
 from engine.cpu.linear import PackedLinear, fastest_linear, pack
 from engine.errors import EngineBroken, InvariantBroken, Unloadable
 from engine.kv_cache.contiguous import BUCKET_TOKENS

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.attention.hf_plugin import install
-from engine.backends.loader import Checkpoint
 from engine.backends.router import runner_of
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken, Unloadable
 from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.memory_planner import (

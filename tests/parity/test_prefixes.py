@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request

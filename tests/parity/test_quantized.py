@@ -14,9 +14,9 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend, load
-from engine.backends.weight_files import weight_digests
+from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.weight_files import weight_digests
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request

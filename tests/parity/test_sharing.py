@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.backends import batch_probe
 from engine.backends.generate import GenerateBackend
-from engine.backends.loader import Checkpoint
-from engine.backends.model_state import Freshness
 from engine.backends.router import load
+from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.model_state import Freshness
 from engine.errors import Unloadable
+from engine.proof import batch_probe
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests import checkpoints
@@ -24,8 +24,17 @@ from tests.parity.alone import Alone
 GREEDY = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
 
 
-@pytest.mark.parametrize("engine", ["auto", "exact"])
-@pytest.mark.parametrize("kind", checkpoints.UNPROVED)
+# In flight these are others.
+ALONE_BY_GENERATE = ("bart_decoder", "bigbird_pegasus")
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        *itertools.product(checkpoints.UNPROVED, ("auto", "exact")),
+        *((kind, "exact") for kind in ALONE_BY_GENERATE),
+    ],
+)
 def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     folder = folder_of(kind)
     spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu", engine=engine)
@@ -49,18 +58,16 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
         assert list(outputs[each.id].choices[0].token_ids) == expected
     assert {len(plan.sequences) for plan in bench.plans} == {1}
     assert bench.progress.num_by_generate == len(requests)
+    if kind in ALONE_BY_GENERATE:
+        return
     with pytest.raises(Unloadable, match="cannot run in flight"):
         load(replace(spec, engine="inflight"))
 
 
-BY_GENERATE = ("bloom", "gemma2", "gptj", "mixtral", *checkpoints.NOT_IN_FLIGHT)
-
-
-@pytest.mark.parametrize("kind", BY_GENERATE)
+@pytest.mark.parametrize("kind", ["bloom", "gemma2", "gptj", "mixtral", "led"])
 def test_an_unlisted_family_shares_calls_once_it_was_tried(kind, folder_of):
     folder = folder_of(kind)
-    engine = "auto" if kind in checkpoints.NOT_IN_FLIGHT else "exact"
-    spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu", engine=engine)
+    spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu", engine="exact")
     loaded = load(spec)
     assert isinstance(loaded, GenerateBackend)
     assert loaded.card.engine_reason.startswith("in batches, which were tried at load")
@@ -105,7 +112,7 @@ def test_the_probe_leaves_a_model_as_it_was(kind, folder_of):
     ],
 )
 def test_the_card_says_what_the_probe_found(kind, reason, folder_of):
-    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu")
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu", engine="exact")
     loaded = load(spec)
     assert re.search(reason, loaded.card.engine_reason)
     assert load(spec).card.engine_reason == loaded.card.engine_reason
@@ -116,7 +123,7 @@ def test_rows_that_disturb_each_other_show_without_a_look_at_the_state(
     kind, folder_of, monkeypatch
 ):
     monkeypatch.setattr(Freshness, "changes", lambda _: [])
-    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu")
+    spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu", engine="exact")
     assert "in company" in load(spec).card.engine_reason
 
 

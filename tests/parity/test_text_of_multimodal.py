@@ -13,8 +13,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from engine.backends.loader import Checkpoint
 from engine.backends.router import RouterBackend, load
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request

@@ -18,8 +18,8 @@ import torch
 import transformers
 
 from engine.backends.greedy_only import refuse_unless_greedy
-from engine.backends.loader import Checkpoint
 from engine.backends.vllm import VllmBackend, only
+from engine.checkpoint.loader import Checkpoint
 from engine.errors import EngineBroken, Unloadable, UnsupportedParameter
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec

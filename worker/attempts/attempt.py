@@ -5,13 +5,15 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.messages import Output, Request
+from worker.attempts.job_engines import JobEngines
 from worker.attempts.job_trace import JobTrace
+from worker.attempts.step import PendingRequest, Step
 from worker.backoff import backoff_seconds
 from worker.cache.content_cache import ContentCache
 from worker.cache.content_key import ContentKey
@@ -21,7 +23,7 @@ from worker.engines.engine_client import EngineClient
 from worker.errors import JobError, RecipeFailed, RequestFailed, TimeLimitPassed, WayTooLong
 from worker.failpoints import passing
 from worker.guards.guard import Guard
-from worker.recipes import Fallible, Steps, Work, steps_of
+from worker.recipes import Steps, Work, steps_of
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,20 +50,6 @@ class Pages(Protocol):
     """Reads what is kept of a page, on another thread."""
 
     def look_up(self, page: RequestPage) -> None: ...
-
-
-@dataclass(slots=True)
-class _PendingRequest:
-    """A request, and where its output belongs."""
-
-    request: Request
-    index: int  # among those of its step
-    position: int  # among all of the attempt
-    part: int | None  # among those that a model answers, from 1; None: it only measures
-    key: ContentKey | None  # in the content cache
-    stored: Output | None = None  # need not be computed
-    is_cached: bool = False  # and was computed for another job
-    is_segment: bool = False  # an earlier attempt has left it
 
 
 class Attempt:
@@ -108,8 +96,7 @@ class Attempt:
         self._work = work
         self._num_failures = num_failures
         self._client = client
-        self._client_of = client_of
-        self._clients: dict[str, EngineClient | None] = {client.spec.alias: client}
+        self._engines = JobEngines(client, client_of, cache)
         self._settings = settings
         self._on_outcome = on_outcome
         self._on_segment = on_segment
@@ -131,21 +118,12 @@ class Attempt:
         self._moves: deque[Callable[[], None]] = deque()  # that the thread at it has still to make
         self._is_moving = False
         self._steps: Steps | None = None  # until it starts
-        self._num_steps = 0
-        self._unasked: Iterator[Request] = iter(())  # of the present step
-        self._is_read = False  # of the present step every request was made
-        self._is_looking_up = False  # a page of it
-        self._ready: deque[_PendingRequest] = deque()  # looked up, and next to go
-        self._is_fallible = False  # the recipe takes failed outputs of this step too
-        self._num_in_step = 0  # requests of it that were made
-        self._elsewhere: str | None = None  # a model that this step needs and we do not serve
+        self._step = Step.of((), 0)  # the present one
         self._position = 0  # of the next request
         self._num_parts = 0
-        self._num_parts_before = 0  # the present step
         self._cached_parts: list[int] = []
         self._part_keys: list[bytes | None] = []  # in the content cache, of each part
-        self._in_flight: dict[int, _PendingRequest] = {}
-        self._outputs: dict[int, Output] = {}  # of the present step, by index
+        self._in_flight: dict[int, PendingRequest] = {}
 
     @property
     def run_seconds(self) -> float:
@@ -211,10 +189,10 @@ class Attempt:
             if requests:
                 if self.trace is not None:
                     self.trace.asked([each.request for each in requests])
-                self._submit(requests)
+                self._engines.submit(requests, self.fence, self._receive)
                 passing("requested")
                 if self._over:  # meanwhile, and its cancellation came before these
-                    self._cancel(requests)
+                    self._engines.cancel(requests)
 
     def _begin(self) -> None:
         if self._keeps_placeholders and self._has_segments and self._pages is not None:
@@ -266,15 +244,7 @@ class Attempt:
 
     def _enter(self, requests: Iterable[Request]) -> None:
         """Begin a step."""
-        self._is_fallible = isinstance(requests, Fallible)
-        self._num_steps += 1
-        self._num_parts_before = self._num_parts
-        self._unasked = iter(requests)
-        self._is_read = self._is_looking_up = False
-        self._ready.clear()
-        self._outputs = {}
-        self._num_in_step = 0
-        self._elsewhere = None
+        self._step = Step.of(requests, self._num_parts)
         if self.trace is not None:
             self.trace.part_began()
 
@@ -285,7 +255,7 @@ class Attempt:
         if self.trace is not None:
             self.trace.answered(output)
         passing("generated")
-        if output.failure is not None and not self._is_fallible:
+        if output.failure is not None and not self._step.is_fallible:
             self._give_up(RequestFailed(output.failure))
         else:
             pending.is_cached = is_shared
@@ -295,21 +265,21 @@ class Attempt:
     def _give_up(self, failure: RequestFailed) -> None:
         """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
         assert self._steps is not None
-        self._cancel(list(self._in_flight.values()))
+        self._engines.cancel(list(self._in_flight.values()))
         self._in_flight.clear()
-        self._num_parts = self._num_parts_before
+        self._num_parts = self._step.num_parts_before
         self._cached_parts = [each for each in self._cached_parts if each <= self._num_parts]
         del self._part_keys[self._num_parts :]
         self._enter(self._steps.throw(failure))
 
-    def _take(self, pending: _PendingRequest, output: Output) -> None:
-        self._outputs[pending.index] = output
+    def _take(self, pending: PendingRequest, output: Output) -> None:
+        self._step.outputs[pending.index] = output
         if pending.is_cached and pending.part is not None:
             self._cached_parts.append(pending.part)
 
-    def _keep(self, pending: _PendingRequest, output: Output) -> None:
+    def _keep(self, pending: PendingRequest, output: Output) -> None:
         """Hand an output over for the next attempt, should there be one."""
-        request, client = pending.request, self._client_for(pending.request)
+        request, client = pending.request, self._engines.engine_for(pending.request)
         assert client is not None
         if request.model is not None:
             self._work.models[request.model] = identity(client.card)
@@ -337,14 +307,14 @@ class Attempt:
 
     # --- requests --------------------------------------------------------------------------
 
-    def _next_requests(self) -> list[_PendingRequest]:
+    def _next_requests(self) -> list[PendingRequest]:
         """The requests to send now, advancing the recipe past steps that are done.
 
         Raises StopIteration with the answer.
         """
         if self._steps is None:
             return []  # it has not begun
-        requests: list[_PendingRequest] = []
+        requests: list[PendingRequest] = []
         while True:
             while len(self._in_flight) < self._max_in_flight:
                 pending = self._next_ready()
@@ -356,60 +326,59 @@ class Attempt:
                         # For a worker on the way that has this model no more.
                         self._keep(pending, pending.stored)
                     continue
-                if self._client_for(pending.request) is None:
-                    self._elsewhere = pending.request.model
+                if self._engines.engine_for(pending.request) is None:
+                    self._step.missing_model = pending.request.model
                     continue
                 self._in_flight[pending.request.id] = pending
                 requests.append(pending)
-            if self._in_flight or self._is_looking_up:
+            if self._in_flight or self._step.is_looking_up:
                 return requests
-            if self._elsewhere is not None:
-                raise _Elsewhere(self._elsewhere)
-            outputs = tuple(self._outputs[index] for index in range(self._num_in_step))
-            self._enter(self._steps.send(outputs))
+            if self._step.missing_model is not None:
+                raise _Elsewhere(self._step.missing_model)
+            self._enter(self._steps.send(self._step.outputs_in_order()))
 
-    def _next_ready(self) -> _PendingRequest | None:
+    def _next_ready(self) -> PendingRequest | None:
         """The next request that was looked up; None where that takes time, or none is left."""
-        if len(self._ready) <= PAGE_REQUESTS // 2 and not (self._is_read or self._is_looking_up):
+        step = self._step
+        if len(step.ready) <= PAGE_REQUESTS // 2 and not (step.is_made or step.is_looking_up):
             self._look_up(self._next_page())
-        return self._ready.popleft() if self._ready else None
+        return step.ready.popleft() if step.ready else None
 
-    def _next_page(self) -> list[_PendingRequest]:
-        page: list[_PendingRequest] = []
+    def _next_page(self) -> list[PendingRequest]:
+        page: list[PendingRequest] = []
         num_characters = 0
         while len(page) < PAGE_REQUESTS and num_characters < PAGE_CHARACTERS:
-            request = next(self._unasked, None)
+            request = self._step.next_request()
             if request is None:
-                self._is_read = True
                 break
             part = None
             if not request.is_measured:
                 self._num_parts += 1
                 part = self._num_parts
             key = None
-            client = self._client_for(request)
+            client = self._engines.engine_for(request)
             if self._cache is not None and self._sharing is not None and client is not None:
                 key = self._cache.key(request, self._sharing, client.model_digest)
             if part is not None:
                 self._part_keys.append(None if key is None else key.digest)
-            page.append(_PendingRequest(request, self._num_in_step, self._position, part, key))
-            self._num_in_step += 1
+            index = self._step.num_requests - 1
+            page.append(PendingRequest(request, index, self._position, part, key))
             self._position += 1
             num_characters += len(request.text or "") + sum(map(len, request.measured_texts))
         return page
 
-    def _look_up(self, page: list[_PendingRequest]) -> None:
+    def _look_up(self, page: list[PendingRequest]) -> None:
         """Find out which of a page need not be computed; those then follow what is ready."""
+        step = self._step
         has_segments = self.fence.attempt > 1 and any(pending.part is not None for pending in page)
         positions = range(page[0].position, page[-1].position + 1) if has_segments else range(0)
         keys = [
             pending.key.digest for pending in page if pending.key and self._is_unknown(pending.key)
         ]
         if self._pages is None or not (positions or keys):
-            self._ready += page
+            step.ready += page
             return
-        self._is_looking_up = True
-        step = self._num_steps
+        step.is_looking_up = True
 
         def on_read(stored: StoredOutputs) -> None:
             self._move(lambda: self._looked_up(step, page, stored))
@@ -421,17 +390,17 @@ class Attempt:
         assert self._cache is not None
         return self._cache.needs_database(key, self._work.is_interactive)
 
-    def _looked_up(self, step: int, page: list[_PendingRequest], stored: StoredOutputs) -> None:
-        if step != self._num_steps:
+    def _looked_up(self, step: Step, page: list[PendingRequest], stored: StoredOutputs) -> None:
+        if step is not self._step:
             return  # the recipe has given it up
-        self._is_looking_up = False
+        step.is_looking_up = False
         for pending in page:
             self._use_kept(pending, stored)
-        self._ready += page
+        step.ready += page
 
-    def _use_kept(self, pending: _PendingRequest, stored: StoredOutputs) -> None:
+    def _use_kept(self, pending: PendingRequest, stored: StoredOutputs) -> None:
         """Take what is kept of a request, if anything is."""
-        request, client = pending.request, self._client_for(pending.request)
+        request, client = pending.request, self._engines.engine_for(pending.request)
         segment = stored.segments.get(pending.position)
         model = None if client is None else client.model_digest
         pending.stored = finished_output(segment, request, model)
@@ -449,43 +418,10 @@ class Attempt:
             if pending.is_cached and request.model is not None:
                 self._work.models[request.model] = identity(client.card)
 
-    def _client_for(self, request: Request) -> EngineClient | None:
-        """The engine of the request's model; None where this worker does not serve it."""
-        if request.model is None:
-            return self._client
-        if request.model not in self._clients:
-            self._clients[request.model] = self._client_of(request.model)
-        return self._clients[request.model]
-
-    def _by_client(
-        self, pending: Iterable[_PendingRequest]
-    ) -> Iterator[tuple[EngineClient, list[_PendingRequest]]]:
-        by_client: dict[int, tuple[EngineClient, list[_PendingRequest]]] = {}
-        for each in pending:
-            client = self._client_for(each.request)
-            assert client is not None
-            by_client.setdefault(id(client), (client, []))[1].append(each)
-        yield from by_client.values()
-
-    def _submit(self, pending: Iterable[_PendingRequest]) -> None:
-        for client, of_client in self._by_client(pending):
-            if self._cache is None:
-                client.submit([each.request for each in of_client], self._receive)
-            else:
-                requests = [(each.request, each.key) for each in of_client]
-                self._cache.submit(client, self.fence, requests, self._receive)
-
-    def _cancel(self, pending: Iterable[_PendingRequest]) -> None:
-        for client, of_client in self._by_client(pending):
-            ids = [each.request.id for each in of_client]
-            if self._cache is None:
-                client.cancel(ids)
-            else:
-                self._cache.cancel(client, ids)
-
     @property
     def _max_in_flight(self) -> int:
-        """Enough requests to keep the engine busy; few for an interactive job, which shares it."""
+        """The number of requests that keep the engine busy; few for an interactive job, which
+        shares it."""
         num_rows = self._client.sized.spec.max_sequences or 1
         return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
 
@@ -513,7 +449,7 @@ class Attempt:
             self._over = True
         if self.trace is not None:
             self.trace.ended(outcome)
-        self._cancel(list(self._in_flight.values()))
+        self._engines.cancel(list(self._in_flight.values()))
         self._on_outcome(outcome)
 
     def _with_cached_parts(self, answer: Answer) -> Answer:

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from db.encryption.key_ring import Unopenable
-from db.queries import dialogues
+from db.queries.jobs import dialogues
 from engine.protocol.messages import ChatTurn
 
 MAX_CHARACTERS = 4_000_000  # read of a dialogue; no model takes as much

@@ -124,7 +124,7 @@ class ContentCache:
     def document_key(
         self, task: str, contract: Mapping[str, Any], sharing: SharingScope, model: bytes
     ) -> bytes:
-        """What the keys of all of a job's requests are kept by; see `document_digest`."""
+        """The key under which the keys of a job's requests are kept; see `document_digest`."""
         digest = sharing.document_digest(task, contract, model)
         return digest if self._fingerprint is None else self._fingerprint(digest)
 
@@ -271,7 +271,7 @@ class ContentCache:
         return flight.key.model == flight.client.model_digest
 
     def _without_leader(self, flight: Flight, *, has_failed: bool) -> list[Flight]:
-        """Lets the waiting requests go on when their leader's answer is for its own job only.
+        """Let the waiting requests go on when their leader's answer is for its own job only.
 
         After a failure one of them leads and the others wait for it, so that what is fatal is
         tried one at a time. Otherwise the output is one that nobody can share: all go alone.

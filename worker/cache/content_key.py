@@ -70,7 +70,7 @@ class SharingScope:
         return ContentKey(digest, model, self)
 
     def document_digest(self, task: str, contract: Mapping[str, Any], model: bytes) -> bytes:
-        """Of a whole job: what is kept under it are the keys of its requests.
+        """The digest of a whole job, under which the keys of its requests are kept.
 
         For whoever cannot know how a document is cut, as only the engine can, and asks whether
         all of it was answered before.

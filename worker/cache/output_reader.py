@@ -15,7 +15,7 @@ from uuid import UUID
 
 from db.encryption.key_ring import Unopenable
 from db.queries import cache as cache_queries
-from db.queries import segments as segment_queries
+from db.queries.jobs import segments as segment_queries
 from db.session import Database
 from tasks.outage import Outage
 from worker.backoff import backoff_seconds

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.queries import cache as cache_queries
-from db.queries import dispatch
+from db.queries.jobs import dispatch
 from db.session import Database
 from worker.cache.content_cache import ContentCache
 from worker.periodic_thread import PeriodicThread

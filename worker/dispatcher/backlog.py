@@ -8,7 +8,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from db.lane import Lane
-from db.queries import dispatch, worker_registry
+from db.queries import worker_registry
+from db.queries.jobs import dispatch
 from db.session import Database
 from tasks.submission.publisher import JobMessage, publish
 from worker.dispatcher.queue_target import QueueTarget, seconds_until_needed

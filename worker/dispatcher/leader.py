@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from db.queries import dispatch
+from db.queries.jobs import dispatch
 from db.session import Database
 
 log = logging.getLogger(__name__)

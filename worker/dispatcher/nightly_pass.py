@@ -12,7 +12,7 @@ from datetime import datetime
 from threading import Event
 
 from db import audit
-from db.queries import dispatch
+from db.queries.jobs import dispatch
 from db.session import Database
 from db.upkeep.pruning import prune
 from db.upkeep.retention import Retention, seconds_until

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from db.clock import seconds_from_now
 from db.lane import Lane
-from db.queries import completion, dispatch
+from db.queries.jobs import completion, dispatch
 from db.session import Database
 from db.states import JobState
 from tasks.queues import queue_name

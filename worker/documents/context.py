@@ -1,4 +1,4 @@
-"""Context: what a part of a document is told of that which stands before it.
+"""Context: the headings, text and summary before a part of a document.
 
 The headings above it, or the last sentences before it. Pure. Neither is part of the part: what
 a result covers is computed from the parts alone.
@@ -17,7 +17,7 @@ JOINT = "\n\n"
 
 
 class Context:
-    """What stands before each place of one text, as far as a job asks for it."""
+    """The context before each place of one text, as far as a job asks for it."""
 
     def __init__(self, text: str, *, heading_path: bool, overlap_sentences: int) -> None:
         self._text = text
@@ -35,13 +35,13 @@ class Context:
 
     @property
     def max_characters(self) -> int:
-        """More than any place has."""
+        """An upper bound of the context of any place."""
         longest = max((len(each.line) for each in self._headings), default=0)
         path = NUM_LEVELS * (longest + len(JOINT)) if longest else 0
         return path + self._num_sentences * SENTENCE_CHARACTERS
 
     def before(self, start: int, max_characters: int) -> str:
-        """What a part that starts there is told, outermost first; "" for nothing.
+        """The context of a part that starts there, outermost first; "" for none.
 
         What is farthest is left out where it would be too long.
         """

@@ -18,7 +18,7 @@ class Heading:
 
 
 def headings_of(text: str) -> Iterator[Heading]:
-    """In order; a comment in fenced code only looks like one."""
+    """The headings in order; a comment in fenced code only looks like one."""
     code = fences(text)
     start, end = next(code, (len(text), len(text)))
     for match in HEADING.finditer(text):
@@ -29,7 +29,7 @@ def headings_of(text: str) -> Iterator[Heading]:
 
 
 def section_starts(text: str) -> frozenset[int]:
-    """Where a section begins; a heading right below another one begins none of its own."""
+    """The start of each section; a heading right below another one begins none of its own."""
     starts, last = [], None
     for heading in headings_of(text):
         if last is None or text[last.end : heading.start].strip():

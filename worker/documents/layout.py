@@ -116,7 +116,7 @@ def _blocks(text: str) -> Iterator[list[Line]]:
 
 
 def _form(text: str) -> list[tuple[int, int]]:
-    """Where nothing is running text, in order and apart: fenced code and its kin."""
+    """The spans that are no running text, in order and apart: fenced code and its kin."""
     code = list(fences(text))
     spans = sorted([*code, *_raw(text, code)])
     if settings := _settings(text):
@@ -220,7 +220,7 @@ def _with_tables(text: str, lines: list[tuple[int, int]]) -> Iterator[tuple[int,
 
 
 def _line(text: str, start: int, end: int, is_row: bool) -> Line | None:
-    """None for a line without words."""
+    """The layout of a line; None for one without words."""
     if DEFINITION.match(text, start, end):
         return None
     marker = MARKER.match(text, start, end)
@@ -260,7 +260,7 @@ def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
 
 
 def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
-    """Those that are meant as such, and not named in code."""
+    """The tags that are meant as such, and not named in code."""
     tags = BLOCK_TAG.finditer(text, start, end)
     if "`" not in text[start:end]:
         return tags

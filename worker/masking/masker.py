@@ -11,8 +11,9 @@ from typing import Any
 from db.outcome import Answer
 from tasks.configuration.masking import Masking
 from worker.attempts.dialogue import Dialogue
-from worker.documents.placeholders import MASKED, Span, blanked, missed
-from worker.masking.finders import Finder, Match, checked, finders_of
+from worker.documents.placeholders import MASKED
+from worker.masking.finders import finders_of
+from worker.masking.match import Finder, matches_of
 
 MAX_REPORTED = 100
 
@@ -52,20 +53,9 @@ class Masker:
         return work
 
     def _mask(self, text: str, work: "MaskedWork") -> str:
-        matches: list[Match] = []
-        for finder in self.finders:
-            spans = [Span(each.start, each.end) for each in matches]
-            free = blanked(text, spans) if spans else text
-            candidates = sorted(checked(finder.find(free), len(text)))
-            at = 0
-            for each in candidates:
-                if each.start >= at and "\x00" not in free[each.start : each.end]:
-                    matches.append(each)
-                    at = each.end
-            matches.sort()
         parts: list[str] = []
         at = 0
-        for each in matches:
+        for each in matches_of(self.finders, text):
             value = text[each.start : each.end]
             parts += [text[at : each.start], work.placeholder(each.kind, value)]
             at = each.end
@@ -147,15 +137,13 @@ class MaskedWork:
 
     def restored(self, answer: Answer) -> Answer:
         """The answer for the user, and in its provenance what became of the placeholders."""
-        masked_text = "\n".join(self.texts)
-        spans = [Span(*match.span()) for match in MASKED.finditer(masked_text)]
-        differences = missed(masked_text, spans, answer.output)
-        masks = {name: num for name, num in differences.items() if MASKED.fullmatch(name)}
+        seen = Counter(MASKED.findall("\n".join(self.texts)))
+        said = Counter(MASKED.findall(answer.output))
         report = {
             "masked": dict(Counter(kind for kind, _ in self.placeholders)),
-            "lost": _first({name: num for name, num in masks.items() if num > 0}),
+            "lost": _first(seen - said),
             "invented": _first(
-                {name: -num for name, num in masks.items() if num < 0 and name not in self.values}
+                {name: num for name, num in (said - seen).items() if name not in self.values}
             ),
         }
         is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))

@@ -221,7 +221,7 @@ class DatabaseWatch:
         )
 
     def _of_audit(self, now: Head) -> Iterator[Metric]:
-        """Where it ends; and once a day with its hash, for a cut end to show against."""
+        """The audit's end; and once a day its hash, for a cut end to show against."""
         yield GaugeMetricFamily(
             "tidemill_audit_entries",
             "The number of the audit's last entry; it never falls.",

@@ -32,7 +32,7 @@ class TextPart:
     context: str = ""  # what is read before it
 
     def text(self, source: str) -> str:
-        """What the model reads: space around a part says nothing."""
+        """The part as the model reads it: space around it says nothing."""
         return self.context + source[self.span.start : self.span.end].strip()
 
 

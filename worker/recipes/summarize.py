@@ -86,7 +86,7 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
 
 
 def _context(work: Work, text: str) -> Context | None:
-    """What parts are told of what stands before them; None where the job asks for nothing."""
+    """The context that parts are given; None where the job asks for none."""
     heading_path = work.contract.get("heading_path", False)
     overlap_sentences = work.contract.get("overlap_sentences", 0)
     if not (heading_path or overlap_sentences):

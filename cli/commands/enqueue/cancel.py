@@ -17,7 +17,7 @@ def cancel(
     """Cancel jobs that are not finished. What is running writes no result."""
     from cli.job_selection import selected_jobs
     from db.audit import Act
-    from db.queries import cancel_retry
+    from db.queries.jobs import cancel_retry
 
     selection = selected_jobs(jobs or [], batch)
     changed = selection.change(

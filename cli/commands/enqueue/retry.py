@@ -28,7 +28,7 @@ def retry(
     from db.audit import Act
     from db.clock import now
     from db.models import Job
-    from db.queries import cancel_retry
+    from db.queries.jobs import cancel_retry
     from db.states import RETRIABLE, JobState
     from tasks.submission.notifications import Notifier
 

@@ -19,7 +19,8 @@ def status(json: options.Json = False) -> None:
     from cli.stack.broker import BrokerState, read_broker
     from cli.stack.ready import require_ready
     from db.connection.url_redaction import masked
-    from db.queries import submission, worker_registry
+    from db.queries import worker_registry
+    from db.queries.jobs import submission
     from db.schema import head
     from db.states import JobState
     from tasks.configuration import settings

@@ -32,16 +32,17 @@ def top(
             if json:
                 write_json(snapshot.to_json())
             else:
-                out.print(screen(snapshot))
+                out.print(screen(snapshot, out.width))
             return
 
         from rich.live import Live
 
-        with Live(screen(snapshot_of(before, before)), console=out, auto_refresh=False) as live:
+        first = screen(snapshot_of(before, before), out.width)
+        with Live(first, console=out, auto_refresh=False) as live:
             while True:
                 time.sleep(seconds)
                 now = top_figures(database)
-                live.update(screen(snapshot_of(before, now)), refresh=True)
+                live.update(screen(snapshot_of(before, now), out.width), refresh=True)
                 before = now
     except KeyboardInterrupt:
         return  # the way out

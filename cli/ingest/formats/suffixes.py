@@ -108,7 +108,7 @@ def open_sources(paths: Sequence[Path], encoding: str | None = None) -> list[Sou
 
 
 def emptiness_of(name: str) -> str:
-    """In words, that a source has nothing in it."""
+    """A sentence that says that a source has nothing in it."""
     if Path(name).is_dir():
         return f"{name} has no rows: the folder has no files in it, hidden ones aside"
     return f"{name} has no rows"

@@ -49,6 +49,7 @@ from engine.cpu.kernels.decode_attention import (
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, microkernel
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.softmax import softmax
+from engine.cpu.kernels.transpose import PANEL_WIDTH, transpose
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     compile_parallel,
@@ -79,38 +80,27 @@ def scratch_width(num_tokens: int, head_size: int) -> int:
 
 @fast
 def padded(num_columns: Any) -> Any:
-    return (num_columns + 2 * LANES - 1) // (2 * LANES) * (2 * LANES)
+    return (num_columns + PANEL_WIDTH - 1) // PANEL_WIDTH * PANEL_WIDTH
 
 
 @fast
 def multiply(
-    num_rows: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, depth: Any,
-    out: Any, out_stride: Any, num_columns: Any,
+    num_rows: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, panel_stride: Any,
+    depth: Any, out: Any, out_stride: Any, num_columns: Any,
 ) -> None:  # fmt: skip
     """Multiply up to TILE_ROWS rows by `num_columns` columns; writes up to LANES - 1 more.
 
     left, right, out: addresses of (num_rows, depth), (depth, columns), (num_rows, columns), each
     with the stride of its rows in floats
+    panel_stride:     from PANEL_WIDTH columns on the right to the next, in floats
     """
-    for at in range(0, num_columns, 2 * LANES):
-        columns, target = right + at * FLOAT_BYTES, out + at * FLOAT_BYTES
+    for at in range(0, num_columns, PANEL_WIDTH):
+        columns = right + at // PANEL_WIDTH * panel_stride * FLOAT_BYTES
+        target = out + at * FLOAT_BYTES
         if at + LANES < num_columns:
             wide(num_rows, left, left_stride, columns, right_stride, depth, target, out_stride)
         else:
             narrow(num_rows, left, left_stride, columns, right_stride, depth, target, out_stride)
-
-
-@fast
-def transpose(rows: Any, num_rows: Any, size: Any, columns: Any, stride: Any) -> None:
-    """Transpose rows: (num_rows, size) into columns: (size, stride). Both are addresses."""
-    read = carray(floats_at(rows), (num_rows * size,))
-    written = carray(floats_at(columns), (size * stride,))
-    # By some rows at a time, which stay in the processor's first cache.
-    for first in range(0, num_rows, BLOCK_TOKENS):
-        last = min(first + BLOCK_TOKENS, num_rows)
-        for each in range(size):
-            for row in range(first, last):
-                written[each * stride + row] = read[row * size + each]
 
 
 @fast
@@ -123,7 +113,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
     out = queries + TILE_ROWS * size * FLOAT_BYTES
     transposed_keys = out + TILE_ROWS * size * FLOAT_BYTES
     of_head = head * prompt[CAPACITY] * size * FLOAT_BYTES
-    transpose(prompt[KEYS] + of_head, end, size, transposed_keys, width)
+    transpose(prompt[KEYS] + of_head, end, size, transposed_keys)
     for each in range(group):
         query_head = head * group + each
         for first in range(begin, end, TILE_ROWS):
@@ -133,7 +123,10 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
                 token = prompt[FIRST_ROW] + first + row - prompt[START]
                 query = a[QUERY] + (token * a[QUERY_STRIDE] + query_head * size) * FLOAT_BYTES
                 rotate(a, token, query, queries + row * size * FLOAT_BYTES)
-            multiply(num_rows, queries, size, transposed_keys, width, size, scratch, width, length)
+            multiply(
+                num_rows, queries, size, transposed_keys, PANEL_WIDTH, size * PANEL_WIDTH, size,
+                scratch, width, length,
+            )  # fmt: skip
             for row in range(num_rows):
                 at = scratch + row * width * FLOAT_BYTES
                 scores = carray(floats_at(at), (length,))
@@ -144,8 +137,9 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
                 for column in range(num_seen, length):
                     scores[column] = np.float32(0)
             multiply(
-                num_rows, scratch, width, prompt[VALUES] + of_head, size, length, out, size, size
-            )
+                num_rows, scratch, width, prompt[VALUES] + of_head, size, PANEL_WIDTH, length, out,
+                size, size,
+            )  # fmt: skip
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row - prompt[START]
                 at = (token * a[NUM_HEADS] * group + query_head) * size * FLOAT_BYTES

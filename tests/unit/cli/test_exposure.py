@@ -1,5 +1,9 @@
 """A Redis or a database that lets strangers in is told from one that does not."""
 
+import shlex
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 from sqlalchemy import make_url
 
@@ -50,3 +54,23 @@ def test_an_exposed_database_is_reported(
     sentence = database_exposure(make_url(url), environment)
     assert (sentence is not None) is is_open
     assert "secret" not in (sentence or "")
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_folder", "is_open"),
+    [(0o644, 0o755, True), (0o640, 0o755, False), (0o644, 0o750, False), (0o602, 0o711, True)],
+)
+def test_a_database_in_a_file_that_everybody_may_read(
+    of_file: int, of_folder: int, is_open: bool
+) -> None:
+    # Not in the folder of the tests, which lets nobody else in.
+    with TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        file = folder / "it's.db"
+        file.touch()
+        file.chmod(of_file)
+        folder.chmod(of_folder)
+        sentence = database_exposure(make_url(f"sqlite:///{file}"), {})
+        assert (sentence is not None) is is_open
+        assert sentence is None or f"""chmod o-rwx {shlex.quote(str(file))}*""" in sentence
+        assert database_exposure(make_url(f"sqlite:///{folder}/none.db"), {}) is None

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from db.connection.address import AddressUnknown, database_url
 from db.errors import DatabaseError
-from db.queries import submission
+from db.queries.jobs import submission
 from db.session import Database, database_from_environment
 from tests.jobs import insert_job, job_row, states
 

@@ -7,7 +7,8 @@ import pytest
 from db.clock import seconds_from_now
 from db.models import Job
 from db.outcome import Fence, Outcome
-from db.queries import cancel_retry, claims, completion, dispatch, worker_registry
+from db.queries import worker_registry
+from db.queries.jobs import cancel_retry, claims, completion, dispatch
 from db.session import Database
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec

@@ -5,8 +5,8 @@ from uuid import uuid4
 import pytest
 
 from cli.output.batch_tokens import BatchTokens, Kind, RunningJob, TokensDone, tokens_done
-from db.queries import submission
-from db.queries.segments import insert_segments
+from db.queries.jobs import submission
+from db.queries.jobs.segments import insert_segments
 from db.session import Database
 from engine.protocol.messages import Choice, Output
 from tasks.configuration import settings

@@ -38,8 +38,9 @@ from db.encryption.rotation import sealed_columns, values_by_key
 from db.encryption.settings import configured_keys, keys_file
 from db.models import AttemptRow, Base, Payload, QuarantinedMessage, Result, Segment
 from db.outcome import Answer, Fence, FinishedRequest, FinishedSegment, Outcome
-from db.queries import claims, inserts, quarantine
-from db.queries import segments as segment_queries
+from db.queries import inserts, quarantine
+from db.queries.jobs import claims
+from db.queries.jobs import segments as segment_queries
 from db.reading.job_details import find_details
 from db.reading.results import SearchImpossible
 from db.session import Database

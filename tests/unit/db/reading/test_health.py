@@ -7,7 +7,8 @@ from sqlalchemy import update
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import WorkerRow
-from db.queries import dispatch, worker_registry
+from db.queries import worker_registry
+from db.queries.jobs import dispatch
 from db.reading.health import Overdue, health
 from db.session import Database
 from tests.jobs import claimed_job, insert_job, set_columns

@@ -14,7 +14,8 @@ from uuid_utils.compat import uuid7
 from db import Cursor, FoundJob, find_job, find_results
 from db.models import Batch, Job, Payload, Result
 from db.outcome import Answer, Signals
-from db.queries import cancel_retry, inserts
+from db.queries import inserts
+from db.queries.jobs import cancel_retry
 from db.reading import batches, results
 from db.reading.found_job import JobFailure
 from db.reading.signal_filter import SignalFilter

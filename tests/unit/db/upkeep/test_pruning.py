@@ -3,19 +3,32 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, event, func, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool
 from uuid_utils.compat import uuid7
 
 from db import find_job
 from db.clock import seconds_from_now
-from db.models import AttemptRow, CacheEntry, Job, Payload, QuarantinedMessage, Result, Segment
+from db.models import (
+    AttemptRow,
+    AuditEntry,
+    CacheEntry,
+    Job,
+    Payload,
+    QuarantinedMessage,
+    Result,
+    Segment,
+)
 from db.outcome import Answer, Outcome
-from db.queries import cancel_retry, completion, inserts
+from db.queries import inserts
+from db.queries.jobs import cancel_retry, completion
+from db.schema import migrate
 from db.session import Database
 from db.states import JobState
 from db.upkeep import pruning
@@ -119,6 +132,78 @@ def test_a_job_is_found_by_its_metadata_while_it_has_a_text(database: Database) 
     found = find_job(job_id, database=database)
     assert found is not None
     assert (found.output, found.metadata) == (None, {})
+
+
+@pytest.mark.parametrize("left", ["segments", "refused outputs"])
+def test_it_is_found_by_it_until_the_last_text_has_gone(database: Database, left: str) -> None:
+    job_id = failed(database, days_ago=10, metadata={"patient": "7"})
+    last = {"segments": Segment, "refused outputs": AttemptRow}[left]
+    with database.write() as session:
+        if last is AttemptRow:
+            session.execute(delete(Segment))
+            session.execute(update(AttemptRow).values(output="refused"))
+    ages = {"segments": "segments", "refused outputs": "outputs"}
+    texts = {"payloads", "outputs", "segments"} - {ages[left]}
+
+    at_once(database, Retention(for_all=dict.fromkeys(texts, 5 * DAY)))
+    found = find_job(job_id, database=database)
+    assert found is not None
+    assert found.metadata == {"patient": "7"}, "erasing by it would leave a text"
+
+    pruned = at_once(database, Retention(for_all={ages[left]: 5 * DAY}))
+    assert pruned[left] == (2 if left == "segments" else 1)
+    found = find_job(job_id, database=database)
+    assert found is not None
+    assert found.metadata == {}
+
+
+@pytest.fixture
+def leaving_sqlite() -> Iterator[None]:
+    """SQLite as most have it: what is deleted stays in the file until its place is needed."""
+
+    def leave(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA secure_delete = OFF")
+
+    event.listen(Pool, "connect", leave)  # before what a database asks of its own
+    yield
+    event.remove(Pool, "connect", leave)
+
+
+def test_what_is_pruned_is_gone_from_sqlite_s_file_too(
+    tmp_path: Path, leaving_sqlite: None
+) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    migrate(database)
+    old = [finished(database, days_ago=9) for _ in range(3)]
+    text = "canary-4711 " * 900  # longer than a page
+    with database.write() as session:
+        session.execute(update(Payload).values(contract={"text": text}))
+        session.execute(update(Result).values(output=text))
+        parts = [{"job_id": old[0], "position": n, "output": {"n": text}} for n in range(3)]
+        session.execute(inserts.table(Segment).insert(), parts)
+    texts = ("payloads", "outputs", "segments")
+    assert at_once(database, Retention(for_all=dict.fromkeys(texts, DAY)))["outputs"] == 3
+    driver: Any = database.engine.raw_connection()
+    driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    driver.close()
+    database.close()
+    assert "canary" not in (tmp_path / "x.db").read_text("latin-1")
+
+
+def test_a_pass_that_is_killed_is_in_the_audit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "ROWS", 1)
+    for _ in range(3):
+        finished(database, days_ago=9)
+
+    def look(name: str, num: int) -> None:
+        with database.read() as session:  # what stays if the process ends here
+            acts.append([(each.act, each.objects) for each in session.scalars(select(AuditEntry))])
+
+    acts: list[list[Any]] = []
+    at_once(database, Retention(for_all={"payloads": DAY}), on_pruned=look)
+    assert acts[0][-1] == acts[2][-1] == ("prune", {"begun_with": "payloads"})
 
 
 def test_a_tenant_s_age_goes_before_a_task_s_and_that_before_the_one_for_all(

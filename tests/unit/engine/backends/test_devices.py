@@ -1,6 +1,6 @@
 import pytest
 
-from engine.backends.loader import choose_device
+from engine.checkpoint.loader import choose_device
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from tasks.configuration.catalog import Model

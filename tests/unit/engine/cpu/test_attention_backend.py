@@ -45,7 +45,7 @@ def slots_of(
             slot.write_prompt(layer, keys, values)
         slot.commit_prompt(num_columns)
         crossed = torch.randn(LAYERS, 2, HEADS, num_columns + 1, size, generator=draw)
-        slot.encoded_kv = crossed
+        slot.write_encoded(crossed)
         slots.append(slot)
     return slots
 
@@ -173,26 +173,38 @@ def test_a_kernel_that_attends_wrongly_is_not_used(
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 63, 64, 65, 300])
-def test_a_prompt_is_written_and_attended_to_as_by_torch(num_tokens: int) -> None:
-    size, heads = 16, 4
+@pytest.mark.parametrize("size", [16, 48, 64])
+def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: int) -> None:
+    heads = 4
     attention = attention_for(contiguous_kv_cache(shape_of(size), poisoned=True))
     assert isinstance(attention, CpuAttentionBackend)
     draw = torch.Generator().manual_seed(num_tokens)
     qkv = torch.randn(num_tokens, (heads + 2 * HEADS) * size, generator=draw)
-    ones, zeros = torch.ones(num_tokens, size), torch.zeros(num_tokens, size)
-    found = torch.full((num_tokens, heads * size), torch.nan)
-    num_threads = torch.get_num_threads()  # for which there is scratch memory
-    slot = attention.kv_cache.new_sequence(1, num_tokens + 4)
-    attention.prepare([], [slot], ((0, num_tokens),))
-    arguments = (
-        *attention.first_arguments,
-        *attention.prompts_table.of_layer(1),
-        *attention.merged_arguments(
-            qkv.data_ptr(), heads * size, ones.data_ptr(), zeros.data_ptr(), 0.25, found.data_ptr()
-        ),
-    )
-    attention.prefill_kernel.write_prompts(num_threads, *arguments)
-    attention.prefill_kernel.attend_prompts(num_threads, *arguments)
+
+    def attended(ends: list[int]) -> tuple[torch.Tensor, ContiguousSequenceCache]:
+        """Read the prompt in slices that end there."""
+        found, begin = torch.full((num_tokens, heads * size), torch.nan), 0
+        slot = attention.kv_cache.new_sequence(1, num_tokens + 4)
+        for end in ends:
+            rows, out = qkv[begin:end], found[begin:end]
+            ones, zeros = torch.ones(len(rows), size), torch.zeros(len(rows), size)
+            attention.prepare([], [slot], ((0, len(rows)),))
+            arguments = (
+                *attention.first_arguments,
+                *attention.prompts_table.of_layer(1),
+                *attention.merged_arguments(
+                    rows.data_ptr(), heads * size, ones.data_ptr(), zeros.data_ptr(), 0.25,
+                    out.data_ptr(),
+                ),
+            )  # fmt: skip
+            num_threads = torch.get_num_threads()  # for which there is scratch memory
+            attention.prefill_kernel.write_prompts(num_threads, *arguments)
+            attention.prefill_kernel.attend_prompts(num_threads, *arguments)
+            slot.commit_prompt(end)
+            begin = end
+        return found, slot
+
+    found, slot = attended([num_tokens])
     query, key, value = (
         qkv.view(1, num_tokens, -1, size).transpose(1, 2).split([heads, HEADS, HEADS], dim=1)
     )
@@ -203,3 +215,5 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(num_tokens: int) -> Non
     torch.testing.assert_close(found, of_tokens, rtol=1e-5, atol=1e-5)
     assert torch.equal(slot.kv[1, 0, 0, :, :num_tokens], key[0])
     assert torch.equal(slot.kv[1, 1, 0, :, :num_tokens], value[0])
+    in_slices, _ = attended(sorted({*range(17, num_tokens, 17), num_tokens}))
+    assert torch.equal(in_slices, found)

@@ -10,7 +10,7 @@ from kombu.transport import memory
 
 from db.clock import seconds_from_now
 from db.outcome import Outcome
-from db.queries import completion
+from db.queries.jobs import completion
 from db.session import Database
 from db.states import JobState
 from tasks import chat, generate, submit_batch

@@ -9,7 +9,7 @@ from sqlalchemy import delete
 from db.clock import seconds_from_now
 from db.models import Job, Payload, Result
 from db.outcome import Fence, Outcome
-from db.queries import submission
+from db.queries.jobs import submission
 from db.session import Database
 from db.states import JobState
 from engine.protocol.messages import ChatTurn

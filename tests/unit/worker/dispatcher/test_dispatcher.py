@@ -18,7 +18,8 @@ from sqlalchemy import event
 from db.clock import seconds_from_now
 from db.lane import Lane
 from db.outcome import Outcome
-from db.queries import completion, worker_registry
+from db.queries import worker_registry
+from db.queries.jobs import completion
 from db.session import Database
 from tasks.app import app
 from tests.jobs import (

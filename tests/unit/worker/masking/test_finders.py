@@ -66,10 +66,65 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("iban", "DE88 3704 0044 0532 0130 00", None),
         ("phone", "call +49 30 901820 or +1 650-253-0000", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧"),
         ("phone", "order 20260131, call 030 901820", None),
+        # As they are written in other places: quoted, in a URL, with an apostrophe, a number.
+        ("email", "o'brien@a.example, 'ada@a.example'", "⟦EMAIL_1⟧, '⟦EMAIL_2⟧'"),
+        (
+            "email",
+            '"ada l"@a.example ada@[192.0.2.1] ada@[IPv6:::1]',
+            "⟦EMAIL_1⟧ ⟦EMAIL_2⟧ ⟦EMAIL_3⟧",
+        ),
+        (
+            "email",
+            "https://h.example/?to=ada%40a.example&x=1",
+            "https://h.example/?to=⟦EMAIL_1⟧&x=1",
+        ),
+        ("url_secret", "www.h.example/?password=x", "www.h.example/?password=⟦SECRET_1⟧"),
+        ("url_secret", "GET /a?page=1&api_key=x HTTP", "GET /a?page=1&api_key=⟦SECRET_1⟧ HTTP"),
+        ("url_secret", "[a](https://h/?token=x).", "[a](https://h/?token=⟦SECRET_1⟧)."),
+        ("url_secret", "https://h/?pass=a&pin=b", "https://h/?pass=⟦SECRET_1⟧&pin=⟦SECRET_2⟧"),
+        ("url_secret", "a ? b : c; key=5; x&&key==y ok?yes=1", None),
+        ("ip", "192.168.000.001, IP:2001:db8::1, _10.0.0.1_", "⟦IP_1⟧, IP:⟦IP_2⟧, _⟦IP_3⟧_"),
+        ("ip", "aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99, std::a1", None),
+        ("card", "4111.1111.1111.1111 4111\t1111\t1111\t1111", "⟦CARD_1⟧ ⟦CARD_2⟧"),
+        ("card", "4111 1111\n1111 1111 and 3782  822463  10005", "⟦CARD_1⟧ and ⟦CARD_2⟧"),
+        ("card", "-4111111111111111_ card-4111111111111111", "-⟦CARD_1⟧_ card-⟦CARD_1⟧"),
+        ("card", "12-4111111111111111, 2019\n2020\n2021\n2022", None),
+        ("iban", "DE89  3704 0044\n0532 0130 00.", "⟦IBAN_1⟧."),
     ],
 )
 def test_a_rule_finds_its_kind(rule: str, text: str, seen: str | None) -> None:
     assert masked(text, rule) == (text if seen is None else seen)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "seen"),
+    [
+        # Scripts whose words stand side by side, and whose particles follow a name.
+        ("email", "请写信给ada@a.example并告诉他", "请写信给⟦EMAIL_1⟧并告诉他"),
+        ("email", "ada@a.example로 ถึงada@a.exampleนะ", "⟦EMAIL_1⟧로 ถึง⟦EMAIL_1⟧นะ"),
+        ("email", "用户@例子.公司", "⟦EMAIL_1⟧"),
+        ("card", "卡号4111111111111111号", "卡号⟦CARD_1⟧号"),
+        ("iban", "账户DE89370400440532013000是", "账户⟦IBAN_1⟧是"),
+        ("ip", "地址192.168.0.1是", "地址⟦IP_1⟧是"),
+        # Digits, dashes, spaces and signs that are not those of ASCII.
+        ("card", "４１１１１１１１１１１１１１１１", "⟦CARD_1⟧"),
+        ("card", "٤١١١ ١١١١ ١١١١ ١١١١", "⟦CARD_1⟧"),
+        ("card", "४१११११११११११११११ 4111–1111‑1111−1111", "⟦CARD_1⟧ ⟦CARD_2⟧"),
+        ("card", "4111\u202f1111\u20091111\u200b1111", "⟦CARD_1⟧"),
+        ("iban", "ＤＥ８９\u202f3704\u20070044\u30000532 0130 00", "⟦IBAN_1⟧"),
+        ("ip", "１９２．168.0.1", "⟦IP_1⟧"),
+        ("email", "ada＠mail．example", "⟦EMAIL_1⟧"),
+    ],
+)
+def test_a_form_is_found_in_every_script(rule: str, text: str, seen: str) -> None:
+    assert masked(text, rule) == seen
+    assert masked(text, "email", "url_secret", "ip", "card", "iban") == seen
+
+
+def test_what_is_put_back_is_as_the_user_wrote_it() -> None:
+    text = "ＤＥ８９ 3704 0044 0532 0130 00 und ４１１１１１１１１１１１１１１１"
+    work = Masker(finders_of(MaskingRules(frozenset({"iban", "card"})))).masked({"text": text})
+    assert work.put_back(work.contract["text"]) == text
 
 
 def test_a_region_reads_numbers_without_a_countrys_code() -> None:
@@ -95,7 +150,12 @@ def test_a_placeholder_that_a_text_brings_along_is_not_used_again() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a" * 50_000, "4 " * 50_000, "a." * 50_000 + "@", "DE89 " * 20_000, "::" * 50_000, "@" * 9999],
+    [
+        *("a" * 50_000, "4 " * 50_000, "a." * 50_000 + "@", "DE89 " * 20_000, "::" * 50_000),
+        *("@" * 9999, "a@" * 20_000, '"@' * 20_000, "?a=" * 20_000, "://" * 20_000),
+        *("&key" * 20_000, "?" + "token" * 10_000, "：：１．" * 20_000, "\u200b4" * 20_000),
+    ],
+    ids=lambda text: text[:4],
 )
 def test_no_text_takes_long(text: str) -> None:
     masked(text, "email", "url_secret", "ip", "card", "iban", "phone")

@@ -9,9 +9,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from db import audit
 from db.clock import seconds_from_now
 from db.session import Database
+from tasks.configuration import settings
+from tasks.configuration.catalog import Catalog
 from tests.jobs import insert_jobs, job_row, set_columns
 from tests.scrapes import Scrape
 from worker.metrics.database_watch import DAY_SECONDS, MAX_CODES, DatabaseWatch
+from worker.metrics.prometheus import PrometheusMetrics
+from worker.worker import Worker
 
 ODD = '"\\\n\u202e{}'
 
@@ -69,6 +73,26 @@ def test_a_thousand_tenants_models_and_codes_are_few_labels(
     }
     assert len(codes) <= MAX_CODES + 1
     assert "tenant" not in scrape.text
+
+
+def test_a_leader_names_the_models_that_other_workers_serve(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = '[models.{}]\ncheckpoint = "fake"\nengine = "fake"\ntasks = ["generate"]\n'
+    config = tmp_path / "tidemill.toml"
+    config.write_text(
+        f"{model.format('here')}{model.format('elsewhere')}[worker]\nmetrics_port = 1"
+    )
+    monkeypatch.setattr(settings, "catalog", lambda: Catalog.load(config))
+    monkeypatch.setattr(settings, "database", lambda: database)
+    monkeypatch.setattr(settings, "served_models", lambda: ("here",))
+    worker = Worker.from_configuration(lambda: None)
+    assert isinstance(worker._metrics, PrometheusMetrics)
+    watch = worker._metrics._database
+    monkeypatch.setattr(watch, "_leads", lambda: True)
+    insert_jobs(database, [job_row(model=each) for each in ("here", "elsewhere", "nowhere")])
+    backlog = scraped(watch).by("tidemill_backlog_jobs", "model")
+    assert backlog == {("here",): 1, ("elsewhere",): 1, ("other",): 1}
 
 
 def test_no_series_is_there_twice(database: Database, watch: DatabaseWatch) -> None:

@@ -23,12 +23,12 @@ import torch
 import transformers
 from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from engine.backends.checkpoint_files import files_of, loaded, place, refuse_missing_files
-from engine.backends.context import RELATIVE_POSITIONS, context_tokens
-from engine.backends.generation_config import why_no_start, why_not_made, why_not_run
-from engine.backends.model_weights import ModelWeights
-from engine.backends.tokenizer_kind import why_not_marked, why_unknown
-from engine.backends.weight_files import folder_revision, licence_of, weight_digests
+from engine.checkpoint.checkpoint_files import files_of, loaded, place, refuse_missing_files
+from engine.checkpoint.context import RELATIVE_POSITIONS, context_tokens
+from engine.checkpoint.generation_config import why_no_start, why_not_made, why_not_run
+from engine.checkpoint.model_weights import ModelWeights
+from engine.checkpoint.tokenizer_kind import why_not_marked, why_unknown
+from engine.checkpoint.weight_files import folder_revision, licence_of, weight_digests
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In tokens; None where the checkpoint names no limit."""
+    """A checkpoint's limits in tokens; None where it names none."""
 
     max_prompt_tokens: int | None
     max_answer_context_tokens: int | None  # decoder-only: prompt included

@@ -10,7 +10,7 @@ UNLIMITED = 1_000_000  # tokenizers write "no limit" as a very large number
 
 
 def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
-    """How many positions the encoder, the decoder or the only stack has."""
+    """The number of positions of the encoder, the decoder or the only stack."""
     text_config = config.get_text_config()
     if config.model_type in RELATIVE_POSITIONS:
         if side == "decoder":

@@ -52,7 +52,7 @@ def retry_jobs(
 
 
 def _is_selected(condition: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
-    """At most `limit` of the selected rows, locked in order of id: workers write some of them
+    """Select at most `limit` of the rows, locked in order of id: workers write some of them
     meanwhile."""
     selected = locked(select(Job.id).where(condition)).limit(limit).cte("asked")
     return Job.id.in_(select(selected.c.id))

@@ -4,7 +4,7 @@ import pytest
 
 from db.models import Job
 from db.outcome import Fence, Outcome
-from db.queries import cancel_retry, completion, dispatch
+from db.queries.jobs import cancel_retry, completion, dispatch
 from db.session import Database
 from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
 from tests.jobs import claim, claimed_job, insert_job, job

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import transformers as hf
 
-from engine.backends.context import context_tokens
-from engine.backends.proved_families import odd_attention
+from engine.checkpoint.context import context_tokens
+from engine.proof.proved_families import odd_attention
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.backends.loader import Checkpoint
+from engine.checkpoint.loader import Checkpoint
 from engine.protocol.engine_spec import EngineSpec
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def cache_folder() -> Path | None:
 
 
 def key_of(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """None if the weights are in no file that was hashed."""
+    """The key of a verdict; None if the weights are in no file that was hashed."""
     card, model = checkpoint.card, checkpoint.model
     if not card.weight_files:
         return None

@@ -3,7 +3,7 @@
 from sqlalchemy import insert, text
 
 from db.models import Segment
-from db.queries.segments import segments_between
+from db.queries.jobs.segments import segments_between
 from db.session import Database
 from tests.jobs import insert_job
 from tests.workers import on_sqlite

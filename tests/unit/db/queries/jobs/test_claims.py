@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 from db.clock import seconds_from_now
 from db.models import Job
 from db.outcome import Fence
-from db.queries import cancel_retry, claims, dispatch
+from db.queries.jobs import cancel_retry, claims, dispatch
 from db.session import Database
 from db.states import FINISHED, JobState
 from tests.jobs import claim, claimed_job, end_lease, insert_job, insert_jobs, job, job_row, states

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from db.clock import seconds_from_now
 from db.lane import Lane
-from db.queries import dispatch, submission
+from db.queries.jobs import dispatch, submission
 from db.session import Database
 from db.states import JobState
 from tests.jobs import (

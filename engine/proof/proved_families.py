@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.backends.context import hides
+from engine.checkpoint.context import hides
 
 # Those through which tests/parity goes, padded and in flight.
 PROVED_CLASSES = frozenset(
@@ -39,7 +39,7 @@ def why_not_proved(model: Any) -> str | None:
 
 
 def odd_attention(config: Any) -> str | None:
-    """What a configuration says of attention that nobody here was tested with, if anything."""
+    """The setting of attention that no test here covers, in words; None if there is none."""
     layer_types = getattr(config, "layer_types", None) or ()
     window = getattr(config, "sliding_window", None)
     # Mistral names no kinds of layers.

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from db.clock import now
 from db.models import Job
 from db.outcome import Fence, Outcome
-from db.queries import cancel_retry, completion, dispatch
+from db.queries.jobs import cancel_retry, completion, dispatch
 from db.session import Database
 from db.states import JobState
 from tests.jobs import answer, claim, claimed_job, end_lease, insert_job, job

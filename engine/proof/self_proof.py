@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from engine.backends.batch_probe import MAX_OFF, WINDOWS, off
 from engine.backends.inflight import InflightBackend, Runner, RunningSequence
-from engine.backends.model_state import Freshness
+from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.batch_probe import MAX_OFF, WINDOWS, off
 from engine.protocol.messages import Request
 from engine.runners.length_switches import RotarySwitch, short_switch
 from engine.sampling.resolve_params import ResolvedParams
@@ -43,6 +44,7 @@ NUM_LEAST = 6
 # Windows are made as short as this, so that a decoder beside an encoder, which begins with one
 # token, crosses them in NUM_STEPS.
 WINDOW = 3
+SMALLEST = {name: WINDOW for name in WINDOWS} | {"expert_capacity": 1}
 # Time for what `generate` answers; in flight it takes less.
 MAX_SECONDS = 4.0
 # A prompt that ends with the context is affordable in one as short as this.
@@ -52,7 +54,7 @@ ROUNDING_UNITS = 8
 
 
 class Disproved(Exception):
-    """How an answer in flight differs from that of `generate`, in words."""
+    """An answer in flight differs from that of `generate`; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,9 @@ class RecordingBackend(InflightBackend):
 
 
 def answered_alone(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
-    """What `generate` answers, for one proof or several. The model is left as it was."""
+    """Answer the trials by `generate`, for one proof or several. The model is left as it was."""
     with as_proved(exact.model) as switch:
-        return tried_alone(exact, trials_of(exact, has_beams, switch))
+        return tried_alone(exact, trials_of(exact, has_beams, switch), Freshness(exact.model))
 
 
 def prove(
@@ -155,7 +157,7 @@ def prove(
     """
     try:
         alone = answered_alone(exact, has_beams) if alone is None else alone
-        with as_proved(exact.model):
+        with as_proved(exact.model), renewing_to(runner, exact.model):
             runner.refresh()  # to the short windows
             return compared(exact, alone, run_in_company(exact, runner, alone, has_beams))
     except Disproved:
@@ -185,10 +187,25 @@ def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
             fresh.restore()
 
 
+@contextlib.contextmanager
+def renewing_to(runner: Any, model: Any) -> Iterator[None]:
+    """Within, a runner that puts its model back before a prompt puts it back as it is now, with
+    short windows."""
+    before = getattr(runner, "freshness", None)
+    if before is None:
+        yield
+        return
+    runner.freshness = Freshness(model)
+    try:
+        yield
+    finally:
+        runner.freshness = before
+
+
 def trials_of(
     exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
 ) -> list[Trial]:
-    """Those that show most come first."""
+    """The trials of a proof; those that show most come first."""
     checkpoint = exact.checkpoint
     limits = checkpoint.limits
     named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
@@ -251,13 +268,14 @@ def sequence(id_: int, prompt: tuple[int, ...], settings: ResolvedParams) -> Seq
     )
 
 
-def tried_alone(exact: GenerateBackend, trials: list[Trial]) -> list[Trial]:
-    """Those that `generate` answered in time."""
+def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -> list[Trial]:
+    """The trials that `generate` answered in time, each as if the model was just loaded."""
     until = time.monotonic() + MAX_SECONDS
     done: list[Trial] = []
     for trial in trials:
         if len(done) >= NUM_LEAST and time.monotonic() > until:
             break
+        fresh.restore()
         answer_alone(exact, trial)
         done.append(trial)
     return done
@@ -293,10 +311,10 @@ def run_in_company(
         drawn = None
         if has_beams and order is trials:
             beams = ResolvedParams(max_new_tokens=NUM_STEPS, num_beams=3, num_return_sequences=3)
-            drawn = sequence(len(trials) + 1, trials[0].sequence.prompt_ids, beams)
+            drawn = sequence(2 * len(LENGTHS), trials[0].sequence.prompt_ids, beams)
             waiting.insert(2, drawn)
         backend = RecordingBackend(exact, runner, drawn)
-        dropped = replace_id(waiting[len(waiting) // 2], len(trials))
+        dropped = replace_id(waiting[len(waiting) // 2], len(LENGTHS))
         waiting.insert(1, dropped)
         running: list[Sequence] = []
         num_steps = 0
@@ -316,7 +334,7 @@ def run_in_company(
                     raise Disproved(f"in flight a request failed ({completion.error})")
                 if completion.sequence is drawn:
                     assert backend.beams is not None
-                    compare_drawn(exact, drawn, runner.start_ids(drawn), backend.beams)
+                    compare_drawn(exact, drawn, backend.beams)
                     continue
                 rows = [list(each.token_ids) for each in completion.answers]
                 key = id_ if order is trials else -1 - id_
@@ -329,27 +347,43 @@ def run_in_company(
     return results
 
 
-def compare_drawn(
-    exact: GenerateBackend, drawn: Sequence, start_ids: tuple[int, ...], beams: DrawnBeams
-) -> None:
+class Dictation(LogitsProcessor):
+    """Lets rows say what they are told, and then what they would."""
+
+    def __init__(self, said: Tensor, num_before: int) -> None:
+        """said: (rows, steps) int64"""
+        self.said = said
+        self.num_before = num_before
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
+        at = input_ids.shape[1] - self.num_before
+        if at == self.said.shape[1]:
+            return scores
+        silenced = torch.full_like(scores, -torch.inf)
+        return silenced.scatter_(1, self.said[:, at : at + 1], 0.0)
+
+
+def compare_drawn(exact: GenerateBackend, drawn: Sequence, beams: DrawnBeams) -> None:
     """The logits of the last step, which follow from all that the rows have said, against those
-    of `generate` that is told what they said. Raises Disproved."""
+    of `generate` that has to say the same, step by step. Raises Disproved."""
     assert beams.logits is not None
     device = exact.model.device
-    said = torch.tensor([[*start_ids, *row] for row in beams.said], device=device)
+    said = torch.tensor(beams.said, device=device)  # (rows, steps)
+    num_rows, num_steps = said.shape
     config = exact.generation_config((drawn,))
     config.num_beams = config.num_return_sequences = 1
-    config.max_new_tokens = config.min_new_tokens = 1
+    config.max_new_tokens = config.min_new_tokens = num_steps + 1
     config.forced_bos_token_id = config.forced_eos_token_id = None
     config.return_dict_in_generate = config.output_logits = True
-    inputs, mask = said, torch.ones_like(said)
-    begun = {}
-    if exact.is_encoder_decoder:
-        prompt = torch.tensor([drawn.prompt_ids], device=device)
-        inputs, mask = prompt.expand(len(said), -1), torch.ones_like(prompt).expand(len(said), -1)
-        begun = {"decoder_input_ids": said}
-    output = exact.model.generate(inputs, attention_mask=mask, generation_config=config, **begun)
-    distance, bound = off(output.logits[0].float().cpu(), beams.logits), max_off(exact.model)
+    prompt = torch.tensor([drawn.prompt_ids], device=device).expand(num_rows, -1)
+    num_before = 1 if exact.is_encoder_decoder else prompt.shape[1]
+    output = exact.model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([Dictation(said, num_before)]),
+    )
+    distance, bound = off(output.logits[-1].float().cpu(), beams.logits), max_off(exact.model)
     if not distance <= bound:
         raise Disproved(
             "rows that change places have other logits than by model.generate "
@@ -408,7 +442,7 @@ def num_same(one: list[int], other: list[int]) -> int:
 
 
 def max_off(model: Any) -> float:
-    """How far logits may be off: in half precision, what its rounding amounts to in so many
+    """The bound on the error of logits: in half precision, what its rounding amounts to in so many
     layers."""
     if model.dtype == torch.float32:
         return MAX_OFF
@@ -419,18 +453,19 @@ def max_off(model: Any) -> float:
 
 @contextlib.contextmanager
 def short_windows_everywhere(model: Any) -> Iterator[None]:
-    """Windows as short as the prompts, in every configuration and module that notes their size."""
+    """Windows as short as the prompts, and experts that take as few tokens as they can, in every
+    configuration and module that notes their size."""
     owners = [model.config, model.config.get_text_config(decoder=True)]
     for module in model.modules():
         owners += [module, getattr(module, "config", module)]
     noted = [
         (vars(owner), name, size)
         for owner in {id(each): each for each in owners}.values()
-        for name in WINDOWS
+        for name in SMALLEST
         if isinstance(size := vars(owner).get(name), int) and not isinstance(size, bool)
     ]
     for attributes, name, size in noted:
-        attributes[name] = min(size, WINDOW)
+        attributes[name] = min(size, SMALLEST[name])
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from sqlalchemy import update
 
 from db.clock import seconds_from_now
 from db.models import Leadership
-from db.queries import dispatch
+from db.queries.jobs import dispatch
 from db.session import Database
 
 

@@ -53,7 +53,7 @@ def refuse_missing_files(spec: EngineSpec) -> None:
 def loaded(
     spec: EngineSpec, part: str, load: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> Any:
-    """One part of the checkpoint; what a library raises becomes a sentence."""
+    """Load one part of the checkpoint; an error of the library becomes a sentence."""
     try:
         return load(place(spec), **arguments)
     except Exception as error:

@@ -24,7 +24,7 @@ from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import AttemptRow, Job, Payload, Result
 from db.outcome import Fence, Outcome
-from db.queries import cancel_retry, claims, completion, dispatch, submission
+from db.queries.jobs import cancel_retry, claims, completion, dispatch, submission
 from db.session import Database
 from db.states import NEXT, RETRIABLE, UNFINISHED, JobState
 from tests.jobs import answer, claim, insert_jobs, job_row, results_per_job

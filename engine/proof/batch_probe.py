@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.backends.model_state import Freshness
-from engine.backends.proved_families import is_listed, length_bound_rope
+from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.proved_families import is_listed, length_bound_rope
 from engine.protocol.messages import Request
 from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
@@ -45,18 +45,19 @@ LEAVES_CHANGES = "a request leaves the model changed"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RowAnswer:
     token_ids: list[list[int]]  # of one row, or of each beam
     logits: Tensor | None  # (steps, vocab); None with beams
     scores: Tensor | None  # of each beam
 
 
 class Disturbed(Exception):
-    """What shows that a call may not be shared, in words."""
+    """A call may not be shared; the message says what shows it."""
 
 
 def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
-    """None if requests may share a call of this model. The model is left as it was.
+    """The reason why requests may not share a call of this model; None if they may. The
+    model is left as it was.
 
     fresh: taken before anything ran
     """
@@ -131,14 +132,14 @@ class BatchProbe:
             for num_tokens in PROMPT_LENGTHS
         ]
 
-    def alone(self, prompt: tuple[int, ...], num_beams: int = 1) -> Answer:
-        """As a model that was loaded afresh answers."""
+    def alone(self, prompt: tuple[int, ...], num_beams: int = 1) -> RowAnswer:
+        """Answer a prompt as a model does that was loaded afresh."""
         (answer,) = self.together([prompt], num_beams)
         if changes := self.fresh.changes():
             raise Disturbed(f"{LEAVES_CHANGES} ({changes[0]})")
         return answer
 
-    def together(self, prompts: list[tuple[int, ...]], num_beams: int = 1) -> list[Answer]:
+    def together(self, prompts: list[tuple[int, ...]], num_beams: int = 1) -> list[RowAnswer]:
         settings = ResolvedParams(
             max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=num_beams,
             num_return_sequences=num_beams,
@@ -156,7 +157,7 @@ class BatchProbe:
         logits = None if num_beams > 1 else torch.stack(output.logits, 1).float().cpu()
         scores = output.sequences_scores.float().cpu() if num_beams > 1 else None
         return [
-            Answer(
+            RowAnswer(
                 rows[at * num_beams : (at + 1) * num_beams],
                 None if logits is None else logits[at],
                 None if scores is None else scores[at * num_beams : (at + 1) * num_beams],
@@ -186,7 +187,7 @@ def sequence(prompt: tuple[int, ...], settings: ResolvedParams) -> Sequence:
     )
 
 
-def compare(expected: Answer, found: Answer) -> None:
+def compare(expected: RowAnswer, found: RowAnswer) -> None:
     """Raises Disturbed."""
     if expected.logits is not None and found.logits is not None:
         distance = off(expected.logits, found.logits)

@@ -18,7 +18,7 @@ COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|position_ids|inv
 
 
 def why_not_whole(model: Any, info: Mapping[str, Any]) -> str | None:
-    """None if every weight of the model came from the files, and they hold no other.
+    """The weights that the files lack or have too many, in words; None if they fit the model.
 
     info: what `from_pretrained` returns for `output_loading_info`, without what the
     architecture ties or lets be absent

@@ -17,9 +17,9 @@ import transformers
 from torch import Tensor
 from transformers.models.auto.auto_factory import _get_model_class
 
-from engine.backends.checkpoint_files import first_sentence, loaded
-from engine.backends.checkpoint_weights import named, not_finite, why_not_whole
-from engine.backends.text_part import (
+from engine.checkpoint.checkpoint_files import first_sentence, loaded
+from engine.checkpoint.checkpoint_weights import named, not_finite, why_not_whole
+from engine.checkpoint.text_part import (
     NoTextPart,
     auto_map,
     is_emptied,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from engine.backends.model_state import Freshness
+from engine.checkpoint.model_state import Freshness
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, can_pack, fastest_linear, pack
 from engine.cpu.quantized import HalfLinear, Int8Linear, PlainInt8Linear

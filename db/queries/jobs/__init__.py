@@ -1,0 +1,1 @@
+"""Statements on jobs: submitted, dispatched, claimed, ended, taken up again."""

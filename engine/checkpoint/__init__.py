@@ -1,0 +1,1 @@
+"""Checkpoints: read and refused, their weights laid out, their text part found."""

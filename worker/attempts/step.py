@@ -1,0 +1,53 @@
+"""Step: requests that a recipe makes together, and their outputs."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from engine.protocol.messages import Output, Request
+from worker.cache.content_key import ContentKey
+from worker.recipes import Fallible
+
+
+@dataclass(slots=True)
+class PendingRequest:
+    """A request, and where its output belongs."""
+
+    request: Request
+    index: int  # among those of its step
+    position: int  # among all of the attempt
+    part: int | None  # among those that a model answers, from 1; None: it only measures
+    key: ContentKey | None  # in the content cache
+    stored: Output | None = None  # need not be computed
+    is_cached: bool = False  # and was computed for another job
+    is_segment: bool = False  # an earlier attempt has left it
+
+
+@dataclass(slots=True)
+class Step:
+    """Its requests are made a page at a time, so that they are never all in memory."""
+
+    unmade: Iterator[Request]
+    is_fallible: bool  # the recipe takes failed outputs too
+    num_parts_before: int  # of the attempt, before this step
+    is_made: bool = False  # every request
+    is_looking_up: bool = False  # a page of it
+    num_requests: int = 0  # that were made
+    ready: deque[PendingRequest] = field(default_factory=deque)  # looked up, and next to go
+    outputs: dict[int, Output] = field(default_factory=dict)  # by the request's index
+    missing_model: str | None = None  # a model that it needs and this worker does not serve
+
+    @classmethod
+    def of(cls, requests: Iterable[Request], num_parts_before: int) -> Self:
+        return cls(iter(requests), isinstance(requests, Fallible), num_parts_before)
+
+    def next_request(self) -> Request | None:
+        """Make the next request; None when there are no more."""
+        request = next(self.unmade, None)
+        self.is_made = request is None
+        self.num_requests += request is not None
+        return request
+
+    def outputs_in_order(self) -> tuple[Output, ...]:
+        return tuple(self.outputs[index] for index in range(self.num_requests))

@@ -1,0 +1,114 @@
+"""Numbers: cards, bank accounts, telephones."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tasks.errors import SettingsError
+from worker.masking.match import Match
+
+# What follows the first digits is looked ahead at, so that another may begin within it. Patterns
+# begin with a digit, for which a text is searched many times as fast as for what is not before it.
+# In groups of four (or six and five) a number may go on in the next line.
+CARD = re.compile(
+    r"[2-6](?<![A-Za-z0-9][2-6])(?<![0-9]-[2-6])"
+    r"(?=(?P<rest>(?:[ -]?[0-9]){12,18}"
+    r"|[0-9]{3}(?:[\s./_-]{1,3}[0-9]{4}){3}|[0-9]{3}[\s./_-]{1,3}[0-9]{6}[\s./_-]{1,3}[0-9]{5}))"
+)
+IBAN = re.compile(
+    r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
+    r"(?=(?P<rest>[0-9](?:[\s.-]{0,2}[A-Za-z0-9]){11,30}))"
+)
+CARD_LENGTHS = range(19, 12, -1)
+DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the sum of the digits of twice a digit
+IBAN_LENGTHS = {
+    country: int(length)
+    for length, countries in {
+        "15": "NO", "16": "BE", "18": "DK FI FO GL NL SD FK", "19": "MK SI",
+        "20": "AT BA EE KZ LT LU MN XK", "21": "CH CR HR LI LV",
+        "22": "BG BH DE GB GE IE ME RS VA", "23": "AE GI IL IQ OM SO TL",
+        "24": "AD CZ ES MD PK RO SA SE SK TN VG", "25": "LY PT ST", "26": "IS TR",
+        "27": "BI DJ FR GR IT MC MR SM", "28": "AL AZ BY CY DO GT HN HU LB NI PL SV",
+        "29": "BR EG PS QA UA", "30": "JO KW MU YE", "31": "MT SC", "32": "LC", "33": "RU",
+    }.items()
+    for country in countries.split()
+}  # fmt: skip
+
+
+class Ibans:
+    """Finds IBANs: the length of their country, with the right check digits (mod 97)."""
+
+    def find(self, text: str) -> Iterator[Match]:
+        for match in IBAN.finditer(text):
+            start = match.start() - 2
+            length = IBAN_LENGTHS.get(text[start : start + 2].upper())
+            places = _places(text, start, match.end("rest"))
+            if (
+                length is not None
+                and _is_end(text, places, length)
+                and is_iban([text[place] for place in places[:length]])
+            ):
+                yield Match(start, places[length - 1] + 1, "IBAN")
+
+
+class Cards:
+    """Finds card numbers: 13 to 19 digits with the right check digit (Luhn); other numbers may
+    follow."""
+
+    def find(self, text: str) -> Iterator[Match]:
+        at = 0
+        for match in CARD.finditer(text):
+            if match.start() < at:
+                continue
+            places = _places(text, match.start(), match.end("rest"))
+            digits = [int(text[place]) for place in places]
+            lengths = (each for each in CARD_LENGTHS if _is_end(text, places, each))
+            length = next((each for each in lengths if is_card(digits[:each])), None)
+            if length is not None:
+                at = places[length - 1] + 1
+                yield Match(match.start(), at, "CARD")
+
+
+def _places(text: str, start: int, end: int) -> list[int]:
+    """The places of letters and digits."""
+    return [place for place in range(start, end) if text[place].isalnum()]
+
+
+def _is_end(text: str, places: Sequence[int], length: int) -> bool:
+    """Whether there are so many, and no word goes on behind the last of them."""
+    if length > len(places):
+        return False
+    following = text[places[length - 1] + 1 : places[length - 1] + 2]
+    return not (following.isalnum() and following.isascii())
+
+
+def is_iban(characters: Sequence[str]) -> bool:
+    digits = "".join(str(int(each, 36)) for each in (*characters[4:], *characters[:4]))
+    return int(digits) % 97 == 1
+
+
+def is_card(digits: Sequence[int]) -> bool:
+    """Whether Luhn's sum is right; one digit repeated is no card."""
+    doubled = sum(DOUBLED[digit] for digit in digits[-2::-2])
+    return (sum(digits[-1::-2]) + doubled) % 10 == 0 and len(set(digits)) > 1
+
+
+class Phones:
+    """Finds phone numbers by the numbering plans of all countries, as `phonenumbers` has them."""
+
+    def __init__(self, region: str | None) -> None:
+        try:
+            import phonenumbers
+        except ImportError:
+            raise SettingsError(
+                'masking: the rule "phone" needs phonenumbers; install it with: '
+                'pip install "tidemill[masking]"'
+            ) from None
+        if region is not None and region not in phonenumbers.SUPPORTED_REGIONS:
+            raise SettingsError(f"masking: {region} is no region that has telephone numbers")
+        self._matcher: Any = phonenumbers.PhoneNumberMatcher
+        self._region = region
+
+    def find(self, text: str) -> Iterator[Match]:
+        for match in self._matcher(text, self._region):
+            yield Match(match.start, match.end, "PHONE")
