@@ -95,7 +95,7 @@ class PackedExperts(nn.Module):
         activated: Tensor = (
             self.gate._apply_gate(rows) if self.gate.has_gate else self.gate.act_fn(rows)
         )
-        return activated.contiguous()
+        return applied.contiguous()
 
 
 class Products:
