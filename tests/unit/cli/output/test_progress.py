@@ -10,7 +10,7 @@ from sqlalchemy import update
 from cli.output.progress import watch
 from cli.output.terminal import Screen
 from db.models import Batch, Job
-from db.queries import submission
+from db.queries.jobs import submission
 from db.reading.batches import find_batches
 from db.session import Database
 from tasks.configuration import settings
