@@ -8,6 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from .agreement import (
+    Pair,
+    Phrase,
+    after,
+    capital,
+    contract,
+    elide,
+    predicate,
+    said_of,
+    with_article,
+)
 from .names import make_name, make_town
 from .words import (
     AFTER,
@@ -45,8 +56,6 @@ from .words import (
     Verb,
 )
 
-Pair = tuple[str, str]  # the same words in English and in French
-
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
@@ -57,16 +66,6 @@ class Sentence:
     @property
     def key(self) -> str:
         return self.english
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """Words in both languages, with what the rest of the sentence must agree with."""
-
-    english: str
-    french: str
-    gender: str
-    is_plural: bool
 
 
 def make_sentence(draw: Random) -> Sentence:
@@ -92,7 +91,7 @@ def joined(sentences: Sequence[Sentence]) -> Sentence:
 
 
 def typed_in_a_hurry(sentence: Sentence, draw: Random) -> Sentence:
-    """Without the full stop, the capital letter, or both; the French has what the English has."""
+    """Leave out the full stop, the capital letter, or both; the French has what the English has."""
     english, french = sentence.english, sentence.french
     how = draw.choice(("no stop", "no capital", "neither"))
     if how != "no capital" and english.endswith("."):
@@ -103,7 +102,7 @@ def typed_in_a_hurry(sentence: Sentence, draw: Random) -> Sentence:
 
 
 def in_capitals(sentence: Sentence) -> Sentence:
-    """All in capital letters: read as small ones, but for names, which are copied."""
+    """Put a sentence into capital letters: read as small ones, but for names, which are copied."""
     french = sentence.french[0].lower() + sentence.french[1:]
     if sentence.french.startswith(sentence.names):
         french = sentence.french
@@ -148,9 +147,7 @@ class _Speaker:
 
     def _ended(self, english: str, french: str, mark: str) -> Sentence:
         space = "" if mark == "." else " "  # as French has it
-        return Sentence(
-            _capital(english) + mark, _capital(french) + space + mark, tuple(self.names)
-        )
+        return Sentence(capital(english) + mark, capital(french) + space + mark, tuple(self.names))
 
     # Kinds of sentences
 
@@ -159,13 +156,13 @@ class _Speaker:
         tense = self.draw.choice(TENSES)
         subject, verb = self._person(), self.draw.choice(TRANSITIVE)
         seen = self._thing()
-        english, french = _predicate(subject, verb, tense)
+        english, french = predicate(subject, verb, tense)
         pair = (
             f"{subject.english} {english} {seen.english}",
             f"{subject.french} {french} {seen.french}",
         )
         if self.draw.random() < 0.25:
-            pair = _after(pair, self._place())
+            pair = after(pair, self._place())
         return self._timed(tense, pair) if is_first else pair
 
     def being(self, is_first: bool = True) -> Pair:
@@ -173,7 +170,7 @@ class _Speaker:
         tense = self.draw.choice(TENSES)
         subject, quality = self._one_that_is()
         english, french = (forms[subject.is_plural] for forms in COPULA[tense])
-        pair = _said_of(subject, english, french, quality)
+        pair = said_of(subject, english, french, quality)
         is_long = is_first and self.draw.random() < 0.3
         return self._timed(tense, pair) if is_long else pair
 
@@ -181,26 +178,26 @@ class _Speaker:
         """Ada arrived at the harbour at dawn."""
         tense = self.draw.choice(TENSES)
         subject, verb = self._one_that_stays()
-        english, french = _predicate(subject, verb, tense)
+        english, french = predicate(subject, verb, tense)
         pair = f"{subject.english} {english}", f"{subject.french} {french}"
         if self.draw.random() < 0.15:
             other = self._person(has_pronouns=False)
-            pair = _after(pair, (f"with {other.english}", f"avec {other.french}"))
+            pair = after(pair, (f"with {other.english}", f"avec {other.french}"))
         if self.draw.random() < 0.75:
-            pair = _after(pair, self._place())
+            pair = after(pair, self._place())
         return self._timed(tense, pair) if is_first else pair
 
     def moving(self) -> Pair:
         """The girls went to the market yesterday."""
         tense = self.draw.choice(TENSES)
         subject = self._person()
-        english, french = _predicate(subject, GO, tense)
+        english, french = predicate(subject, GO, tense)
         pair = f"{subject.english} {english}", f"{subject.french} {french}"
         if self.draw.random() < 0.25:
             town = self._town()
-            pair = _after(pair, (f"to {town}", f"à {town}"))
+            pair = after(pair, (f"to {town}", f"à {town}"))
         else:
-            pair = _after(pair, self.draw.choice(tuple(DESTINATIONS.items())))
+            pair = after(pair, self.draw.choice(tuple(DESTINATIONS.items())))
         return self._timed(tense, pair)
 
     def refusing(self) -> Pair:
@@ -211,14 +208,14 @@ class _Speaker:
         kind = self.draw.random()
         if kind < 0.4:
             english = "do" if subject.is_plural else "does"
-            french = f"{_elide('ne', verb.french[subject.is_plural])} pas"
+            french = f"{elide('ne', verb.french[subject.is_plural])} pas"
         elif kind < 0.8:
             english = "did"
             auxiliary = "n'ont" if subject.is_plural else "n'a"
             french = f"{auxiliary} pas {verb.participle}"
         else:
             english, is_short = "will", False
-            french = f"{_elide('ne', verb.future[subject.is_plural])} pas"
+            french = f"{elide('ne', verb.future[subject.is_plural])} pas"
         refused = english + ("n't" if is_short else " not")
         return (
             f"{subject.english} {refused} {verb.base} {seen.english}",
@@ -232,11 +229,11 @@ class _Speaker:
         verb = self.draw.choice(
             [verb for verb in TRANSITIVE if verb.base in ("buy", "sell", "carry", "bring", "take")]
         )
-        english, french = _predicate(subject, verb, tense)
+        english, french = predicate(subject, verb, tense)
         goods, marchandise = self._goods()
         pair = f"{subject.english} {english} {goods}", f"{subject.french} {french} {marchandise}"
         if self.draw.random() < 0.4:
-            pair = _after(pair, self._place())
+            pair = after(pair, self._place())
         return self._timed(tense, pair)
 
     def giving(self) -> Pair:
@@ -244,10 +241,10 @@ class _Speaker:
         tense = self.draw.choice(TENSES)
         subject, verb, seen = self._person(), self.draw.choice(GIVING), self._thing()
         other = self._person(has_pronouns=False)
-        english, french = _predicate(subject, verb, tense)
+        english, french = predicate(subject, verb, tense)
         pair = (
             f"{subject.english} {english} {seen.english} to {other.english}",
-            f"{subject.french} {french} {seen.french} {_contract('à', other.french)}",
+            f"{subject.french} {french} {seen.french} {contract('à', other.french)}",
         )
         return self._timed(tense, pair)
 
@@ -261,18 +258,18 @@ class _Speaker:
             seen = self._thing(articles=("a",))
             english, french, is_plural = seen.english, seen.french, seen.is_plural
         pair = f"there {THERE[tense][is_plural]} {english}", f"{IL_Y_A[tense]} {french}"
-        return _after(pair, self._place())
+        return after(pair, self._place())
 
     def weather(self) -> Pair:
         """It is raining at Saltmere."""
         tense = self.draw.choice(TENSES)
         if self.draw.random() < 0.5:
             pair = self.draw.choice(tuple(WEATHER[tense].items()))
-            pair = _after(pair, self._place()) if self.draw.random() < 0.6 else pair
+            pair = after(pair, self._place()) if self.draw.random() < 0.6 else pair
             return self._timed(tense, pair)
         subject = self._nature()
         english, french = (forms[subject.is_plural] for forms in COPULA[tense])
-        return self._timed(tense, _said_of(subject, english, french, self.draw.choice(OF_NATURE)))
+        return self._timed(tense, said_of(subject, english, french, self.draw.choice(OF_NATURE)))
 
     def greeting(self) -> Pair:
         """Good morning, Ada."""
@@ -293,7 +290,7 @@ class _Speaker:
                 english = f"will {subject.english} be {quality.english}"
             else:
                 english = f"{COPULA[tense][0][is_plural]} {subject.english} {quality.english}"
-            french = _said_of(subject, "", COPULA[tense][1][is_plural], quality)[1]
+            french = said_of(subject, "", COPULA[tense][1][is_plural], quality)[1]
         else:
             subject = self._person()
             is_transitive = self.draw.random() < 0.6
@@ -301,13 +298,13 @@ class _Speaker:
             does = "do" if subject.is_plural else "does"
             auxiliary = {"present": does, "past": "did", "future": "will"}[tense]
             english = f"{auxiliary} {subject.english} {verb.base}"
-            french = f"{subject.french} {_predicate(subject, verb, tense)[1]}"
+            french = f"{subject.french} {predicate(subject, verb, tense)[1]}"
             if is_transitive:
                 seen = self._thing()
                 english, french = f"{english} {seen.english}", f"{french} {seen.french}"
             if self.draw.random() < 0.3 + 0.4 * (not is_transitive):
-                english, french = _after((english, french), self._place())
-        return english, f"est-ce {_elide('que', french)}"
+                english, french = after((english, french), self._place())
+        return english, f"est-ce {elide('que', french)}"
 
     # Parts of sentences
 
@@ -363,14 +360,14 @@ class _Speaker:
         number, unit, good = (self.draw.choice(tuple(each)) for each in (NUMBERS, UNITS, GOODS))
         return (
             f"{number} {unit} of {good}",
-            f"{NUMBERS[number]} {UNITS[unit]} {_elide('de', GOODS[good])}",
+            f"{NUMBERS[number]} {UNITS[unit]} {elide('de', GOODS[good])}",
         )
 
     def _nature(self) -> Phrase:
         noun = self.draw.choice(NATURE)
         return Phrase(
             f"the {noun.english}",
-            _elide("la" if noun.gender == "f" else "le", noun.french),
+            elide("la" if noun.gender == "f" else "le", noun.french),
             noun.gender,
             False,
         )
@@ -388,10 +385,10 @@ class _Speaker:
         english = seen.english_plural if is_plural else seen.english
         french = seen.french_plural if is_plural else seen.french
         article = "la" if seen.gender == "f" else "le"
-        words = f"les {french}" if is_plural else _elide(article, french)
+        words = f"les {french}" if is_plural else elide(article, french)
         return Phrase(
             f"{owner.english}'s {english}",
-            f"{words} {_contract('de', owner.french)}",
+            f"{words} {contract('de', owner.french)}",
             seen.gender,
             is_plural,
         )
@@ -405,7 +402,7 @@ class _Speaker:
                     return Phrase(name, name, gender, False)
         noun = self.draw.choice(PEOPLE)
         article = "la" if noun.gender == "f" else "le"
-        return Phrase(f"the {noun.english}", _elide(article, noun.french), noun.gender, False)
+        return Phrase(f"the {noun.english}", elide(article, noun.french), noun.gender, False)
 
     def _noun(
         self,
@@ -438,81 +435,15 @@ class _Speaker:
             ("the", "the", "the", "our", "this") if is_definite else ("the", "the", "a", "this")
         )
         article = draw.choice(articles or choices)
-        words = _with_article(article, english, french, noun.gender, is_plural)
+        words = with_article(article, english, french, noun.gender, is_plural)
         return Phrase(*words, noun.gender, is_plural)
 
     def _timed(self, tense: str, pair: Pair) -> Pair:
-        """With a time at the end, at the beginning, or without."""
+        """Put a time at the end, at the beginning, or nowhere."""
         place = self.draw.random()
         if place < 0.45:
             return pair
         english, french = self.draw.choice(tuple(TIMES[tense].items()))
         if place < 0.8:
-            return _after(pair, (english, french))
+            return after(pair, (english, french))
         return f"{english}, {pair[0]}", f"{french}, {pair[1]}"
-
-
-def _with_article(
-    article: str, english: list[str], french: list[str], gender: str, is_plural: bool
-) -> Pair:
-    before_vowel = french[0][0] in VOWELS
-    if article == "the":
-        singular = "la" if gender == "f" else "le"
-        words = f"les {' '.join(french)}" if is_plural else _elide(singular, " ".join(french))
-        return f"the {' '.join(english)}", words
-    if article == "a":
-        article = "an" if english[0][0] in "aeiou" else "a"
-        determiner = "une" if gender == "f" else "un"
-    elif article == "our":
-        determiner = "nos" if is_plural else "notre"
-    elif article == "this":
-        article = "these" if is_plural else "this"
-        determiner = "cette" if gender == "f" else "cet" if before_vowel else "ce"
-        determiner = "ces" if is_plural else determiner
-    else:
-        determiner = NUMBERS[article]
-    return f"{article} {' '.join(english)}", f"{determiner} {' '.join(french)}"
-
-
-def _predicate(subject: Phrase, verb: Verb, tense: str) -> Pair:
-    """The verb in both languages, in agreement with its subject."""
-    if tense == "present":
-        return (verb.base if subject.is_plural else verb.present, verb.french[subject.is_plural])
-    if tense == "future":
-        return (f"will {verb.base}", verb.future[subject.is_plural])
-    if verb.takes_etre:
-        ending = ("e" if subject.gender == "f" else "") + ("s" if subject.is_plural else "")
-        return (verb.past, f"{'sont' if subject.is_plural else 'est'} {verb.participle}{ending}")
-    return (verb.past, f"{'ont' if subject.is_plural else 'a'} {verb.participle}")
-
-
-def _said_of(subject: Phrase, english: str, french: str, quality: Adjective) -> Pair:
-    return (
-        f"{subject.english} {english} {quality.english}",
-        f"{subject.french} {french} {quality.french(subject.gender, subject.is_plural)}",
-    )
-
-
-def _after(pair: Pair, more: Pair) -> Pair:
-    return f"{pair[0]} {more[0]}", f"{pair[1]} {more[1]}"
-
-
-def _elide(word: str, following: str) -> str:
-    """le + huître is l'huître; before the name of a person with H or Y nothing is elided."""
-    letter = following[0]
-    if letter in VOWELS or letter in "AEIOU":
-        return f"{word[:-1]}'{following}"
-    return f"{word} {following}"
-
-
-def _contract(word: str, following: str) -> str:
-    """à + le meunier is au meunier; de + les is des; de + Ada is d'Ada."""
-    article, _, rest = following.partition(" ")
-    short = {"à": {"le": "au", "les": "aux"}, "de": {"le": "du", "les": "des"}}[word]
-    if article in short and rest:
-        return f"{short[article]} {rest}"
-    return _elide(word, following) if word == "de" else f"{word} {following}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
