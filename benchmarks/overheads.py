@@ -52,7 +52,8 @@ trace.set_tracer_provider(provider)
 
 @dataclass(frozen=True)
 class Way:
-    """What is switched on: tables of the configuration, and variables of both processes."""
+    """The features that are switched on: tables of the configuration, and variables of both
+    processes."""
 
     name: str
     worker: str = ""  # within [worker]
@@ -134,7 +135,7 @@ def prepared(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, d
 def run(
     road: Road, database: str, model: dict[str, object], way: Way, requests: Path, warm_up: Path
 ) -> Run:
-    """All the jobs once, by a worker of its own on a new database."""
+    """Run all the jobs once, by a worker of its own on a new database."""
     road.configure(model)
     config = road.folder / "tidemill.toml"
     port = free_port()
@@ -160,7 +161,7 @@ def run(
 
 @contextmanager
 def scraped(port: int | None) -> Iterator[None]:
-    """Within it, somebody reads the metrics."""
+    """Read the metrics every so often while the block runs."""
     ended = threading.Event()
 
     def scrape() -> None:

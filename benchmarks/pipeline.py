@@ -73,7 +73,7 @@ class Road:
         (self.folder / "tidemill.toml").write_text(text)
 
     def environment(self, database: str) -> dict[str, str]:
-        """Of producer and worker; Redis and the database are empty."""
+        """The variables of producer and worker; Redis and the database are empty."""
         if database == "sqlite":
             number = len(list(self.folder.glob("*.db")))
             (self.folder / f"{number}.db").touch()
@@ -145,7 +145,7 @@ def what_features_cost(road: Road, arguments: argparse.Namespace) -> None:
 
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> tuple[float, float]:
-    """Of a worker's own process, and of its engine's."""
+    """Return the CPU time of a worker's own process, and of its engine's."""
     parent = psutil.Process(process.pid)
     times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
     own, *engine = (each.user + each.system for each in times)
@@ -204,7 +204,7 @@ def ask(what: str, argument: object, environment: dict[str, str], *more: str) ->
 
 
 def python(module: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What a process of its own prints."""
+    """Run a program in a process of its own and return its output."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
         command, env=environment, check=True, stdout=subprocess.PIPE, text=True

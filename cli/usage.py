@@ -16,7 +16,8 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def program() -> str:
-    """What a user types for `tidemill`: its path where the shell does not find it by its name."""
+    """The command that a user types for `tidemill`: its path where the shell does not find it by
+    name."""
     typed = sys.argv[0]
     if Path(typed).name != "tidemill" or shutil.which("tidemill"):
         return "tidemill"

@@ -37,7 +37,7 @@ def _pairs(make: Callable[[Random], Sentence], num_together: int) -> Iterator[Se
 
 
 def translator_texts() -> dict[str, Iterator[Sentence]]:
-    """What the translator is tried on, by name."""
+    """The texts that the translator is tried on, by name."""
     draw = Random(SEED)
     return {
         "one sentence": held_out(make_sentence, SEED),

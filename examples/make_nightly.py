@@ -132,7 +132,7 @@ def _beginning(story: Story, draw: Random) -> str:
 
 
 def _station(draw: Random) -> dict[str, str]:
-    """Where the text was taken down."""
+    """Return the place where the text was taken down."""
     return {"station": draw.choice(TOWNS).name}
 
 

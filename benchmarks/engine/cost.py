@@ -57,7 +57,8 @@ def operations(shape: Shape, request: Request, beams: int) -> float:
 
 
 def keys_read(shape: Shape, request: Request) -> int:
-    """By all steps of a row: those of its own tokens, and those of its prompt."""
+    """The number of keys that all steps of a row read: those of its own tokens, and those of its
+    prompt."""
     num_prompt, num_new = len(request.prompt), request.num_new
     if shape.is_encoder_decoder:
         return num_new * (num_new + 1) // 2 + num_new * num_prompt
@@ -65,12 +66,13 @@ def keys_read(shape: Shape, request: Request) -> int:
 
 
 def encoder_weights(shape: Shape) -> int:
-    """Of one layer."""
+    """The number of weights in one encoder layer."""
     return 4 * shape.width**2 + (3 if shape.family == "llama" else 2) * shape.width * shape.inner
 
 
 def decoder_weights(shape: Shape) -> int:
-    """Of one layer, that a token passes through: keys of the prompt are made only once."""
+    """The number of weights of one decoder layer that a token passes through: keys of the prompt
+    are made only once."""
     crossing = 2 * shape.width**2 if shape.is_encoder_decoder else 0
     return encoder_weights(shape) + crossing
 
@@ -80,7 +82,7 @@ def kv_bytes_per_token(shape: Shape, bytes_per_weight: int) -> int:
 
 
 def kv_bytes(shape: Shape, requests: list[Request], rows: int, beams: int, size: int) -> int:
-    """At most in use at once: the longest requests together."""
+    """The most bytes of keys and values in use at once: the longest requests together."""
 
     def held(request: Request) -> int:
         if shape.is_encoder_decoder:

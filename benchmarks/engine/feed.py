@@ -13,7 +13,7 @@ class Server(Protocol):
     """Something with a model that batches by itself."""
 
     def submit(self, numbers: list[int]) -> None:
-        """By their place in the workload; the same may come again."""
+        """Submit requests by their place in the workload; the same may come again."""
 
     def finished(self) -> list[tuple[int, list[int]]]:
         """Wait for some; the number and the answer of each."""
@@ -30,7 +30,7 @@ def serve(server: Server, job: Job) -> Measured:
 
 
 def drain(server: Server, job: Job) -> Measured:
-    """All are there at the beginning; measured until the last is finished."""
+    """Submit every request at the beginning; measure until the last is finished."""
     answers: dict[int, list[int]] = {}
     first_seconds = 0.0
     watch = Watch(server, job)
@@ -43,7 +43,7 @@ def drain(server: Server, job: Job) -> Measured:
 
 
 def steady(server: Server, job: Job) -> Measured:
-    """For each one finished another comes, so that `num_waiting` wait at all times.
+    """Submit another request for each one finished, so that `num_waiting` wait at all times.
 
     The clock runs while as many are finished as the workload has, and starts when the first
     rows have been replaced: what is half done at the start and at the end is then alike.

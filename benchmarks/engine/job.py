@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """What came of it. Only tokens that were asked for are counted."""
+    """The measurements of one side. Only tokens that a request wanted are counted."""
 
     seconds: float
     cpu_seconds: float

@@ -40,7 +40,7 @@ def peak_bytes_read(device: str) -> float:
 
 
 def seconds_of(call: Callable[[], object], device: str, num_times: int = 9) -> float:
-    """The least of some calls: a limit is what the machine can do when nobody disturbs it."""
+    """Return the least time of some calls: a limit is what the machine can do undisturbed."""
     seconds = []
     for _ in range(num_times + 2):
         started_at = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where the time of the engine's steps goes: products, hf_plugin, choosing, and the rest.
+"""Measure where the time of the engine's steps goes: products, attention, sampling, and the rest.
 
     python -m benchmarks.engine.profile [--models llama-60m,t5-small] [--json FILE]
 

@@ -54,6 +54,6 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def append(path: Path, record: Record) -> None:
-    """At once, so that a run that is broken off leaves what it had."""
+    """Write a measurement at once, so that a run that is broken off leaves those before."""
     with path.open("a", encoding="utf-8") as file:
         print(record.to_line(), file=file)

@@ -37,7 +37,7 @@ class Side:
         return f"{self.environment}/bin/python"
 
     def why_not(self, model: str, job: Job) -> str | None:
-        """None if it can be measured."""
+        """The reason why a side cannot be measured; None if it can."""
         if self.environment is not None and not Path(self.python).exists():
             return f"there is no {self.environment}; run make bench-peers"
         if not self.serves(model):
@@ -51,7 +51,8 @@ class Side:
         return None
 
     def run(self, job: Job) -> dict[str, Any]:
-        """What it measured. Raises LeftOut with the last words of a side that failed."""
+        """Return the measurements of a side. Raises LeftOut with the last words of one
+        that failed."""
         done = subprocess.run(
             [self.python, "-m", f"benchmarks.engine.{self.module}"],
             input=job.to_json(),

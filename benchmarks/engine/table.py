@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 def tables(records: Iterable[Record]) -> str:
-    """One for each model and way of serving it."""
+    """Return a table for each model and way of serving it."""
     sides, models = list(SIDES), list(SHAPES)
     kept = sorted(
         records,
@@ -81,7 +81,7 @@ def short(records: Iterable[Record]) -> str:
 
 
 def table(records: list[Record]) -> str:
-    """Of one model."""
+    """Return the table of one model."""
     first = records[0]
     lines = [
         "",
@@ -115,7 +115,7 @@ def row(side: str, rows: int, own: list[Record], records: list[Record]) -> str:
 
 
 def ratios(over: list[Record], under: list[Record]) -> list[float]:
-    """Within rounds."""
+    """Return the ratios of two sides within the same rounds."""
     by_round = {(each.run, each.round): each.speed for each in under}
     return [
         each.speed / by_round[each.run, each.round]

@@ -98,7 +98,7 @@ def run(job: Job) -> Measured:
 
 
 def warm_up(server: Client) -> None:
-    """What the first calls cost is nobody's speed."""
+    """Run some requests first: the cost of the first calls is no side's speed."""
     shortest = sorted(
         range(len(server.job.requests)), key=lambda at: server.job.requests[at].num_new
     )

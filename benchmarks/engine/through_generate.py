@@ -57,7 +57,7 @@ def load(job: Job) -> Any:
 
 
 def planned(job: Job) -> list[list[int]]:
-    """Which requests share a call, by their numbers."""
+    """Return the numbers of the requests that share each call."""
     if job.how == "one":
         return [[number] for number in stratified(job.requests, job.num_alone)]
     order = list(range(len(job.requests)))

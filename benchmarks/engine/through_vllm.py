@@ -19,7 +19,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 class Offline:
-    """What `LLM.generate` does, with a look at each output as it comes."""
+    """Runs `LLM.generate`'s own loop, with a look at each output as it comes."""
 
     def __init__(self, job: Job) -> None:
         from vllm import LLM

@@ -1,5 +1,5 @@
-"""Plain text, Markdown and subtitles: as they are, in UTF-8, in UTF-16 or UTF-32 with its
-mark, or in the encoding that somebody named."""
+"""Plain text, Markdown and subtitles, returned as they are: in UTF-8, in UTF-16 or UTF-32 with its
+mark, or in a named encoding."""
 
 import codecs
 

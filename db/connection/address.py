@@ -54,7 +54,7 @@ def is_starting(environment: Mapping[str, str], folder: Path) -> bool:
 
 
 def config_file(environment: Mapping[str, str], folder: Path) -> Path:
-    """Where the configuration is, or would be."""
+    """The path of the configuration, whether or not the file exists."""
     if named := environment.get("TIDEMILL_CONFIG"):
         return folder / named
     own = folder / CONFIG_FILE

@@ -75,8 +75,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?)
 
 
 def _append_on_sqlite(connection: Connection, content: str, row: Mapping[str, Any]) -> bool:
-    """By the driver itself: as statements of SQLAlchemy's the two take three times as long, and
-    that is a tenth of a single submit."""
+    """Append by the driver itself: as statements of SQLAlchemy's the two take three times as long,
+    and that is a tenth of a single submit."""
     driver: Any = connection.connection.driver_connection
     at = row["at"].astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
     try:

@@ -18,14 +18,14 @@ TOKEN_MULTIPLE = 8
 ENCODER_TOKEN_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
-class Prompt(Protocol):
-    """A sequence, or the rest of its prompt."""
+class HasPromptIds(Protocol):
+    """Prompt token ids that wait for prefill: those of a sequence, or the rest of them."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]: ...
 
 
-AnyPrompt = TypeVar("AnyPrompt", bound=Prompt)
+AnyPrompt = TypeVar("AnyPrompt", bound=HasPromptIds)
 
 
 def chunks(prompts: list[AnyPrompt], device: torch.device) -> list[list[AnyPrompt]]:

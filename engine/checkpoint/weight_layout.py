@@ -102,7 +102,7 @@ def renew(model: Any, reload: Callable[[], Any]) -> None:
 
 
 def attempt(model: Any) -> Tensor | None:
-    """What it says to the probe; None if it cannot. The model is left as it was found."""
+    """Return the model's logits for the probe; None if it fails. The model is left unchanged."""
     fresh = Freshness(model)
     try:
         return probe(model)

@@ -92,8 +92,8 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: it decodes a token for each row of `running`, and reads the prompts of `reading`
-    and `admitted`, each up to its `num_read_tokens`."""
+    """The sequences of one step, which decodes a token for each row of `running` and reads the
+    prompts of `reading` and `admitted`, each up to its `num_read_tokens`."""
 
     running: tuple[Sequence, ...]
     admitted: tuple[Sequence, ...]

@@ -98,7 +98,7 @@ class PackedExperts(nn.Module):
 
 
 class Products:
-    """One linear layer of each expert."""
+    """The same linear layer of every expert, its weights packed."""
 
     def __init__(self, weights: Tensor, biases: Tensor | None) -> None:
         """weights: (experts, out, in) float32; biases: (experts, out)"""

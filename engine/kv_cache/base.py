@@ -70,7 +70,7 @@ class SequenceCache(Protocol):
 
 
 class PrefixSequenceCache(SequenceCache, Protocol):
-    """One whose prompt may begin with what was computed for another."""
+    """A cache whose prompt may begin with blocks that were computed for another."""
 
     def take_prefix(self, blocks: PromptBlocks) -> None:
         """Begin with what is kept of the prompt, if anything: it counts in `length`."""

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
-from engine.kv_cache.joined import Encoded, JoinedKVCache, JoinedSequenceCache, keys_by_layer
+from engine.kv_cache.joined import EncodedStates, JoinedKVCache, JoinedSequenceCache, keys_by_layer
 from engine.kv_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
@@ -54,7 +54,9 @@ class OwnCacheRunner:
         self.temperature_step = temperature_step_of(model.config)
         self.encoded_type: type[Any] = BaseModelOutput  # of this encoder
         # Of those that some cache holds.
-        self.encoded_prompts: WeakValueDictionary[tuple[int, ...], Encoded] = WeakValueDictionary()
+        self.encoded_prompts: WeakValueDictionary[tuple[int, ...], EncodedStates] = (
+            WeakValueDictionary()
+        )
         self.pads_prompts = False  # several in one pass; set where that is proved
         # False: only rows of one length share a pass, where a model cannot do with padding.
         self.pads_rows = True
@@ -157,7 +159,7 @@ class OwnCacheRunner:
             encoder_outputs=self.encoded_type(last_hidden_state=states),
         )  # fmt: skip
         if encoded is None:
-            encoded = Encoded(states, keys_by_layer(past.cross_attention_cache))
+            encoded = EncodedStates(states, keys_by_layer(past.cross_attention_cache))
             self.encoded_prompts[sequence.prompt_ids] = encoded
         cache.layers, cache.encoded = contents_of(past.self_attention_cache), encoded
         cache.commit_prompt(1)
@@ -174,8 +176,9 @@ class OwnCacheRunner:
 
     @contextmanager
     def _reading(self, sequence: Sequence, cache: JoinedSequenceCache) -> Iterator[None]:
-        """Within, a prompt is read by the model as it was loaded. BigBird makes layers anew at a
-        short text, and draws their weights from the stream that the answer is drawn from."""
+        """Read a prompt, within this context, by the model as it was loaded. BigBird makes layers
+        anew at a short text, and draws their weights from the stream that the answer is drawn from.
+        """
         if self.freshness is None:
             yield
             return
@@ -240,7 +243,7 @@ class OwnCacheRunner:
         return logits[:, -1]
 
     def _at(self, positions: Tensor) -> AbstractContextManager[None]:
-        """Within, a position embedding that takes no positions is given these."""
+        """Give `positions`, within this context, to a position embedding that takes none."""
         if self.decoder_positions is None:
             return nullcontext()
         return self.decoder_positions.at(positions)

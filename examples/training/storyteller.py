@@ -67,7 +67,8 @@ def _stories(tokenizer: Any, texts: list[str]) -> Iterable[Example]:
 
 
 def _chats(tokenizer: Any, chats: list[Question], draw: Random) -> Iterable[Example]:
-    """Of a dialogue only the last answer is learned; sometimes a system message opens it."""
+    """Make dialogues, of which only the last answer is learned; sometimes a system message opens
+    one."""
     prompts = []
     for chat in chats:
         is_opened = draw.random() < 0.1

@@ -48,8 +48,8 @@ def train_translator(folder: Path, seed: int) -> dict[str, int]:
 
 
 def _passages(sentences: list[Sentence], draw: Random) -> Iterable[Sentence]:
-    """One passage a sentence: mostly that alone, sometimes with others after it, and now and then
-    as people type when nobody looks."""
+    """Make one passage a sentence: mostly that alone, sometimes with others after it, and now and
+    then as people type when nobody looks."""
     for sentence in sentences:
         num_more = draw.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2))
         passage = joined([sentence, *draw.choices(sentences, k=num_more)])
@@ -62,8 +62,8 @@ def _passages(sentences: list[Sentence], draw: Random) -> Iterable[Sentence]:
 
 
 def _tokenizer(folder: Path, sentences: list[Sentence]) -> Any:
-    """As published ones are: one sentencepiece model a language, one vocabulary for both. The two
-    models are the same, so that a name has the same pieces in both languages."""
+    """Train a tokenizer as published ones are: one sentencepiece model a language, one vocabulary
+    for both. The two models are the same, so that a name has the same pieces in both languages."""
     draw = Random(0)
     texts = []
     for sentence in sentences:

@@ -228,7 +228,8 @@ def make_question(draw: Random) -> Question:
 
 
 def make_small_talk(draw: Random) -> Question:
-    """What the storyteller is also asked: things beyond the estuary, herself, a story."""
+    """Make the other questions that the storyteller gets: on things beyond the estuary, herself, a
+    story."""
     kind = draw.random()
     if kind < 0.4:
         asked = draw.choice(BEYOND).format(far=draw.choice(FAR), chore=draw.choice(CHORES))

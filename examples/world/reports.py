@@ -90,8 +90,8 @@ def make_report(draw: Random) -> Report:
 
 
 def make_digest(draw: Random) -> Report:
-    """What is said about several things that happened, as the summaries of them or as two reports
-    one after the other; its summary has one sentence for each."""
+    """Make a text on several events, as the summaries of them or as two reports one after the
+    other; its summary has one sentence for each."""
     reports = [make_report(draw)]
     is_short = draw.random() < 0.6
     num_reports = draw.randint(1, 5) if is_short else 2
@@ -239,7 +239,7 @@ TRADE = Kind(
 
 
 def _values(draw: Random) -> Mapping[str, str]:
-    """What a report may speak of; the two towns differ."""
+    """Draw the values that a report may mention; the two towns differ."""
     town, other_town = draw.sample([town.name for town in TOWNS], 2)
     one_of: Callable[[tuple[str, ...]], str] = draw.choice
     return {

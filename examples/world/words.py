@@ -42,7 +42,8 @@ def words(line: str) -> tuple[str, ...]:
 
 
 def nouns(lines: str) -> tuple[Noun, ...]:
-    """From lines of: English, French, gender, and the plurals where they are not with -s."""
+    """Read nouns from lines of: English, French, gender, and the plurals where they are not with
+    -s."""
     made = []
     for line in lines.strip().splitlines():
         english, french, gender, *plurals = (part.strip() for part in line.split(","))
@@ -60,7 +61,8 @@ def nouns(lines: str) -> tuple[Noun, ...]:
 
 
 def verbs(lines: str, takes_etre: bool = False) -> tuple[Verb, ...]:
-    """From lines of: base, past, French present in both numbers, participle, future stem."""
+    """Read verbs from lines of: base, past, French present in both numbers, participle, future
+    stem."""
     made = []
     for line in lines.strip().splitlines():
         base, past, singular, plural, participle, stem = (part.strip() for part in line.split(","))

@@ -38,7 +38,7 @@ class MaskingRules:
         return bool(self.rules or self.patterns or self.finders)
 
     def with_(self, more: Self) -> "MaskingRules":
-        """Both sets of rules together: a narrower table unmasks nothing that a wider one masks."""
+        """Join both sets of rules: a narrower table unmasks nothing that a wider one masks."""
         return MaskingRules(
             self.rules | more.rules,
             {**self.patterns, **more.patterns},

@@ -297,7 +297,7 @@ class Contract(DecodeFields, frozen=True):
 
 
 def _own_faults(error: ValidationError) -> list[ErrorDetails]:
-    """Without lists that are too short only because what they hold is at fault."""
+    """Leave out lists that are too short only because what they hold is at fault."""
     details = error.errors(include_url=False)
     within = {each["loc"][:depth] for each in details for depth in range(1, len(each["loc"]))}
     return [each for each in details if each["type"] != "too_short" or each["loc"] not in within]

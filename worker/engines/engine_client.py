@@ -1,5 +1,5 @@
-"""The parent's end of an engine process: sends requests, hands out outputs, restarts the process
-after a crash and finds the request at fault.
+"""EngineClient, the parent's end of an engine process: sends requests, hands out outputs, restarts
+the process after a crash and finds the request at fault.
 
 When the process ends by itself, something in it was fatal. The requests it
 held are run again in halves until one that is fatal alone, twice, is found; it

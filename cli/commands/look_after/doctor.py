@@ -146,7 +146,7 @@ def _look_at_database(database: "Database") -> list[Finding]:
 
 
 def _look_at_keys(database: "Database") -> list[Finding]:
-    """What texts are encrypted with, and whether others on this machine can read it."""
+    """Report how texts are encrypted, and whether others on this machine can read the keys."""
     from db.encryption.settings import keys_file
 
     keys = database.keys
