@@ -205,9 +205,9 @@ class CacheTable:
         self.kernel = kernel
         num_layers, self.column_bytes = shape.num_layers, shape.head_size * shape.dtype.itemsize
         self.num_caches = len(rows)
-        described = np.array(rows, np.int64).reshape(len(rows), kernel.NUM_SLOT_FIELDS + 1)
+        described = np.array(rows, np.int64).reshape(len(rows), kernel.NUM_CACHE_FIELDS + 1)
         # (layers, caches, cache fields)
-        self.fields = np.zeros((num_layers, len(rows), kernel.NUM_SLOT_FIELDS), np.int64)
+        self.fields = np.zeros((num_layers, len(rows), kernel.NUM_CACHE_FIELDS), np.int64)
         keys = described[:, 0] + np.arange(num_layers)[:, None] * described[:, 1]
         self.fields[:, :, kernel.KEYS] = keys
         self.fields[:, :, kernel.VALUES] = keys + described[:, 2]

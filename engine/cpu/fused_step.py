@@ -179,8 +179,8 @@ class FusedStep:
             (PREFILL, prefill_attention.attend_prompts, attention.prompts_table),
         ):
             self.functions[:, call] = function.address if caches.num_caches else 0
-            self.arguments[:, call, decode_attention.NUM_SLOTS] = caches.num_caches
-            self.arguments[:, call, decode_attention.SLOTS] = caches.of_layers()
+            self.arguments[:, call, decode_attention.NUM_CACHES] = caches.num_caches
+            self.arguments[:, call, decode_attention.CACHES] = caches.of_layers()
 
     def _prepare_gather(self, indices: np.ndarray | None) -> None:
         """Let the last layer go on with the rows at the indices only; None: with all."""

@@ -1,6 +1,6 @@
-"""Decode attention: one query token in each row attends to the keys of its own slot.
+"""Decode attention: one query token in each row attends to the keys of its own cache.
 
-torch's fused attention wants rows of one length, so that each slot of a step would need a call
+torch's fused attention wants rows of one length, so that each cache of a step would need a call
 of its own, and most of the time would be spent in calling. Here one call does a layer for all
 rows: it writes each row's new key and value, and attends to what the row has.
 """
@@ -31,7 +31,7 @@ from engine.cpu.thread_pool import (
 # The arguments, int64 each: addresses, and sizes and strides in elements.
 NUM_HEADS, HEAD_SIZE = 0, 1  # of keys
 SCRATCH, SCRATCH_WIDTH = 2, 3  # (threads, width) float32
-NUM_SLOTS, SLOTS = 4, 5  # (slots, slot fields) int64
+NUM_CACHES, CACHES = 4, 5  # (caches, cache fields) int64
 GROUP = 6  # query heads of each key head
 SCALE_BITS = 7  # of a float64
 QUERY, QUERY_STRIDE = 8, 9  # (rows, query heads, head size), and the stride of its rows
@@ -47,14 +47,14 @@ SOFTCAP_BITS = 20  # of a float64, by which scores are bounded; 0.0: they are no
 NUM_ARGUMENTS = 21
 LAYOUT = "7qd12qd"
 
-# The fields of a slot, int64 each.
+# The fields of a cache, int64 each.
 KEYS, VALUES = 0, 1  # (rows, heads, capacity, head size) float32
-CAPACITY, ROW_STRIDE = 2, 3  # ROW_STRIDE 0: all rows of the slot read the same keys
+CAPACITY, ROW_STRIDE = 2, 3  # ROW_STRIDE 0: all rows of the cache read the same keys
 NUM_ROWS, NUM_COLUMNS, FIRST_ROW = 4, 5, 6  # the last column is the new token's
 ANCESTORS = 7  # (rows, capacity) int32: the row that wrote a column; 0: each row its own
-NUM_SLOT_FIELDS = 8
+NUM_CACHE_FIELDS = 8
 
-UNIT_COST = 8  # of a slot's head beside its columns, in columns
+UNIT_COST = 8  # of a cache's head beside its columns, in columns
 
 
 def scratch_width(num_columns: int, head_size: int) -> int:
@@ -85,7 +85,7 @@ def attend(
 ) -> None:  # fmt: skip
     """Attend with one query head of one row.
 
-    query, out: addresses of a head; keys, values: of the first column; ancestors: as of a slot;
+    query, out: addresses of a head; keys, values: of the first column; ancestors: as of a cache;
     softcap: or 0; bias: of the first column's, or 0; sink: of the head's, or 0; scratch: of
     `scratch_width` floats; following: of the keys that are read next, for the prefetch
     """
@@ -178,29 +178,29 @@ def rotate(a: Any, row: Any, source: Any, target: Any) -> None:
 
 
 @fast
-def attend_head(a: Any, slot: Any, head: Any, scratch: Any, rotated: Any) -> None:
-    """Attend for all rows of a slot, with one key head and the query heads that share it.
+def attend_head(a: Any, cache: Any, head: Any, scratch: Any, rotated: Any) -> None:
+    """Attend for all rows of a cache, with one key head and the query heads that share it.
 
     rotated: the address of scratch for a head
     """
     size, group = a[HEAD_SIZE], a[GROUP]
-    capacity, length, stride = slot[CAPACITY], slot[NUM_COLUMNS], slot[ROW_STRIDE]
+    capacity, length, stride = cache[CAPACITY], cache[NUM_COLUMNS], cache[ROW_STRIDE]
     scale = np.float32(double_of_bits(a[SCALE_BITS]))
     softcap = np.float32(double_of_bits(a[SOFTCAP_BITS]))
     of_head = head * capacity * size
-    for row in range(slot[NUM_ROWS]):
+    for row in range(cache[NUM_ROWS]):
         if a[NEW_KEYS] != 0:
-            new_keys = (slot[FIRST_ROW] + row) * a[KEYS_STRIDE] + head * size
-            new_values = (slot[FIRST_ROW] + row) * a[VALUES_STRIDE] + head * size
+            new_keys = (cache[FIRST_ROW] + row) * a[KEYS_STRIDE] + head * size
+            new_values = (cache[FIRST_ROW] + row) * a[VALUES_STRIDE] + head * size
             last = (of_head + row * stride + (length - 1) * size) * FLOAT_BYTES
             if a[COS] != 0:
                 new_key = a[NEW_KEYS] + new_keys * FLOAT_BYTES
-                rotate(a, slot[FIRST_ROW] + row, new_key, slot[KEYS] + last)
+                rotate(a, cache[FIRST_ROW] + row, new_key, cache[KEYS] + last)
             else:
-                copy(a[NEW_KEYS] + new_keys * FLOAT_BYTES, slot[KEYS] + last, size)
-            copy(a[NEW_VALUES] + new_values * FLOAT_BYTES, slot[VALUES] + last, size)
-    for row in range(slot[NUM_ROWS]):
-        ancestors, first = slot[ANCESTORS], of_head
+                copy(a[NEW_KEYS] + new_keys * FLOAT_BYTES, cache[KEYS] + last, size)
+            copy(a[NEW_VALUES] + new_values * FLOAT_BYTES, cache[VALUES] + last, size)
+    for row in range(cache[NUM_ROWS]):
+        ancestors, first = cache[ANCESTORS], of_head
         if ancestors != 0:
             ancestors += row * capacity * INT_BYTES
         else:
@@ -214,38 +214,38 @@ def attend_head(a: Any, slot: Any, head: Any, scratch: Any, rotated: Any) -> Non
             sink = a[SINKS]
             if sink != 0:
                 sink += query_head * FLOAT_BYTES
-            at = ((slot[FIRST_ROW] + row) * a[NUM_HEADS] * group + query_head) * size * FLOAT_BYTES
+            at = ((cache[FIRST_ROW] + row) * a[NUM_HEADS] * group + query_head) * size * FLOAT_BYTES
             query = a[QUERY] + (
-                (slot[FIRST_ROW] + row) * a[QUERY_STRIDE] + query_head * size
+                (cache[FIRST_ROW] + row) * a[QUERY_STRIDE] + query_head * size
             ) * FLOAT_BYTES  # fmt: skip
             if a[COS] != 0:
-                rotate(a, slot[FIRST_ROW] + row, query, rotated)
+                rotate(a, cache[FIRST_ROW] + row, query, rotated)
                 query = rotated
             attend(
-                query, slot[KEYS] + first * FLOAT_BYTES,
-                slot[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
+                query, cache[KEYS] + first * FLOAT_BYTES,
+                cache[VALUES] + first * FLOAT_BYTES, ancestors, stride, length, size,
                 scale, softcap, bias, sink, scratch, a[OUT] + at,
-                slot[KEYS] + next_head * FLOAT_BYTES,
+                cache[KEYS] + next_head * FLOAT_BYTES,
             )  # fmt: skip
 
 
 def body(arguments: Any) -> None:
     """Do the heads that begin in the calling thread's share of the work."""
     a = carray(arguments, (NUM_ARGUMENTS,))
-    slots = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
+    caches = carray(longs_at(a[CACHES]), (a[NUM_CACHES], NUM_CACHE_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
     rotated = scratch + (a[SCRATCH_WIDTH] - a[HEAD_SIZE]) * FLOAT_BYTES
     total = np.int64(0)
-    for index in range(a[NUM_SLOTS]):
-        cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
+    for index in range(a[NUM_CACHES]):
+        cost = (caches[index, NUM_COLUMNS] + UNIT_COST) * caches[index, NUM_ROWS]
         total += cost * a[NUM_HEADS]
     begin, end = own_share(total)
     passed = np.int64(0)
-    for index in range(a[NUM_SLOTS]):
-        cost = (slots[index, NUM_COLUMNS] + UNIT_COST) * slots[index, NUM_ROWS]
+    for index in range(a[NUM_CACHES]):
+        cost = (caches[index, NUM_COLUMNS] + UNIT_COST) * caches[index, NUM_ROWS]
         for head in range(a[NUM_HEADS]):
             if begin <= passed < end:
-                attend_head(a, slots[index], head, scratch, rotated)
+                attend_head(a, caches[index], head, scratch, rotated)
             passed += cost
 
 

@@ -1,10 +1,10 @@
 """Prefill attention: the tokens of prompts attend to their prompts, in layers like LLaMA's.
 
-Each prompt goes into its slot at once: its keys are rotated by their positions and written with
+Each prompt goes into its cache at once: its keys are rotated by their positions and written with
 its values, and then every token attends to those up to its own. That is half of what an attention
 without a mask computes, and for prompts of some hundred tokens torch's computes all of it.
 
-The arguments are those of `decode_attention`, with the prompts in the place of the slots. A slot
+The arguments are those of `decode_attention`, with the prompts in the place of the caches. A cache
 may hold the first columns of its prompt already; then only the rest is in the rows. What is
 computed of a token has the same bits either way.
 """
@@ -18,6 +18,7 @@ from numba import carray
 
 from engine.cpu.kernels.decode_attention import (
     ANCESTORS,
+    CACHES,
     CAPACITY,
     FIRST_ROW,
     GROUP,
@@ -28,11 +29,11 @@ from engine.cpu.kernels.decode_attention import (
     NEW_KEYS,
     NEW_VALUES,
     NUM_ARGUMENTS,
+    NUM_CACHE_FIELDS,
+    NUM_CACHES,
     NUM_COLUMNS,
     NUM_HEADS,
     NUM_ROWS,
-    NUM_SLOT_FIELDS,
-    NUM_SLOTS,
     OUT,
     QUERY,
     QUERY_STRIDE,
@@ -40,7 +41,6 @@ from engine.cpu.kernels.decode_attention import (
     SCALE_BITS,
     SCRATCH,
     SCRATCH_WIDTH,
-    SLOTS,
     VALUES,
     VALUES_STRIDE,
     copy,
@@ -61,7 +61,7 @@ from engine.cpu.thread_pool import (
     thread_number,
 )
 
-START = ANCESTORS  # in a prompt's slot, which has no ancestors: its first column in the rows
+START = ANCESTORS  # in a prompt's cache, which has no ancestors: its first column in the rows
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
 narrow, wide = microkernel(1), microkernel(2)
@@ -148,7 +148,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
 
 @fast
 def write_token(a: Any, prompt: Any, column: Any) -> None:
-    """Write a token's rotated keys, and its values, into every row of the slot."""
+    """Write a token's rotated keys, and its values, into every row of the cache."""
     size, token = a[HEAD_SIZE], prompt[FIRST_ROW] + column - prompt[START]
     for head in range(a[NUM_HEADS]):
         key = a[NEW_KEYS] + (token * a[KEYS_STRIDE] + head * size) * FLOAT_BYTES
@@ -165,13 +165,13 @@ def write_token(a: Any, prompt: Any, column: Any) -> None:
 def write_body(arguments: Any) -> None:
     """Write the calling thread's share of the tokens."""
     a = carray(arguments, (NUM_ARGUMENTS,))
-    prompts = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
+    prompts = carray(longs_at(a[CACHES]), (a[NUM_CACHES], NUM_CACHE_FIELDS))
     total = np.int64(0)
-    for index in range(a[NUM_SLOTS]):
+    for index in range(a[NUM_CACHES]):
         total += prompts[index, NUM_COLUMNS] - prompts[index, START]
     begin, end = own_share(total)
     passed = np.int64(0)
-    for index in range(a[NUM_SLOTS]):
+    for index in range(a[NUM_CACHES]):
         start = prompts[index, START]
         num_tokens = prompts[index, NUM_COLUMNS] - start
         for each in range(max(begin - passed, 0), min(end - passed, num_tokens)):
@@ -182,16 +182,16 @@ def write_body(arguments: Any) -> None:
 def attend_body(arguments: Any) -> None:
     """Do the blocks that begin in the calling thread's share of the work."""
     a = carray(arguments, (NUM_ARGUMENTS,))
-    prompts = carray(longs_at(a[SLOTS]), (a[NUM_SLOTS], NUM_SLOT_FIELDS))
+    prompts = carray(longs_at(a[CACHES]), (a[NUM_CACHES], NUM_CACHE_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
     total = np.int64(0)
-    for index in range(a[NUM_SLOTS]):
+    for index in range(a[NUM_CACHES]):
         start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
         for first in range(start, num_tokens, BLOCK_TOKENS):
             total += a[NUM_HEADS] * cost_of(first, num_tokens)
     begin, end = own_share(total)
     passed = np.int64(0)
-    for index in range(a[NUM_SLOTS]):
+    for index in range(a[NUM_CACHES]):
         start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
         for first in range(start, num_tokens, BLOCK_TOKENS):
             cost = cost_of(first, num_tokens)

@@ -1,4 +1,4 @@
-"""Compiled attention gives what torch's gives, whatever the slots are."""
+"""Compiled attention gives what torch's gives, whatever the caches are."""
 
 import logging
 from typing import Any
@@ -22,7 +22,7 @@ LAYERS, HEADS = 2, 2
 # Those that are whole registers have code of their own.
 SIZES = st.sampled_from([12, 16, 32, 48, 64, 128])
 
-SLOTS = st.lists(
+CACHES = st.lists(
     st.tuples(st.integers(0, 150), st.integers(1, 4)),  # columns, rows
     min_size=1,
     max_size=6,
@@ -33,25 +33,25 @@ def shape_of(size: int) -> KVShape:
     return KVShape(LAYERS, HEADS, size, torch.float32, torch.device("cpu"))
 
 
-def slots_of(
+def caches_of(
     sizes: list[tuple[int, int]], attention: ContiguousAttentionBackend, draw: torch.Generator
 ) -> list[ContiguousSequenceCache]:
-    slots, size = [], attention.shape.head_size
+    caches, size = [], attention.shape.head_size
     for num_columns, num_rows in sizes:
-        slot = attention.kv_cache.new_sequence(num_rows)
-        slot.reserve(num_columns + 1)
+        cache = attention.kv_cache.new_sequence(num_rows)
+        cache.reserve(num_columns + 1)
         for layer in range(LAYERS):
             keys, values = torch.randn(2, HEADS, num_columns, size, generator=draw)
-            slot.write_prompt(layer, keys, values)
-        slot.commit_prompt(num_columns)
+            cache.write_prompt(layer, keys, values)
+        cache.commit_prompt(num_columns)
         crossed = torch.randn(LAYERS, 2, HEADS, num_columns + 1, size, generator=draw)
-        slot.write_encoded(crossed)
-        slots.append(slot)
-    return slots
+        cache.write_encoded(crossed)
+        caches.append(cache)
+    return caches
 
 
 @given(
-    sizes=SLOTS, size=SIZES, group=st.sampled_from([1, 3]), has_bias=st.booleans(),
+    sizes=CACHES, size=SIZES, group=st.sampled_from([1, 3]), has_bias=st.booleans(),
     windows=st.tuples(*[st.sampled_from([None, 1, 7, 40])] * LAYERS),
     softcap=st.sampled_from([None, 0.7]), has_sinks=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
@@ -70,7 +70,7 @@ def test_the_kernel_computes_what_torch_does(
     assert isinstance(compiled, CpuAttentionBackend)
     by_torch = TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=False)
     drawn = [
-        slots_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
+        caches_of(sizes, each, torch.Generator().manual_seed(seed)) for each in (compiled, by_torch)
     ]
     draw = torch.Generator().manual_seed(seed + 1)
     num_rows = sum(rows for _, rows in sizes)
@@ -80,28 +80,28 @@ def test_the_kernel_computes_what_torch_does(
     # No model has a bias beside those.
     if has_bias and group == 1 and softcap is None and not has_sinks:
         compiled.bias = by_torch.bias = torch.randn(HEADS, 200, generator=draw)
-    # Several steps, between which rows of a slot change places, as beams do.
+    # Several steps, between which rows of a cache change places, as beams do.
     for _ in range(3):
         places = [torch.randint(0, rows, (rows,), generator=draw) for _, rows in sizes]
         asked = torch.randn(LAYERS, num_rows, HEADS * group, 1, size, generator=draw)
         new = torch.randn(LAYERS, 2, num_rows, HEADS, 1, size, generator=draw)
         seen = []
-        for attention, slots in zip((compiled, by_torch), drawn, strict=True):
-            attention.prepare(slots)
+        for attention, caches in zip((compiled, by_torch), drawn, strict=True):
+            attention.prepare(caches)
             seen.append(
                 [
                     attention.attend(each, asked[each], *new[each], scorings[each])
                     for each in range(LAYERS)
                 ]
             )
-            for slot, rows in zip(slots, places, strict=True):
-                slot.commit_token()
-                slot.reorder(rows)
+            for cache, rows in zip(caches, places, strict=True):
+                cache.commit_token()
+                cache.reorder(rows)
         for one, other in zip(*seen, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@given(sizes=SLOTS, size=SIZES, seed=st.integers(0, 99))
+@given(sizes=CACHES, size=SIZES, seed=st.integers(0, 99))
 def test_rows_of_a_request_read_the_same_prompt(
     sizes: list[tuple[int, int]], size: int, seed: int
 ) -> None:
@@ -109,14 +109,14 @@ def test_rows_of_a_request_read_the_same_prompt(
     compiled = attention_for(contiguous_kv_cache(shape, poisoned=True), is_cross=True)
     assert isinstance(compiled, CpuAttentionBackend)
     draw = torch.Generator().manual_seed(seed)
-    slots = slots_of(sizes, compiled, draw)
+    caches = caches_of(sizes, compiled, draw)
     query = torch.randn(sum(rows for _, rows in sizes), HEADS, 1, size, generator=draw)
     seen = []
     for attention in (
         compiled,
         TorchAttentionBackend(ContiguousKVCache(shape, poisoned=True), is_cross=True),
     ):
-        attention.prepare(slots)
+        attention.prepare(caches)
         seen.append(attention.attend(1, query, None, None, Scoring(1.0)))
     torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-5)
 
@@ -184,11 +184,11 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: 
     def attended(ends: list[int]) -> tuple[torch.Tensor, ContiguousSequenceCache]:
         """Read the prompt in slices that end there."""
         found, begin = torch.full((num_tokens, heads * size), torch.nan), 0
-        slot = attention.kv_cache.new_sequence(1, num_tokens + 4)
+        cache = attention.kv_cache.new_sequence(1, num_tokens + 4)
         for end in ends:
             rows, out = qkv[begin:end], found[begin:end]
             ones, zeros = torch.ones(len(rows), size), torch.zeros(len(rows), size)
-            attention.prepare([], [slot], ((0, len(rows)),))
+            attention.prepare([], [cache], ((0, len(rows)),))
             arguments = (
                 *attention.first_arguments,
                 *attention.prompts_table.of_layer(1),
@@ -200,11 +200,11 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: 
             num_threads = torch.get_num_threads()  # for which there is scratch memory
             attention.prefill_kernel.write_prompts(num_threads, *arguments)
             attention.prefill_kernel.attend_prompts(num_threads, *arguments)
-            slot.commit_prompt(end)
+            cache.commit_prompt(end)
             begin = end
-        return found, slot
+        return found, cache
 
-    found, slot = attended([num_tokens])
+    found, cache = attended([num_tokens])
     query, key, value = (
         qkv.view(1, num_tokens, -1, size).transpose(1, 2).split([heads, HEADS, HEADS], dim=1)
     )
@@ -213,7 +213,7 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: 
     )
     of_tokens = expected[0].transpose(0, 1).reshape(num_tokens, -1)
     torch.testing.assert_close(found, of_tokens, rtol=1e-5, atol=1e-5)
-    assert torch.equal(slot.kv[1, 0, 0, :, :num_tokens], key[0])
-    assert torch.equal(slot.kv[1, 1, 0, :, :num_tokens], value[0])
+    assert torch.equal(cache.kv[1, 0, 0, :, :num_tokens], key[0])
+    assert torch.equal(cache.kv[1, 1, 0, :, :num_tokens], value[0])
     in_slices, _ = attended(sorted({*range(17, num_tokens, 17), num_tokens}))
     assert torch.equal(in_slices, found)

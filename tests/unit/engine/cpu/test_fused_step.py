@@ -56,11 +56,11 @@ def prompt_of(num_tokens: int) -> list[int]:
 
 def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) -> list[Any]:
     """After the prompt, and after each of what follows."""
-    (slot,), read = runner.prefill([sequence(prompt, num_rows=1)])
+    (cache,), read = runner.prefill([sequence(prompt, num_rows=1)])
     seen = [read[0]]
     for token in following:
-        seen.append(runner.decode([slot], [token])[0].clone())
-        slot.commit_token()
+        seen.append(runner.decode([cache], [token])[0].clone())
+        cache.commit_token()
     return seen
 
 
@@ -162,8 +162,8 @@ def test_a_hook_beside_the_layers_is_found_by_the_self_test(
 
 def test_beams_of_one_request_are_rows() -> None:
     runner = runner_of(model_of("llama"))
-    (slot,), read = runner.prefill([sequence(prompt_of(20), num_rows=3)])
+    (cache,), read = runner.prefill([sequence(prompt_of(20), num_rows=3)])
     assert read.shape == (1, 97)
-    stepped = runner.decode([slot], [1, 2, 3]).clone()
+    stepped = runner.decode([cache], [1, 2, 3]).clone()
     for row, token in enumerate((1, 2, 3)):
         assert torch.equal(stepped[row], logits_alone(runner, prompt_of(20), [token])[1])
