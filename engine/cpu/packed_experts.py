@@ -92,10 +92,9 @@ class PackedExperts(nn.Module):
             activated = torch.empty(gates.shape)
             silu_and_mul_rows(gates, ups, activated)
             return activated
-        activated: Tensor = (
-            self.gate._apply_gate(rows) if self.gate.has_gate else self.gate.act_fn(rows)
-        )
-        return applied.contiguous()
+        apply = self.gate._apply_gate if self.gate.has_gate else self.gate.act_fn
+        inner: Tensor = apply(rows)
+        return inner.contiguous()
 
 
 class Products:
