@@ -92,8 +92,9 @@ class PackedExperts(nn.Module):
             activated = torch.empty(gates.shape)
             silu_and_mul_rows(gates, ups, activated)
             return activated
-        own = self.gate._apply_gate if self.gate.has_gate else self.gate.act_fn
-        return own(rows)  # type: ignore[no-any-return]  # a module's own
+        apply = self.gate._apply_gate if self.gate.has_gate else self.gate.act_fn
+        inner: Tensor = apply(rows)
+        return inner.contiguous()
 
 
 class Products:
