@@ -736,6 +736,8 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "gemma3": unlisted(hf.Gemma3TextConfig, **WINDOWED, query_pre_attn_scalar=8),
     "phi": unlisted(hf.PhiConfig),
     "phi3": unlisted(hf.Phi3Config, **GQA, sliding_window=12),
+    # Without windows, and with heads as wide as registers: by the fused step.
+    "phi3_full": unlisted(hf.Phi3Config, **GQA, hidden_size=2 * WIDTH, sliding_window=None),
     "stablelm": unlisted(hf.StableLmConfig, **GQA),
     "olmo": unlisted(hf.OlmoConfig, **GQA),
     "olmo2": unlisted(hf.Olmo2Config, **GQA),
