@@ -1,6 +1,7 @@
 """What reading documents costs, beside the same parts sent as plain jobs.
 
     python -m benchmarks.documents [--documents 1000] [--quick] [--databases sqlite]
+    python -m benchmarks.documents --model 15m --documents 12 --longest 4000 --databases sqlite
     python -m benchmarks.documents --million
 
 Documents of log-normal length (median 800 words, one in 300 of 50,000) are summarized by
@@ -8,7 +9,9 @@ a model with a context of 512 tokens. Every request that their recipes make is t
 as a job of its own to a worker and a database of the same kind. Meanwhile a short
 interactive job is submitted four times a second, in both. The engine is the fake one,
 whose tokens are words and whose steps take as long as `--step-ms` says, so that the
-engine is as fast as it is on any machine and what differs is the worker's.
+engine is as fast as it is on any machine and what differs is the worker's; `--model` takes
+one of random weights and a real tokenizer. The CPU time a part is that of the worker and its
+engine together, which other work on the machine changes less than the rate.
 
 `--million` sends one document of 1,000,000 tokens and prints the memory over time.
 """
@@ -23,7 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.pipeline import DATABASES, RAW, Road, python, worker
+from benchmarks.engine.models import SHAPES
+from benchmarks.pipeline import DATABASES, RAW, Road, cpu_seconds, python, worker
+from benchmarks.pipeline_model import write_checkpoint
 
 MEDIAN_WORDS = 800
 SIGMA = 1.0
@@ -37,19 +42,23 @@ SAMPLE_SECONDS = 0.25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--longest", type=int, default=LONGEST_WORDS, help="words at most")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the documents")
     parser.add_argument("--million", action="store_true", help="one document of so many tokens")
+    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="of so many parameters")
+    parser.add_argument("--threads", type=int, default=2, help="of the model's engine")
     parser.add_argument("--step-ms", type=float, default=5.0, help="of the fake engine")
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     arguments = parser.parse_args()
     with Road.built() as road:
-        model = {
-            "checkpoint": "fake",
-            "engine": "fake",
-            "max_sequences": 32,
-            "max_input_tokens": MAX_CONTEXT_TOKENS,
-            "fake_step_seconds": arguments.step_ms / 1000,
-        }
+        model = {"max_sequences": 32, "max_input_tokens": MAX_CONTEXT_TOKENS}
+        if arguments.model is None:
+            fake = {"checkpoint": "fake", "engine": "fake"}
+            model |= {**fake, "fake_step_seconds": arguments.step_ms / 1000}
+        else:
+            write_checkpoint(road.folder / "model", SHAPES[f"llama-{arguments.model}"])
+            path = str(road.folder / "model")
+            model |= {"checkpoint": path, "dtype": "float32", "threads": arguments.threads}
         lines = [f"{key} = {json.dumps(value)}" for key, value in model.items()]
         tasks = 'tasks = ["summarize", "generate"]'
         (road.folder / "tidemill.toml").write_text("\n".join(["[models.measured]", tasks, *lines]))
@@ -57,31 +66,35 @@ def main() -> None:
             one_large(road, arguments.databases)
         else:
             number = arguments.documents // (20 if arguments.quick else 1)
-            against_plain_jobs(road, max(number, 1), arguments.databases)
+            documents = road.folder / "documents.jsonl"
+            num_words = write_documents(documents, max(number, 1), arguments.longest)
+            print(f"{max(number, 1):,} documents, {num_words:,} words")
+            against_plain_jobs(road, documents, arguments.databases)
 
 
-def against_plain_jobs(road: Road, num_documents: int, databases: list[str]) -> None:
-    documents, parts = road.folder / "documents.jsonl", road.folder / "parts.jsonl"
-    num_words = write_documents(documents, num_documents)
+def against_plain_jobs(road: Road, documents: Path, databases: list[str]) -> None:
+    parts = road.folder / "parts.jsonl"
     config = str(road.folder / "tidemill.toml")
     producer = "benchmarks.documents_producer"
     num_parts = int(python(producer, "parts", config, str(documents), str(parts)))
-    print(f"{num_documents:,} documents, {num_words:,} words, {num_parts:,} parts")
+    print(f"{num_parts:,} parts")
     print(
-        f"{'database':11}{'sent as':11}{'parts/s':>9}{'of plain':>10}{'worker MiB, quarters':>29}"
-        f"{'peak':>6}{'interactive: longest, median':>31}"
+        f"{'database':11}{'sent as':11}{'parts/s':>9}{'of plain':>10}{'CPU ms a part':>15}"
+        f"{'worker MiB, quarters':>29}{'peak':>6}{'interactive: longest, median':>31}"
     )
     for database in databases:
         rates: list[float] = []
         for name, path in (("plain jobs", parts), ("documents", documents)):
             environment = road.environment(database)
-            with worker(environment), memory_of_worker() as samples:
+            with worker(environment) as process, memory_of_worker() as samples:
                 ran = python(producer, "run", str(path), environment=environment)
+                milliseconds = 1000 * sum(cpu_seconds(process)) / num_parts
             seconds, longest, median = map(float, ran.split())
             rates.append(num_parts / seconds)
             print(
-                f"{database:11}{name:11}{rates[-1]:9,.0f}{rates[-1] / rates[0]:10.3f}"
-                f"{quarters(samples):>29}{max(samples):6,.0f}{longest:22.2f} s,{median:5.2f} s",
+                f"{database:11}{name:11}{rates[-1]:9,.1f}{rates[-1] / rates[0]:10.3f}"
+                f"{milliseconds:15.2f}{quarters(samples):>29}{max(samples):6,.0f}"
+                f"{longest:22.2f} s,{median:5.2f} s",
                 flush=True,
             )
 
@@ -103,7 +116,7 @@ def one_large(road: Road, databases: list[str]) -> None:
         )
 
 
-def write_documents(path: Path, num_documents: int) -> int:
+def write_documents(path: Path, num_documents: int, most_words: int) -> int:
     """JSON lines of `text`; returns how many words they have."""
     draw = random.Random(5)
     num_words = 0
@@ -111,7 +124,7 @@ def write_documents(path: Path, num_documents: int) -> int:
         for number in range(num_documents):
             drawn = int(draw.lognormvariate(0, SIGMA) * MEDIAN_WORDS)
             # The first is one of the longest, so that a small run has one, too.
-            length = LONGEST_WORDS if number % ONE_LONGEST_IN == 0 else min(drawn, LONGEST_WORDS)
+            length = most_words if number % ONE_LONGEST_IN == 0 else min(drawn, most_words)
             num_words += max(length, 1)
             print(json.dumps({"text": text_of(draw, max(length, 1), 6)}), file=file)
     return num_words

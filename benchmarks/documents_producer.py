@@ -41,8 +41,10 @@ def write_parts(config: Path, documents: Path, parts: Path) -> None:
     model = Catalog.load(config).models["measured"]
     spec = EngineSpec(
         alias="measured",
-        checkpoint="fake",
-        engine="fake",
+        checkpoint=model.checkpoint,
+        engine=model.engine,
+        dtype=model.dtype,
+        threads=model.threads,
         max_sequences=model.max_sequences,
         max_input_tokens=model.max_input_tokens,
     )

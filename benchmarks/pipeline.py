@@ -2,7 +2,7 @@
 
     python -m benchmarks.pipeline [--jobs 20000] [--documents 50000]
     python -m benchmarks.pipeline --model 15m [--requests 256] [--rounds 5]
-    python -m benchmarks.pipeline --features [--jobs 5000]
+    python -m benchmarks.pipeline --features [--jobs 5000 | --model 15m]
 
 Without a model the engine is the fake one, which costs next to nothing, so that
 what is left is the road itself: contract, insert, publish, receive, claim, pipe,
@@ -10,7 +10,8 @@ commit, ack. With one of random weights and a real tokenizer, the whole road is
 compared with the engine alone, which gets the same requests by its pipe, in turns.
 
 `--features` says what the content cache and the guards cost a job of which no answer is
-cached: the CPU time of the worker's process, which a busy machine changes little.
+cached: the CPU time of the worker's process and that of its engine, which a busy machine
+changes little.
 
 It runs on SQLite and on PostgreSQL, each started by the script, with a Valkey and
 a Celery worker in processes of their own.
@@ -120,39 +121,57 @@ def the_road_itself(road: Road, arguments: argparse.Namespace) -> None:
 
 
 def what_features_cost(road: Road, arguments: argparse.Namespace) -> None:
-    print(f"{'database':11} {'with':11} {'worker CPU, ms a job':>21} {'jobs/s':>8}")
+    model, num_jobs = FAKE, arguments.jobs
+    requests, warm_up = road.folder / "requests.jsonl", road.folder / "warm_up.jsonl"
+    if arguments.model is not None:
+        model, num_jobs = written_model(road.folder, arguments), arguments.requests
+    print(f"{'database':11} {'with':11} {'CPU, ms a job: worker':>22} {'engine':>8} {'jobs/s':>8}")
     for database in DATABASES:
         for name, tables in FEATURES.items():
-            road.configure(FAKE, tables)
+            road.configure(model, tables)
             environment = road.environment(database)
             with worker(environment) as process:
                 ask("run", NUM_WARM_UP, environment)
                 before = cpu_seconds(process)
-                ran = ask("run", arguments.jobs, environment)
-                spent = (cpu_seconds(process) - before) / arguments.jobs
-            print(f"{database:11} {name:11} {spent * 1000:21.3f} {float(ran):8,.0f}", flush=True)
+                if arguments.model is None:
+                    ran = ask("run", num_jobs, environment)
+                else:
+                    ran = ask("answer", requests, environment, str(warm_up))
+                after = cpu_seconds(process)
+            own, engine = (1000 * (b - a) / num_jobs for a, b in zip(before, after, strict=True))
+            print(
+                f"{database:11} {name:11} {own:22.3f} {engine:8.1f} {float(ran):8,.1f}", flush=True
+            )
 
 
-def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
-    times = psutil.Process(process.pid).cpu_times()
-    return times.user + times.system
+def cpu_seconds(process: subprocess.Popen[bytes]) -> tuple[float, float]:
+    """Of a worker's own process, and of its engine's."""
+    parent = psutil.Process(process.pid)
+    times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
+    own, *engine = (each.user + each.system for each in times)
+    return own, sum(engine)
 
 
-def against_the_engine_alone(road: Road, arguments: argparse.Namespace) -> None:
+def written_model(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings of a model of random weights, beside it files of requests and of those that
+    come first."""
     from benchmarks.pipeline_model import write_checkpoint, write_requests
 
-    name = f"llama-{arguments.model}"
-    folder = road.folder
-    write_checkpoint(folder / "model", SHAPES[name])
-    requests, warm_up = folder / "requests.jsonl", folder / "warm_up.jsonl"
-    write_requests(requests, arguments.requests)
-    write_requests(warm_up, NUM_WARM_UP)
-    model = {
+    write_checkpoint(folder / "model", SHAPES[f"llama-{arguments.model}"])
+    write_requests(folder / "requests.jsonl", arguments.requests)
+    write_requests(folder / "warm_up.jsonl", NUM_WARM_UP)
+    return {
         "checkpoint": str(folder / "model"),
         "engine": arguments.engine,
         "dtype": "float32",
         "threads": arguments.threads,
     }
+
+
+def against_the_engine_alone(road: Road, arguments: argparse.Namespace) -> None:
+    name, folder = f"llama-{arguments.model}", road.folder
+    model = written_model(folder, arguments)
+    requests, warm_up = folder / "requests.jsonl", folder / "warm_up.jsonl"
     road.configure(model)
     spec = json.dumps({"alias": "measured", **model})
     speeds: dict[str, list[float]] = {"engine alone": []} | {each: [] for each in DATABASES}

@@ -11,10 +11,12 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from cli import options
 from cli.lookup import found_batch
+from cli.output.progress import states_in_words
 from cli.output.terminal import plural, say, warn, write_json
 from cli.stack.ready import require_ready
 from db.audit import Act, append
 from db.models import Job
+from db.reading.batches import find_batches
 from db.reading.found_job import FoundJob
 from db.reading.results import find_job
 from db.session import Database
@@ -77,13 +79,20 @@ class JobSelection:
                 }
             )
         else:
-            say(f"{plural(len(changed), 'job')} {done}")
+            say(f"{plural(len(changed), 'job')} {done}{self._why_none() if not changed else ''}")
             for job in untouched:
                 say(_why_untouched(job, otherwise))
             for job_id in missing:
                 warn(f"there is no job {job_id}")
         if missing:
             raise typer.Exit(1)
+
+    def _why_none(self) -> str:
+        """The states of the jobs of a batch of which none was changed."""
+        if self.batch_id is None:
+            return ""
+        [batch] = find_batches(self.batch_id, database=self.database)
+        return f"; in the batch: {states_in_words(batch)}"
 
 
 def selected_jobs(names: Sequence[str], batch: str | None) -> JobSelection:

@@ -2,6 +2,10 @@
 
 import difflib
 import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -9,6 +13,14 @@ from typer.core import TyperCommand
 
 CHOICES = re.compile(r"(.*) is not one of ('.*')\.", re.DOTALL)
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def program() -> str:
+    """What a user types for `tidemill`: its path where the shell does not find it by its name."""
+    typed = sys.argv[0]
+    if Path(typed).name != "tidemill" or shutil.which("tidemill"):
+        return "tidemill"
+    return shlex.quote(typed)
 
 
 class Command(TyperCommand):

@@ -13,6 +13,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
+from engine.checkpoint.checkpoint_folder import refuse_missing_files
 from engine.core.backend import Backend
 from engine.core.inbox import Inbox
 from engine.core.loop import Loop
@@ -79,6 +80,7 @@ def load_engine(spec: EngineSpec) -> Backend:
             from engine.backends.ctranslate2 import CTranslate2Backend
 
             return CTranslate2Backend.load(spec)
+        refuse_missing_files(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
         from engine.backends.router import load
         from engine.kv_cache.free_memory import trim_heap

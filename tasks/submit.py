@@ -136,7 +136,11 @@ def publish_now(database: Database, model: str, lane: Lane, job_id: UUID) -> Non
     except Exception as error:  # Redis away, its password refused, an address that is none
         # The job is kept, so to fail here would only have it submitted twice; the
         # dispatcher publishes it when Redis is back.
-        log.warning("job kept, not published yet", extra={"error": type(error).__name__})
+        log.warning(
+            "job kept, not published yet: Redis did not take its message; a worker finds it "
+            "in the database",
+            extra={"error": type(error).__name__},
+        )
         return
     try:
         with database.write() as session:

@@ -49,6 +49,16 @@ class SummarizeContract(SwitchesContract, frozen=True):
             raise clash("min_words", "is above max_words; lower it")
         return self
 
+    @model_validator(mode="after")
+    def _has_parts_for_sections(self) -> Self:
+        if self.by_section and self.strategy in ("truncate", "fail"):
+            raise clash(
+                "by_section",
+                f"makes a part of each section, and strategy {self.strategy} makes none; "
+                "leave one out",
+            )
+        return self
+
     @property
     def language_of_output(self) -> str | None:
         return self.output_language

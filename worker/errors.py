@@ -9,6 +9,7 @@ WorkerError
     ├── EngineCrashed     this request ends the engine process
     ├── RecipeFailed      our own mistake in a recipe
     ├── LanguageUnclear   the text's language is not to be told
+    ├── NotSubtitles      a text that is said to be subtitles has no cue
     ├── AnswerNotValid    an answer is no JSON that matches its schema, asked several times
     ├── WayTooLong        it goes from model to model and comes to no end
     ├── TextUnopenable    what was sent was changed in the database, and opens no more
@@ -106,6 +107,17 @@ class LanguageUnclear(JobError):
             f"the language of the text is undetermined (und): its {num_letters} letters do not say "
             "it clearly "
             f"(candidates: {seems}); give source_language"
+        )
+
+
+class NotSubtitles(JobError):
+    code = "not_subtitles"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "format is subtitles, and no line of the text is the time of a cue, such as "
+            "00:00:01,000 --> 00:00:02,000; leave format out"
         )
 
 

@@ -8,7 +8,10 @@ from typing import Self
 
 from cli.documents.document import UnreadableDocument
 
-MAX_MEMBER_BYTES = 64 * 2**20  # unpacked: what is called so small may be anything
+MAX_TEXT_BYTES = 64 * 2**20  # of all texts together, unpacked
+# Pictures may have more, but hardly shrink; what does is no picture.
+MAX_SHRINKAGE = 100
+TEXTS = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf")
 
 
 class Archive:
@@ -21,9 +24,15 @@ class Archive:
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
             raise self._broken() from None
         self.names = frozenset(self._file.namelist())
-        for member in self._file.infolist():
-            if member.filename.endswith((".xml", ".rels", ".xhtml", ".html", ".htm", ".opf")):
-                self._require_bounded(member)
+        self._num_read = 0
+        self._require_bounded(
+            sum(
+                member.file_size
+                for member in self._file.infolist()
+                if member.filename.lower().endswith(TEXTS)
+                or member.file_size > MAX_SHRINKAGE * member.compress_size
+            )
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -44,18 +53,19 @@ class Archive:
     def read(self, name: str) -> bytes:
         self.require(name)
         member = self._file.getinfo(name)
-        self._require_bounded(member)
+        self._num_read += member.file_size
+        self._require_bounded(self._num_read)
         try:
             with self._file.open(member) as file:
-                return file.read(MAX_MEMBER_BYTES + 1)[:MAX_MEMBER_BYTES]
+                return file.read(member.file_size)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
             raise self._broken() from None
         except RuntimeError:  # how zipfile says that a password is needed
             raise UnreadableDocument("encrypted", "is encrypted; save it without") from None
 
-    def _require_bounded(self, member: zipfile.ZipInfo) -> None:
-        if member.file_size > MAX_MEMBER_BYTES:
-            fault = f"unpacks to {member.file_size:,} bytes, more than any job may hold"
+    def _require_bounded(self, num_bytes: int) -> None:
+        if num_bytes > MAX_TEXT_BYTES:
+            fault = f"unpacks to {num_bytes:,} bytes of text, more than any job may hold"
             raise UnreadableDocument("file_too_large", fault)
 
     def _broken(self) -> UnreadableDocument:

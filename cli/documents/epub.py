@@ -63,8 +63,10 @@ def _elements(archive: Archive, name: str, tag: str) -> Iterator[ElementTree.Ele
 def _text_of(archive: Archive, name: str) -> str:
     try:
         return page_text(archive.read(name))
-    except UnreadableDocument:  # this chapter is missing or broken; the others need not be
-        return ""
+    except UnreadableDocument as error:
+        if error.code == "file_too_large":
+            raise
+        return ""  # this chapter is missing or broken; the others need not be
 
 
 def _in_words(names: list[str], num_chapters: int) -> str:

@@ -85,6 +85,7 @@ class _Cell:
 class _Table:
     rows: list[list[_Cell]] = field(default_factory=list)
     before: list[str] = field(default_factory=list)  # a caption, or what is in no cell
+    has_heads: bool = False  # of rows or columns: it is no layout
 
 
 class _Parser(HTMLParser):
@@ -141,6 +142,7 @@ class _Parser(HTMLParser):
         elif tag in ("td", "th") and self._tables:
             self._end_block()
             table = self._tables[-1]
+            table.has_heads |= tag == "th"
             if not table.rows:
                 table.rows.append([])
             table.rows[-1].append(_Cell())
@@ -172,7 +174,8 @@ class _Parser(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._unread:
-            self._pieces.append(data if self._pre else SPACE.sub(" ", data))
+            # A soft hyphen is no letter: it says where a line may end.
+            self._pieces.append(data if self._pre else SPACE.sub(" ", data.replace("\xad", "")))
 
     def parse_marked_section(self, i: int, report: bool = True) -> int:
         try:
@@ -211,8 +214,11 @@ class _Parser(HTMLParser):
         for block in table.before:
             self._place(block)
         cells = [cell for row in table.rows for cell in row]
-        if all(_is_cell(cell.blocks) for cell in cells):
-            rows = [[" ".join(cell.blocks) for cell in row] for row in table.rows]
+        if all(_is_cell(cell.blocks, table.has_heads) for cell in cells):
+            rows = [
+                [SPACE.sub(" ", " ".join(cell.blocks)).strip() for cell in row]
+                for row in table.rows
+            ]
             if any(any(row) for row in rows):
                 self._place(_table(rows))
             return
@@ -261,8 +267,10 @@ def _spaced(blocks: Iterable[str]) -> Iterable[str]:
         before = block
 
 
-def _is_cell(blocks: list[str]) -> bool:
-    return len(blocks) <= 1 and not any("\n" in block or block.startswith("#") for block in blocks)
+def _is_cell(blocks: list[str], has_heads: bool) -> bool:
+    if any(block.startswith(("#", "```", "~~~", "|")) for block in blocks):
+        return False
+    return has_heads or (len(blocks) <= 1 and not any("\n" in block for block in blocks))
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -5,7 +5,14 @@ import codecs
 
 from cli.documents.document import Document, UnreadableDocument
 
-BINARY = ((b"%PDF-", "a PDF"), (b"PK\x03\x04", "a ZIP archive, as .docx and .epub files are"))
+# What begins so is no text, even where each of its bytes could be.
+NO_TEXTS = (
+    (b"%PDF-", "a PDF: give it that suffix"),
+    (b"PK\x03\x04", "a ZIP archive, as .docx and .epub files are: give it that suffix"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of old Office: save it as .docx"),
+    (b"{\\rtf", "RTF: save it as .docx"),
+    (b"\x1f\x8b", "compressed: unpack it"),
+)
 MARKS = (  # the longest first, for UTF-32's begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -58,21 +65,20 @@ def _looks_utf8(content: bytes) -> bool:
 def decoded(content: bytes, named: str | None = None, otherwise: str | None = None) -> str:
     """The text of a file's bytes, in its `encoding_of`; raises UnreadableDocument where it
     is none."""
+    kind = next((kind for mark, kind in NO_TEXTS if content.startswith(mark)), None)
+    if kind is not None:
+        raise UnreadableDocument("not_text", f"is no text; it is {kind}")
     encoding = encoding_of(content, named, otherwise)
     try:
         return content.decode(encoding)
     except UnicodeError as error:
-        raise UnreadableDocument("not_text", _fault(content, encoding, error)) from None
-
-
-def _fault(content: bytes, encoding: str, error: UnicodeError) -> str:
-    fault = f"is not {shown(encoding)} text"
-    if isinstance(error, UnicodeDecodeError):
-        fault += f" (byte {content[error.start]:#04x} at {error.start})"
-    kind = next((kind for mark, kind in BINARY if content.startswith(mark)), None)
-    if kind is not None:
-        return f"{fault}; it is {kind}: give it that suffix"
-    return f"{fault}; if it is a text, name its encoding"
+        at = (
+            f" (byte {content[error.start]:#04x} at {error.start})"
+            if isinstance(error, UnicodeDecodeError)
+            else ""
+        )
+        fault = f"is not {shown(encoding)} text{at}; if it is a text, name its encoding"
+        raise UnreadableDocument("not_text", fault) from None
 
 
 def shown(encoding: str) -> str:

@@ -26,7 +26,7 @@ def read_document(path: Path, encoding: str | None = None) -> Document:
     try:
         num_bytes = path.stat().st_size
         if num_bytes > MAX_FILE_BYTES:
-            fault = f"has {num_bytes:,} bytes, more than any job may; split the document"
+            fault = f"has {num_bytes:,} bytes; a document may have {MAX_FILE_BYTES:,}: split it"
             raise UnreadableDocument("file_too_large", fault)
         content = path.read_bytes()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from rich.text import Text
 from cli.output.batch_tokens import BatchTokens
 from cli.output.escaping import visible
 from cli.output.terminal import Screen, err, one_line, plural
-from db.reading.batches import FoundBatch, find_batches
+from db.reading.batches import FoundBatch, find_batches, seconds_taken
 from db.states import FINISHED, JobState
 from tasks.configuration import settings
 
@@ -50,13 +51,16 @@ class RateColumn(TextColumn):
 
 
 class EtaColumn(TimeRemainingColumn):
-    """The time that is left; at the end, the time it took."""
+    """The time that is left; at the end, the time that the batch took, watched or not."""
 
     def __init__(self) -> None:
-        super().__init__(elapsed_when_finished=True, table_column=Column(no_wrap=True))
+        super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        return Text("took " if task.finished else "ETA ") + super().render(task)
+        seconds: float | None = task.fields["seconds_taken"]
+        if seconds is None:
+            return Text("ETA ") + super().render(task)
+        return Text("took ") + Text(str(timedelta(seconds=round(seconds))), "progress.remaining")
 
 
 class EnqueueProgress:
@@ -140,7 +144,9 @@ def _watch_bar(batch: FoundBatch, console: Screen, states: Iterator[FoundBatch])
 
     def fields(now: FoundBatch) -> dict[str, Any]:
         done = tokens.at(now.num_unfinished == 0)
+        is_over = is_finished(now) and now.num_jobs > 0
         return {
+            "seconds_taken": seconds_taken(now, database=settings.database()) if is_over else None,
             "total": done.total,
             "completed": done.finished,
             "jobs": f"{_num_finished(now):,}/{now.num_jobs:,}",

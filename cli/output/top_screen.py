@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.output.terminal import fitted, plural, table
+from cli.stack.ready import start_command
 from cli.stack.top_figures import EngineNow, Snapshot
 
 # What is left out first where the terminal is narrow.
@@ -21,7 +22,7 @@ def screen(snapshot: Snapshot, width: int) -> RenderableType:
     if snapshot.workers:
         parts.append(fitted(_workers(snapshot), width, DISPENSABLE_OF_WORKERS))
     else:
-        parts.append(Text("workers: none is running; start one with `tidemill worker`"))
+        parts.append(Text(f"workers: none is running; start one with {start_command()}"))
     parts.append(Text(""))
     if snapshot.backlog:
         parts.append(fitted(_backlog(snapshot), width, DISPENSABLE_OF_BACKLOG))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from cli.output.terminal import note
-from db.connection.address import data_dir, is_named, is_starting, running_up
+from db.connection.address import data_dir, is_named, is_starting, killed_up, running_up
 from db.schema import require_current
 from db.session import Database
 from tasks.configuration import settings
@@ -19,9 +19,13 @@ def require_ready() -> Database:
     database = settings.database()
     require_current(database)
     place = os.environ, Path.cwd()
-    if not is_named(os.environ) and not running_up(*place):
+    if _is_of_up_alone():
         folder = data_dir(*place)
-        if is_starting(*place):
+        if killed_up(*place):
+            note(
+                f"the `tidemill up` of {folder} was killed; no job is run until you start it again"
+            )
+        elif is_starting(*place):
             note(f"the `tidemill up` of {folder} runs no jobs yet (or no longer); they are kept")
         else:
             note(
@@ -31,10 +35,22 @@ def require_ready() -> Database:
     return database
 
 
+def start_command() -> str:
+    """The command that starts a worker here: `up` in a folder whose `up` has stopped."""
+    return "`tidemill up`" if _is_of_up_alone() else "`tidemill worker`"
+
+
+def _is_of_up_alone() -> bool:
+    """Whether the database is that of this folder's `up`, which does not run jobs now."""
+    return not is_named(os.environ) and not running_up(os.environ, Path.cwd())
+
+
 def say_if_nobody_works() -> None:
     """Print a note if no worker lives, so that a user does not wait in vain."""
     from db.queries import worker_registry
 
+    if _is_of_up_alone():
+        return  # `require_ready` has said it
     with settings.database().read() as session:
         if session.scalars(worker_registry.live_workers()).first() is None:
             note("no worker is running; start one with `tidemill worker`")

@@ -32,7 +32,14 @@ def data_dir(environment: Mapping[str, str], folder: Path) -> Path:
 
 def running_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
     """The `run.json` that a running `tidemill up` wrote; empty when none runs in this folder."""
-    return _written(data_dir(environment, folder) / RUN_FILE)
+    written = _written(data_dir(environment, folder) / RUN_FILE)
+    return written if _lives(written.get("pid", "")) else {}
+
+
+def killed_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The `run.json` of a `tidemill up` that was killed before it could remove it; else empty."""
+    written = _written(data_dir(environment, folder) / RUN_FILE)
+    return {} if _lives(written.get("pid", "")) else written
 
 
 def last_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -43,15 +50,7 @@ def last_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
 def is_starting(environment: Mapping[str, str], folder: Path) -> bool:
     """Whether the last `tidemill up` still lives, without running jobs: it loads, or it stops."""
     pid = last_up(environment, folder).get("pid", "")
-    if running_up(environment, folder) or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # another user's, so it lives
-    return True
+    return pid.isdigit() and not running_up(environment, folder) and _lives(pid)
 
 
 def config_file(environment: Mapping[str, str], folder: Path) -> Path:
@@ -95,6 +94,17 @@ def redis_url(environment: Mapping[str, str], folder: Path) -> str:
     if not address:
         raise _unknown("TIDEMILL_REDIS_URL", folder)
     return address
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process lives; one whose id is not known counts as alive."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        pass  # another user's, so it lives; or no id at all
+    return True
 
 
 def _written(file: Path) -> dict[str, str]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 
-from db.models import Batch
+from db.models import Batch, Job
 from db.queries.jobs import submission
 from db.reading.storable import can_be_kept
 from db.session import Database, database_from_environment
@@ -71,6 +71,14 @@ def find_batches(
         )
         for batch in batches
     ]
+
+
+def seconds_taken(batch: FoundBatch, *, database: Database | None = None) -> float | None:
+    """Seconds from a batch's first job to the end of its last; None while none has ended."""
+    ended = select(func.max(Job.finished_at)).where(Job.batch_id == batch.id)
+    with (database or database_from_environment()).read() as session:
+        finished_at = session.execute(ended).scalar_one()
+    return None if finished_at is None else (finished_at - batch.created_at).total_seconds()
 
 
 def batch_ids(name: str | UUID) -> Select[UUID]:

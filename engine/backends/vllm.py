@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
-from engine.checkpoint.checkpoint_files import first_sentence, place
+from engine.checkpoint.checkpoint_files import first_sentence
+from engine.checkpoint.checkpoint_folder import place
 from engine.checkpoint.loader import Checkpoint, choose_device
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan

@@ -1,4 +1,4 @@
-"""Checkpoint files: where a checkpoint lies, and one part of it read from there.
+"""Checkpoint files: one part of a checkpoint read from where it lies.
 
 What a library raises becomes a sentence that names the part and the remedy.
 """
@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from transformers.utils.hub import cached_file
 
+from engine.checkpoint.checkpoint_folder import place
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
-
-
-def place(spec: EngineSpec) -> str:
-    """A folder here, or else a name on the hub."""
-    folder = Path(spec.checkpoint).expanduser()
-    return str(folder) if folder.is_dir() else spec.checkpoint
 
 
 def files_of(spec: EngineSpec) -> Path:
@@ -32,22 +25,6 @@ def files_of(spec: EngineSpec) -> Path:
     config = cached_file(spec.checkpoint, "config.json", revision=spec.revision)
     assert config is not None  # it was loaded a moment ago
     return Path(config).parent
-
-
-def refuse_missing_files(spec: EngineSpec) -> None:
-    """What is written as a path is a path: do not ask the hub for it. And a folder without
-    a tokenizer is refused here, for `transformers` would make one that knows no word."""
-    folder = Path(place(spec))
-    name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
-    if not folder.is_dir():
-        if spec.checkpoint.startswith(("/", ".", "~")) or spec.checkpoint.count("/") > 1:
-            raise Unloadable(f"{name} is not a folder here; check the path in tidemill.toml")
-        return
-    for part, patterns in (("config.json", ("config.json",)), ("a tokenizer", TOKENIZER_FILES)):
-        if not any(path for pattern in patterns for path in folder.glob(pattern)):
-            raise Unloadable(
-                f"{name} is a folder without {part}; it should be what save_pretrained writes"
-            )
 
 
 def loaded(

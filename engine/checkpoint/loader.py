@@ -23,7 +23,8 @@ import torch
 import transformers
 from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from engine.checkpoint.checkpoint_files import files_of, loaded, place, refuse_missing_files
+from engine.checkpoint.checkpoint_files import files_of, loaded
+from engine.checkpoint.checkpoint_folder import place, refuse_missing_files
 from engine.checkpoint.context import RELATIVE_POSITIONS, context_tokens
 from engine.checkpoint.generation_config import why_no_start, why_not_made, why_not_run
 from engine.checkpoint.model_weights import ModelWeights

@@ -37,13 +37,16 @@ EMBED, COS, SIN, NUM_FIRST = range(4)  # the calls before the layers
 # The calls of a layer, in their order. From GATHER_HIDDEN on, the last layer goes on with only
 # the tokens whose logits are requested.
 (
-    INPUT_NORM, QKV, DECODE, WRITE_PROMPTS, PREFILL, GATHER_HIDDEN, GATHER_ATTENDED, OUTPUT,
-    POST_NORM, GATE_UP, ACTIVATION, DOWN,
+    INPUT_NORM, QKV, QUERY_NORM, KEY_NORM, DECODE, WRITE_PROMPTS, PREFILL, GATHER_HIDDEN,
+    GATHER_ATTENDED, OUTPUT, POST_NORM, GATE_UP, ACTIVATION, DOWN,
     NUM_CALLS,
-) = range(13)  # fmt: skip
+) = range(15)  # fmt: skip
 NORM, HEAD, NUM_LAST = range(3)  # the calls after the layers
 # Calls, and the argument of each that is the number of its rows.
-ROW_COUNTS = ((INPUT_NORM, rms_norm.NUM_ROWS), (QKV, packed_gemm.NUM_ROWS))
+ROW_COUNTS = (
+    (INPUT_NORM, rms_norm.NUM_ROWS), (QKV, packed_gemm.NUM_ROWS),
+    (QUERY_NORM, rms_norm.NUM_ROWS), (KEY_NORM, rms_norm.NUM_ROWS),
+)  # fmt: skip
 GATHERED_ROW_COUNTS = (
     (OUTPUT, packed_gemm.NUM_ROWS), (POST_NORM, rms_norm.NUM_ROWS),
     (GATE_UP, packed_gemm.NUM_ROWS), (ACTIVATION, activation.NUM_ROWS),
@@ -52,7 +55,10 @@ GATHERED_ROW_COUNTS = (
 ATTENTION = slice(DECODE, PREFILL + 1)
 GATHER = slice(GATHER_HIDDEN, GATHER_ATTENDED + 1)
 
-LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
+LAYERS = frozenset(
+    {"LlamaDecoderLayer", "MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer",
+     "Qwen3DecoderLayer"}
+)  # fmt: skip
 # Other kinds of rotary embedding depend on the longest text of a step.
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 CAPACITY_MULTIPLE = 64  # of tokens and positions
@@ -91,16 +97,31 @@ class Layer:
     """The parts of a decoder layer of `transformers` that the table calls."""
 
     def __init__(self, own: Any) -> None:
-        """own: a layer that `is_fusible`"""
-        self.qkv: Any = own.self_attn.q_proj.merged.linear
+        """own: one of LAYERS"""
+        self.qkv = merged_product(own.self_attn, "qkv_proj", "q_proj")
         self.output: Any = own.self_attn.o_proj
-        self.gate_up: Any = own.mlp.gate_proj.merged.linear
+        self.gate_up = merged_product(own.mlp, "gate_up_proj", "gate_proj")
         self.down: Any = own.mlp.down_proj
         self.input_norm, self.post_norm = own.input_layernorm, own.post_attention_layernorm
+        # Of each head, before it is rotated; None: there is none.
+        self.query_norm: Any = getattr(own.self_attn, "q_norm", None)
+        self.key_norm: Any = getattr(own.self_attn, "k_norm", None)
 
     @property
     def linears(self) -> tuple[Any, ...]:
         return self.qkv, self.output, self.gate_up, self.down
+
+    @property
+    def norms(self) -> tuple[Any, ...]:
+        of_heads = [each for each in (self.query_norm, self.key_norm) if each is not None]
+        return self.input_norm, self.post_norm, *of_heads
+
+
+def merged_product(module: Any, name: str, first: str) -> Any:
+    """Return the layer that multiplies for several: the module's own by that name, or the one that
+    was made of them, of which `first` is a slice; None if there is neither."""
+    part = getattr(module, first, None)
+    return part.merged.linear if isinstance(part, LinearSlice) else getattr(module, name, None)
 
 
 class FusedStep:
@@ -205,7 +226,15 @@ class FusedStep:
 
         def norm(rows: int, module: Any) -> Call:
             weight, eps = module.weight.data_ptr(), module.variance_epsilon
-            return rms_norm.run, (rows, weight, normed, 0, width, eps)
+            return rms_norm.run, (rows, weight, normed, 0, 1, width, width, eps)
+
+        def norm_of_heads(heads: int, size: int, stride: int, module: Any) -> Call:
+            """heads: the address of those of the first row; size: of all of a row's, in floats"""
+            if module is None:
+                return rms_norm.run, (0,) * rms_norm.NUM_ARGUMENTS
+            weight, eps = module.weight.data_ptr(), module.variance_epsilon
+            num_heads = size // head_size
+            return rms_norm.run, (heads, weight, heads, 0, num_heads, head_size, stride, eps)
 
         def gemm(linear: Any, rows: int, residual: int, out: int) -> Call:
             return packed_gemm.run, linear.arguments(
@@ -218,9 +247,13 @@ class FusedStep:
                 wide, attended, cos, sin, self.scale, narrow
             )
             up, stride = wide + inner * FLOAT_BYTES, 2 * inner
+            of_row = layer.qkv.out_features
+            keys, of_keys = wide + attended * FLOAT_BYTES, (of_row - attended) // 2
             return [
                 norm(hidden, layer.input_norm),
                 gemm(layer.qkv, normed, 0, wide),
+                norm_of_heads(wide, attended, of_row, layer.query_norm),
+                norm_of_heads(keys, of_keys, of_row, layer.key_norm),
                 *[(decode_attention.run, (0, 0, 0, 0, 0, 0, *attention))] * 3,
                 (gather_rows.run, (hidden, 0, normed, 0, width)),
                 (gather_rows.run, (narrow, 0, wide, 0, attended)),
@@ -247,6 +280,11 @@ class FusedStep:
         # (layers, calls) and (layers, calls, arguments)
         self.functions, self.arguments = of_layers[:, :, 0], of_layers[:, :, 1:]
         self.functions[:, GATHER] = 0
+        for call, absent in (
+            (QUERY_NORM, [each.query_norm is None for each in self.layers]),
+            (KEY_NORM, [each.key_norm is None for each in self.layers]),
+        ):
+            self.functions[absent, call] = 0
 
 
 def fused_step_for(model: Any, attention: Any) -> FusedStep | None:
@@ -257,7 +295,7 @@ def fused_step_for(model: Any, attention: Any) -> FusedStep | None:
     if not isinstance(attention, CpuAttentionBackend) or not attention.has_prefill():
         return None
     # Its prompts see all before them: the self-test is shorter than most windows.
-    if attention.windows or not can_be_fused(model):
+    if attention.windows or not can_be_fused(model, attention.shape.head_size):
         return None
     step = FusedStep(model, attention)
 
@@ -272,7 +310,7 @@ def fused_step_for(model: Any, attention: Any) -> FusedStep | None:
     return step if agrees("fused step", fused, plain) else None
 
 
-def can_be_fused(model: Any) -> bool:
+def can_be_fused(model: Any, head_size: int) -> bool:
     """Return whether the model consists of the parts that the table calls."""
     decoder = model.get_decoder()
     layers, head = getattr(decoder, "layers", ()), getattr(model, "lm_head", None)
@@ -285,20 +323,20 @@ def can_be_fused(model: Any) -> bool:
         and embedding.weight.is_contiguous()
         and isinstance(decoder.norm, rms_norm.RMSNorm)
         and getattr(decoder.rotary_emb, "rope_type", None) in ROPE_TYPES
+        and 2 * len(decoder.rotary_emb.inv_freq) == head_size  # all of a head is rotated
         and isinstance(head, packed_gemm.PackedGemmLinear)
     )
 
 
-def is_fusible(layer: Any) -> bool:
+def is_fusible(own: Any) -> bool:
     """Return whether a decoder layer is of a known kind, with every part packed and fused."""
+    if type(own).__name__ not in LAYERS:
+        return False
+    layer = Layer(own)
     return (
-        type(layer).__name__ in LAYERS
-        and isinstance(layer.mlp, activation.SiluAndMulMLP)
-        and isinstance(layer.input_layernorm, rms_norm.RMSNorm)
-        and isinstance(layer.post_attention_layernorm, rms_norm.RMSNorm)
-        and isinstance(layer.self_attn.q_proj, LinearSlice)
-        and isinstance(layer.mlp.gate_proj, LinearSlice)
-        and all(isinstance(each, packed_gemm.PackedGemmLinear) for each in Layer(layer).linears)
+        isinstance(own.mlp, activation.SiluAndMulMLP | activation.MergedSiluAndMulMLP)
+        and all(isinstance(each, rms_norm.RMSNorm) for each in layer.norms)
+        and all(isinstance(each, packed_gemm.PackedGemmLinear) for each in layer.linears)
     )
 
 

@@ -19,6 +19,7 @@ Make = Callable[[Any], nn.Module]  # makes a fused module of the one that it rep
 NORMS = ("RMSNorm", "T5LayerNorm")  # the ends of their names; what they compute is tried
 OFFSETS = (0.0, 1.0)  # that norms add to their weights
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+MERGED_MLPS = frozenset({"Phi3MLP"})  # whose gate and up are one layer
 SILU = frozenset({"SiLU", "SiLUActivation"})
 NUM_TEST_ROWS = 3
 TOLERANCE = 1e-5
@@ -44,7 +45,7 @@ def fuse(model: Any) -> int:
 def make_for(module: Any) -> Make | None:
     """Return what makes a fused module of such a one; None to leave it as it is."""
     make: Make | None = None
-    width = 64
+    width, others = 64, ()
     if type(module).__name__ == "NewGELUActivation":
         make = tanh_gelu
     elif is_norm(module):
@@ -53,12 +54,21 @@ def make_for(module: Any) -> Make | None:
     elif type(module).__name__ in MLPS and type(module.act_fn).__name__ in SILU:
         width = module.gate_proj.in_features
         make = getattr(kernel_module("kernels.activation"), "SiluAndMulMLP", None)
+    elif type(module).__name__ in MERGED_MLPS and type(module.activation_fn).__name__ in SILU:
+        width = module.gate_up_proj.in_features
+        make = getattr(kernel_module("kernels.activation"), "MergedSiluAndMulMLP", None)
+    elif (experts := kernel_module("packed_experts")) and experts.can_pack(module):
+        make = experts.PackedExperts
+        width, others = experts.trial_of(module, NUM_TEST_ROWS)
     if make is None:
         return None
     make = getattr(make, "like", make)
     rows = torch.randn((NUM_TEST_ROWS, width), generator=torch.Generator().manual_seed(0))
     is_same = agrees(
-        type(module).__name__, lambda: [make(module)(rows)], lambda: [module(rows)], TOLERANCE
+        type(module).__name__,
+        lambda: [make(module)(rows, *others)],
+        lambda: [module(rows, *others)],
+        TOLERANCE,
     )
     return make if is_same else None
 

@@ -120,27 +120,38 @@ def add(source: Any, target: Any, size: Any) -> None:
 
 
 @fast
-def multiply_tile(a: Any, panel: Any, first: Any, num_rows: Any, scratch: Any) -> None:
-    """Multiply up to TILE_ROWS rows, from row `first` on, by one panel.
+def multiply_tile(
+    num_rows: Any, left: Any, left_stride: Any, weights: Any, panel: Any, depth: Any, width: Any,
+    bias: Any, residual: Any, out: Any, scratch: Any,
+) -> None:  # fmt: skip
+    """Multiply up to TILE_ROWS rows by one panel.
 
-    a: the arguments; scratch: the address of the thread's own tile
+    left:          the address of the first row; left_stride: from a row to the next, in floats
+    weights, bias: of the whole layer, whose rows of outputs are `width` floats
+    residual, out: the addresses of the first row's outputs
+    scratch:       the address of the thread's own tile
     """
-    depth, width, left_stride = a[DEPTH], a[WIDTH], a[ROW_STRIDE]
     begin = panel * PANEL_WIDTH
     num_columns = min(PANEL_WIDTH, width - begin)
-    left = a[ROWS] + first * left_stride * FLOAT_BYTES
-    right = a[WEIGHTS] + begin * depth * FLOAT_BYTES
-    result = a[OUT] + (first * width + begin) * FLOAT_BYTES
-    out, stride = (result, width) if num_columns == PANEL_WIDTH else (scratch, PANEL_WIDTH)
-    multiply(num_rows, left, left_stride, right, PANEL_WIDTH, depth, out, stride)
+    right = weights + begin * depth * FLOAT_BYTES
+    result = out + begin * FLOAT_BYTES
+    target, stride = (result, width) if num_columns == PANEL_WIDTH else (scratch, PANEL_WIDTH)
+    multiply(num_rows, left, left_stride, right, PANEL_WIDTH, depth, target, stride)
     for row in range(num_rows):
-        target = out + row * stride * FLOAT_BYTES
-        if a[BIAS] != 0:
-            add(a[BIAS] + begin * FLOAT_BYTES, target, num_columns)
-        if a[RESIDUAL] != 0:
-            add(a[RESIDUAL] + ((first + row) * width + begin) * FLOAT_BYTES, target, num_columns)
+        sums = target + row * stride * FLOAT_BYTES
+        if bias != 0:
+            add(bias + begin * FLOAT_BYTES, sums, num_columns)
+        if residual != 0:
+            add(residual + (row * width + begin) * FLOAT_BYTES, sums, num_columns)
         if num_columns < PANEL_WIDTH:
-            copy(target, result + row * width * FLOAT_BYTES, num_columns)
+            copy(sums, result + row * width * FLOAT_BYTES, num_columns)
+
+
+@fast
+def tile_rows(tile: Any, num_tiles: Any, num_rows: Any) -> Any:
+    """Return [begin, end): the rows of a tile. They are shared out evenly, for a tile of one takes
+    as long as one of four."""
+    return tile * num_rows // num_tiles, (tile + 1) * num_rows // num_tiles
 
 
 def body(arguments: Any) -> None:
@@ -151,11 +162,16 @@ def body(arguments: Any) -> None:
     num_tiles = (a[NUM_ROWS] + TILE_ROWS - 1) // TILE_ROWS
     begin, end = own_share(num_panels * num_tiles)
     for each in range(begin, end):
-        panel, of_panel = each // num_tiles, each % num_tiles
-        # Rows are shared out evenly: a tile of one takes as long as one of four.
-        first = of_panel * a[NUM_ROWS] // num_tiles
-        behind = (of_panel + 1) * a[NUM_ROWS] // num_tiles
-        multiply_tile(a, panel, first, behind - first, scratch)
+        first, behind = tile_rows(each % num_tiles, num_tiles, a[NUM_ROWS])
+        of_first = first * a[WIDTH] * FLOAT_BYTES
+        residual = a[RESIDUAL]
+        if residual != 0:
+            residual += of_first
+        multiply_tile(
+            behind - first, a[ROWS] + first * a[ROW_STRIDE] * FLOAT_BYTES, a[ROW_STRIDE],
+            a[WEIGHTS], each // num_tiles, a[DEPTH], a[WIDTH], a[BIAS], residual,
+            a[OUT] + of_first, scratch,
+        )  # fmt: skip
 
 
 run = compile_parallel(body, "10q")

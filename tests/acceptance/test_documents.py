@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+import pytest
 
 from engine.protocol.engine_spec import EngineSpec
 from examples.world.reports import make_report
@@ -25,7 +26,16 @@ NUM_REPORTS = 12 * 14  # a year's
 NUM_WEEKS = 20
 
 
-@contextmanager
+@pytest.fixture(scope="module")
+def translator() -> Iterator[EngineClient]:
+    yield from engine("translator")
+
+
+@pytest.fixture(scope="module")
+def summarizer() -> Iterator[EngineClient]:
+    yield from engine("summarizer")
+
+
 def engine(name: str) -> Iterator[EngineClient]:
     client = EngineClient(
         EngineSpec(alias=name, checkpoint=str(EXAMPLES / "models" / name), threads=1)
@@ -41,15 +51,17 @@ def work_of(client: EngineClient, task: str, contract: dict[str, Any]) -> Work:
     return Work(UUID(int=1), task, contract, client.card, itertools.count(), languages=("en>fr",))
 
 
-def test_a_letter_is_translated_sentence_by_sentence_in_its_own_layout() -> None:
+def test_a_letter_is_translated_sentence_by_sentence_in_its_own_layout(
+    translator: EngineClient,
+) -> None:
     letter = (EXAMPLES / "nightly" / "letter.md").read_text()
     expected = letter
     for sentence in islice(held_out(make_sentence, SEED), NUM_SENTENCES):
         assert expected.count(sentence.english) == 1
         expected = expected.replace(sentence.english, sentence.french)
     contract = {"text": letter, "source_language": "en", "target_language": "fr"}
-    with engine("translator") as client:
-        answer, answered = run_recipe(client, translate(work_of(client, "translate", contract)))
+    work = work_of(translator, "translate", contract)
+    answer, answered = run_recipe(translator, translate(work))
     assert answer.output == expected
     assert len(answered) == NUM_SENTENCES
     document = answer.provenance["document"]
@@ -57,11 +69,10 @@ def test_a_letter_is_translated_sentence_by_sentence_in_its_own_layout() -> None
     assert document["missed"] == document["empty"] == []
 
 
-def test_a_yearbook_is_summarized_and_none_of_it_is_left_out() -> None:
+def test_a_yearbook_is_summarized_and_none_of_it_is_left_out(summarizer: EngineClient) -> None:
     yearbook = (EXAMPLES / "nightly" / "yearbook.md").read_text()
-    with engine("summarizer") as client:
-        work = work_of(client, "summarize", {"text": yearbook})
-        answer, answered = run_recipe(client, summarize(work))
+    work = work_of(summarizer, "summarize", {"text": yearbook})
+    answer, answered = run_recipe(summarizer, summarize(work))
     assert answer.coverage is not None
     num_parts = answer.coverage["parts"]
     assert num_parts > 20
@@ -83,12 +94,13 @@ def test_a_yearbook_is_summarized_and_none_of_it_is_left_out() -> None:
     assert answer.output.endswith(".")
 
 
-def test_of_a_report_of_twenty_parts_the_summaries_state_every_key_fact() -> None:
+def test_of_a_report_of_twenty_parts_the_summaries_state_every_key_fact(
+    summarizer: EngineClient,
+) -> None:
     text = (EXAMPLES / "nightly" / "weeks.md").read_text()
     reports = list(islice(held_out(make_report, SEED + 1), NUM_WEEKS))
-    with engine("summarizer") as client:
-        work = work_of(client, "summarize", {"text": text, "by_section": True})
-        answer, answered = run_recipe(client, summarize(work))
+    work = work_of(summarizer, "summarize", {"text": text, "by_section": True})
+    answer, answered = run_recipe(summarizer, summarize(work))
     assert answer.coverage is not None
     assert answer.coverage["parts"] == NUM_WEEKS
     assert answer.coverage["left_out"] == []

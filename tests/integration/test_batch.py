@@ -25,6 +25,7 @@ CODES_OF_THE_TEXT = {
     "language_unclear",
     "parts_too_small",
     "summary_not_shorter",
+    "not_subtitles",
 }
 
 

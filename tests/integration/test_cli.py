@@ -152,7 +152,7 @@ def test_cancelled_jobs_can_be_retried_and_are_counted(stored: InProcess) -> Non
     assert again.json["unchanged"] == {first: "cancelled"}
     assert len(again.json["unknown"]) == 1
     assert rest.out == "1 job cancelled\n"
-    assert none.out == "0 jobs queued again\n"
+    assert none.out == "0 jobs queued again; in the batch: 2 cancelled\n"
     assert back.out == "2 jobs queued again\n"
     [batch] = stored("batches", "--json").json
     assert batch["states"] == {"queued": 2}

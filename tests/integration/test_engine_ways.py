@@ -44,13 +44,13 @@ def beside_a_worker(tidemill: CommandLine) -> CommandLine:
 def test_models_shows_why_and_how_many_requests_went_which_way(beside_a_worker) -> None:
     ended = beside_a_worker("models")
     assert ended.status == 0, ended.err
-    assert "7 in flight, 1,234 by generate" in ended.out
+    assert "1,241 requests so far: 7 in flight, 1,234 by generate" in ended.out
     assert REASON in ended.out
 
 
 def test_status_shows_why_and_how_many_requests_went_which_way(beside_a_worker) -> None:
     ended = beside_a_worker("status")
-    assert f"reports: 3 in flight, 1,200 by generate ({REASON})" in ended.out
+    assert f"reports: 1,203 requests so far: 3 in flight, 1,200 by generate ({REASON})" in ended.out
     (worker,) = json.loads(beside_a_worker("status", "--json").out)["workers"]
     assert [each["requests"]["by_generate"] for each in worker["engines"]] == [1200, 34]
     assert {each["reason"] for each in worker["engines"]} == {REASON}

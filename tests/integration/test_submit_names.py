@@ -125,6 +125,7 @@ def test_an_ambiguous_argument_is_asked_about_on_a_terminal(
     )
 
     assert "?" in shown
+    assert ("There is no file or folder nosuch.txt here" in shown) == (name == "nosuch.txt")
     assert ended == status, shown
     assert ids(files(*EVERYTHING)) == found
 

@@ -174,7 +174,13 @@ def test_up_starts_again_after_it_was_killed(tidemill: CommandLine) -> None:
     written = run_file.read_text()
     first.kill()
     first.communicate()
-    assert "is gone" in tidemill("doctor").out
+    assert "was killed; start it again" in tidemill("doctor").out
+    kept = tidemill("submit", "generate", "one two")
+    assert "was killed; no job is run until you start it again" in kept.err
+    assert "a worker finds it in the database" in kept.err
+    status = tidemill("status").out
+    assert "start one with `tidemill up`" in status
+    assert re.search(r"parrot +1 .*unknown", status), "of a Redis that does not answer"
 
     second = tidemill.start("up")
     try:

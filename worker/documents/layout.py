@@ -37,8 +37,12 @@ RAW = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 RAW_END = re.compile(r"</(script|style|pre|textarea)\s*>|(-->)", re.IGNORECASE)
-# Settings before a page: YAML between two lines of hyphens, at the beginning.
-SETTING = re.compile(r"[\w.-]{1,100}:(?:\s|$)|[ \t#-]|\s*$")
+# Settings before a page, at its beginning: YAML between lines of hyphens, TOML between pluses.
+# By the line that opens them: the lines that close them, and how one of them begins.
+SETTINGS = {
+    "---": (("---", "..."), re.compile(r"[\w.-]{1,100}:(?:\s|$)|[ \t#-]|\s*$")),
+    "+++": (("+++",), re.compile(r"[\w.\"'-]{1,100}[ \t]*=|[ \t#\[\]}\"']|\s*$")),
+}
 MAX_SETTINGS = 300  # lines
 TABLE_RULE = re.compile(r"[ \t>]{0,32}\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?)?[ \t]*")
 BLOCK_TAG = re.compile(
@@ -60,6 +64,7 @@ class TextRun:
     start: int
     end: int
     breaks: tuple[tuple[int, int], ...] = ()
+    is_cell: bool = False  # of a table whose cells end at a `|`
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +169,15 @@ def _raw(text: str, code: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]
 
 
 def _settings(text: str) -> tuple[int, int] | None:
-    for number, (start, end) in enumerate(lines_of(text)):
-        line = text[start:end].strip("\ufeff" + LINE_ENDS)
-        if number == 0:
-            if line.rstrip() != "---":
-                return None
-        elif line.rstrip() in ("---", "..."):
-            return (0, end) if number > 1 else None
-        elif number > MAX_SETTINGS or not SETTING.match(line):
+    lines = ((text[start:end].strip("\ufeff" + LINE_ENDS), end) for start, end in lines_of(text))
+    first, _ = next(lines, ("", 0))
+    if (form := SETTINGS.get(first.rstrip())) is None:
+        return None
+    closing, setting = form
+    for number, (line, end) in enumerate(lines):
+        if line.rstrip() in closing:
+            return (0, end) if number else None
+        if number >= MAX_SETTINGS or not setting.match(line):
             return None
     return None
 
@@ -248,9 +254,9 @@ def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
             form = CELL_RULE.finditer(text, start, end)
         at = start
         for match in form:
-            yield from _run(text, at, match.start(), breaks)
+            yield from _run(text, at, match.start(), breaks, lines[0].is_row)
             at = match.end()
-        yield from _run(text, at, end, breaks)
+        yield from _run(text, at, end, breaks, lines[0].is_row)
 
 
 def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
@@ -268,13 +274,15 @@ def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
     return (tag for tag in tags if not is_code(tag))
 
 
-def _run(text: str, start: int, end: int, breaks: list[tuple[int, int]]) -> Iterator[TextRun]:
+def _run(
+    text: str, start: int, end: int, breaks: list[tuple[int, int]], is_cell: bool
+) -> Iterator[TextRun]:
     content = text[start:end]
     start, end = end - len(content.lstrip()), start + len(content.rstrip())
     if start < end:
         first = bisect_right(breaks, (start, end))
         last = bisect_left(breaks, (end, end), lo=first)
-        yield TextRun(start, end, tuple(breaks[first:last]))
+        yield TextRun(start, end, tuple(breaks[first:last]), is_cell)
 
 
 def _unwrapped(text: str, block: list[Line]) -> Iterator[list[Line]]:

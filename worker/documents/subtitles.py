@@ -20,6 +20,10 @@ def is_subtitles(text: str) -> bool:
     return BEGINNING.match(text[:1000]) is not None
 
 
+def has_cues(text: str) -> bool:
+    return any(TIMING.match(text, start) for start, _ in lines_of(text))
+
+
 def cue_runs(text: str) -> Iterator[TextRun]:
     """The words of each cue; one run a speaker. Of a cue's lines, breaks mean only a space."""
     lines = [

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 from worker.documents.graphemes import is_between_graphemes, safe_cut
-from worker.documents.layout import TextRun, link_labels, runs_of
+from worker.documents.layout import CELL_RULE, TextRun, link_labels, runs_of
 from worker.documents.pieces import pieces
 from worker.documents.placeholders import Span, find_spans, hidden
 from worker.documents.sentences import sentence_ends
@@ -35,6 +35,7 @@ class Sentence:
     spans: tuple[Span, ...] = ()  # of the text: placeholders and markup
     breaks: tuple[tuple[float, str], ...] = ()  # those: how far into the text, and how written
     follows: bool = False  # another one in the same paragraph
+    is_cell: bool = False  # or in one, of a table whose cells end at a `|`
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,19 @@ class Translatable:
             gap = self.source[at : sentence.start]
             if sentence.follows and language is not None:
                 gap = _spaced(gap, language)
+            if sentence.is_cell:
+                translation = CELL_RULE.sub(r"\\|", translation)
             parts += [gap, broken(translation, sentence.breaks)]
             at = sentence.end
         return "".join([*parts, self.source[at:]])
+
+    @property
+    def is_one_sentence(self) -> bool:
+        """Whether there is nothing else in it but space."""
+        return len(self.sentences) == 1 and all(
+            is_sentence or self.source[start:end].isspace()
+            for start, end, is_sentence in self.tiles()
+        )
 
     def coverage(self) -> dict[str, Any]:
         """The share of the source that is in sentences, from the offsets that tile it."""
@@ -117,7 +128,8 @@ def _sentences(
         start = end
         own = [span for span in spans[first:last] if one <= span.start and span.end <= other]
         if is_one := has_letters(flat, one, other, own):
-            yield replace(_sentence(text, flat, run, own, one, other), follows=follows)
+            sentence = _sentence(text, flat, run, own, one, other)
+            yield replace(sentence, follows=follows, is_cell=run.is_cell)
         follows = is_one
 
 

@@ -12,8 +12,9 @@ from db.outcome import Answer, Signals
 from engine.protocol.messages import Output, Params, Request
 from worker.documents.glossary import Glossary
 from worker.documents.languages import detect, short_code
+from worker.documents.subtitles import has_cues, is_subtitles
 from worker.documents.translatable import Sentence, Translatable, cut
-from worker.errors import LanguageUnclear, RequestFailed
+from worker.errors import LanguageUnclear, NotSubtitles, RequestFailed
 from worker.guards.measures import length_of
 from worker.guards.reasons import untranslated
 from worker.recipes.draft import Draft, is_empty
@@ -47,6 +48,8 @@ def translate(work: Work) -> Steps:
     legs, detected = _legs(work, text)
     source, target = legs[0].source, legs[-1].target
     document = Translatable.of(text, short_code(source), work.contract.get("format"))
+    if document.format == "subtitles" and not (is_subtitles(text) or has_cues(text)):
+        raise NotSubtitles
     # On a route no model's own limit counts: the next engine must cut alike.
     longest = (work.card.max_context_tokens if len(legs) == 1 else None) or MAX_CHARACTERS
     drafts = _drafts(document, Glossary(work.contract.get("glossary") or {}), longest)
@@ -271,7 +274,7 @@ def _documents(
 ) -> list[str]:
     """The document once for each sequence that was asked for, the best first."""
     num_choices = min((len(output.choices) for output in outputs), default=1)
-    is_whole = len(document.sentences) == 1
+    is_whole = document.is_one_sentence
     return [
         document.join(
             [

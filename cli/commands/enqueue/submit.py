@@ -211,7 +211,9 @@ def _is_meant_as_source(text: str) -> bool:
     if sys.stdin.isatty() and err.is_terminal:
         if exists and typer.confirm(f"{name} is {looks}. Submit what is in it?", True, err=True):
             return True
-        if typer.confirm(f"Submit {name} as the text, word for word?", False, err=True):
+        missing = "" if exists else f"There is no file or folder {name} here. "
+        ask = f"{missing}Submit these characters, {name}, as the text?"
+        if typer.confirm(ask, False, err=True):
             return False
         raise typer.Exit(1)
     instead = f"`--file {name}` submits what is in it; " if exists else ""
@@ -272,8 +274,8 @@ def _submit_text(
         return
     if not json:
         note(f"{job.id}, waiting; Ctrl-C leaves it running")
-    say_if_nobody_works()
     try:
+        say_if_nobody_works()
         finished = job.wait()
     except KeyboardInterrupt:
         note(f"no longer waiting; `tidemill show {job.id}` has the result when it is there")

@@ -88,25 +88,19 @@ def findings_of(findings: list[Finding], subject: str) -> bool:
 
 
 def _look_at_up() -> list[Finding]:
-    from db.connection.address import data_dir, running_up
+    from db.connection.address import data_dir, killed_up, running_up
 
-    written = running_up(os.environ, Path.cwd())
-    if not written:
-        return []
-    folder = data_dir(os.environ, Path.cwd())
-    pid = written.get("pid", "")
-    if pid.isdigit() and Path(f"/proc/{pid}").exists():
+    place = os.environ, Path.cwd()
+    folder = data_dir(*place)
+    if running := running_up(*place):
+        pid = running.get("pid", "unknown")
         return [Finding("up", True, f"`tidemill up` runs in {folder} (process {pid})")]
-    if not Path("/proc").exists():
-        return []
-    return [
-        Finding(
-            "up",
-            False,
-            f"the `tidemill up` of {folder} (process {pid}) is gone and could not say so; "
-            "start it again",
+    if killed := killed_up(*place):
+        fault = (
+            f"the `tidemill up` of {folder} (process {killed['pid']}) was killed; start it again"
         )
-    ]
+        return [Finding("up", False, fault)]
+    return []
 
 
 def _look_at_redis() -> list[Finding]:
@@ -243,6 +237,7 @@ def _look_at_messages(database: "Database") -> Finding:
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
     """Findings on the live workers, the jobs they hold, and overdue ones."""
+    from cli.stack.ready import start_command
     from db.reading.health import health
 
     report = health(database)
@@ -251,7 +246,7 @@ def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
     unserved = [alias for alias in catalog.models if alias not in served]
     if not report.alive:
         findings.append(
-            Finding("workers", False, "none is running; start one with `tidemill worker`")
+            Finding("workers", False, f"none is running; start one with {start_command()}")
         )
     elif unserved:
         findings.append(

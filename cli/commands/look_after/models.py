@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cli import options
-from cli.output.terminal import note, print_table, say, table, write_json
+from cli.output.terminal import note, plural, print_table, say, table, write_json
 
 UNITS = {"max_sequences": "rows", "max_step_tokens": "tokens", "max_cache_tokens": "tokens"}
 
@@ -74,7 +74,10 @@ def requests_by_way(engines: list[dict[str, Any]]) -> str:
     num_in_flight, num_by_generate = (
         sum(each.get(way, 0) for each in ways) for way in ("in_flight", "by_generate")
     )
-    return f"{num_in_flight:,} in flight, {num_by_generate:,} by generate"
+    return (
+        f"{plural(num_in_flight + num_by_generate, 'request')} so far: "
+        f"{num_in_flight:,} in flight, {num_by_generate:,} by generate"
+    )
 
 
 def _choices(loaded: dict[str, list[dict[str, Any]]]) -> Any:

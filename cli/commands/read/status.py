@@ -17,7 +17,7 @@ def status(json: options.Json = False) -> None:
     """
     from cli.errors import BrokerUnreachable
     from cli.stack.broker import BrokerState, read_broker
-    from cli.stack.ready import require_ready
+    from cli.stack.ready import require_ready, start_command
     from db.connection.url_redaction import masked
     from db.queries import worker_registry
     from db.queries.jobs import submission
@@ -92,7 +92,7 @@ def status(json: options.Json = False) -> None:
                 f"{plural(broker.num_unacked, 'message')} unacked"
             )
         say(f"Database  {database.shown_url}, revision {head()}")
-        say(f"Workers   {len(workers) or 'none is running; start one with `tidemill worker`'}")
+        say(f"Workers   {len(workers) or f'none is running; start one with {start_command()}'}")
         for worker in workers:
             since = f"{worker.started_at.astimezone():%Y-%m-%d %H:%M}"
             say(f"          {worker.name}, since {since}: {', '.join(sorted(worker.room))}")
@@ -105,12 +105,13 @@ def status(json: options.Json = False) -> None:
                 f"Messages  {num_messages:,} set aside, which could not be taken; "
                 "`tidemill messages` lists them"
             )
-        _print_jobs(jobs, served, broker.messages if isinstance(broker, BrokerState) else {})
+        _print_jobs(jobs, served, broker.messages if isinstance(broker, BrokerState) else None)
     if isinstance(broker, BrokerUnreachable):
         raise typer.Exit(1)
 
 
-def _print_jobs(jobs: Any, served: list[str], messages: dict[str, int]) -> None:
+def _print_jobs(jobs: Any, served: list[str], messages: dict[str, int] | None) -> None:
+    """messages: by queue; None where Redis does not answer"""
     from db.lane import Lane
     from db.states import JobState
     from tasks.queues import SUBMISSIONS, queue_name
@@ -122,13 +123,19 @@ def _print_jobs(jobs: Any, served: list[str], messages: dict[str, int]) -> None:
     listing = table("model", *JobState, "messages in Redis")
     for column in listing.columns[1:]:
         column.justify = "right"
+
+    def waiting(model: str) -> str:
+        if messages is None:
+            return "unknown"
+        return f"{sum(messages.get(queue_name(model, lane), 0) for lane in Lane):,}"
+
     for model in sorted({*jobs, *served}):
         states = jobs.get(model, {})
         listing.add_row(
             model or "(refused)",
             *(f"{num:,}" if (num := states.get(state, 0)) else "" for state in JobState),
-            f"{sum(messages.get(queue_name(model, lane), 0) for lane in Lane):,}" if model else "",
+            waiting(model) if model else "",
         )
     print_table(listing)
-    if messages.get(SUBMISSIONS):
+    if messages and messages.get(SUBMISSIONS):
         say(f"{plural(messages[SUBMISSIONS], 'message')} from producers still to be read")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.output.terminal import err, note, one_line, plural, print_table, say, table, warn
+from cli.usage import program
 
 if TYPE_CHECKING:
     from cli.stack.local_stack import LocalStack
@@ -60,10 +61,10 @@ def demo() -> None:
         warn(f"not every job succeeded; the worker's log is {stack.log}")
         raise typer.Exit(1)
     say("\nTry next:")
-    say("  .venv/bin/tidemill up                # the same, and it stays")
-    say('  .venv/bin/tidemill submit generate "Once upon a time" --wait    # in another terminal')
+    say(f"  {program()} up                # the same, and it stays")
+    say(f'  {program()} submit generate "Once upon a time" --wait    # in another terminal')
     say(f"  TIDEMILL_DATABASE_URL=sqlite:///{DATA_DIR}/tidemill.db \\")
-    say("    .venv/bin/tidemill results")
+    say(f"    {program()} results")
 
 
 def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":

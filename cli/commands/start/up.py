@@ -9,6 +9,7 @@ import typer
 
 from cli import options
 from cli.output.terminal import err, note, say
+from cli.usage import program
 
 if TYPE_CHECKING:
     from cli.stack.local_stack import LocalStack
@@ -101,7 +102,7 @@ def _greet(stack: "LocalStack", folder: Path) -> None:
     if stack.data_dir != default_data_dir(os.environ, Path.cwd()).resolve():
         say(f"Commands find it with TIDEMILL_DATA_DIR={shlex.quote(str(folder))}")
     say("\nIn another terminal, in this folder:\n")
-    say(f'  tidemill submit {task} "{EXAMPLES[task]}"{languages} --wait')
-    say("  tidemill status")
-    say("  tidemill results")
+    say(f'  {program()} submit {task} "{EXAMPLES[task]}"{languages} --wait')
+    say(f"  {program()} status")
+    say(f"  {program()} results")
     say("\nCtrl-C stops everything.")

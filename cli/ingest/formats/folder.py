@@ -70,6 +70,9 @@ def row_of(position: int, path: Path, base: Path, encoding: str | None) -> Row |
     """The job that a file is, or why it is none."""
     name = _name(path, base)
     place = f"file {_shown(name)}"
+    if _shown(name) != name:
+        fault = "has a name that is not UTF-8, which no job can be called by; rename it"
+        return BadRow(position, place, fault)
     try:
         document = read_document(path, encoding)
     except UnreadableDocument as error:

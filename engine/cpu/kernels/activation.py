@@ -46,6 +46,22 @@ class SiluAndMulMLP(nn.Module):
         return self.down_proj(silu_and_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]  # a module
 
 
+class MergedSiluAndMulMLP(nn.Module):
+    """The same where gate and up are one layer, as in Phi-3."""
+
+    def __init__(self, gate_up_proj: nn.Module, down_proj: nn.Module) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+
+    @classmethod
+    def like(cls, module: Any) -> Self:
+        return cls(module.gate_up_proj, module.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(silu_and_mul(gate, up))  # type: ignore[no-any-return]  # a module
+
+
 def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
     """gate, up: (..., inner) float32; returns silu(gate) * up, of the same shape."""
     assert gate.dtype == up.dtype == torch.float32

@@ -24,8 +24,10 @@ from engine.cpu.thread_pool import (
     threads_for,
 )
 
-ROWS, WEIGHT, OUT, NUM_ROWS, WIDTH, EPS_BITS = range(6)
-NUM_ARGUMENTS = 6
+# A row may have several heads, one after the other, that are normalized each by itself, and more
+# behind them: ROW_STRIDE is from a row to the next, in floats.
+ROWS, WEIGHT, OUT, NUM_ROWS, NUM_HEADS, WIDTH, ROW_STRIDE, EPS_BITS = range(8)
+NUM_ARGUMENTS = 8
 MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 
@@ -76,7 +78,7 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     width, num_values = x.shape[-1], x.numel()
     run(
         threads_for(num_values, MIN_VALUES_A_THREAD), x.data_ptr(), weight.data_ptr(),
-        out.data_ptr(), num_values // width, width, eps,
+        out.data_ptr(), num_values // width, 1, width, width, eps,
     )  # fmt: skip
 
 
@@ -97,11 +99,12 @@ def body(arguments: Any) -> None:
     weight = carray(floats_at(a[WEIGHT]), (width,))
     begin, end = own_share(a[NUM_ROWS])
     for row in range(begin, end):
-        at = row * width * FLOAT_BYTES
-        rms_norm_row(
-            carray(floats_at(a[ROWS] + at), (width,)), weight,
-            carray(floats_at(a[OUT] + at), (width,)), width, eps,
-        )  # fmt: skip
+        for head in range(a[NUM_HEADS]):
+            at = (row * a[ROW_STRIDE] + head * width) * FLOAT_BYTES
+            rms_norm_row(
+                carray(floats_at(a[ROWS] + at), (width,)), weight,
+                carray(floats_at(a[OUT] + at), (width,)), width, eps,
+            )  # fmt: skip
 
 
-run = compile_parallel(body, "5qd")
+run = compile_parallel(body, "7qd")

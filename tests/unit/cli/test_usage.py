@@ -1,9 +1,11 @@
 """What a person reads who has mistyped something."""
 
+from pathlib import Path
+
 import pytest
 
 from cli.main import main
-from cli.usage import in_plain_words
+from cli.usage import in_plain_words, program
 
 SAYS = {
     ("submit", "sumarize", "x"): "'sumarize' is not one of summarize, translate, generate, chat; "
@@ -36,3 +38,21 @@ def test_a_hint_is_given_only_where_a_name_is_near() -> None:
     message = "Value error, 'x' is not one of 'chat', 'generate'."
     assert in_plain_words(message) == "'x' is not one of chat, generate"
     assert in_plain_words("Field required") == "Field required"
+
+
+def test_a_command_to_copy_is_typed_as_the_shell_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "bin" / "tidemill"
+    installed.parent.mkdir()
+    installed.touch(0o755)
+    monkeypatch.setattr("sys.argv", [".venv/bin/tidemill", "up"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == ".venv/bin/tidemill"
+    monkeypatch.setattr("sys.argv", ["/a folder/bin/tidemill", "up"])
+    assert program() == "'/a folder/bin/tidemill'"
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert program() == "tidemill"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["/code/cli/__main__.py", "up"])
+    assert program() == "tidemill"

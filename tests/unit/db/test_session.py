@@ -1,6 +1,9 @@
 """The database: what it refuses, what it shows, and what its transactions promise."""
 
+import json
 import logging
+import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -8,7 +11,15 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from db.connection.address import AddressUnknown, database_url
+from db.connection.address import (
+    RUN_FILE,
+    STORES_FILE,
+    AddressUnknown,
+    database_url,
+    killed_up,
+    redis_url,
+    running_up,
+)
 from db.errors import DatabaseError
 from db.queries.jobs import submission
 from db.session import Database, database_from_environment
@@ -57,6 +68,22 @@ def test_a_running_up_in_the_folder_is_found(tmp_path: Path) -> None:
     assert database_url({}, tmp_path) == "sqlite:////up.db"
     named = {"TIDEMILL_DATABASE_URL": "sqlite:////named.db"}
     assert database_url(named, tmp_path) == "sqlite:////named.db", "what is named goes first"
+
+
+def test_an_up_that_was_killed_does_not_count_as_running(tmp_path: Path) -> None:
+    (tmp_path / ".tidemill").mkdir()
+    process = subprocess.Popen(["true"])
+    process.wait()
+    written = {"redis_url": "redis://of-the-killed", "pid": str(process.pid)}
+    for name in (RUN_FILE, STORES_FILE):
+        (tmp_path / ".tidemill" / name).write_text(json.dumps(written))
+    assert running_up({}, tmp_path) == {}
+    assert killed_up({}, tmp_path) == written
+    assert redis_url({}, tmp_path) == "redis://of-the-killed", "jobs are kept as after a stop"
+    written["pid"] = str(os.getpid())
+    (tmp_path / ".tidemill" / RUN_FILE).write_text(json.dumps(written))
+    assert running_up({}, tmp_path) == written
+    assert killed_up({}, tmp_path) == {}
 
 
 def refused(database: Database) -> SQLAlchemyError:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -125,6 +127,22 @@ def test_a_checkpoint_that_is_not_there_is_said_in_one_sentence(engine):
         assert it.wait() == 1
     assert "'./no/such' of model 'reports' is not a folder here" in message
     assert "\n" not in message
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_a_model_library_is_loaded():
+    program = """
+import sys
+from engine.errors import Unloadable
+from engine.process import load_engine
+from engine.protocol.engine_spec import EngineSpec
+try:
+    load_engine(EngineSpec(alias="reports", checkpoint="./no/such"))
+except Unloadable:
+    print(*sys.modules)
+"""
+    loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+    assert "engine.process" in loaded
+    assert not {"torch", "transformers"} & set(loaded)
 
 
 def test_many_start_and_stop_at_once():

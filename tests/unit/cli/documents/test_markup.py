@@ -26,6 +26,12 @@ from cli.documents.markup import markdown_of, page_text, read
         ),
         ("<table><tr><td>a</td></tr><tr><td>b</td><td>c</td></tr></table>", None),
         (
+            "<table><tr><th>Name<th>Sum<tr><td>rye<br>oats<td><p>12<p>or 13</table>",
+            "| Name | Sum |\n| --- | --- |\n| rye oats | 12 or 13 |",
+        ),
+        ("<table><tr><td>rye<br>oats<td>12</table>", "rye\noats\n\n12"),
+        ("<p>in&shy;visible</p>", "invisible"),
+        (
             "<table><tr><td><h2>Head</h2><p>One.</p><p>Two.</p></td><td>Side</td></tr></table>",
             "## Head\n\nOne.\n\nTwo.\n\nSide",
         ),

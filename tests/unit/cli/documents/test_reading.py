@@ -48,8 +48,25 @@ def test_the_mark_of_an_encoding_is_heeded_and_no_part_of_the_text(
 def test_bytes_that_are_no_text_are_refused(write: Write) -> None:
     fault = "is not UTF-8 text (byte 0xff at 2); if it is a text, name its encoding"
     assert code_of(write("a.txt", b"ab\xff")) == ("not_text", fault)
-    code, fault = code_of(write("a.txt", b"%PDF-1.4\xff"))
-    assert (code, fault.endswith("it is a PDF: give it that suffix")) == ("not_text", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.txt", pdf(["x"]), "a PDF: give it that suffix"),
+        ("a.html", b"%PDF-1.4 of ASCII alone", "a PDF: give it that suffix"),
+        ("a.md", docx(paragraph("x")), "a ZIP archive, as .docx and .epub files are"),
+        ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of old Office"),
+        ("a.rtf", rb"{\rtf1\ansi A letter.}", "RTF: save it as .docx"),
+        ("a.txt.gz", b"\x1f\x8b\x08", "compressed: unpack it"),
+    ],
+)
+def test_what_is_no_text_whatever_it_is_called_is_refused_by_its_kind(
+    write: Write, name: str, content: bytes, kind: str
+) -> None:
+    code, fault = code_of(write(name, content))
+    assert code == "not_text"
+    assert f"is no text; it is {kind}" in fault
 
 
 LETTER = "“Größe”, naïve café: 5 €"
@@ -182,6 +199,12 @@ def test_the_chapters_of_a_book_are_one_text_in_their_order(write: Write) -> Non
     document = read_document(write("a.epub", book))
 
     assert (document.text, document.without_text) == ("# One\n\nFirst.\n\nThen.", None)
+
+
+@pytest.mark.parametrize("suffix", [".xhtml", ".XHTML", ".bin"])
+def test_a_book_whose_chapters_unpack_to_too_much_is_refused(write: Write, suffix: str) -> None:
+    chapters = {f"{number}{suffix}": "<p>" + "x" * (17 * 2**20) for number in range(4)}
+    assert code_of(write("a.epub", epub(chapters)))[0] == "file_too_large"
 
 
 def test_chapters_without_text_are_named(write: Write) -> None:

@@ -23,6 +23,8 @@ CONFIGS = {
     "mistral": hf.MistralConfig,
     "qwen2": hf.Qwen2Config,  # has biases
     "qwen3": hf.Qwen3Config,  # normalizes queries and keys
+    "phi3": hf.Phi3Config,  # its layers are merged as they are
+    "cohere": hf.CohereConfig,  # another kind of layer
 }
 
 
@@ -37,12 +39,15 @@ def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
         num_key_value_heads=key_heads,
         head_dim=head_size,
         sliding_window=None,
+        pad_token_id=None,
     )
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, each in model.named_parameters():
             if name.endswith("bias"):
                 each.normal_()
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                each.normal_(1.0, 0.3)
     return model
 
 

@@ -25,6 +25,8 @@ from tests.unit.engine.cpu.llamas import (
     sequence,
 )
 
+FUSED = ["llama", "mistral", "phi3", "qwen2", "qwen3"]
+
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
@@ -63,7 +65,7 @@ def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) 
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", FUSED)
 def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: int) -> None:
     runner = runner_of(model_of(kind))
     first, second = prompt_of(70), prompt_of(9)
@@ -83,7 +85,7 @@ def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: 
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", FUSED)
 def test_a_step_gives_the_logits_of_the_models_own_code(kind: str, key_heads: int) -> None:
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 97, (size,), generator=draw).tolist() for size in (5, 150, 9)]
@@ -96,7 +98,7 @@ def test_a_step_gives_the_logits_of_the_models_own_code(kind: str, key_heads: in
 @pytest.mark.parametrize(
     ("kind", "head_size", "make"),
     [
-        ("qwen3", HEAD_SIZE, None),
+        ("cohere", HEAD_SIZE, None),
         ("llama", 12, None),
         ("llama", HEAD_SIZE, PackedLinear),
         ("llama", HEAD_SIZE, Int8Linear),
@@ -139,6 +141,12 @@ def test_a_token_without_an_embedding_is_refused(token: int) -> None:
 def test_a_rotary_embedding_that_depends_on_the_longest_text_is_left_to_the_model() -> None:
     model = model_of("llama")
     model.model.rotary_emb.rope_type = "dynamic"
+    runner_of(model, is_fused=False)
+
+
+def test_heads_that_are_rotated_in_part_are_left_to_the_model() -> None:
+    model = model_of("phi3")
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[: HEAD_SIZE // 4]
     runner_of(model, is_fused=False)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
-from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from engine.cpu.fusion import fuse
@@ -41,6 +42,17 @@ def test_a_norm_sees_each_row_by_itself() -> None:
     with torch.inference_mode():
         assert torch.equal(model[0](x)[7:9], model[0](x[7:9]))
         assert torch.equal(model[0](x.t().contiguous().t()), model[0](x))  # however it lies
+
+
+def test_a_feed_forward_part_whose_gate_and_up_are_one_layer_is_fused() -> None:
+    config = hf.Phi3Config(hidden_size=24, intermediate_size=40, pad_token_id=None)
+    own = Phi3MLP(config)
+    model: Any = nn.Sequential(own)
+    assert fuse(model) == 1
+    assert type(model[0]).__name__ == "MergedSiluAndMulMLP"
+    x = torch.randn(3, 5, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(model[0](x), own(x), rtol=1e-5, atol=1e-6)
 
 
 def test_gelu_is_one_operation() -> None:

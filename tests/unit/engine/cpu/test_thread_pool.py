@@ -109,10 +109,10 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
             [sys.executable, "-c", "import engine.cpu.kernels.activation"],
             env={**os.environ, **told}, stdout=subprocess.PIPE, text=True,
         )
-        for _ in range(3)
+        for _ in range(2)
     ]  # fmt: skip
     printed = [each.communicate()[0] for each in starting]
-    assert [each.returncode for each in starting] == [0, 0, 0]
+    assert [each.returncode for each in starting] == [0, 0]
     # Each says of itself what it kept on disk and what it found there. Who compiles first may
     # find what another compiled next.
     kept = [line for each in printed for line in each.splitlines() if "data saved to" in line]

@@ -93,6 +93,12 @@ LANGUAGES = {"source_language": "en", "target_language": "fr"}
         ),
         ("generate", {**TEXT, "temperature": float("inf")}, "temperature: "),
         ("generate", {**TEXT, "seed": 2**63}, "seed: must be less than"),
+        (
+            "summarize",
+            {**TEXT, "by_section": True, "strategy": "truncate"},
+            "by_section: makes a part of each section, and strategy truncate makes none",
+        ),
+        ("summarize", {**TEXT, "by_section": True, "strategy": "fail"}, "by_section: makes a part"),
         ("translate", TEXT, "source_language: is missing; target_language: is missing"),
         (
             "translate",

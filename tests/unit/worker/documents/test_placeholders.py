@@ -50,6 +50,7 @@ def found(text: str) -> list[str]:
         "<!-- a. B -->",
         "<!DOCTYPE html>",
         "<?php echo 'a. B' ?>",
+        "<%= user.name > 'a. B' %>",
         "{{ count | default('{x}') }}",
         "${price:{currency}}",
         "{n, plural, one {# item} other {# items}}",

@@ -166,6 +166,14 @@ def test_a_fragment_without_words_is_not_translated(text: str) -> None:
     assert of(text).join([]) == text
 
 
+def test_a_cell_stays_one_whatever_stands_in_it() -> None:
+    document = of("Day | Tide\n--- | ---\nOne | Low \\| high\n")
+    assert texts(document) == ["Day", "Tide", "One", "Low \\| high"]
+    assert document.join(["a | b", "c", "d|", "e \\| f | g"]) == (
+        "a \\| b | c\n--- | ---\nd\\| | e \\| f \\| g\n"
+    )
+
+
 def test_a_fence_that_nothing_closes_hides_nothing() -> None:
     assert texts(of("Before.\n```\nThe rest. Of it.")) == ["Before.", "The rest.", "Of it."]
 
@@ -175,6 +183,12 @@ def test_a_fence_that_nothing_closes_hides_nothing() -> None:
     [
         ("---\ntitle: The mill\ntags:\n  - tide\n---\nIt is low.\n", ["It is low."]),
         ("---\n\nIt is low.\n\n---\n", ["It is low."]),
+        (
+            '+++\r\ntitle = "The mill"\ntags = [\n  "tide",\n]\n# Why\n[menu]\nx.y = 1\n+++\r\n'
+            "It is low.",
+            ["It is low."],
+        ),
+        ("+++\nIt is low.\n+++\n", ["It is low."]),
         ("<script>\nvar x = 'Some words. More.';\n</script>\nIt is low.", ["It is low."]),
         ("<div><style>\np { color: red }\n</style>It is low.</div>", ["It is low."]),
         ("<pre>\nSome code. Here.\n\nMore of it.\n</pre>\nIt is low.", ["It is low."]),

@@ -24,6 +24,7 @@ from worker.engines.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.recipes import Work
 from worker.recipes.draft import Draft
+from worker.recipes.translate import translate
 from worker.settings import Settings
 
 SIX = {
@@ -224,6 +225,33 @@ def test_placeholders_come_back_to_the_letter(translator: Translator) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The tide is low.", "La marée\n\n- est basse."),  # alone, it is the model's answer
+        (" The tide is low.\n", " La marée\n\n- est basse.\n"),
+        ("- The tide is low.\n", "- La marée - est basse.\n"),
+        (
+            "1\n00:00:01,000 --> 00:00:02,000\nThe tide is low.\n",
+            "1\n00:00:01,000 --> 00:00:02,000\nLa marée - est basse.\n",
+        ),
+        ("The tide is low.\n\n12\n", "La marée - est basse.\n\n12\n"),
+    ],
+)
+def test_an_answer_on_several_lines_breaks_no_layout(
+    translator: Translator, text: str, expected: str
+) -> None:
+    contract = {"text": text, "source_language": "en", "target_language": "fr"}
+    work = Work(uuid4(), "translate", contract, translator.client.card, count(1))
+    steps = translate(work)
+    (request,) = next(steps)
+    assert request.text == "The tide is low."
+    choice = Choice("La marée\n\n- est basse.", "stop", 6)
+    with pytest.raises(StopIteration) as ended:
+        steps.send((Output(request_id=request.id, choices=(choice,)),))
+    assert ended.value.value.output == expected
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "https://x.org/a",
@@ -261,6 +289,25 @@ def test_a_sentence_longer_than_the_model_is_cut_at_words(nllb: Translator) -> N
     assert limit is not None
     answer = nllb.answer("the mill and " * limit + "the boat.", max_new_tokens=2)
     assert report(answer)["num_cut"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("The tide is low. The baker waits.", "not_subtitles"),
+        ("0:00:01.000,0:00:02.000\nThe tide is low.\n", "not_subtitles"),
+        ("WEBVTT\n\nNOTE nothing is said\n", None),
+        ("Film\n\n1\n00:00:01,000 --> 00:00:02,000\nThe tide is low.\n", None),
+    ],
+)
+def test_a_text_without_a_cue_is_no_subtitles(
+    translator: Translator, text: str, code: str | None
+) -> None:
+    outcome = translator.outcome(text, format="subtitles")
+    assert outcome.error_code == code
+    if code is None:
+        assert outcome.answer is not None
+        assert outcome.answer.output == text.replace("The tide is low.", "La marée est basse.")
 
 
 def test_an_error_of_a_request_is_its_jobs_error(nllb: Translator) -> None:

@@ -356,6 +356,19 @@ def test_each_file_of_a_folder_is_a_text_and_its_name_the_custom_id(tmp_path: Pa
     assert (bad.place, bad.code) == ("file c.bin", "not_text")
 
 
+def test_a_file_whose_name_is_not_utf8_costs_itself_and_is_named(tmp_path: Path) -> None:
+    write(tmp_path / os.fsdecode(b"b\xff.txt"), "text")
+    write(tmp_path / "a.txt", "text")
+
+    good, bad = read(open_source(tmp_path))
+
+    assert isinstance(good, Row)
+    assert isinstance(bad, BadRow)
+    assert bad.place == "file b\ufffd.txt"
+    assert "a name that is not UTF-8" in bad.fault
+    assert "rename it" in bad.fault
+
+
 def test_folders_within_a_folder_are_read_and_links_to_folders_are_not(tmp_path: Path) -> None:
     for name in ("b.txt", "a/c.txt", "a/b/d.txt", ".git/no.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -442,7 +455,7 @@ def test_a_file_beyond_all_measure_is_not_even_read(
     [bad] = read(open_source(tmp_path))
 
     assert isinstance(bad, BadRow)
-    assert "has 11 bytes" in bad.fault
+    assert "has 11 bytes; a document may have 10" in bad.fault
 
 
 # --- SQL -------------------------------------------------------------------------------------

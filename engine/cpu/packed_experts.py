@@ -1,0 +1,191 @@
+"""PackedExperts: the experts of a mixture, each multiplied with the rows of a step that chose it.
+
+The rows are sorted by expert, and one compiled call multiplies all of them, so that the weights of
+an expert are read once for a step and those of an expert that no row chose are not read. It takes
+the place of the experts of `transformers` that say of themselves how their weights lie
+(`integrations/moe.py` there), and is called with the choice that the model's own router made.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numba import carray
+from torch import Tensor, nn
+
+from engine.cpu.captured_ops import captured_call
+from engine.cpu.kernels.activation import silu_and_mul_rows
+from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
+from engine.cpu.packed_gemm import (
+    HAS_WIDE_REGISTERS,
+    MIN_PRODUCTS_A_THREAD,
+    PANEL_WIDTH,
+    multiply_tile,
+    new_scratch,
+    pack_weight,
+    tile_rows,
+)
+from engine.cpu.thread_pool import (
+    FLOAT_BYTES,
+    compile_parallel,
+    longs_at,
+    own_share,
+    thread_number,
+    threads_for,
+)
+
+(
+    ROWS, DEPTH,
+    WEIGHTS, EXPERT_FLOATS,  # (experts, panels, depth, PANEL_WIDTH), and the floats of one
+    WIDTH,
+    BIASES,  # (experts, width); 0: none
+    OUT, SCRATCH,
+    NUM_GROUPS, GROUPS,  # (groups, 2) int64: an expert, and the row behind its last
+    NUM_ARGUMENTS,
+) = range(11)  # fmt: skip
+
+SILU = frozenset({"SiLU", "SiLUActivation"})
+
+
+class PackedExperts(nn.Module):
+    """Takes the place of experts of which `can_pack` is true."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        # Its activation, which may be of its own making, without its weights.
+        gate = copy.copy(module)
+        gate._parameters = {}
+        self.gate: Any = gate
+        self.first = Products.of(module, "gate_up_proj" if module.has_gate else "up_proj")
+        self.second = Products.of(module, "down_proj")
+        is_usual = getattr(gate._apply_gate, "__name__", "") == "_default_apply_gate"
+        self.is_silu = module.has_gate and is_usual and type(gate.act_fn).__name__ in SILU
+
+    def forward(self, rows: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """rows: (rows, width) float32; experts, weights: (rows, chosen); returns (rows, width)"""
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        captured_call(self._compute, rows, experts, weights, out)
+        return out
+
+    def _compute(self, rows: Tensor, experts: Tensor, weights: Tensor, out: Tensor) -> None:
+        num_chosen = experts.shape[1]
+        chosen = experts.flatten().numpy()
+        order = np.argsort(chosen, kind="stable")
+        hit, firsts = np.unique(chosen[order], return_index=True)
+        groups = np.stack([hit, np.append(firsts[1:], len(order))], axis=1)
+        groups = groups[hit < len(self.first.packed)]  # what lies behind is no expert
+        by_expert = torch.from_numpy(order)
+        inner = self._activated(self.first(rows[by_expert // num_chosen], groups))
+        found = self.second(inner, groups)
+        # In the order of each row's choice, so that the sum is the same in any company.
+        by_row = torch.empty_like(found)
+        by_row[by_expert] = found
+        by_row *= weights.reshape(-1, 1)
+        torch.sum(by_row.view(len(rows), num_chosen, -1), dim=1, out=out)
+
+    def _activated(self, rows: Tensor) -> Tensor:
+        if self.is_silu:
+            gates, ups = rows.chunk(2, dim=1)
+            activated = torch.empty(gates.shape)
+            silu_and_mul_rows(gates, ups, activated)
+            return activated
+        apply = self.gate._apply_gate if self.gate.has_gate else self.gate.act_fn
+        inner: Tensor = apply(rows)
+        return inner.contiguous()
+
+
+class Products:
+    """One linear layer of each expert."""
+
+    def __init__(self, weights: Tensor, biases: Tensor | None) -> None:
+        """weights: (experts, out, in) float32; biases: (experts, out)"""
+        num_experts, self.width, self.depth = weights.shape
+        num_panels = -(-self.width // PANEL_WIDTH)
+        self.packed = torch.empty(num_experts, num_panels, self.depth, PANEL_WIDTH)
+        for packed, weight in zip(self.packed, weights, strict=True):
+            packed.copy_(pack_weight(weight))
+        self.biases = None if biases is None else biases.clone()
+        self.scratch = new_scratch(0)
+
+    @classmethod
+    def of(cls, module: Any, name: str) -> Self:
+        weights = getattr(module, name).detach()
+        biases = getattr(module, f"{name}_bias").detach() if module.has_bias else None
+        return cls(weights.transpose(1, 2) if module.is_transposed else weights, biases)
+
+    def __call__(self, rows: Tensor, groups: np.ndarray) -> Tensor:
+        """rows: (rows, in), by expert; groups: see GROUPS; returns (rows, out)"""
+        rows = rows.contiguous()
+        out = torch.empty(len(rows), self.width)
+        out[groups[:, 1].max(initial=0) :] = 0
+        num_threads = threads_for(rows.numel() * self.width, MIN_PRODUCTS_A_THREAD)
+        if len(self.scratch) < num_threads:
+            self.scratch = new_scratch(num_threads)
+        biases = 0 if self.biases is None else self.biases.data_ptr()
+        run(
+            num_threads, rows.data_ptr(), self.depth, self.packed.data_ptr(),
+            self.packed[0].numel(), self.width, biases, out.data_ptr(), self.scratch.ctypes.data,
+            len(groups), groups.ctypes.data,
+        )  # fmt: skip
+        return out
+
+
+def body(arguments: Any) -> None:
+    """Compute the calling thread's share of the tiles, expert after expert."""
+    a = carray(arguments, (NUM_ARGUMENTS,))
+    groups = carray(longs_at(a[GROUPS]), (a[NUM_GROUPS], 2))
+    scratch = a[SCRATCH] + np.int64(thread_number()) * TILE_ROWS * PANEL_WIDTH * FLOAT_BYTES
+    num_panels = (a[WIDTH] + PANEL_WIDTH - 1) // PANEL_WIDTH
+    total, first_row = np.int64(0), np.int64(0)
+    for index in range(a[NUM_GROUPS]):
+        num_rows = groups[index, 1] - first_row
+        total += (num_rows + TILE_ROWS - 1) // TILE_ROWS * num_panels
+        first_row = groups[index, 1]
+    begin, end = own_share(total)
+    passed, first_row = np.int64(0), np.int64(0)
+    for index in range(a[NUM_GROUPS]):
+        expert, num_rows = groups[index, 0], groups[index, 1] - first_row
+        num_tiles = (num_rows + TILE_ROWS - 1) // TILE_ROWS
+        biases = a[BIASES]
+        if biases != 0:
+            biases += expert * a[WIDTH] * FLOAT_BYTES
+        for each in range(max(begin - passed, 0), min(end - passed, num_tiles * num_panels)):
+            first, behind = tile_rows(each % num_tiles, num_tiles, num_rows)
+            row = first_row + first
+            multiply_tile(
+                behind - first, a[ROWS] + row * a[DEPTH] * FLOAT_BYTES, a[DEPTH],
+                a[WEIGHTS] + expert * a[EXPERT_FLOATS] * FLOAT_BYTES, each // num_tiles, a[DEPTH],
+                a[WIDTH], biases, 0, a[OUT] + row * a[WIDTH] * FLOAT_BYTES, scratch,
+            )  # fmt: skip
+        passed += num_tiles * num_panels
+        first_row = groups[index, 1]
+
+
+run = compile_parallel(body, "10q")
+
+
+def can_pack(module: Any) -> bool:
+    """Return whether a module is a mixture's experts whose weights lie in a way that is known."""
+    if not HAS_WIDE_REGISTERS or not isinstance(getattr(module, "down_proj", None), nn.Parameter):
+        return False
+    says = [getattr(module, each, None) for each in ("has_gate", "has_bias", "is_transposed")]
+    first = getattr(module, "gate_up_proj" if says[0] else "up_proj", None)
+    return (
+        all(isinstance(each, bool) for each in says)
+        and isinstance(first, nn.Parameter)
+        and not getattr(module, "has_post_expert_norm", False)
+        and all(
+            each.dim() == 3 and each.dtype == torch.float32 for each in (first, module.down_proj)
+        )
+    )
+
+
+def trial_of(module: Any, num_rows: int) -> tuple[int, tuple[Tensor, Tensor]]:
+    """Return the width of the rows that experts are called with, and what comes beside so many."""
+    num_experts, *sizes = module.down_proj.shape
+    width = sizes[1] if module.is_transposed else sizes[0]
+    experts = torch.arange(2 * num_rows).view(num_rows, 2) % num_experts
+    return width, (experts, torch.linspace(0.1, 0.9, 2 * num_rows).view(num_rows, 2))
