@@ -67,9 +67,13 @@ class WorkerProcess:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Ready is when it consumes; the models are loaded before."""
-        until(lambda: " ready." in self.log or self.process.poll() is not None, "a ready worker")
+        until(
+            lambda: " ready." in self.log or self.process.poll() is not None,
+            "a ready worker",
+            seconds,
+        )
         assert self.process.poll() is None, self.log
 
     def pause(self, sqlite_url: str) -> None:
@@ -190,10 +194,12 @@ class Cluster:
         return worker
 
     @contextmanager
-    def worker(self, *arguments: str, **environment: str) -> Iterator[WorkerProcess]:
+    def worker(
+        self, *arguments: str, ready_seconds: float = PATIENCE_SECONDS, **environment: str
+    ) -> Iterator[WorkerProcess]:
         """A worker that is ready; stopped well at the end unless the test has ended it."""
         worker = self.start_worker(*arguments, **environment)
-        worker.wait_until_ready()
+        worker.wait_until_ready(ready_seconds)
         yield worker
         if worker.process.poll() is None:
             worker.stop()

@@ -17,6 +17,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
 from tests.engines import Bench
+from tests.parity.every_setting import AnsweredAlone, Asked, requests_of
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,23 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     """The folder of a checkpoint by its kind."""
     root = tmp_path_factory.mktemp("checkpoints")
     return cache(lambda kind: checkpoints.build(kind, root / kind))
+
+
+@pytest.fixture(scope="session")
+def answered_alone_of(folder_of: Callable[[str], Path]) -> Callable[[str], AnsweredAlone]:
+    """What a kind answers alone, for all engines."""
+    return cache(lambda kind: AnsweredAlone(kind, folder_of(kind)))
+
+
+@pytest.fixture(scope="session")
+def asked_of(answered_alone_of: Callable[[str], AnsweredAlone]) -> Callable[[str], Asked]:
+    """Requests of a kind with the answers that they get alone."""
+
+    def make(kind: str) -> Asked:
+        answered = answered_alone_of(kind)
+        return [(each, answered.answers(each, how)) for _, each, how in requests_of(kind)]
+
+    return cache(make)
 
 
 # By module, for some modules are about one of the two and say so.
