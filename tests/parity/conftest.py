@@ -13,6 +13,7 @@ import torch
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
+from engine.proof import self_proof
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
@@ -80,6 +81,14 @@ def _record_early() -> Iterator[None]:
     """Runs here are short: a step is recorded when its number of rows is met again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured_step, "WORTH_AFTER", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prove_in_full() -> Iterator[None]:
+    """With every request of a proof, however busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_proof, "MAX_SECONDS", 600.0)
         yield
 
 
