@@ -391,7 +391,7 @@ def proved_by(
 def prove_padded_or_not(
     exact: GenerateBackend, router: RouterBackend, alone: AnsweredAlone
 ) -> Proof:
-    """With as much padding as changes no answer. Raises Disproved."""
+    """Prove the backend with as much padding as changes no answer. Raises Disproved."""
     runner = router.in_flight.runner
     try:
         return prove(exact, runner, router.has_beams, alone)
@@ -412,7 +412,7 @@ def prove_padded_or_not(
 
 
 def padding_of(router: RouterBackend | None) -> dict[str, bool]:
-    """What a verdict says of it."""
+    """The fields of a verdict on padding."""
     runner = None if router is None else router.in_flight.runner
     if not isinstance(runner, OwnCacheRunner):
         return {"pads_prompts": False, "pads_rows": True}

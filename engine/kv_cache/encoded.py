@@ -16,7 +16,8 @@ Content = TypeVar("Content")
 
 
 class Encoded(Generic[Content]):
-    """Always: whoever reads its content is among the holders, and the last to leave frees it."""
+    """The content that several caches read. Every reader is among its holders, and the last
+    to leave frees it."""
 
     def __init__(self, content: Content, free: Callable[[Content], None]) -> None:
         self.content = content
@@ -35,7 +36,7 @@ class Encoded(Generic[Content]):
 
 
 class EncodedPrompts(Generic[Content]):
-    """By prompt, those that some cache holds."""
+    """The encoded prompts that some cache holds, by their token ids."""
 
     def __init__(self) -> None:
         self.by_prompt: WeakValueDictionary[tuple[int, ...], Encoded[Content]] = (
@@ -55,7 +56,8 @@ class Holder(Protocol):
 
 
 def check_holders(caches: Iterable[Holder]) -> list[Encoded[Any]]:
-    """What they hold, each once. Raise InvariantBroken if one reads what it does not hold."""
+    """List what the caches hold, each once. Raises InvariantBroken if one reads what it does
+    not hold."""
     held: dict[int, Encoded[Any]] = {}
     for each in caches:
         if each.encoded is None:

@@ -187,7 +187,8 @@ class BatchProbe:
 
 
 def compute_seconds() -> float:
-    """Of this process, its threads side by side: who else computes on the machine has no say."""
+    """The seconds that this process computed, its threads side by side: who else computes on the
+    machine has no say."""
     return time.process_time() / torch.get_num_threads()
 
 

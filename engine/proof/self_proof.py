@@ -81,7 +81,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredAlone:
-    """What `generate` answers, for one proof or several."""
+    """The answers of `generate`, for one proof or several."""
 
     trials: list[Trial]
     is_slow: bool  # if each pass takes long, few are made: not the same again in another order
@@ -199,8 +199,8 @@ def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
 
 @contextlib.contextmanager
 def renewing_to(runner: Any, model: Any) -> Iterator[None]:
-    """Within, a runner that puts its model back before a prompt puts it back as it is now, with
-    short windows."""
+    """Let a runner that puts its model back before a prompt put it back as it is now, with short
+    windows."""
     before = getattr(runner, "freshness", None)
     if before is None:
         yield
