@@ -1,9 +1,12 @@
 """What encryption at rest costs of the whole road, and an entry in the audit of a submit.
 
     python -m benchmarks.privacy [--jobs 20000] [--rounds 3] [--quick]
+    python -m benchmarks.privacy --rotation [--jobs 4000]
 
 The road is that of `benchmarks.pipeline`: the fake engine, so that a job costs next to nothing
 and every share is as large as it can be. A real model takes 10 to 1,000 times as long.
+
+`--rotation` says how many texts a second `tidemill keys rotate` seals with another key.
 """
 
 import argparse
@@ -14,11 +17,14 @@ from pathlib import Path
 
 from benchmarks.pipeline import DATABASES, FAKE, RAW, Road, ask, spread, worker
 from db.encryption.key_ring import KeyRing, new_key
+from db.encryption.rotation import rotate
+from db.queries.jobs import completion
 from db.schema import migrate
 from db.session import Database
 from tasks.configuration.catalog import Catalog
 from tasks.generate import GenerateContract
 from tasks.submit import keep_job
+from tests.jobs import insert_jobs, job_row
 
 TEXT = b"the tide turns and the wheel of the mill begins to move again " * 32  # 2 kB
 
@@ -29,10 +35,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="3,000 jobs")
     parser.add_argument("--submits", action="store_true", help="only what a submit takes")
+    parser.add_argument("--rotation", action="store_true", help="only the change of keys")
     parser.add_argument("--database", choices=DATABASES, action="append")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.jobs = 3000
+    if arguments.rotation:
+        with Road.built() as road:
+            for name in arguments.database or DATABASES:
+                url = road.environment(name)["TIDEMILL_DATABASE_URL"]
+                rotation_rates(name, url, arguments.jobs)
+        return
     print(f"to seal and open 2 kB: {seconds_of_a_text() * 1e6:.1f} µs")
     with Road.built() as road:
         config = road.folder / "tidemill.toml"
@@ -73,6 +86,33 @@ def microseconds_of_a_submit(url: str, config: Path, audits: bool) -> float:
         times.append(time.perf_counter() - begun)
     database.close()
     return statistics.median(times) * 1e6
+
+
+def rotation_rates(name: str, url: str, num_jobs: int) -> None:
+    """Print the rate at which finished jobs get another key: at once, and as beside jobs."""
+    keys = [new_key("k1")]
+    database = Database(url, KeyRing.parse(keys[0], "this benchmark"))
+    migrate(database)
+    job_ids = insert_jobs(
+        database, [job_row(state="succeeded") for _ in range(num_jobs)], text=TEXT.decode()
+    )
+    result = {
+        **dict(output=TEXT.decode()[:400], alternatives=[], finish_reason="stop"),
+        **dict(prompt_tokens=1, completion_tokens=1, provenance={"settings": {"seed": 1}}),
+    }
+    with database.write() as session:
+        rows = [{"job_id": job_id, **result} for job_id in job_ids]
+        session.execute(completion.insert_results(), rows)
+    database.close()
+    rates = []
+    for pause in (lambda seconds: None, time.sleep):
+        keys.insert(0, new_key(f"k{len(keys) + 1}"))
+        database = Database(url, KeyRing.parse("\n".join(keys), "this benchmark"))
+        begun = time.perf_counter()
+        num = sum(rotate(database, pause=pause).values())
+        rates.append(num / (time.perf_counter() - begun))
+        database.close()
+    print(f"{name:<11} texts/s with another key: {rates[0]:,.0f}, with its pauses {rates[1]:,.0f}")
 
 
 def seconds_of_a_text() -> float:

@@ -21,7 +21,7 @@ from db.encryption.sealed import seal_inserts, to_json
 from db.encryption.settings import configured_keys
 from db.errors import DatabaseError
 
-LOCK_SECONDS = 30.0  # that a transaction waits for another writer of an SQLite file
+LOCK_SECONDS = 30.0  # that a transaction waits for a lock; for another writer of an SQLite file
 
 
 class Database:
@@ -146,7 +146,7 @@ def _postgresql(url: URL, options: Mapping[str, Any]) -> Engine:
             "tcp_user_timeout": 30_000,
             "application_name": "tidemill",
             # No transaction is open while a model runs, so one that hangs is a fault.
-            "options": "-c lock_timeout=30s -c statement_timeout=120s "
+            "options": f"-c lock_timeout={1000 * LOCK_SECONDS:.0f} -c statement_timeout=120s "
             "-c idle_in_transaction_session_timeout=60s",
         },
         **options,

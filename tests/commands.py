@@ -1,18 +1,22 @@
-"""The `tidemill` command in a folder of its own: as a process, or within this one."""
+"""The `tidemill` command in a folder of its own: within this process, or as one."""
 
 import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cli.main import main
 from tasks.configuration import settings
+from tasks.errors import SettingsError
+from tests.producers import forget_settings
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -41,9 +45,18 @@ class Ended:
         return json.loads(self.out)
 
 
+# These start processes, or become another: they run in a process of their own.
+STARTING = ("up", "worker", "demo")
+
+
 @dataclass
 class CommandLine:
-    """Runs commands in a folder of their own; as installed, they look for no modules there."""
+    """Runs commands in a folder of their own; as installed, they look for no modules there.
+
+    A call runs the command within this process, which saves the second that a process
+    takes to start. `run` and `start` are for tests of what a process has for itself: its
+    signals, its terminal, its end.
+    """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -51,11 +64,27 @@ class CommandLine:
     @property
     def whole_environment(self) -> dict[str, str]:
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("TIDEMILL_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("TIDEMILL_", "CELERY_"))
         }
         return {**inherited, "PYTHONPATH": str(ROOT), **self.environment}
 
     def __call__(self, *arguments: str, given: str | None = None) -> Ended:
+        if arguments and arguments[0] in STARTING:
+            return self.run(*arguments, given=given)
+        streams = Streams(given or "")
+        try:
+            with here(self.folder, self.whole_environment), streams.in_place():
+                status = main(arguments)
+        except SettingsError:  # an address of Redis that Celery cannot read when it starts
+            return self.run(*arguments, given=given)
+        out, err = streams.written()
+        assert "Traceback" not in err
+        return Ended(status, out, err)
+
+    def run(self, *arguments: str, given: str | None = None) -> Ended:
+        """The same as a process of its own, to its end."""
         ended = subprocess.run(
             [sys.executable, "-P", "-m", "cli", *arguments],
             cwd=self.folder,
@@ -70,14 +99,17 @@ class CommandLine:
         assert "Traceback" not in ended.stderr
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "cli", *arguments],
             cwd=self.folder,
             env=self.whole_environment,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell that runs the tests in its background has them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def write(self, name: str, *rows: dict[str, Any] | str) -> Path:
@@ -88,40 +120,59 @@ class CommandLine:
         return path
 
 
-@dataclass
-class InProcess:
-    """The same without the second that a process takes to start.
+class Streams:
+    """What a command reads and writes, in place of this process's own."""
 
-    Not for what publishes: the Celery app of this process has settings of its own.
+    def __init__(self, given: str) -> None:
+        self._in = io.TextIOWrapper(io.BytesIO(given.encode(errors="surrogateescape")))
+        self._out, self._err = (
+            io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)
+        )
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        before = sys.stdin, sys.stdout, sys.stderr
+        sys.stdin, sys.stdout, sys.stderr = self._in, self._out, self._err
+        # Where nothing handles a record, a process writes it there; pytest handles every one.
+        handler = logging.StreamHandler(self._err)
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(lambda record: not record.name.startswith("tasks"))  # cli.main's
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+            sys.stdin, sys.stdout, sys.stderr = before
+
+    def written(self) -> tuple[str, str]:
+        """Standard output and standard error."""
+        out, err = (
+            bytes(stream.buffer.getvalue()).decode(errors="surrogateescape")  # type: ignore[attr-defined]
+            for stream in (self._out, self._err)
+        )
+        return out, err
+
+
+@contextmanager
+def here(folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """This process in a folder and an environment, with no settings from before.
+
+    Raises SettingsError when the environment names no address of Redis that can be read.
     """
-
-    process: CommandLine
-    monkeypatch: pytest.MonkeyPatch
-    capsys: pytest.CaptureFixture[str]
-
-    @property
-    def folder(self) -> Path:
-        return self.process.folder
-
-    def write(self, name: str, *rows: dict[str, Any] | str) -> Path:
-        return self.process.write(name, *rows)
-
-    def __call__(self, *arguments: str, given: str = "") -> Ended:
-        self.capsys.readouterr()
-        with self.monkeypatch.context() as patched:
-            patched.chdir(self.folder)
-            for name, value in self.process.environment.items():
-                patched.setenv(name, value)
-            patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
-            try:
-                status = main(arguments)
-            finally:
-                settings.database().close()
-                settings.database.cache_clear()
-                settings.catalog.cache_clear()
-        captured = self.capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ended(status, captured.out, captured.err)
+    folder_before, environment_before = Path.cwd(), dict(os.environ)
+    forget_settings()
+    try:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        # Celery reads its settings once in a process; this one it looks up every time.
+        os.environ["CELERY_BROKER_URL"] = settings.broker_url()
+        yield
+    finally:
+        forget_settings()
+        os.environ.clear()
+        os.environ.update(environment_before)
+        os.chdir(folder_before)
 
 
 def ids(ended: Ended) -> list[str]:

@@ -1,5 +1,6 @@
 """What every test may use: servers of their own, started once and only when asked for."""
 
+import gc
 import os
 from collections.abc import Iterator
 from itertools import chain, zip_longest
@@ -18,6 +19,8 @@ from tests.servers import PostgresServer, ValkeyServer
 from tests.workers import Cluster
 
 TESTS = Path(__file__).parent
+# Until everything is imported, which makes no garbage.
+gc.disable()
 # What one run finds out about a checkpoint must not decide another; processes inherit this.
 os.environ["TIDEMILL_CACHE"] = ""
 
@@ -45,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     in_turn = filter(None, chain.from_iterable(zip_longest(waiting, computing)))
     place = {path: number for number, path in enumerate(in_turn)}
     items.sort(key=lambda item: place[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays; to go through it all, again and again, takes a while."""
+    gc.freeze()
+    gc.enable()
 
 
 def tier(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu import pools
 
 from tasks.app import app
 from tasks.configuration import settings
@@ -40,17 +41,19 @@ def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None
         patch.setenv("TIDEMILL_REDIS_URL", broker_url)
         # Celery reads its settings once in a process; this one it looks up every time.
         patch.setenv("CELERY_BROKER_URL", broker_url)
-        _forget()
+        forget_settings()
         try:
             yield
         finally:
-            if settings.database.cache_info().currsize:
-                settings.database().close()
-            _forget()
+            forget_settings()
 
 
-def _forget() -> None:
+def forget_settings() -> None:
+    """Whatever this process took from its environment; connections are closed first."""
+    if settings.database.cache_info().currsize:
+        settings.database().close()
     settings.database.cache_clear()
     settings.catalog.cache_clear()
     # Celery keeps the pools of the first broker that it spoke to, and asks for no other.
     app._pool = app.amqp._producer_pool = None
+    pools.reset()

@@ -18,7 +18,11 @@ from typing import Self
 
 import psycopg
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+# Of a client that a server refuses; by itself it tries ten times more, which takes seconds.
+ONCE = Retry(NoBackoff(), 0)
 OTHERS = """
     SELECT 1 FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -51,7 +55,7 @@ def wait_for_redis(
     deadline = time.monotonic() + 60
     while True:
         try:
-            with redis.Redis(port=port, password=password) as client:
+            with redis.Redis(port=port, password=password, retry=ONCE) as client:
                 client.ping()
             return
         except redis.ConnectionError:

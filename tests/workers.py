@@ -21,12 +21,20 @@ from db.models import Job
 from db.session import Database
 from db.states import UNFINISHED, JobState
 from tests import jobs
+from tests.commands import CommandLine, Ended
 from tests.producers import FAKE, Tables, write_config
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 90
 
+# Settings of workers whose jobs another takes up a few seconds after their death.
+TAKEN_UP_SOON = {
+    "lease_seconds": 2.0,
+    "renew_seconds": 0.5,
+    "lead_seconds": 1.5,
+    "lost_seconds": 2.0,
+}
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -59,9 +67,13 @@ class WorkerProcess:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Ready is when it consumes; the models are loaded before."""
-        until(lambda: " ready." in self.log or self.process.poll() is not None, "a ready worker")
+        until(
+            lambda: " ready." in self.log or self.process.poll() is not None,
+            "a ready worker",
+            seconds,
+        )
         assert self.process.poll() is None, self.log
 
     def pause(self, sqlite_url: str) -> None:
@@ -72,7 +84,7 @@ class WorkerProcess:
         def paused() -> bool:
             self.process.send_signal(signal.SIGSTOP)
             # Until then a thread of it may take a lock that it would keep.
-            until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, "its stop")
+            until(self._is_stopped, "its stop")
             with closing(sqlite3.connect(path, timeout=0)) as connection:
                 try:
                     connection.execute("BEGIN IMMEDIATE")
@@ -82,6 +94,11 @@ class WorkerProcess:
             return True
 
         until(paused, "a moment between two transactions")
+
+    def _is_stopped(self) -> bool:
+        """Whether every thread is: one of them may be on its way through the kernel, to a lock."""
+        stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def wait(self) -> int:
         """The exit status; where it does not end, its log says where its threads stand."""
@@ -120,6 +137,8 @@ class Cluster:
     folder: Path
     database: Database
     redis_url: str
+    # How `tidemill worker` and `tidemill up` start it.
+    program: tuple[str, ...] = (sys.executable, "-P", "-m", "cli.stack.celery_main")
     started: list[WorkerProcess] = field(default_factory=list)
 
     def configure(
@@ -159,7 +178,7 @@ class Cluster:
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [
-                    *(str(BIN / "celery"), "-A", "tasks", "worker", "--loglevel", "INFO"),
+                    *(*self.program, "-A", "tasks", "worker", "--loglevel", "INFO"),
                     # These two only make a start slower when workers need not know each other.
                     *("--without-gossip", "--without-mingle"),
                     *("--hostname", name, *arguments),
@@ -175,10 +194,12 @@ class Cluster:
         return worker
 
     @contextmanager
-    def worker(self, *arguments: str, **environment: str) -> Iterator[WorkerProcess]:
+    def worker(
+        self, *arguments: str, ready_seconds: float = PATIENCE_SECONDS, **environment: str
+    ) -> Iterator[WorkerProcess]:
         """A worker that is ready; stopped well at the end unless the test has ended it."""
         worker = self.start_worker(*arguments, **environment)
-        worker.wait_until_ready()
+        worker.wait_until_ready(ready_seconds)
         yield worker
         if worker.process.poll() is None:
             worker.stop()
@@ -193,6 +214,10 @@ class Cluster:
             text=True,
             timeout=PATIENCE_SECONDS,
         )
+
+    def tidemill(self, *arguments: str) -> Ended:
+        """A `tidemill` command there, within this process."""
+        return CommandLine(self.folder, self.environment)(*arguments)
 
     def celery(self, *arguments: str) -> str:
         """What a `celery -A tasks ...` prints."""

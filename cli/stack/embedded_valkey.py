@@ -78,10 +78,13 @@ class EmbeddedValkey:
 
     def _wait_until_it_answers(self) -> None:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
         assert self._child is not None
         deadline = time.monotonic() + START_SECONDS
-        with redis.Redis.from_url(self.url, socket_timeout=2) as client:
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis.from_url(self.url, socket_timeout=2, retry=once) as client:
             while True:
                 try:
                     client.ping()

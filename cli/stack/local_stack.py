@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -78,11 +79,16 @@ class LocalStack:
 
         Raises AlreadyRunning, PartFailed or DatabaseError.
         """
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.data_dir)
         self._take_folder()
         if self._valkey is not None:
             self._valkey.start()
             self.redis_url = self._valkey.url
+        if self._is_embedded:
+            # In a folder that was there before, the file alone keeps others from the texts. Where
+            # it cannot be made, the database says so better.
+            with suppress(OSError):
+                os.close(os.open(self.data_dir / DATABASE_FILE, os.O_CREAT | os.O_RDWR, 0o600))
         migrate(self.database)
         self._write(STORES_FILE)
 
@@ -198,6 +204,17 @@ class LocalStack:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, with those above it that are missing, for this user alone.
+
+    `mkdir(parents=True)` would leave those above open to others, and one of them may be
+    another stack's folder.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
 
 
 def _reason(last_lines: str) -> str:

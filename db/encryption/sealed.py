@@ -80,6 +80,7 @@ class SealedType(TypeDecorator[Any]):
 
     impl: Any = Text
     impl_options: Mapping[str, Any] = {}
+    mark: Any = MARK  # that a sealed value begins with, as the column has it
     cache_ok = True
 
     def __init__(self, table: str, column: str, key: tuple[str, ...] = ("job_id",)) -> None:
@@ -159,6 +160,8 @@ class SealedType(TypeDecorator[Any]):
 
         def plain(value: Any) -> Any:
             stored = value if of_impl is None or value is None else of_impl(value)
+            if not isinstance(stored, str | bytes) or not stored.startswith(self.mark):
+                return stored
             sealed = self.sealed_in(stored)
             if sealed is not None:
                 raise KeysUnusable(
@@ -229,6 +232,7 @@ class SealedJSON(SealedType):
 
 class SealedBytes(SealedType):
     impl = LargeBinary
+    mark = MARK.encode()
     cache_ok = True
 
     def encode(self, value: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,21 @@ def model_card_id(content: Mapping[str, Any]) -> UUID:
 
     So two workers that load the same model write the same row without a word to each other.
     """
+    global _recent
+    for known, card_id in _recent:
+        if known == content:
+            return card_id
+    card_id = _digest(content)
+    _recent = ((deepcopy(dict(content)), card_id), *_recent[: MAX_RECENT - 1])
+    return card_id
+
+
+MAX_RECENT = 16
+# A worker writes the same few cards with every result; to compare one is a tenth of its digest.
+_recent: tuple[tuple[dict[str, Any], UUID], ...] = ()
+
+
+def _digest(content: Mapping[str, Any]) -> UUID:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
 

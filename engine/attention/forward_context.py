@@ -54,8 +54,8 @@ class EncoderContext:
 
 @dataclass(frozen=True, slots=True)
 class DecoderContext:
-    """The attention of a decoder's forward pass. Without `prompts` each row has one token. With
-    them there is a single row: the tokens of a decode step, if any, and then the prompts."""
+    """The context of a decoder's pass. Without `prompts` each row has one token. With them there is
+    a single row: the tokens of a decode step, if any, and then the prompts."""
 
     attention: AttentionBackend
     prompts: PromptAttention | None = None

@@ -98,8 +98,8 @@ def decoder_calls(model: Any) -> CallRecorder:
 
 
 def kv_shape_of(model: Any) -> KVShape:
-    """Return the keys and values that a model caches for each token of its decoder, and of its
-    encoder if it has one. Raises UnknownAttention where the layers differ."""
+    """The keys and values that a model keeps of a token of its decoder, and of its encoder if it
+    has one. Raises UnknownAttention where that is not the same in every layer."""
     recorder = decoder_calls(model)
     layers = recorder.layers(num_calls_of(model))
     shapes = {

@@ -59,7 +59,7 @@ class SeparatePrompts:
 
 @dataclass(frozen=True, slots=True)
 class PaddedPrompts:
-    """Attends for all prompts in one call, the shorter ones padded: a GPU loses less by some
+    """Attends by one call for all prompts, the shorter ones padded: a GPU loses less by some
     padding than by a call for each."""
 
     tokens: Tensor  # (prompts, longest): where in the row each token is; any where there is none
@@ -73,7 +73,7 @@ class PaddedPrompts:
     def of(
         cls, spans: Spans, num_tokens: int, device: torch.device, starts: tuple[int, ...] = ()
     ) -> PaddedPrompts | None:
-        """Lay the prompts out in a rectangle; None if there would be too much padding.
+        """Lay out the prompts; None if there would be too much padding.
 
         num_tokens: of the row
         starts:     the tokens of each prompt that are not in the row; (): none

@@ -206,7 +206,7 @@ def spoken(token_ids: Iterable[int], words: list[str]) -> str:
 
 @dataclass(slots=True)
 class FakeRow:
-    """A row's answer, and the number of its tokens so far."""
+    """A row: its answer, and the number of its tokens so far."""
 
     words: list[str]
     state: int  # of the stream of words

@@ -51,9 +51,9 @@ class Runner(Protocol):
     def prefill_and_decode(
         self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
     ) -> tuple[list[SequenceCache], Tensor] | None:
-        """Compute a step and prompts in one forward pass. Returns the caches of the prompts, and
-        the logits of the step and then of the prompts: (rows + sequences, vocab). None if one pass
-        cannot hold both."""
+        """Prefill and decode in one forward pass. Returns the caches of the prompts, and the logits
+        of the step and then of the prompts: (rows + sequences, vocab). None if it takes more than
+        one."""
 
 
 class SliceRunner(Runner, Protocol):
@@ -113,7 +113,7 @@ class InflightBackend:
     def _run_mixed(
         self, running: list[Sequence], reading: list[Sequence]
     ) -> list[Completion | None] | None:
-        """Run the step and the prompts in one forward pass; None where that cannot be, or fails."""
+        """Run the whole step in one forward pass; None where that cannot be, or fails."""
         if not running or not reading:
             return None
         if len(split_by_rows([*running, *reading], self.max_rows)) != 1:

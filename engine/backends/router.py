@@ -38,7 +38,7 @@ from engine.logging import error_location
 from engine.proof import verdicts
 from engine.proof.batch_probe import LEAVES_CHANGES
 from engine.proof.proved_families import length_bound_rope, why_not_proved
-from engine.proof.self_proof import Disproved, Proof, Trial, answered_alone, prove
+from engine.proof.self_proof import AnsweredAlone, Disproved, Proof, answered_alone, prove
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
@@ -357,7 +357,7 @@ def proved(
     return router, OWN_CACHE, how if router.pads_rows else f"{how}; rows of one length at a time"
 
 
-def alone_or_disproved(exact: GenerateBackend) -> list[Trial]:
+def alone_or_disproved(exact: GenerateBackend) -> AnsweredAlone:
     """Answer the trials by `generate`, once for both ways. Raises Disproved."""
     try:
         return answered_alone(exact, supports_beam_search(exact.model))
@@ -368,7 +368,7 @@ def alone_or_disproved(exact: GenerateBackend) -> list[Trial]:
 
 
 def proved_by(
-    way: str, spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend, alone: list[Trial]
+    way: str, spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend, alone: AnsweredAlone
 ) -> tuple[RouterBackend, Proof]:
     """Raises Disproved."""
     try:
@@ -388,8 +388,10 @@ def proved_by(
     return router, proof
 
 
-def prove_padded_or_not(exact: GenerateBackend, router: RouterBackend, alone: list[Trial]) -> Proof:
-    """With as much padding as changes no answer. Raises Disproved."""
+def prove_padded_or_not(
+    exact: GenerateBackend, router: RouterBackend, alone: AnsweredAlone
+) -> Proof:
+    """Prove the backend with as much padding as changes no answer. Raises Disproved."""
     runner = router.in_flight.runner
     try:
         return prove(exact, runner, router.has_beams, alone)
@@ -410,7 +412,7 @@ def prove_padded_or_not(exact: GenerateBackend, router: RouterBackend, alone: li
 
 
 def padding_of(router: RouterBackend | None) -> dict[str, bool]:
-    """What a verdict says of it."""
+    """The fields of a verdict on padding."""
     runner = None if router is None else router.in_flight.runner
     if not isinstance(runner, OwnCacheRunner):
         return {"pads_prompts": False, "pads_rows": True}

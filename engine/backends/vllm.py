@@ -117,7 +117,7 @@ class VllmBackend:
         return self.text.measure(request, self.sized.spec.max_cache_tokens, between_slices)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        """Run one step of vLLM. It may read a prompt in parts or let it wait: then its sequence
+        """Run one step of vLLM, which may read a prompt in parts or let it wait: then its sequence
         goes on without a token."""
         ended: dict[int, Completion] = {}
         for sequence in plan.admitted:

@@ -20,8 +20,8 @@ def place(spec: EngineSpec) -> str:
 
 
 def refuse_missing_files(spec: EngineSpec) -> None:
-    """Refuse a path that is no folder, rather than ask the hub for it, and a folder without a
-    tokenizer, for which `transformers` would make one that knows no word."""
+    """Refuse a path without a checkpoint, which the hub is not asked for. A folder without a
+    tokenizer is refused here, for `transformers` would make one that knows no word."""
     folder = Path(place(spec))
     name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
     if not folder.is_dir():

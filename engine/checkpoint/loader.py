@@ -179,7 +179,7 @@ def optional_file(spec: EngineSpec, name: str) -> Path | None:
 
 
 def refuse_own_file(spec: EngineSpec) -> None:
-    """Refuse a generation_config.json whose values `transformers` would not even read."""
+    """Refuse a generation_config.json that `transformers` would not even read."""
     name = transformers.utils.GENERATION_CONFIG_NAME
     path = optional_file(spec, name)
     if path is None:  # it has none, which is no fault

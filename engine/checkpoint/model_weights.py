@@ -213,7 +213,7 @@ def without_packing(config: Any) -> Any:
 
 
 def read_generation_config(model: Any, place: str, revision: str | None) -> None:
-    """Give the model the generation settings that `from_pretrained` would read for `place`."""
+    """Read the generation configuration as a model gets it that is loaded by its name."""
     settings = {"cache_dir": None, "force_download": False, "proxies": None, "token": None}
     model.adjust_generation_fn(
         None, False, None, place, **settings, local_files_only=False, revision=revision,

@@ -102,7 +102,8 @@ def renew(model: Any, reload: Callable[[], Any]) -> None:
 
 
 def attempt(model: Any) -> Tensor | None:
-    """Return the model's logits for the probe; None if it fails. The model is left unchanged."""
+    """The logits of the probe; None if the model cannot run it. The model is left as it was
+    found."""
     fresh = Freshness(model)
     try:
         return probe(model)

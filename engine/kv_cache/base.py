@@ -20,7 +20,8 @@ from engine.kv_cache.prefix_cache import PromptBlocks
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What a model keeps of one token: `num_layers` times a key and a value of each head."""
+    """The size of what a model keeps of one token: `num_layers` times a key and a value of each
+    head."""
 
     num_layers: int
     num_heads: int
@@ -70,7 +71,7 @@ class SequenceCache(Protocol):
 
 
 class PrefixSequenceCache(SequenceCache, Protocol):
-    """A cache whose prompt may begin with blocks that were computed for another."""
+    """The cache of a sequence whose prompt may begin with what was computed for another."""
 
     def take_prefix(self, blocks: PromptBlocks) -> None:
         """Begin with what is kept of the prompt, if anything: it counts in `length`."""

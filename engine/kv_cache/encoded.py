@@ -16,8 +16,8 @@ Content = TypeVar("Content")
 
 
 class Encoded(Generic[Content]):
-    """The keys and values of an encoder's output. Always: each cache that reads them is a holder,
-    and the last holder to leave frees them."""
+    """The content that several caches read. Every reader is among its holders, and the last
+    to leave frees it."""
 
     def __init__(self, content: Content, free: Callable[[Content], None]) -> None:
         self.content = content
@@ -36,7 +36,7 @@ class Encoded(Generic[Content]):
 
 
 class EncodedPrompts(Generic[Content]):
-    """Finds the encoded prompts that some cache holds, by their token ids."""
+    """The encoded prompts that some cache holds, by their token ids."""
 
     def __init__(self) -> None:
         self.by_prompt: WeakValueDictionary[tuple[int, ...], Encoded[Content]] = (
@@ -56,8 +56,8 @@ class Holder(Protocol):
 
 
 def check_holders(caches: Iterable[Holder]) -> list[Encoded[Any]]:
-    """Return what the caches hold, each once. Raises InvariantBroken if one reads what it does not
-    hold."""
+    """List what the caches hold, each once. Raises InvariantBroken if one reads what it does
+    not hold."""
     held: dict[int, Encoded[Any]] = {}
     for each in caches:
         if each.encoded is None:

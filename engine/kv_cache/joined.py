@@ -33,7 +33,7 @@ POISON = 64.0
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class EncodedStates:
+class EncoderOutput:
     """An encoder's output for one prompt, and its keys and values by layer. Sequences of equal
     prompts share it; it is never written to."""
 
@@ -49,7 +49,7 @@ class JoinedSequenceCache:
         self.num_rows = num_rows
         self.length = 0
         self.layers: list[LayerContent] | None = None  # of one row, or of all
-        self.encoded: EncodedStates | None = None
+        self.encoded: EncoderOutput | None = None
         # Of what its answer is drawn from, if reading the prompt took something of it.
         self.random_state: Tensor | None = None
 

@@ -198,7 +198,7 @@ class StateLayer(LinearAttentionLayer):
     def update_recurrent_state(
         self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
-        """Replace the state without a copy: the one before is kept elsewhere."""
+        """Store the new state without a copy: what was before is kept elsewhere."""
         before = self.recurrent_states[state_idx]
         assert before is not None
         after = recurrent_states.to(before.dtype)

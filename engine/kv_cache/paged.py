@@ -290,8 +290,8 @@ class PagedSequenceCache:
 
 
 def num_pages(max_rows: int, max_tokens: int) -> int:
-    """The number of pages that suffices for whatever the scheduler admits: a row, and a prompt, may
-    each leave a page half full."""
+    """The number of pages for whatever the scheduler admits: a row, and a prompt, may each leave a
+    page half full."""
     return 1 + -(-max_tokens // PAGE_TOKENS) + 2 * max_rows
 
 

@@ -26,7 +26,7 @@ from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
-from engine.proof.batch_probe import MAX_OFF, WINDOWS, off
+from engine.proof.batch_probe import MAX_OFF, SLOW_PASS_SECONDS, WINDOWS, compute_seconds, off
 from engine.protocol.messages import Request
 from engine.runners.length_switches import RotarySwitch, short_switch
 from engine.sampling.resolve_params import ResolvedParams
@@ -41,6 +41,8 @@ NUM_STEPS = 6
 # Of prompts; the first few are run however slow the model is, with what matters most.
 LENGTHS = (9, 3, 21, 14, 1, 40, 6, 27, 2, 33, 12, 5, 18, 8, 30, 4, 11, 24)
 NUM_LEAST = 6
+# Steps less of each, if the model is slow.
+NUM_SPARED = 2
 # Windows are made as short as this, so that a decoder beside an encoder, which begins with one
 # token, crosses them in NUM_STEPS.
 WINDOW = 3
@@ -75,6 +77,14 @@ class Trial:
     sequence: Sequence
     rows: list[list[int]] = field(default_factory=list)  # by `generate`, alone
     logits: Tensor | None = None  # (steps, vocab) of a greedy one
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredAlone:
+    """The answers of `generate`, for one proof or several."""
+
+    trials: list[Trial]
+    is_slow: bool  # if each pass takes long, few are made: not the same again in another order
 
 
 class DrawnBeams:
@@ -142,14 +152,14 @@ class RecordingBackend(InflightBackend):
         return super()._choose_one(running, logits, argmax)
 
 
-def answered_alone(exact: GenerateBackend, has_beams: bool) -> list[Trial]:
+def answered_alone(exact: GenerateBackend, has_beams: bool) -> AnsweredAlone:
     """Answer the trials by `generate`, for one proof or several. The model is left as it was."""
     with as_proved(exact.model) as switch:
         return tried_alone(exact, trials_of(exact, has_beams, switch), Freshness(exact.model))
 
 
 def prove(
-    exact: GenerateBackend, runner: Runner, has_beams: bool, alone: list[Trial] | None = None
+    exact: GenerateBackend, runner: Runner, has_beams: bool, alone: AnsweredAlone | None = None
 ) -> Proof:
     """Raises Disproved. The model is left as it was, and the runner's cache empty.
 
@@ -189,8 +199,8 @@ def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
 
 @contextlib.contextmanager
 def renewing_to(runner: Any, model: Any) -> Iterator[None]:
-    """Within, a runner that puts its model back before a prompt puts it back as it is now, with
-    short windows."""
+    """Let a runner that puts its model back before a prompt put it back as it is now, with short
+    windows."""
     before = getattr(runner, "freshness", None)
     if before is None:
         yield
@@ -268,17 +278,25 @@ def sequence(id_: int, prompt: tuple[int, ...], settings: ResolvedParams) -> Seq
     )
 
 
-def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -> list[Trial]:
+def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -> AnsweredAlone:
     """The trials that `generate` answered in time, each as if the model was just loaded."""
     until = time.monotonic() + MAX_SECONDS
     done: list[Trial] = []
+    is_slow = False
     for trial in trials:
-        if len(done) >= NUM_LEAST and time.monotonic() > until:
+        if len(done) >= NUM_LEAST and (is_slow or time.monotonic() > until):
             break
+        settings = trial.sequence.settings
+        if is_slow:
+            trial.sequence.settings = shortened(settings, settings.max_new_tokens - NUM_SPARED)
         fresh.restore()
+        begun = compute_seconds()
         answer_alone(exact, trial)
         done.append(trial)
-    return done
+        if len(done) == 2:  # the first may have found things to load
+            seconds = compute_seconds() - begun
+            is_slow = seconds > SLOW_PASS_SECONDS * settings.max_new_tokens
+    return AnsweredAlone(done, is_slow)
 
 
 def answer_alone(exact: GenerateBackend, trial: Trial) -> None:
@@ -301,16 +319,20 @@ def answer_alone(exact: GenerateBackend, trial: Trial) -> None:
 
 
 def run_in_company(
-    exact: GenerateBackend, runner: Runner, trials: list[Trial], has_beams: bool
+    exact: GenerateBackend, runner: Runner, alone: AnsweredAlone, has_beams: bool
 ) -> dict[int, tuple[list[list[int]], list[Tensor]]]:
-    """The tokens and logits of each request, as they join one or three at a time. Twice: the
-    second time in another order, and one that never ends is dropped on the way."""
+    """The tokens and logits of each request, as they join one or three at a time, and one that
+    never ends is dropped on the way. Twice, the second time in another order."""
     results = {}
-    for order in (trials, trials[::-1]):
+    trials = alone.trials
+    num_drawn_steps = NUM_STEPS - NUM_SPARED if alone.is_slow else NUM_STEPS
+    for order in (trials,) if alone.is_slow else (trials, trials[::-1]):
         waiting = [each.sequence for each in order]
         drawn = None
         if has_beams and order is trials:
-            beams = ResolvedParams(max_new_tokens=NUM_STEPS, num_beams=3, num_return_sequences=3)
+            beams = ResolvedParams(
+                max_new_tokens=num_drawn_steps, num_beams=3, num_return_sequences=3
+            )
             drawn = sequence(2 * len(LENGTHS), trials[0].sequence.prompt_ids, beams)
             waiting.insert(2, drawn)
         backend = RecordingBackend(exact, runner, drawn)
@@ -400,17 +422,17 @@ def replace_id(one: Sequence, id_: int) -> Sequence:
 
 def compared(
     exact: GenerateBackend,
-    trials: list[Trial],
+    alone: AnsweredAlone,
     found: dict[int, tuple[list[list[int]], list[Tensor]]],
 ) -> Proof:
     """Raises Disproved."""
     bound = max_off(exact.model)
     is_exact = exact.model.dtype == torch.float32
     worst, num_equal = 0.0, 0
-    for trial in trials:
-        settings = trial.sequence.settings
+    for trial in alone.trials:
+        settings, id_ = trial.sequence.settings, trial.sequence.id
         equal = True
-        for key in (trial.sequence.id, -1 - trial.sequence.id):
+        for key in (id_,) if alone.is_slow else (id_, -1 - id_):
             rows, logits = found[key]
             if trial.logits is not None:
                 num_alike = num_same(trial.rows[0], rows[0])
@@ -429,7 +451,7 @@ def compared(
                     kind = "beams" if settings.num_beams > 1 else "answers"
                     raise Disproved(f"its {kind} in flight are others than by model.generate")
         num_equal += equal
-    return Proof(len(trials), worst, num_equal)
+    return Proof(len(alone.trials), worst, num_equal)
 
 
 def num_same(one: list[int], other: list[int]) -> int:

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
-from engine.kv_cache.joined import EncodedStates, JoinedKVCache, JoinedSequenceCache, keys_by_layer
+from engine.kv_cache.joined import EncoderOutput, JoinedKVCache, JoinedSequenceCache, keys_by_layer
 from engine.kv_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
@@ -54,7 +54,7 @@ class OwnCacheRunner:
         self.temperature_step = temperature_step_of(model.config)
         self.encoded_type: type[Any] = BaseModelOutput  # of this encoder
         # Of those that some cache holds.
-        self.encoded_prompts: WeakValueDictionary[tuple[int, ...], EncodedStates] = (
+        self.encoded_prompts: WeakValueDictionary[tuple[int, ...], EncoderOutput] = (
             WeakValueDictionary()
         )
         self.pads_prompts = False  # several in one pass; set where that is proved
@@ -159,7 +159,7 @@ class OwnCacheRunner:
             encoder_outputs=self.encoded_type(last_hidden_state=states),
         )  # fmt: skip
         if encoded is None:
-            encoded = EncodedStates(states, keys_by_layer(past.cross_attention_cache))
+            encoded = EncoderOutput(states, keys_by_layer(past.cross_attention_cache))
             self.encoded_prompts[sequence.prompt_ids] = encoded
         cache.layers, cache.encoded = contents_of(past.self_attention_cache), encoded
         cache.commit_prompt(1)

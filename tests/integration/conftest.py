@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import CONFIG, CommandLine, InProcess
+from tests.commands import CONFIG, CommandLine
 
 
 @pytest.fixture
@@ -15,18 +15,12 @@ def tidemill(tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
-def stored(
-    tidemill: CommandLine,
-    database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> InProcess:
+def stored(tidemill: CommandLine, database_url: str) -> CommandLine:
     """Commands beside a migrated database, once on each, and no Redis that answers."""
     tidemill.environment = {
         "TIDEMILL_DATABASE_URL": database_url,
         "TIDEMILL_REDIS_URL": "redis://127.0.0.1:1/0",
         "COLUMNS": "200",
     }
-    stored = InProcess(tidemill, monkeypatch, capsys)
-    assert stored("migrate").status == 0
-    return stored
+    assert tidemill("migrate").status == 0
+    return tidemill

@@ -12,7 +12,7 @@ from db import JobState
 from db.models import Job
 from db.queries.jobs import cancel_retry
 from tasks import generate
-from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
+from tests.workers import BIN, PATIENCE_SECONDS, Cluster, on_sqlite, until
 
 pytestmark = on_sqlite
 
@@ -37,6 +37,7 @@ def inspect(cluster: Cluster, what: str) -> Any:
 def busy(producer: Cluster) -> Cluster:
     """A worker's models are so slow that what they run stays running."""
     producer.configure(worker={"drain_seconds": 0.2}, fake_step_seconds=0.05)
+    producer.program = (str(BIN / "celery"),)
     return producer
 
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.commands.enqueue.submit import EXAMPLES
-from tests.commands import CommandLine, InProcess, ids
+from tests.commands import CommandLine, ids
 
 
 def test_a_bad_line_is_reported_with_its_number_and_the_rest_goes_through(
-    stored: InProcess,
+    stored: CommandLine,
 ) -> None:
     stored.write("a.jsonl", {"text": "x", "custom_id": "1"}, "{broken", {"text": "y"}, {"txt": "z"})
 
@@ -28,7 +28,7 @@ def test_a_bad_line_is_reported_with_its_number_and_the_rest_goes_through(
     assert ids(stored("results", "--state", "all", "--format", "jsonl")) == ["1", None]
 
 
-def test_strict_enqueues_nothing_if_a_single_line_is_bad(stored: InProcess) -> None:
+def test_strict_enqueues_nothing_if_a_single_line_is_bad(stored: CommandLine) -> None:
     stored.write("a.jsonl", {"text": "x"}, "{broken")
 
     ended = stored("submit", "summarize", "--file", "a.jsonl", "--strict")
@@ -38,7 +38,7 @@ def test_strict_enqueues_nothing_if_a_single_line_is_bad(stored: InProcess) -> N
     assert stored("batches", "--json").json == []
 
 
-def test_a_run_key_makes_a_second_submit_harmless(stored: InProcess) -> None:
+def test_a_run_key_makes_a_second_submit_harmless(stored: CommandLine) -> None:
     stored.write("a.jsonl", {"text": "x"}, {"text": "y"})
     arguments = ("submit", "summarize", "--file", "a.jsonl", "--run-key", "k")
     assert stored(*arguments).status == 0
@@ -52,7 +52,7 @@ def test_a_run_key_makes_a_second_submit_harmless(stored: InProcess) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])
-def test_an_empty_file_is_no_batch(stored: InProcess, text: str) -> None:
+def test_an_empty_file_is_no_batch(stored: CommandLine, text: str) -> None:
     (stored.folder / "a.jsonl").write_text(text)
 
     ended = stored("submit", "summarize", "--file", "a.jsonl", "--run-key", "k")
@@ -63,7 +63,7 @@ def test_an_empty_file_is_no_batch(stored: InProcess, text: str) -> None:
     assert stored("batches", "--json").json == []
 
 
-def test_an_empty_folder_is_no_batch(stored: InProcess) -> None:
+def test_an_empty_folder_is_no_batch(stored: CommandLine) -> None:
     (stored.folder / "reports").mkdir()
     (stored.folder / "reports" / ".hidden.txt").write_text("The sea was calm.")
 
@@ -76,7 +76,7 @@ def test_an_empty_folder_is_no_batch(stored: InProcess) -> None:
     assert stored("batches", "--json").json == []
 
 
-def test_every_kind_of_source_is_taken(stored: InProcess) -> None:
+def test_every_kind_of_source_is_taken(stored: CommandLine) -> None:
     stored.write("a.jsonl", {"text": "from json lines", "custom_id": "jsonl"})
     stored.write("a.csv", "custom_id,text,metadata.station", "csv,from csv,north")
     pq.write_table(
@@ -102,7 +102,7 @@ def test_every_kind_of_source_is_taken(stored: InProcess) -> None:
     assert ids(north) == ["csv"]
 
 
-def test_a_parquet_file_without_the_column_is_refused_at_once(stored: InProcess) -> None:
+def test_a_parquet_file_without_the_column_is_refused_at_once(stored: CommandLine) -> None:
     pq.write_table(pa.table({"custom_id": ["1"]}), stored.folder / "a.parquet")
 
     ended = stored("submit", "summarize", "--file", "a.parquet")
@@ -114,7 +114,7 @@ def test_a_parquet_file_without_the_column_is_refused_at_once(stored: InProcess)
     assert stored("batches", "--json").json == []
 
 
-def test_results_are_written_in_every_format_and_page_by_cursor(stored: InProcess) -> None:
+def test_results_are_written_in_every_format_and_page_by_cursor(stored: CommandLine) -> None:
     rows = [{"text": "x", "custom_id": str(number)} for number in range(5)]
     stored.write("a.jsonl", *rows)
     stored("submit", "summarize", "--file", "a.jsonl")
@@ -134,7 +134,7 @@ def test_results_are_written_in_every_format_and_page_by_cursor(stored: InProces
     assert not list(stored.folder.glob("*.part"))
 
 
-def test_cancelled_jobs_can_be_retried_and_are_counted(stored: InProcess) -> None:
+def test_cancelled_jobs_can_be_retried_and_are_counted(stored: CommandLine) -> None:
     stored.write("a.jsonl", {"text": "x"}, {"text": "y"})
     stored("submit", "summarize", "--file", "a.jsonl", "--batch", "b")
     first = json.loads(
@@ -158,7 +158,7 @@ def test_cancelled_jobs_can_be_retried_and_are_counted(stored: InProcess) -> Non
     assert batch["states"] == {"queued": 2}
 
 
-def test_show_has_what_was_asked(stored: InProcess) -> None:
+def test_show_has_what_was_asked(stored: CommandLine) -> None:
     pair = ("--source-language", "en", "--target-language", "fr")
     more = ("--param", "seed=7", "--metadata", "gate=2", "--priority", "5", "--batch", "b")
     assert stored("submit", "translate", "\x1b[2Jx", *pair, *more).status == 0
@@ -182,9 +182,9 @@ def test_show_has_what_was_asked(stored: InProcess) -> None:
 
 
 def test_without_redis_a_job_is_kept_and_the_doctor_says_what_is_wrong(
-    stored: InProcess,
+    stored: CommandLine,
 ) -> None:
-    submitted = stored.process("submit", "summarize", "a text")
+    submitted = stored("submit", "summarize", "a text")
     status = stored("status", "--json")
     doctor = stored("doctor", "--json")
 
@@ -196,7 +196,7 @@ def test_without_redis_a_job_is_kept_and_the_doctor_says_what_is_wrong(
     assert doctor.status == 1
     wrong = {finding["subject"] for finding in doctor.json if not finding["ok"]}
     assert wrong == {"redis", "workers"}
-    assert stored.process("worker").status == 1
+    assert stored("worker").status == 1
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_wrong_text_is_refused_with_the_fault(
     ],
 )
 def test_the_name_of_a_file_is_not_submitted_as_a_text(
-    stored: InProcess, name: str, fault: str
+    stored: CommandLine, name: str, fault: str
 ) -> None:
     stored.write("notes.log", "What the keeper wrote.")
 
@@ -240,7 +240,7 @@ def test_the_name_of_a_file_is_not_submitted_as_a_text(
     assert stored("results", "--state", "all", "--format", "jsonl").out == ""
 
 
-def test_an_unknown_model_is_refused_with_the_known_ones(stored: InProcess) -> None:
+def test_an_unknown_model_is_refused_with_the_known_ones(stored: CommandLine) -> None:
     ended = stored("submit", "summarize", "x", "--model", "ghost")
 
     assert ended.status == 1
@@ -248,7 +248,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones(stored: InProcess) -> N
 
 
 def test_a_database_without_tables_or_at_another_revision_is_refused(
-    stored: InProcess,
+    stored: CommandLine,
 ) -> None:
     assert stored("migrate", "--check").status == 0
     assert stored("migrate", "--to", "base").status == 0
@@ -269,7 +269,7 @@ def test_a_folder_without_configuration_says_how_one_looks(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("task", ["summarize", "translate", "generate", "chat"])
 def test_the_help_of_submit_has_an_example_of_each_task_that_runs(
-    stored: InProcess, task: str
+    stored: CommandLine, task: str
 ) -> None:
     """All but --wait, for which a worker would be needed."""
     stored.write("reports.jsonl", {"text": "a report"})
@@ -285,7 +285,7 @@ def test_the_help_of_submit_has_an_example_of_each_task_that_runs(
     assert (json.loads(row)["task"], json.loads(row)["state"]) == (task, "queued")
 
 
-def test_a_glossary_comes_from_a_file_and_a_clash_is_refused(stored: InProcess) -> None:
+def test_a_glossary_comes_from_a_file_and_a_clash_is_refused(stored: CommandLine) -> None:
     (stored.folder / "terms.csv").write_text("term,translation\nharbour,port\nTidemill,\n")
     (stored.folder / "clash.json").write_text('{"bank": "banque", "Bank": "rive"}')
     command = ("submit", "translate", "The harbour.", "--source-language", "en")

@@ -1,9 +1,7 @@
 """The doctor says who holds what, and what is overdue."""
 
-import json
 import os
 import resource
-import sys
 from typing import Any
 
 import pytest
@@ -13,15 +11,13 @@ from cli.stack.embedded_valkey import EmbeddedValkey
 from db.clock import seconds_from_now
 from db.queries import worker_registry
 from db.queries.jobs import dispatch
-from tests.commands import CommandLine, InProcess
+from tests.commands import CommandLine
 from tests.jobs import claimed_job, set_columns
 from tests.workers import Cluster
 
 
 def findings(cluster: Cluster) -> dict[str, dict[str, Any]]:
-    ended = cluster.run(sys.executable, "-P", "-m", "cli", "doctor", "--json")
-    assert "Traceback" not in ended.stderr
-    return {each["subject"]: each for each in json.loads(ended.stdout)}
+    return {each["subject"]: each for each in cluster.tidemill("doctor", "--json").json}
 
 
 def test_a_worker_is_named_with_what_it_holds_and_a_dead_one_with_what_it_left(
@@ -70,7 +66,7 @@ def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandL
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))  # inherited
     try:
-        doctor = tidemill("doctor", "--json")
+        doctor = tidemill.run("doctor", "--json")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -90,7 +86,7 @@ def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandL
     ],
 )
 def test_a_disk_that_is_full_or_nearly_is_a_fault(
-    stored: InProcess,
+    stored: CommandLine,
     monkeypatch: pytest.MonkeyPatch,
     free_bytes: int,
     files_left: int,

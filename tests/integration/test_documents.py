@@ -12,8 +12,9 @@ from db.states import JobState
 from engine.protocol.messages import Output, Request
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
+from tests.integration.test_celery_tools import inspect
 from tests.serving import serving
-from tests.workers import Cluster, on_sqlite
+from tests.workers import TAKEN_UP_SOON, Cluster, on_sqlite
 from worker.worker import Worker
 
 CONTEXT = 40
@@ -30,13 +31,8 @@ def num_segments(database: Database) -> int:
 
 def num_generated(cluster: Cluster) -> int:
     """Requests that the engine of the one worker has computed."""
-    code = (
-        "import json; from tasks.app import app; "
-        "print(sum(each['num_in_flight'] + each['num_by_generate'] "
-        "for worker in app.control.inspect().stats().values() "
-        "for each in worker['pool']['tidemill']['engines']))"
-    )
-    return int(cluster.python(code).split()[-1])
+    engines = inspect(cluster, "stats")["pool"]["tidemill"]["engines"]
+    return sum(each["num_in_flight"] + each["num_by_generate"] for each in engines)
 
 
 @on_sqlite
@@ -58,7 +54,7 @@ def test_a_worker_killed_in_the_reduce_repeats_no_finished_part(
     assert num_rounds > 3
     assert num_segments(database) == 0, "a job that has its result needs none"
 
-    producer.configure(**LIMITS, worker={"lease_seconds": 2.0, "renew_seconds": 0.5})
+    producer.configure(**LIMITS, worker=TAKEN_UP_SOON)
     # Measuring is answered by the engine too, and passes the same moment.
     killed = producer.start_worker(TIDEMILL_FAIL_AT=f"generated:{len(asked) - 1}")
     job_id = submit_contract(contract).id

@@ -20,7 +20,7 @@ from db.session import Database
 from db.states import JobState
 from db.upkeep import erasure
 from db.upkeep.erasure import Person
-from tests.commands import InProcess
+from tests.commands import CommandLine
 from tests.jobs import claim, insert_job, job, payload, states
 from tests.workers import Cluster
 from worker.committer import Committer
@@ -33,8 +33,8 @@ SEND = "from tasks.app import app; app.send_task('tasks.generate', kwargs={'text
 METADATA = {"patient": "seven"}
 
 
-def database_of(stored: InProcess) -> Database:
-    return Database(stored.process.environment["TIDEMILL_DATABASE_URL"])
+def database_of(stored: CommandLine) -> Database:
+    return Database(stored.environment["TIDEMILL_DATABASE_URL"])
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def places_of(database: Database, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("by", ["tenant", "metadata"])
-def test_what_is_erased_is_gone_from_the_file_too(stored: InProcess, by: str) -> None:
+def test_what_is_erased_is_gone_from_the_file_too(stored: CommandLine, by: str) -> None:
     database = database_of(stored)
     made = insert_texts(database, tenant="acme")
     with database.write() as session:
@@ -169,7 +169,7 @@ def test_what_is_erased_is_gone_from_the_file_too(stored: InProcess, by: str) ->
     database.close()
 
 
-def test_texts_deleted_by_an_earlier_worker_are_scrubbed_too(stored: InProcess) -> None:
+def test_texts_deleted_by_an_earlier_worker_are_scrubbed_too(stored: CommandLine) -> None:
     database = database_of(stored)
     fence = claim(database, [insert_job(database, tenant="acme")])[0]
     with committer(database) as writing:
@@ -252,7 +252,7 @@ def test_the_person_of_a_message_is_read_from_its_fields(
     assert erasure.message_fields(body) == fields
 
 
-def test_erase_without_a_person_is_refused(stored: InProcess) -> None:
+def test_erase_without_a_person_is_refused(stored: CommandLine) -> None:
     for command in ("erase", "export"):
         ended = stored(command)
         assert ended.status == 2
@@ -261,7 +261,7 @@ def test_erase_without_a_person_is_refused(stored: InProcess) -> None:
     assert (ended.status, "say --yes" in ended.err) == (1, True)
 
 
-def test_an_export_has_everything_of_theirs_and_nothing_of_others(stored: InProcess) -> None:
+def test_an_export_has_everything_of_theirs_and_nothing_of_others(stored: CommandLine) -> None:
     database = database_of(stored)
     made = insert_texts(database)
     with database.write() as session:
@@ -292,7 +292,7 @@ def test_an_export_has_everything_of_theirs_and_nothing_of_others(stored: InProc
     database.close()
 
 
-def test_a_backup_is_whole_while_jobs_are_written(stored: InProcess) -> None:
+def test_a_backup_is_whole_while_jobs_are_written(stored: CommandLine) -> None:
     database = database_of(stored)
     insert_job(database)
     ended = stored("backup", "copy.db", "--json")
@@ -317,7 +317,7 @@ def test_a_backup_is_whole_while_jobs_are_written(stored: InProcess) -> None:
     database.close()
 
 
-def test_a_backup_of_a_broken_database_is_refused(tmp_path: Path, stored: InProcess) -> None:
+def test_a_backup_of_a_broken_database_is_refused(tmp_path: Path, stored: CommandLine) -> None:
     database = database_of(stored)
     if database.file is None:
         return
@@ -329,7 +329,7 @@ def test_a_backup_of_a_broken_database_is_refused(tmp_path: Path, stored: InProc
     assert list(stored.folder.glob("copy.db*")) == []
 
 
-def test_the_audit_names_the_actor_of_submit_cancel_and_retry(stored: InProcess) -> None:
+def test_the_audit_names_the_actor_of_submit_cancel_and_retry(stored: CommandLine) -> None:
     stored.write("a.jsonl", *({"text": f"{CANARY} {n}"} for n in range(5)))
     assert stored("submit", "generate", "--file", "a.jsonl", "--batch", "b").status == 0
     assert stored("submit", "generate", "one more").status == 0
@@ -362,7 +362,7 @@ def test_the_audit_names_the_actor_of_submit_cancel_and_retry(stored: InProcess)
     assert "entry 3 is missing" in stored("audit", "verify").err
 
 
-def test_submits_can_be_left_out_of_the_audit(stored: InProcess) -> None:
+def test_submits_can_be_left_out_of_the_audit(stored: CommandLine) -> None:
     config = stored.folder / "tidemill.toml"
     config.write_text(config.read_text() + "\n[audit]\nsubmits = false\n")
     assert stored("submit", "generate", "x").status == 0

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from db.reading.results import find_results
 from db.session import Database
-from tests.commands import ROOT, InProcess
+from tests.commands import ROOT, CommandLine
 from tests.jobs import answer, set_columns, succeed
 
 MODELS = ROOT / "examples" / "models"
@@ -35,7 +35,7 @@ LANGUAGES = ("--source-language", "en", "--target-language", "fr")
 
 
 @pytest.fixture
-def database(stored: InProcess, database_url: str) -> Iterator[Database]:
+def database(stored: CommandLine, database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.close()
@@ -52,7 +52,7 @@ def answer_all(database: Database, tokens: tuple[int, int], seconds: float) -> N
 
 
 def test_without_a_result_it_counts_by_what_is_usual_and_knows_no_time(
-    stored: InProcess,
+    stored: CommandLine,
 ) -> None:
     stored.write("a.jsonl", {"text": "x" * 400}, {"text": "y" * 200}, "{broken")
 
@@ -72,7 +72,7 @@ def test_without_a_result_it_counts_by_what_is_usual_and_knows_no_time(
     assert stored("batches", "--json").json == []
 
 
-def test_the_time_is_that_of_the_measured_rate(stored: InProcess, database: Database) -> None:
+def test_the_time_is_that_of_the_measured_rate(stored: CommandLine, database: Database) -> None:
     stored.write("a.jsonl", *({"text": "x" * 100, "custom_id": str(n)} for n in range(10)))
     assert stored("submit", "summarize", "a.jsonl").status == 0
     # 10 jobs of 100 characters: 50 tokens in, 10 out each; 600 tokens in 20 seconds.
@@ -90,7 +90,7 @@ def test_the_time_is_that_of_the_measured_rate(stored: InProcess, database: Data
 
 
 def test_an_estimate_names_the_jobs_that_wait_before_it(
-    stored: InProcess, database: Database
+    stored: CommandLine, database: Database
 ) -> None:
     stored.write("a.jsonl", {"text": "x" * 1000})
     assert stored("submit", "summarize", "a.jsonl").status == 0
@@ -105,7 +105,7 @@ def test_an_estimate_names_the_jobs_that_wait_before_it(
     assert (asked["seconds"], asked["seconds_with_waiting"]) == (5.0, 25.0)
 
 
-def test_tokens_are_counted_by_the_models_own_tokenizer(stored: InProcess) -> None:
+def test_tokens_are_counted_by_the_models_own_tokenizer(stored: CommandLine) -> None:
     (stored.folder / "tidemill.toml").write_text(REAL)
     text = "The mill at Larkness was busy on Monday. Nora Flint came for twelve sacks of rye. "
     stored.write("a.jsonl", {"text": text * 20})
@@ -124,7 +124,7 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(stored: InProcess) -> No
     assert letter["parts"] == 3
 
 
-def test_parts_are_as_long_as_they_were_of_late(stored: InProcess, database: Database) -> None:
+def test_parts_are_as_long_as_they_were_of_late(stored: CommandLine, database: Database) -> None:
     config = stored.folder / "tidemill.toml"
     config.write_text(config.read_text().replace('"fake"', '"fake"\nmax_input_tokens = 64', 1))
     stored.write("a.jsonl", {"text": "x" * 1000})
@@ -138,7 +138,7 @@ def test_parts_are_as_long_as_they_were_of_late(stored: InProcess, database: Dat
     assert asked["parts"] == 11  # 250 characters each
 
 
-def test_each_section_that_is_to_be_a_part_is_one(stored: InProcess) -> None:
+def test_each_section_that_is_to_be_a_part_is_one(stored: CommandLine) -> None:
     (stored.folder / "a.md").write_text("".join(f"## {n}\n\nIt is here.\n\n" for n in range(7)))
     arguments = ("submit", "summarize", "a.md", "--estimate", "--json")
 
@@ -146,7 +146,7 @@ def test_each_section_that_is_to_be_a_part_is_one(stored: InProcess) -> None:
     assert stored(*arguments, "--param", "by_section=true").json["parts"] == 7
 
 
-def test_a_night_is_estimated_by_model_and_task(stored: InProcess) -> None:
+def test_a_night_is_estimated_by_model_and_task(stored: CommandLine) -> None:
     stored.write("a.jsonl", {"text": "x" * 40})
     stored.write("b.jsonl", {"messages": [{"role": "user", "content": "y" * 80}]})
     (stored.folder / "n.toml").write_text(
@@ -163,7 +163,7 @@ def test_a_night_is_estimated_by_model_and_task(stored: InProcess) -> None:
     assert stored(*EVERYTHING).out == ""
 
 
-def test_an_estimate_loads_no_model_library(stored: InProcess, tmp_path: Path) -> None:
+def test_an_estimate_loads_no_model_library(stored: CommandLine, tmp_path: Path) -> None:
     (stored.folder / "tidemill.toml").write_text(REAL)
     stored.write("a.jsonl", {"text": "The mill was busy."})
     script = (
@@ -174,7 +174,7 @@ def test_an_estimate_loads_no_model_library(stored: InProcess, tmp_path: Path) -
     ended = subprocess.run(
         [sys.executable, "-c", script],
         cwd=stored.folder,
-        env=stored.process.whole_environment,
+        env=stored.whole_environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import InProcess, ids
+from tests.commands import CommandLine, ids
 from tests.documents import docx, epub, paragraph, pdf
 
 EVERYTHING = ("results", "--state", "all", "--format", "jsonl", "--input")
 
 
 @pytest.fixture
-def reports(stored: InProcess) -> Path:
+def reports(stored: CommandLine) -> Path:
     folder = stored.folder / "reports"
     (folder / "old").mkdir(parents=True)
     (folder / "a.txt").write_text("Plain.")
@@ -31,7 +31,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_folder_of_documents_is_a_batch_and_each_is_a_job(
-    stored: InProcess, reports: Path
+    stored: CommandLine, reports: Path
 ) -> None:
     ended = stored("submit", "summarize", "reports/", "--batch", "b", "--errors", "errors.jsonl")
 
@@ -57,7 +57,7 @@ def test_a_folder_of_documents_is_a_batch_and_each_is_a_job(
 
 
 def test_a_file_without_text_is_reported_with_a_code_and_the_others_go_on(
-    stored: InProcess, reports: Path
+    stored: CommandLine, reports: Path
 ) -> None:
     (reports / "empty.txt").write_text(" \n")
     (reports / "locked.pdf").write_bytes(pdf(["Secret."], password="key"))
@@ -82,7 +82,7 @@ def test_a_file_without_text_is_reported_with_a_code_and_the_others_go_on(
 
 
 def test_texts_in_no_unicode_are_read_in_the_encoding_that_somebody_names(
-    stored: InProcess, reports: Path
+    stored: CommandLine, reports: Path
 ) -> None:
     latin = "Größe: “5 €”".encode("cp1252")
     (reports / "a.txt").write_bytes(latin)
@@ -109,7 +109,7 @@ def test_texts_in_no_unicode_are_read_in_the_encoding_that_somebody_names(
 
 
 def test_a_link_to_nothing_and_a_pipe_in_a_folder_are_told_and_the_others_go_on(
-    stored: InProcess, reports: Path
+    stored: CommandLine, reports: Path
 ) -> None:
     (reports / "gone.txt").symlink_to(reports / "nowhere.txt")
     (reports / "loop.txt").symlink_to(reports / "loop.txt")
@@ -128,7 +128,7 @@ def test_a_link_to_nothing_and_a_pipe_in_a_folder_are_told_and_the_others_go_on(
         assert f"file {name} cannot be read: {reason}" in ended.err
 
 
-def test_strict_reads_twice_and_complains_once(stored: InProcess, reports: Path) -> None:
+def test_strict_reads_twice_and_complains_once(stored: CommandLine, reports: Path) -> None:
     ended = stored("submit", "summarize", "reports/", "--strict", "--errors", "errors.jsonl")
 
     assert ended.status == 0
@@ -137,7 +137,7 @@ def test_strict_reads_twice_and_complains_once(stored: InProcess, reports: Path)
 
 
 def test_without_the_extra_the_other_files_go_on(
-    stored: InProcess, reports: Path, monkeypatch: pytest.MonkeyPatch
+    stored: CommandLine, reports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("pypdfium2", "mammoth"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
@@ -153,7 +153,7 @@ def test_without_the_extra_the_other_files_go_on(
 
 
 def test_documents_by_name_are_jobs_as_those_of_their_folder(
-    stored: InProcess, reports: Path
+    stored: CommandLine, reports: Path
 ) -> None:
     arguments = ("submit", "translate", "--source-language", "en", "--target-language", "fr")
     ended = stored(*arguments, "reports/a.txt", "reports/b.md", "reports/old/d.docx")
@@ -163,7 +163,7 @@ def test_documents_by_name_are_jobs_as_those_of_their_folder(
 
 
 def test_errors_are_not_written_into_the_folder_that_is_read(
-    stored: InProcess, reports: Path
+    stored: CommandLine, reports: Path
 ) -> None:
     for name in ("reports/a.txt", "reports/old/new.jsonl"):
         ended = stored("submit", "summarize", "reports/", "--errors", name)
@@ -174,7 +174,7 @@ def test_errors_are_not_written_into_the_folder_that_is_read(
     assert stored(*EVERYTHING).out == ""
 
 
-def test_a_night_takes_a_folder_of_documents(stored: InProcess, reports: Path) -> None:
+def test_a_night_takes_a_folder_of_documents(stored: CommandLine, reports: Path) -> None:
     (stored.folder / "n.toml").write_text(
         'run_key = "n-{date}"\ntask = "summarize"\nsource = { path = "reports" }\n'
     )

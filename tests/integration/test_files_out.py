@@ -10,7 +10,7 @@ from cli.output.result_folder import RECORD, ResultFolder
 from db.reading.results import find_results
 from db.session import Database
 from db.states import JobState
-from tests.commands import InProcess
+from tests.commands import CommandLine
 from tests.jobs import answer, set_columns, succeed
 
 Submit = Callable[..., None]
@@ -18,14 +18,14 @@ TO_FOLDER = ("results", "--batch", "b", "--to-folder", "out")
 
 
 @pytest.fixture
-def database(stored: InProcess, database_url: str) -> Iterator[Database]:
+def database(stored: CommandLine, database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.close()
 
 
 @pytest.fixture
-def submit(stored: InProcess) -> Submit:
+def submit(stored: CommandLine) -> Submit:
     def submit(*custom_ids: str | None, task: str = "summarize") -> None:
         rows = [{"text": "x", **({"custom_id": each} if each else {})} for each in custom_ids]
         stored.write("a.jsonl", *rows)
@@ -49,7 +49,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_each_input_has_a_file_under_its_own_name(stored: InProcess, database: Database) -> None:
+def test_each_input_has_a_file_under_its_own_name(stored: CommandLine, database: Database) -> None:
     source = stored.folder / "letters"
     (source / "old").mkdir(parents=True)
     for name in ("a.txt", "old/b.md", "film.srt", "page.html"):
@@ -70,7 +70,7 @@ def test_each_input_has_a_file_under_its_own_name(stored: InProcess, database: D
 
 
 def test_running_again_writes_what_is_missing_and_touches_nothing_else(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("a.txt", "b.txt", "c.txt")
     for job in list(find_results(state="queued", database=database))[:2]:
@@ -91,7 +91,7 @@ def test_running_again_writes_what_is_missing_and_touches_nothing_else(
 
 
 def test_a_file_of_somebody_else_is_never_overwritten(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("a.txt", "b.txt", "c.txt/d.txt")
     answer_all(database)
@@ -112,7 +112,7 @@ def test_a_file_of_somebody_else_is_never_overwritten(
 
 
 def test_jobs_of_one_name_get_files_of_their_own_and_the_same_in_the_next_start(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("a.txt", "A.TXT", "../a.txt", None, "nul", "x" * 250)
     answer_all(database)
@@ -133,7 +133,7 @@ def test_jobs_of_one_name_get_files_of_their_own_and_the_same_in_the_next_start(
 
 
 def test_no_link_leads_out_of_the_folder(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("sub/a.txt", "file.txt", "b.txt")
     answer_all(database)
@@ -152,7 +152,7 @@ def test_no_link_leads_out_of_the_folder(
 
 
 def test_failed_jobs_are_listed_at_the_end(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("a.txt", "b.txt", "c.txt")
     first, second, third = find_results(state=None, database=database)
@@ -173,7 +173,7 @@ def test_failed_jobs_are_listed_at_the_end(
 
 
 def test_an_end_in_the_middle_leaves_whole_files_and_the_next_start_goes_on(
-    stored: InProcess, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    stored: CommandLine, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit("a.txt", "b.txt", "c.txt")
     answer_all(database)
@@ -200,7 +200,7 @@ def test_an_end_in_the_middle_leaves_whole_files_and_the_next_start_goes_on(
 
 
 def test_two_commands_do_not_write_to_one_folder_at_once(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("a.txt")
     answer_all(database)
@@ -212,7 +212,7 @@ def test_two_commands_do_not_write_to_one_folder_at_once(
 
 
 def test_answers_made_from_a_part_of_a_source_are_named(
-    stored: InProcess, submit: Submit, database: Database
+    stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     stored.write("a.jsonl", {"text": "x", "custom_id": "a.pdf", "metadata": {"without_text": "1"}})
     assert stored("submit", "summarize", "a.jsonl", "--batch", "b").status == 0
@@ -236,7 +236,7 @@ def test_answers_made_from_a_part_of_a_source_are_named(
     ],
 )
 def test_impossible_uses_of_to_folder_are_refused_and_write_nothing(
-    stored: InProcess, submit: Submit, arguments: tuple[str, ...], status: int, fault: str
+    stored: CommandLine, submit: Submit, arguments: tuple[str, ...], status: int, fault: str
 ) -> None:
     submit("a.txt")
 

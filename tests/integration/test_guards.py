@@ -10,7 +10,7 @@ from db.reading.results import find_job
 from db.states import JobState
 from tasks.chat import submit as chat
 from tasks.generate import submit as generate
-from tests.commands import InProcess
+from tests.commands import CommandLine
 from tests.jobs import answer, insert_job, succeed
 from tests.unit.db.reading.test_results import SIGNALS as ODD
 from tests.workers import Cluster, on_sqlite
@@ -49,10 +49,10 @@ def test_a_worker_flags_or_fails_as_its_configuration_says(producer: Cluster) ->
     assert "tide tide" not in log
 
 
-def test_suspicious_results_are_listed_with_reasons(stored: InProcess) -> None:
+def test_suspicious_results_are_listed_with_reasons(stored: CommandLine) -> None:
     from db.session import Database
 
-    database = Database(stored.process.environment["TIDEMILL_DATABASE_URL"])
+    database = Database(stored.environment["TIDEMILL_DATABASE_URL"])
     plain, odd = insert_job(database, custom_id="plain"), insert_job(database, custom_id="odd")
     succeed(database, plain, answer())
     succeed(database, odd, dataclasses.replace(answer(), signals=ODD))
@@ -90,7 +90,9 @@ def test_suspicious_results_are_listed_with_reasons(stored: InProcess) -> None:
         (("--json", "--format", "csv"), "is --format jsonl"),
     ],
 )
-def test_a_wrong_wish_is_refused(stored: InProcess, arguments: tuple[str, ...], fault: str) -> None:
+def test_a_wrong_wish_is_refused(
+    stored: CommandLine, arguments: tuple[str, ...], fault: str
+) -> None:
     ended = stored("results", *arguments)
     assert ended.status == 2
     assert fault in " ".join(ended.err.split())

@@ -1,7 +1,6 @@
 """Whatever anybody puts into our lists: the worker lives, others are served, nothing is lost."""
 
 import json
-import sys
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +21,6 @@ from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_sqlite, u
 from worker.celery.envelope import Malformed
 from worker.quarantine import message_of
 
-TIDEMILL = (sys.executable, "-m", "cli")
 QUEUES = ("celery", "tidemill.fake.interactive", "tidemill.fake.bulk")
 
 
@@ -137,21 +135,21 @@ def test_a_message_is_found_with_its_reason_and_its_job(producer: Cluster) -> No
             "generate",
         )
         assert row.finished_at is not None
-        told = json.loads(producer.run(*TIDEMILL, "messages", "--json").stdout)
+        told = producer.tidemill("messages", "--json").json
         assert [each["reason"] for each in told] == ["id_conflict", "bad_arguments"]
         assert told[1]["job_id"] == job_id
         assert told[1]["is_whole"]
-        raw = producer.run(*TIDEMILL, "messages", "--raw", told[1]["id"]).stdout
+        raw = producer.tidemill("messages", "--raw", told[1]["id"]).out
         assert json.loads(raw)["headers"]["id"] == job_id
         of_two = str(job_id_of("order 8"))
-        shown = producer.run(*TIDEMILL, "show", of_two)
-        assert "a job with other contents has the same id (id_conflict)" in shown.stderr
-        assert f"`tidemill messages {told[0]['id']}`" in shown.stderr
-        assert json.loads(producer.run(*TIDEMILL, "show", of_two, "--json").stdout)["messages"] == [
+        shown = producer.tidemill("show", of_two)
+        assert "a job with other contents has the same id (id_conflict)" in shown.err
+        assert f"`tidemill messages {told[0]['id']}`" in shown.err
+        assert producer.tidemill("show", of_two, "--json").json["messages"] == [
             {"id": told[0]["id"], "reason": "id_conflict"}
         ]
-        assert "2 set aside" in producer.run(*TIDEMILL, "status").stdout
-        assert producer.run(*TIDEMILL, "messages", "--delete").returncode == 0
+        assert "2 set aside" in producer.tidemill("status").out
+        assert producer.tidemill("messages", "--delete").status == 0
         assert quarantined(producer) == []
     assert CANARY not in worker.log
 
@@ -206,9 +204,9 @@ def test_a_message_that_is_put_back_becomes_its_job_and_begins_at_its_eta(
     ids = [set_aside(producer, entry) for entry in entries]
     assert producer.states() == {JobState.FAILED: 2}
     for id_, entry in zip(ids, entries, strict=True):
-        assert producer.run(*TIDEMILL, "messages", "--raw", id_).stdout.encode() == entry
-    done = producer.run(*TIDEMILL, "messages", "--requeue", *ids)
-    assert "2 messages put back" in done.stdout + done.stderr
+        assert producer.tidemill("messages", "--raw", id_).out.encode() == entry
+    done = producer.tidemill("messages", "--requeue", *ids)
+    assert "2 messages put back" in done.out + done.err
     with client_of(producer) as client:
         assert client.lrange("celery", 0, -1) == entries[::-1]
         with producer.worker():
@@ -225,14 +223,14 @@ def test_a_message_that_cannot_be_requeued_stays_in_the_quarantine(producer: Clu
     begun = str(uuid4())
     producer.redis_url = "redis://127.0.0.1:1/0"
     unacked = set_aside(producer, dumped(envelope()), queue="unacked")
-    done = producer.run(*TIDEMILL, "messages", "--requeue", unacked)
-    assert done.returncode == 1
-    assert "it cannot be put back" in done.stdout + done.stderr
+    done = producer.tidemill("messages", "--requeue", unacked)
+    assert done.status == 1
+    assert "it cannot be put back" in done.out + done.err
     kept = set_aside(producer, dumped(envelope(message_id=begun)))
-    done = producer.run(*TIDEMILL, "messages", "--requeue", kept)
-    assert done.returncode != 0
-    assert "they are still kept" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    done = producer.tidemill("messages", "--requeue", kept)
+    assert done.status != 0
+    assert "they are still kept" in done.out + done.err
+    assert "Traceback" not in done.err
     assert {str(each.id) for each in quarantined(producer)} == {unacked, kept}
 
 
@@ -240,7 +238,11 @@ def test_a_message_that_cannot_be_requeued_stays_in_the_quarantine(producer: Clu
 def test_the_log_does_not_grow_while_the_database_is_away(producer: Cluster) -> None:
     from sqlalchemy import text
 
-    with client_of(producer) as client, producer.worker("--loglevel", "DEBUG") as worker:
+    short_hold = ("--include", "tests.integration.short_hold")
+    with (
+        client_of(producer) as client,
+        producer.worker("--loglevel", "DEBUG", *short_hold) as worker,
+    ):
         serves(worker)
         with producer.database.write() as session:
             session.execute(text("ALTER TABLE payloads RENAME TO payloads_away"))

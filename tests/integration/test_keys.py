@@ -8,14 +8,14 @@ from db import audit, find_job, find_results
 from db.encryption.key_ring import KeyRing, new_key
 from db.session import Database
 from db.states import JobState
-from tests.commands import InProcess
+from tests.commands import CommandLine
 from tests.jobs import insert_jobs, job_row
 from tests.workers import Cluster, until
 
 CANARY = "canary-4711"
 
 
-def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
+def test_keys_are_made_used_listed_and_changed(stored: CommandLine) -> None:
     assert stored("submit", "generate", f"{CANARY} plain").status == 0
     none = stored("keys", "rotate")
     assert (none.status, "there are no keys" in none.err) == (1, True)
@@ -23,7 +23,7 @@ def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
     file = stored.folder / "keys"
     assert stored("keys", "generate", "--file", "keys", "--name", "k1").status == 0
     assert file.stat().st_mode & 0o077 == 0
-    stored.process.environment["TIDEMILL_KEYS_FILE"] = str(file)
+    stored.environment["TIDEMILL_KEYS_FILE"] = str(file)
     assert stored("submit", "generate", f"{CANARY} sealed").status == 0
     listed = stored("keys", "list", "--json").json
     assert (listed["first"], listed["keys"], listed["not_encrypted"]) == ("k1", {"k1": 1}, 1)
@@ -46,7 +46,7 @@ def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
     ]
     searched = stored("results", "--text", "x")
     assert (searched.status, "outputs are encrypted" in searched.err) == (1, True)
-    del stored.process.environment["TIDEMILL_KEYS_FILE"]
+    del stored.environment["TIDEMILL_KEYS_FILE"]
     without = stored("results", "--state", "all", "--format", "jsonl")
     assert without.status == 0  # no output yet, and the input was not asked for
     asked = stored("results", "--state", "all", "--format", "jsonl", "--input")
@@ -54,8 +54,8 @@ def test_keys_are_made_used_listed_and_changed(stored: InProcess) -> None:
     assert stored("audit", "list", "--json").json[0]["act"] == "rotate_keys"
 
 
-def test_whoever_lacks_the_keys_writes_nothing_in_clear(stored: InProcess) -> None:
-    environment = stored.process.environment
+def test_whoever_lacks_the_keys_writes_nothing_in_clear(stored: CommandLine) -> None:
+    environment = stored.environment
     environment["TIDEMILL_KEYS"] = new_key("k1")
     assert stored("submit", "generate", f"{CANARY} sealed").status == 0
     rows = stored.write("rows.jsonl", {"text": CANARY})
@@ -74,7 +74,7 @@ def test_whoever_lacks_the_keys_writes_nothing_in_clear(stored: InProcess) -> No
     assert len(kept.splitlines()) == 1
 
 
-def test_the_doctor_says_whether_others_can_read_the_keys(stored: InProcess) -> None:
+def test_the_doctor_says_whether_others_can_read_the_keys(stored: CommandLine) -> None:
     file = stored.folder / "keys"
     assert stored("keys", "generate", "--file", "keys", "--name", "k1").status == 0
     config = stored.folder / "tidemill.toml"
@@ -96,7 +96,7 @@ def test_the_doctor_says_whether_others_can_read_the_keys(stored: InProcess) -> 
     assert ("access", False, f"others can read the keys in {file}; `chmod 600 {file}`") in found()
 
 
-def test_a_new_key_on_the_screen_is_one(stored: InProcess) -> None:
+def test_a_new_key_on_the_screen_is_one(stored: CommandLine) -> None:
     line = stored("keys", "generate", "--name", "k7").out
     assert KeyRing.parse(line, "it").primary == "k7"
     assert stored("keys", "generate", "--name", "k 7").status == 2

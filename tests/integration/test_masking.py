@@ -1,7 +1,6 @@
 """Masked jobs through a whole run: the model would fail at what it must not see."""
 
 from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy import select, text
@@ -12,7 +11,8 @@ from db.models import Result, Segment
 from db.reading.job_details import find_details
 from db.session import Database
 from tasks import chat, generate, summarize, translate
-from tests.workers import Cluster, on_sqlite, until
+from tests.commands import here
+from tests.workers import TAKEN_UP_SOON, Cluster, on_sqlite, until
 from worker.cache.segments import PLACEHOLDERS
 
 EMAIL = "ada@mail.example"
@@ -100,17 +100,14 @@ def test_what_placeholders_stand_for_is_encrypted_beside_the_job_and_goes_with_i
         max_input_tokens=40,
         max_sequences=2,
         fake_step_seconds=0.05,
-        worker={"lease_seconds": 2.0, "renew_seconds": 0.5},
+        worker=TAKEN_UP_SOON,
     )
-    models = config.read_text()
-    config.write_text(models + '[masking]\npatterns = { NAME = "Ada" }\n')
+    config.write_text(config.read_text() + '[masking]\npatterns = { NAME = "Ada" }\n')
     sentences = (f"{name} says in part {n} that all is well." for n in range(20) for name in NAMES)
     with producer.worker(TIDEMILL_KEYS=keys) as first:
         sent = {"text": " ".join(sentences), "source_language": "en", "target_language": "fr"}
-        job_id = producer.python(
-            f"import os; os.environ['TIDEMILL_KEYS'] = {keys!r}\n"
-            f"from tasks import translate; print(translate.submit(**{sent!r}).id)"
-        ).strip()
+        with here(producer.folder, {**producer.environment, "TIDEMILL_KEYS": keys}):
+            job_id = translate.submit(**sent).id
         kept = until(lambda: placeholders(sealed), "the first part")
         first.kill()
     assert kept == {"⟦NAME_1⟧": "Ada"}
@@ -120,10 +117,11 @@ def test_what_placeholders_stand_for_is_encrypted_beside_the_job_and_goes_with_i
     assert "tm1$k1$" in str(raw)
     assert "Ada" not in str(raw)
 
-    config.write_text(models + '[masking]\npatterns = { NAME = "Bob|Ada" }\n')
+    fast = producer.configure(max_input_tokens=40, worker=TAKEN_UP_SOON).read_text()
+    config.write_text(fast + '[masking]\npatterns = { NAME = "Bob|Ada" }\n')
     with producer.worker(TIDEMILL_KEYS=keys):
         producer.wait_for(JobState.SUCCEEDED)
-    details = find_details(UUID(job_id), database=sealed)
+    details = find_details(job_id, database=sealed)
     assert details is not None
     assert details.provenance["masking"]["masked"] == {"NAME": 2}
     assert details.job.output is not None

@@ -15,7 +15,7 @@ from tasks import generate, summarize
 from tests.jobs import insert_jobs, job_row, set_columns
 from tests.scrapes import Scrape
 from tests.servers import free_port
-from tests.workers import Cluster, on_sqlite, until
+from tests.workers import TAKEN_UP_SOON, Cluster, on_sqlite, until
 
 # Of a job, a batch or whoever sent it: there is no end of them.
 UNBOUNDED = {"job", "job_id", "batch", "batch_id", "tenant", "custom_id", "attempt", "owner"}
@@ -46,7 +46,7 @@ def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) 
     """The counters of all workers, each at its last scrape, come to what SQL counts; what the
     leader reads from SQL is right by itself, whoever died."""
     first_port, second_port = free_port(), free_port()
-    settings = {"lease_seconds": 2, "renew_seconds": 0.5, "retry_seconds": 0.05, "lead_seconds": 2}
+    settings = {**TAKEN_UP_SOON, "retry_seconds": 0.05}
     producer.configure(
         worker={**settings, "metrics_port": first_port},
         fake_fail_on="broken",

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from db.session import Database
-from tests.commands import InProcess, ids
+from tests.commands import CommandLine, ids
 
 
-def test_a_night_is_enqueued_once_over_all_its_parts(stored: InProcess) -> None:
+def test_a_night_is_enqueued_once_over_all_its_parts(stored: CommandLine) -> None:
     stored.write("reports.jsonl", {"text": "x", "custom_id": "1"}, {"text": "y", "custom_id": "2"})
     stored.write("questions.jsonl", {"text": "z", "custom_id": "1"})
     with sqlite3.connect(stored.folder / "source.db") as source:
@@ -44,13 +44,13 @@ def test_a_night_is_enqueued_once_over_all_its_parts(stored: InProcess) -> None:
     assert ids(found) == ["1", "2", "1", "7"]
 
 
-def test_a_night_that_broke_off_goes_on_where_it_was(stored: InProcess) -> None:
+def test_a_night_that_broke_off_goes_on_where_it_was(stored: CommandLine) -> None:
     rows = [{"text": "x", "custom_id": str(number)} for number in range(3)]
     stored.write("reports.jsonl", *rows)
     config = 'task = "summarize"\nrun_key = "night"\nsource = { path = "reports.jsonl" }\n'
     (stored.folder / "nightly.toml").write_text(config)
     stored("nightly", "nightly.toml")
-    _as_if_broken_off(stored.process.environment["TIDEMILL_DATABASE_URL"], "1")
+    _as_if_broken_off(stored.environment["TIDEMILL_DATABASE_URL"], "1")
 
     again = stored("nightly", "nightly.toml", "--json").json
 
@@ -72,7 +72,7 @@ def _as_if_broken_off(url: str, custom_id: str) -> None:
     database.close()
 
 
-def test_a_night_with_nothing_to_do_is_a_fault_unless_it_may_be(stored: InProcess) -> None:
+def test_a_night_with_nothing_to_do_is_a_fault_unless_it_may_be(stored: CommandLine) -> None:
     stored.write("reports.jsonl")
     config = 'task = "summarize"\nrun_key = "night"\nsource = { path = "reports.jsonl" }\n'
     (stored.folder / "nightly.toml").write_text(config)
@@ -129,7 +129,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_night_with_one_empty_part_of_five_is_refused(stored: InProcess, kind: str) -> None:
+def test_a_night_with_one_empty_part_of_five_is_refused(stored: CommandLine, kind: str) -> None:
     good = [f'{{ path = "{n}.jsonl" }}' for n in range(4)]
     for n in range(4):
         stored.write(f"{n}.jsonl", TEXT)
@@ -158,7 +158,7 @@ def test_a_night_with_one_empty_part_of_five_is_refused(stored: InProcess, kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_source_without_rows_may_be_as_it_should_be(stored: InProcess, kind: str) -> None:
+def test_a_source_without_rows_may_be_as_it_should_be(stored: CommandLine, kind: str) -> None:
     stored.write("a.jsonl", TEXT)
     sources = write_empty(stored.folder, kind), '{ path = "a.jsonl" }'
     write_night(stored.folder, sources[0])
@@ -172,7 +172,7 @@ def test_a_source_without_rows_may_be_as_it_should_be(stored: InProcess, kind: s
     assert stored("nightly", "nightly.toml", "--dry-run").status == 0
 
 
-def test_a_part_that_cannot_be_read_holds_nobody_up(stored: InProcess) -> None:
+def test_a_part_that_cannot_be_read_holds_nobody_up(stored: CommandLine) -> None:
     stored.write("a.jsonl", TEXT)
     (stored.folder / "b.csv").write_bytes("text\nx\n".encode("utf-16"))
     stored.write("c.jsonl", TEXT)
@@ -190,7 +190,7 @@ def test_a_part_that_cannot_be_read_holds_nobody_up(stored: InProcess) -> None:
     assert (mended.status, mended.json["num_new"], mended.json["num_known"]) == (0, 1, 2)
 
 
-def test_a_source_that_is_not_there_stops_the_night_before_it_begins(stored: InProcess) -> None:
+def test_a_source_that_is_not_there_stops_the_night_before_it_begins(stored: CommandLine) -> None:
     stored.write("a.jsonl", TEXT)
     write_night(stored.folder, '{ path = "a.jsonl" }', '{ path = "gone.jsonl" }')
 
@@ -203,7 +203,7 @@ def test_a_source_that_is_not_there_stops_the_night_before_it_begins(stored: InP
 
 @pytest.mark.parametrize("rows", [["{broken", "{}"], ["{broken", {"text": "y"}]])
 def test_refused_rows_are_status_1_whatever_else_there_is(
-    stored: InProcess, rows: list[dict[str, str] | str]
+    stored: CommandLine, rows: list[dict[str, str] | str]
 ) -> None:
     stored.write("a.jsonl", TEXT)
     stored.write("b.jsonl", *rows)
@@ -216,7 +216,7 @@ def test_refused_rows_are_status_1_whatever_else_there_is(
     assert (ended.status, ended.json["empty_sources"]) == (1, [])
 
 
-def test_a_query_that_drops_the_table_drops_nothing(stored: InProcess) -> None:
+def test_a_query_that_drops_the_table_drops_nothing(stored: CommandLine) -> None:
     path = stored.folder / "source.db"
     with sqlite3.connect(path) as source:
         source.execute("CREATE TABLE documents AS SELECT 'x' AS text")
@@ -234,7 +234,7 @@ def test_a_query_that_drops_the_table_drops_nothing(stored: InProcess) -> None:
 # --- every bad row ---------------------------------------------------------------------------
 
 
-def test_every_row_that_is_left_out_is_in_the_file_of_errors(stored: InProcess) -> None:
+def test_every_row_that_is_left_out_is_in_the_file_of_errors(stored: CommandLine) -> None:
     secret = "what nobody may read"
     rows = [{"text": secret, "max_new_tokens": True} for _ in range(30)]
     stored.write(
@@ -266,7 +266,7 @@ def test_every_row_that_is_left_out_is_in_the_file_of_errors(stored: InProcess) 
 
 
 def test_a_file_of_errors_that_cannot_be_written_stops_it_before_it_begins(
-    stored: InProcess,
+    stored: CommandLine,
 ) -> None:
     stored.write("a.jsonl", TEXT)
 
@@ -278,7 +278,9 @@ def test_a_file_of_errors_that_cannot_be_written_stops_it_before_it_begins(
 
 
 @pytest.mark.parametrize("key", [(), ("--run-key", "k")])
-def test_a_custom_id_that_comes_twice_is_a_bad_row(stored: InProcess, key: tuple[str, ...]) -> None:
+def test_a_custom_id_that_comes_twice_is_a_bad_row(
+    stored: CommandLine, key: tuple[str, ...]
+) -> None:
     stored.write("a.csv", "custom_id,text", "1,x", "2,y", "1,z", "2,y")
 
     ended = stored("submit", "summarize", "a.csv", *key, "--json")

@@ -1,7 +1,6 @@
 """A batch is published when it notifies, and without a notification at the next poll."""
 
 import itertools
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,8 +65,8 @@ def test_retried_jobs_are_published_long_before_the_next_poll(producer: Cluster)
         ids = insert_jobs(producer.database, rows)
         ago = seconds_from_now(-60)
         set_columns(producer.database, ids, created_at=ago, finished_at=ago)
-        done = producer.run(sys.executable, "-m", "cli", "retry", *map(str, ids))
-        assert done.stdout == "40 jobs queued again\n", done.stderr
+        done = producer.tidemill("retry", *map(str, ids))
+        assert done.out == "40 jobs queued again\n", done.err
         producer.wait_until_finished(40)
     assert producer.states() == {JobState.SUCCEEDED: 40}
 
@@ -111,9 +110,11 @@ def test_after_a_restart_of_redis_notifications_arrive_as_before(
 
 
 def worker_without_the_channel(cluster: Cluster) -> WorkerProcess:
-    """A worker on a Redis whose access list has Celery's channels and not ours."""
+    """A worker on a Redis whose access list has Celery's channel and not ours."""
+    # A subscription to a pattern, as Celery's are, is allowed by that very pattern only.
+    pidbox = f"/{cluster.redis_url.rpartition('/')[2]}.celery.pidbox"
     with redis.Redis.from_url(cluster.redis_url) as client:
-        client.execute_command("ACL", "SETUSER", "default", "resetchannels", "&*celery*")
+        client.execute_command("ACL", "SETUSER", "default", "resetchannels", f"&{pidbox}")
     worker = cluster.start_worker()
     worker.wait_until_ready()
     return worker

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.configuration.catalog import Catalog
-from tests.commands import CONFIG, InProcess
+from tests.commands import CONFIG, CommandLine
 
 NAMES = (
     "with space ",
@@ -27,12 +27,12 @@ pytestmark = [
 ]
 
 
-def texts(stored: InProcess) -> list[str]:
+def texts(stored: CommandLine) -> list[str]:
     found = stored("results", "--state", "all", "--input", "--format", "jsonl")
     return [json.loads(line)["input"] for line in found.out.splitlines()]
 
 
-def test_rows_and_texts_are_read_from_it(stored: InProcess, name: str) -> None:
+def test_rows_and_texts_are_read_from_it(stored: CommandLine, name: str) -> None:
     folder = stored.folder / name
     (folder / name).mkdir(parents=True)
     (folder / f"{name}.jsonl").write_text(json.dumps({"text": "of JSON lines"}))
@@ -56,7 +56,7 @@ def test_rows_and_texts_are_read_from_it(stored: InProcess, name: str) -> None:
     assert texts(stored) == ["of JSON lines", "of CSV", "of a folder", "of a folder"]
 
 
-def test_results_and_errors_are_written_to_it(stored: InProcess, name: str) -> None:
+def test_results_and_errors_are_written_to_it(stored: CommandLine, name: str) -> None:
     folder = stored.folder / name
     folder.mkdir()
     stored.write("a.jsonl", {"text": "a text", "custom_id": "1"}, {"txt": "none"})
@@ -76,7 +76,7 @@ def test_results_and_errors_are_written_to_it(stored: InProcess, name: str) -> N
     assert len(list(folder.iterdir())) == 4, "and nothing beside them"
 
 
-def test_a_configuration_and_its_checkpoint_are_found_in_it(stored: InProcess, name: str) -> None:
+def test_a_configuration_and_its_checkpoint_are_found_in_it(stored: CommandLine, name: str) -> None:
     folder = stored.folder / name
     (folder / name).mkdir(parents=True)
     (folder / name / "config.json").write_text("{}")
@@ -86,7 +86,7 @@ def test_a_configuration_and_its_checkpoint_are_found_in_it(stored: InProcess, n
         f'[models.odd]\ncheckpoint = {json.dumps(name)}\ntasks = ["generate"]\n{CONFIG}'
     )
     (stored.folder / "tidemill.toml").unlink()
-    stored.process.environment["TIDEMILL_CONFIG"] = str(config)
+    stored.environment["TIDEMILL_CONFIG"] = str(config)
 
     assert Catalog.load(config).models["odd"].checkpoint == str(folder / name)
     doctor = {each["subject"]: each for each in stored("doctor", "--json").json}
@@ -95,7 +95,7 @@ def test_a_configuration_and_its_checkpoint_are_found_in_it(stored: InProcess, n
     assert stored("submit", "generate", "one two", "--model", "odd").status == 0
 
 
-def test_a_nightly_file_and_its_sources_are_found_in_it(stored: InProcess, name: str) -> None:
+def test_a_nightly_file_and_its_sources_are_found_in_it(stored: CommandLine, name: str) -> None:
     folder = stored.folder / name
     folder.mkdir()
     (folder / f"{name}.jsonl").write_text(json.dumps({"text": "of the night"}))

@@ -13,7 +13,7 @@ from tasks.submission.batch import submit_batch
 from tasks.translate import TranslateContract, submit
 from tests.integration.test_documents import num_generated
 from tests.producers import FAKE
-from tests.workers import Cluster, on_sqlite, until
+from tests.workers import TAKEN_UP_SOON, Cluster, on_sqlite, until
 
 LINES = [f"Zeile {word} des Textes, die weit geht." for word in "abcdefghijkl"]
 TEXT = "\n\n".join(LINES)
@@ -77,7 +77,7 @@ def test_two_workers_of_one_model_each_do_what_one_worker_of_both_does(producer:
 def test_a_job_whose_second_model_dies_repeats_nothing_of_the_first(producer: Cluster) -> None:
     slow = {**MODELS["french"], "fake_step_seconds": 0.02, "max_sequences": 2}
     models = {"german": MODELS["german"], "french": slow}
-    producer.configure_models(models, {"lease_seconds": 2.0, "renew_seconds": 0.5})
+    producer.configure_models(models, TAKEN_UP_SOON)
     database = producer.database
     with producer.worker(TIDEMILL_MODELS="german"):
         job_id = submit(text=TEXT, source_language="de", target_language="fr").id

@@ -10,8 +10,10 @@ import pytest
 import redis
 
 from cli.stack.embedded_valkey import EmbeddedValkey
+from cli.stack.local_stack import LocalStack
 from tests.commands import CONFIG, CommandLine
 from tests.integration.test_up import wait_for
+from tests.servers import ONCE
 from tests.unit.db.connection.test_database_url import ODD_NAMES
 from tests.workers import PATIENCE_SECONDS
 from worker.celery.envelope import MAX_BYTES
@@ -41,12 +43,35 @@ def test_the_embedded_valkey_takes_no_entry_larger_than_a_message(tmp_path: Path
     server = EmbeddedValkey(tmp_path / "valkey")
     server.start()
     try:
-        with redis.Redis.from_url(server.url) as client:
+        with redis.Redis.from_url(server.url, retry=ONCE) as client:
             with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
                 client.lpush("celery", bytes(MAX_BYTES + 1))
             assert client.llen("celery") == 0
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("folder_is_there", [False, True])
+def test_what_up_and_the_demo_keep_is_for_their_user_alone(
+    tmp_path: Path, folder_is_there: bool
+) -> None:
+    """`.tidemill/demo` is made first, by `make demo`; `.tidemill` must not be open for that."""
+    folder = tmp_path / ".tidemill"
+    if folder_is_there:
+        folder.mkdir(mode=0o755)
+    before = os.umask(0o022)
+    try:
+        for data_dir in (folder / "demo", folder):
+            stack = LocalStack(data_dir, tmp_path / "x.toml", redis_url="redis://127.0.0.1:1/0")
+            stack.start_stores()
+            stack.stop()
+    finally:
+        os.umask(before)
+    kept = [folder / "demo", folder / "tidemill.db", folder / "demo" / "tidemill.db"]
+    kept += [] if folder_is_there else [folder]
+    assert {str(path): path.stat().st_mode & 0o077 for path in kept} == {
+        str(path): 0 for path in kept
+    }
 
 
 @pytest.mark.parametrize("name", HANDFUL)
@@ -138,14 +163,13 @@ def test_jobs_are_taken_while_up_loads_its_models(tidemill: CommandLine) -> None
     ],
 )
 def test_a_job_is_kept_though_redis_cannot_be_used(tidemill: CommandLine, url: str) -> None:
-    tidemill.environment = {
-        "TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db",
-        "TIDEMILL_REDIS_URL": url,
-    }
+    tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
     assert tidemill("migrate").status == 0
+    tidemill.environment["TIDEMILL_REDIS_URL"] = url
     kept = tidemill("submit", "generate", "one two", "--json")
     status, doctor = tidemill("status"), tidemill("doctor")
     assert kept.status == 0, kept.err
+    del tidemill.environment["TIDEMILL_REDIS_URL"]
     assert tidemill("show", kept.json["id"], "--json").json["state"] == "queued"
     assert status.status == doctor.status == 1
     for ended in (kept, status, doctor):

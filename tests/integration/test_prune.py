@@ -8,7 +8,7 @@ from db.clock import seconds_from_now
 from db.models import Job, Leadership
 from db.session import Database
 from db.states import JobState
-from tests.commands import InProcess
+from tests.commands import CommandLine
 from tests.jobs import insert_job
 from tests.workers import Cluster, until
 from worker.dispatcher.nightly_pass import NIGHTLY
@@ -20,16 +20,16 @@ outputs = "90d"
 """
 
 
-def configure(stored: InProcess, text: str) -> None:
+def configure(stored: CommandLine, text: str) -> None:
     config = stored.folder / "tidemill.toml"
     config.write_text(config.read_text() + text)
 
 
-def database_of(stored: InProcess) -> Database:
-    return Database(stored.process.environment["TIDEMILL_DATABASE_URL"])
+def database_of(stored: CommandLine) -> Database:
+    return Database(stored.environment["TIDEMILL_DATABASE_URL"])
 
 
-def finish_long_ago(stored: InProcess) -> None:
+def finish_long_ago(stored: CommandLine) -> None:
     database = database_of(stored)
     with database.write() as session:
         session.execute(
@@ -42,7 +42,7 @@ def finish_long_ago(stored: InProcess) -> None:
     database.close()
 
 
-def test_what_is_old_is_pruned_and_said_to_be(stored: InProcess) -> None:
+def test_what_is_old_is_pruned_and_said_to_be(stored: CommandLine) -> None:
     configure(stored, RETENTION)
     stored.write("a.jsonl", {"text": "the canary sings", "custom_id": "1"}, {"text": "y"})
     assert stored("submit", "summarize", "--file", "a.jsonl", "--batch", "b").status == 0
@@ -74,7 +74,7 @@ def test_what_is_old_is_pruned_and_said_to_be(stored: InProcess) -> None:
     assert "0 jobs queued again" in stored("retry", "--batch", "b").out
 
 
-def test_a_job_that_is_submitted_again_after_its_text_went_is_the_same(stored: InProcess) -> None:
+def test_a_job_that_is_submitted_again_after_its_text_went_is_the_same(stored: CommandLine) -> None:
     configure(stored, '\n[retention]\npayloads = "0d"\n')
     arguments = ("submit", "generate", "x", "--run-key", "k", "--json")
     stored.write("a.jsonl", {"text": "x", "custom_id": "1"})
@@ -86,13 +86,13 @@ def test_a_job_that_is_submitted_again_after_its_text_went_is_the_same(stored: I
     assert stored(*arguments).json["num_new"] == 0
 
 
-def test_without_a_table_nothing_goes_and_it_is_said(stored: InProcess) -> None:
+def test_without_a_table_nothing_goes_and_it_is_said(stored: CommandLine) -> None:
     ended = stored("prune")
     assert ended.status == 0
     assert "has no [retention]: everything is kept" in ended.err
 
 
-def test_a_bad_table_is_refused_in_words(stored: InProcess) -> None:
+def test_a_bad_table_is_refused_in_words(stored: CommandLine) -> None:
     configure(stored, '\n[retention]\noutputs = "soon"\n')
     ended = stored("prune")
     assert ended.status == 1

@@ -1,16 +1,16 @@
 """`tidemill quality`: what it says of a day, of several, and to a cron line."""
 
 from db.session import Database
-from tests.commands import InProcess
+from tests.commands import CommandLine
 from tests.unit.db.reading.test_quality import finish
 
 
-def test_a_day_of_refusals_has_changed_and_the_days_before_are_stable(stored: InProcess) -> None:
+def test_a_day_of_refusals_has_changed_and_the_days_before_are_stable(stored: CommandLine) -> None:
     assert (stored("quality").out, stored("quality", "--check").status) == (
         "nothing to compare\n",
         0,
     )
-    database = Database(stored.process.environment["TIDEMILL_DATABASE_URL"])
+    database = Database(stored.environment["TIDEMILL_DATABASE_URL"])
     finish(database, 80, 0.5, "succeeded", suspicions="refused", repetition=0.1)
     finish(database, 60, 1.5, "succeeded", repetition=0.1)
     finish(database, 120, 10, "succeeded", repetition=0.1)

@@ -9,7 +9,7 @@ from db import JobState
 from tasks import submit_batch
 from tasks.generate import GenerateContract
 from tests.jobs import end_lease
-from tests.workers import Cluster, assert_gone, on_sqlite, until
+from tests.workers import TAKEN_UP_SOON, Cluster, assert_gone, on_sqlite, until
 
 # Nothing finishes with the first, everything at once with the second.
 SLOW: dict[str, Any] = {"name": "slow.toml", "fake_step_seconds": 0.2, "max_sequences": 8}
@@ -77,8 +77,7 @@ def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
 
 
 def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Cluster) -> None:
-    followed_soon = {"lead_seconds": 1.0}
-    slow = producer.configure(worker=followed_soon, **SLOW)
+    slow = producer.configure(worker=TAKEN_UP_SOON, **SLOW)
     with producer.worker(TIDEMILL_CONFIG=str(slow)) as worker:
         submit()
         producer.wait_for(JobState.RUNNING, 8)
@@ -88,7 +87,7 @@ def test_a_killed_workers_jobs_are_taken_up_when_their_leases_end(producer: Clus
 
     every = producer.results_per_job()
     end_lease(producer.database, (each for each in every if runs(producer, each)))
-    producer.configure(worker=followed_soon, **FAST)
+    producer.configure(worker=TAKEN_UP_SOON, **FAST)
     with producer.worker():
         producer.wait_until_finished(NUM_JOBS)
     assert producer.states() == {JobState.SUCCEEDED: NUM_JOBS}

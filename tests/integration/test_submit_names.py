@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from db.session import Database
-from tests.commands import CommandLine, InProcess, ids
+from tests.commands import CommandLine, ids
 from tests.jobs import states
 from tests.workers import until
 
@@ -20,7 +20,7 @@ EVERYTHING = ("results", "--state", "all", "--format", "jsonl")
 
 
 @pytest.fixture
-def files(stored: InProcess) -> InProcess:
+def files(stored: CommandLine) -> CommandLine:
     stored.write("a.jsonl", {"text": "of a", "custom_id": "a1"}, {"text": "unnamed of a"})
     stored.write("b.csv", "custom_id,text,seed", "b1,of b,7")
     (stored.folder / "txts").mkdir()
@@ -39,7 +39,7 @@ def files(stored: InProcess) -> InProcess:
     ],
 )
 def test_a_text_that_looks_like_a_path_is_refused_with_the_option_to_insist(
-    files: InProcess, name: str, fault: str
+    files: CommandLine, name: str, fault: str
 ) -> None:
     refused = files("submit", "summarize", name)
 
@@ -52,14 +52,14 @@ def test_a_text_that_looks_like_a_path_is_refused_with_the_option_to_insist(
     assert files("show", json.loads(record)["id"], "--json").json["contract"]["text"] == name
 
 
-def test_a_folder_is_submitted_whole(files: InProcess) -> None:
+def test_a_folder_is_submitted_whole(files: CommandLine) -> None:
     assert files("submit", "summarize", "--file", "txts").status == 0
     assert files("submit", "summarize", "txts/").status == 0
 
     assert ids(files(*EVERYTHING)) == ["t1", "t1"]
 
 
-def test_several_files_and_folders_are_one_batch(files: InProcess) -> None:
+def test_several_files_and_folders_are_one_batch(files: CommandLine) -> None:
     arguments = ("submit", "generate", "a.jsonl", "b.csv", "txts", "--run-key", "k", "--json")
     ended, again = files(*arguments), files(*arguments)
 
@@ -67,7 +67,7 @@ def test_several_files_and_folders_are_one_batch(files: InProcess) -> None:
     assert ids(files(*EVERYTHING)) == ["a1", None, "b1", "t1"]
 
 
-def test_a_custom_id_of_two_files_is_one_too_many(files: InProcess) -> None:
+def test_a_custom_id_of_two_files_is_one_too_many(files: CommandLine) -> None:
     files.write("c.jsonl", {"text": "of c", "custom_id": "a1"}, {"text": "unnamed of c"})
     for key in ((), ("--run-key", "k")):
         ended = files("submit", "generate", "a.jsonl", "c.jsonl", *key, "--json")
@@ -79,7 +79,7 @@ def test_a_custom_id_of_two_files_is_one_too_many(files: InProcess) -> None:
 @pytest.mark.parametrize(
     "words", [("two", "words"), ("a.jsonl", "words"), ("a.jsonl", "b.csv", "--file", "a.jsonl")]
 )
-def test_several_words_are_wrong_usage(files: InProcess, words: tuple[str, ...]) -> None:
+def test_several_words_are_wrong_usage(files: CommandLine, words: tuple[str, ...]) -> None:
     assert files("submit", "generate", *words).status == 2
     assert files(*EVERYTHING).out == ""
 
@@ -118,11 +118,9 @@ def on_a_terminal(command: CommandLine, answers: str, *arguments: str) -> tuple[
     ],
 )
 def test_an_ambiguous_argument_is_asked_about_on_a_terminal(
-    files: InProcess, answers: str, name: str, status: int, found: list[str | None]
+    files: CommandLine, answers: str, name: str, status: int, found: list[str | None]
 ) -> None:
-    ended, shown = on_a_terminal(
-        files.process, answers, "submit", "summarize", name, "--batch", "b"
-    )
+    ended, shown = on_a_terminal(files, answers, "submit", "summarize", name, "--batch", "b")
 
     assert "?" in shown
     assert ("There is no file or folder nosuch.txt here" in shown) == (name == "nosuch.txt")
@@ -131,20 +129,12 @@ def test_an_ambiguous_argument_is_asked_about_on_a_terminal(
 
 
 def test_an_interrupt_in_the_middle_says_what_is_kept_and_how_to_go_on(
-    stored: InProcess, database_url: str
+    stored: CommandLine, database_url: str
 ) -> None:
     """Two thousand lines of three thousand, and Ctrl-C."""
     lines = [json.dumps({"text": "x", "custom_id": str(n)}) + "\n" for n in range(3000)]
     arguments = ("submit", "summarize", "--file", "-", "--run-key", "k")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "cli", *arguments],
-        cwd=stored.folder,
-        env=stored.process.whole_environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = stored.start(*arguments, stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.writelines(lines[:2100])
     process.stdin.flush()
@@ -160,10 +150,10 @@ def test_an_interrupt_in_the_middle_says_what_is_kept_and_how_to_go_on(
     assert (again.status, again.json["num_new"], again.json["num_known"]) == (0, 1000, 2000)
 
 
-def test_an_interrupt_before_anything_is_kept_says_so(stored: InProcess) -> None:
+def test_an_interrupt_before_anything_is_kept_says_so(stored: CommandLine) -> None:
     fifo = stored.folder / "a.jsonl"
     os.mkfifo(fifo)
-    process = stored.process.start("submit", "summarize", "--file", "a.jsonl", "--strict")
+    process = stored.start("submit", "summarize", "--file", "a.jsonl", "--strict")
     with fifo.open("w"):  # once it reads
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -179,7 +169,7 @@ def wait_for_jobs(url: str, number: int) -> None:
 
 
 def test_a_tilde_that_the_shell_left_alone_is_expanded(
-    files: InProcess, monkeypatch: pytest.MonkeyPatch
+    files: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(files.folder))
 
@@ -195,7 +185,7 @@ def test_help_shows_a_text_and_a_file(tidemill: CommandLine) -> None:
         assert option in shown
 
 
-def test_errors_are_not_written_over_the_source(files: InProcess, tmp_path: Path) -> None:
+def test_errors_are_not_written_over_the_source(files: CommandLine, tmp_path: Path) -> None:
     before = (files.folder / "a.jsonl").read_bytes()
 
     ended = files("submit", "summarize", "a.jsonl", "--errors", "./a.jsonl")

@@ -10,7 +10,7 @@ from cli.stack.top_figures import EngineNow, Snapshot, WorkerNow
 from db.reading.figures import LaneBacklog, OpenBatches
 from tasks import generate, submit_batch
 from tasks.generate import GenerateContract
-from tests.commands import CommandLine, InProcess
+from tests.commands import CommandLine
 from tests.workers import Cluster, on_sqlite, until
 
 
@@ -44,7 +44,7 @@ def test_a_snapshot_has_workers_rows_rates_and_the_backlog(producer: Cluster) ->
     assert "tokens/s" in shown.out
 
 
-def test_without_workers_and_without_redis_it_says_so(stored: InProcess) -> None:
+def test_without_workers_and_without_redis_it_says_so(stored: CommandLine) -> None:
     shown = stored("top", "--seconds", "0.2")
     assert shown.status == 0
     assert "0 workers, 0 running, 0 queued, 0 tokens/s, ETA 0:00:00" in shown.out

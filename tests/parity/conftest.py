@@ -13,10 +13,12 @@ import torch
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
+from engine.proof import self_proof
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
 from tests.engines import Bench
+from tests.parity.every_setting import AnsweredAlone, Asked, requests_of
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,23 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     """The folder of a checkpoint by its kind."""
     root = tmp_path_factory.mktemp("checkpoints")
     return cache(lambda kind: checkpoints.build(kind, root / kind))
+
+
+@pytest.fixture(scope="session")
+def answered_alone_of(folder_of: Callable[[str], Path]) -> Callable[[str], AnsweredAlone]:
+    """What a kind answers alone, for all engines."""
+    return cache(lambda kind: AnsweredAlone(kind, folder_of(kind)))
+
+
+@pytest.fixture(scope="session")
+def asked_of(answered_alone_of: Callable[[str], AnsweredAlone]) -> Callable[[str], Asked]:
+    """Requests of a kind with the answers that they get alone."""
+
+    def make(kind: str) -> Asked:
+        answered = answered_alone_of(kind)
+        return [(each, answered.answers(each, how)) for _, each, how in requests_of(kind)]
+
+    return cache(make)
 
 
 # By module, for some modules are about one of the two and say so.
@@ -62,6 +81,14 @@ def _record_early() -> Iterator[None]:
     """Runs here are short: a step is recorded when its number of rows is met again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured_step, "WORTH_AFTER", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prove_in_full() -> Iterator[None]:
+    """With every request of a proof, however busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_proof, "MAX_SECONDS", 600.0)
         yield
 
 

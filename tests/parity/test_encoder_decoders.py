@@ -14,41 +14,13 @@ from engine.backends.router import RouterBackend, load
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken
 from engine.proof import verdicts
-from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.runners.own_cache import OwnCacheRunner
 from engine.runners.row_masks import RowMasks
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
-
-SETTINGS = [
-    {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False},
-    {"max_new_tokens": 4, "do_sample": False},
-    {"max_new_tokens": 8, "do_sample": False, "num_beams": 3, "num_return_sequences": 2},
-    {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.4},
-    {"max_new_tokens": 7, "do_sample": True, "seed": 5},
-]
-
-
-def spec_of(folder: Path, **settings) -> EngineSpec:
-    return EngineSpec(**{"alias": "a", "checkpoint": str(folder), "device": "cpu", **settings})
-
-
-def requests(texts: list[str]) -> list[Request]:
-    return [
-        Request(id=at, task="generate", text=text, params=Params(**SETTINGS[at % len(SETTINGS)]))
-        for at, text in enumerate(texts)
-    ]
-
-
-def let_join(bench: Bench, waiting: list[Request]) -> dict:
-    """They join two by two while others run."""
-    while waiting:
-        bench.submit(*waiting[:2])
-        waiting = waiting[2:]
-        bench.advance()
-    return {each.request_id: each for each in bench.finish()}
+from tests.parity.joining import SETTINGS, let_join, requests_for, spec_of
 
 
 def document(num_words: int, seed: int) -> str:
@@ -72,7 +44,7 @@ def test_a_short_text_does_not_change_bigbird_for_a_long_one(folder_of):
         document(120, seed=at) if at % 2 else text
         for at, text in enumerate(checkpoints.sentences(15))
     ]
-    asked = requests(texts)
+    asked = requests_for(texts)
     outputs = let_join(bench, asked)
     assert bench.progress.num_in_flight == 15
     sparse = 0
@@ -103,7 +75,7 @@ def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
     assert engine.card.engine_reason.endswith("rows of one length at a time")
     bench = Bench(engine, spec)
-    asked = requests(checkpoints.sentences(15, seed=3))
+    asked = requests_for(checkpoints.sentences(15, seed=3))
     outputs = let_join(bench, asked)
     assert bench.progress.num_in_flight == 15
     alone = Alone("nllb_moe_ample", folder_of("nllb_moe_ample"))
@@ -128,7 +100,7 @@ def test_rows_of_one_length_share_a_pass_where_padding_is_not_borne(folder_of, m
     engine = load(spec)
     monkeypatch.setattr(OwnCacheRunner, "_decode", decode)
     bench = Bench(engine, spec)
-    let_join(bench, requests(checkpoints.sentences(15)))
+    let_join(bench, requests_for(checkpoints.sentences(15)))
     assert passes
     assert {len(each) for each in passes} == {1}
 
@@ -298,7 +270,7 @@ def test_pages_of_an_encoder_are_counted_once(folder_of):
 def test_a_sequence_that_reads_what_it_does_not_hold_is_found(folder_of):
     engine = sharing_engine("bart", False, folder_of("bart"))
     bench = Bench(engine, engine.spec)
-    bench.submit(*requests(checkpoints.sentences(2)))
+    bench.submit(*requests_for(checkpoints.sentences(2)))
     bench.advance()
     cache = next(iter(engine.in_flight.running_sequences.values())).cache
     cache.encoded.release(cache)

@@ -10,7 +10,7 @@ import pytest
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests import checkpoints
-from tests.engines import Child, Ids, child, needs_vllm
+from tests.engines import Child, Ids, needs_vllm
 
 LONG = "water and grain " * 300
 GREEDY = {"do_sample": False}
@@ -36,11 +36,21 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def engine(spec: EngineSpec) -> Iterator[Child]:
-    """One process for the tests that leave it running."""
-    with child(spec) as it:
-        assert it.ready.card.alias == "demo"
-        yield it
+def started(spec: EngineSpec) -> Iterator[list[Child]]:
+    """The processes of this engine, of which only the last may be running."""
+    children: list[Child] = []
+    yield children
+    for each in children:
+        each.close()
+
+
+@pytest.fixture
+def engine(spec: EngineSpec, started: list[Child]) -> Child:
+    """One process for the tests that leave it running, and another once a test has ended it."""
+    if not started or started[-1].process.poll() is not None:
+        started.append(Child(spec))
+        assert started[-1].ready.card.alias == "demo"
+    return started[-1]
 
 
 new_id = Ids()
@@ -172,14 +182,12 @@ def test_progress_only_rises_and_ends_with_nothing_held(engine):
     assert (after.num_waiting, after.num_running) == (0, 0)
 
 
-def test_an_engine_stops_on_request_with_work_unfinished(spec):
-    with child(spec) as it:
-        it.send(*(request(text, 40) for text in texts(40)))
-        assert it.stop() == 0
+def test_an_engine_stops_on_request_with_work_unfinished(engine):
+    engine.send(*(request(text, 40) for text in texts(40)))
+    assert engine.stop() == 0
 
 
-def test_an_engine_ends_with_its_parent(spec):
-    with child(spec) as it:
-        it.send(*(request(text, 40) for text in texts(40)))
-        it.pipe.close()
-        assert it.wait() == 0
+def test_an_engine_ends_with_its_parent(engine):
+    engine.send(*(request(text, 40) for text in texts(40)))
+    engine.pipe.close()
+    assert engine.wait() == 0

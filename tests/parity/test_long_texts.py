@@ -1,7 +1,7 @@
-"""Huge bulk texts hold up no interactive request, in a real engine process.
+"""Huge texts are refused with numbers, and hold up no interactive request.
 
-By the order of events: the answer to the interactive request comes before anything is said
-of the texts that were sent before it.
+The latter in a real engine process, by the order of events: the answer to the interactive request
+comes before anything is said of the texts that were sent before it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from threading import Condition
 import pytest
 import transformers
 
+from engine.backends.router import load
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Params, Request
+from tests.engines import Bench
 from worker.engines.engine_client import EngineClient
 
 PATIENCE_SECONDS = 120
@@ -43,9 +45,12 @@ class Outputs:
             return list(self.listed)
 
 
+def spec_of(folder: Path, **settings: object) -> EngineSpec:
+    return EngineSpec(alias="m", checkpoint=str(folder), device="cpu", threads=1, **settings)  # type: ignore[arg-type]
+
+
 @contextmanager
-def engine(folder: Path, **settings: object) -> Iterator[EngineClient]:
-    spec = EngineSpec(alias="m", checkpoint=str(folder), device="cpu", threads=1, **settings)  # type: ignore[arg-type]
+def engine_process(spec: EngineSpec) -> Iterator[EngineClient]:
     client = EngineClient(spec)
     client.start()
     try:
@@ -62,7 +67,8 @@ def request(id_: int, text: str, is_interactive: bool = False) -> Request:
 def test_an_interactive_answer_comes_before_the_refusals_of_huge_texts(folder_of):
     """The limit is such that some forty slices of a text are tokenized to refuse it."""
     outputs = Outputs()
-    with engine(folder_of("t5"), max_input_tokens=60_000, max_step_tokens=60_000) as client:
+    spec = spec_of(folder_of("t5"), max_input_tokens=60_000, max_step_tokens=60_000)
+    with engine_process(spec) as client:
         client.submit([request(at, text) for at, text in enumerate(HUGE.values())], outputs.add)
         client.submit([request(9, "the mill", is_interactive=True)], outputs.add)
         first, *rest = outputs.wait_for(len(HUGE) + 1)
@@ -74,11 +80,9 @@ def test_an_interactive_answer_comes_before_the_refusals_of_huge_texts(folder_of
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5", "m2m100"])
 def test_huge_texts_are_refused_with_a_number_of_tokens_that_they_have(kind, folder_of):
-    outputs = Outputs()
-    with engine(folder_of(kind)) as client:
-        bulk = [request(at, text) for at, text in enumerate(HUGE.values())]
-        client.submit([*bulk, request(9, "the mill", is_interactive=True)], outputs.add)
-        by_id = {each.request_id: each for each in outputs.wait_for(len(HUGE) + 1)}
+    spec = spec_of(folder_of(kind))
+    bulk = [request(at, text) for at, text in enumerate(HUGE.values())]
+    by_id = Bench(load(spec), spec).answers([*bulk, request(9, "the mill", is_interactive=True)])
     assert by_id[9].failure is None
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder_of(kind))
     for each in bulk:
@@ -99,12 +103,10 @@ def test_a_model_that_names_no_limit_is_bounded_by_its_step(folder_of, tmp_path)
     tokenizer.model_max_length = 10**30
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    outputs = Outputs()
-    with engine(folder, max_step_tokens=500) as client:
-        assert client.card is not None
-        assert client.card.max_context_tokens is None
-        client.submit([request(0, HUGE["one word"])], outputs.add)
-        (output,) = outputs.wait_for(1)
+    spec = spec_of(folder, max_step_tokens=500)
+    engine = load(spec)
+    assert engine.card.max_context_tokens is None
+    output = Bench(engine, spec).answers([request(0, HUGE["one word"])])[0]
     assert output.failure is not None
     assert re.search(
         r"at least \d+ tokens; this model takes 500; .*max_step", output.failure.message

@@ -25,8 +25,7 @@ from engine.kv_cache.paged import PagedKVCache
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners.graph_executor import StepInputs, StepShape
 from tests.parity.alone import Alone
-from tests.parity.test_engine import alone_of, assert_varied, requests_of
-from tests.parity.test_inflight import (
+from tests.parity.coming_and_going import (
     CULPRIT,
     GREEDY,
     break_when,
@@ -34,6 +33,7 @@ from tests.parity.test_inflight import (
     prompts,
     request,
 )
+from tests.parity.every_setting import alone_of, assert_varied, requests_of
 
 FAMILIES = (
     "t5", "mt5", "bart", "pegasus", "marian", "m2m100", "mbart",
@@ -51,8 +51,8 @@ def kv_cache_of(bench):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, folder_of, bench_of):
-    alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
+def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, answered_alone_of, bench_of):
+    answered, bench = answered_alone_of(kind), bench_of(kind, max_sequences=12)
     # Some of every way to ask, and those with long answers.
     asked = [
         each for at, each in enumerate(requests_of(kind)) if at % 3 == 0 or each[0] == "max_length"
@@ -62,7 +62,7 @@ def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, folder_of, be
 
     wrong, said = [], []
     for name, one, how in asked:
-        expected = alone_of(alone, one, how)
+        expected = answered.answers(one, how)
         said += expected
         if [list(each.token_ids) for each in outputs[one.id].choices] != expected:
             wrong.append((name, outputs[one.id], expected))
@@ -75,9 +75,13 @@ def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, folder_of, be
 
 
 @pytest.mark.parametrize("kind", ["t5", "marian", "llama"])
-def test_requests_that_come_and_go_in_a_paged_cache_answer_as_alone(kind, folder_of, bench_of):
-    alone, draw = Alone(kind, folder_of(kind)), random.Random(kind)
-    asked = [(one, alone_of(alone, one, how)) for _, one, how in draw.sample(requests_of(kind), 12)]
+def test_requests_that_come_and_go_in_a_paged_cache_answer_as_alone(
+    kind, answered_alone_of, bench_of
+):
+    answered, draw = answered_alone_of(kind), random.Random(kind)
+    asked = [
+        (one, answered.answers(one, how)) for _, one, how in draw.sample(requests_of(kind), 12)
+    ]
     bench = bench_of(kind, max_sequences=6, max_step_tokens=500)
     for _ in range(4):
         let_come_and_go(

@@ -16,7 +16,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.parity.alone import Alone
-from tests.parity.test_inflight import break_when, let_come_and_go
+from tests.parity.coming_and_going import break_when, let_come_and_go
 
 # One of each way to know a position and to compute; fused, captured, and on a GPU's cache.
 KINDS = ("llama", "gpt2", "opt", "gpt_neox", "qwen3", "gemma2")

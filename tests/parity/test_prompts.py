@@ -5,31 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 from functools import cache
-from pathlib import Path
 
 import pytest
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.backends.router import load
-from engine.errors import PromptTooLong, RequestError, UnknownLanguage, UnsupportedParameter
-from engine.protocol.engine_spec import EngineSpec
+from engine.errors import UnknownLanguage, UnsupportedParameter
 from engine.protocol.messages import ChatTurn, Request
-from engine.text.prompts import Prompts
-from engine.text.token_lengths import PrefixBound
 from tests import checkpoints
+from tests.parity.written_prompts import (
+    TEXT,
+    encoded,
+    prompts_of,
+    translation,
+    translation_of,
+)
 
-TEXT = "the keeper of the mill counted three boats at night"
 PAIRS = [("en", "fr"), ("fr", "en"), ("de", "fr"), ("en", "de")]
-
-
-def prompts_of(folder, max_tokens=None, **settings_) -> Prompts:
-    spec = EngineSpec(alias="tiny", checkpoint=str(folder), **settings_)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    start_id = getattr(config, "decoder_start_token_id", None)
-    return Prompts(spec, config, tokenizer, start_id, max_tokens)
 
 
 def requests() -> list[Request]:
@@ -47,13 +40,6 @@ def requests() -> list[Request]:
         for text, switches in itertools.product(texts, ({}, {"enable_thinking": False}))
     ]
     return [Request(id=at, **each) for at, each in enumerate([*plain, *pairs, *chats])]
-
-
-def encoded(prompts: Prompts, request: Request) -> object:
-    try:
-        return prompts.encode(request)
-    except RequestError as error:
-        return error.code
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +93,6 @@ def t5_with(folder_of, tmp_path):
     return make
 
 
-def translation(target: str, source: str = "en") -> Request:
-    return Request(
-        id=0, task="translate", text=TEXT, source_language=source, target_language=target
-    )
-
-
 @pytest.mark.parametrize("kind", ["t5", "mt5"])
 def test_tokens_that_name_a_target_make_the_prompt_whatever_the_architecture(t5_with, kind):
     prompts = t5_with(kind, tokens=["<2de>", "<2fr>", "<2zh_Hant>"])
@@ -148,235 +128,6 @@ def test_listed_prefixes_are_used_whatever_the_architecture(t5_with, kind):
             prompts.encode(translation(target, source))
 
 
-def test_switches_reach_the_template(folder_of):
-    prompts = prompts_of(folder_of("qwen2"))
-    prompts.tokenizer.chat_template = (
-        "{% if enable_thinking is defined and not enable_thinking %}no{% else %}yes{% endif %}"
-        "{{ messages[0]['content'] }}{% if strict %}{{ raise_exception(strict) }}{% endif %}"
-    )
-
-    def chat(**switches):
-        request = Request(
-            id=0, task="chat", messages=(ChatTurn("user", "mill"),), chat_template_kwargs=switches
-        )
-        return prompts.tokenizer.decode(prompts.encode(request).token_ids)
-
-    assert (chat(), chat(enable_thinking=False), chat()) == ("yesmill", "nomill", "yesmill")
-    with pytest.raises(UnsupportedParameter) as refused:
-        chat(strict="a secret")
-    assert "secret" not in str(refused.value)
-
-
-ALTERNATING = (
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate: user, assistant, \\'and so on\\'') }}"
-    "{% endif %}{{ m['content'] }}{% endfor %}"
-)
-
-
-def chat_of(prompts: Prompts, *messages: ChatTurn) -> str:
-    return prompts.write(Request(id=0, task="chat", messages=messages)).text
-
-
-def test_a_templates_own_words_of_refusal_reach_the_user(folder_of):
-    prompts = prompts_of(folder_of("qwen2"))
-    prompts.tokenizer.chat_template = ALTERNATING
-    with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, ChatTurn("user", "mill"), ChatTurn("user", "mill"))
-    assert str(refused.value) == (
-        "messages: the chat template of the model says: "
-        "Conversation roles must alternate: user, assistant, 'and so on'"
-    )
-
-
-@pytest.mark.parametrize(
-    "raised",
-    [
-        "{{ raise_exception('no: ' + messages[0]['content']) }}",
-        "{{ raise_exception(messages[0]['content']) }}",
-        "{{ 1 / (messages[0]['content'] | length - 8) }}",
-        "{{ messages[0]['content'].secret.secret }}",
-        "{{ raise_exception('') }}",
-    ],
-)
-def test_words_that_may_be_the_users_are_not_repeated(folder_of, raised):
-    prompts = prompts_of(folder_of("qwen2"))
-    prompts.tokenizer.chat_template = raised
-    with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, ChatTurn("user", "a secret"))
-    assert "secret" not in str(refused.value)
-    assert "refuses these roles" in str(refused.value)
-
-
-PARTS = (
-    "{% for m in messages %}[{{ m['role'] }}]{% for part in m['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
-)
-
-
-def test_a_template_that_wants_content_as_a_list_gets_it_so(folder_of):
-    prompts = prompts_of(folder_of("qwen2"))
-    dialogue = (ChatTurn("system", "be brief"), ChatTurn("user", "mill"))
-    prompts.tokenizer.chat_template = PARTS
-    assert chat_of(prompts, *dialogue) == "[system]be brief[user]mill"
-    either = PARTS.replace(
-        "{% for part",
-        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part",
-    ).replace("{% endfor %}{% endfor %}", "{% endfor %}{% endif %}{% endfor %}")
-    other = prompts_of(folder_of("qwen2"))
-    other.tokenizer.chat_template = either
-    assert chat_of(other, *dialogue) == "[system]be brief[user]mill"
-    assert not other.chat_template.content_is_list, "a text is what it always was"
-
-
-@pytest.mark.parametrize(
-    ("raised", "words"),
-    [
-        ("'Only user and assistant roles are supported, got ' + m + '.'",
-         "Only user and assistant roles are supported, got …"),
-        ("'No more than ' ~ m ~ ' turns are possible'", "No more than … turns are possible"),
-        ("'Unsupported: ' ~ m", "Unsupported: …"),
-        ("'No: ' ~ m", None),
-        ("m ~ ' is not a language of this model'", None),
-    ],
-)  # fmt: skip
-def test_of_words_that_are_put_together_the_templates_are_repeated(folder_of, raised, words):
-    prompts = prompts_of(folder_of("qwen2"))
-    prompts.tokenizer.chat_template = (
-        "{% set m = messages[0]['content'] %}{{ raise_exception(" + raised + ") }}"
-    )
-    with pytest.raises(UnsupportedParameter) as refused:
-        chat_of(prompts, ChatTurn("user", "a secret"))
-    assert "secret" not in str(refused.value)
-    assert words is None or str(refused.value).endswith(f"says: {words}")
-    assert words is not None or "refuses these roles" in str(refused.value)
-
-
-# A translator's template, which writes the instruction and reads languages from the content
-
-TRANSLATING = (Path(__file__).parent / "translating_template.jinja").read_text()
-EXPECTED = (
-    "<start_of_turn>user\nYou are a professional {source} to {target} translator.\n\n\n"
-    "the mill<end_of_turn>\n<start_of_turn>model\n"
-)
-
-
-def translator(folder_of) -> Prompts:
-    prompts = prompts_of(folder_of("qwen2"))
-    prompts.tokenizer.chat_template = TRANSLATING
-    return prompts
-
-
-def translation_of(source: str, target: str, text: str = "the mill", **more) -> Request:
-    return Request(
-        id=0, task="translate", text=text, source_language=source, target_language=target, **more
-    )
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "expected"),
-    [
-        ("en", "fr", ("English (en)", "French (fr)")),
-        ("eng_Latn", "fra_Latn", ("English (en)", "French (fr)")),
-        ("cs", "de-DE", ("Czech (cs)", "German (de-DE)")),
-        ("en", "zh-TW", ("English (en)", "Chinese (zh-Hant)")),
-    ],
-)
-def test_a_translation_goes_through_a_template_that_takes_languages(
-    folder_of, source, target, expected
-):
-    prompts = translator(folder_of)
-    request = translation_of(source, target)
-    written = prompts.write(request)
-    bos = prompts.tokenizer.bos_token or ""
-    assert written.text == bos + EXPECTED.format(source=expected[0], target=expected[1])
-    # What the tokenizer makes of the very messages of the model's card.
-    of_card = [{"type": "text", "text": "the mill"}]
-    of_card[0] |= dict(
-        zip(("source_lang_code", "target_lang_code"), codes_in(expected), strict=True)
-    )
-    ids = prompts.tokenizer.apply_chat_template(
-        [{"role": "user", "content": of_card}], add_generation_prompt=True
-    )["input_ids"]
-    assert list(prompts.encode(request).token_ids) == ids
-    assert prompts.version_of(request) is None, "the words are the template's"
-
-
-def codes_in(names: tuple[str, str]) -> tuple[str, ...]:
-    return tuple(each.partition("(")[2].rstrip(")") for each in names)
-
-
-@pytest.mark.parametrize(("source", "target"), [("en", "ja"), ("ja", "en"), ("en", "xx")])
-def test_a_language_that_a_template_has_not_is_refused_by_name(folder_of, source, target):
-    with pytest.raises(UnknownLanguage) as refused:
-        translator(folder_of).write(translation_of(source, target))
-    assert "zh-Hant" in str(refused.value)
-
-
-def test_without_a_table_of_languages_codes_are_given_as_standards_have_them(folder_of):
-    prompts = prompts_of(folder_of("qwen2"))
-    prompts.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content[0].source_lang_code }} to "
-        "{{ m.content[0].target_lang_code }}: {{ m.content[0].text }}{% endfor %}"
-    )
-    assert prompts.write(translation_of("fra_Latn", "pt_BR")).text == "fra-Latn to pt-BR: the mill"
-    with pytest.raises(UnknownLanguage):
-        prompts.write(translation_of("no language", "fr"))
-
-
-def test_a_chat_with_a_translator_names_the_languages_among_the_switches(folder_of):
-    prompts = translator(folder_of)
-    switches = {"source_lang_code": "en", "target_lang_code": "fr"}
-    turns = (
-        ChatTurn("user", "boat"),
-        ChatTurn("assistant", "bateau"),
-        ChatTurn("user", "the mill"),
-    )
-    request = Request(id=0, task="chat", messages=turns, chat_template_kwargs=switches)
-    text = prompts.write(request).text
-    assert "model\nbateau<end_of_turn>" in text
-    assert text.endswith(EXPECTED.format(source="English (en)", target="French (fr)"))
-    with pytest.raises(UnsupportedParameter) as refused:
-        prompts.write(Request(id=0, task="chat", messages=turns))
-    assert str(refused.value) == (
-        "messages: the chat template of the model says: "
-        "User content must provide `source_lang_code` and `target_lang_code`."
-    )
-
-
-def test_a_summary_by_a_translator_fails_in_its_templates_words(folder_of):
-    with pytest.raises(UnsupportedParameter) as refused:
-        translator(folder_of).write(Request(id=0, task="summarize", text="the mill"))
-    assert str(refused.value).startswith("text: the chat template of the model says: User content")
-
-
-SWITCHED = "{% if think is defined and not think %}/no {% endif %}{{ messages[0].content }}"
-
-
-@pytest.mark.parametrize("task", ["summarize", "translate", "chat"])
-def test_switches_reach_the_template_of_every_task_that_has_one(folder_of, task):
-    def written(spec_own: dict, own: dict) -> str:
-        prompts = prompts_of(folder_of("qwen2"), chat_template_kwargs=spec_own)
-        prompts.tokenizer.chat_template = SWITCHED
-        content = {"messages": (ChatTurn("user", "mill"),)} if task == "chat" else {"text": "mill"}
-        languages = {"source_language": "en", "target_language": "fr"}
-        request = Request(id=0, task=task, chat_template_kwargs=own, **content, **languages)
-        return prompts.write(request).text
-
-    plain = written({}, {})
-    assert "/no" not in plain
-    assert written({}, {"think": False}) == f"/no {plain}"
-    assert written({"think": False}, {}) == f"/no {plain}"
-    assert written({"think": False}, {"think": True}) == plain
-
-
-@pytest.mark.parametrize(("kind", "task"), [("t5", "summarize"), ("qwen2", "generate")])
-def test_switches_of_no_template_are_refused(folder_of, kind, task):
-    request = Request(id=0, task=task, text="mill", chat_template_kwargs={"think": False})
-    with pytest.raises(UnsupportedParameter, match="chat_template_kwargs: no chat template"):
-        prompts_of(folder_of(kind)).write(request)
-
-
 def test_a_prompt_may_name_languages_by_their_codes(folder_of):
     """Seed-X has no chat template, and reads the target as a mark in the end."""
     template = (
@@ -392,136 +143,6 @@ def test_a_prompt_may_name_languages_by_their_codes(folder_of):
         assert text.endswith(":\nthe mill <zh>")
     with pytest.raises(UnknownLanguage):
         prompts.write(translation_of("en", "no language"))
-
-
-def test_dialogues_are_measured_as_they_are_read(folder_of):
-    spec = EngineSpec(alias="tiny", checkpoint=str(folder_of("qwen2")), device="cpu")
-    engine = load(spec)
-    dialogues = tuple(
-        tuple(ChatTurn("user" if at % 2 == 0 else "assistant", "mill " * at) for at in range(num))
-        for num in (1, 3, 5)
-    )[1:]
-    request = Request(id=1, task="chat", measured_messages=dialogues)
-    assert Request.from_json(request.to_json()) == request
-    measured = engine.measure(request)
-    read = [
-        engine.encode(Request(id=2, task="chat", messages=each)).prompt_ids for each in dialogues
-    ]
-    assert measured.num_tokens == tuple(map(len, read))
-
-
-COUNTED = ["t5", "gpt2", "llama", "qwen2", "mbart", "nllb", "m2m100", "marian"]
-
-
-@pytest.mark.parametrize("kind", COUNTED)
-@pytest.mark.parametrize("space", [" ", ""])
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_a_prefix_never_counts_more_tokens_than_the_whole_has(kind, space, used_of, data):
-    tokenizer = used_of(kind)[0].tokenizer
-    words = st.sampled_from(
-        [
-            "mill",
-            "the",
-            "Hafen",
-            "天气",
-            "  ",
-            "\n",
-            "é",
-            "\u200b",
-            "e\u0301",
-            "\u1234",
-            "aaaa",
-            "--",
-        ]
-    )
-    text = space.join(data.draw(st.lists(words, min_size=9, max_size=30))) * 300
-    whole = len(tokenizer(text)["input_ids"])
-    bound = PrefixBound(max_tokens=whole)
-    bound.max_uncounted = 0
-
-    def count_tokens(part: str) -> int:
-        return len(tokenizer(part, add_special_tokens=False)["input_ids"])
-
-    least = bound.least_tokens(text, count_tokens)
-    assert 0 <= least <= whole
-    # It is no idle bound: most of an ordinary text is counted.
-    if whole * 6 > len(text):
-        assert least > whole / 2
-
-
-HUGE = {
-    "words": "the mill " * 430_000,
-    "one word": "harbourmill" * 354_000,
-    "one letter": "a" * 3_900_000,
-    "Chinese": "今天天气很好磨坊港口河流报告" * 278_000,
-    "unknown characters": "\u1234\u1235" * 1_950_000,
-    "spaces": "mill" + " " * 3_900_000 + "mill",
-}
-
-
-@pytest.mark.parametrize("text", HUGE.values(), ids=HUGE)
-@pytest.mark.parametrize("kind", ["t5", "gpt2", "llama", "nllb", "m2m100"])
-def test_only_the_beginning_of_a_huge_text_is_tokenized(kind, text, folder_of):
-    prompts = prompts_of(folder_of(kind), max_tokens=255)
-    lengths = []
-    tokenizer = prompts.tokenizer
-
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(tokenizer, name)
-
-        def __call__(self, text, **how):
-            lengths.append(len(text))
-            return tokenizer(text, **how)
-
-    prompts.tokenizer = Watched()
-    with pytest.raises(
-        RequestError, match=r"at least \d+ tokens.* this model takes 255"
-    ) as refused:
-        prompts.encode(Request(id=0, task="generate", text=text))
-    assert refused.value.code == "prompt_too_long"
-    assert max(lengths) <= 8192
-    assert sum(lengths) <= 262_144 + 8192
-
-
-@pytest.mark.parametrize("task", ["summarize", "translate", "chat"])
-def test_a_huge_text_of_any_task_is_refused_by_its_beginning(task, folder_of):
-    prompts = prompts_of(folder_of("qwen2"), max_tokens=255)
-    text = "今天天气很好" * 600_000
-    fields = {
-        "chat": {"messages": (ChatTurn("user", text),)},
-        "summarize": {"text": text},
-        "translate": {"text": text, "source_language": "zh", "target_language": "en"},
-    }
-    with pytest.raises(PromptTooLong, match=r"at least \d+ tokens; this model takes 255"):
-        prompts.encode(Request(id=0, task=task, **fields[task]))
-
-
-def test_a_long_text_within_the_limit_is_tokenized_whole(folder_of):
-    prompts = prompts_of(folder_of("t5"), max_tokens=200_000)
-    text = "the mill " * 30_000
-    fresh = transformers.AutoTokenizer.from_pretrained(folder_of("t5"))
-    pauses = []
-    prompt = prompts.encode(Request(id=0, task="generate", text=text), lambda: pauses.append(None))
-    assert prompt.token_ids == tuple(fresh(text)["input_ids"])
-    assert len(pauses) > 30
-
-
-def test_another_language_between_the_slices_changes_no_prompt(folder_of):
-    prompts, fresh = (prompts_of(folder_of("nllb"), max_tokens=100_000) for _ in range(2))
-
-    def translated(text: str, source: str) -> Request:
-        languages = {"source_language": source, "target_language": "fr"}
-        return Request(id=0, task="translate", text=text, **languages)
-
-    long, other = translated("the mill " * 9000, "en"), translated("Hafen", "de")
-    found = []
-    prompt = prompts.encode(long, lambda: found.append(prompts.encode(other)))
-    assert prompt == fresh.encode(long)
-    assert set(found) == {fresh.encode(other)}
 
 
 OPTIONS = {"style": "bullet points", "focus": "what it {costs}", "output_language": "fr"}

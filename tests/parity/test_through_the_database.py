@@ -22,7 +22,7 @@ from tasks.contracts.by_task import CONTRACTS
 from tasks.contracts.contract import Contract
 from tests import checkpoints
 from tests.parity.alone import Alone
-from tests.parity.test_engine import TASK, alone_of
+from tests.parity.every_setting import TASK, alone_of
 from tests.producers import producing
 from tests.servers import ValkeyServer
 from tests.workers import PATIENCE_SECONDS, Cluster
@@ -69,7 +69,8 @@ def night(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
     try:
         with (
             producing(cluster.database_url, cluster.redis_url, config),
-            cluster.worker(),
+            # Ten processes that load a model each, at once.
+            cluster.worker(ready_seconds=2 * PATIENCE_SECONDS),
         ):
             contracts = list(asked())
             submit_batch(iter(contracts), name="night")

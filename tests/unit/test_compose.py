@@ -11,7 +11,7 @@ import yaml
 from typer.main import get_command
 
 from cli.main import app
-from tests.servers import free_port, valkey_binary, wait_for_redis
+from tests.servers import ONCE, free_port, valkey_binary, wait_for_redis
 from worker.celery.envelope import MAX_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -76,13 +76,16 @@ def test_redis_starts_as_it_is_told_and_keeps_what_it_is_told(tmp_path: Path) ->
     ) as server:
         try:
             wait_for_redis(server, port, password="secret")
-            with redis.Redis(port=port, password="secret") as client:
+            with redis.Redis(port=port, password="secret", retry=ONCE) as client:
                 assert client.config_get("appendonly") == {"appendonly": "yes"}
                 assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
                 with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
                     client.lpush("celery", bytes(MAX_BYTES + 1))
                 assert client.llen("celery") == 0
-            with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            with (
+                redis.Redis(port=port, retry=ONCE) as stranger,
+                pytest.raises(redis.AuthenticationError),
+            ):
                 stranger.ping()
         finally:
             server.kill()

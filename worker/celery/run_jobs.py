@@ -91,3 +91,4 @@ def freeze_gc(**_: Any) -> None:
     # Modules and their like, 140,000 objects, of which next to none ever becomes garbage. To go
     # through them all takes 70 to 90 ms now and then, and every thread here waits meanwhile.
     gc.freeze()
+    gc.enable()  # cli.stack.celery_main starts without

@@ -116,6 +116,8 @@ def _print(rows: "list[QuarantinedMessage]") -> None:
 def _requeue(database: "Database", rows: "list[QuarantinedMessage]") -> None:
     """Put messages back into their queues, and make room for the jobs that they are to be."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     from cli.errors import BrokerUnreachable
     from db.connection.url_redaction import masked
@@ -137,7 +139,8 @@ def _requeue(database: "Database", rows: "list[QuarantinedMessage]") -> None:
             if message.job_id is not None:
                 session.execute(quarantine.delete_never_begun(message.job_id, message.reason))
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis.from_url(url, socket_connect_timeout=5, retry=once) as client:
             for message in rows:
                 client.lpush(message.queue, message.body)
     except (redis.RedisError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Submitting a job needs no model library, and none is loaded; nor Alembic, which only migrates."""
+"""What a producer and a worker do without when they start: model libraries and the like."""
 
 import subprocess
 import sys
@@ -7,7 +7,11 @@ import pytest
 
 from tests.workers import ROOT
 
-UNNEEDED = {"torch", "transformers", "tokenizers", "numpy", "alembic"}
+UNNEEDED = {
+    *("torch", "transformers", "tokenizers", "numpy", "pyarrow", "alembic", "flower"),
+    # Of what only some jobs, settings or commands need.
+    *("prometheus_client", "semantic_text_splitter", "py3langid", "rich", "typer"),
+}
 
 
 @pytest.mark.parametrize(
@@ -18,6 +22,7 @@ UNNEEDED = {"torch", "transformers", "tokenizers", "numpy", "alembic"}
         "db",
         "db.schema",
         "worker.celery.pool",
+        "worker.celery.run_jobs",
         "worker.engines.engine_client",
     ],
 )

@@ -34,6 +34,15 @@ def answer(seed: int, card: dict[str, Any] | None) -> Answer:
     )
 
 
+def test_a_card_that_was_changed_is_another() -> None:
+    card = {**CARD, "versions": dict(CARD["versions"])}
+    first = model_card_id(card)
+    assert first == model_card_id(dict(reversed(CARD.items())))
+    card["versions"]["torch"] = "3.0"
+    assert model_card_id(card) != first
+    assert model_card_id(CARD) == first
+
+
 def commit(database: Database, answers: list[Answer]) -> list[UUID]:
     """Write an answer each to new jobs, a flush for each; returns their ids."""
     job_ids = []

@@ -1,0 +1,68 @@
+"""An architecture that nobody has heard of runs in flight, unless it has a flaw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.backends.generate import GenerateBackend
+from engine.backends.router import RouterBackend, load
+from engine.errors import Unloadable
+from tests import checkpoints
+from tests.engines import Bench
+from tests.parity.joining import SETTINGS, let_join, requests, spec_of
+from tests.parity.made_up import made_up
+
+
+def test_an_architecture_that_nobody_has_heard_of_runs_in_flight(folder_of, tmp_path):
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), "pass")
+    with pytest.raises(Unloadable, match="trust_remote_code"):
+        load(spec_of(folder))
+    spec = spec_of(folder, trust_remote_code=True)
+    engine = load(spec)
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    bench = Bench(engine, spec)
+    asked = requests()
+    outputs = let_join(bench, asked)
+    assert bench.progress.num_in_flight == len(asked)
+    alone = checkpoints.hf.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = checkpoints.hf.AutoTokenizer.from_pretrained(folder)
+    for each in asked[::5]:
+        ids = torch.tensor([tokenizer(each.text)["input_ids"]])
+        expected = alone.generate(ids, **SETTINGS[0])[0, ids.shape[1] :].tolist()
+        assert list(outputs[each.id].choices[0].token_ids) == expected
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        "position_ids = position_ids + (input_ids.shape[0] > 1)",
+        # Only in a row that has joined longer ones, and only past its prompt.
+        "position_ids = position_ids + int(attention_mask is not None "
+        "and input_ids.shape[1] == 1 and attention_mask.shape[1] > int(position_ids.min()) + 1)",
+        # Only from the fourth row on.
+        "position_ids = position_ids + (torch.arange(input_ids.shape[0])[:, None] > 2)",
+    ],
+)
+def test_a_position_off_by_one_in_company_is_caught(flaw, folder_of, tmp_path):
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), flaw)
+    engine = load(spec_of(folder, trust_remote_code=True))
+    assert isinstance(engine, GenerateBackend)
+    assert "others in company" in engine.card.engine_reason or "in flight" in (
+        engine.card.engine_reason
+    )
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        # Positions are counted from the padding on, where there is some.
+        "position_ids = torch.arange(input_ids.shape[1])[None] if input_ids.shape[1] > 1 "
+        "else position_ids",
+    ],
+)
+def test_a_model_that_reads_padding_computes_prompts_one_by_one(flaw, folder_of, tmp_path):
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), flaw)
+    engine = load(spec_of(folder, trust_remote_code=True))
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    assert not engine.in_flight.runner.pads_prompts

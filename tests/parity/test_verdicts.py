@@ -1,0 +1,137 @@
+"""What a proof finds: the way in flight, what is said of it, and what the next start keeps."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.backends import generate, router
+from engine.backends.router import RouterBackend, load
+from engine.kv_cache.joined import JoinedSequenceCache
+from engine.proof import batch_probe, self_proof, verdicts
+from engine.proof.batch_probe import MAX_OFF
+from engine.proof.self_proof import prove
+from engine.protocol.messages import Params, Request
+from engine.runners.causal import CausalRunner
+from engine.runners.own_cache import OwnCacheRunner
+from tests import checkpoints
+from tests.engines import Bench
+from tests.parity.alone import Alone
+from tests.parity.faults import roll_rows
+from tests.parity.joining import SETTINGS, let_join, requests, spec_of
+
+
+@pytest.mark.parametrize("why_alone", [None, "nobody knows"])
+def test_the_way_that_is_slower_serves_where_the_fast_one_fails(
+    why_alone, folder_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "why_not_batched", lambda *_: why_alone)
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
+    asked = []
+    whole = self_proof.answer_alone
+    monkeypatch.setattr(
+        self_proof, "answer_alone", lambda *given: asked.append(given) or whole(*given)
+    )
+    monkeypatch.setattr(CausalRunner, "_decode_forward", roll_rows(CausalRunner._decode_forward))
+    spec = spec_of(folder_of("granite"))
+    for again in (False, True):
+        engine = load(spec)
+        assert isinstance(engine, RouterBackend)
+        assert isinstance(engine.in_flight.runner, OwnCacheRunner)
+        assert "by its own attention and cache, for " in engine.card.engine_reason
+        assert ("at an earlier start" in engine.card.engine_reason) == again
+        # The model is as it was loaded.
+        assert engine.checkpoint.model.config._attn_implementation == "sdpa"
+    assert len(asked) == 18  # for both ways
+
+
+def test_what_runs_by_generate_leaves_the_fast_way_its_attention(folder_of, monkeypatch):
+    """Where calls are not shared, the model is put back to what it was when it was loaded."""
+    monkeypatch.setattr(generate, "why_not_batched", lambda *_: "nobody knows")
+    spec = spec_of(folder_of("granite"), max_sequences=8)
+    engine = load(spec)
+    assert isinstance(engine.in_flight.runner, CausalRunner)
+    bench = Bench(engine, spec)
+    drawn = Params(max_new_tokens=4, do_sample=True, seed=1, num_beams=2)
+    bench.answers([Request(id=100, task="generate", text="river", params=drawn)])
+    assert bench.progress.num_by_generate == 1
+    outputs = let_join(bench, requests())
+    assert bench.progress.num_in_flight == 15
+    alone = Alone("granite", folder_of("granite"))
+    for each in requests():
+        expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
+        assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
+
+
+# Half precision, and a second start
+
+
+def test_in_half_precision_logits_are_held_to_a_bound_and_the_agreement_is_said(folder_of):
+    engine = load(spec_of(folder_of("olmo2"), dtype="bfloat16"))
+    assert isinstance(engine, RouterBackend)
+    assert "of 18 requests answered in flight" in engine.card.engine_reason
+    bound = self_proof.max_off(engine.checkpoint.model)
+    assert MAX_OFF < 2**-8 < bound < 0.3
+
+
+def test_a_second_start_takes_the_verdict_of_the_first(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
+    folder = tmp_path / "phi"
+    shutil.copytree(folder_of("phi"), folder)
+    spec = spec_of(folder)
+    assert "at an earlier start" not in load(spec).card.engine_reason
+    with monkeypatch.context() as patch:
+        patch.setattr(router, "prove", lambda *_: pytest.fail("it was proved again"))
+        again = load(spec)
+        assert isinstance(again, RouterBackend)
+        assert again.card.engine_reason.endswith("(at an earlier start)")
+    # Other weights are another checkpoint, whose verdict is its own.
+    proofs = []
+    monkeypatch.setattr(router, "prove", lambda *given: proofs.append(given) or prove(*given))
+    model = checkpoints.hf.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[0] += 1
+    model.save_pretrained(folder)
+    load(spec)
+    load(replace(spec, dtype="bfloat16"))
+    assert len(proofs) == 2
+
+
+def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "kept"))
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalRunner, "_decode_forward", roll_rows(CausalRunner._decode_forward))
+        patch.setattr(JoinedSequenceCache, "reorder", lambda *_: None)
+        reasons = [load(spec_of(folder_of("phi"))).card.engine_reason]
+    monkeypatch.setattr(router, "prove", lambda *_: pytest.fail("it was tried again"))
+    reasons.append(load(spec_of(folder_of("phi"))).card.engine_reason)
+    assert reasons[0] == reasons[1]
+    assert "was not proved at load" in reasons[0]
+
+
+def test_a_slow_model_is_proved_with_a_third_fewer_passes(folder_of, monkeypatch):
+    """A pass of a large one takes long on a CPU, and a proof is to cost seconds."""
+    passes = []
+    embeddings = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: passes.append(module) if isinstance(module, torch.nn.Embedding) else None
+    )
+    spec = spec_of(folder_of("granite"), cpu_kernels=False)
+    num_passes = {}
+    try:
+        for slow in (False, True):
+            monkeypatch.setattr(self_proof, "SLOW_PASS_SECONDS", 0.0 if slow else 60.0)
+            monkeypatch.setattr(batch_probe, "SLOW_PASS_SECONDS", 0.0 if slow else 60.0)
+            # As for one that is so slow that the time is over after the least.
+            monkeypatch.setattr(self_proof, "MAX_SECONDS", 0.0)
+            passes.clear()
+            engine = load(spec)
+            assert isinstance(engine, RouterBackend)
+            assert "6 of 6 requests" in engine.card.engine_reason
+            num_passes[slow] = len(passes)
+    finally:
+        embeddings.remove()
+    assert 20 < num_passes[True] <= 70
+    assert num_passes[True] < 0.7 * num_passes[False]
