@@ -100,7 +100,8 @@ def load_engine(spec: EngineSpec) -> Backend:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """For imports, which make no garbage: to look for it takes a seventh of torch's."""
+    """Switch garbage collection off for imports, which make no garbage: to look for it takes a
+    seventh of the time of torch's."""
     gc.disable()
     try:
         yield

@@ -76,14 +76,14 @@ class Comparison:
         self.left_out: set[tuple[str, str]] = set()
 
     def records(self) -> list[Record]:
-        found = []
+        records = []
         for model in self.arguments.models.split(","):
             # torch stays in that process: this one only waits.
             command = [sys.executable, "-m", "benchmarks.engine.models", str(self.folder), model]
             subprocess.run(command, check=True)
             for number in range(self.arguments.rounds):
-                found += self.round(model, number)
-        return found
+                records += self.round(model, number)
+        return records
 
     def round(self, model: str, number: int) -> list[Record]:
         """Every side once."""

@@ -134,10 +134,14 @@ def cross_projections_of(decoder: Any) -> list[tuple[Any, Any]]:
         return [(each.k, each.v) for each in attentions]
     projections = []
     for layer in getattr(decoder, "layers", ()):
-        found = [getattr(layer, each) for each in CROSS_ATTENTION if hasattr(layer, each)]
-        if len(found) != 1 or not hasattr(found[0], "k_proj") or not hasattr(found[0], "v_proj"):
+        modules = [getattr(layer, each) for each in CROSS_ATTENTION if hasattr(layer, each)]
+        if (
+            len(modules) != 1
+            or not hasattr(modules[0], "k_proj")
+            or not hasattr(modules[0], "v_proj")
+        ):
             break
-        projections.append((found[0].k_proj, found[0].v_proj))
+        projections.append((modules[0].k_proj, modules[0].v_proj))
     else:
         if projections:
             return projections

@@ -34,10 +34,12 @@ def why_not_whole(model: Any, info: Mapping[str, Any]) -> str | None:
         "hold beyond the configuration": extra,
         "hold in another shape": {shaped(each) for each in info["mismatched_keys"]},
     }
-    found = [f"{verb} {len(names)} ({named(names)})" for verb, names in kinds.items() if len(names)]
-    if not found and info["error_msgs"]:
-        found = [f"could not be read ({' '.join(str(info['error_msgs'][0]).split())[:240]})"]
-    return f"of the model's weights its files {' and '.join(found)}" if found else None
+    faults = [
+        f"{verb} {len(names)} ({named(names)})" for verb, names in kinds.items() if len(names)
+    ]
+    if not faults and info["error_msgs"]:
+        faults = [f"could not be read ({' '.join(str(info['error_msgs'][0]).split())[:240]})"]
+    return f"of the model's weights its files {' and '.join(faults)}" if faults else None
 
 
 def is_computed(name: str) -> bool:
@@ -58,11 +60,11 @@ def named(names: Collection[str]) -> str:
 @torch.no_grad()
 def not_finite(model: Any) -> list[str]:
     """Names of the parameters that hold NaN or infinity."""
-    found = []
+    names = []
     for name, parameter in model.named_parameters():
         # Those of one byte are packed, and have a range that is no number's.
         if parameter.numel() and parameter.is_floating_point() and parameter.itemsize > 1:
             ends = torch.stack(torch.aminmax(parameter.detach()))
             if not bool(torch.isfinite(ends).all()):
-                found.append(name)
-    return found
+                names.append(name)
+    return names

@@ -249,8 +249,8 @@ def limits_of(spec: EngineSpec, config: Any, tokenizer: Any) -> Limits:
 
 
 def versions() -> dict[str, str]:
-    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    by_library = {"torch": torch.__version__, "transformers": transformers.__version__}
     # A source tree that was not installed has no version.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found["tidemill"] = importlib.metadata.version("tidemill")
-    return found
+        by_library["tidemill"] = importlib.metadata.version("tidemill")
+    return by_library

@@ -103,7 +103,8 @@ class JoinedRows:
         )
 
     def rows_of(self, cache: JoinedSequenceCache) -> list[LayerContent]:
-        """Views of the rows of a sequence, without padding and what nobody has counted."""
+        """Return views of the rows of a sequence, without padding and columns that are
+        not counted."""
         at = self.caches.index(cache)
         begin = sum(each.num_rows for each in self.caches[:at])
         rows, first = slice(begin, begin + cache.num_rows), self.num_pads[at]

@@ -370,7 +370,7 @@ def run_in_company(
 
 
 class Dictation(LogitsProcessor):
-    """Lets rows say what they are told, and then what they would."""
+    """Forces given tokens on rows, and then lets them go on by their own logits."""
 
     def __init__(self, said: Tensor, num_before: int) -> None:
         """said: (rows, steps) int64"""
