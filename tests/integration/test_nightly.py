@@ -174,7 +174,7 @@ def test_a_source_without_rows_may_be_as_it_should_be(stored: CommandLine, kind:
 
 def test_a_part_that_cannot_be_read_holds_nobody_up(stored: CommandLine) -> None:
     stored.write("a.jsonl", TEXT)
-    (stored.folder / "b.csv").write_bytes("text\nx\n".encode("utf-16"))
+    (stored.folder / "b.csv").write_bytes("text\nx\n".encode("utf-16-le"))  # no mark that says so
     stored.write("c.jsonl", TEXT)
     write_night(
         stored.folder, *(f'{{ path = "{name}" }}' for name in ("a.jsonl", "b.csv", "c.jsonl"))

@@ -15,7 +15,7 @@ import pytest
 from db.queries import worker_registry
 from db.session import Database
 from tests.commands import CONFIG, ROOT, CommandLine, ids
-from tests.workers import PATIENCE_SECONDS
+from tests.workers import PATIENCE_SECONDS, until
 
 
 def wait_for(
@@ -178,8 +178,10 @@ def test_up_starts_again_after_it_was_killed(tidemill: CommandLine) -> None:
     kept = tidemill("submit", "generate", "one two")
     assert "was killed; no job is run until you start it again" in kept.err
     assert "a worker finds it in the database" in kept.err
-    status = tidemill("status").out
-    assert "start one with `tidemill up`" in status
+    status = until(
+        lambda: "start one with `tidemill up`" in (shown := tidemill("status").out) and shown,
+        "the end of its worker, which it did not see",
+    )
     assert re.search(r"parrot +1 .*unknown", status), "of a Redis that does not answer"
 
     second = tidemill.start("up")
