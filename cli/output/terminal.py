@@ -23,6 +23,8 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+        # By COLUMNS as it is when something is printed, and not as it was at the import.
+        self._width = width
 
     @property
     def is_unicode(self) -> bool:

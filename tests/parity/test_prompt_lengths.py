@@ -12,9 +12,7 @@ from engine.errors import PromptTooLong, RequestError
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ChatTurn, Request
 from engine.text.token_lengths import PrefixBound
-from tests.parity.written_prompts import (
-    prompts_of,
-)
+from tests.parity.written_prompts import prompts_of
 
 
 def test_dialogues_are_measured_as_they_are_read(folder_of):
@@ -42,8 +40,8 @@ COUNTED = ["t5", "gpt2", "llama", "qwen2", "mbart", "nllb", "m2m100", "marian"]
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_a_prefix_never_counts_more_tokens_than_the_whole_has(kind, space, used_of, data):
-    tokenizer = used_of(kind)[0].tokenizer
+def test_a_prefix_never_counts_more_tokens_than_the_whole_has(kind, space, folder_of, data):
+    tokenizer = prompts_of(folder_of(kind)).tokenizer
     words = st.sampled_from(
         [
             "mill",

@@ -22,6 +22,7 @@ from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.prefill_attention import multiply
 from engine.cpu.kernels.softmax import softmax
+from engine.cpu.kernels.transpose import PANEL_WIDTH
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +68,21 @@ def test_the_microkernel_multiplies_and_writes_no_further(
     num_rows: int, depth: int, num_columns: int
 ) -> None:
     left, right = torch.randn(num_rows, depth + 3), torch.randn(depth, num_columns + 5)
-    out = torch.full((num_rows + 1, num_columns + 1), torch.nan)
-    multiply(
-        num_rows, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), depth,
-        out.data_ptr(), out.stride(0), num_columns,
-    )  # fmt: skip
+    padded = nn.functional.pad(right[:, :num_columns], (0, -num_columns % PANEL_WIDTH))
+    panels = padded.view(depth, -1, PANEL_WIDTH).transpose(0, 1).contiguous()
     expected = left[:, :depth] @ right[:, :num_columns]
-    torch.testing.assert_close(out[:num_rows, :num_columns], expected)
-    assert out[num_rows].isnan().all()
-    assert out[:, num_columns].isnan().all()
+    for columns, stride, panel_stride in (
+        (right, right.stride(0), PANEL_WIDTH),  # panels beside each other in each row
+        (panels, PANEL_WIDTH, depth * PANEL_WIDTH),
+    ):
+        out = torch.full((num_rows + 1, num_columns + 1), torch.nan)
+        multiply(
+            num_rows, left.data_ptr(), left.stride(0), columns.data_ptr(), stride, panel_stride,
+            depth, out.data_ptr(), out.stride(0), num_columns,
+        )  # fmt: skip
+        torch.testing.assert_close(out[:num_rows, :num_columns], expected)
+        assert out[num_rows].isnan().all()
+        assert out[:, num_columns].isnan().all()
 
 
 SILU_OF_MINUS_ONE = """
