@@ -271,8 +271,14 @@ def _write_line(level: str, event: str, **fields: str) -> None:
 def show_stacks_without_locals(**_: Any) -> None:
     """Let SIGUSR1 write where each thread stands; Celery's own handler writes variables too,
     and those hold users' texts."""
+    # In Python, when no other thread runs: faulthandler's own handler reads their frames while they
+    # change, and a worker died of it now and then.
+    signal.signal(signal.SIGUSR1, _write_stacks)
+
+
+def _write_stacks(*_: Any) -> None:
     # By its number, for Celery puts a log in the place of `sys.stderr`.
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+    faulthandler.dump_traceback(file=2, all_threads=True)
 
 
 def _log_what_nobody_catches() -> None:
