@@ -42,6 +42,15 @@ def job_row(**fields: Any) -> dict[str, Any]:
     return {**ROW, "id": uuid7(), **fields}
 
 
+def insert_batch(database: Database) -> UUID:
+    """An empty batch of the default tenant."""
+    batch_id = UUID(bytes=uuid7().bytes)
+    row = {"id": batch_id, "name": "b", "run_key": None, "tenant": "default", "metadata": {}}
+    with database.write() as session:
+        submission.insert_batch(session, row)
+    return batch_id
+
+
 def insert_jobs(
     database: Database,
     rows: Iterable[dict[str, Any]],

@@ -16,20 +16,13 @@ from safetensors.torch import load_file, save_file
 from engine.backends.router import RouterBackend, load
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
-from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.messages import Request
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
+from tests.parity.joining import SETTINGS, requests_for, spec_of
 from tests.shards import as_shards
 
-SETTINGS = [
-    {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False},
-    {"max_new_tokens": 4, "do_sample": False},
-    {"max_new_tokens": 8, "do_sample": False, "num_beams": 3, "num_return_sequences": 2},
-    {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.4},
-    {"max_new_tokens": 7, "do_sample": True, "seed": 5},
-]
 # The classes that run them: a text model of the library's, or else a head on the decoder.
 CLASSES = {
     "gemma3_vision": "Gemma3ForCausalLM", "mistral3": "MistralForCausalLM",
@@ -43,15 +36,8 @@ CLASSES = {
 SEES = re.compile(r"vision|visual|projector|image_newline")
 
 
-def spec_of(folder: Path, **settings) -> EngineSpec:
-    return EngineSpec(**{"alias": "m", "checkpoint": str(folder), "device": "cpu", **settings})
-
-
 def requests() -> list[Request]:
-    return [
-        Request(id=at, task="generate", text=text, params=Params(**SETTINGS[at % len(SETTINGS)]))
-        for at, text in enumerate(checkpoints.sentences(10, seed=3))
-    ]
+    return requests_for(checkpoints.sentences(10, seed=3))
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

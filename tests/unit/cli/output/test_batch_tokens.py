@@ -1,16 +1,13 @@
 """How far a batch is, in tokens: long documents count for what they are."""
 
-from uuid import uuid4
-
 import pytest
 
 from cli.output.batch_tokens import BatchTokens, Kind, RunningJob, TokensDone, tokens_done
-from db.queries.jobs import submission
 from db.queries.jobs.segments import insert_segments
 from db.session import Database
 from engine.protocol.messages import Choice, Output
 from tasks.configuration import settings
-from tests.jobs import answer, claim, insert_job, succeed
+from tests.jobs import answer, claim, insert_batch, insert_job, succeed
 
 
 def test_a_long_document_counts_for_what_it_is() -> None:
@@ -43,10 +40,7 @@ def test_a_batch_is_looked_at_once_a_second_and_at_its_end(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "database", lambda: database)
-    batch_id = uuid4()
-    with database.write() as session:
-        row = {"id": batch_id, "name": "b", "run_key": None, "tenant": "default", "metadata": {}}
-        submission.insert_batch(session, row)
+    batch_id = insert_batch(database)
     first = insert_job(database, batch_id=batch_id, num_characters=10)
     insert_job(database, batch_id=batch_id, num_characters=30)
     now = 0.0
@@ -75,10 +69,7 @@ def test_a_single_long_document_moves_with_each_of_its_parts(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "database", lambda: database)
-    batch_id = uuid4()
-    with database.write() as session:
-        row = {"id": batch_id, "name": "b", "run_key": None, "tenant": "default", "metadata": {}}
-        submission.insert_batch(session, row)
+    batch_id = insert_batch(database)
     job_id = insert_job(database, batch_id=batch_id, num_characters=4_000)
     claim(database, [job_id])
     now = 0.0

@@ -2,7 +2,6 @@
 
 import io
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
@@ -10,21 +9,17 @@ from sqlalchemy import update
 from cli.output.progress import watch
 from cli.output.terminal import Screen
 from db.models import Batch, Job
-from db.queries.jobs import submission
 from db.reading.batches import find_batches
 from db.session import Database
 from tasks.configuration import settings
-from tests.jobs import answer, insert_job, succeed
+from tests.jobs import answer, insert_batch, insert_job, succeed
 
 
 def test_a_batch_took_the_time_from_its_start_to_its_last_job_whenever_it_is_watched(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "database", lambda: database)
-    batch_id = uuid4()
-    with database.write() as session:
-        row = {"id": batch_id, "name": "b", "run_key": None, "tenant": "default", "metadata": {}}
-        submission.insert_batch(session, row)
+    batch_id = insert_batch(database)
     for _ in range(2):
         succeed(database, insert_job(database, batch_id=batch_id), answer())
     [batch] = find_batches(batch_id, database=database)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,6 @@ from engine.protocol.messages import (
     Choice,
     Load,
     LoadFailed,
-    ModelCard,
     Output,
     Outputs,
     Params,
@@ -28,6 +28,7 @@ from engine.protocol.messages import (
     from_bytes,
     to_bytes,
 )
+from tests.model_cards import FAKE_CARD
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates and NUL, too
 PARAMS = st.builds(
@@ -84,19 +85,7 @@ def test_outputs_cross_unchanged():
         Stop(),
         LoadFailed("no such folder"),
         Ready(
-            ModelCard(
-                alias="a",
-                checkpoint="b",
-                revision=None,
-                family="fake",
-                engine="fake",
-                model_type="fake",
-                device="cpu",
-                dtype="float32",
-                max_context_tokens=None,
-                num_parameters=0,
-                versions={"torch": "2"},
-            ),
+            replace(FAKE_CARD, alias="a", checkpoint="b", versions={"torch": "2"}),
             Sized(EngineSpec(alias="a", checkpoint="b", max_sequences=3), {"threads": "why"}),
         ),
     ],
