@@ -22,6 +22,7 @@ from db.session import Database
 from db.states import UNFINISHED, JobState
 from tests import jobs
 from tests.commands import CommandLine, Ended
+from tests.forked import ForkedProcess
 from tests.producers import FAKE, Tables, write_config
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,9 @@ TAKEN_UP_SOON = {
     "lead_seconds": 1.5,
     "lost_seconds": 2.0,
 }
+# How `tidemill worker` and `tidemill up` start a worker.
+CELERY_MAIN = "cli.stack.celery_main"
+AS_STARTED = (sys.executable, "-P", "-m", CELERY_MAIN)
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -51,7 +55,7 @@ def until(happened: Callable[[], Any], what: str, seconds: float = PATIENCE_SECO
 class WorkerProcess:
     """One `celery worker`, its engine processes and its log."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     name: str  # Celery's
     log_path: Path
 
@@ -137,8 +141,8 @@ class Cluster:
     folder: Path
     database: Database
     redis_url: str
-    # How `tidemill worker` and `tidemill up` start it.
-    program: tuple[str, ...] = (sys.executable, "-P", "-m", "cli.stack.celery_main")
+    # How a test has them started for which a fork is not the same.
+    program: tuple[str, ...] = ()
     started: list[WorkerProcess] = field(default_factory=list)
 
     def configure(
@@ -172,23 +176,34 @@ class Cluster:
         }
 
     def start_worker(self, *arguments: str, **environment: str) -> WorkerProcess:
-        """Start a worker in the folder of the configuration; does not wait for it."""
+        """Start a worker in the folder of the configuration; does not wait for it.
+
+        It is forked, unless the test names a program.
+        """
         name = f"worker{len(self.started)}@tests"
         log_path = self.folder / f"{name}.log"
+        command = [
+            *("-A", "tasks", "worker", "--loglevel", "INFO"),
+            # These two only make a start slower when workers need not know each other.
+            *("--without-gossip", "--without-mingle"),
+            *("--hostname", name, *arguments),
+        ]
+        whole_environment = {**self.environment, **environment}
+        process: subprocess.Popen[bytes] | ForkedProcess
         with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    *(*self.program, "-A", "tasks", "worker", "--loglevel", "INFO"),
-                    # These two only make a start slower when workers need not know each other.
-                    *("--without-gossip", "--without-mingle"),
-                    *("--hostname", name, *arguments),
-                ],
-                cwd=self.folder,
-                env={**self.environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            if self.program:
+                process = subprocess.Popen(
+                    [*self.program, *command],
+                    cwd=self.folder,
+                    env=whole_environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            else:
+                process = ForkedProcess(
+                    [CELERY_MAIN, *command], self.folder, whole_environment, log
+                )
         worker = WorkerProcess(process, name, log_path)
         self.started.append(worker)
         return worker

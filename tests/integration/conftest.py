@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import CONFIG, CommandLine
+from tests.workers import AS_STARTED, Cluster
 
 
 @pytest.fixture
@@ -24,3 +25,9 @@ def stored(tidemill: CommandLine, database_url: str) -> CommandLine:
     }
     assert tidemill("migrate").status == 0
     return tidemill
+
+
+@pytest.fixture
+def as_started(cluster: Cluster) -> None:
+    """The cluster's workers start as an operator's do, in an interpreter of their own."""
+    cluster.program = AS_STARTED

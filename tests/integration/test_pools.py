@@ -9,7 +9,7 @@ from tasks import generate, submit_batch
 from tasks.generate import GenerateContract
 from tests.workers import Cluster, on_sqlite
 
-pytestmark = on_sqlite
+pytestmark = [on_sqlite, pytest.mark.usefixtures("as_started")]
 
 
 def test_under_threads_a_job_is_run(producer: Cluster) -> None:

@@ -91,6 +91,7 @@ def test_celerys_commands_refuse_a_malformed_redis_url_with_a_sentence(
     assert "hidden" not in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("as_started")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("wrong", SENTENCES, ids=lambda each: each.__name__)
 def test_a_worker_that_cannot_serve_ends_with_a_sentence(

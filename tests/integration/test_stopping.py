@@ -5,6 +5,8 @@ from collections import Counter
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from db import JobState
 from tasks import submit_batch
 from tasks.generate import GenerateContract
@@ -27,6 +29,7 @@ def submit(num_jobs: int = NUM_JOBS, max_new_tokens: int = 300) -> None:
     )
 
 
+@pytest.mark.usefixtures("as_started")
 def test_a_planned_stop_gives_unfinished_jobs_back_unblamed(producer: Cluster) -> None:
     slow = producer.configure(worker={"drain_seconds": 0.3}, **SLOW)
     with producer.worker(TIDEMILL_CONFIG=str(slow)) as worker:
@@ -56,6 +59,7 @@ def test_a_planned_stop_finishes_what_fits_in_the_time(producer: Cluster) -> Non
     assert Counter(producer.results_per_job().values()) == {1: 8}
 
 
+@pytest.mark.usefixtures("as_started")
 @on_sqlite
 def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
     producer.configure(worker={"drain_seconds": 3600}, fake_step_seconds=0.2)
