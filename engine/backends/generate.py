@@ -30,7 +30,7 @@ from engine.errors import (
     InvariantBroken,
     OutOfMemory,
 )
-from engine.kv_cache.free_memory import free_bytes
+from engine.kv_cache.planning.free_memory import free_bytes
 from engine.logging import error_location
 from engine.proof.batch_probe import is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
