@@ -181,7 +181,7 @@ class RouterBackend:
 
     @property
     def max_rows(self) -> int | None:
-        bounds = (self.in_flight.max_rows, self.exact.max_rows)
+        bounds = (self.in_flight.blame.max_rows, self.exact.max_rows)
         return min((each for each in bounds if each is not None), default=None)
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
