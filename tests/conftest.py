@@ -43,7 +43,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadfile`, which keeps the tests of a file together, for they share
+    """For `-n 3 --dist loadfile`, which keeps the tests of a file together, for they share
     servers and models: files that mostly wait take turns with files that mostly compute."""
     files = list(dict.fromkeys(item.path for item in items))
     waiting = [path for path in files if tier(path) in ("chaos", "integration")]
