@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.configuration.masking import KIND
-from worker.documents.placeholders import Span, blanked
+from worker.documents.translation.placeholders import Span, blanked
 
 UNMASKED = re.compile(r"\w(?:[^\x00]*\w)?")  # what is masked is blanked by \x00
 
