@@ -20,7 +20,7 @@ from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
 from tasks.queues import RUN_JOBS
-from tasks.tracing import own_traceparent
+from tasks.tracing import own_traceparent, read_traceparent
 from worker.attempts.dialogue import with_dialogues
 from worker.backoff import backoff_seconds
 from worker.bisection import run_in_halves
@@ -182,7 +182,8 @@ class Claimer:
                 row.time_limit_seconds,
                 row.tenant,
                 row.batch_id,
-                row.traceparent,
+                # Of a row that something else wrote, it may be none.
+                read_traceparent(row.traceparent) if row.traceparent else None,
                 (row.started_at - row.created_at).total_seconds(),
                 began_ns,
                 contracts[row.id],

@@ -30,9 +30,9 @@ class MaskingRules:
     """The patterns to mask."""
 
     rules: frozenset[str] = frozenset()
-    patterns: Mapping[str, str] = field(default_factory=dict)  # kind -> regular expression
+    patterns: tuple[tuple[str, str], ...] = ()  # a kind and a regular expression
     finders: tuple[str, ...] = ()  # "module:object"
-    phone_region: str | None = None
+    phone_regions: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.rules or self.patterns or self.finders)
@@ -41,9 +41,9 @@ class MaskingRules:
         """Join both sets of rules: a narrower table unmasks nothing that a wider one masks."""
         return MaskingRules(
             self.rules | more.rules,
-            {**self.patterns, **more.patterns},
+            tuple(dict.fromkeys((*self.patterns, *more.patterns))),
             tuple(dict.fromkeys((*self.finders, *more.finders))),
-            more.phone_region or self.phone_region,
+            self.phone_regions | more.phone_regions,
         )
 
 
@@ -103,7 +103,7 @@ def _rules(place: str, written: Any) -> MaskingRules:
             )
         try:
             is_empty = re.compile(pattern).search("") is not None
-        except (TypeError, re.error) as error:
+        except (TypeError, re.error, RecursionError, OverflowError) as error:
             raise SettingsError(
                 f"{place}.patterns.{kind} is no regular expression: {error}"
             ) from None
@@ -116,7 +116,8 @@ def _rules(place: str, written: Any) -> MaskingRules:
     region = table.get("phone_region")
     if region is not None and not re.fullmatch("[A-Z]{2}", str(region)):
         raise SettingsError(f"{place}.phone_region must be a country such as DE, not {region!r}")
-    return MaskingRules(frozenset(rules), patterns, tuple(finders), region)
+    regions = frozenset[str]() if region is None else frozenset({region})
+    return MaskingRules(frozenset(rules), tuple(patterns.items()), tuple(finders), regions)
 
 
 def _table(place: str, value: Any) -> Mapping[str, Any]:

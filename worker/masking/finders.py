@@ -59,7 +59,7 @@ def compiled(pattern: str) -> Any:
 
     try:
         return regex.compile(pattern)
-    except regex.error as error:
+    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise SettingsError(f"masking: {pattern!r} is no regular expression: {error}") from None
 
 
@@ -68,7 +68,7 @@ def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
 
     Raises SettingsError.
     """
-    own = [OwnPattern(kind, pattern) for kind, pattern in rules.patterns.items()]
+    own = [OwnPattern(kind, pattern) for kind, pattern in rules.patterns]
     for each in own:
         compiled(each.pattern)
     by_rule: dict[str, Callable[[], Finder]] = {
@@ -77,7 +77,7 @@ def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
         "card": Cards,
         "email": Emails,
         "ip": IpAddresses,
-        "phone": lambda: Phones(rules.phone_region),
+        "phone": lambda: Phones(rules.phone_regions),
     }
     forms = tuple(make() for rule, make in by_rule.items() if rule in rules.rules)
     return (*own, *([Forms(forms)] if forms else []), *map(plugged_in, rules.finders))

@@ -1,11 +1,14 @@
 """Match: a range of a text that is to be masked, and the finders that say so."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.configuration.masking import KIND
 from worker.documents.translation.placeholders import Span, blanked
+
+UNMASKED = re.compile(r"\w(?:[^\x00]*\w)?")  # what is masked is blanked by \x00
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,19 +28,29 @@ class Finder(Protocol):
 
 
 def matches_of(finders: Sequence[Finder], text: str) -> list[Match]:
-    """The matches in order; where those of two finders overlap, the first finder has it."""
+    """The matches in order. Where some overlap, the first finder's and the longest have the place,
+    and of the others the rest: whatever any of them has found is masked."""
     matches: list[Match] = []
     free = text
     for finder in finders:
         at, num_before = 0, len(matches)
-        for each in sorted(_within(finder.find(free), len(text))):
-            if each.start >= at and "\x00" not in free[each.start : each.end]:
-                matches.append(each)
-                at = each.end
+        found = _within(finder.find(free), len(text))
+        for each in sorted(found, key=lambda match: (match.start, -match.end)):
+            matches += _unmasked_parts(free, each, at)
+            at = max(at, each.end)
         if len(matches) > num_before:
             matches.sort()
             free = blanked(text, [Span(each.start, each.end) for each in matches])
     return matches
+
+
+def _unmasked_parts(free: str, match: Match, at: int) -> Iterator[Match]:
+    """The match if nothing of it is masked, else the rest without the signs around it."""
+    if match.start >= at and "\x00" not in free[match.start : match.end]:
+        yield match
+        return
+    for part in UNMASKED.finditer(free, max(match.start, at), match.end):
+        yield Match(part.start(), part.end(), match.kind)
 
 
 def _within(matches: Iterable[Match], length: int) -> Iterable[Match]:

@@ -1,7 +1,7 @@
 """Numbers: cards, bank accounts, telephones."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from tasks.errors import SettingsError
@@ -19,6 +19,7 @@ IBAN = re.compile(
     r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
     r"(?=(?P<rest>[0-9](?:[\s.-]{0,2}[A-Za-z0-9]){11,30}))"
 )
+DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])")
 CARD_LENGTHS = range(19, 12, -1)
 DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the sum of the digits of twice a digit
 IBAN_LENGTHS = {
@@ -94,9 +95,13 @@ def is_card(digits: Sequence[int]) -> bool:
 
 
 class Phones:
-    """Finds phone numbers by the numbering plans of all countries, as `phonenumbers` has them."""
+    """Finds phone numbers by the numbering plans of all countries, as `phonenumbers` has them.
 
-    def __init__(self, region: str | None) -> None:
+    `00` before a country's code is its `+`, as most of the world dials it.
+    """
+
+    def __init__(self, regions: Collection[str]) -> None:
+        """regions: of numbers without a country's code"""
         try:
             import phonenumbers
         except ImportError:
@@ -104,11 +109,15 @@ class Phones:
                 'masking: the rule "phone" needs phonenumbers; install it with: '
                 'pip install "tidemill[masking]"'
             ) from None
-        if region is not None and region not in phonenumbers.SUPPORTED_REGIONS:
-            raise SettingsError(f"masking: {region} is no region that has telephone numbers")
+        for region in regions:
+            if region not in phonenumbers.SUPPORTED_REGIONS:
+                raise SettingsError(f"masking: {region} is no region that has telephone numbers")
         self._matcher: Any = phonenumbers.PhoneNumberMatcher
-        self._region = region
+        self._regions: list[str | None] = [*sorted(regions)] or [None]
 
     def find(self, text: str) -> Iterator[Match]:
-        for match in self._matcher(text, self._region):
-            yield Match(match.start, match.end, "PHONE")
+        dialled = DIALLED_PLUS.sub(" +", text)
+        for region in self._regions:
+            for match in self._matcher(dialled, region):
+                is_dialled = dialled[match.start] == "+" != text[match.start]
+                yield Match(match.start - is_dialled, match.end, "PHONE")

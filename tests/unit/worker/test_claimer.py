@@ -61,6 +61,18 @@ def test_a_delivery_becomes_its_jobs(database: Database) -> None:
     assert not settled.is_set(), "its jobs are not done"
 
 
+def test_a_row_whose_traceparent_is_none_is_a_job_like_any_other(database: Database) -> None:
+    good = f"00-{'a' * 32}-{'b' * 16}-01"
+    ids = insert_jobs(
+        database, [job_row(traceparent=each) for each in ("garbage", "00-x-y-z", "", good)]
+    )
+    with claiming(database) as (claimer, started):
+        claimer.put(Delivery(ids, lambda: None))
+        started.wait_for(4)
+    traces = {each.fence.job_id: each.ids.get("trace_id") for each in started.jobs}
+    assert [traces[each] for each in ids] == [None, None, None, "a" * 32]
+
+
 def test_ids_that_cannot_be_claimed_are_settled_at_once(database: Database) -> None:
     ids = [
         insert_job(database, state=JobState.SUCCEEDED),

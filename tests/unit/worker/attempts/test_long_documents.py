@@ -184,7 +184,7 @@ def test_a_first_attempt_reads_nothing() -> None:
 
 
 def masked(**patterns: str) -> Masker:
-    return Masker(finders_of(MaskingRules(patterns=patterns)))
+    return Masker(finders_of(MaskingRules(patterns=tuple(patterns.items()))))
 
 
 def test_what_a_placeholder_stands_for_outlives_a_change_of_the_rules() -> None:

@@ -65,6 +65,8 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("iban", "NO93 8601 1117 947 NO93 8601 1117 947", "⟦IBAN_1⟧ ⟦IBAN_1⟧"),
         ("iban", "DE88 3704 0044 0532 0130 00", None),
         ("phone", "call +49 30 901820 or +1 650-253-0000", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧"),
+        ("phone", "call 0049 30 901820 or 001 650-253-0000.", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧."),
+        ("phone", "order 20260131, 00000000, 10049 30 901820", None),
         ("phone", "order 20260131, call 030 901820", None),
         # As they are written in other places: quoted, in a URL, with an apostrophe, a number.
         ("email", "o'brien@a.example, 'ada@a.example'", "⟦EMAIL_1⟧, '⟦EMAIL_2⟧'"),
@@ -128,7 +130,7 @@ def test_what_is_put_back_is_as_the_user_wrote_it() -> None:
 
 
 def test_a_region_reads_numbers_without_a_countrys_code() -> None:
-    assert masked("call 030 901820", "phone", phone_region="DE") == "call ⟦PHONE_1⟧"
+    assert masked("call 030 901820", "phone", phone_regions=frozenset({"DE"})) == "call ⟦PHONE_1⟧"
 
 
 def test_digits_within_an_iban_are_no_card_and_an_address_in_a_url_no_email() -> None:
@@ -139,7 +141,7 @@ def test_digits_within_an_iban_are_no_card_and_an_address_in_a_url_no_email() ->
 
 
 def test_own_patterns_go_first() -> None:
-    assert masked("K-123456@x.de", "email", patterns={"CUSTOMER": "K-[0-9]{6}"}) == (
+    assert masked("K-123456@x.de", "email", patterns=(("CUSTOMER", "K-[0-9]{6}"),)) == (
         "⟦CUSTOMER_1⟧@x.de"
     )
 
@@ -165,7 +167,7 @@ def test_no_text_takes_long(text: str) -> None:
 def test_a_pattern_that_takes_for_ever_fails_the_job_in_words(pattern: str) -> None:
     text = "a" * 5000 + "!"
     with pytest.raises(PatternTooSlow, match="the pattern K of") as raised:
-        masked(text, patterns={"K": pattern})
+        masked(text, patterns=(("K", pattern),))
     assert "aaaa" not in str(raised.value)
     assert not raised.value.retryable
 
@@ -180,14 +182,32 @@ def test_a_job_is_under_all_rules_that_apply_to_it() -> None:
     )
     assert masking.rules_for("generate", "other").rules == {"email"}
     both = masking.rules_for("chat", "acme")
-    assert (both.rules, dict(both.patterns), both.phone_region) == (
+    assert (both.rules, both.patterns, both.phone_regions) == (
         {"email", "card"},
-        {"K": "K-[0-9]+"},
-        "DE",
+        (("K", "K-[0-9]+"),),
+        {"DE"},
     )
     maskers = Maskers(masking)
     assert maskers.masker_for("chat", "one") is maskers.masker_for("chat", "two")
     assert Maskers(Masking()).masker_for("chat", "one") is None
+
+
+def test_a_narrower_table_uncovers_nothing_by_a_kind_or_a_region_of_its_own() -> None:
+    masking = masking_of(
+        {
+            "rules": ["phone"],
+            "patterns": {"K": "K-[0-9]+"},
+            "phone_region": "DE",
+            "tasks": {"chat": {"phone_region": "GB"}},
+            "tenants": {"acme": {"patterns": {"K": "X-[0-9]+"}}},
+        }
+    )
+    masker = Maskers(masking).masker_for("chat", "acme")
+    assert masker is not None
+    text = "K-1 and X-2, call 030 901820 or 020 7946 0958"
+    work = masker.masked({"text": text})
+    assert work.contract["text"] == "⟦K_1⟧ and ⟦K_2⟧, call ⟦PHONE_1⟧ or ⟦PHONE_2⟧"
+    assert work.put_back(work.contract["text"]) == text
 
 
 @pytest.mark.parametrize(
@@ -201,6 +221,8 @@ def test_a_job_is_under_all_rules_that_apply_to_it() -> None:
         ({"tenants": {"a": {"rules": [1]}}}, r"masking.tenants.a.rules must be a list"),
         ({"patterns": {"low": "x"}}, "masking.patterns.low: a kind is capital letters"),
         ({"patterns": {"K": "("}}, "masking.patterns.K is no regular expression"),
+        ({"patterns": {"K": "a{99999999999}"}}, "masking.patterns.K is no regular expression"),
+        ({"patterns": {"K": "(" * 5000}}, "masking.patterns.K is no regular expression"),
         ({"patterns": {"K": "x*"}}, "masking.patterns.K finds an empty text"),
         ({"finders": ["json"]}, "masking.finders: 'json' must be 'module:object'"),
         ({"phone_region": "Germany"}, "masking.phone_region must be a country"),

@@ -41,7 +41,7 @@ def test_what_the_model_lost_or_invented_is_reported_and_no_value_is() -> None:
 
 
 def test_a_value_that_looks_like_a_placeholder_is_put_back_once() -> None:
-    masker = Masker(finders_of(MaskingRules(patterns={"K": "⟦X_1⟧!|b"})))
+    masker = Masker(finders_of(MaskingRules(patterns=(("K", "⟦X_1⟧!|b"),))))
     work = masker.masked({"text": "⟦X_1⟧! b"})
     assert work.contract["text"] == "⟦K_1⟧ ⟦K_2⟧"
     assert work.restored(answer("⟦K_2⟧ ⟦K_1⟧")).output == "b ⟦X_1⟧!"
@@ -89,7 +89,34 @@ def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> 
         ]
 
     work = Masker((SimpleNamespace(find=find),)).masked({"text": "Ada met Bob"})
-    assert work.contract["text"] == "⟦NAME_1⟧ met Bob"
+    assert work.contract["text"] == "⟦NAME_1⟧ ⟦NAME_2⟧et Bob"  # of the second its rest
+
+
+def test_what_finders_say_of_the_same_place_is_all_masked() -> None:
+    """A longer match goes before a shorter, and of one that overlaps the rest is masked."""
+    rest = MaskingRules(
+        frozenset({"email"}), finders=("tests.unit.worker.masking.test_masker:OVERLAPPING",)
+    )
+    work = Masker(finders_of(rest)).masked({"text": OVERLAPPING.text})
+
+    assert work.contract["text"] == "⟦N_1⟧ ⟦N_2⟧ of ⟦N_3⟧ <⟦EMAIL_1⟧> (⟦N_4⟧), she"
+    assert work.put_back(work.contract["text"]) == OVERLAPPING.text
+
+
+class Overlapping:
+    text = "Ada King Lovelace Byron of Mail <ada@mail.example> (home), she"
+
+    def find(self, text: str) -> list[Match]:
+        of = self.text.index
+        return [
+            Match(0, 3, "N"),  # Ada
+            Match(0, of(" Byron"), "N"),
+            Match(of("Lovelace"), of(" of"), "N"),
+            Match(of("Mail"), of("),"), "N"),  # around what the rules have found
+        ]
+
+
+OVERLAPPING = Overlapping()
 
 
 def test_the_turns_before_a_chat_are_masked_with_the_same_placeholders() -> None:
@@ -132,7 +159,7 @@ def test_a_thought_is_for_the_user_as_the_answer_is() -> None:
 @pytest.mark.parametrize("asked", [{"json_object": True}, {"json_schema": {"type": "object"}}])
 def test_in_an_answer_of_json_it_is_a_part_of_a_string(asked: dict[str, Any]) -> None:
     value = 'K-"7"\\\n\u2028é'
-    masker = Masker(finders_of(MaskingRules(patterns={"K": r'K-"7"\\\n.é'})))
+    masker = Masker(finders_of(MaskingRules(patterns=(("K", r'K-"7"\\\n.é'),))))
     work = masker.masked({"text": f"Who is {value}?", **asked})
     made = work.restored(
         replace(answer('{"a": "⟦K_1⟧"}'), alternatives=('["⟦K_1⟧"]',), reasoning="⟦K_1⟧?")
