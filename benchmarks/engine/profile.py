@@ -145,7 +145,7 @@ def watch_compiled() -> None:
         setattr(kind, name, named(shown, getattr(kind, name)))
     hf_plugin.attention = named("attention of a layer", hf_plugin.attention)
     rms_norm.rms_norm_rows = named("norm of rows", rms_norm.rms_norm_rows)
-    activation.silu_and_mul_rows = named("activation of rows", activation.silu_and_mul_rows)
+    activation.gated_rows = named("activation of rows", activation.gated_rows)
 
 
 def watch_table(names: dict[int, str]) -> None:

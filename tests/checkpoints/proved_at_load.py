@@ -125,7 +125,13 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "cohere": unlisted(hf.CohereConfig, **GQA),
     "cohere2": unlisted(hf.Cohere2Config, **WINDOWED),
     "starcoder2": unlisted(hf.Starcoder2Config, **GQA, sliding_window=12),
-    # Heads as wide as registers, as the fused step needs them, which knows no windows.
+    # Heads as wide as registers, as the fused step needs them.
+    "gemma2_wide": unlisted(
+        hf.Gemma2Config, **{**WINDOWED, "head_dim": 16}, query_pre_attn_scalar=8
+    ),
+    "gemma3_wide": unlisted(
+        hf.Gemma3TextConfig, **{**WINDOWED, "head_dim": 16}, query_pre_attn_scalar=8
+    ),
     "mistral_window": unlisted(hf.MistralConfig, **{**WINDOWED, "head_dim": 16}),
     "qwen2_window": unlisted(
         hf.Qwen2Config, **GQA, use_sliding_window=True, sliding_window=12, max_window_layers=1
