@@ -139,6 +139,11 @@ def watch_compiled() -> None:
                 rms_norm.run.address: "norm of rows",
                 activation.run.address: "activation of rows",
                 fused_step.gather_rows.run.address: "gather of rows",
+                fused_step.packed_experts.run.address: "packed linear",
+                fused_step.softcap.run.address: "soft cap of rows",
+                fused_step.routing_kernels.choose.address: "router",
+                fused_step.routing_kernels.group.address: "router",
+                fused_step.routing_kernels.combine.address: "router",
             }
         )
     for kind, name, shown in watched:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.layers import decoder_calls
-from engine.cpu import packed_gemm
+from engine.cpu import packed_experts, packed_gemm
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.call_table import Call, CallTable
-from engine.cpu.fused_layer import LAYERS, FusedLayer
+from engine.cpu.fused_layer import LAYERS, FusedLayer, Mixture
 from engine.cpu.fused_trial import prompt_attention_agrees, trial_logits
 from engine.cpu.kernels import (
     activation,
@@ -31,6 +31,7 @@ from engine.cpu.kernels import (
     rms_norm,
     softcap,
 )
+from engine.cpu.kernels import routing as routing_kernels
 from engine.cpu.self_test import agrees
 from engine.cpu.thread_pool import FLOAT_BYTES
 from engine.kv_cache.contiguous import rounded_up
@@ -85,16 +86,46 @@ class Calls:
         self.calls: list[Call] = []
         # The index of a call and of the argument that is the number of its rows, by whether that
         # is of all tokens, or of those whose logits are requested.
-        self.row_counts: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        # And how many rows a token is in that call.
+        self.row_counts: dict[bool, list[tuple[int, int, int]]] = {False: [], True: []}
 
-    def add(self, call: Call, num_rows_at: int, of_requested: bool = False) -> int:
+    def add(
+        self, call: Call, num_rows_at: int, of_requested: bool = False, rows_a_token: int = 1
+    ) -> int:
         """Add a call whose argument at `num_rows_at` is the number of rows; returns its index."""
-        self.row_counts[of_requested].append((len(self.calls), 1 + num_rows_at))
+        self.row_counts[of_requested].append((len(self.calls), 1 + num_rows_at, rows_a_token))
         return self.add_as_is(call)
 
     def add_as_is(self, call: Call) -> int:
         self.calls.append(call)
         return len(self.calls) - 1
+
+
+class Routing:
+    """The memory in which the rows of a step are routed to experts and back."""
+
+    def __init__(self, mixtures: list[Mixture], num_tokens: int) -> None:
+        num_experts = max(each.num_experts for each in mixtures)
+        num_choices = num_tokens * max(each.num_chosen for each in mixtures)
+        width = mixtures[0].second.width
+        self.scores = torch.empty(num_tokens * num_experts)
+        self.weights = torch.empty(num_choices)
+        self.experts, self.row_of, self.place_of = (
+            torch.empty(num_choices, dtype=torch.int64) for _ in range(3)
+        )
+        self.groups = torch.empty(2 * num_experts, dtype=torch.int64)
+        self.by_expert = torch.empty(num_choices * width)  # rows, and then what experts give
+
+    def arguments(self, mixture: Mixture, residual: int, out: int, width: int) -> tuple[int, ...]:
+        """Return what the functions of `kernels.routing` take. residual, out: addresses"""
+        places = (
+            self.scores, self.experts, self.weights, self.row_of, self.place_of, self.groups,
+            self.by_expert,
+        )  # fmt: skip
+        return (
+            0, mixture.num_experts, mixture.num_chosen, int(mixture.is_normalized),
+            *(each.data_ptr() for each in places), residual, out, width,
+        )  # fmt: skip
 
 
 class FusedStep:
@@ -136,8 +167,10 @@ class FusedStep:
         calls = self.table.calls
         calls[self.embed_at, 1 + gather_rows.INDEX] = ids.ctypes.data
         calls[self.rotations_at, 1 + gather_rows.INDEX] = places.ctypes.data
-        calls[self.all_rows_at] = len(ids)
-        calls[self.requested_rows_at] = num_logits
+        for (at, arguments, rows_a_token), num_tokens in zip(
+            self.row_counts, (len(ids), num_logits), strict=True
+        ):
+            calls[at, arguments] = num_tokens * rows_a_token
         self._prepare_attention()
         self._prepare_gather(indices)
         self.table.run(self.capacity.threads)
@@ -170,14 +203,13 @@ class FusedStep:
             return
         self.capacity = capacity = self.capacity.grown(needed)
         self.buffers: list[Tensor] = []  # the old ones are freed before there are others
-        layer = self.layers[0]
         width, head_size = self.embedding.shape[1], self.attention.shape.head_size
         self.buffers = [
             torch.empty(capacity.tokens * size)
             for size in (
                 width, width, width,
-                max(layer.qkv.out_features, layer.gate_up.out_features),
-                max(layer.output.in_features, layer.down.in_features),
+                max(each.wide for each in self.layers),
+                max(each.narrow for each in self.layers),
             )
         ]  # fmt: skip
         self.logits = torch.empty((capacity.logits, self.head.out_features))
@@ -191,6 +223,9 @@ class FusedStep:
             kind: [torch.empty(capacity.tokens * head_size) for _ in range(2)]
             for kind in self.rotary_kinds
         }
+        mixtures = [each.mixture for each in self.layers if each.mixture is not None]
+        # One for all, since a layer is done with it before the next.
+        self.routing = Routing(mixtures, capacity.tokens) if mixtures else None
         self._make_table(*(each.data_ptr() for each in self.buffers))
 
     def _rotations(self, kind: str | None, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -255,13 +290,37 @@ class FusedStep:
                 residual = (calls.add(added, rms_norm.NUM_ROWS, is_last), rms_norm.RESIDUAL)
             return [residual, (at, packed_gemm.ROWS)]
 
+        def add_mixture(mixture: Mixture, kind: int, is_last: bool) -> None:
+            assert self.routing is not None
+            chosen, inner = mixture.num_chosen, mixture.second.depth
+            routing, found = self.routing, self.routing.by_expert.data_ptr()
+            arguments = routing.arguments(mixture, middle, hidden, width)
+            groups = (mixture.num_experts, routing.groups.data_ptr())
+            first = mixture.first.arguments(found, wide, scratch, *groups)
+            second = mixture.second.arguments(narrow, found, scratch, *groups)
+            up, stride = wide + inner * FLOAT_BYTES, 2 * inner
+            sorted_rows = (normed, routing.row_of.data_ptr(), found, 0, width, 1.0)
+            router = gemm(mixture.router, normed, 0, routing.scores.data_ptr())
+            calls.add(router, packed_gemm.NUM_ROWS, is_last)
+            calls.add((routing_kernels.choose, arguments), routing_kernels.NUM_ROWS, is_last)
+            calls.add((routing_kernels.group, arguments), routing_kernels.NUM_ROWS, is_last)
+            calls.add((gather_rows.run, sorted_rows), gather_rows.NUM_ROWS, is_last, chosen)
+            calls.add_as_is((packed_experts.run, first))
+            activated = (wide, up, narrow, 0, inner, stride, stride, kind)
+            calls.add((activation.run, activated), activation.NUM_ROWS, is_last, chosen)
+            calls.add_as_is((packed_experts.run, second))
+            calls.add((routing_kernels.combine, arguments), routing_kernels.NUM_ROWS, is_last)
+
         def add_mlp(layer: FusedLayer, is_last: bool) -> None:
             assert layer.activation is not None
+            calls.add(norm(middle, layer.mlp_norm, normed), rms_norm.NUM_ROWS, is_last)
+            if layer.mixture is not None:
+                add_mixture(layer.mixture, layer.activation, is_last)
+                return
             inner, has_norm = layer.down.in_features, layer.mlp_output_norm is not None
             up, stride = wide + inner * FLOAT_BYTES, 2 * inner
             activated = (wide, up, narrow, 0, inner, stride, stride, layer.activation)
             down = gemm(layer.down, narrow, 0 if has_norm else middle, hidden)
-            calls.add(norm(middle, layer.mlp_norm, normed), rms_norm.NUM_ROWS, is_last)
             calls.add(gemm(layer.gate_up, normed, 0, wide), packed_gemm.NUM_ROWS, is_last)
             calls.add((activation.run, activated), activation.NUM_ROWS, is_last)
             calls.add(down, packed_gemm.NUM_ROWS, is_last)
@@ -301,9 +360,7 @@ class FusedStep:
         self.table = CallTable(calls.calls)
         self.attention_at = np.array(attention_at).T  # (3, layers)
         self.gathered_at = tuple(np.array([(call, 1 + each) for call, each in gathered]).T)
-        self.all_rows_at, self.requested_rows_at = (
-            tuple(np.array(calls.row_counts[each]).T) for each in (False, True)
-        )
+        self.row_counts = [np.array(calls.row_counts[each]).T for each in (False, True)]
 
 
 def fused_step_for(model: Any, attention: Any) -> FusedStep | None:

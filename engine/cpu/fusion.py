@@ -19,8 +19,8 @@ Make = Callable[[Any], nn.Module]  # makes a fused module of the one that it rep
 NORMS = ("RMSNorm", "T5LayerNorm")  # the ends of their names; what they compute is tried
 OFFSETS = (0.0, 1.0)  # that norms add to their weights
 MLPS = frozenset(
-    {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP",
-     "T5GemmaMLP"}
+    {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Qwen3MoeMLP", "GemmaMLP", "Gemma2MLP",
+     "Gemma3MLP", "T5GemmaMLP"}
 )  # fmt: skip
 MERGED_MLPS = frozenset({"Phi3MLP"})  # whose gate and up are one layer
 NUM_TEST_ROWS = 3

@@ -115,6 +115,16 @@ class Products:
         biases = getattr(module, f"{name}_bias").detach() if module.has_bias else None
         return cls(weights.transpose(1, 2) if module.is_transposed else weights, biases)
 
+    def arguments(
+        self, rows: int, out: int, scratch: int, num_groups: int, groups: int
+    ) -> tuple[int, ...]:
+        """Return what `run` takes. rows, out, scratch, groups: addresses"""
+        biases = 0 if self.biases is None else self.biases.data_ptr()
+        return (
+            rows, self.depth, self.packed.data_ptr(), self.packed[0].numel(), self.width, biases,
+            out, scratch, num_groups, groups,
+        )  # fmt: skip
+
     def __call__(self, rows: Tensor, groups: np.ndarray) -> Tensor:
         """rows: (rows, in), by expert; groups: see GROUPS; returns (rows, out)"""
         rows = rows.contiguous()
@@ -123,12 +133,11 @@ class Products:
         num_threads = threads_for(rows.numel() * self.width, MIN_PRODUCTS_A_THREAD)
         if len(self.scratch) < num_threads:
             self.scratch = new_scratch(num_threads)
-        biases = 0 if self.biases is None else self.biases.data_ptr()
-        run(
-            num_threads, rows.data_ptr(), self.depth, self.packed.data_ptr(),
-            self.packed[0].numel(), self.width, biases, out.data_ptr(), self.scratch.ctypes.data,
-            len(groups), groups.ctypes.data,
+        arguments = self.arguments(
+            rows.data_ptr(), out.data_ptr(), self.scratch.ctypes.data, len(groups),
+            groups.ctypes.data,
         )  # fmt: skip
+        run(num_threads, *arguments)
         return out
 
 

@@ -137,7 +137,9 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
         hf.Qwen2Config, **GQA, use_sliding_window=True, sliding_window=12, max_window_layers=1
     ),
     "mixtral": unlisted(hf.MixtralConfig, **EXPERTS),
+    "mixtral_wide": unlisted(hf.MixtralConfig, **EXPERTS, head_dim=16),  # by the fused step
     "qwen3_moe": unlisted(hf.Qwen3MoeConfig, **EXPERTS, head_dim=8),
+    "qwen3_moe_wide": unlisted(hf.Qwen3MoeConfig, **EXPERTS, head_dim=16),  # by the fused step
     "gpt_oss": unlisted(hf.GptOssConfig, **EXPERTS, head_dim=8, sliding_window=12),
     "deepseek_v2": unlisted(hf.DeepseekV2Config, **LATENT),
     "deepseek_v3": unlisted(hf.DeepseekV3Config, **LATENT),

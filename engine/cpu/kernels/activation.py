@@ -42,7 +42,7 @@ class GatedMLP(nn.Module):
         """kind: SILU or GELU"""
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
-        self.kind = kind
+        self.activation = kind
 
     @classmethod
     def like(cls, module: Any) -> Self:
@@ -52,7 +52,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., width) float32; returns the same shape"""
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.kind))  # type: ignore[no-any-return]  # a module
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.activation))  # type: ignore[no-any-return]  # a module
 
 
 class MergedGatedMLP(nn.Module):
@@ -61,7 +61,7 @@ class MergedGatedMLP(nn.Module):
     def __init__(self, gate_up_proj: nn.Module, down_proj: nn.Module, kind: int) -> None:
         super().__init__()
         self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
-        self.kind = kind
+        self.activation = kind
 
     @classmethod
     def like(cls, module: Any) -> Self:
@@ -70,7 +70,7 @@ class MergedGatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(gated(gate, up, self.kind))  # type: ignore[no-any-return]  # a module
+        return self.down_proj(gated(gate, up, self.activation))  # type: ignore[no-any-return]  # a module
 
 
 def gated(gate: Tensor, up: Tensor, kind: int) -> Tensor:

@@ -27,6 +27,8 @@ CONFIGS = {
     "gemma": hf.GemmaConfig,  # scales its embedding, adds one to the weights of norms
     "gemma2": hf.Gemma2Config,  # windows, soft caps, and four norms in a layer
     "gemma3": hf.Gemma3TextConfig,  # two kinds of rotary embeddings
+    "mixtral": hf.MixtralConfig,  # two of four experts for each row
+    "qwen3_moe": hf.Qwen3MoeConfig,  # one layer of experts, whose weights do not add up to one
     "cohere": hf.CohereConfig,  # another kind of layer
 }
 
@@ -37,6 +39,9 @@ OWN: dict[str, dict[str, Any]] = {
                "final_logit_softcapping": 0.7},
     "gemma3": {"sliding_window": 20, "query_pre_attn_scalar": 9,
                "layer_types": ["sliding_attention", "full_attention"]},
+    "mixtral": {"sliding_window": None, "num_local_experts": 4},
+    "qwen3_moe": {"sliding_window": None, "num_experts": 9, "num_experts_per_tok": 3,
+                  "moe_intermediate_size": 40, "mlp_only_layers": [0]},
 }  # fmt: skip
 
 

@@ -26,7 +26,18 @@ from tests.unit.engine.cpu.llamas import (
     sequence,
 )
 
-FUSED = ["llama", "mistral", "phi3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
+FUSED = [
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "mixtral",
+    "qwen3_moe",
+]
 
 
 @pytest.fixture(autouse=True)
