@@ -139,13 +139,18 @@ def watch_compiled() -> None:
                 rms_norm.run.address: "norm of rows",
                 activation.run.address: "activation of rows",
                 fused_step.gather_rows.run.address: "gather of rows",
+                fused_step.packed_experts.run.address: "packed linear",
+                fused_step.softcap.run.address: "soft cap of rows",
+                fused_step.routing_kernels.choose.address: "router",
+                fused_step.routing_kernels.group.address: "router",
+                fused_step.routing_kernels.combine.address: "router",
             }
         )
     for kind, name, shown in watched:
         setattr(kind, name, named(shown, getattr(kind, name)))
     hf_plugin.attention = named("attention of a layer", hf_plugin.attention)
     rms_norm.rms_norm_rows = named("norm of rows", rms_norm.rms_norm_rows)
-    activation.silu_and_mul_rows = named("activation of rows", activation.silu_and_mul_rows)
+    activation.gated_rows = named("activation of rows", activation.gated_rows)
 
 
 def watch_table(names: dict[int, str]) -> None:

@@ -25,8 +25,6 @@ from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCach
 
 log = logging.getLogger(__name__)
 
-
-UNBOUNDED = 2**62  # tokens, where a layer has no window
 ANCESTOR_BYTES = 4
 
 
@@ -162,7 +160,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             torch.get_num_threads(), *self.first_arguments, *self.rows_table.of_layer(layer),
             query.shape[1] // self.shape.num_heads, scale, query.data_ptr(), query.stride(0),
             *new, attended.data_ptr(), *bias, 0, 0, 0 if sinks is None else sinks.data_ptr(),
-            softcap,
+            softcap, self.kernel.UNBOUNDED,
         )  # fmt: skip
 
     def has_prefill(self) -> bool:
@@ -171,7 +169,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         return self.prefill_kernel is not None and bool(self.prefill_kernel.can_attend(head_size))
 
     def merged_arguments(
-        self, qkv: int, width: int, cos: int, sin: int, scale: float, attended: int
+        self, qkv: int, width: int, cos: int, sin: int, scoring: Scoring, attended: int
     ) -> tuple[float, ...]:
         """Return a kernel's arguments after those of the caches, for queries, keys and values that
         lie one after the other and are yet to be rotated.
@@ -179,13 +177,16 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         qkv:      the address of (tokens, heads of queries, keys and values * head size)
         width:    of the queries, and of `attended`
         cos, sin: the addresses of (tokens, head size), of each token's position
+        scoring:  without sinks
         attended: the address of the result, (tokens, width)
         """
+        assert scoring.sinks is None
         of_keys = self.shape.num_heads * self.shape.head_size
+        window = self.kernel.UNBOUNDED if scoring.window is None else scoring.window
         stride, keys = width + 2 * of_keys, qkv + 4 * width
         return (
-            width // of_keys, scale, qkv, stride, keys, stride, keys + 4 * of_keys, stride,
-            attended, 0, 0, cos, sin, 0, 0.0,
+            width // of_keys, scoring.scale, qkv, stride, keys, stride, keys + 4 * of_keys, stride,
+            attended, 0, 0, cos, sin, 0, scoring.softcap or 0.0, window,
         )  # fmt: skip
 
 
@@ -215,7 +216,9 @@ class CacheTable:
         self.address, self.layer_bytes = self.fields.ctypes.data, self.fields.strides[0]
         self.windows: np.ndarray | None = None  # (layers, 1) int64
         if any(each is not None for each in windows):
-            self.windows = np.array([[UNBOUNDED if each is None else each] for each in windows])
+            self.windows = np.array(
+                [[kernel.UNBOUNDED if each is None else each] for each in windows]
+            )
             columns = self.fields[:, :, kernel.NUM_COLUMNS]
             self._leave_out(np.maximum(columns - self.windows, 0))
 

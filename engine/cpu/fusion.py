@@ -18,9 +18,11 @@ Make = Callable[[Any], nn.Module]  # makes a fused module of the one that it rep
 
 NORMS = ("RMSNorm", "T5LayerNorm")  # the ends of their names; what they compute is tried
 OFFSETS = (0.0, 1.0)  # that norms add to their weights
-MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+MLPS = frozenset(
+    {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Qwen3MoeMLP", "GemmaMLP", "Gemma2MLP",
+     "Gemma3MLP", "T5GemmaMLP"}
+)  # fmt: skip
 MERGED_MLPS = frozenset({"Phi3MLP"})  # whose gate and up are one layer
-SILU = frozenset({"SiLU", "SiLUActivation"})
 NUM_TEST_ROWS = 3
 TOLERANCE = 1e-5
 
@@ -51,12 +53,12 @@ def make_for(module: Any) -> Make | None:
     elif is_norm(module):
         (width,) = module.weight.shape
         make = norm_make(module)
-    elif type(module).__name__ in MLPS and type(module.act_fn).__name__ in SILU:
+    elif type(module).__name__ in MLPS:
         width = module.gate_proj.in_features
-        make = getattr(kernel_module("kernels.activation"), "SiluAndMulMLP", None)
-    elif type(module).__name__ in MERGED_MLPS and type(module.activation_fn).__name__ in SILU:
+        make = gated_make(module.act_fn, "GatedMLP")
+    elif type(module).__name__ in MERGED_MLPS:
         width = module.gate_up_proj.in_features
-        make = getattr(kernel_module("kernels.activation"), "MergedSiluAndMulMLP", None)
+        make = gated_make(module.activation_fn, "MergedGatedMLP")
     elif (experts := kernel_module("packed_experts")) and experts.can_pack(module):
         make = experts.PackedExperts
         width, others = experts.trial_of(module, NUM_TEST_ROWS)
@@ -71,6 +73,15 @@ def make_for(module: Any) -> Make | None:
         TOLERANCE,
     )
     return make if is_same else None
+
+
+def gated_make(activation: Any, name: str) -> Make | None:
+    """Return the class by that name of MLPs of ours; None if they have no such activation."""
+    kernels = kernel_module("kernels.activation")
+    if kernels is None or type(activation).__name__ not in kernels.KINDS:
+        return None
+    make: Make = getattr(kernels, name)
+    return make
 
 
 def is_norm(module: Any) -> bool:

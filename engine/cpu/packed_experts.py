@@ -17,7 +17,7 @@ from numba import carray
 from torch import Tensor, nn
 
 from engine.cpu.captured_ops import captured_call
-from engine.cpu.kernels.activation import silu_and_mul_rows
+from engine.cpu.kernels.activation import KINDS, gated_rows
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.packed_gemm import (
     HAS_WIDE_REGISTERS,
@@ -47,8 +47,6 @@ from engine.cpu.thread_pool import (
     NUM_ARGUMENTS,
 ) = range(11)  # fmt: skip
 
-SILU = frozenset({"SiLU", "SiLUActivation"})
-
 
 class PackedExperts(nn.Module):
     """Takes the place of experts of which `can_pack` is true."""
@@ -62,7 +60,8 @@ class PackedExperts(nn.Module):
         self.first = Products.of(module, "gate_up_proj" if module.has_gate else "up_proj")
         self.second = Products.of(module, "down_proj")
         is_usual = getattr(gate._apply_gate, "__name__", "") == "_default_apply_gate"
-        self.is_silu = module.has_gate and is_usual and type(gate.act_fn).__name__ in SILU
+        # Of an activation of ours; None: it is the module's own.
+        self.kind = KINDS.get(type(gate.act_fn).__name__) if module.has_gate and is_usual else None
 
     def forward(self, rows: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """rows: (rows, width) float32; experts, weights: (rows, chosen); returns (rows, width)"""
@@ -87,10 +86,10 @@ class PackedExperts(nn.Module):
         torch.sum(by_row.view(len(rows), num_chosen, -1), dim=1, out=out)
 
     def _activated(self, rows: Tensor) -> Tensor:
-        if self.is_silu:
+        if self.kind is not None:
             gates, ups = rows.chunk(2, dim=1)
             activated = torch.empty(gates.shape)
-            silu_and_mul_rows(gates, ups, activated)
+            gated_rows(gates, ups, activated, self.kind)
             return activated
         apply = self.gate._apply_gate if self.gate.has_gate else self.gate.act_fn
         inner: Tensor = apply(rows)
@@ -116,6 +115,16 @@ class Products:
         biases = getattr(module, f"{name}_bias").detach() if module.has_bias else None
         return cls(weights.transpose(1, 2) if module.is_transposed else weights, biases)
 
+    def arguments(
+        self, rows: int, out: int, scratch: int, num_groups: int, groups: int
+    ) -> tuple[int, ...]:
+        """Return what `run` takes. rows, out, scratch, groups: addresses"""
+        biases = 0 if self.biases is None else self.biases.data_ptr()
+        return (
+            rows, self.depth, self.packed.data_ptr(), self.packed[0].numel(), self.width, biases,
+            out, scratch, num_groups, groups,
+        )  # fmt: skip
+
     def __call__(self, rows: Tensor, groups: np.ndarray) -> Tensor:
         """rows: (rows, in), by expert; groups: see GROUPS; returns (rows, out)"""
         rows = rows.contiguous()
@@ -124,12 +133,11 @@ class Products:
         num_threads = threads_for(rows.numel() * self.width, MIN_PRODUCTS_A_THREAD)
         if len(self.scratch) < num_threads:
             self.scratch = new_scratch(num_threads)
-        biases = 0 if self.biases is None else self.biases.data_ptr()
-        run(
-            num_threads, rows.data_ptr(), self.depth, self.packed.data_ptr(),
-            self.packed[0].numel(), self.width, biases, out.data_ptr(), self.scratch.ctypes.data,
-            len(groups), groups.ctypes.data,
+        arguments = self.arguments(
+            rows.data_ptr(), out.data_ptr(), self.scratch.ctypes.data, len(groups),
+            groups.ctypes.data,
         )  # fmt: skip
+        run(num_threads, *arguments)
         return out
 
 

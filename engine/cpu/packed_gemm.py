@@ -16,7 +16,7 @@ from numba import carray
 from torch import Tensor, nn
 
 from engine.cpu.captured_ops import captured_call
-from engine.cpu.kernels.decode_attention import copy
+from engine.cpu.kernels.decode_attention import add, copy
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, prefetching_microkernel
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.linear import refuse_width
@@ -25,7 +25,6 @@ from engine.cpu.thread_pool import (
     as_rows,
     compile_parallel,
     fast,
-    floats_at,
     own_share,
     thread_number,
     threads_for,
@@ -109,14 +108,6 @@ def pack_weight(weight: Tensor) -> Tensor:
     if num_left:
         panels[-1].zero_()[:, :num_left] = weight[-num_left:].t()
     return panels
-
-
-@fast
-def add(source: Any, target: Any, size: Any) -> None:
-    """Add `size` floats at the address `source` to those at `target`."""
-    added, total = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
-    for each in range(size):
-        total[each] += added[each]
 
 
 @fast

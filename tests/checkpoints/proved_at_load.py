@@ -125,13 +125,21 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "cohere": unlisted(hf.CohereConfig, **GQA),
     "cohere2": unlisted(hf.Cohere2Config, **WINDOWED),
     "starcoder2": unlisted(hf.Starcoder2Config, **GQA, sliding_window=12),
-    # Heads as wide as registers, as the fused step needs them, which knows no windows.
+    # Heads as wide as registers, as the fused step needs them.
+    "gemma2_wide": unlisted(
+        hf.Gemma2Config, **{**WINDOWED, "head_dim": 16}, query_pre_attn_scalar=8
+    ),
+    "gemma3_wide": unlisted(
+        hf.Gemma3TextConfig, **{**WINDOWED, "head_dim": 16}, query_pre_attn_scalar=8
+    ),
     "mistral_window": unlisted(hf.MistralConfig, **{**WINDOWED, "head_dim": 16}),
     "qwen2_window": unlisted(
         hf.Qwen2Config, **GQA, use_sliding_window=True, sliding_window=12, max_window_layers=1
     ),
     "mixtral": unlisted(hf.MixtralConfig, **EXPERTS),
+    "mixtral_wide": unlisted(hf.MixtralConfig, **EXPERTS, head_dim=16),  # by the fused step
     "qwen3_moe": unlisted(hf.Qwen3MoeConfig, **EXPERTS, head_dim=8),
+    "qwen3_moe_wide": unlisted(hf.Qwen3MoeConfig, **EXPERTS, head_dim=16),  # by the fused step
     "gpt_oss": unlisted(hf.GptOssConfig, **EXPERTS, head_dim=8, sliding_window=12),
     "deepseek_v2": unlisted(hf.DeepseekV2Config, **LATENT),
     "deepseek_v3": unlisted(hf.DeepseekV3Config, **LATENT),

@@ -44,8 +44,11 @@ BIAS, BIAS_WIDTH = 15, 16
 COS, SIN = 17, 18
 SINKS = 19  # (query heads,), scores beside those of a head's columns; 0: none
 SOFTCAP_BITS = 20  # of a float64, by which scores are bounded; 0.0: they are not
-NUM_ARGUMENTS = 21
-LAYOUT = "7qd12qd"
+WINDOW = 21  # of prompts, in tokens; a row's cache begins with the first column that it sees
+NUM_ARGUMENTS = 22
+LAYOUT = "7qd12qdq"
+
+UNBOUNDED = 2**62  # tokens, where a layer has no window
 
 # The fields of a cache, int64 each.
 KEYS, VALUES = 0, 1  # (rows, heads, capacity, head size) float32
@@ -79,6 +82,13 @@ def tanh(x: Any) -> Any:
 
 
 @fast
+def bound(numbers: Any, length: Any, softcap: Any) -> None:
+    """Bound numbers softly by a soft cap."""
+    for each in range(length):
+        numbers[each] = softcap * tanh(numbers[each] / softcap)
+
+
+@fast
 def attend(
     query: Any, keys: Any, values: Any, ancestors: Any, stride: Any, length: Any, size: Any,
     scale: Any, softcap: Any, bias: Any, sink: Any, scratch: Any, out: Any, following: Any,
@@ -97,8 +107,7 @@ def attend(
     for column in range(length):
         scores[column] *= scale
     if softcap != np.float32(0):
-        for column in range(length):
-            scores[column] = softcap * tanh(scores[column] / softcap)
+        bound(scores, length, softcap)
     if bias != 0:
         added = carray(floats_at(bias), (length,))
         for column in range(length):
@@ -152,6 +161,14 @@ def copy(source: Any, target: Any, size: Any) -> None:
     read, written = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
     for each in range(size):
         written[each] = read[each]
+
+
+@fast
+def add(source: Any, target: Any, size: Any) -> None:
+    """Add `size` floats at the address `source` to those at `target`."""
+    added, total = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
+    for each in range(size):
+        total[each] += added[each]
 
 
 @fast

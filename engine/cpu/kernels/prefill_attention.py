@@ -2,7 +2,8 @@
 
 Each prompt goes into its cache at once: its keys are rotated by their positions and written with
 its values, and then every token attends to those up to its own. That is half of what an attention
-without a mask computes, and for prompts of some hundred tokens torch's computes all of it.
+without a mask computes, and for prompts of some hundred tokens torch's computes all of it. What
+lies before a window is not computed either.
 
 The arguments are those of `decode_attention`, with the prompts in the place of the caches. A cache
 may hold the first columns of its prompt already; then only the rest is in the rows. What is
@@ -41,8 +42,11 @@ from engine.cpu.kernels.decode_attention import (
     SCALE_BITS,
     SCRATCH,
     SCRATCH_WIDTH,
+    SOFTCAP_BITS,
     VALUES,
     VALUES_STRIDE,
+    WINDOW,
+    bound,
     copy,
     rotate,
 )
@@ -104,41 +108,64 @@ def multiply(
 
 
 @fast
+def first_seen(a: Any, token: Any) -> Any:
+    """Return the first column that a token of a prompt sees."""
+    return max(token + 1 - a[WINDOW], 0)
+
+
+@fast
+def whole_panels(column: Any) -> Any:
+    """Return the first column of the panel that a column is in."""
+    return column // PANEL_WIDTH * PANEL_WIDTH
+
+
+@fast
 def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: Any) -> None:
     """Attend with the prompt's tokens in [begin, end), for the query heads of one key head."""
     size, group = a[HEAD_SIZE], a[GROUP]
     scale = np.float32(double_of_bits(a[SCALE_BITS]))
-    width = padded(end)
+    softcap = np.float32(double_of_bits(a[SOFTCAP_BITS]))
+    width, base = padded(end), whole_panels(first_seen(a, begin))
     queries = scratch + TILE_ROWS * width * FLOAT_BYTES
     out = queries + TILE_ROWS * size * FLOAT_BYTES
     transposed_keys = out + TILE_ROWS * size * FLOAT_BYTES
     of_head = head * prompt[CAPACITY] * size * FLOAT_BYTES
-    transpose(prompt[KEYS] + of_head, end, size, transposed_keys)
+    seen_keys = prompt[KEYS] + of_head + base * size * FLOAT_BYTES
+    transpose(seen_keys, end - base, size, transposed_keys)
     for each in range(group):
         query_head = head * group + each
         for first in range(begin, end, TILE_ROWS):
             length = min(first + TILE_ROWS, end)
             num_rows = length - first
+            # Columns before the first that the tile sees are left out, in whole panels.
+            start = whole_panels(first_seen(a, first))
+            num_columns = length - start
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row - prompt[START]
                 query = a[QUERY] + (token * a[QUERY_STRIDE] + query_head * size) * FLOAT_BYTES
                 rotate(a, token, query, queries + row * size * FLOAT_BYTES)
             multiply(
-                num_rows, queries, size, transposed_keys, PANEL_WIDTH, size * PANEL_WIDTH, size,
-                scratch, width, length,
+                num_rows, queries, size, transposed_keys + (start - base) * size * FLOAT_BYTES,
+                PANEL_WIDTH, size * PANEL_WIDTH, size, scratch, width, num_columns,
             )  # fmt: skip
             for row in range(num_rows):
                 at = scratch + row * width * FLOAT_BYTES
-                scores = carray(floats_at(at), (length,))
-                num_seen = first + row + 1
-                for column in range(num_seen):
+                scores = carray(floats_at(at), (num_columns,))
+                unseen, end_seen = first_seen(a, first + row) - start, first + row + 1 - start
+                seen_at, num_seen = at + unseen * FLOAT_BYTES, end_seen - unseen
+                for column in range(unseen, end_seen):
                     scores[column] *= scale
-                softmax(at, num_seen)
-                for column in range(num_seen, length):
+                if softcap != np.float32(0):
+                    bound(carray(floats_at(seen_at), (num_seen,)), num_seen, softcap)
+                softmax(seen_at, num_seen)
+                for column in range(unseen):
                     scores[column] = np.float32(0)
+                for column in range(end_seen, num_columns):
+                    scores[column] = np.float32(0)
+            seen_values = prompt[VALUES] + of_head + start * size * FLOAT_BYTES
             multiply(
-                num_rows, scratch, width, prompt[VALUES] + of_head, size, PANEL_WIDTH, length, out,
-                size, size,
+                num_rows, scratch, width, seen_values, size, PANEL_WIDTH, num_columns, out, size,
+                size,
             )  # fmt: skip
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row - prompt[START]
@@ -188,13 +215,13 @@ def attend_body(arguments: Any) -> None:
     for index in range(a[NUM_CACHES]):
         start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
         for first in range(start, num_tokens, BLOCK_TOKENS):
-            total += a[NUM_HEADS] * cost_of(first, num_tokens)
+            total += a[NUM_HEADS] * cost_of(a, first, num_tokens)
     begin, end = own_share(total)
     passed = np.int64(0)
     for index in range(a[NUM_CACHES]):
         start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
         for first in range(start, num_tokens, BLOCK_TOKENS):
-            cost = cost_of(first, num_tokens)
+            cost = cost_of(a, first, num_tokens)
             for head in range(a[NUM_HEADS]):
                 if begin <= passed < end:
                     last = min(first + BLOCK_TOKENS, num_tokens)
@@ -203,10 +230,11 @@ def attend_body(arguments: Any) -> None:
 
 
 @fast
-def cost_of(first: Any, num_tokens: Any) -> Any:
+def cost_of(a: Any, first: Any, num_tokens: Any) -> Any:
     """Return the cost of a block, in pairs of a query and a key; transposing a key costs one."""
     last = min(first + BLOCK_TOKENS, num_tokens)
-    return (last - first) * (first + last) // 2 + last
+    num_seen = min((first + last) // 2, a[WINDOW])
+    return (last - first) * num_seen + last - first_seen(a, first)
 
 
 write_prompts = compile_parallel(write_body, LAYOUT)

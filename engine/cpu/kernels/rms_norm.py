@@ -14,6 +14,7 @@ from numba import carray
 from torch import Tensor, nn
 
 from engine.cpu.captured_ops import captured_call
+from engine.cpu.kernels.decode_attention import add
 from engine.cpu.thread_pool import (
     FLOAT_BYTES,
     compile_parallel,
@@ -25,9 +26,10 @@ from engine.cpu.thread_pool import (
 )
 
 # A row may have several heads, one after the other, that are normalized each by itself, and more
-# behind them: ROW_STRIDE is from a row to the next, in floats.
-ROWS, WEIGHT, OUT, NUM_ROWS, NUM_HEADS, WIDTH, ROW_STRIDE, EPS_BITS = range(8)
-NUM_ARGUMENTS = 8
+# behind them: ROW_STRIDE is from a row to the next, in floats. RESIDUAL: rows that are added to the
+# normalized ones; 0: none.
+ROWS, WEIGHT, OUT, NUM_ROWS, NUM_HEADS, WIDTH, ROW_STRIDE, EPS_BITS, RESIDUAL = range(9)
+NUM_ARGUMENTS = 9
 MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 
@@ -78,7 +80,7 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     width, num_values = x.shape[-1], x.numel()
     run(
         threads_for(num_values, MIN_VALUES_A_THREAD), x.data_ptr(), weight.data_ptr(),
-        out.data_ptr(), num_values // width, 1, width, width, eps,
+        out.data_ptr(), num_values // width, 1, width, width, eps, 0,
     )  # fmt: skip
 
 
@@ -105,6 +107,8 @@ def body(arguments: Any) -> None:
                 carray(floats_at(a[ROWS] + at), (width,)), weight,
                 carray(floats_at(a[OUT] + at), (width,)), width, eps,
             )  # fmt: skip
+            if a[RESIDUAL] != 0:
+                add(a[RESIDUAL] + at, a[OUT] + at, width)
 
 
-run = compile_parallel(body, "7qd")
+run = compile_parallel(body, "7qdq")

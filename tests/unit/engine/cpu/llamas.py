@@ -24,8 +24,25 @@ CONFIGS = {
     "qwen2": hf.Qwen2Config,  # has biases
     "qwen3": hf.Qwen3Config,  # normalizes queries and keys
     "phi3": hf.Phi3Config,  # its layers are merged as they are
+    "gemma": hf.GemmaConfig,  # scales its embedding, adds one to the weights of norms
+    "gemma2": hf.Gemma2Config,  # windows, soft caps, and four norms in a layer
+    "gemma3": hf.Gemma3TextConfig,  # two kinds of rotary embeddings
+    "mixtral": hf.MixtralConfig,  # two of four experts for each row
+    "qwen3_moe": hf.Qwen3MoeConfig,  # one layer of experts, whose weights do not add up to one
     "cohere": hf.CohereConfig,  # another kind of layer
 }
+
+OFFSET_NORMS = ("gemma", "gemma2", "gemma3")  # norms that add one to their weights
+# Windows are shorter than most prompts.
+OWN: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 20, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 0.5,
+               "final_logit_softcapping": 0.7},
+    "gemma3": {"sliding_window": 20, "query_pre_attn_scalar": 9,
+               "layer_types": ["sliding_attention", "full_attention"]},
+    "mixtral": {"sliding_window": None, "num_local_experts": 4},
+    "qwen3_moe": {"sliding_window": None, "num_experts": 9, "num_experts_per_tok": 3,
+                  "moe_intermediate_size": 40, "mlp_only_layers": [0]},
+}  # fmt: skip
 
 
 def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
@@ -38,15 +55,17 @@ def model_of(kind: str, head_size: int = HEAD_SIZE, key_heads: int = 2) -> Any:
         num_attention_heads=4,
         num_key_value_heads=key_heads,
         head_dim=head_size,
-        sliding_window=None,
         pad_token_id=None,
+        **OWN.get(kind, {"sliding_window": None}),
     )
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, each in model.named_parameters():
             if name.endswith("bias"):
                 each.normal_()
-            if name.endswith(("q_norm.weight", "k_norm.weight")):
+            if name.endswith("norm.weight") and kind in OFFSET_NORMS:
+                each.normal_(0.0, 0.3)
+            elif name.endswith(("q_norm.weight", "k_norm.weight")):
                 each.normal_(1.0, 0.3)
     return model
 

@@ -173,8 +173,16 @@ def test_a_kernel_that_attends_wrongly_is_not_used(
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 63, 64, 65, 300])
-@pytest.mark.parametrize("size", [16, 48, 64])
-def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "scoring"),
+    [
+        *[(size, Scoring(0.25)) for size in (16, 48, 64)],
+        *[(16, Scoring(0.25, window=window, softcap=0.5)) for window in (1, 8, 40, 100, 299, 500)],
+    ],
+)
+def test_a_prompt_is_written_and_attended_to_as_by_torch(
+    size: int, scoring: Scoring, num_tokens: int
+) -> None:
     heads = 4
     attention = attention_for(contiguous_kv_cache(shape_of(size), poisoned=True))
     assert isinstance(attention, CpuAttentionBackend)
@@ -193,7 +201,7 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: 
                 *attention.first_arguments,
                 *attention.prompts_table.of_layer(1),
                 *attention.merged_arguments(
-                    rows.data_ptr(), heads * size, ones.data_ptr(), zeros.data_ptr(), 0.25,
+                    rows.data_ptr(), heads * size, ones.data_ptr(), zeros.data_ptr(), scoring,
                     out.data_ptr(),
                 ),
             )  # fmt: skip
@@ -208,9 +216,13 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(size: int, num_tokens: 
     query, key, value = (
         qkv.view(1, num_tokens, -1, size).transpose(1, 2).split([heads, HEADS, HEADS], dim=1)
     )
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=0.25, enable_gqa=True
-    )
+    scores = (query.unflatten(1, (HEADS, -1)) @ key[:, :, None].transpose(-1, -2)) * scoring.scale
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    back = torch.arange(num_tokens)[:, None] - torch.arange(num_tokens)
+    is_seen = (back >= 0) & (back < (scoring.window or num_tokens))
+    shares = scores.masked_fill(~is_seen, -torch.inf).softmax(-1)
+    expected = (shares @ value[:, :, None]).flatten(1, 2)
     of_tokens = expected[0].transpose(0, 1).reshape(num_tokens, -1)
     torch.testing.assert_close(found, of_tokens, rtol=1e-5, atol=1e-5)
     assert torch.equal(cache.kv[1, 0, 0, :, :num_tokens], key[0])

@@ -15,7 +15,7 @@ def test_calls_follow_each_other_on_all_threads() -> None:
     given = (reversed_.ctypes.data, len(rows), rows.shape[1])
 
     def call(source: np.ndarray, out: np.ndarray) -> Any:
-        return gather_rows.run, (source.ctypes.data, given[0], out.ctypes.data, *given[1:])
+        return gather_rows.run, (source.ctypes.data, given[0], out.ctypes.data, *given[1:], 1.0)
 
     table = CallTable([call(rows, first), call(first, second), call(rows, rows)])
     table.calls[2, 0] = 0  # left out

@@ -11,6 +11,7 @@ import torch
 
 from engine.attention.hf_plugin import install as install_attention
 from engine.attention.selection import contiguous_kv_cache
+from engine.cpu.kernels import decode_attention, prefill_attention
 from engine.cpu.linear import MakeLinear, PackedLinear
 from engine.cpu.quantized import Int8Linear
 from engine.kv_cache.planning.kv_shape import probe_kv_shape
@@ -25,7 +26,18 @@ from tests.unit.engine.cpu.llamas import (
     sequence,
 )
 
-FUSED = ["llama", "mistral", "phi3", "qwen2", "qwen3"]
+FUSED = [
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "mixtral",
+    "qwen3_moe",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +133,9 @@ def test_the_buffers_grow_with_longer_prompts_and_later_positions() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_prompts_prefilled_in_several_chunks_keep_their_logits() -> None:
-    runner = runner_of(model_of("llama"))
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_prompts_prefilled_in_several_chunks_keep_their_logits(kind: str) -> None:
+    runner = runner_of(model_of(kind))
     prompts = [prompt_of(size) for size in (300, 290, 280)]
     _, read = runner.prefill([sequence(each, num_rows=1) for each in prompts])
     for each, prompt in zip(read, prompts, strict=True):
@@ -142,6 +155,26 @@ def test_a_rotary_embedding_that_depends_on_the_longest_text_is_left_to_the_mode
     model = model_of("llama")
     model.model.rotary_emb.rope_type = "dynamic"
     runner_of(model, is_fused=False)
+
+
+def test_each_kind_of_rotary_embedding_is_looked_at() -> None:
+    model = model_of("gemma3")
+    model.model.rotary_emb.rope_type["full_attention"] = "dynamic"
+    runner_of(model, is_fused=False)
+
+
+def test_prompts_that_see_beyond_their_window_are_found_by_the_self_test(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = prefill_attention.attend_prompts
+
+    def without_windows(num_threads: int, *arguments: float) -> None:
+        own(num_threads, *arguments[:-1], decode_attention.UNBOUNDED)
+
+    monkeypatch.setattr(prefill_attention, "attend_prompts", without_windows)
+    with caplog.at_level(logging.WARNING):
+        runner_of(model_of("gemma3"), is_fused=False)
+    assert "kernel disagrees with torch" in [each.message for each in caplog.records]
 
 
 def test_heads_that_are_rotated_in_part_are_left_to_the_model() -> None:

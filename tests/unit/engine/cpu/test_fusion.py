@@ -49,7 +49,7 @@ def test_a_feed_forward_part_whose_gate_and_up_are_one_layer_is_fused() -> None:
     own = Phi3MLP(config)
     model: Any = nn.Sequential(own)
     assert fuse(model) == 1
-    assert type(model[0]).__name__ == "MergedSiluAndMulMLP"
+    assert type(model[0]).__name__ == "MergedGatedMLP"
     x = torch.randn(3, 5, 24)
     with torch.inference_mode():
         torch.testing.assert_close(model[0](x), own(x), rtol=1e-5, atol=1e-6)

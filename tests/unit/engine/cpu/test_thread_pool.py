@@ -17,7 +17,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
 from engine.cpu.fusion import fuse
-from engine.cpu.kernels.activation import SiluAndMulMLP, silu_and_mul
+from engine.cpu.kernels.activation import GELU, SILU, GatedMLP, gated
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.kernels.prefill_attention import multiply
@@ -32,13 +32,17 @@ def _inference() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shape", [(1, 24), (16, 1, 1000), (1, 300, 72)])
-def test_silu_and_mul_is_that_of_torch(shape):
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [(SILU, nn.functional.silu), (GELU, nn.GELU(approximate="tanh"))],
+)
+def test_an_activation_is_that_of_torch(kind, activation, shape):
     both = 20 * torch.randn(*shape[:-1], 2 * shape[-1])
     gate, up = both.chunk(2, dim=-1)
-    torch.testing.assert_close(silu_and_mul(gate, up), nn.functional.silu(gate) * up)
-    assert silu_and_mul(gate, up).shape == shape
+    torch.testing.assert_close(gated(gate, up, kind), activation(gate) * up)
+    assert gated(gate, up, kind).shape == shape
     far = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4]])
-    torch.testing.assert_close(silu_and_mul(far, torch.ones(1, 5)), nn.functional.silu(far))
+    torch.testing.assert_close(gated(far, torch.ones(1, 5), kind), activation(far))
 
 
 def test_the_mlp_of_llama_is_replaced_if_its_activation_is_silu():
@@ -47,7 +51,7 @@ def test_the_mlp_of_llama_is_replaced_if_its_activation_is_silu():
     mlp = LlamaMLP(LlamaConfig(**sizes))
     model: Any = nn.Sequential(mlp)
     assert fuse(model) == 1
-    assert type(model[0]) is SiluAndMulMLP
+    assert type(model[0]) is GatedMLP
     torch.testing.assert_close(model(x), mlp(x))
     model = nn.Sequential(LlamaMLP(LlamaConfig(**sizes, hidden_act="gelu")))
     assert fuse(model) == 0
@@ -87,8 +91,8 @@ def test_the_microkernel_multiplies_and_writes_no_further(
 
 SILU_OF_MINUS_ONE = """
 import torch
-from engine.cpu.kernels.activation import silu_and_mul
-print(float(silu_and_mul(-torch.ones(1, 1), torch.ones(1, 1))))
+from engine.cpu.kernels.activation import SILU, gated
+print(float(gated(-torch.ones(1, 1), torch.ones(1, 1), SILU)))
 """
 
 

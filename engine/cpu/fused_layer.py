@@ -1,0 +1,108 @@
+"""FusedLayer: a decoder layer of `transformers` as the parts that a fused step calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.attention.base import Scoring
+from engine.cpu import packed_gemm
+from engine.cpu.kernels import activation, rms_norm
+from engine.cpu.merged_linear import LinearSlice
+from engine.cpu.packed_experts import PackedExperts, Products
+
+# The names stay a list: a short self-test would not see what a layer does only far into a text.
+LAYERS = frozenset(
+    {"LlamaDecoderLayer", "MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer",
+     "Qwen3DecoderLayer", "GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer",
+     "MixtralDecoderLayer", "Qwen3MoeDecoderLayer"}
+)  # fmt: skip
+
+
+# Those of `transformers` that take the softmax of a product, and the most likely of it.
+ROUTERS = frozenset({"MixtralTopKRouter", "Qwen3MoeTopKRouter"})
+
+
+class Mixture:
+    """A router, and the experts that it chooses for each row."""
+
+    def __init__(self, own: Any) -> None:
+        """own: a block whose router is one of ROUTERS, and whose experts are packed"""
+        router = own.gate
+        self.router = packed_gemm.PackedGemmLinear(router.weight.detach(), None)
+        self.num_experts, self.num_chosen = self.router.out_features, int(router.top_k)
+        self.is_normalized = bool(getattr(router, "norm_topk_prob", True))
+        self.first: Products = own.experts.first
+        self.second: Products = own.experts.second
+        self.activation: int | None = own.experts.kind
+
+
+class FusedLayer:
+    """The linear layers, norms and settings of one of LAYERS. A norm that it has not is None."""
+
+    def __init__(self, own: Any, scoring: Scoring, rotary_kind: str | None) -> None:
+        """scoring:     by which its attention is called
+        rotary_kind: of its positions, where a model has several; None: it has one"""
+        self.scoring, self.rotary_kind = scoring, rotary_kind
+        attention, mlp = own.self_attn, own.mlp
+        self.qkv = merged_product(attention, "qkv_proj", "q_proj")
+        self.output: Any = attention.o_proj
+        # Either a mixture of experts, or one gated product for all.
+        self.mixture = Mixture(mlp) if is_mixture(mlp) else None
+        self.gate_up = merged_product(mlp, "gate_up_proj", "gate_proj")
+        self.down: Any = getattr(mlp, "down_proj", None)
+        self.activation: int | None = getattr(self.mixture or mlp, "activation", None)
+        self.input_norm: Any = own.input_layernorm
+        # Of each head, before it is rotated.
+        self.query_norm: Any = getattr(attention, "q_norm", None)
+        self.key_norm: Any = getattr(attention, "k_norm", None)
+        # Gemma's later layers norm what is added to the hidden states, too.
+        self.mlp_norm: Any = getattr(own, "pre_feedforward_layernorm", None)
+        self.mlp_output_norm: Any = getattr(own, "post_feedforward_layernorm", None)
+        self.attended_norm: Any = own.post_attention_layernorm
+        if self.mlp_norm is None:
+            self.mlp_norm, self.attended_norm = self.attended_norm, None
+
+    def is_fusible(self) -> bool:
+        """Return whether every part is packed and fused."""
+        linears = [self.qkv, self.output]
+        if self.mixture is None:
+            linears += [self.gate_up, self.down]
+        norms = [self.query_norm, self.key_norm, self.attended_norm, self.mlp_output_norm]
+        norms = [self.input_norm, self.mlp_norm, *(each for each in norms if each is not None)]
+        return (
+            self.activation in (activation.SILU, activation.GELU)
+            and (self.mixture is None or self.mlp_output_norm is None)
+            and self.scoring.sinks is None
+            and all(isinstance(each, rms_norm.RMSNorm) for each in norms)
+            and all(isinstance(each, packed_gemm.PackedGemmLinear) for each in linears)
+        )
+
+    @property
+    def wide(self) -> int:
+        """The most floats that a token has before an activation, or before it attends."""
+        mixture = self.mixture
+        inner = mixture.num_chosen * mixture.first.width if mixture else self.gate_up.out_features
+        return int(max(self.qkv.out_features, inner))
+
+    @property
+    def narrow(self) -> int:
+        """The most floats that a token has after an activation, or after it attended."""
+        mixture = self.mixture
+        inner = mixture.num_chosen * mixture.second.depth if mixture else self.down.in_features
+        return int(max(self.output.in_features, inner))
+
+
+def is_mixture(own: Any) -> bool:
+    """Return whether a feed-forward part is a router and packed experts, and nothing else."""
+    return (
+        type(getattr(own, "gate", None)).__name__ in ROUTERS
+        and {name for name, _ in own.named_children()} == {"gate", "experts"}
+        and isinstance(own.experts, PackedExperts)
+    )
+
+
+def merged_product(module: Any, name: str, first: str) -> Any:
+    """Return the layer that multiplies for several: the module's own by that name, or the one that
+    was made of them, of which `first` is a slice; None if there is neither."""
+    part = getattr(module, first, None)
+    return part.merged.linear if isinstance(part, LinearSlice) else getattr(module, name, None)
