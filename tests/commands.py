@@ -66,7 +66,7 @@ class CommandLine:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("TIDEMILL_", "CELERY_"))
+            if name == "TIDEMILL_CACHE" or not name.startswith(("TIDEMILL_", "CELERY_"))
         }
         return {**inherited, "PYTHONPATH": str(ROOT), **self.environment}
 

@@ -161,7 +161,7 @@ class Cluster:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("TIDEMILL_", "CELERY_"))
+            if name == "TIDEMILL_CACHE" or not name.startswith(("TIDEMILL_", "CELERY_"))
         }
         return {
             **inherited,

@@ -21,7 +21,7 @@ from engine.backends.inflight import InflightBackend, Runner
 from engine.checkpoint.generation_config import EXACT_CACHES
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
-from engine.checkpoint.weight_layout import lay_out
+from engine.checkpoint.weights.layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
@@ -30,10 +30,10 @@ from engine.kv_cache.base import KVCacheManager, KVShape
 from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.joined import JoinedKVCache
 from engine.kv_cache.joined_layers import UnknownCache
-from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.paged import PagedKVCache
+from engine.kv_cache.planning.memory_planner import machine_for, refuse_beyond_memory
+from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import PrefixCache
-from engine.kv_cache.row_size import RowSize
 from engine.logging import error_location
 from engine.proof import verdicts
 from engine.proof.batch_probe import LEAVES_CHANGES
@@ -181,7 +181,7 @@ class RouterBackend:
 
     @property
     def max_rows(self) -> int | None:
-        bounds = (self.in_flight.max_rows, self.exact.max_rows)
+        bounds = (self.in_flight.blame.max_rows, self.exact.max_rows)
         return min((each for each in bounds if each is not None), default=None)
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
