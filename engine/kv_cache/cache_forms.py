@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -140,21 +139,18 @@ def put_states(layer: Any, states: list[Tensor]) -> None:
         layer.recurrent_states[at] = each
 
 
-@torch.inference_mode()
-def form_of(model: Any, past_name: str) -> CacheForm:
-    """The form of what a decoder-only model keeps, by what it makes of one token. The model is left
-    as it was."""
-    fresh = Freshness(model)
-    token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-    try:
-        past = getattr(model(token, use_cache=True), past_name, None)
-        places = states_on(fresh)
-    finally:
-        fresh.restore()
+def form_made_by(past: Any) -> CacheForm | None:
+    """The form of a cache that a model made for itself; None if it is not known."""
     if isinstance(getattr(past, "rnn_state", None), dict):
         return StatesByLayer(past)
     if isinstance(getattr(past, "linear_cache", None), list):
         return StatesBesideKeys(past)
+    return None
+
+
+def form_beside(fresh: Freshness) -> CacheForm:
+    """The form of a model that took a DynamicCache, by what it has changed of itself."""
+    places = states_on(fresh)
     return StatesOnModules(places) if places else CacheForm()
 
 

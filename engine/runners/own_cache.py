@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,18 +19,16 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
-from engine.kv_cache.cache_forms import CacheForm, form_of
+from engine.kv_cache.cache_forms import CacheForm, form_beside, form_made_by
 from engine.kv_cache.joined import EncoderOutput, JoinedKVCache, JoinedSequenceCache, keys_by_layer
 from engine.kv_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.planning.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
-
-if TYPE_CHECKING:
-    from engine.checkpoint.model_state import Freshness
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.
@@ -370,6 +368,17 @@ def probe_row_size(model: Any) -> tuple[RowSize, CacheForm]:
             encoder_outputs=encoded, decoder_input_ids=token, past_key_values=past, use_cache=True
         )
         return RowSize.of(contents_of(past.self_attention_cache)), CacheForm()
-    form = form_of(model, name)
-    output = model(token, use_cache=True, **{name: None if form.is_made_by_model else past})
-    return RowSize.of(form.contents(getattr(output, name, past))), form
+    fresh = Freshness(model)
+    try:
+        try:
+            output = model(token, use_cache=True, **{name: past})
+            form = form_beside(fresh)
+        except Exception:  # it may take another kind of cache
+            output = model(token, use_cache=True)
+            made = form_made_by(getattr(output, name, None))
+            if made is None:
+                raise
+            form = made
+        return RowSize.of(form.contents(getattr(output, name, past))), form
+    finally:
+        fresh.restore()
