@@ -147,7 +147,7 @@ class RouterBackend:
     def _runner_by_own_cache(self, poisoned: bool) -> Runner:
         checkpoint = self.checkpoint
         model = checkpoint.model
-        self.row_size = probe_row_size(model)
+        self.row_size, form = probe_row_size(model)
         # As if all layers were one with one head.
         num_numbers = -(-self.row_size.place_bytes // (2 * model.dtype.itemsize))
         shape = KVShape(1, 1, num_numbers, model.dtype, model.device)
@@ -156,7 +156,7 @@ class RouterBackend:
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
         renew(self.exact)  # after the look at what it keeps of a row
-        runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint))
+        runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint), form)
         # A recurrence reads padding, and temperatures count it.
         runner.pads_prompts = not (
             model.config.is_encoder_decoder
@@ -307,6 +307,7 @@ def load_unlisted(
             router.note_proof(f"{kept['how']} (at an earlier start)")
             if isinstance(runner := router.in_flight.runner, OwnCacheRunner):
                 runner.pads_prompts, runner.pads_rows = kept["pads_prompts"], kept["pads_rows"]
+                router.has_beams = kept["has_beams"]
     elif why_not is None:
         exact = GenerateBackend(spec, checkpoint)
         how = way = None
@@ -316,7 +317,7 @@ def load_unlisted(
         except Disproved as disproved:
             why_not = str(disproved)
             renew(exact)
-        verdict = {"way": way, "how": how, **padding_of(router)}
+        verdict = {"way": way, "how": how, **limits_of_way(router)}
         verdicts.write(key, {**verdict, "why_not": why_not, "why_alone": exact.why_alone})
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
@@ -354,7 +355,8 @@ def proved(
     log.info("not by the fast way", extra={"alias": spec.alias, "reason": why_not_fast})
     router, proof = proved_by(OWN_CACHE, spec, checkpoint, exact, alone)
     how = f"{proof}; by {OWN_CACHE}, for {why_not_fast}"
-    return router, OWN_CACHE, how if router.pads_rows else f"{how}; rows of one length at a time"
+    how = how if router.pads_rows else f"{how}; rows of one length at a time"
+    return router, OWN_CACHE, how if router.has_beams else f"{how}; beams by model.generate"
 
 
 def alone_or_disproved(exact: GenerateBackend) -> AnsweredAlone:
@@ -381,8 +383,12 @@ def proved_by(
         part = "attention" if way == FAST else "cache"
         reason = f"its {part} is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error
+    runner = router.in_flight.runner
+    if isinstance(runner, OwnCacheRunner) and runner.has_own_form:
+        alone = alone.without_beams()  # `generate` leaves such states where rows change places
+    router.has_beams = alone.has_beams
     proof = prove_padded_or_not(exact, router, alone)
-    kv_cache = router.in_flight.runner.kv_cache
+    kv_cache = runner.kv_cache
     assert isinstance(kv_cache, JoinedKVCache | ContiguousKVCache | PagedKVCache)
     kv_cache.poisoned = False
     return router, proof
@@ -411,12 +417,16 @@ def prove_padded_or_not(
             raise disproved from None
 
 
-def padding_of(router: RouterBackend | None) -> dict[str, bool]:
-    """The fields of a verdict on padding."""
+def limits_of_way(router: RouterBackend | None) -> dict[str, bool]:
+    """The fields of a verdict on padding and beams."""
     runner = None if router is None else router.in_flight.runner
-    if not isinstance(runner, OwnCacheRunner):
-        return {"pads_prompts": False, "pads_rows": True}
-    return {"pads_prompts": runner.pads_prompts, "pads_rows": runner.pads_rows}
+    if router is None or not isinstance(runner, OwnCacheRunner):
+        return {"pads_prompts": False, "pads_rows": True, "has_beams": True}
+    return {
+        "pads_prompts": runner.pads_prompts,
+        "pads_rows": runner.pads_rows,
+        "has_beams": router.has_beams,
+    }
 
 
 def leaves_changes(exact: GenerateBackend) -> bool:

@@ -17,7 +17,8 @@ def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
             return None
         named = getattr(text_config, "n_positions", None) or tokenizer.model_max_length
         return named if named < UNLIMITED else None
-    for name in (f"max_{side}_position_embeddings", "max_position_embeddings", "n_positions"):
+    of_side = f"max_{side}_position_embeddings"
+    for name in (of_side, "max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(text_config, name, None)
         if isinstance(value, int) and value > 0:
             return max(value, scaled_context(text_config, value))

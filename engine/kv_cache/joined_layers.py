@@ -304,7 +304,7 @@ def contents_of(past: Any, num_rows: int = 1) -> list[LayerContent]:
         raise UnknownCache(f"it keeps a {type(past).__name__} between steps")
     contents = [content_of(each) for each in past.layers]
     if not any(each.tensors() for each in contents):
-        raise UnknownCache("it keeps nothing between steps")
+        raise UnknownCache("it keeps nothing between steps in a cache that is known")
     if any(each.shape[0] != num_rows for content in contents for each in content.tensors()):
         raise UnknownCache("what it keeps between steps is not kept by row")
     return contents

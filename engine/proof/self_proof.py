@@ -85,6 +85,11 @@ class AnsweredAlone:
 
     trials: list[Trial]
     is_slow: bool  # if each pass takes long, few are made: not the same again in another order
+    has_beams: bool  # False: `generate` cannot, or they are left out
+
+    def without_beams(self) -> AnsweredAlone:
+        trials = [each for each in self.trials if each.sequence.settings.num_beams == 1]
+        return AnsweredAlone(trials, self.is_slow, has_beams=False)
 
 
 class DrawnBeams:
@@ -283,6 +288,7 @@ def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -
     until = time.monotonic() + MAX_SECONDS
     done: list[Trial] = []
     is_slow = False
+    has_beams = any(each.sequence.settings.num_beams > 1 for each in trials)
     for trial in trials:
         if len(done) >= NUM_LEAST and (is_slow or time.monotonic() > until):
             break
@@ -291,12 +297,20 @@ def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -
             trial.sequence.settings = shortened(settings, settings.max_new_tokens - NUM_SPARED)
         fresh.restore()
         begun = compute_seconds()
-        answer_alone(exact, trial)
+        if settings.num_beams > 1 and not has_beams:
+            continue
+        try:
+            answer_alone(exact, trial)
+        except ValueError:
+            if settings.num_beams == 1:
+                raise
+            has_beams = False  # the states of some cannot be put into another order
+            continue
         done.append(trial)
         if len(done) == 2:  # the first may have found things to load
             seconds = compute_seconds() - begun
             is_slow = seconds > SLOW_PASS_SECONDS * settings.max_new_tokens
-    return AnsweredAlone(done, is_slow)
+    return AnsweredAlone(done, is_slow, has_beams)
 
 
 def answer_alone(exact: GenerateBackend, trial: Trial) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,17 +19,16 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
+from engine.kv_cache.cache_forms import CacheForm, form_beside, form_made_by
 from engine.kv_cache.joined import EncoderOutput, JoinedKVCache, JoinedSequenceCache, keys_by_layer
 from engine.kv_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.planning.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
-
-if TYPE_CHECKING:
-    from engine.checkpoint.model_state import Freshness
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.
@@ -41,8 +40,15 @@ FEW_TOKENS = 64
 
 
 class OwnCacheRunner:
-    def __init__(self, model: Any, kv_cache: JoinedKVCache, default_start_id: int | None) -> None:
-        """default_start_id: of an encoder-decoder, unless a sequence names another"""
+    def __init__(
+        self,
+        model: Any,
+        kv_cache: JoinedKVCache,
+        default_start_id: int | None,
+        form: CacheForm | None = None,
+    ) -> None:
+        """default_start_id: of an encoder-decoder, unless a sequence names another
+        form: of what the model keeps; None: the usual one"""
         self.model = model
         self.kv_cache: KVCacheManager = kv_cache
         self.joined = kv_cache
@@ -50,6 +56,7 @@ class OwnCacheRunner:
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.parameters = frozenset(inspect.signature(model.forward).parameters)
         self.past_name = past_name_of(model)
+        self.form = form or CacheForm()
         self.has_rotary_switch = rotary_switch_of(model.config) is not None
         self.temperature_step = temperature_step_of(model.config)
         self.encoded_type: type[Any] = BaseModelOutput  # of this encoder
@@ -66,6 +73,11 @@ class OwnCacheRunner:
         if self.is_encoder_decoder or "position_ids" not in self.parameters:
             self.decoder_positions = install_position_embedding(model.get_decoder())
         self.row_masks = RowMasks(model.get_decoder() if self.is_encoder_decoder else None)
+
+    @property
+    def has_own_form(self) -> bool:
+        """Whether the model keeps its states in a way that no other does."""
+        return type(self.form) is not CacheForm
 
     def refresh(self) -> None:
         """Look at the model anew. Nothing is kept of it."""
@@ -102,10 +114,10 @@ class OwnCacheRunner:
         cache = self.joined.new_sequence(sequence.num_rows)
         with self._reading(sequence, cache):
             logits, past = self._forward(
-                prompt, new_cache(self.model), positions, is_first=True,
+                prompt, self._new_cache(), positions, is_first=True,
                 attention_mask=torch.ones_like(prompt),
             )  # fmt: skip
-        cache.layers = contents_of(past)
+        cache.layers = self.form.contents(past)
         cache.commit_prompt(len(sequence.prompt_ids))
         return cache, logits[:, -1]
 
@@ -127,10 +139,10 @@ class OwnCacheRunner:
             self.freshness.restore()
         with self._at(positions):
             logits, past = self._forward(
-                torch.tensor(ids, device=device), new_cache(self.model), positions,
+                torch.tensor(ids, device=device), self._new_cache(), positions,
                 is_first=True, attention_mask=(at >= 0).long(),
             )  # fmt: skip
-        contents = contents_of(past, len(sequences))
+        contents = self.form.contents(past, len(sequences))
         done = []
         for row, sequence in enumerate(sequences):
             cache, num_tokens = self.joined.new_sequence(sequence.num_rows), width - num_pads[row]
@@ -231,8 +243,10 @@ class OwnCacheRunner:
         token_ids, positions = inputs[0, :, None], inputs[1, :, None]
         mask = rows.mask()
         if not self.is_encoder_decoder:
+            past = self.form.past_of(rows.past, rows.layers)
             with self._at(positions):
-                logits, _ = self._forward(token_ids, rows.past, positions, attention_mask=mask)
+                logits, _ = self._forward(token_ids, past, positions, attention_mask=mask)
+            self.form.store(rows.layers)
             return logits[:, -1]
         with self._at(positions), self.row_masks.at(mask, any(rows.num_pads)):
             logits, _ = self._forward(
@@ -247,6 +261,9 @@ class OwnCacheRunner:
         if self.decoder_positions is None:
             return nullcontext()
         return self.decoder_positions.at(positions)
+
+    def _new_cache(self) -> Any:
+        return None if self.form.is_made_by_model else new_cache(self.model)
 
     def _forward(
         self, token_ids: Tensor, past: Any, positions: Tensor, is_first: bool = False, **inputs: Any
@@ -340,8 +357,9 @@ def rough_length(num_tokens: int, factor: int) -> int:
 
 
 @torch.inference_mode()
-def probe_row_size(model: Any) -> RowSize:
-    """The size of what a model keeps of a row. Raises what the model raises, and UnknownCache."""
+def probe_row_size(model: Any) -> tuple[RowSize, CacheForm]:
+    """The size and the form of what a model keeps of a row. Raises what the model raises, and
+    UnknownCache."""
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past, name = new_cache(model), past_name_of(model)
     if model.config.is_encoder_decoder:
@@ -349,6 +367,18 @@ def probe_row_size(model: Any) -> RowSize:
         model(
             encoder_outputs=encoded, decoder_input_ids=token, past_key_values=past, use_cache=True
         )
-        return RowSize.of(contents_of(past.self_attention_cache))
-    output = model(token, use_cache=True, **{name: past})
-    return RowSize.of(contents_of(getattr(output, name, past)))
+        return RowSize.of(contents_of(past.self_attention_cache)), CacheForm()
+    fresh = Freshness(model)
+    try:
+        try:
+            output = model(token, use_cache=True, **{name: past})
+            form = form_beside(fresh)
+        except Exception:  # it may take another kind of cache
+            output = model(token, use_cache=True)
+            made = form_made_by(getattr(output, name, None))
+            if made is None:
+                raise
+            form = made
+        return RowSize.of(form.contents(getattr(output, name, past))), form
+    finally:
+        fresh.restore()

@@ -33,6 +33,7 @@ EVERY = (
     KINDS
     | UNPROVED
     | UNLISTED
+    | proved_at_load.STATES_OF_THEIR_OWN
     | CHANGED_BY_REQUESTS
     | AMPLE
     | LONG

@@ -209,3 +209,17 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "marian_decoder": marian_decoder,
     "pegasus_decoder": pegasus_decoder,
 }  # fmt: skip
+
+# Recurrent states that are kept in a way that no other model has, and that `generate` does not put
+# into the order of beams.
+STATES_OF_THEIR_OWN: dict[str, Callable[[Path], None]] = {
+    "xlstm": unlisted(hf.xLSTMConfig, hidden_size=128, num_heads=4, num_blocks=2),
+    "minimax": unlisted(
+        hf.MiniMaxConfig, **EXPERTS, head_dim=8, block_size=8,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "recurrent_gemma": unlisted(
+        hf.RecurrentGemmaConfig, **GQA, num_hidden_layers=3, lru_width=WIDTH,
+        attention_window_size=12,
+    ),
+}  # fmt: skip

@@ -9,10 +9,12 @@ import shutil
 import pytest
 
 from engine.backends.router import RouterBackend, load
+from engine.proof import verdicts
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from tests import checkpoints
+from tests.checkpoints.proved_at_load import STATES_OF_THEIR_OWN
 from tests.engines import Bench
 from tests.parity.alone import Alone
 from tests.parity.joining import SETTINGS, let_join, requests, spec_of
@@ -93,6 +95,41 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
         assert outputs[each.id].failure is None
         assert found == expected, f"{kind} {each.id}"
     assert len({each.choices[0].token_ids for each in outputs.values()}) > 8
+
+
+@pytest.mark.parametrize("kind", STATES_OF_THEIR_OWN)
+def test_states_that_a_model_keeps_in_a_way_of_its_own_are_joined(kind, folder_of):
+    spec = spec_of(folder_of(kind), max_sequences=8)
+    engine = load(spec)
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    assert engine.card.engine_reason.endswith("; beams by model.generate")
+    bench = Bench(engine, spec)
+    asked = [each for each in requests() if each.params.num_beams is None]
+    outputs = let_join(bench, asked)
+    assert bench.progress.num_in_flight == len(outputs) == 12
+    assert max(len(plan.sequences) for plan in bench.plans) > 2
+    alone = Alone(kind, folder_of(kind))
+    for each in asked:
+        expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
+        assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
+    assert len({each.choices[0].token_ids for each in outputs.values()}) > 8
+
+
+@pytest.mark.parametrize("kind", ["minimax", "recurrent_gemma"])
+def test_beams_of_a_model_whose_states_stay_where_they_are_go_to_generate(
+    kind, folder_of, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path))
+    spec = spec_of(folder_of(kind))
+    (asked,) = (each for each in requests() if each.id == 2)
+    expected = Alone(kind, folder_of(kind)).generate(asked.text, **SETTINGS[2])
+    for again in (False, True):
+        engine = load(spec)
+        assert engine.card.engine_reason.endswith("(at an earlier start)") == again
+        bench = Bench(engine, spec)
+        output = bench.answers([asked])[2]
+        assert (bench.progress.num_in_flight, bench.progress.num_by_generate) == (0, 1)
+        assert [list(choice.token_ids) for choice in output.choices] == expected
 
 
 @pytest.mark.parametrize(

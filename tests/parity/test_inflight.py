@@ -126,7 +126,7 @@ def test_the_backend_is_in_flight_unless_another_is_named(folder_of):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("nllb_moe", "rows compete"), ("rwkv", "generate raised")]
+    ("kind", "said"), [("nllb_moe", "rows compete"), ("rwkv", "in a cache that is known")]
 )
 def test_an_unproved_model_runs_by_generate_or_is_refused(kind, said, folder_of):
     spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu")

@@ -67,3 +67,9 @@ def test_a_window_as_wide_as_the_context_is_none(
 ) -> None:
     config = config_of(tmp_path, max_position_embeddings=128, **own)
     assert odd_attention(config) == expected
+
+
+def test_the_length_of_a_table_of_biases_is_a_context() -> None:
+    """Beyond it an MPT raises."""
+    assert context_tokens(hf.MptConfig(max_seq_len=64), None, "encoder") == 64
+    assert context_tokens(hf.BloomConfig(), None, "encoder") is None
