@@ -23,6 +23,8 @@ from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.logit_distance import MAX_OFF, off
+from engine.proof.proof_conditions import WINDOWS
 from engine.proof.proved_families import is_listed, length_bound_rope
 from engine.protocol.messages import Request
 from engine.runners.length_switches import temperature_step_of
@@ -36,12 +38,8 @@ log = logging.getLogger(__name__)
 PROMPT_LENGTHS = (9, 3, 21, 40)
 NUM_STEPS = 4
 NUM_BEAMS = 3
-# How far logits may be from those alone, relative to how far they spread: sums in another
-# order are off by 1e-6 to 1e-5, rows that disturb each other by 1e-2 and more.
-MAX_OFF = 1e-4
 # Windows are made this short for the probe, so that its prompts reach beyond them.
 WINDOW = 8
-WINDOWS = ("sliding_window", "attention_chunk_size")
 LEAVES_CHANGES = "a request leaves the model changed"
 # A forward pass of one row; a model that takes longer is tried with fewer of them.
 SLOW_PASS_SECONDS = 0.2
@@ -215,20 +213,6 @@ def compare(expected: RowAnswer, found: RowAnswer) -> None:
         return
     if not torch.allclose(expected.scores, found.scores, rtol=1e-3, atol=1e-3):
         raise Disturbed("its beams have other scores in company")
-
-
-def off(expected: Tensor, found: Tensor) -> float:
-    """The largest distance of a step relative to the spread of its logits; infinite if they
-    are of another kind."""
-    finite = torch.isfinite(expected)
-    if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
-        return float("inf")
-    distances = []
-    for each, other, kept in zip(expected, found, finite, strict=True):
-        before, after = each[kept], other[kept]
-        spread = (before - before.mean()).norm().clamp_min(1e-6)
-        distances.append(float((after - before).norm() / spread))
-    return max(distances)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 from engine.backends.router import RouterBackend
 from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
 from engine.kv_cache.joined_layers import SpareLayer
-from engine.proof import self_proof
+from engine.proof import company
 from tests import checkpoints
 
 
@@ -88,4 +88,4 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
             sequence.settings = settings
             return whole_choice.__func__(backend, sequence)
 
-        monkeypatch.setattr(self_proof.RecordingBackend, "_choice_of", choice_of)
+        monkeypatch.setattr(company.RecordingBackend, "_choice_of", choice_of)
