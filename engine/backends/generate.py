@@ -32,7 +32,7 @@ from engine.errors import (
 )
 from engine.kv_cache.free_memory import free_bytes
 from engine.logging import error_location
-from engine.proof.batch_probe import is_tried, why_not_batched
+from engine.proof.batch_probe import ProbedAnswers, is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
@@ -109,6 +109,7 @@ class GenerateBackend:
             spec, checkpoint, self.sized.spec.max_step_tokens, follows_grammars=True
         )
         self.freshness: Freshness | None = None  # of what runs alone
+        self.probed = ProbedAnswers()
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
         why_not = why_not_proved(self.model)

@@ -27,7 +27,9 @@ def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
     reason = why_not_in_flight(checkpoint)
     if spec.engine == "exact":
         lay_out(checkpoint.model, spec, checkpoint.reload)
-        return GenerateBackend(spec, checkpoint, reason or AS_CONFIGURED)
+        engine = GenerateBackend(spec, checkpoint, reason or AS_CONFIGURED)
+        engine.probed.clear()
+        return engine
     if reason is None:
         return RouterBackend(spec, checkpoint)
     return load_unlisted(spec, checkpoint, reason)
@@ -62,6 +64,8 @@ def load_unlisted(
             renew(exact)
         verdict = {"way": way, "how": how, **padding_of(router)}
         verdicts.write(key, {**verdict, "why_not": why_not, "why_alone": exact.why_alone})
+    if exact is not None:
+        exact.probed.clear()
     extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
     if router is not None:
         log.info("proved in flight", extra={**extra, "proof": router.reason})

@@ -11,7 +11,15 @@ import torch
 from engine.checkpoint.model_state import Freshness
 from engine.proof.batch_probe import SLOW_PASS_SECONDS, compute_seconds
 from engine.proof.proof_conditions import as_proved
-from engine.proof.trials import NUM_LEAST, NUM_SPARED, Trial, shortened, trials_of
+from engine.proof.trials import (
+    LENGTHS,
+    NUM_LEAST,
+    NUM_STEPS_IF_SLOW,
+    SHORT_CONTEXT_IF_SLOW,
+    Trial,
+    shortened,
+    trials_of,
+)
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
@@ -42,17 +50,42 @@ def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -
     for trial in trials:
         if len(done) >= NUM_LEAST and (is_slow or time.monotonic() > until):
             break
-        settings = trial.sequence.settings
         if is_slow:
-            trial.sequence.settings = shortened(settings, settings.max_new_tokens - NUM_SPARED)
+            spare(trial)
         fresh.restore()
         begun = compute_seconds()
-        answer_alone(exact, trial)
+        is_probed = take_probed(exact, trial)
+        if not is_probed:
+            answer_alone(exact, trial)
         done.append(trial)
-        if len(done) == 2:  # the first may have found things to load
+        if is_probed:
+            is_slow = exact.probed.is_slow
+        elif len(done) == 2:  # the first may have found things to load
             seconds = compute_seconds() - begun
-            is_slow = seconds > SLOW_PASS_SECONDS * settings.max_new_tokens
+            is_slow = seconds > SLOW_PASS_SECONDS * trial.sequence.settings.max_new_tokens
+    exact.probed.clear()
     return AnsweredAlone(done, is_slow)
+
+
+def spare(trial: Trial) -> None:
+    """Let a trial of a slow model take fewer steps, and no more of a context than is short."""
+    one = trial.sequence
+    one.settings = shortened(one.settings, min(one.settings.max_new_tokens, NUM_STEPS_IF_SLOW))
+    if len(one.prompt_ids) > SHORT_CONTEXT_IF_SLOW:
+        one.prompt_ids = one.prompt_ids[: max(LENGTHS)]
+        one.num_prefill_tokens = len(one.prompt_ids)
+
+
+def take_probed(exact: GenerateBackend, trial: Trial) -> bool:
+    """Take the answer that the probe of shared calls was given, if it asked the same."""
+    one = trial.sequence
+    answer = exact.probed.answer(one, exact.generation_config((one,)))
+    if answer is None:
+        return False
+    rows = answer.token_ids
+    trial.rows = [list(exact.text.answer(one, row, None).token_ids) for row in rows]
+    trial.logits = answer.logits
+    return True
 
 
 def answer_alone(exact: GenerateBackend, trial: Trial) -> None:

@@ -12,7 +12,14 @@ from engine.core.sequence import Sequence
 from engine.proof.answered_alone import AnsweredAlone
 from engine.proof.disproved import Disproved
 from engine.proof.drawn_beams import DrawnBeams, compare_drawn
-from engine.proof.trials import LENGTHS, NUM_SPARED, NUM_STEPS, plain_ids, sequence, shortened
+from engine.proof.trials import (
+    LENGTHS,
+    NUM_STEPS,
+    NUM_STEPS_IF_SLOW,
+    plain_ids,
+    sequence,
+    shortened,
+)
 from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.sampler import TokenChoice
 
@@ -53,7 +60,7 @@ def run_in_company(
     never ends is dropped on the way. Twice, the second time in another order."""
     results = {}
     trials = alone.trials
-    num_drawn_steps = NUM_STEPS - NUM_SPARED if alone.is_slow else NUM_STEPS
+    num_drawn_steps = NUM_STEPS_IF_SLOW if alone.is_slow else NUM_STEPS
     for order in (trials,) if alone.is_slow else (trials, trials[::-1]):
         waiting = [each.sequence for each in order]
         drawn = None

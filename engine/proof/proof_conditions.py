@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     pass
 
 # Windows are made as short as this, so that a decoder beside an encoder, which begins with one
-# token, crosses them in NUM_STEPS.
-WINDOW = 3
+# token, crosses them in NUM_STEPS_IF_SLOW.
+WINDOW = 2
 WINDOWS = ("sliding_window", "attention_chunk_size")
 SMALLEST = {name: WINDOW for name in WINDOWS} | {"expert_capacity": 1}
 

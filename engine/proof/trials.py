@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,14 @@ NUM_STEPS = 6
 # Of prompts; the first few are run however slow the model is, with what matters most.
 LENGTHS = (9, 3, 21, 14, 1, 40, 6, 27, 2, 33, 12, 5, 18, 8, 30, 4, 11, 24)
 NUM_LEAST = 6
-# Steps less of each, if the model is slow.
-NUM_SPARED = 2
+# If the model is slow; the first two requests, which show whether it is, take no more anyway.
+NUM_STEPS_IF_SLOW = 3
+BEAMS_AT = 3  # among the prompts
 
 
 # A prompt that ends with the context is affordable in one as short as this.
 SHORT_CONTEXT = 1024
+SHORT_CONTEXT_IF_SLOW = 256
 
 
 @dataclass(slots=True)
@@ -39,34 +42,42 @@ def trials_of(
     exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
 ) -> list[Trial]:
     """The trials of a proof; those that show most come first."""
-    checkpoint = exact.checkpoint
-    limits = checkpoint.limits
-    named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
-    bounds = [each - NUM_STEPS for each in named if each is not None]
-    longest = max(min(bounds, default=max(LENGTHS)), 1)
-    lengths = [min(each, longest) for each in LENGTHS]
-    if bounds and longest <= SHORT_CONTEXT:
-        lengths[5] = longest
     greedy = ResolvedParams(max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=1)
     special: dict[int, ResolvedParams] = {
-        4: replace(greedy, repetition_penalty=1.3),
+        # Below 1: tokens of the prompt are preferred, whatever the model would say.
+        5: replace(greedy, repetition_penalty=0.1),
+        8: replace(greedy, repetition_penalty=1.3),
         7: replace(greedy, do_sample=True, seed=7, temperature=0.9),
         10: replace(greedy, no_repeat_ngram_size=2),
         13: replace(greedy, do_sample=True, seed=3, num_return_sequences=2, top_p=0.9),
     }
     if has_beams:
         special |= {
-            3: replace(greedy, num_beams=3, num_return_sequences=3),
+            BEAMS_AT: replace(greedy, num_beams=3, num_return_sequences=3),
             11: replace(greedy, num_beams=2, num_return_sequences=2),
         }
-    prompts = plain_prompts(exact, lengths)
+    prompts = plain_prompts(exact, trial_lengths(exact))
+    # Uneven answers, so that they leave at different steps.
+    num_steps = [NUM_STEPS - at % 3 for at in range(len(prompts))]
+    num_steps[:2] = [NUM_STEPS_IF_SLOW] * 2
     tried = [
-        # Uneven answers, so that they leave at different steps.
-        (prompt, special.get(at) or shortened(greedy, NUM_STEPS - at % 3))
+        (prompt, special.get(at) or shortened(greedy, num_steps[at]))
         for at, prompt in enumerate(prompts)
         if switch is None or not switch.is_crossed(len(prompt), NUM_STEPS)
     ]
     return [Trial(sequence(at, *each)) for at, each in enumerate(tried)]
+
+
+def trial_lengths(exact: GenerateBackend) -> list[int]:
+    """The lengths of the prompts, of which one ends with the context if that is short."""
+    limits = exact.checkpoint.limits
+    named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
+    bounds = [each - NUM_STEPS for each in named if each is not None]
+    longest = max(min(bounds, default=max(LENGTHS)), 1)
+    lengths = [min(each, longest) for each in LENGTHS]
+    if bounds and longest <= SHORT_CONTEXT:
+        lengths[5] = longest
+    return lengths
 
 
 def shortened(settings: ResolvedParams, num_steps: int) -> ResolvedParams:
@@ -81,8 +92,8 @@ def plain_ids(exact: GenerateBackend) -> list[int]:
     return [each for each in range(num_ids) if each not in special] or [0]
 
 
-def plain_prompts(exact: GenerateBackend, lengths: list[int]) -> list[tuple[int, ...]]:
-    """Spread over the vocabulary."""
+def plain_prompts(exact: GenerateBackend, lengths: Iterable[int]) -> list[tuple[int, ...]]:
+    """Spread over the vocabulary. Those of equal first lengths begin with the same prompts."""
     plain = plain_ids(exact)
     drawn = torch.Generator().manual_seed(1)
     return [
