@@ -9,7 +9,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# pip shows how far it is where somebody looks on.
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 
 MINUTES ?= 5
 
@@ -69,19 +71,22 @@ bench-peers: .venv-vllm/.installed .venv-ctranslate2/.installed .venv-plots/.ins
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Tidemill needs Python 3.11 or newer; say which with PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing Tidemill and its dependencies into $(VENV), once; this takes a minute or more."
+	@$(PYTHON) -m venv $(VENV)
 
 # torch first and by itself: a resolver that looks at everything at once may
 # choose another build, with gigabytes of GPU libraries.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing Tidemill and its dependencies into $(VENV) (once, a few minutes)..."
-	$(PIP) torch
-	$(PIP) --editable '.[engine,files]'
-	touch $@
+	@echo "Installing torch into $(VENV): some 200 MB..."
+	@$(PIP) torch
+	@echo "Installing the other dependencies..."
+	@$(PIP) --editable '.[engine,files]'
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[engine,dev]'
-	touch $@
+	@echo "Installing what the tests need into $(VENV), once; this takes up to a minute..."
+	@$(PIP) --editable '.[engine,dev]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .venv-vllm .venv-vllm-engine .venv-ctranslate2 .venv-plots .tidemill .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

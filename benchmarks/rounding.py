@@ -14,8 +14,8 @@ from collections.abc import Callable
 from random import Random
 
 from engine.backends.router import RouterBackend
-from engine.checkpoint import weight_layout
 from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.weights import layout as weight_layout
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
 from engine.cpu.quantized import HalfLinear, Int8Linear

@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from engine.checkpoint.checkpoint_folder import refuse_missing_files
+from engine.checkpoint.folder import refuse_missing_files
 from engine.core.backend import Backend
-from engine.core.inbox import Inbox
 from engine.core.loop import Loop
-from engine.core.outbox import Outbox
-from engine.core.reader import Reader
-from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepLimits
-from engine.core.tokenizer import TokenizerThread
-from engine.core.writer import Writer
+from engine.core.threads.inbox import Inbox
+from engine.core.threads.outbox import Outbox
+from engine.core.threads.reader import Reader
+from engine.core.threads.request_queue import RequestQueue
+from engine.core.threads.tokenizer import TokenizerThread
+from engine.core.threads.writer import Writer
 from engine.errors import EngineError, Unloadable
 from engine.logging import error_location, log_to_stderr
 from engine.protocol.engine_spec import EngineSpec
@@ -87,7 +87,7 @@ def load_engine(spec: EngineSpec) -> Backend:
         # Imported here, so that the fake engine starts in a blink and without torch.
         with no_garbage_collection():
             from engine.backends.loader import load
-            from engine.kv_cache.free_memory import trim_heap
+            from engine.kv_cache.planning.free_memory import trim_heap
     except ImportError as error:
         raise Unloadable(
             f"model {spec.alias!r} needs {error.name}, which is not installed; "

@@ -13,14 +13,14 @@ from multiprocessing.connection import Connection
 import pytest
 
 from engine.core.backend import Backend
-from engine.core.inbox import Inbox
 from engine.core.loop import Loop
-from engine.core.outbox import Outbox
-from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepLimits, StepPlan
-from engine.core.tokenizer import TokenizerThread
-from engine.core.writer import Writer
+from engine.core.threads.inbox import Inbox
+from engine.core.threads.outbox import Outbox
+from engine.core.threads.request_queue import RequestQueue
+from engine.core.threads.tokenizer import TokenizerThread
+from engine.core.threads.writer import Writer
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import (
     Cancel,

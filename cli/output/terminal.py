@@ -60,6 +60,26 @@ def warn(sentence: str) -> None:
     err.print(f"tidemill: {sentence}", soft_wrap=True)
 
 
+def ask(question: str, *, default: bool = False) -> bool:
+    """Whether the person at the terminal says yes; an interrupt stays one.
+
+    Nothing of it is on standard output, where an answer may be read by a program.
+    """
+    while True:
+        err.print(f"{question} [{'Y/n' if default else 'y/N'}]: ", soft_wrap=True, end="")
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            err.print()  # a terminal goes on behind its ^C
+            raise
+        if not line:
+            raise EOFError("nobody answers")
+        answer = line.strip().lower()
+        if not answer or answer in ("y", "yes", "n", "no"):
+            return answer.startswith("y") if answer else default
+        err.print("Please answer y or n.")
+
+
 def write_json(value: Any) -> None:
     """Print one JSON document on standard output, for a program to read."""
     sys.stdout.write(json_text(value, out.encoding, indent=2) + "\n")

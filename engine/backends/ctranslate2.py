@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,16 +22,15 @@ import torch
 from ctranslate2.converters import transformers as converters
 
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
+from engine.backends.run_to_completion import RunToCompletionBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.core.completion import Completion
-from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
-from engine.errors import GenerationFailed, InvariantBroken, Unloadable
-from engine.logging import error_location
+from engine.errors import Unloadable
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.messages import ModelCard, Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
@@ -47,7 +46,9 @@ ATTENDED_TO = frozenset(SETTINGS) | {
 }  # fmt: skip
 
 
-class CTranslate2Backend:
+class CTranslate2Backend(RunToCompletionBackend):
+    ACTIVITY = "generating by CTranslate2"
+
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
         """Takes the checkpoint's model away. Raises Unloadable."""
         reason = why_not(spec, checkpoint)
@@ -59,8 +60,8 @@ class CTranslate2Backend:
         # It keeps nothing between steps, so that free memory decides nothing.
         machine = Machine("cpu", 0, checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "ctranslate2", AS_CONFIGURED)
-        self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
-        self.max_rows: int | None = None
+        text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
+        super().__init__(text, torch.device("cpu"))
         self.translator = translator_of(checkpoint, self.sized.spec)
         self.end_ids = sorted(checkpoint.eos_token_ids)
         # What it holds is a copy, and one is enough.
@@ -84,45 +85,7 @@ class CTranslate2Backend:
         sequence.batch_key = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
 
-    def measure(
-        self, request: Request, between_slices: Callable[[], None] = no_pause
-    ) -> Measurement:
-        return self.text.measure(request, None, between_slices)
-
-    def run(self, plan: StepPlan) -> list[Completion | None]:
-        assert not plan.running, "a group is run to its end in the step in which it joins"
-        return list(self._run_blaming(plan.admitted))
-
-    def drop(self, sequences: Iterable[Sequence]) -> None:
-        """Does nothing: no cache is kept between steps."""
-
-    def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
-        if ids := sorted(each.id for each in running):
-            raise InvariantBroken(f"{ids} run between steps, but a group is run to its end")
-
-    def decode(self, completion: Completion) -> Output:
-        return self.text.decode(completion)
-
-    def _run_blaming(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
-        """Run a group; if it fails, each by itself, so that only the culprit is blamed."""
-        try:
-            return self._translate(sequences)
-        except Exception as error:
-            if len(sequences) == 1:
-                log.error("request failed", extra={"error": error_location(error)})
-                return [
-                    Completion.failed(
-                        sequences[0], GenerationFailed(error, "generating by CTranslate2")
-                    )
-                ]
-            log.warning(
-                "group failed and is run in parts",
-                extra={"error": error_location(error), "num_sequences": len(sequences)},
-            )
-        return [completion for each in sequences for completion in self._run_blaming((each,))]
-
-    def _translate(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
+    def run_together(self, sequences: list[Sequence]) -> list[Completion | None]:
         limits = [each.settings.max_new_tokens for each in sequences]
         results = self.translator.translate_batch(
             [[word(id_) for id_ in each.prompt_ids] for each in sequences],
@@ -136,7 +99,7 @@ class CTranslate2Backend:
             callback=lambda step: step.step + 1 >= limits[step.batch_id],
         )
         forced = self.checkpoint.generation_config.forced_eos_token_id
-        completions = []
+        completions: list[Completion | None] = []
         for sequence, result in zip(sequences, results, strict=True):
             row = [int(each[1:]) for each in result.hypotheses[0]]
             row = with_forced_end(row, sequence.settings.max_new_tokens, forced)

@@ -11,32 +11,24 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from engine.backends.run_to_completion import RunToCompletionBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
-from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
-from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
-from engine.errors import (
-    EngineBroken,
-    GenerationFailed,
-    InvariantBroken,
-    OutOfMemory,
-)
-from engine.kv_cache.free_memory import free_bytes
-from engine.logging import error_location
+from engine.kv_cache.planning.free_memory import free_bytes
 from engine.proof.batch_probe import ProbedAnswers, is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.messages import ModelCard, Request
 from engine.sampling.grammar_processor import GrammarProcessor
 from engine.sampling.logits_processors import (
     LOOKS_AT_THE_PROMPT,
@@ -87,7 +79,7 @@ class Sharing:
     why_alone: str | None  # None: they may
 
 
-class GenerateBackend:
+class GenerateBackend(RunToCompletionBackend):
     def __init__(
         self,
         spec: EngineSpec,
@@ -100,14 +92,13 @@ class GenerateBackend:
         device = checkpoint.model.device
         machine = Machine(device.type, free_bytes(device), checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "exact", reason)
+        max_step_tokens = self.sized.spec.max_step_tokens
+        text = TextProcessor(spec, checkpoint, max_step_tokens, follows_grammars=True)
+        super().__init__(text, device)
         self.spec = spec
         self.checkpoint = checkpoint
         self.model = checkpoint.model
-        self.max_rows: int | None = None  # of one call, once memory was too small for more
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        self.text = TextProcessor(
-            spec, checkpoint, self.sized.spec.max_step_tokens, follows_grammars=True
-        )
         self.freshness: Freshness | None = None  # of what runs alone
         self.probed = ProbedAnswers()
         self.why_alone: str | None = None  # why its requests may not share a call
@@ -156,26 +147,6 @@ class GenerateBackend:
         sequence.runs_to_completion = True
         return sequence
 
-    def measure(
-        self, request: Request, between_slices: Callable[[], None] = no_pause
-    ) -> Measurement:
-        return self.text.measure(request, None, between_slices)
-
-    def run(self, plan: StepPlan) -> list[Completion | None]:
-        assert not plan.running, "a group is run to its end in the step in which it joins"
-        return list(self._run_blaming(plan.admitted))
-
-    def drop(self, sequences: Iterable[Sequence]) -> None:
-        """Does nothing: no cache is kept between steps."""
-
-    def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if sequences run between steps, where nothing is kept."""
-        if ids := sorted(each.id for each in running):
-            raise InvariantBroken(f"{ids} run between steps, but a group is run to its end")
-
-    def decode(self, completion: Completion) -> Output:
-        return self.text.decode(completion)
-
     def _batch_key(self, sequence: Sequence) -> BatchKey:
         request, settings = sequence.request, sequence.settings
         own = self.text.own_settings(request)
@@ -207,53 +178,27 @@ class GenerateBackend:
             alone=alone,
         )
 
-    def _run_blaming(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
-        """Run a group; if it fails, its parts, so that only the culprit is blamed."""
-        try:
-            return self._generate(sequences)
-        except Exception as error:
-            if is_beyond_repair(error):
-                raise EngineBroken(f"the device failed: {type(error).__name__}") from error
-            out_of_memory = is_out_of_memory(error)
-            if len(sequences) == 1:
-                (one,) = sequences
-                if out_of_memory:
-                    failure = OutOfMemory(one.num_rows, len(one.prompt_ids))
-                    return [Completion.failed(one, failure)]
-                log.error("request failed", extra={"error": error_location(error)})
-                return [Completion.failed(one, GenerationFailed(error, "generating"))]
-            log.warning(
-                "group failed and is run in parts",
-                extra={"error": error_location(error), "num_sequences": len(sequences)},
-            )
-        # Out of the except clause, which would keep the failed call's tensors alive.
-        if out_of_memory:
-            release_memory(self.model.device)
-            self.max_rows = max(sum(each.num_rows for each in sequences) // 2, 1)
-        size = max(len(sequences) // 2, 1) if out_of_memory else 1
-        parts = [sequences[at : at + size] for at in range(0, len(sequences), size)]
-        return [completion for part in parts for completion in self._run_blaming(part)]
-
-    def _generate(self, sequences: tuple[Sequence, ...]) -> list[Completion]:
+    def run_together(self, sequences: list[Sequence]) -> list[Completion | None]:
         first = sequences[0]
         settings = first.settings
         assert isinstance(first.batch_key, BatchKey)
         draws_here = settings.do_sample and first.batch_key.alone is None
-        config = self.generation_config(sequences)
-        input_ids, attention_mask = self.padded(sequences)
+        group = tuple(sequences)
+        config = self.generation_config(group)
+        input_ids, attention_mask = self.padded(group)
         num_before = 1 if self.is_encoder_decoder else input_ids.shape[1]
         stops = PerRequestStops(
-            sequences,
+            group,
             num_before,
             self.text.token_texts,
             is_beam_search=first.settings.num_beams > 1,
         )
         processors = LogitsProcessorList()
         if any(each.grammar is not None for each in sequences):
-            processors.append(GrammarProcessor(sequences, num_before))
+            processors.append(GrammarProcessor(group, num_before))
         if draws_here:
             processors.extend(take_sampling_processors(self.model, config))
-            processors.append(PerRequestSampler(sequences, self.model.device))
+            processors.append(PerRequestSampler(group, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
         with torch.inference_mode(), self.seeded(settings.seed):
             if self.freshness is not None:
@@ -266,7 +211,8 @@ class GenerateBackend:
                 stopping_criteria=StoppingCriteriaList([stops]),
             )
         rows = rows[:, num_before:].tolist()
-        completions, at = [], 0
+        completions: list[Completion | None] = []
+        at = 0
         for sequence in sequences:
             num_answers = sequence.settings.num_return_sequences
             answers = tuple(

@@ -9,18 +9,18 @@ blamed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from engine.backends.blame import Blame, refuse_to_go_on, split_by_rows
 from engine.backends.generate import GenerateBackend
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
-from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
-from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, OutOfMemory
+from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.logging import error_location
 from engine.sampling.beam_search import BeamSearch
@@ -93,7 +93,7 @@ class InflightBackend:
         self.exact = exact
         self.runner = runner
         self.running_sequences: dict[int, RunningSequence] = {}
-        self.max_rows: int | None = None  # of one step, once memory was too small for more
+        self.blame = Blame(exact.model.device, self._clean_up)
 
     def run(
         self, running: tuple[Sequence, ...], reading: tuple[Sequence, ...]
@@ -103,11 +103,13 @@ class InflightBackend:
         mixed = self._run_mixed(list(running), list(reading))
         if mixed is not None:
             return mixed
-        results = dict(zip(reading, self._blaming(list(reading), self._prefill), strict=True))
+        read = self.blame.run(list(reading), self._prefill, "reading the prompt")
+        results = dict(zip(reading, read, strict=True))
         # An encoder-decoder's first token comes from the step, beside those of the others.
         encoded = [each for each in reading if self._has_no_token(each)]
         decoding = [*running, *encoded]
-        results |= zip(decoding, self._blaming(decoding, self._decode), strict=True)
+        decoded = self.blame.run(decoding, self._decode, "a decoding step")
+        results |= zip(decoding, decoded, strict=True)
         return [results[each] for each in (*running, *reading)]
 
     def _run_mixed(
@@ -116,7 +118,7 @@ class InflightBackend:
         """Run the whole step in one forward pass; None where that cannot be, or fails."""
         if not running or not reading:
             return None
-        if len(split_by_rows([*running, *reading], self.max_rows)) != 1:
+        if len(split_by_rows([*running, *reading], self.blame.max_rows)) != 1:
             return None
         decoding = [self.running_sequences[each.id] for each in running]
         tokens = [token for each in decoding for token in each.choice.next_ids]
@@ -137,8 +139,7 @@ class InflightBackend:
                 logits = logits.repeat_interleave(torch.tensor(num_rows), dim=0)
             argmax = self._argmax(logits, [*decoding, *read])
         except Exception as error:
-            if is_beyond_repair(error):
-                raise EngineBroken(f"the device failed: {type(error).__name__}") from error
+            refuse_to_go_on(error)
             # In separate passes the culprit can be found.
             log.warning("mixed step failed", extra={"error": error_location(error)})
             self.drop(each for each in reading if each.id not in begun)
@@ -267,7 +268,7 @@ class InflightBackend:
                 running.cache.reorder(choice.parents)
         except Exception as error:
             # Not raised: the others of this step have theirs, and must not draw again.
-            return self._failed(running.sequence, error, "choosing a token")
+            return self.blame.failed(running.sequence, error, "choosing a token")
         if not has_ended:
             return None
         sequence = running.sequence
@@ -277,62 +278,8 @@ class InflightBackend:
             sequence, tuple(self.exact.text.answer(sequence, *each) for each in answers)
         )
 
-    def _blaming(
-        self,
-        sequences: list[Sequence],
-        run: Callable[[list[Sequence]], list[Completion | None]],
-    ) -> list[Completion | None]:
-        """Run all at once. If that fails, run each alone; if it fails for want of memory, run
-        half as many rows at once, from now on."""
-        parts = split_by_rows(sequences, self.max_rows)
-        if len(parts) != 1:
-            return [result for part in parts for result in self._blaming(part, run)]
-        try:
-            return run(sequences)
-        except Exception as error:
-            if is_beyond_repair(error):
-                raise EngineBroken(f"the device failed: {type(error).__name__}") from error
-            if len(sequences) == 1:
-                doing = "a decoding step" if run == self._decode else "reading the prompt"
-                return [self._failed(sequences[0], error, doing)]
-            log.warning(
-                "step failed and is run in parts",
-                extra={"error": error_location(error), "num_sequences": len(sequences)},
-            )
-            out_of_memory = is_out_of_memory(error)
-        # Out of the except clause, which would keep the failed step's tensors alive.
-        self._free_unowned()
-        if out_of_memory:
-            release_memory(self.exact.model.device)
-            self.max_rows = max(sum(each.num_rows for each in sequences) // 2, 1)
-            return self._blaming(sequences, run)
-        return [result for each in sequences for result in self._blaming([each], run)]
-
-    def _failed(self, sequence: Sequence, error: Exception, doing: str) -> Completion:
-        if is_beyond_repair(error):
-            raise EngineBroken(f"the device failed: {type(error).__name__}") from error
-        self.drop([sequence])
-        self._free_unowned()
-        if is_out_of_memory(error):
-            return Completion.failed(
-                sequence, OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
-            )
-        log.error("request failed", extra={"error": error_location(error)})
-        return Completion.failed(sequence, GenerationFailed(error, doing))
-
-    def _free_unowned(self) -> None:
+    def _clean_up(self, culprit: Sequence | None) -> None:
+        if culprit is not None:
+            self.drop([culprit])
         # A prefill that failed may have made caches that no sequence was given.
         self.runner.kv_cache.free_all_but(each.cache for each in self.running_sequences.values())
-
-
-def split_by_rows(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:
-    """Parts, in order, each of at most `max_rows` rows or of a single sequence."""
-    parts: list[list[Sequence]] = []
-    num_rows = 0
-    for sequence in sequences:
-        num_rows += sequence.num_rows
-        if not parts or (max_rows is not None and num_rows > max_rows):
-            parts.append([])
-            num_rows = sequence.num_rows
-        parts[-1].append(sequence)
-    return parts

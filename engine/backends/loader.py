@@ -8,7 +8,7 @@ from engine.backends.generate import GenerateBackend, Sharing
 from engine.backends.proved_router import OWN_CACHE, padding_of, proved
 from engine.backends.router import RouterBackend, renew, start_id_of
 from engine.checkpoint.loader import Checkpoint
-from engine.checkpoint.weight_layout import lay_out
+from engine.checkpoint.weights.layout import lay_out
 from engine.errors import Unloadable
 from engine.proof import verdicts
 from engine.proof.disproved import Disproved

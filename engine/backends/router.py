@@ -20,15 +20,15 @@ from engine.backends.generate import GenerateBackend
 from engine.backends.inflight import InflightBackend, Runner
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
-from engine.checkpoint.weight_layout import lay_out
+from engine.checkpoint.weights.layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager, KVShape
 from engine.kv_cache.joined import JoinedKVCache
-from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
+from engine.kv_cache.planning.memory_planner import machine_for, refuse_beyond_memory
+from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import PrefixCache
-from engine.kv_cache.row_size import RowSize
 from engine.proof.batch_probe import LEAVES_CHANGES
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import sized
@@ -137,7 +137,7 @@ class RouterBackend:
 
     @property
     def max_rows(self) -> int | None:
-        bounds = (self.in_flight.max_rows, self.exact.max_rows)
+        bounds = (self.in_flight.blame.max_rows, self.exact.max_rows)
         return min((each for each in bounds if each is not None), default=None)
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 
 from engine.backends.greedy_only import not_attended_to, refuse_unless_greedy, with_forced_end
-from engine.checkpoint.checkpoint_files import first_sentence
-from engine.checkpoint.checkpoint_folder import place
+from engine.checkpoint.folder import place
 from engine.checkpoint.loader import Checkpoint, choose_device
+from engine.checkpoint.parts import first_sentence
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.device_errors import release_memory
 from engine.errors import EngineBroken, GenerationFailed, InvariantBroken, Unloadable
-from engine.kv_cache.kv_shape import probe_kv_shape
-from engine.kv_cache.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.paged import PAGE_TOKENS, num_pages
+from engine.kv_cache.planning.kv_shape import probe_kv_shape
+from engine.kv_cache.planning.memory_planner import machine_for, refuse_beyond_memory
 from engine.logging import error_location
 from engine.proof.proved_families import odd_attention
 from engine.protocol.engine_spec import EngineSpec

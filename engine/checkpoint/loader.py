@@ -23,13 +23,13 @@ import torch
 import transformers
 from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from engine.checkpoint.checkpoint_files import files_of, loaded
-from engine.checkpoint.checkpoint_folder import place, refuse_missing_files
 from engine.checkpoint.context import RELATIVE_POSITIONS, context_tokens
+from engine.checkpoint.folder import place, refuse_missing_files
 from engine.checkpoint.generation_config import why_no_start, why_not_made, why_not_run
-from engine.checkpoint.model_weights import ModelWeights
+from engine.checkpoint.parts import files_of, loaded
 from engine.checkpoint.tokenizer_kind import why_not_marked, why_unknown
-from engine.checkpoint.weight_files import folder_revision, licence_of, weight_digests
+from engine.checkpoint.weights.digests import folder_revision, licence_of, weight_digests
+from engine.checkpoint.weights.model_weights import ModelWeights
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ModelCard

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from engine.core.backend import Backend
 from engine.core.completion import Completion
-from engine.core.inbox import Inbox
-from engine.core.outbox import Outbox
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import Scheduler, StepPlan
+from engine.core.threads.inbox import Inbox
+from engine.core.threads.outbox import Outbox
 from engine.errors import EngineBroken, GenerationFailed
 from engine.logging import error_location
 from engine.protocol.messages import STEP_SECONDS, Progress

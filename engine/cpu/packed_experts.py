@@ -159,6 +159,7 @@ def body(arguments: Any) -> None:
                 behind - first, a[ROWS] + row * a[DEPTH] * FLOAT_BYTES, a[DEPTH],
                 a[WEIGHTS] + expert * a[EXPERT_FLOATS] * FLOAT_BYTES, each // num_tiles, a[DEPTH],
                 a[WIDTH], biases, 0, a[OUT] + row * a[WIDTH] * FLOAT_BYTES, scratch,
+                each % num_tiles, num_tiles,
             )  # fmt: skip
         passed += num_tiles * num_panels
         first_row = groups[index, 1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.cpu.captured_ops import captured_call
 from engine.cpu.kernels.decode_attention import copy
-from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, microkernel
+from engine.cpu.kernels.gemm_microkernel import TILE_ROWS, prefetching_microkernel
 from engine.cpu.kernels.llvm_ir import LANES
 from engine.cpu.linear import refuse_width
 from engine.cpu.thread_pool import (
@@ -43,7 +43,7 @@ MIN_PRODUCTS_A_THREAD = 2**18  # below it waking a thread costs more
     NUM_ARGUMENTS,
 ) = range(11)  # fmt: skip
 
-multiply = microkernel(2)
+multiply = prefetching_microkernel(2)
 
 
 class PackedGemmLinear(nn.Module):
@@ -122,21 +122,29 @@ def add(source: Any, target: Any, size: Any) -> None:
 @fast
 def multiply_tile(
     num_rows: Any, left: Any, left_stride: Any, weights: Any, panel: Any, depth: Any, width: Any,
-    bias: Any, residual: Any, out: Any, scratch: Any,
+    bias: Any, residual: Any, out: Any, scratch: Any, tile: Any, num_tiles: Any,
 ) -> None:  # fmt: skip
-    """Multiply up to TILE_ROWS rows by one panel.
+    """Multiply up to TILE_ROWS rows by one panel, and fetch a part of the next panel.
+
+    A processor reads ahead by itself to the end of a page, which is 32 rows of a panel, and then
+    waits for memory; while the later tiles find the panel in the second cache, memory would rest.
 
     left:          the address of the first row; left_stride: from a row to the next, in floats
     weights, bias: of the whole layer, whose rows of outputs are `width` floats
     residual, out: the addresses of the first row's outputs
     scratch:       the address of the thread's own tile
+    tile:          of `num_tiles` that the panel is multiplied with, one after the other
     """
     begin = panel * PANEL_WIDTH
     num_columns = min(PANEL_WIDTH, width - begin)
     right = weights + begin * depth * FLOAT_BYTES
     result = out + begin * FLOAT_BYTES
     target, stride = (result, width) if num_columns == PANEL_WIDTH else (scratch, PANEL_WIDTH)
-    multiply(num_rows, left, left_stride, right, PANEL_WIDTH, depth, target, stride)
+    pace = PANEL_WIDTH // num_tiles
+    following = right + depth * (PANEL_WIDTH + tile * pace) * FLOAT_BYTES
+    multiply(
+        num_rows, left, left_stride, right, PANEL_WIDTH, depth, target, stride, following, pace
+    )
     for row in range(num_rows):
         sums = target + row * stride * FLOAT_BYTES
         if bias != 0:
@@ -170,7 +178,7 @@ def body(arguments: Any) -> None:
         multiply_tile(
             behind - first, a[ROWS] + first * a[ROW_STRIDE] * FLOAT_BYTES, a[ROW_STRIDE],
             a[WEIGHTS], each // num_tiles, a[DEPTH], a[WIDTH], a[BIAS], residual,
-            a[OUT] + of_first, scratch,
+            a[OUT] + of_first, scratch, each % num_tiles, num_tiles,
         )  # fmt: skip
 
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from engine.attention.paged_backend import PagedAttentionBackend
-from engine.kv_cache.memory_planner import MAX_GATHERED_TOKENS
 from engine.kv_cache.paged import (
     PagedKVCache,
     PagedSequenceCache,
     next_power_of_two,
     padded_to_pages,
 )
+from engine.kv_cache.planning.memory_planner import MAX_GATHERED_TOKENS
 from engine.runners.cuda_graphs import GraphCache, recorder_for
 from engine.runners.step_executor import DecodeForward, EagerExecutor, PrefillForward
 

@@ -23,7 +23,7 @@ from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
 from engine.kv_cache.joined import EncoderOutput, JoinedKVCache, JoinedSequenceCache, keys_by_layer
 from engine.kv_cache.joined_layers import KeysValues, contents_of
-from engine.kv_cache.row_size import RowSize
+from engine.kv_cache.planning.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks

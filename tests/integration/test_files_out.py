@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.output.result_folder import RECORD, ResultFolder
+from cli.output.files.result_folder import RECORD, ResultFolder
 from db.reading.results import find_results
 from db.session import Database
 from db.states import JobState

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from engine.attention.torch_backend import TorchAttentionBackend
-from engine.checkpoint import weight_layout
+from engine.checkpoint.weights import layout
 from engine.cpu.linear import PackedLinear, fastest_linear, pack
 from engine.runners.step_executor import EagerExecutor
 from tests.parity.coming_and_going import (
@@ -107,7 +107,7 @@ def test_packed_weights_change_no_answer(kind, make, bench_of, asked_of, monkeyp
     def pack_all(model, _):
         num_packed.append(pack(model, make, min_weights=0))
 
-    monkeypatch.setattr(weight_layout, "pack", pack_all)
+    monkeypatch.setattr(layout, "pack", pack_all)
     bench = bench_of(kind)
     assert num_packed[0] >= 9
     model = bench.loop.engine.checkpoint.model

@@ -12,7 +12,7 @@ from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.kv_cache import joined_layers
 from engine.kv_cache.joined_layers import LayerContent
-from engine.kv_cache.row_size import RowSize
+from engine.kv_cache.planning.row_size import RowSize
 from engine.proof.self_proof import prove
 from engine.protocol.messages import Params
 from engine.runners.own_cache import OwnCacheRunner

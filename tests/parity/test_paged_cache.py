@@ -15,13 +15,13 @@ from engine.attention.hf_plugin import install
 from engine.backends.router import runner_of
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken, Unloadable
-from engine.kv_cache.kv_shape import probe_kv_shape
-from engine.kv_cache.memory_planner import (
+from engine.kv_cache.paged import PagedKVCache
+from engine.kv_cache.planning.kv_shape import probe_kv_shape
+from engine.kv_cache.planning.memory_planner import (
     DeviceMemory,
     max_paged_tokens,
     refuse_beyond_memory,
 )
-from engine.kv_cache.paged import PagedKVCache
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners.graph_executor import StepInputs, StepShape
 from tests.parity.alone import Alone

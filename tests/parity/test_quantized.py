@@ -17,7 +17,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
-from engine.checkpoint.weight_files import weight_digests
+from engine.checkpoint.weights.digests import weight_digests
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request

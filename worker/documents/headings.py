@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from worker.documents.layout import fences
+from worker.documents.translation.layout import fences
 
 HEADING = re.compile(r"^(#{1,6})[ \t]+(\S[^\r\n]{0,199})", re.MULTILINE)
 

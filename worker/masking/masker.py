@@ -11,7 +11,7 @@ from typing import Any
 from db.outcome import Answer
 from tasks.configuration.masking import Masking
 from worker.attempts.dialogue import Dialogue
-from worker.documents.placeholders import MASKED
+from worker.documents.translation.placeholders import MASKED
 from worker.masking.finders import finders_of
 from worker.masking.match import Finder, matches_of
 

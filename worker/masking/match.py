@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.configuration.masking import KIND
-from worker.documents.placeholders import Span, blanked
+from worker.documents.translation.placeholders import Span, blanked
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from engine.protocol.messages import Output
-from worker.documents.glossary import Term, missed_terms
-from worker.documents.placeholders import Span, missed
-from worker.documents.translatable import fragments
+from worker.documents.translation.glossary import Term, missed_terms
+from worker.documents.translation.placeholders import Span, missed
+from worker.documents.translation.translatable import fragments
 
 
 def is_empty(output: Output) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 from db.outcome import Answer, Signals
 from engine.protocol.messages import Output, Params, Request
-from worker.documents.glossary import Glossary
 from worker.documents.languages import detect, short_code
-from worker.documents.subtitles import has_cues, is_subtitles
-from worker.documents.translatable import Sentence, Translatable, cut
+from worker.documents.translation.glossary import Glossary
+from worker.documents.translation.subtitles import has_cues, is_subtitles
+from worker.documents.translation.translatable import Sentence, Translatable, cut
 from worker.errors import LanguageUnclear, NotSubtitles, RequestFailed
 from worker.guards.measures import length_of
 from worker.guards.reasons import untranslated

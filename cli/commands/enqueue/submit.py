@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.output.terminal import err, inert, note, out, plural, say, warn, write_json
+from cli.output.terminal import ask, err, inert, note, out, plural, say, warn, write_json
 
 if TYPE_CHECKING:
     from tasks.contracts.contract import Contract
@@ -209,11 +209,10 @@ def _is_meant_as_source(text: str) -> bool:
     name = inert(text).plain
     exists = Path(text).expanduser().exists()
     if sys.stdin.isatty() and err.is_terminal:
-        if exists and typer.confirm(f"{name} is {looks}. Submit what is in it?", True, err=True):
+        if exists and ask(f"{name} is {looks}. Submit what is in it?", default=True):
             return True
         missing = "" if exists else f"There is no file or folder {name} here. "
-        ask = f"{missing}Submit these characters, {name}, as the text?"
-        if typer.confirm(ask, False, err=True):
+        if ask(f"{missing}Submit these characters, {name}, as the text?"):
             return False
         raise typer.Exit(1)
     instead = f"`--file {name}` submits what is in it; " if exists else ""

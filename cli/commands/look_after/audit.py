@@ -104,7 +104,7 @@ def export(
 ) -> None:
     """Write entries as JSON lines, the oldest first, with their hashes."""
     from cli.output.escaping import json_text
-    from cli.output.output_file import opened
+    from cli.output.files.output_file import opened
 
     with opened(output) as to:
         for entry in _entries(act, actor, since, until):

@@ -1,13 +1,14 @@
 """`tidemill erase`: removes every text that is kept of a person or a tenant."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
-from cli.output.terminal import note, plural, say, warn, write_json
+from cli.output.terminal import ask, note, plural, say, warn, write_json
 from cli.person_selection import Metadata, Tenant
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def erase(
     if not yes:
         if not sys.stdin.isatty():
             raise CommandError("to erase is for good; say --yes, or run it where it can ask")
-        _report(erasure.count(database, person), "would be erased", json=False)
-        typer.confirm("Erase them for good?", abort=True, err=True)
+        _describe(erasure.count(database, person), "would be erased", note)
+        if not ask("Erase them for good?"):
+            raise typer.Exit(1)
     erased = erasure.erase(database, person)
     is_clean = erasure.scrub(database)
     _report(erased, "erased", json)
@@ -57,7 +59,11 @@ def _report(counts: "Erased", verb: str, json: bool) -> None:
     if json:
         write_json({"done": verb == "erased", **asdict(counts)})
         return
-    say(
+    _describe(counts, verb, say)
+
+
+def _describe(counts: "Erased", verb: str, to: Callable[[str], None]) -> None:
+    to(
         f"{verb}: {plural(counts.jobs, 'job')} ({counts.cancelled:,} of them unfinished), "
         f"{plural(counts.messages, 'message')}, "
         f"the metadata of {plural(counts.batches, 'batch')}"

@@ -24,7 +24,7 @@ def export(
     `kind` says which. An entry in the audit says that it was asked for.
     """
     from cli.output.escaping import json_text
-    from cli.output.output_file import opened
+    from cli.output.files.output_file import opened
     from cli.person_selection import person_of
     from cli.stack.ready import require_ready
     from db.upkeep import erasure

@@ -124,9 +124,8 @@ def results(
         _write_folder(batch, to_folder)
         return
     from cli.errors import NotFound
-    from cli.output.job_json import FIELDS, SIGNAL_FIELDS
-    from cli.output.output_file import opened
-    from cli.output.writers import (
+    from cli.output.files.output_file import opened
+    from cli.output.files.writers import (
         DISPENSABLE,
         TABLE_COLUMNS,
         results_table,
@@ -134,6 +133,7 @@ def results(
         write_jsonl,
         write_parquet,
     )
+    from cli.output.job_json import FIELDS, SIGNAL_FIELDS
     from cli.stack.ready import require_ready
     from db.reading.batches import find_batches
     from db.reading.found_job import Cursor
@@ -252,7 +252,7 @@ def _require_batch_alone(context: typer.Context) -> None:
 def _write_folder(batch: str, folder: Path) -> None:
     """Write the outputs of a batch as files; status 1 where one of its jobs has no file then."""
     from cli.lookup import found_batch
-    from cli.output.result_folder import ResultFolder
+    from cli.output.files.result_folder import ResultFolder
     from cli.stack.ready import require_ready
     from db.reading.results import find_results
 

@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.llvm_ir import (
+    BYTE,
     FLOAT,
     LANES,
     ZEROS,
@@ -22,6 +23,7 @@ from engine.cpu.kernels.llvm_ir import (
     number,
     plus_product,
     pointer,
+    prefetch,
     spread,
     store,
 )
@@ -42,22 +44,42 @@ def microkernel(num_vectors: int) -> Any:
         typing_context: Any, num_rows: Any, left: Any, left_stride: Any, right: Any,
         right_stride: Any, depth: Any, out: Any, out_stride: Any,
     ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            cases = {
-                rows: partial(write_product, builder, rows, num_vectors, *args[1:])
-                for rows in range(1, TILE_ROWS + 1)
-            }
-            by_case(builder, args[0], cases)
-            return context.get_dummy_value()
-
-        return types.none(*[types.int64] * 8), generate
+        return types.none(*[types.int64] * 8), partial(write_cases, num_vectors)
 
     return product
 
 
+def prefetching_microkernel(num_vectors: int) -> Any:
+    """Return the same, that besides fetches what is to be read later into the second cache.
+
+    It also takes the address of the first float to fetch, and how many floats to go on after each
+    right row, at most as many as that has. Floats that are fetched already cost next to nothing.
+    """
+
+    @intrinsic
+    def product(
+        typing_context: Any, num_rows: Any, left: Any, left_stride: Any, right: Any,
+        right_stride: Any, depth: Any, out: Any, out_stride: Any, following: Any, pace: Any,
+    ) -> Any:  # fmt: skip
+        return types.none(*[types.int64] * 10), partial(write_cases, num_vectors)
+
+    return product
+
+
+def write_cases(num_vectors: int, context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Emit a product for each number of rows, the first of `args`."""
+    cases = {
+        rows: partial(write_product, builder, rows, num_vectors, *args[1:])
+        for rows in range(1, TILE_ROWS + 1)
+    }
+    by_case(builder, args[0], cases)
+    return context.get_dummy_value()
+
+
 def write_product(
     builder: Any, num_rows: int, num_vectors: int, left: Any, left_stride: Any, right: Any,
-    right_stride: Any, depth: Any, out: Any, out_stride: Any,
+    right_stride: Any, depth: Any, out: Any, out_stride: Any, following: Any = None,
+    pace: Any = None,
 ) -> None:  # fmt: skip
     def place(row: Any, stride: Any, column: Any) -> Any:
         return builder.add(builder.mul(row, stride), column)
@@ -65,6 +87,9 @@ def write_product(
     columns = [number(each * LANES) for each in range(num_vectors)]
 
     def add_products(at: Any, sums: list[Any]) -> list[Any]:
+        if following is not None:
+            for each in columns:
+                prefetch(builder, pointer(builder, following, place(at, pace, each), BYTE))
         rights = [load(builder, right, place(at, right_stride, each)) for each in columns]
         totals: list[Any] = []
         for row in range(num_rows):

@@ -14,7 +14,7 @@ from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, pack
 from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.kv_cache.contiguous import ContiguousKVCache
-from engine.kv_cache.kv_shape import probe_kv_shape
+from engine.kv_cache.planning.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 
 HEAD_SIZE = 16

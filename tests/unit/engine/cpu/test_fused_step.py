@@ -13,7 +13,7 @@ from engine.attention.hf_plugin import install as install_attention
 from engine.attention.selection import contiguous_kv_cache
 from engine.cpu.linear import MakeLinear, PackedLinear
 from engine.cpu.quantized import Int8Linear
-from engine.kv_cache.kv_shape import probe_kv_shape
+from engine.kv_cache.planning.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 from engine.runners.step_executor import EagerExecutor, FusedExecutor
 from tests.unit.engine.cpu.llamas import (

@@ -17,7 +17,7 @@ from engine.kv_cache.contiguous import (
     ContiguousKVCache,
     ContiguousSequenceCache,
 )
-from engine.kv_cache.free_memory import trim_heap
+from engine.kv_cache.planning.free_memory import trim_heap
 
 MEGABYTE = 2**20
 

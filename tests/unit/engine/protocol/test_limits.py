@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import SpecError
-from engine.kv_cache.free_memory import UNKNOWN_BYTES, available_bytes
+from engine.kv_cache.planning.free_memory import UNKNOWN_BYTES, available_bytes
 from engine.protocol import cgroup
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, CPU_SEQUENCES, GPU_SEQUENCES, Machine, sized

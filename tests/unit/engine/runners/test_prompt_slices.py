@@ -13,8 +13,8 @@ from engine.attention.hf_plugin import install as install_attention
 from engine.attention.selection import contiguous_kv_cache
 from engine.attention.torch_backend import TorchAttentionBackend
 from engine.cpu.attention_backend import CpuAttentionBackend
-from engine.kv_cache.kv_shape import probe_kv_shape
 from engine.kv_cache.paged import PagedKVCache
+from engine.kv_cache.planning.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 from engine.runners.step_executor import FusedExecutor
 from tests.unit.engine.cpu.llamas import kv_cache_of, laid_out, model_of, sequence

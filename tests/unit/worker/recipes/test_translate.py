@@ -19,7 +19,7 @@ from tests import checkpoints
 from tests.attempts import Pages
 from tests.workers import PATIENCE_SECONDS, ROOT
 from worker.attempts.attempt import Attempt
-from worker.documents.glossary import Glossary
+from worker.documents.translation.glossary import Glossary
 from worker.engines.engine_client import EngineClient
 from worker.guards.guard import Guard
 from worker.recipes import Work

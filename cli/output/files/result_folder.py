@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 from uuid import UUID
 
 from cli.errors import CommandError
-from cli.output.result_names import TakenNames, result_name
+from cli.output.files.result_names import TakenNames, result_name
 from db.reading.found_job import FoundJob
 from db.states import UNFINISHED, JobState
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import options
-from cli.output import writers
+from cli.output.files import writers
+from cli.output.files.writers import guarded, results_table, write_csv, write_jsonl, write_parquet
 from cli.output.job_json import COLUMNS, FIELDS, record
 from cli.output.terminal import plural
-from cli.output.writers import guarded, results_table, write_csv, write_jsonl, write_parquet
 from db.reading.found_job import FoundJob, JobFailure
 from db.states import JobState
 

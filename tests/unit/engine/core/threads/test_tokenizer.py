@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from engine.backends.fake import FakeBackend
-from engine.core.inbox import Inbox
-from engine.core.outbox import Outbox
-from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import StepLimits
 from engine.core.sequence import Sequence
-from engine.core.tokenizer import TokenizerThread
+from engine.core.threads.inbox import Inbox
+from engine.core.threads.outbox import Outbox
+from engine.core.threads.request_queue import RequestQueue
+from engine.core.threads.tokenizer import TokenizerThread
 from engine.errors import PromptTooLong
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Request

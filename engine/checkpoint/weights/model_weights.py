@@ -17,8 +17,7 @@ import transformers
 from torch import Tensor
 from transformers.models.auto.auto_factory import _get_model_class
 
-from engine.checkpoint.checkpoint_files import first_sentence, loaded
-from engine.checkpoint.checkpoint_weights import named, not_finite, why_not_whole
+from engine.checkpoint.parts import first_sentence, loaded
 from engine.checkpoint.text_part import (
     NoTextPart,
     auto_map,
@@ -28,6 +27,7 @@ from engine.checkpoint.text_part import (
     text_part,
     without_other_parts,
 )
+from engine.checkpoint.weights.check import named, not_finite, why_not_whole
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.quantized.files import TensorFiles

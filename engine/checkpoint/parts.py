@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.utils.hub import cached_file
 
-from engine.checkpoint.checkpoint_folder import place
+from engine.checkpoint.folder import place
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 

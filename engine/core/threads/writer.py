@@ -9,8 +9,8 @@ from threading import Thread
 
 from engine.core.backend import Backend
 from engine.core.completion import Completion
-from engine.core.outbox import Outbox
 from engine.core.request_tracker import RequestTracker
+from engine.core.threads.outbox import Outbox
 from engine.errors import GenerationFailed, RequestError
 from engine.logging import error_location
 from engine.protocol.messages import Output, Outputs, RequestFailure, to_bytes

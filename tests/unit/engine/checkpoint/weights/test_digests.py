@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.weight_files import folder_revision, licence_of, weight_digests
+from engine.checkpoint.weights.digests import folder_revision, licence_of, weight_digests
 
 
 def sha256(data: bytes) -> str:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.documents.glossary import Glossary, folded, missed_terms
-from worker.documents.placeholders import find_spans
+from worker.documents.translation.glossary import Glossary, folded, missed_terms
+from worker.documents.translation.placeholders import find_spans
 
 
 def found(entries: dict[str, str | None], text: str) -> list[tuple[str, str]]:

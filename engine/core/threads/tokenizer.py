@@ -6,11 +6,11 @@ import logging
 from threading import Thread
 
 from engine.core.backend import Backend
-from engine.core.inbox import Inbox
-from engine.core.outbox import Outbox
-from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
 from engine.core.scheduler import StepLimits
+from engine.core.threads.inbox import Inbox
+from engine.core.threads.outbox import Outbox
+from engine.core.threads.request_queue import RequestQueue
 from engine.errors import GenerationFailed, RequestError
 from engine.logging import error_location
 from engine.protocol.messages import Choice, Output, Request, RequestFailure

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from engine.kv_cache.memory_planner import DeviceMemory, StepMemory
+from engine.kv_cache.planning.memory_planner import DeviceMemory, StepMemory
 
 GB = 10**9
 

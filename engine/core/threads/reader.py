@@ -8,9 +8,9 @@ import select
 from multiprocessing.connection import Connection
 from threading import Thread
 
-from engine.core.inbox import Inbox
-from engine.core.request_queue import RequestQueue
 from engine.core.request_tracker import RequestTracker
+from engine.core.threads.inbox import Inbox
+from engine.core.threads.request_queue import RequestQueue
 from engine.protocol.messages import Cancel, Run, Stop, from_bytes
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-from engine.core.request_queue import RequestQueue
+from engine.core.threads.request_queue import RequestQueue
 from engine.protocol.messages import Request
 
 

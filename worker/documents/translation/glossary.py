@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.documents.placeholders import Span
+from worker.documents.translation.placeholders import Span
 
 # Thai and Lao, Tibetan, Burmese, Khmer, Chinese and Japanese.
 SPACELESS = re.compile(

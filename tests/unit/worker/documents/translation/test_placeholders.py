@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.documents.placeholders import between, find_spans, hidden, missed
-from worker.documents.translatable import fragments
+from worker.documents.translation.placeholders import between, find_spans, hidden, missed
+from worker.documents.translation.translatable import fragments
 
 
 def found(text: str) -> list[str]:

@@ -14,8 +14,8 @@ import torch
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.kv_cache.base import KVShape
-from engine.kv_cache.free_memory import free_bytes
 from engine.kv_cache.paged import PAGE_TOKENS, next_power_of_two, num_pages, padded_to_pages
+from engine.kv_cache.planning.free_memory import free_bytes
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Machine
 

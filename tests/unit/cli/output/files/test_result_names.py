@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.output.result_names import TakenNames, result_name
+from cli.output.files.result_names import TakenNames, result_name
 
 JOB = UUID("01a20a9c-8646-70ad-ab14-32e4e2328b4c")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from worker.documents.placeholders import ATTRIBUTES, CODE
+from worker.documents.translation.placeholders import ATTRIBUTES, CODE
 
 LINE = re.compile(
     r"[^\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]*"

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.documents.graphemes import is_between_graphemes
-from worker.documents.translatable import Translatable, broken, cut
+from worker.documents.translation.translatable import Translatable, broken, cut
 
 LETTER = """# The mill
 

@@ -1,0 +1,1 @@
+"""The weights of a checkpoint: read, checked, hashed and laid out."""

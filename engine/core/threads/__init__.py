@@ -1,0 +1,1 @@
+"""The threads around the loop, and the queues between them."""

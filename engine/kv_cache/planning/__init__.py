@@ -1,0 +1,1 @@
+"""How much memory keys and values take and may take."""

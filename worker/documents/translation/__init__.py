@@ -1,0 +1,1 @@
+"""Translation of documents: form kept, sentences found, terms and placeholders held."""
