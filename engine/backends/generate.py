@@ -100,7 +100,7 @@ class GenerateBackend(RunToCompletionBackend):
         self.model = checkpoint.model
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         self.freshness: Freshness | None = None  # of what runs alone
-        self.probed = ProbedAnswers()
+        self.probed = ProbedAnswers(self.kept_apart())
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
         why_not = why_not_proved(self.model)

@@ -54,17 +54,20 @@ class RowAnswer:
 class ProbedAnswers:
     """Answers of requests alone, kept until a proof has taken them."""
 
-    def __init__(self) -> None:
+    def __init__(self, neutral: dict[str, Any]) -> None:
+        """neutral: settings by name, with the value at which they do nothing"""
+        self.neutral = neutral
         self.is_slow = False
         self._answers: list[tuple[tuple[int, ...], dict[str, Any], RowAnswer]] = []
 
     def keep(self, prompt: tuple[int, ...], config: Any, answer: RowAnswer) -> None:
-        self._answers.append((prompt, question(config), answer))
+        self._answers.append((prompt, question(config, self.neutral), answer))
 
     def answer(self, sequence: Sequence, config: Any) -> RowAnswer | None:
         """The answer to this prompt under this very configuration; None if it was not asked."""
+        asked = question(config, self.neutral)
         for prompt, known, answer in self._answers:
-            if prompt == sequence.prompt_ids and known == question(config):
+            if prompt == sequence.prompt_ids and known == asked:
                 return answer
         return None
 
@@ -72,9 +75,17 @@ class ProbedAnswers:
         self._answers.clear()
 
 
-def question(config: Any) -> dict[str, Any]:
-    """What a generation configuration says of the answer, without what it says of the report."""
-    return {name: value for name, value in vars(config).items() if name not in OF_THE_REPORT}
+def question(config: Any, neutral: dict[str, Any]) -> dict[str, Any]:
+    """What a generation configuration says of the answer, without what it says of the report and
+    what does nothing.
+
+    neutral: settings by name, with the value at which they do nothing
+    """
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name not in OF_THE_REPORT and value is not None and value != neutral.get(name)
+    }
 
 
 class Disturbed(Exception):

@@ -28,6 +28,7 @@ from tests.parity.faults import break_it, roll_rows
 from tests.parity.joining import spec_of
 
 FAULTS = ["mask", "padding", "length", "rows", "reorder", "encoder", "window", "processors"]
+FAULTS += ["shuffled", "left"]
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "bloom", "t5gemma", "blenderbot"])
