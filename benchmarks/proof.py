@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.engine.models import Shape, write
-from engine.backends import router
+from engine.backends import loader
 from engine.checkpoint.loader import Checkpoint
 from engine.proof.batch_probe import compute_seconds
 from engine.proof.verdicts import ENVIRONMENT_VARIABLE
@@ -55,7 +55,7 @@ def measure(name: str, folder: Path, dtype: str, threads: int) -> str:
     hook = nn.modules.module.register_module_forward_pre_hook(count)
     begun = compute_seconds()
     try:
-        engine = router.load(spec)
+        engine = loader.load(spec)
     finally:
         Checkpoint.load = read
         hook.remove()

@@ -86,7 +86,7 @@ def load_engine(spec: EngineSpec) -> Backend:
         refuse_missing_files(spec)
         # Imported here, so that the fake engine starts in a blink and without torch.
         with no_garbage_collection():
-            from engine.backends.router import load
+            from engine.backends.loader import load
             from engine.kv_cache.planning.free_memory import trim_heap
     except ImportError as error:
         raise Unloadable(

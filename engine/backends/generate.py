@@ -24,7 +24,7 @@ from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.kv_cache.planning.free_memory import free_bytes
-from engine.proof.batch_probe import is_tried, why_not_batched
+from engine.proof.batch_probe import ProbedAnswers, is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
@@ -100,6 +100,7 @@ class GenerateBackend(RunToCompletionBackend):
         self.model = checkpoint.model
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
         self.freshness: Freshness | None = None  # of what runs alone
+        self.probed = ProbedAnswers(self.kept_apart())
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
         why_not = why_not_proved(self.model)

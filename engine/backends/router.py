@@ -6,85 +6,41 @@ step in which it joins, with its like; the sequences in flight wait that long an
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from engine.attention.hf_plugin import UnknownAttention, install, uninstall
+from engine.attention.hf_plugin import install
 from engine.attention.layers import kv_shape_of
 from engine.attention.selection import kv_cache_for
-from engine.backends.generate import GenerateBackend, Sharing
+from engine.backends.attended_settings import reason_of, unattended
+from engine.backends.generate import GenerateBackend
 from engine.backends.inflight import InflightBackend, Runner
-from engine.checkpoint.generation_config import EXACT_CACHES
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.checkpoint.weights.layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
-from engine.errors import Unloadable, in_words
 from engine.kv_cache.base import KVCacheManager, KVShape
-from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.joined import JoinedKVCache
-from engine.kv_cache.joined_layers import UnknownCache
-from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.planning.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import PrefixCache
-from engine.logging import error_location
-from engine.proof import verdicts
 from engine.proof.batch_probe import LEAVES_CHANGES
-from engine.proof.proved_families import length_bound_rope, why_not_proved
-from engine.proof.self_proof import AnsweredAlone, Disproved, Proof, answered_alone, prove
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.limits import AS_CONFIGURED, sized
+from engine.protocol.limits import sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
-from engine.protocol.task_names import TaskName
 from engine.runners.causal import CausalRunner
 from engine.runners.length_switches import rotary_switch_of
 from engine.runners.own_cache import OwnCacheRunner, probe_row_size
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
-from engine.sampling.resolve_params import SETTINGS
 from engine.text.token_lengths import no_pause
 
-log = logging.getLogger(__name__)
-
-# What a checkpoint's own generation configuration may say. The first are attended to in
-# flight, or by what both engines share; the others have no say in the tokens.
-ATTENDED_TO = frozenset(SETTINGS) | {
-    "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
-    "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length", "pad_token_id",
-    "prefix", "stop_strings",
-    # By the processors that `transformers` makes of them, for each request its own.
-    "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
-    "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "min_p",
-    "remove_invalid_values", "renormalize_logits", "sequence_bias", "suppress_tokens", "top_h",
-    "typical_p",
-}  # fmt: skip
-INERT = frozenset(
-    {
-        "_from_model_config", "transformers_version", "use_cache", "output_attentions",
-        "output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate",
-        "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-        "assistant_lookbehind", "target_lookbehind", "is_assistant",
-        "disable_compile", "prefill_chunk_size", "low_memory", "cache_config",
-    }
-)  # fmt: skip
-# The same of others, at these values.
-NEUTRAL: dict[str, Any] = {
-    "diversity_penalty": 0.0,
-    "guidance_scale": 1.0,
-    "num_beam_groups": 1,
-    "token_healing": False,
-}
-TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 IN_FLIGHT = "in flight"  # the one group of all that share steps
-# Ways in flight, as a card and a verdict say them.
-FAST, OWN_CACHE = "the fast way", "its own attention and cache"
 # Rows for which a proof must find memory, however few the spec allows.
 MIN_PROOF_ROWS = 32
 
@@ -249,186 +205,6 @@ class RouterBackend:
         return self.text.decode(completion)
 
 
-def unattended(own: Mapping[str, Any]) -> list[str]:
-    """The settings of a checkpoint that only `generate` attends to, by name."""
-    return sorted(name for name, value in own.items() if not is_attended_to(name, value))
-
-
-def is_attended_to(name: str, value: Any) -> bool:
-    if value is None or name in ATTENDED_TO or name in INERT:
-        return True
-    if name == "cache_implementation":
-        return value in EXACT_CACHES
-    return name in NEUTRAL and bool(value == NEUTRAL[name])
-
-
-def reason_of(
-    exact: GenerateBackend, how_proved: str = "proved to answer as model.generate does"
-) -> str:
-    """Why in flight, and which settings of the checkpoint cost which tasks that."""
-    kept_out: dict[str, list[str]] = {}
-    for task in TASKS:
-        names = ", ".join(unattended(exact.text.own_settings(Request(id=0, task=task))))
-        if names:
-            kept_out.setdefault(names, []).append(task)
-    if not kept_out:
-        return how_proved
-    said = "; ".join(f"{names} ({', '.join(tasks)})" for names, tasks in kept_out.items())
-    return f"but by model.generate, for its generation configuration sets {said}"
-
-
-def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
-    """The engine that the spec means. Raises Unloadable."""
-    checkpoint = Checkpoint.load(spec)
-    reason = why_not_in_flight(checkpoint)
-    if spec.engine == "exact":
-        lay_out(checkpoint.model, spec, checkpoint.reload)
-        return GenerateBackend(spec, checkpoint, reason or AS_CONFIGURED)
-    if reason is None:
-        return RouterBackend(spec, checkpoint)
-    return load_unlisted(spec, checkpoint, reason)
-
-
-def load_unlisted(
-    spec: EngineSpec, checkpoint: Checkpoint, why_not_listed: str
-) -> RouterBackend | GenerateBackend:
-    """Load in flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
-    key = verdicts.key_of(spec, checkpoint)
-    kept = verdicts.read(key)
-    why_not = why_not_tried(checkpoint)
-    lay_out(checkpoint.model, spec, checkpoint.reload)
-    exact = router = None
-    if why_not is None and kept is not None:
-        exact = GenerateBackend(spec, checkpoint, sharing=Sharing(kept["why_alone"]))
-        why_not = kept["why_not"]
-        if why_not is None:
-            by_own_cache = kept["way"] == OWN_CACHE
-            router = RouterBackend(spec, checkpoint, exact=exact, by_own_cache=by_own_cache)
-            router.note_proof(f"{kept['how']} (at an earlier start)")
-            if isinstance(runner := router.in_flight.runner, OwnCacheRunner):
-                runner.pads_prompts, runner.pads_rows = kept["pads_prompts"], kept["pads_rows"]
-                router.has_beams = kept["has_beams"]
-    elif why_not is None:
-        exact = GenerateBackend(spec, checkpoint)
-        how = way = None
-        try:
-            router, way, how = proved(spec, checkpoint, exact)
-            router.note_proof(how)
-        except Disproved as disproved:
-            why_not = str(disproved)
-            renew(exact)
-        verdict = {"way": way, "how": how, **limits_of_way(router)}
-        verdicts.write(key, {**verdict, "why_not": why_not, "why_alone": exact.why_alone})
-    extra = {"alias": spec.alias, "model_type": checkpoint.config.model_type}
-    if router is not None:
-        log.info("proved in flight", extra={**extra, "proof": router.reason})
-        return router
-    log.warning("not in flight", extra={**extra, "reason": why_not})
-    if spec.engine == "inflight":
-        raise Unloadable(
-            f'model {spec.alias!r} cannot run in flight: {why_not}; use engine = "auto"'
-        )
-    reason = f"{why_not_listed}, and was not proved at load: {why_not}"
-    sharing = None if exact is None else Sharing(exact.why_alone)
-    return GenerateBackend(spec, checkpoint, reason, sharing)
-
-
-def proved(
-    spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend
-) -> tuple[RouterBackend, str, str]:
-    """The backend, its way, and how that was proved: the fast way where it passes. Raises
-    Disproved."""
-    alone = alone_or_disproved(exact)
-    loaded = exact.freshness
-    try:
-        if leaves_changes(exact):
-            raise Disproved(str(exact.why_alone))
-        if rotary_switch_of(checkpoint.model.config) is not None:
-            raise Disproved("its rotary frequencies depend on the length")
-        router, proof = proved_by(FAST, spec, checkpoint, exact, alone)
-        return router, FAST, f"{proof}; by {FAST}"
-    except Disproved as disproved:
-        why_not_fast = str(disproved)
-    # Out of the except clause, which would keep the other cache alive.
-    uninstall(checkpoint.model)
-    exact.freshness = loaded
-    log.info("not by the fast way", extra={"alias": spec.alias, "reason": why_not_fast})
-    router, proof = proved_by(OWN_CACHE, spec, checkpoint, exact, alone)
-    how = f"{proof}; by {OWN_CACHE}, for {why_not_fast}"
-    how = how if router.pads_rows else f"{how}; rows of one length at a time"
-    return router, OWN_CACHE, how if router.has_beams else f"{how}; beams by model.generate"
-
-
-def alone_or_disproved(exact: GenerateBackend) -> AnsweredAlone:
-    """Answer the trials by `generate`, once for both ways. Raises Disproved."""
-    try:
-        return answered_alone(exact, supports_beam_search(exact.model))
-    except Exception as error:
-        log.warning("the proof failed", extra={"error": error_location(error)})
-        said = f"model.generate raised {type(error).__name__}: {in_words(error)}"
-        raise Disproved(said) from error
-
-
-def proved_by(
-    way: str, spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend, alone: AnsweredAlone
-) -> tuple[RouterBackend, Proof]:
-    """Raises Disproved."""
-    try:
-        router = RouterBackend(
-            spec, checkpoint, poisoned=True, exact=exact, by_own_cache=way == OWN_CACHE
-        )
-    except (UnknownAttention, UnknownCache) as error:
-        raise Disproved(str(error)) from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        part = "attention" if way == FAST else "cache"
-        reason = f"its {part} is of a kind of its own ({type(error).__name__}: {in_words(error)})"
-        raise Disproved(reason) from error
-    runner = router.in_flight.runner
-    if isinstance(runner, OwnCacheRunner) and runner.has_own_form:
-        alone = alone.without_beams()  # `generate` leaves such states where rows change places
-    router.has_beams = alone.has_beams
-    proof = prove_padded_or_not(exact, router, alone)
-    kv_cache = runner.kv_cache
-    assert isinstance(kv_cache, JoinedKVCache | ContiguousKVCache | PagedKVCache)
-    kv_cache.poisoned = False
-    return router, proof
-
-
-def prove_padded_or_not(
-    exact: GenerateBackend, router: RouterBackend, alone: AnsweredAlone
-) -> Proof:
-    """Prove the backend with as much padding as changes no answer. Raises Disproved."""
-    runner = router.in_flight.runner
-    try:
-        return prove(exact, runner, router.has_beams, alone)
-    except Disproved as disproved:
-        if not isinstance(runner, OwnCacheRunner):
-            raise
-        if runner.pads_prompts:
-            runner.pads_prompts = False  # it may be that alone
-            return prove(exact, runner, router.has_beams, alone)
-        if not exact.is_encoder_decoder:
-            raise
-        # Answers grow from one token, so that many are of one length, and these need no padding.
-        runner.pads_rows = False
-        try:
-            return prove(exact, runner, router.has_beams, alone)
-        except Disproved:
-            raise disproved from None
-
-
-def limits_of_way(router: RouterBackend | None) -> dict[str, bool]:
-    """The fields of a verdict on padding and beams."""
-    runner = None if router is None else router.in_flight.runner
-    if router is None or not isinstance(runner, OwnCacheRunner):
-        return {"pads_prompts": False, "pads_rows": True, "has_beams": True}
-    return {
-        "pads_prompts": runner.pads_prompts,
-        "pads_rows": runner.pads_rows,
-        "has_beams": router.has_beams,
-    }
-
-
 def leaves_changes(exact: GenerateBackend) -> bool:
     """Whether a request was seen to change the model for the next."""
     return exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES)
@@ -439,33 +215,6 @@ def renew(exact: GenerateBackend) -> None:
     if exact.freshness is not None:
         with torch.inference_mode():
             exact.freshness.restore()
-
-
-def why_not_tried(checkpoint: Checkpoint) -> str | None:
-    """A reason that no few short requests would show; None if a proof is worth its time."""
-    config = checkpoint.config
-    if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
-        return rope
-    # Of the tokens of a step, all rows together. What counts by row shows in a proof.
-    if getattr(config, "moe_eval_capacity_token_fraction", 1.0) < 1.0:
-        return "its experts take a bounded number of tokens, for which rows compete"
-    if config.is_encoder_decoder and start_id_of(checkpoint) is None:
-        return "it does not say from which token its decoder starts"
-    return None
-
-
-def why_not_in_flight(checkpoint: Checkpoint) -> str | None:
-    """The reason why a checkpoint cannot run in flight unproved; None if it can."""
-    model = checkpoint.model
-    config = model.config
-    reason = why_not_proved(model)
-    if reason is not None:
-        return reason
-    if getattr(config, "_attn_implementation", None) != "sdpa":
-        return f"its attention is {config._attn_implementation}, not sdpa"
-    if config.is_encoder_decoder and start_id_of(checkpoint) is None:
-        return "it does not say from which token its decoder starts"
-    return None
 
 
 def start_id_of(checkpoint: Checkpoint) -> int | None:

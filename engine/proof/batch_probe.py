@@ -3,16 +3,15 @@
 A forward may pass over positions, so that padding shifts a text; rows may compete for the
 experts of a layer; a short text may change the model for the next. A model that no proof
 covers is tried when it is loaded, on what such a fault would show in: prompts of uneven
-lengths, one by one and padded together, in two orders, greedy and by beams.
+lengths, one by one and padded together, in two orders, greedy and by beams. They are among the
+trials of a proof, which takes the answers from here and does not ask again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,10 @@ from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
+from engine.proof.logit_distance import MAX_OFF, off
+from engine.proof.proof_conditions import as_proved
 from engine.proof.proved_families import is_listed, length_bound_rope
+from engine.proof.trials import BEAMS_AT, NUM_STEPS_IF_SLOW, plain_prompts, trial_lengths
 from engine.protocol.messages import Request
 from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
@@ -33,15 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROMPT_LENGTHS = (9, 3, 21, 40)
-NUM_STEPS = 4
+NUM_PROMPTS = 4  # of those of a proof
+NUM_STEPS = NUM_STEPS_IF_SLOW
 NUM_BEAMS = 3
-# How far logits may be from those alone, relative to how far they spread: sums in another
-# order are off by 1e-6 to 1e-5, rows that disturb each other by 1e-2 and more.
-MAX_OFF = 1e-4
-# Windows are made this short for the probe, so that its prompts reach beyond them.
-WINDOW = 8
-WINDOWS = ("sliding_window", "attention_chunk_size")
+OF_THE_REPORT = frozenset({"return_dict_in_generate", "output_logits", "output_scores"})
 LEAVES_CHANGES = "a request leaves the model changed"
 # A forward pass of one row; a model that takes longer is tried with fewer of them.
 SLOW_PASS_SECONDS = 0.2
@@ -52,6 +49,43 @@ class RowAnswer:
     token_ids: list[list[int]]  # of one row, or of each beam
     logits: Tensor | None  # (steps, vocab); None with beams
     scores: Tensor | None  # of each beam
+
+
+class ProbedAnswers:
+    """Answers of requests alone, kept until a proof has taken them."""
+
+    def __init__(self, neutral: dict[str, Any]) -> None:
+        """neutral: settings by name, with the value at which they do nothing"""
+        self.neutral = neutral
+        self.is_slow = False
+        self._answers: list[tuple[tuple[int, ...], dict[str, Any], RowAnswer]] = []
+
+    def keep(self, prompt: tuple[int, ...], config: Any, answer: RowAnswer) -> None:
+        self._answers.append((prompt, question(config, self.neutral), answer))
+
+    def answer(self, sequence: Sequence, config: Any) -> RowAnswer | None:
+        """The answer to this prompt under this very configuration; None if it was not asked."""
+        asked = question(config, self.neutral)
+        for prompt, known, answer in self._answers:
+            if prompt == sequence.prompt_ids and known == asked:
+                return answer
+        return None
+
+    def clear(self) -> None:
+        self._answers.clear()
+
+
+def question(config: Any, neutral: dict[str, Any]) -> dict[str, Any]:
+    """What a generation configuration says of the answer, without what it says of the report and
+    what does nothing.
+
+    neutral: settings by name, with the value at which they do nothing
+    """
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name not in OF_THE_REPORT and value is not None and value != neutral.get(name)
+    }
 
 
 class Disturbed(Exception):
@@ -74,7 +108,7 @@ def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
             return None
         return "that its requests can share a call is tried in unrounded float32 only"
     try:
-        with short_windows(model.config):
+        with as_proved(model):
             _try(BatchProbe(backend, Freshness(model)))
     except Disturbed as disturbed:
         return str(disturbed)
@@ -94,9 +128,10 @@ def is_tried(backend: GenerateBackend) -> bool:
 
 def _try(probe: BatchProbe) -> None:
     """Raises Disturbed."""
-    prompts = probe.prompts()
+    prompts = plain_prompts(probe.backend, trial_lengths(probe.backend)[:NUM_PROMPTS])
     alone = [probe.alone(each) for each in prompts[:2]]
-    is_slow = probe.pass_seconds > SLOW_PASS_SECONDS
+    is_slow = probe.backend.probed.is_slow = probe.pass_seconds > SLOW_PASS_SECONDS
+    beams = [prompts[0], prompts[BEAMS_AT]] if is_slow else prompts
     prompts = prompts[:3] if is_slow else prompts
     alone += [probe.alone(each) for each in prompts[2:]]
     every = list(range(len(prompts)))
@@ -107,9 +142,11 @@ def _try(probe: BatchProbe) -> None:
             compare(alone[at], answer)
     if not is_slow:
         compare(alone[0], probe.together(prompts[:1])[0])
-    beams = prompts[:2] if is_slow else prompts[:3]
-    alone = [probe.alone(each, NUM_BEAMS) for each in beams]
-    for expected, answer in zip(alone, probe.together(beams, NUM_BEAMS), strict=True):
+    tried = beams[-1:] if is_slow else beams
+    alone = [probe.alone(each, NUM_BEAMS) for each in tried]
+    for expected, answer in zip(
+        alone, probe.together(beams, NUM_BEAMS)[-len(tried) :], strict=True
+    ):
         compare(expected, answer)
 
 
@@ -120,53 +157,37 @@ class BatchProbe:
         self.fresh = fresh
         self.pass_seconds = 0.0  # of the last prompt alone
 
-    def prompts(self) -> list[tuple[int, ...]]:
-        """Spread over the vocabulary, without its special tokens."""
-        checkpoint = self.backend.checkpoint
-        limits = checkpoint.limits
-        bounds = [limits.max_prompt_tokens, limits.max_answer_context_tokens]
-        longest = min((each - NUM_STEPS for each in bounds if each), default=max(PROMPT_LENGTHS))
-        special = {*checkpoint.tokenizer.all_special_ids, checkpoint.pad_token_id}
-        num_ids = min(checkpoint.num_ids, len(checkpoint.tokenizer))
-        plain = [each for each in range(num_ids) if each not in special] or [0]
-        drawn = torch.Generator().manual_seed(0)
-        return [
-            tuple(
-                plain[at]
-                for at in torch.randint(
-                    len(plain), (max(min(num_tokens, longest), 1),), generator=drawn
-                ).tolist()
-            )
-            for num_tokens in PROMPT_LENGTHS
-        ]
-
     def alone(self, prompt: tuple[int, ...], num_beams: int = 1) -> RowAnswer:
         """Answer a prompt as a model does that was loaded afresh."""
         begun = compute_seconds()
-        (answer,) = self.together([prompt], num_beams)
+        (answer,) = self.together([prompt], num_beams, is_alone=True)
         self.pass_seconds = (compute_seconds() - begun) / NUM_STEPS
         if changes := self.fresh.changes():
             raise Disturbed(f"{LEAVES_CHANGES} ({changes[0]})")
         return answer
 
-    def together(self, prompts: list[tuple[int, ...]], num_beams: int = 1) -> list[RowAnswer]:
+    def together(
+        self, prompts: list[tuple[int, ...]], num_beams: int = 1, is_alone: bool = False
+    ) -> list[RowAnswer]:
+        """is_alone: let a proof have the answer"""
         settings = ResolvedParams(
             max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=num_beams,
             num_return_sequences=num_beams,
         )  # fmt: skip
         sequences = tuple(sequence(prompt, settings) for prompt in prompts)
         input_ids, attention_mask = self.backend.padded(sequences)
+        config = self.config(sequences, num_beams)
         with torch.inference_mode(), self.backend.seeded(0):
             output = self.model.generate(
                 input_ids,
                 attention_mask=attention_mask,
-                generation_config=self.config(sequences, num_beams),
+                generation_config=config,
             )
         num_before = 1 if self.backend.is_encoder_decoder else input_ids.shape[1]
         rows = output.sequences[:, num_before:].tolist()
         logits = None if num_beams > 1 else torch.stack(output.logits, 1).float().cpu()
         scores = output.sequences_scores.float().cpu() if num_beams > 1 else None
-        return [
+        answers = [
             RowAnswer(
                 rows[at * num_beams : (at + 1) * num_beams],
                 None if logits is None else logits[at],
@@ -174,6 +195,9 @@ class BatchProbe:
             )
             for at in range(len(prompts))
         ]
+        if is_alone:
+            self.backend.probed.keep(prompts[0], config, answers[0])
+        return answers
 
     def config(self, sequences: tuple[Sequence, ...], num_beams: int) -> Any:
         """The backend's own, without what it does not let share a call or be padded."""
@@ -215,31 +239,3 @@ def compare(expected: RowAnswer, found: RowAnswer) -> None:
         return
     if not torch.allclose(expected.scores, found.scores, rtol=1e-3, atol=1e-3):
         raise Disturbed("its beams have other scores in company")
-
-
-def off(expected: Tensor, found: Tensor) -> float:
-    """The largest distance of a step relative to the spread of its logits; infinite if they
-    are of another kind."""
-    finite = torch.isfinite(expected)
-    if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
-        return float("inf")
-    distances = []
-    for each, other, kept in zip(expected, found, finite, strict=True):
-        before, after = each[kept], other[kept]
-        spread = (before - before.mean()).norm().clamp_min(1e-6)
-        distances.append(float((after - before).norm() / spread))
-    return max(distances)
-
-
-@contextlib.contextmanager
-def short_windows(config: Any) -> Iterator[None]:
-    """Windows of attention as short as the probe's prompts; masks and caches follow the
-    configuration."""
-    text_config = config.get_text_config(decoder=True)
-    windows = {name: vars(text_config).get(name) for name in WINDOWS}
-    found = {name: size for name, size in windows.items() if isinstance(size, int)}
-    vars(text_config).update({name: min(size, WINDOW) for name, size in found.items()})
-    try:
-        yield
-    finally:
-        vars(text_config).update(found)

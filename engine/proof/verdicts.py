@@ -23,6 +23,7 @@ from engine.protocol.engine_spec import EngineSpec
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of what a verdict says; 2: which way in flight
+FIELDS = frozenset({"way", "how", "why_not", "why_alone", "pads_prompts", "pads_rows", "has_beams"})
 ENVIRONMENT_VARIABLE = "TIDEMILL_CACHE"  # a folder; empty: keep nothing
 
 
@@ -34,7 +35,9 @@ def read(key: str | None) -> dict[str, Any] | None:
         verdict = json.loads((folder / f"{key}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return verdict if isinstance(verdict, dict) else None
+    # A file that is not whole, or anybody's, is as good as none.
+    is_whole = isinstance(verdict, dict) and verdict.keys() >= FIELDS
+    return verdict if is_whole else None
 
 
 def write(key: str | None, verdict: dict[str, Any]) -> None:
@@ -42,12 +45,17 @@ def write(key: str | None, verdict: dict[str, Any]) -> None:
     folder = cache_folder()
     if key is None or folder is None:
         return
-    with contextlib.suppress(OSError):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         # Another worker may write the same at the same time.
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
             json.dump(verdict, file)
         os.replace(file.name, folder / f"{key}.json")
+    except OSError as error:
+        log.warning(
+            "verdict not kept, so that the next start proves again",
+            extra={"folder": str(folder), "reason": error.strerror},
+        )
 
 
 def cache_folder() -> Path | None:

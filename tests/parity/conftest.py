@@ -13,7 +13,7 @@ import torch
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
-from engine.proof import self_proof
+from engine.proof import answered_alone
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
@@ -88,7 +88,7 @@ def _record_early() -> Iterator[None]:
 def _prove_in_full() -> Iterator[None]:
     """With every request of a proof, however busy the machine is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_proof, "MAX_SECONDS", 600.0)
+        patch.setattr(answered_alone, "MAX_SECONDS", 600.0)
         yield
 
 

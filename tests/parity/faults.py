@@ -9,7 +9,7 @@ import torch
 from engine.backends.router import RouterBackend
 from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
 from engine.kv_cache.joined_layers import SpareLayer
-from engine.proof import self_proof
+from engine.proof import company
 from tests import checkpoints
 
 
@@ -48,6 +48,20 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
         )
     elif fault == "reorder":  # beams keep the keys of others
         monkeypatch.setattr(JoinedSequenceCache, "reorder", lambda cache, rows: None)
+    elif fault == "shuffled":  # beams take the keys of the wrong parents
+        reorder = JoinedSequenceCache.reorder
+        monkeypatch.setattr(
+            JoinedSequenceCache, "reorder", lambda cache, rows: reorder(cache, rows.flip(0))
+        )
+    elif fault == "left":  # once a row has left, the others' padding is seen
+        whole, forget, left = JoinedRows.mask, JoinedKVCache.forget, []
+        monkeypatch.setattr(
+            JoinedKVCache, "forget", lambda *given: left.append(True) or forget(*given)
+        )
+        monkeypatch.setattr(
+            JoinedRows, "mask",
+            lambda rows: torch.ones_like(whole(rows)) if left else whole(rows),
+        )  # fmt: skip
     elif fault == "encoder":  # all of the longest prompt is seen
         joined_of = JoinedKVCache._joined
 
@@ -88,4 +102,4 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
             sequence.settings = settings
             return whole_choice.__func__(backend, sequence)
 
-        monkeypatch.setattr(self_proof.RecordingBackend, "_choice_of", choice_of)
+        monkeypatch.setattr(company.RecordingBackend, "_choice_of", choice_of)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.backends import router
-from engine.backends.router import RouterBackend, load
+from engine.backends import proved_router
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken
 from engine.proof import verdicts
@@ -62,7 +63,7 @@ def test_a_second_start_keeps_to_what_was_proved(folder_of, tmp_path, monkeypatc
     for kind, pads_rows in (("prophetnet", False), ("bigbird_pegasus", True), ("led", True)):
         first = load(spec_of(folder_of(kind)))
         with monkeypatch.context() as patch:
-            patch.setattr(router, "prove", lambda *_: pytest.fail("it was proved again"))
+            patch.setattr(proved_router, "prove", lambda *_: pytest.fail("it was proved again"))
             again = load(spec_of(folder_of(kind)))
         for each in (first, again):
             assert each.pads_rows is pads_rows

@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.proof import verdicts
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner

@@ -11,21 +11,24 @@ from engine.attention.forward_context import DecoderContext
 from engine.attention.hf_plugin import uninstall
 from engine.attention.paged_backend import PagedAttentionBackend
 from engine.backends.generate import GenerateBackend
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.kv_cache import joined
 from engine.kv_cache.joined import JoinedRows
 from engine.kv_cache.joined_layers import LayerContent, SpareLayer, StateLayer
 from engine.kv_cache.paged import PagedKVCache
-from engine.proof import self_proof
-from engine.proof.self_proof import Disproved, prove
+from engine.proof import answered_alone
+from engine.proof.disproved import Disproved
+from engine.proof.self_proof import prove
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from tests.parity.faults import break_it, roll_rows
 from tests.parity.joining import spec_of
 
 FAULTS = ["mask", "padding", "length", "rows", "reorder", "encoder", "window", "processors"]
+FAULTS += ["shuffled", "left"]
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "bloom", "t5gemma", "blenderbot"])
@@ -37,7 +40,7 @@ def test_a_fault_in_flight_is_caught(kind, fault, folder_of, monkeypatch):
 @pytest.mark.parametrize("kind", ["gemma2", "t5gemma"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_a_slow_model_is_caught_with_fewer_passes(kind, fault, folder_of, monkeypatch):
-    monkeypatch.setattr(self_proof, "SLOW_PASS_SECONDS", 0.0)
+    monkeypatch.setattr(answered_alone, "SLOW_PASS_SECONDS", 0.0)
     assert_caught(kind, fault, folder_of(kind), monkeypatch)
 
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.backends.generate import GenerateBackend
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.errors import InvariantBroken, Unloadable
 from engine.kv_cache.contiguous import BUCKET_TOKENS
 from engine.protocol.engine_spec import EngineSpec

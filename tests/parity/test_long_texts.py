@@ -15,7 +15,7 @@ from threading import Condition
 import pytest
 import transformers
 
-from engine.backends.router import load
+from engine.backends.loader import load
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Params, Request
 from tests.engines import Bench

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.backends.router import load
+from engine.backends.loader import load
 from engine.core.scheduler import StepLimits
 from engine.errors import RequestError
 from engine.protocol.engine_spec import EngineSpec

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.kv_cache import joined_layers
 from engine.kv_cache.joined_layers import LayerContent

@@ -7,7 +7,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.backends.router import load
+from engine.backends.loader import load
 from engine.errors import PromptTooLong, RequestError
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ChatTurn, Request

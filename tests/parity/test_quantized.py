@@ -14,7 +14,8 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights.digests import weight_digests
 from engine.errors import Unloadable

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from engine.backends.generate import GenerateBackend
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.protocol.messages import Params, Request
 from engine.runners.own_cache import OwnCacheRunner
 from tests import checkpoints

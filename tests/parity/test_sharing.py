@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.backends.generate import GenerateBackend
-from engine.backends.router import load
+from engine.backends.loader import load
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.errors import Unloadable

@@ -13,7 +13,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.protocol.messages import Request

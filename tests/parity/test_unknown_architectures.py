@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.backends.generate import GenerateBackend
-from engine.backends.router import RouterBackend, load
+from engine.backends.loader import load
+from engine.backends.router import RouterBackend
 from engine.errors import Unloadable
 from tests import checkpoints
 from tests.engines import Bench

@@ -13,7 +13,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from engine.backends.generate import GenerateBackend
-from engine.backends.router import load
+from engine.backends.loader import load
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import TokenOutOfRange, Unloadable
 from engine.protocol.engine_spec import EngineSpec

@@ -1,0 +1,5 @@
+"""Disproved: what a proof raises."""
+
+
+class Disproved(Exception):
+    """An answer in flight differs from that of `generate`; the message says how."""
