@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from importlib import import_module, reload
 from typing import Any
 
+# Not the program itself, for runpy warns of one that has been imported.
 MODULES = (
-    "cli.stack.celery_main",
+    "cli.stack",
     "celery.app.control",
     "celery.app.utils",
     "celery.backends.base",
