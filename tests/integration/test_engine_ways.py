@@ -6,7 +6,11 @@ import pytest
 
 from db.queries import worker_registry
 from db.session import Database
+from tasks import generate
+from tests import checkpoints
 from tests.commands import CommandLine
+from tests.parity.made_up import made_up
+from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite
 
 REASON = "one by one: a request leaves the model changed (Encoder.attention_type)"
 CARD = {"model_type": "bigbird", "num_parameters": 10, "dtype": "float32", "device": "cpu"}
@@ -54,3 +58,33 @@ def test_status_shows_why_and_how_many_requests_went_which_way(beside_a_worker) 
     (worker,) = json.loads(beside_a_worker("status", "--json").out)["workers"]
     assert [each["requests"]["by_generate"] for each in worker["engines"]] == [1200, 34]
     assert {each["reason"] for each in worker["engines"]} == {REASON}
+
+
+@on_sqlite
+def test_a_worker_proves_a_model_at_its_start_and_says_why_another_failed(
+    producer: Cluster,
+) -> None:
+    gpt2 = producer.folder / "gpt2"
+    checkpoints.build("gpt2", gpt2)
+    flaw = "position_ids = position_ids + (input_ids.shape[0] > 1)"
+    made_up(producer.folder / "whole", gpt2, "pass")
+    made_up(producer.folder / "flawed", gpt2, flaw)
+    options = {
+        "tasks": ["generate"], "device": "cpu", "threads": 1, "trust_remote_code": True
+    }  # fmt: skip
+    producer.configure_models(
+        {name: {"checkpoint": name, **options} for name in ("whole", "flawed")}
+    )
+    with producer.worker() as worker:
+        jobs = {
+            name: generate.submit(text="the mill", model=name, max_new_tokens=4)
+            for name in ("whole", "flawed")
+        }
+        for job in jobs.values():
+            assert job.wait(timeout_seconds=PATIENCE_SECONDS).state == "succeeded"
+        shown = " ".join(producer.tidemill("models").out.split())
+    assert "proved at load: " in shown
+    assert "and was not proved at load: " in shown
+    assert "one by one: its logits are others in company" in shown
+    assert "not in flight" in worker.log
+    assert "logits" in worker.log.partition("not in flight")[2]
