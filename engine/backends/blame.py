@@ -10,7 +10,7 @@ import torch
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.device_errors import is_beyond_repair, is_out_of_memory, release_memory
-from engine.errors import EngineBroken, GenerationFailed, OutOfMemory
+from engine.errors import EngineBroken, GenerationFailed, OutOfMemory, RequestError
 from engine.logging import error_location
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Blame:
         if is_out_of_memory(error):
             failure = OutOfMemory(sequence.num_rows, len(sequence.prompt_ids))
             return Completion.failed(sequence, failure)
+        if isinstance(error, RequestError):
+            return Completion.failed(sequence, error)
         log.error("request failed", extra={"error": error_location(error)})
         return Completion.failed(sequence, GenerationFailed(error, activity))
 

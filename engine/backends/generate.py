@@ -23,6 +23,7 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
+from engine.errors import UnsupportedParameter
 from engine.kv_cache.planning.free_memory import free_bytes
 from engine.proof.batch_probe import ProbedAnswers, is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
@@ -203,13 +204,14 @@ class GenerateBackend(RunToCompletionBackend):
         with torch.inference_mode(), self.seeded(settings.seed):
             if self.freshness is not None:
                 self.freshness.restore()
-            rows = self.model.generate(
-                input_ids,
-                attention_mask=attention_mask,
-                generation_config=config,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([stops]),
-            )
+            with refusing_beams_by_name(settings):
+                rows = self.model.generate(
+                    input_ids,
+                    attention_mask=attention_mask,
+                    generation_config=config,
+                    logits_processor=processors,
+                    stopping_criteria=StoppingCriteriaList([stops]),
+                )
         rows = rows[:, num_before:].tolist()
         completions: list[Completion | None] = []
         at = 0
@@ -274,6 +276,18 @@ class GenerateBackend(RunToCompletionBackend):
             if seed is not None:
                 torch.manual_seed(seed)
             yield
+
+
+@contextlib.contextmanager
+def refusing_beams_by_name(settings: ResolvedParams) -> Iterator[None]:
+    """Raise UnsupportedParameter where `generate` says that a model's cache allows no beams."""
+    try:
+        yield
+    except ValueError as error:
+        if settings.num_beams > 1 and "cannot use beam search" in str(error):
+            reason = "this model keeps states that beams cannot exchange; leave it out"
+            raise UnsupportedParameter("num_beams", reason) from error
+        raise
 
 
 def length_class(num_tokens: int) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from engine.protocol.messages import Params, Request
 from tests import checkpoints
 from tests.engines import Bench
 from tests.parity.alone import Alone
+from tests.parity.joining import requests, spec_of
 
 GREEDY = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
 
@@ -140,3 +141,20 @@ def test_a_listed_family_is_not_tried(folder_of, monkeypatch):
     monkeypatch.setattr(batch_probe, "_try", lambda _: pytest.fail("it was tried"))
     spec = EngineSpec(alias="a", checkpoint=str(folder_of("gpt2")), device="cpu", engine="exact")
     assert load(spec).card.engine_reason is None
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "xlstm"])
+def test_beams_of_states_that_cannot_change_places_are_refused_by_name(kind, folder_of):
+    spec = spec_of(folder_of(kind))
+    bench = Bench(load(spec), spec)
+    asked = requests()[:4]
+    outputs = bench.answers(asked)
+    failures = {each.id: outputs[each.id].failure for each in asked}
+    with_beams = [each.id for each in asked if each.params.num_beams]
+    assert with_beams
+    for id_, failure in failures.items():
+        if id_ in with_beams:
+            assert failure.code == "unsupported_parameter"
+            assert failure.message.startswith("num_beams: ")
+        else:
+            assert failure is None
