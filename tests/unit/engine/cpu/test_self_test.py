@@ -87,3 +87,17 @@ def test_the_self_test_draws_no_number_of_the_process() -> None:
 
 def test_a_kernel_that_cannot_be_imported_is_none() -> None:
     assert kernel_module("kernels.of_another_world") is None
+
+
+def test_a_sum_that_cancels_out_is_held_to_the_largest_number() -> None:
+    exact = torch.tensor([200.0, 0.01])
+    assert agrees("a part", lambda: [exact + 0.002], lambda: [exact])
+    assert not agrees("a part", lambda: [exact + 0.03], lambda: [exact])
+    assert not agrees("a part", lambda: [torch.tensor([0.0, 0.02])], lambda: [exact / 200])
+
+
+def test_what_is_infinite_excuses_nothing() -> None:
+    exact = torch.tensor([float("-inf"), 1.0])
+    assert agrees("a part", lambda: [exact], lambda: [exact])
+    assert not agrees("a part", lambda: [exact + torch.tensor([0.0, 0.1])], lambda: [exact])
+    assert not agrees("a part", lambda: [exact.nan_to_num(nan=0.0, neginf=0.0)], lambda: [exact])
