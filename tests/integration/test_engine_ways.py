@@ -82,9 +82,12 @@ def test_a_worker_proves_a_model_at_its_start_and_says_why_another_failed(
         }
         for job in jobs.values():
             assert job.wait(timeout_seconds=PATIENCE_SECONDS).state == "succeeded"
-        shown = " ".join(producer.tidemill("models").out.split())
-    assert "proved at load: " in shown
-    assert "and was not proved at load: " in shown
-    assert "one by one: its logits are others in company" in shown
+        (said,) = producer.tidemill("status", "--json").json["workers"]
+        shown = producer.tidemill("models").out
+    reasons = {each["model"]: each["reason"] for each in said["engines"]}
+    assert reasons["whole"].startswith("proved at load: ")
+    assert reasons["flawed"].startswith("one by one: its logits are others in company")
+    assert "and was not proved at load: " in reasons["flawed"]
+    assert "proved at load:" in shown
     assert "not in flight" in worker.log
     assert "logits" in worker.log.partition("not in flight")[2]
