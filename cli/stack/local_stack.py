@@ -32,6 +32,7 @@ LOCK_FILE = "up.lock"
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 60.0  # the worker's own limit is shorter
 QUIT_SECONDS = 10.0
+OF_EVERY_LINE = ("time", "level", "logger", "event")  # of a log in JSON
 
 
 class LocalStack:
@@ -145,7 +146,7 @@ class LocalStack:
         if self._worker is not None and self._worker.status is not None:
             raise PartFailed(
                 f"the worker ended (status {self._worker.status}): "
-                f"{_reason(self._worker.last_lines())}"
+                f"{reason_of(self._worker.last_lines())}"
             )
         if self._valkey is not None and self._valkey.status is not None:
             raise PartFailed(
@@ -217,7 +218,21 @@ def make_private(folder: Path) -> None:
         each.mkdir(mode=0o700, exist_ok=True)
 
 
-def _reason(last_lines: str) -> str:
+def reason_of(last_lines: str) -> str:
     """Why a worker ended: what it called critical, or else all that it said in the end."""
-    critical = [line.partition(" CRITICAL ")[2] for line in last_lines.splitlines()]
-    return "\n".join(filter(None, critical)) or f"\n{last_lines}"
+    critical = "\n".join(filter(None, map(critical_event, last_lines.splitlines())))
+    return critical or f"\n{last_lines}"
+
+
+def critical_event(line: str) -> str:
+    """The event that a line of a worker's log calls critical, in either format; empty if none."""
+    if not line.startswith("{"):
+        return line.partition(" CRITICAL ")[2]
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return ""
+    if event.get("level") != "CRITICAL":
+        return ""
+    fields = [f"{name}={value}" for name, value in event.items() if name not in OF_EVERY_LINE]
+    return " ".join([str(event.get("event")), *fields])
