@@ -54,7 +54,7 @@ class RecordingBackend(InflightBackend):
 
 
 def run_in_company(
-    exact: GenerateBackend, runner: Runner, alone: AnsweredAlone, has_beams: bool
+    exact: GenerateBackend, runner: Runner, alone: AnsweredAlone
 ) -> dict[int, tuple[list[list[int]], list[Tensor]]]:
     """The tokens and logits of each request, as they join one or three at a time, and one that
     never ends is dropped on the way. Twice, the second time in another order."""
@@ -64,7 +64,7 @@ def run_in_company(
     for order in (trials,) if alone.is_slow else (trials, trials[::-1]):
         waiting = [each.sequence for each in order]
         drawn = None
-        if has_beams and order is trials:
+        if alone.has_beams and order is trials:
             beams = ResolvedParams(
                 max_new_tokens=num_drawn_steps, num_beams=3, num_return_sequences=3
             )

@@ -49,13 +49,14 @@ def prove(
 ) -> Proof:
     """Raises Disproved. The model is left as it was, and the runner's cache empty.
 
+    has_beams: whether beams are asked for
     alone: what `answered_alone` returned; None: it is asked for
     """
     try:
         alone = answered_alone(exact, has_beams) if alone is None else alone
         with as_proved(exact.model), renewing_to(runner, exact.model):
             runner.refresh()  # to the short windows
-            return compared(exact, alone, run_in_company(exact, runner, alone, has_beams))
+            return compared(exact, alone, run_in_company(exact, runner, alone))
     except Disproved:
         raise
     except Exception as error:

@@ -66,5 +66,6 @@ def test_only_yes_erases_and_the_answer_of_a_program_is_json_alone(
 
     assert ended == status, shown
     assert "would be erased" in shown
+    assert "Traceback" not in shown
     assert ("Please answer y or n" in shown) == ("what" in keys)
     assert out == "" if status else out.startswith("{")
