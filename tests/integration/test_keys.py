@@ -2,14 +2,17 @@
 
 import json
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from db import audit, find_job, find_results
 from db.encryption.key_ring import KeyRing, new_key
+from db.models import AttemptRow
 from db.session import Database
 from db.states import JobState
 from tests.commands import CommandLine
 from tests.jobs import insert_jobs, job_row
+from tests.scrapes import Scrape
+from tests.servers import free_port
 from tests.workers import Cluster, until
 
 CANARY = "canary-4711"
@@ -120,8 +123,15 @@ def test_a_worker_seals_what_it_writes_and_one_bad_text_fails_alone(cluster: Clu
             },
         )
 
+    port = free_port()
+    cluster.configure(worker={"metrics_port": port})
     with cluster.worker(TIDEMILL_KEYS=line) as worker:
         cluster.wait_until_finished(6)
+        ended = Scrape.of(port).by("tidemill_jobs_ended_total", "state", "error_code")
+    assert ended == {("succeeded", ""): 5, ("failed", "text_unopenable"): 1}
+    with sealed.read() as session:
+        attempts = session.execute(select(AttemptRow.job_id, AttemptRow.error_code)).all()
+    assert attempts == [(moved, "text_unopenable")]
     assert cluster.states() == {"succeeded": 5, "failed": 1}
     found = find_job(moved, database=sealed)
     assert found is not None
