@@ -147,9 +147,15 @@ def _look_at_database(database: "Database") -> list[Finding]:
 
 def _look_at_keys(database: "Database") -> list[Finding]:
     """Report how texts are encrypted, and whether others on this machine can read the keys."""
+    from db.encryption.key_check import require_keys
+    from db.encryption.key_ring import KeysUnusable
     from db.encryption.settings import keys_file
 
     keys = database.keys
+    try:
+        require_keys(database)
+    except KeysUnusable as error:
+        return [Finding("keys", False, str(error))]
     if keys is None:
         return []
     others = f" (and {plural(len(keys.keys) - 1, 'older key')} that open)" * (len(keys.keys) > 1)
