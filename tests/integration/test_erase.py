@@ -1,6 +1,7 @@
 """`tidemill export`, `erase` and `backup`: what is kept of somebody, and that it is gone."""
 
 import json
+import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +23,7 @@ from db.states import JobState
 from db.upkeep import erasure
 from db.upkeep.erasure import Person
 from tests.commands import CommandLine
-from tests.jobs import claim, insert_job, job, payload, states
+from tests.jobs import claim, insert_job, insert_jobs, job, job_row, payload, states
 from tests.workers import Cluster
 from worker.committer import Committer
 from worker.settings import Settings
@@ -390,6 +391,27 @@ def test_a_backup_is_whole_while_jobs_are_written(stored: CommandLine) -> None:
     again = stored("backup", "copy.db")
     assert (again.status, "is there already" in again.err) == (1, True)
     assert "there is no folder" in stored("backup", "none/copy.db").err
+    database.close()
+
+
+def test_a_backup_that_the_disk_has_no_room_for_leaves_nothing(tidemill: CommandLine) -> None:
+    """The file system refuses it, as a full one does; what lies beside the copy holds texts too."""
+    tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
+    assert tidemill("migrate").status == 0
+    database = database_of(tidemill)
+    insert_jobs(database, [job_row()], text=CANARY * 200_000)
+    assert erasure.scrub(database)  # all of it in the file, and nothing in the log
+    (tidemill.folder / "copy.db.part-journal").write_text("of one that was killed")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        ended = tidemill("backup", "copy.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert (ended.status, "the copy could not be made: " in ended.err) == (1, True), ended.err
+    assert [each.name for each in tidemill.folder.glob("copy*")] == []
+    assert tidemill("backup", "copy.db").status == 0
     database.close()
 
 

@@ -53,6 +53,9 @@ def doctor(json: options.Json = False) -> None:
 
 def examine() -> list[Finding]:
     """Look at everything, whatever is found on the way."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cli.failure import sentence_of
     from db.errors import DatabaseError
     from tasks.configuration import settings
     from tasks.errors import SettingsError
@@ -71,8 +74,8 @@ def examine() -> list[Finding]:
         database = settings.database()
         findings += _look_at_database(database)
         findings += _look_at_keys(database)
-    except (SettingsError, DatabaseError) as error:
-        findings.append(Finding("database", False, str(error)))
+    except (SettingsError, DatabaseError, SQLAlchemyError) as error:
+        findings.append(Finding("database", False, sentence_of(error)))
     findings += _look_at_disks(database)
     if catalog is not None:
         findings += [_look_at_checkpoint(catalog, model) for model in catalog.models.values()]
