@@ -22,8 +22,8 @@ class Alone:
         auto = transformers.AutoModelForCausalLM
         if self.is_encoder_decoder:
             auto = transformers.AutoModelForSeq2SeqLM
-        elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            auto = transformers.AutoModelForImageTextToText  # the whole of it, to read text alone
+        elif type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING:
+            auto = transformers.AutoModelForMultimodalLM  # the whole of it, to read text alone
         self.model = auto.from_pretrained(folder).eval().to(device)
 
     def generate(
