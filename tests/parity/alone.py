@@ -23,9 +23,8 @@ class Alone:
         self.auto = transformers.AutoModelForCausalLM
         if self.is_encoder_decoder:
             self.auto = transformers.AutoModelForSeq2SeqLM
-        elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            # the whole of it, to read text alone
-            self.auto = transformers.AutoModelForImageTextToText
+        elif type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING:
+            self.auto = transformers.AutoModelForMultimodalLM  # the whole of it, to read text alone
         self.folder, self.device = folder, device
 
     @cached_property
