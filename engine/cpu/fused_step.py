@@ -34,7 +34,7 @@ from engine.cpu.kernels import (
 from engine.cpu.kernels import routing as routing_kernels
 from engine.cpu.self_test import agrees
 from engine.cpu.thread_pool import FLOAT_BYTES
-from engine.kv_cache.contiguous import rounded_up
+from engine.kv_cache.layer_group import rounded_up
 
 # Other kinds of rotary embedding depend on the longest text of a step.
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
