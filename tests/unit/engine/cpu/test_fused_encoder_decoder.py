@@ -49,10 +49,11 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def t5gemma(**own_of_encoder: Any) -> Any:
+def t5gemma(own_of_decoder: dict[str, Any] | None = None, **own_of_encoder: Any) -> Any:
     torch.manual_seed(7)
     config = hf.T5GemmaConfig(
-        encoder={**COMMON, **ENCODER, **own_of_encoder}, decoder={**COMMON, **DECODER},
+        encoder={**COMMON, **ENCODER, **own_of_encoder},
+        decoder={**COMMON, **DECODER, **(own_of_decoder or {})},
         vocab_size=VOCAB, tie_word_embeddings=False,
     )  # fmt: skip
     model = hf.T5GemmaForConditionalGeneration(config).eval()
@@ -123,6 +124,18 @@ def test_passes_and_steps_give_the_logits_of_the_models_own_code(
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert found.isfinite().all()
+
+
+def test_heads_that_are_no_whole_registers_are_decoded_fused_and_encoded_by_the_model() -> None:
+    own = {"head_dim": 12, "query_pre_attn_scalar": 12}
+    runner = runner_of(t5gemma(own, **own))
+    assert isinstance(runner.executor, FusedEncoderDecoder)
+    assert runner.executor.fused_encoder is None
+    assert runner.executor.fused_step is not None
+    together = [sequence(5), sequence(70, num_rows=2)]
+    found = logits_of(runner, together, num_steps=30)
+    expected = logits_of(plain_runner_of(t5gemma(own, **own)), together, num_steps=30)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
