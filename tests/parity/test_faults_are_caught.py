@@ -24,8 +24,10 @@ from engine.kv_cache.paged import PagedKVCache
 from engine.proof import answered_alone, self_proof
 from engine.proof.disproved import Disproved
 from engine.proof.self_proof import prove
+from engine.runners import captured_step, step_executor
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
+from engine.runners.step_executor import row_lengths
 from tests.parity.faults import break_it, roll_rows
 from tests.parity.joining import spec_of
 
@@ -115,11 +117,8 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, 
     runner = engine.in_flight.runner
     assert isinstance(runner, CausalRunner | Seq2SeqRunner)
     if fault == "position":
-        decode = runner._decode_forward
-        monkeypatch.setattr(
-            type(runner), "_decode_forward",
-            lambda runner, tokens, positions: decode(tokens, positions + (len(tokens) > 1)),
-        )  # fmt: skip
+        for executors in (step_executor, captured_step):
+            monkeypatch.setattr(executors, "row_lengths", lengths_one_off_in_company)
     elif fault == "prompts":  # the first prompt of a row is seen by the next
         name = "_prefill_forward" if isinstance(runner, CausalRunner) else "_encode"
         whole = getattr(runner, name)
@@ -142,6 +141,11 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, 
             prove(engine.exact, runner, engine.has_beams)
     else:
         prove(engine.exact, runner, engine.has_beams)
+
+
+def lengths_one_off_in_company(caches):
+    lengths = row_lengths(caches)
+    return [each + (len(lengths) > 1) for each in lengths]
 
 
 def joined_spans(spans):
