@@ -26,6 +26,8 @@ os.environ["TIDEMILL_CACHE"] = ""
 # torch's threads look for work in a loop before they sleep. Beside other processes of tests they
 # take the cores from one another by it: three quarters of the CPU of a test with a model.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Processes buffer what they write, as they do unless somebody says otherwise.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 # The same examples every time: what passes here passes there. And no clock: how long an
 # example takes is not what any of these tests is about.
