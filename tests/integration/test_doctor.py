@@ -76,7 +76,7 @@ def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandL
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))  # inherited
     try:
-        doctor = tidemill.run("doctor", "--json")
+        doctor = tidemill.run("doctor", "--json", is_forked=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
