@@ -6,7 +6,7 @@ times a scale in half precision is exact there, and nothing is rounded again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,14 @@ def settings_of(config: Any) -> dict[str, Any] | None:
         if settings is not None:
             return dict(settings if isinstance(settings, dict) else settings.to_dict())
     return None
+
+
+def looks_packed(names: Iterable[str]) -> bool:
+    """Whether tensors of which a model knows nothing belong to packed weights."""
+    companions = tuple(each for _, endings in UNPACKED.values() for each in endings)
+    return any(
+        name.endswith((".qweight", ".weight_packed", "_blocks", *companions)) for name in names
+    )
 
 
 def method_of(settings: Mapping[str, Any]) -> str:

@@ -138,7 +138,7 @@ class ThoughtSplitter:
             return self._split(answer_ids, answer, CHANNELS)
         for opening, closing in self.own if is_rendered else ():
             # Some leave the opening mark to the reader's imagination.
-            is_over = prompt.endswith(closing)
+            is_over = prompt.endswith(closing) and not answer.lstrip().startswith(closing)
             if closing in answer and opening not in answer and not is_over:
                 return self._split(answer_ids, answer, (opening, closing))
         return None

@@ -239,6 +239,19 @@ def test_packed_numbers_without_their_scale_are_named(format_, ending, folder_of
         Checkpoint.load(spec_of(folder))
 
 
+@pytest.mark.parametrize("format_", ["gptq", "bnb_int8", "ct_fp8", "fp8", "nf4"])
+def test_packed_weights_of_which_the_configuration_says_nothing_are_named(
+    format_, folder_of, tmp_path
+):
+    folder, _ = packed("llama", format_, folder_of, tmp_path)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["quantization_config"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(Unloadable, match=r"are packed, .* no quantization_config"):
+        Checkpoint.load(spec_of(folder))
+
+
 def test_an_order_of_numbers_for_one_gpu_is_refused(folder_of, tmp_path):
     folder, _ = packed("llama", "bnb_int8", folder_of, tmp_path)
     weights = load_file(folder / "model.safetensors")

@@ -31,7 +31,15 @@ from engine.checkpoint.weights.check import named, not_finite, why_not_whole
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.quantized.files import TensorFiles
-from engine.quantized.formats import PACKAGES, Format, Unreadable, format_of, method_of, settings_of
+from engine.quantized.formats import (
+    PACKAGES,
+    Format,
+    Unreadable,
+    format_of,
+    looks_packed,
+    method_of,
+    settings_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +191,12 @@ class ModelWeights:
         if reason is None and (spoiled := not_finite(model)):
             reason = (
                 f"{len(spoiled)} of the model's weights hold NaN or infinity ({named(spoiled)})"
+            )
+        if reason is not None and looks_packed(info["unexpected_keys"]):
+            raise Unloadable(
+                f"the weights of {self.name} are packed, and its config.json does not say how: "
+                "it has no quantization_config of that format; add the one that it was packed "
+                "with, or use a checkpoint that is not packed"
             )
         if reason is not None:
             raise Unloadable(

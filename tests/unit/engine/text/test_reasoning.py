@@ -228,7 +228,8 @@ def test_a_thought_that_the_prompt_opens_in_a_channel_is_one() -> None:
 def test_a_mark_in_an_answer_whose_thought_is_over_is_the_answers() -> None:
     tokenizer = Characters(template="{{ '<think>' }}")
     closed = "hello<think>\n\n</think>\n\n"
-    assert split(tokenizer, closed, "</think> is what ends one") is None
+    assert split(tokenizer, closed, "what ends one is </think>, I think") is None
+    assert split(tokenizer, closed, "</think>yes") == ("", len("</think>"), "yes"), "said again"
 
 
 def test_a_mark_that_the_template_has_not_is_one_beside_its_own() -> None:
