@@ -48,7 +48,8 @@ def started(spec: EngineSpec) -> Iterator[list[Child]]:
 def engine(spec: EngineSpec, started: list[Child]) -> Child:
     """One process for the tests that leave it running, and another once a test has ended it."""
     if not started or started[-1].process.poll() is not None:
-        started.append(Child(spec))
+        is_forked = bool(started) or spec.engine != "exact"  # two with a model are started
+        started.append(Child(spec, is_forked))
         assert started[-1].ready.card.alias == "demo"
     return started[-1]
 
