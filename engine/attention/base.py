@@ -53,8 +53,9 @@ class PromptAttention(Protocol):
         """Let each prompt attend to itself.
 
         query:         (1, query heads, tokens, head size)
-        key, value:    (1, heads, tokens, head size), of whole prompts, though the row may hold
-                       only the rest of one whose start is in its cache
+        key, value:    (1, heads, tokens, head size), as `write_prompts` returns them: of whole
+                       prompts, though the row may hold only the rest of one whose start is in
+                       its cache
         position_bias: (1, query heads, tokens, tokens) of an encoder, by distance alone
         returns:       (1, tokens, query heads, head size); any finite numbers for tokens behind
                        the last prompt, which pad the row
@@ -83,7 +84,8 @@ class AttentionBackend(Protocol):
 
     def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store what a layer makes of the prompts, and return what they attend to: the same, or,
-        if the start of one is in its cache, the keys and values of whole prompts.
+        if the start of one is in its cache, the keys and values of whole prompts; but before the
+        row of no more tokens than the layer's window.
 
         keys, values: (1, heads, tokens, head size)
         """

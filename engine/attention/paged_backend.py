@@ -14,6 +14,7 @@ from engine.attention.prompt_attention import (
     SeparatePrompts,
     attend_masked,
     starts_of,
+    starts_seen,
 )
 from engine.kv_cache.paged import BLANK, PagedKVCache, PagedSequenceCache
 
@@ -33,7 +34,8 @@ class PagedAttentionBackend(AttentionBackend):
         # Of prompts:
         self.prompt_slots: Tensor | None = None  # (tokens,)
         self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
-        self.key_slots: Tensor | None = None  # (tokens of whole prompts,), if there are such
+        # By the window: (tokens that it shows of prompts,), if some have begun.
+        self.key_slots: dict[int | None, Tensor] = {}
 
     def prepare(
         self,
@@ -51,7 +53,13 @@ class PagedAttentionBackend(AttentionBackend):
                 for cache, (begin, end) in zip(admitted, spans, strict=True)
             ]
             self.starts = starts_of(admitted)
-            self.key_slots = torch.cat(slots) if self.starts else None
+            self.key_slots = {}
+            for window in {None, *self.windows} if self.starts else ():
+                seen = starts_seen(self.starts, window)
+                of_keys = zip(slots, self.starts, seen, strict=True)
+                self.key_slots[window] = torch.cat(
+                    [each[start - num_seen :] for each, start, num_seen in of_keys]
+                )
             new = zip(slots, admitted, strict=True)
             self.prompt_slots = torch.cat([each[cache.length :] for each, cache in new])
 
@@ -91,9 +99,10 @@ class PagedAttentionBackend(AttentionBackend):
         # Without the tokens that pad the row behind the last prompt.
         kv[:, 0].index_copy_(0, slots, keys[0, :, : len(slots)].transpose(0, 1))
         kv[:, 1].index_copy_(0, slots, values[0, :, : len(slots)].transpose(0, 1))
-        if self.key_slots is None:
+        if not self.key_slots:
             return keys, values
-        all_keys, all_values = kv.index_select(0, self.key_slots).permute(1, 2, 0, 3)
+        read_slots = self.key_slots[self.windows[layer] if self.windows else None]
+        all_keys, all_values = kv.index_select(0, read_slots).permute(1, 2, 0, 3)
         return all_keys[None], all_values[None]
 
     def attend(

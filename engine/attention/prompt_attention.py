@@ -42,8 +42,8 @@ class SeparatePrompts:
     ) -> Tensor:
         output = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         output[:, self.spans[-1][1] :] = 0
-        starts = self.starts or (0,) * len(self.spans)
-        all_keys = key_spans(self.spans, self.starts)
+        starts = starts_seen(self.starts or (0,) * len(self.spans), scoring.window)
+        all_keys = key_spans(self.spans, starts)
         for at, ((begin, end), start) in enumerate(zip(self.spans, starts, strict=True)):
             mine, all_mine = slice(begin, end), slice(*all_keys[at])
             # By distance alone, so that the bias of a prompt is cut out of that of the row.
@@ -219,6 +219,12 @@ def starts_of(caches: Iterable[Any]) -> tuple[int, ...]:
     """The number of tokens that each cache has of its prompt; () if none has any."""
     starts = tuple(each.length for each in caches)
     return starts if any(starts) else ()
+
+
+def starts_seen(starts: tuple[int, ...], window: int | None) -> tuple[int, ...]:
+    """The number of tokens of each that come before its prompt's keys in the row: as many as the
+    window may show, for a layer keeps no others."""
+    return starts if window is None else tuple(min(each, window) for each in starts)
 
 
 def key_spans(spans: Spans, starts: tuple[int, ...]) -> Spans:

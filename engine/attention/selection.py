@@ -9,7 +9,7 @@ from engine.cpu.attention_backend import CpuAttentionBackend, decode_kernel_for
 from engine.cpu.self_test import kernel_module, kernels_enabled
 from engine.device_errors import is_out_of_memory
 from engine.errors import Unloadable
-from engine.kv_cache.base import KVCacheManager, KVShape
+from engine.kv_cache.base import KVCacheManager, KVShape, WindowedKVCache
 from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.paged import PagedKVCache
 from engine.kv_cache.prefix_cache import CACHE_SHARE
@@ -18,7 +18,7 @@ from engine.protocol.engine_spec import EngineSpec
 
 def kv_cache_for(
     spec: EngineSpec, shape: KVShape, poisoned: bool = False, is_paged: bool | None = None
-) -> KVCacheManager:
+) -> WindowedKVCache:
     """Return the KV cache of a model. Raises Unloadable.
 
     spec:     complete

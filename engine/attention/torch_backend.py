@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import AttentionBackend, ComputeBias, Scoring, Spans
-from engine.attention.prompt_attention import SeparatePrompts, attend_masked, starts_of
+from engine.attention.prompt_attention import SeparatePrompts, attend_masked, starts_of, starts_seen
 from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 
@@ -58,11 +58,14 @@ class ContiguousAttentionBackend(AttentionBackend):
             cache.write_prompt(layer, keys[0, :, begin:end], values[0, :, begin:end])
         if not self.starts:
             return keys, values
-        whole = [
-            cache.kv[layer, :, 0, :, : cache.length + end - begin]
-            for cache, (begin, end) in self.prompts
+        window = self.windows[layer] if self.windows else None
+        seen = [
+            cache.of_layer(layer, cache.length - num_seen, cache.length + end - begin)[:, 0]
+            for (cache, (begin, end)), num_seen in zip(
+                self.prompts, starts_seen(self.starts, window), strict=True
+            )
         ]
-        all_keys, all_values = torch.cat(whole, dim=2)
+        all_keys, all_values = torch.cat(seen, dim=2)
         return all_keys[None], all_values[None]
 
     def _prepare_decode(self, caches: list[ContiguousSequenceCache]) -> None:
@@ -97,8 +100,9 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
         for cache in self.caches:
             rows = slice(at, at + cache.num_rows)
             if keys is not None and values is not None:
-                cache.kv[layer, 0, :, :, cache.length] = keys[rows, :, 0]
-                cache.kv[layer, 1, :, :, cache.length] = values[rows, :, 0]
+                new = cache.of_layer(layer, cache.length, cache.length + 1)
+                new[0] = keys[rows]
+                new[1] = values[rows]
             attended = self._attend_to(cache, layer, query[rows], scoring)
             output[rows, 0] = attended.reshape(cache.num_rows, num_heads, head_size)
             at += cache.num_rows
@@ -116,7 +120,7 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
             return attended[0].transpose(0, 1)
         num_tokens = cache.length + 1
         first = 0 if scoring.window is None else max(num_tokens - scoring.window, 0)
-        keys, values = cache.kv[layer, :, :, :, first:num_tokens]
+        keys, values = cache.of_layer(layer, first, num_tokens)
         if not scoring.is_usual:
             return attend_masked(query, keys, values, None, scoring)
         # Query heads that share a key head are its queries: no key is repeated.

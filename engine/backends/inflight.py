@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 class Runner(Protocol):
     """The forward passes of one family of models."""
 
-    kv_cache: KVCacheManager
+    @property
+    def kv_cache(self) -> KVCacheManager:
+        """The keys and values of its sequences."""
 
     def refresh(self) -> None:
         """Look at the model anew, whose configuration was changed. No sequence runs."""

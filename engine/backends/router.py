@@ -24,7 +24,7 @@ from engine.checkpoint.weights.layout import lay_out
 from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager, KVShape
+from engine.kv_cache.base import KVShape, WindowedKVCache
 from engine.kv_cache.joined import JoinedKVCache
 from engine.kv_cache.planning.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.planning.row_size import RowSize
@@ -69,7 +69,7 @@ class RouterBackend:
         )
         if exact is None:
             lay_out(checkpoint.model, spec, checkpoint.reload)
-        self.row_size: RowSize | None = None  # None: by its tokens alone
+        self.row_size: RowSize | None  # of what a model keeps; None: by its tokens alone
         if by_own_cache:
             runner = self._runner_by_own_cache(poisoned)
         else:
@@ -98,7 +98,10 @@ class RouterBackend:
         if poisoned:  # for a proof
             assert spec.max_sequences is not None
             spec = replace(spec, max_sequences=max(spec.max_sequences, MIN_PROOF_ROWS))
-        return runner_of(checkpoint, kv_cache_for(spec, shape, poisoned, is_paged))
+        kv_cache = kv_cache_for(spec, shape, poisoned, is_paged)
+        runner = runner_of(checkpoint, kv_cache)
+        self.row_size = kv_cache.row_size
+        return runner
 
     def _runner_by_own_cache(self, poisoned: bool) -> Runner:
         checkpoint = self.checkpoint
@@ -225,7 +228,7 @@ def start_id_of(checkpoint: Checkpoint) -> int | None:
     return start_id if isinstance(start_id, int) else None
 
 
-def runner_of(checkpoint: Checkpoint, kv_cache: KVCacheManager) -> Runner:
+def runner_of(checkpoint: Checkpoint, kv_cache: WindowedKVCache) -> Runner:
     if not checkpoint.config.is_encoder_decoder:
         return CausalRunner(checkpoint.model, kv_cache)
     start_id = start_id_of(checkpoint)

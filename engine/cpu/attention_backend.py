@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 from weakref import ref
 
@@ -22,6 +23,7 @@ from engine.cpu.captured_ops import captured_call
 from engine.cpu.self_test import agrees, kernel_module
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
+from engine.kv_cache.layer_group import LayerNumbers
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,8 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.num_rows = 0
         self.no_caches = CacheTable(kernel, shape, [])
         self.rows_table = self.prompts_table = self.no_caches
-        # The keys and values of the last step's caches, and how many columns each had.
-        self.last_step: list[tuple[ref[Tensor], int]] = []
+        # The last step's caches, how often their memory had moved, and their lengths.
+        self.last_step: list[tuple[ref[ContiguousSequenceCache], int, int]] = []
         self.scratch = np.empty((0, 0), np.float32)
         self.first_arguments: tuple[int, ...] = ()  # of every kernel
 
@@ -58,50 +60,61 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             self.make_scratch_for(max(cache.length for cache in caches) + 1)
         else:
             self._describe(caches)
-        self.last_step = [(ref(cache.kv), cache.length) for cache in caches]
+        self.last_step = [(ref(cache), cache.num_moves, cache.length) for cache in caches]
 
     def _are_a_token_longer(self, caches: list[ContiguousSequenceCache]) -> bool:
         return len(caches) == len(self.last_step) and all(
-            cache.kv is kv() and cache.length == length + 1
-            for cache, (kv, length) in zip(caches, self.last_step, strict=True)
+            cache is before() and cache.num_moves == num_moves and cache.length == length + 1
+            for cache, (before, num_moves, length) in zip(caches, self.last_step, strict=True)
         )
 
     def _describe(self, caches: list[ContiguousSequenceCache]) -> None:
-        self.num_rows = sum(cache.num_rows for cache in caches)
-        first_row = 0
-        rows: list[tuple[int, ...]] = []
-        for cache in caches:
-            ancestors: int = 0
-            if self.is_cross:
-                assert cache.encoded_kv is not None
-                kv, num_columns, row_stride = cache.encoded_kv, cache.encoded_kv.shape[3], 0
-                capacity = num_columns
-            else:
-                kv, num_columns, row_stride = cache.kv, cache.length + 1, cache.kv.stride(2)
-                capacity = cache.capacity
-                if cache.ancestors is not None:
-                    ancestors = cache.ancestors.ctypes.data
-            rows.append(
-                (*addresses_of(kv), capacity, row_stride, cache.num_rows, num_columns, first_row,
-                 ancestors)
-            )  # fmt: skip
-            first_row += cache.num_rows
-            self.make_scratch_for(num_columns)
-        windows = () if self.is_cross else self.windows
-        self.rows_table = CacheTable(self.kernel, self.shape, rows, windows)
+        first_rows = list(accumulate((cache.num_rows for cache in caches), initial=0))
+        self.num_rows = first_rows.pop()
+        num_columns = [
+            num_encoded_columns(cache) if self.is_cross else cache.length + 1 for cache in caches
+        ]
+        self.make_scratch_for(max(num_columns, default=0))
+        if self.is_cross:
+            rows: list[tuple[int, ...]] = [
+                (*addresses_of(cache.encoded_kv), columns, 0, cache.num_rows, columns, first_row, 0)
+                for cache, columns, first_row in zip(caches, num_columns, first_rows, strict=True)
+            ]
+            self.rows_table = CacheTable(self.kernel, self.shape, [(slice(None), rows)])
+            return
+        parts: Parts = [
+            (
+                groups[0].layers,
+                [
+                    (*addresses_of(group.kv), group.capacity, group.kv.stride(2), cache.num_rows,
+                     columns - group.first, first_row, address_of(group.ancestors))
+                    for group, cache, columns, first_row in zip(
+                        groups, caches, num_columns, first_rows, strict=True
+                    )
+                ],
+            )
+            for groups in zip(*(cache.groups for cache in caches), strict=True)
+        ]  # fmt: skip
+        self.rows_table = CacheTable(self.kernel, self.shape, parts, self.windows)
 
     def _prepare_prompts(self) -> None:
         if self.prefill_kernel is None or not self.prompts:
             return
-        rows: list[tuple[int, ...]] = []
-        for cache, (begin, end) in self.prompts:
-            num_columns = cache.length + end - begin
-            rows.append(
-                (*addresses_of(cache.kv), cache.capacity, cache.kv.stride(2),
-                 cache.num_prompt_rows, num_columns, self.num_rows + begin, cache.length)
-            )  # fmt: skip
-            self.make_scratch(self.prefill_kernel.scratch_width(num_columns, self.shape.head_size))
-        self.prompts_table = CacheTable(self.kernel, self.shape, rows)
+        parts: Parts = [
+            (
+                groups[0].layers,
+                [
+                    (*addresses_of(group.kv), group.capacity, group.kv.stride(2),
+                     cache.num_prompt_rows, cache.length + end - begin - group.first,
+                     self.num_rows + begin, cache.length - group.first)
+                    for group, (cache, (begin, end)) in zip(groups, self.prompts, strict=True)
+                ],
+            )
+            for groups in zip(*(cache.groups for cache, _ in self.prompts), strict=True)
+        ]  # fmt: skip
+        longest = max(cache.length + end - begin for cache, (begin, end) in self.prompts)
+        self.make_scratch(self.prefill_kernel.scratch_width(longest, self.shape.head_size))
+        self.prompts_table = CacheTable(self.kernel, self.shape, parts)
 
     def make_scratch_for(self, num_columns: int) -> None:
         self.make_scratch(self.kernel.scratch_width(num_columns, self.shape.head_size))
@@ -190,6 +203,11 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         )  # fmt: skip
 
 
+Parts = list[tuple[LayerNumbers, list[tuple[int, ...]]]]
+"""The caches of a step in some layers and then in others: a tuple for each cache: the address of
+its keys, the bytes from layer to layer and from keys to values, and its fields from CAPACITY on."""
+
+
 class CacheTable:
     """The caches of a step as a kernel reads them, layer by layer."""
 
@@ -197,22 +215,22 @@ class CacheTable:
         self,
         kernel: Any,
         shape: KVShape,
-        rows: list[tuple[int, ...]],
+        parts: Parts,
         windows: tuple[int | None, ...] = (),
     ) -> None:
-        """rows: a tuple for each cache: the address of its keys, the bytes from layer to layer and
-        from keys to values, and then its fields from CAPACITY on
-        windows: of each layer; (): none has one"""
+        """windows: of each layer; (): none has one"""
         self.kernel = kernel
         num_layers, self.column_bytes = shape.num_layers, shape.head_size * shape.dtype.itemsize
-        self.num_caches = len(rows)
-        described = np.array(rows, np.int64).reshape(len(rows), kernel.NUM_CACHE_FIELDS + 1)
+        self.num_caches = len(parts[0][1]) if parts else 0
         # (layers, caches, cache fields)
-        self.fields = np.zeros((num_layers, len(rows), kernel.NUM_CACHE_FIELDS), np.int64)
-        keys = described[:, 0] + np.arange(num_layers)[:, None] * described[:, 1]
-        self.fields[:, :, kernel.KEYS] = keys
-        self.fields[:, :, kernel.VALUES] = keys + described[:, 2]
-        self.fields[:, :, kernel.CAPACITY :] = described[:, 3:]
+        self.fields = np.zeros((num_layers, self.num_caches, kernel.NUM_CACHE_FIELDS), np.int64)
+        for layers, rows in parts:
+            described, fields = np.array(rows, np.int64), self.fields[layers]
+            keys = described[:, 0] + np.arange(len(fields))[:, None] * described[:, 1]
+            fields[:, :, kernel.KEYS] = keys
+            fields[:, :, kernel.VALUES] = keys + described[:, 2]
+            fields[:, :, kernel.CAPACITY :] = described[:, 3:]
+            self.fields[layers] = fields
         self.address, self.layer_bytes = self.fields.ctypes.data, self.fields.strides[0]
         self.windows: np.ndarray | None = None  # (layers, 1) int64
         if any(each is not None for each in windows):
@@ -247,9 +265,19 @@ class CacheTable:
         return self.address + np.arange(len(self.fields)) * self.layer_bytes
 
 
-def addresses_of(kv: Tensor) -> tuple[int, int, int]:
+def num_encoded_columns(cache: ContiguousSequenceCache) -> int:
+    assert cache.encoded_kv is not None
+    return cache.encoded_kv.shape[3]
+
+
+def address_of(array: np.ndarray | None) -> int:
+    return 0 if array is None else array.ctypes.data
+
+
+def addresses_of(kv: Tensor | None) -> tuple[int, int, int]:
     """Return the address of the first layer's keys, and the bytes from layer to layer and from
     keys to values. kv: (layers, keys and values, ...) float32"""
+    assert kv is not None
     return kv.data_ptr(), 4 * kv.stride(0), 4 * kv.stride(1)
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.kv_cache.encoded import Encoded
 from engine.kv_cache.prefix_cache import PromptBlocks
+
+if TYPE_CHECKING:
+    from engine.kv_cache.planning.row_size import RowSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +97,16 @@ class KVCacheManager(Protocol):
 
     def check(self, caches: Iterable[Any]) -> None:
         """Raise InvariantBroken unless exactly these caches own memory, none of it twice."""
+
+
+class WindowedKVCache(KVCacheManager, Protocol):
+    """One whose layers are known, and keep no more than their windows need."""
+
+    row_size: RowSize | None
+    """What a row takes, where some layer has a window; else a place for each token."""
+
+    def set_windows(self, windows: tuple[int | None, ...]) -> None:
+        """Keep of each layer what its window needs, from now on. No sequence runs.
+
+        windows: of each layer; (): none has one
+        """

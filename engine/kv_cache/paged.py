@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.encoded import Encoded, check_holders
+from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
 
 PAGE_TOKENS = 64
@@ -49,6 +50,7 @@ class PagedKVCache:
         self.shape = shape
         self.max_rows = max_rows
         self.poisoned = poisoned
+        self.row_size: RowSize | None = None
         self.num_pages = num_pages(max_rows, max_tokens)
         # (layers, token slots, 2, heads, head size)
         self.kv = torch.empty(
@@ -69,6 +71,9 @@ class PagedKVCache:
         self.sequences: dict[int, PagedSequenceCache] = {}  # by the first row
         self.slot_table = SlotTable(max_rows, shape.device)
         self.encoded_slot_table = SlotTable(max_rows, shape.device)
+
+    def set_windows(self, windows: tuple[int | None, ...]) -> None:
+        """All tokens are kept, whatever the windows are."""
 
     def new_sequence(self, num_rows: int, max_tokens: int = 0) -> PagedSequenceCache:
         cache = PagedSequenceCache(self, self._take(self.free_rows, num_rows, "rows"))

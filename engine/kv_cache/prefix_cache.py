@@ -100,12 +100,18 @@ class PrefixCache(Generic[Place]):
         return found
 
     def keep(
-        self, blocks: PromptBlocks, num_read: int, place_of: Callable[[int], Place]
+        self,
+        blocks: PromptBlocks,
+        num_read: int,
+        place_of: Callable[[int], Place],
+        num_gone: int = 0,
     ) -> list[KeptBlock[Place]]:
         """Keep what was met before of a prompt, of which `num_read` tokens are read. Returns the
         blocks that are new.
 
         place_of: of the number of a block in the prompt
+        num_gone: of its first tokens, of which some layer keeps nothing any more: a block with
+                  one of them cannot be kept, nor can those after it
         """
         hashes = blocks.hashes_of(0, num_read)[: self.room]
         new = []
@@ -113,7 +119,8 @@ class PrefixCache(Generic[Place]):
             if self.sightings.get(each, 0) < 2:
                 break  # nor were those after it met
             if each not in self.kept:
-                if not self.shrink(self.room - 1):
+                is_gone = number * self.block_tokens < num_gone
+                if is_gone or not self.shrink(self.room - 1):
                     break
                 new.append(KeptBlock(place_of(number)))
                 self.kept[each] = new[-1]

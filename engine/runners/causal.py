@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Some
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.attention.forward_context import DecoderContext, attending
 from engine.attention.layers import unused_mask, windows_of
 from engine.attention.prefill import (
+    CHUNK_TOKENS,
     TOKEN_MULTIPLE,
     chunks,
     concatenated,
@@ -22,7 +23,7 @@ from engine.attention.prefill import (
 )
 from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager, PrefixSequenceCache, SequenceCache
+from engine.kv_cache.base import PrefixSequenceCache, SequenceCache, WindowedKVCache
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch, row_lengths
 
@@ -43,7 +44,7 @@ class PromptSlice:
 
 
 class CausalRunner:
-    def __init__(self, model: Any, kv_cache: KVCacheManager) -> None:
+    def __init__(self, model: Any, kv_cache: WindowedKVCache) -> None:
         """model: attends by `attention.hf_plugin`"""
         self.model = model
         self.kv_cache = kv_cache
@@ -55,6 +56,7 @@ class CausalRunner:
     def refresh(self) -> None:
         """Look at the model anew, whose windows may have changed. No sequence runs."""
         self.attention.windows = windows_of(self.model)
+        self.kv_cache.set_windows(self.attention.windows)
         self.executor = executor_for(
             self.model, self._decode_forward, self._prefill_forward, self.attention
         )
@@ -73,6 +75,9 @@ class CausalRunner:
         begun: the caches, by id, of those whose prompts were read in part
         """
         slices = [self._slice_of(each, begun) for each in sequences]
+        if self.attention.windows:
+            for each in slices:
+                self._read_ahead(each)
         done = [
             self._prefill(each).clone()  # the next chunk's may come in its place
             for each in chunks(slices, self.model.device)
@@ -112,6 +117,13 @@ class CausalRunner:
             # A step failed after it had read so far. The last is computed again for its logits.
             cache.commit_prompt(end - 1)
         return PromptSlice(sequence, cache, end)
+
+    def _read_ahead(self, whole: PromptSlice) -> None:
+        """Read a long slice up to its last chunk, a chunk at a time, so that layers keep no more
+        than a chunk beside their windows."""
+        num_tokens = CHUNK_TOKENS[self.model.device.type]
+        while len(whole.prompt_ids) > num_tokens:
+            self._prefill([replace(whole, end=whole.cache.length + num_tokens)])
 
     def _prefill(
         self,

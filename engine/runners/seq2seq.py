@@ -27,7 +27,7 @@ from engine.attention.prefill import (
 )
 from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager, SequenceCache
+from engine.kv_cache.base import SequenceCache, WindowedKVCache
 from engine.kv_cache.encoded import Encoded, EncodedPrompts
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
 from engine.runners.position_embedding import install_position_embedding
@@ -36,7 +36,7 @@ from engine.runners.step_executor import PrefillBatch
 
 
 class Seq2SeqRunner:
-    def __init__(self, model: Any, default_start_id: int, kv_cache: KVCacheManager) -> None:
+    def __init__(self, model: Any, default_start_id: int, kv_cache: WindowedKVCache) -> None:
         """model: attends by `attention.hf_plugin`
         default_start_id: the decoder's first token unless a sequence names another"""
         self.model = model
@@ -63,6 +63,7 @@ class Seq2SeqRunner:
     def refresh(self) -> None:
         """Look at the model anew, whose windows may have changed. No sequence runs."""
         self.attention.windows = windows_of(self.model)
+        self.kv_cache.set_windows(self.attention.windows)
         self.executor = executor_for(
             self.model, self._decode_forward, self._encode, self.attention, self.cross_attention
         )

@@ -13,7 +13,7 @@ from engine.backends.generate import GenerateBackend
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
 from engine.errors import InvariantBroken, Unloadable
-from engine.kv_cache.contiguous import BUCKET_TOKENS
+from engine.kv_cache.layer_group import BUCKET_TOKENS
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params
 from tests import checkpoints
@@ -111,7 +111,7 @@ def test_caches_of_sequences_that_do_not_run_are_noticed(bench_of):
     with pytest.raises(InvariantBroken, match="0 tokens"):
         engine.check(bench.scheduler.running.values())
     cache.commit_prompt(cache.capacity)
-    engine.in_flight.runner.kv_cache.buffer_pool.put(cache.kv)
+    engine.in_flight.runner.kv_cache.buffer_pool.put(cache.groups[0].kv)
     with pytest.raises(InvariantBroken, match="2 sequences and pooled buffers have 1 tensors"):
         engine.check(bench.scheduler.running.values())
 

@@ -1,9 +1,11 @@
-"""RowSize: the memory that one row of a JoinedKVCache takes, in places for a token."""
+"""RowSize: the memory that one row of a KV cache takes, in places for a token."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.kv_cache.base import KVShape
 from engine.kv_cache.joined_layers import SPARE_COLUMNS, LayerContent
 
 
@@ -25,6 +27,21 @@ class RowSize:
                 tokens.append((num_bytes, bound))
         states = sum(state.nbytes for each in contents for state in each.states.values())
         return cls(tuple(tokens), states)
+
+    @classmethod
+    def of_windows(
+        cls,
+        shape: KVShape,
+        windows: tuple[int | None, ...],
+        max_columns: Callable[[int], int],
+    ) -> RowSize | None:
+        """None if no layer has a window: a row takes a place for each token.
+
+        max_columns: of a window: how many tokens a layer with such a one keeps
+        """
+        num_bytes = shape.bytes_per_token // shape.num_layers
+        bounds = [None if each is None else max_columns(each) for each in windows]
+        return cls(tuple((num_bytes, each) for each in bounds), 0) if any(bounds) else None
 
     @property
     def place_bytes(self) -> int:

@@ -134,8 +134,10 @@ def read(kv_cache, cache) -> torch.Tensor:
     if isinstance(kv_cache, PagedKVCache):
         slots = kv_cache.slot_table.slots[cache.rows, : cache.length]
         return kv_cache.kv[:, slots, :, 0, 0].permute(1, 0, 3, 2)
-    rows = cache.kv[:, :, :, 0, : cache.length, 0].permute(2, 0, 1, 3)
-    return rows if cache.ancestors is None else rows[:1].expand(cache.num_rows, -1, -1, -1)
+    rows = cache.groups[0].kv[:, :, :, 0, : cache.length, 0].permute(2, 0, 1, 3)
+    return (
+        rows if cache.groups[0].ancestors is None else rows[:1].expand(cache.num_rows, -1, -1, -1)
+    )
 
 
 @pytest.mark.parametrize("way", ["paged", "ancestors", "rows"])
