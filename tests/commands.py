@@ -4,12 +4,14 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIG_DFL, SIGINT
 from typing import Any
 
 from cli.main import main
@@ -102,10 +104,16 @@ class CommandLine:
 
         is_forked: not for a test of what a process inherits; others: of `subprocess.Popen`
         """
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
         return (ForkedProcess if is_forked else subprocess.Popen)(
             [*MODULE, "cli", *arguments],
-            **{"cwd": self.folder, "env": self.whole_environment, **streams, **others},
+            **{
+                "cwd": self.folder,
+                "env": self.whole_environment,
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"},
+                # A shell that runs the tests in its background has them ignore it.
+                "preexec_fn": None if is_forked else lambda: signal.signal(SIGINT, SIG_DFL),
+                **others,
+            },
         )
 
     def write(self, name: str, *rows: dict[str, Any] | str) -> Path:

@@ -21,6 +21,8 @@ def main(fd: int, module: str, arguments: list[str]) -> int:
         "descriptors": [],
         "needs_model": False,
         "name": "",
+        "ends_with_parent": False,
+        "starts_session": False,
     }
     reading, writing = os.pipe()
     with socket.socket(fileno=fd) as server:

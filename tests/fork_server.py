@@ -79,7 +79,7 @@ KINDS = {
             "kombu.transport.redis",
             "sqlalchemy.dialects.postgresql.psycopg",
             "sqlalchemy.dialects.sqlite",
-            "tests.forked_engines",
+            "tests.forked_children",
             "worker.celery.consumer",
             "worker.celery.logging",
             "worker.celery.pool",
@@ -128,11 +128,14 @@ class Program:
     folder: str
     environment: dict[str, str]
     name: str  # of the process, where it is not the interpreter's
+    starts_session: bool
 
     def run(self, imported: "Imported") -> None:
         """Run the module as `python -P -m` does, and end as it does."""
         if self.name:
             Path("/proc/self/comm").write_text(self.name)
+        if self.starts_session:
+            os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(self.folder)
         others = imported.others(self.environment)
@@ -219,6 +222,7 @@ class Fork:
     pid: int
     pidfd: int
     pipe: int
+    ends_with_parent: bool  # gets SIGTERM when who asked for it has died
 
     def bury(self) -> None:
         _, status = os.waitpid(self.pid, 0)
@@ -283,7 +287,16 @@ class Server:
                 for key, _ in selector.select():
                     if key.fd in self.forks:
                         selector.unregister(key.fd)
-                        self.forks.pop(key.fd).bury()
+                        fork = self.forks.pop(key.fd)
+                        if fork.ends_with_parent:
+                            with suppress(KeyError):
+                                selector.unregister(fork.pipe)
+                        fork.bury()
+                        continue
+                    if isinstance(key.data, Fork):  # nobody is left to read its pipe
+                        if self.forks.get(key.data.pidfd) is key.data:
+                            selector.unregister(key.fd)
+                            signal.pidfd_send_signal(key.data.pidfd, signal.SIGTERM)
                         continue
                     assert isinstance(key.fileobj, socket.socket)
                     request, descriptors, _, _ = socket.recv_fds(
@@ -292,12 +305,14 @@ class Server:
                     if not request:
                         self.end()
                         return None
-                    fork = self.answer(json.loads(request), descriptors)
-                    if isinstance(fork, Program):
-                        return fork
-                    if fork is not None:
-                        self.forks[fork.pidfd] = fork
-                        selector.register(fork.pidfd, selectors.EVENT_READ)
+                    made = self.answer(json.loads(request), descriptors)
+                    if isinstance(made, Program):
+                        return made
+                    if made is not None:
+                        self.forks[made.pidfd] = made
+                        selector.register(made.pidfd, selectors.EVENT_READ)
+                        if made.ends_with_parent:
+                            selector.register(made.pipe, selectors.EVENT_READ, made)
 
     def answer(self, request: dict[str, Any], descriptors: list[int]) -> Fork | Program | None:
         """The fork; in it, its program; None where another server has it."""
@@ -309,6 +324,7 @@ class Server:
             return None
         *streams, pipe = descriptors[:4]
         numbers = [0, 1, 2, *request.pop("descriptors")]
+        ends_with_parent = request.pop("ends_with_parent")
         open_there = dict(zip(numbers, [*streams, *descriptors[4:]], strict=True))
         pid = os.fork()
         if pid == 0:
@@ -319,7 +335,7 @@ class Server:
         for descriptor in open_there.values():
             os.close(descriptor)
         tell(pipe, pid)
-        return Fork(pid, os.pidfd_open(pid), pipe)
+        return Fork(pid, os.pidfd_open(pid), pipe, ends_with_parent)
 
     def engine_server(self) -> socket.socket:
         if self.engines is None:

@@ -70,6 +70,11 @@ def named(process: psutil.Process) -> str | None:
         return None
 
 
+def is_module(command: Sequence[str]) -> bool:
+    """Whether it is a command that can be forked."""
+    return tuple(command[: len(MODULE)]) == MODULE
+
+
 class ForkedProcess(subprocess.Popen[Any]):
     """`python -P -m MODULE ...` in a process of its own; its parent is the fork server."""
 
@@ -79,11 +84,17 @@ class ForkedProcess(subprocess.Popen[Any]):
         *,
         needs_model: bool = False,
         name: str = "",
+        ends_with_parent: bool = False,
         **arguments: Any,
     ) -> None:
         """name: of the process, where it is not the interpreter's"""
-        assert tuple(command[: len(MODULE)]) == MODULE
-        self._request = {"needs_model": needs_model, "name": name}
+        assert is_module(command)
+        self._request = {
+            "needs_model": needs_model,
+            "name": name,
+            "ends_with_parent": ends_with_parent,
+            "starts_session": arguments.get("start_new_session", False),
+        }
         super().__init__(command, **arguments)
 
     def _execute_child(  # type: ignore[no-untyped-def]

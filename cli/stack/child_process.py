@@ -6,11 +6,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cli.stack import die_with_parent
 
 TAIL_LINES = 15
 MAX_LOG_BYTES = 10 * 2**20
+
+
+def start(command: Sequence[str], **others: Any) -> "subprocess.Popen[bytes]":
+    """Start a command that ends with this process; others: of `subprocess.Popen`."""
+    # -P: nothing in that script's folder can stand in for a module.
+    whole = [sys.executable, "-P", die_with_parent.__file__, str(os.getpid()), *command]
+    return subprocess.Popen(whole, **others)
 
 
 class Child:
@@ -28,9 +36,8 @@ class Child:
         self.log = log
         with log.open("ab") as to:
             self._log_start = to.tell()
-            self._process = subprocess.Popen(
-                # -P: nothing in that script's folder can stand in for a module.
-                [sys.executable, "-P", die_with_parent.__file__, str(os.getpid()), *command],
+            self._process = start(
+                command,
                 stdin=subprocess.PIPE,
                 stdout=to,
                 stderr=subprocess.STDOUT,

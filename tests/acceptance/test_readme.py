@@ -14,7 +14,7 @@ import pytest
 from cli.commands.start.up import EXAMPLES
 from examples.world.stories import is_well_told
 from tasks.configuration.catalog import Catalog
-from tests.forked import server
+from tests.forked import MODULE, ForkedProcess, server
 from tests.workers import PATIENCE_SECONDS
 
 ANSWERS = {
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     program = folder / ".venv" / "bin" / "tidemill"
     program.parent.mkdir(parents=True)
-    # A fork where a test has said of whom; `up` is a process that was started, all of it.
+    # A fork where a test has said of whom.
     program.write_text(
         f"#!/bin/sh\nexport PYTHONPATH={ROOT}\n"
         f'[ "$FORKS" ] && exec {sys.executable} -I -S {CLIENT} "$FORKS" cli "$@"\n'
@@ -68,8 +68,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     program.chmod(0o755)
     greeting: list[str] = []
-    with subprocess.Popen(
-        [program, "up"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    with ForkedProcess(
+        [*MODULE, "cli", "up"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as up:
         try:
             assert up.stdout is not None

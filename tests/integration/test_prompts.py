@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -14,6 +15,12 @@ from tests.commands import CommandLine
 CTRL_C, CTRL_D = "\x03", "\x04"
 ERASE = ("erase", "--tenant", "acme", "--json")
 SUBMIT = ("submit", "generate", "nosuch.txt")
+
+
+def take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A shell that runs the tests in its background has them ignore it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def on_a_terminal(command: CommandLine, key: str, *arguments: str) -> tuple[int, str, str]:
@@ -31,7 +38,7 @@ def on_a_terminal(command: CommandLine, key: str, *arguments: str) -> tuple[int,
         stderr=theirs,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(theirs)
     shown = b""

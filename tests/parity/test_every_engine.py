@@ -48,7 +48,9 @@ def started(spec: EngineSpec) -> Iterator[list[Child]]:
 def engine(spec: EngineSpec, started: list[Child]) -> Child:
     """One process for the tests that leave it running, and another once a test has ended it."""
     if not started or started[-1].process.poll() is not None:
-        started.append(Child(spec))
+        # One with a model is started as a program.
+        is_first = not started and (spec.engine, Path(spec.checkpoint).name) == ("exact", "t5")
+        started.append(Child(spec, is_forked=not is_first))
         assert started[-1].ready.card.alias == "demo"
     return started[-1]
 

@@ -1,17 +1,17 @@
-"""Forked engines: in the tests, an EngineClient has its process forked.
+"""Forked children: in the tests, an EngineClient has its process forked, and `up` its worker.
 
 Importing this has it so, in the process of the tests and in the workers that they fork.
 """
 
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
+from cli.stack import child_process
 from engine.protocol.engine_spec import EngineSpec
-from tests.forked import MODULE, ROOT, ForkedProcess
+from tests.forked import MODULE, ROOT, ForkedProcess, is_module
 from worker.engines.engine_client import EngineClient
-
-AS_STARTED = EngineClient._start_process
 
 
 def name_of_engines(parent: int) -> str:
@@ -37,4 +37,14 @@ def _start_process(client: EngineClient, fd: int) -> ForkedProcess:
     return fork_engine(client.spec, fd)
 
 
+AS_STARTED = child_process.start
+
+
+def _start(command: Sequence[str], **others: Any) -> "subprocess.Popen[bytes]":
+    if not is_module(command):
+        return AS_STARTED(command, **others)
+    return ForkedProcess(command, ends_with_parent=True, **others)
+
+
+child_process.start = _start
 EngineClient._start_process = _start_process  # type: ignore[method-assign]
