@@ -20,9 +20,10 @@ MINUTES ?= 5
 demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
-# Three on two cores: one of them mostly waits, for leases and for deadlines.
+# Three on two cores: one of them mostly waits, for leases and for deadlines. What is compiled is
+# kept, whatever the shell says of that: else hundreds of processes compile each module again.
 test: check
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu

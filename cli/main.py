@@ -6,15 +6,16 @@ import what they need when they run, so that `--help` is quick.
 """
 
 import errno
+import functools
 import gc
 import io
 import logging
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -155,10 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status or 1
 
 
+@functools.cache
+def _command() -> Callable[..., Any]:
+    """Every command, put together once in a process."""
+    return typer.main.get_command(app)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         with _warnings_in_words():
-            app(args=arguments, prog_name="tidemill")
+            _command()(args=arguments, prog_name="tidemill")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
@@ -171,6 +178,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if os.environ.get("TIDEMILL_DEBUG"):
             raise
         is_of_output = isinstance(error, OSError) and _is_of_output(error)
+        if is_of_output:
+            _fault_of_output()  # of the rest, which is lost as well; it is said once
         warn(_unwritable(error) if is_of_output else sentence_of(error))
         return 1
     return 0

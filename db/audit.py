@@ -14,7 +14,7 @@ import json
 import os
 import pwd
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db.errors import DatabaseError
 from db.models import AuditEntry, AuditHead
 from db.queries import audit
 from db.session import Database
@@ -140,8 +141,14 @@ def entries(
     num_left = limit
     while num_left is None or num_left > 0:
         num = PAGE if num_left is None else min(PAGE, num_left)
-        with database.read() as session:
-            page = session.scalars(audit.page(statement, after, num, newest_first)).all()
+        try:
+            with database.read() as session:
+                page = session.scalars(audit.page(statement, after, num, newest_first)).all()
+        except (ValueError, TypeError) as error:
+            raise DatabaseError(
+                "an entry of the audit was changed into what nobody can read; "
+                "`tidemill audit verify` says which"
+            ) from error
         yield from page
         if len(page) < num:
             return
@@ -157,11 +164,58 @@ def verify(database: Database, known_hash: str | None = None) -> Verification:
     chain = _Chain(known_hash)
     while True:
         num_before = chain.num
-        for entry in entries(database, after=chain.last.sequence):
+        for entry in _as_they_are(database, chain.last.sequence if chain.num else None):
             chain.add(entry)
         end = head(database)  # after the entries, which may go on meanwhile
         if end.sequence <= chain.last.sequence or chain.num == num_before:
             return chain.verified(end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """The place in the chain of an entry that was changed into what cannot be read."""
+
+    sequence: int
+    previous_hash: str
+    hash: str
+
+
+def _as_they_are(database: Database, after: int | None) -> Iterator[AuditEntry | _Unreadable]:
+    """Entries in their order, whatever somebody has made of them."""
+    while True:
+        with database.read() as session:
+            places = session.execute(audit.places(after, PAGE)).all()
+            yield from _read_together(session, [_Unreadable(*each) for each in places])
+        if len(places) < PAGE:
+            return
+        after = places[-1].sequence
+
+
+def _read_together(
+    session: Session, places: Sequence[_Unreadable]
+) -> Sequence[AuditEntry | _Unreadable]:
+    """The entries of these places, read in halves where one cannot be read."""
+    if not places:
+        return places
+    try:
+        return session.scalars(audit.between(places[0].sequence, places[-1].sequence)).all()
+    except (ValueError, TypeError):
+        if len(places) == 1:
+            return places
+    half = len(places) // 2
+    return [*_read_together(session, places[:half]), *_read_together(session, places[half:])]
+
+
+def _is_unchanged(entry: AuditEntry | _Unreadable) -> bool:
+    """Whether an entry's hash is that of its content."""
+    if isinstance(entry, _Unreadable):
+        return False
+    try:
+        content = _content(entry.at, entry.actor, entry.act, entry.objects)
+        chained = (entry.previous_hash + content).encode()
+    except (TypeError, ValueError, AttributeError):  # a column of another type
+        return False
+    return hashlib.sha256(chained).hexdigest() == entry.hash
 
 
 class _Chain:
@@ -174,17 +228,23 @@ class _Chain:
         self._faults: list[str] = []
         self.num = 0
 
-    def add(self, entry: AuditEntry) -> None:
+    def add(self, entry: AuditEntry | _Unreadable) -> None:
+        if entry.sequence < 1:
+            self._faults.append(f"entry {entry.sequence} was put in: the first has the number 1")
+            return
         if self.num == 0:
             self._begins_after = Head(entry.sequence - 1, entry.previous_hash)
         elif entry.sequence != self.last.sequence + 1:
             self._faults.append(_missing(self.last.sequence + 1, entry.sequence - 1))
         elif entry.previous_hash != self.last.hash:
             self._faults.append(f"entry {entry.sequence} does not follow the one before it")
-        content = _content(entry.at, entry.actor, entry.act, entry.objects)
-        if hashlib.sha256((entry.previous_hash + content).encode()).hexdigest() != entry.hash:
+        if not _is_unchanged(entry):
             self._faults.append(f"entry {entry.sequence} was changed")
-        if entry.act == Act.PRUNE and "audit_through" in entry.objects:
+        elif (
+            isinstance(entry, AuditEntry)
+            and entry.act == Act.PRUNE
+            and "audit_through" in entry.objects
+        ):
             through = entry.objects["audit_through"], entry.objects["audit_hash"]
             self._pruned_through = Head(*through)
         self._is_known |= entry.hash == self._known_hash

@@ -19,7 +19,7 @@ from db.session import Database
 # which a worker or a command starts.
 if TYPE_CHECKING:
     from alembic.config import Config
-    from alembic.script import Script
+    from alembic.script import Script, ScriptDirectory
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -104,10 +104,21 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
         with _migrating(database) as connection:
             # Another that migrates at the same time may have been first.
             if _revision(connection) == script.down_revision:
-                command.upgrade(config(connection), script.revision)
+                _upgrade(scripts, connection, script.revision)
                 if script.revision == head():  # before that, its table may be another
                     _append_migration(connection, before, script.revision)
     return before, revision(database)
+
+
+def _upgrade(scripts: "ScriptDirectory", connection: Connection, to: str) -> None:
+    """What alembic's own command does, which reads every migration from its file again."""
+    from alembic.runtime.environment import EnvironmentContext
+
+    def steps(rev: Any, context: Any) -> Any:
+        return scripts._upgrade_revs(to, rev)
+
+    with EnvironmentContext(config(connection), scripts, fn=steps, destination_rev=to):
+        scripts.run_env()
 
 
 def _append_migration(connection: Connection, before: str | None, after: str) -> None:

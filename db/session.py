@@ -80,7 +80,8 @@ class Database:
             yield session
 
     def close(self) -> None:
-        self.engine.dispose()
+        if "engine" in vars(self):  # else it never connected, and may not be able to
+            self.engine.dispose()
 
 
 def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:

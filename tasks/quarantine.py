@@ -7,14 +7,14 @@ where a job's id could be read from it, that job is kept too, as failed.
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from sqlalchemy import update
+from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -145,12 +145,17 @@ def keep(session: Session, messages: Iterable[SetAside]) -> None:
     keep_ended(session, [message.job for message in messages if message.job is not None])
 
 
+# Called with such jobs after the commit that keeps them, by whichever thread it was; a worker
+# counts them. None may raise.
+ended_listeners: list[Callable[[Sequence[EndedJob]], None]] = []
+
+
 def keep_ended(session: Session, jobs: Iterable[EndedJob]) -> None:
     """Insert jobs that ended before they began; those whose id is taken stay as they are."""
-    rows = {job.id: _row(job) for job in jobs}
-    if not rows:
+    by_id = {job.id: job for job in jobs}
+    if not by_id:
         return
-    inserted = submission.insert_jobs(session, list(rows.values()))
+    inserted = submission.insert_jobs(session, [_row(job) for job in by_id.values()])
     if not inserted:
         return
     payloads = [{"job_id": job_id, "contract": {}, "metadata": {}} for job_id in inserted]
@@ -161,6 +166,14 @@ def keep_ended(session: Session, jobs: Iterable[EndedJob]) -> None:
         .values(finished_at=now())
         .execution_options(synchronize_session=False)
     )
+    if ended_listeners:
+        ended = [by_id[job_id] for job_id in inserted]
+        event.listen(session, "after_commit", lambda _: _tell(ended), once=True)
+
+
+def _tell(ended: Sequence[EndedJob]) -> None:
+    for listener in tuple(ended_listeners):
+        listener(ended)
 
 
 def storable(value: Any, max_characters: int) -> str | None:

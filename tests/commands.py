@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 from cli.main import main
 from tasks.configuration import settings
 from tasks.errors import SettingsError
+from tests.forked import MODULE, ForkedProcess
 from tests.producers import forget_settings
 
 ROOT = Path(__file__).parents[1]
@@ -83,33 +83,29 @@ class CommandLine:
         assert "Traceback" not in err
         return Ended(status, out, err)
 
-    def run(self, *arguments: str, given: str | None = None) -> Ended:
+    def run(self, *arguments: str, given: str | None = None, is_forked: bool = True) -> Ended:
         """The same as a process of its own, to its end."""
-        ended = subprocess.run(
-            [sys.executable, "-P", "-m", "cli", *arguments],
-            cwd=self.folder,
-            env=self.whole_environment,
-            input=given,
-            stdin=subprocess.DEVNULL if given is None else None,
-            capture_output=True,
-            encoding="utf-8",
+        with self.start(
+            *arguments,
+            is_forked=is_forked,
+            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
             errors="surrogateescape",  # a test may send bytes that are no text
-            timeout=120,
-        )
-        assert "Traceback" not in ended.stderr
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
+        ) as process:
+            out, err = process.communicate(given, timeout=120)
+        assert "Traceback" not in err
+        return Ended(process.returncode, out, err)
 
-    def start(self, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "cli", *arguments],
-            cwd=self.folder,
-            env=self.whole_environment,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell that runs the tests in its background has them ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    def start(
+        self, *arguments: str, is_forked: bool = True, **others: Any
+    ) -> subprocess.Popen[Any]:
+        """The same as a process of its own.
+
+        is_forked: not for a test of what a process inherits; others: of `subprocess.Popen`
+        """
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        return (ForkedProcess if is_forked else subprocess.Popen)(
+            [*MODULE, "cli", *arguments],
+            **{"cwd": self.folder, "env": self.whole_environment, **streams, **others},
         )
 
     def write(self, name: str, *rows: dict[str, Any] | str) -> Path:

@@ -8,12 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from alembic import command
 from hypothesis import HealthCheck, settings
 
-from db.models import Base
-from db.schema import config
 from db.session import Database
+from tests.databases import make_tables
 from tests.producers import producing
 from tests.servers import PostgresServer, ValkeyServer
 from tests.workers import Cluster
@@ -26,6 +24,8 @@ os.environ["TIDEMILL_CACHE"] = ""
 # torch's threads look for work in a loop before they sleep. Beside other processes of tests they
 # take the cores from one another by it: three quarters of the CPU of a test with a model.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Processes buffer what they write, as they do unless somebody says otherwise.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 # The same examples every time: what passes here passes there. And no clock: how long an
 # example takes is not what any of these tests is about.
@@ -105,9 +105,7 @@ def database(empty_database: Database) -> Database:
 
     Made at one stroke: tests/unit/db/test_schema.py says that migrations lead there.
     """
-    Base.metadata.create_all(empty_database.engine)
-    with empty_database.engine.begin() as connection:
-        command.stamp(config(connection), "head")
+    make_tables(empty_database)
     return empty_database
 
 

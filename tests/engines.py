@@ -36,6 +36,7 @@ from engine.protocol.messages import (
     from_bytes,
     to_bytes,
 )
+from tests.forked_engines import fork_engine
 
 PATIENCE_SECONDS = 90
 
@@ -107,15 +108,20 @@ class Bench:
 
 
 class Child:
-    """A real engine process, as its parent sees it."""
+    """A real engine process, as its parent sees it.
 
-    def __init__(self, spec: EngineSpec) -> None:
+    It is forked, unless it is to be started: for that, or because its engine cannot be forked.
+    """
+
+    def __init__(self, spec: EngineSpec, is_forked: bool = True) -> None:
         here, there = socket.socketpair()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "engine", str(there.fileno())],
-            pass_fds=[there.fileno()],
-            stderr=subprocess.PIPE,
-        )
+        fd = there.fileno()
+        self.process: subprocess.Popen[bytes]
+        if is_forked and spec.engine != "vllm":
+            self.process = fork_engine(spec, fd, stderr=subprocess.PIPE)
+        else:
+            command = [sys.executable, "-P", "-m", "engine", str(fd)]
+            self.process = subprocess.Popen(command, pass_fds=[fd], stderr=subprocess.PIPE)
         there.close()
         self.pipe = Connection(here.detach())
         self.pipe.send_bytes(to_bytes(Load(spec)))
@@ -177,9 +183,9 @@ class Child:
 
 
 @contextmanager
-def child(spec: EngineSpec) -> Iterator[Child]:
+def child(spec: EngineSpec, is_forked: bool = True) -> Iterator[Child]:
     """A child that is gone afterwards, whatever the test did."""
-    it = Child(spec)
+    it = Child(spec, is_forked)
     try:
         yield it
     finally:

@@ -1,13 +1,18 @@
-"""The fork server: `python -P -m tests.fork_server FD` has imported what a worker imports, and
-forks for each that a test asks for.
+"""The fork servers: `python -P -m tests.fork_server KIND FD` has imported what a program of that
+kind imports, and forks for each that is asked for.
 
-A worker takes over a second of CPU to start, most of it for its imports, and the tests start
-hundreds. A fork runs the same module with arguments, a folder, an environment and open files of
-its own, as `python -P -m MODULE` does: its own process, with signals, children and an exit status.
-Before the fork no setting is read, no thread runs and no connection is open. Where an import has
-read a variable that is another in the fork, the fork becomes a new interpreter.
+A worker takes over a second of CPU to start and an engine with a model four, most of it for
+imports, and the tests start hundreds. A fork runs the same module with arguments, a folder, an
+environment and open files of its own, as `python -P -m MODULE` does: its own process, with
+signals, children and an exit status. Before the fork no setting is read, no thread runs and no
+connection is open. Where an import has read a variable that is another in the fork, the fork
+becomes a new interpreter.
+
+The tests start one server, of workers, which hands on what needs a model to one of engines. The
+forks of the first may ask it, too: a worker that was forked has its engines forked.
 """
 
+import fcntl
 import gc
 import json
 import os
@@ -16,35 +21,102 @@ import selectors
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import import_module, reload
+from pathlib import Path
 from typing import Any
 
-# Not the program itself, for runpy warns of one that has been imported.
-MODULES = (
-    "cli.stack",
-    "celery.app.control",
-    "celery.app.utils",
-    "celery.backends.base",
-    "celery.bin.worker",
-    "celery.worker.components",
-    "kombu.transport.redis",
-    "sqlalchemy.dialects.postgresql.psycopg",
-    "sqlalchemy.dialects.sqlite",
-    "worker.celery.consumer",
-    "worker.celery.logging",
-    "worker.celery.pool",
-    "worker.celery.run_jobs",
-)
-# Modules that keep what they read of the environment, and can read it again.
-READ_AGAIN = {"TIDEMILL_FAIL_AT": "worker.failpoints"}
 MAX_REQUEST_BYTES = 1 << 17
+MAX_DESCRIPTORS = 8
+ABOVE = 500  # any number that a program names for what it is to have open
 NUMBER = struct.Struct("i")  # a process id, or an exit status
+
+
+def read_failpoint_again() -> None:
+    reload(sys.modules["worker.failpoints"])
+
+
+def read_num_threads_again() -> None:
+    number = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    sys.modules["torch"].set_num_threads(number)
+
+
+def read_by_screens() -> None:
+    """They are opened anew, whatever the variables are; see `open_streams`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a server imports, and what a fork has to make up for."""
+
+    # Not the program itself, for runpy warns of one that has been imported.
+    modules: tuple[str, ...]
+    # Variables that are read by imports, and what reads them again.
+    read_again: Mapping[str, Callable[[], None]]
+    # Beginnings of those that are read outside of Python.
+    native: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+KINDS = {
+    "worker": Kind(
+        modules=(
+            "cli.main",
+            "cli.stack",
+            "celery.app.control",
+            "celery.app.utils",
+            "celery.backends.base",
+            "celery.bin.worker",
+            "celery.worker.components",
+            "engine.backends.fake",
+            "engine.process",
+            "kombu.transport.redis",
+            "sqlalchemy.dialects.postgresql.psycopg",
+            "sqlalchemy.dialects.sqlite",
+            "tests.forked_engines",
+            "worker.celery.consumer",
+            "worker.celery.logging",
+            "worker.celery.pool",
+            "worker.celery.run_jobs",
+        ),
+        read_again={
+            "TIDEMILL_FAIL_AT": read_failpoint_again,
+            **dict.fromkeys(("COLUMNS", "LINES", "NO_COLOR", "TERM"), read_by_screens),
+        },
+        native=("LANG", "LC_"),
+    ),
+    "engine": Kind(
+        modules=(
+            "engine.process",
+            "engine.backends.ctranslate2",
+            "engine.backends.loader",
+            "engine.cpu.fused_step",
+            "engine.kv_cache.planning.free_memory",
+            *(
+                f"transformers.models.{name}"
+                for name in (
+                    "bart.modeling_bart",
+                    "gpt2.modeling_gpt2",
+                    "gpt2.tokenization_gpt2",
+                    "llama.modeling_llama",
+                    "m2m_100.modeling_m2m_100",
+                    "marian.modeling_marian",
+                    "t5.modeling_t5",
+                )
+            ),
+        ),
+        read_again={"OMP_NUM_THREADS": read_num_threads_again},
+        native=("CUDA_", "GOMP_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "TORCH_"),
+        # More threads than the one that forks may not run.
+        environment={"OMP_NUM_THREADS": "1"},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -55,49 +127,70 @@ class Program:
     arguments: tuple[str, ...]
     folder: str
     environment: dict[str, str]
+    name: str  # of the process, where it is not the interpreter's
 
     def run(self, imported: "Imported") -> None:
         """Run the module as `python -P -m` does, and end as it does."""
+        if self.name:
+            Path("/proc/self/comm").write_text(self.name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(self.folder)
         others = imported.others(self.environment)
-        if not others <= READ_AGAIN.keys():
+        if not others <= imported.kind.read_again.keys():
             command = [sys.executable, "-P", "-m", self.module, *self.arguments]
             os.execve(sys.executable, command, self.environment)
         os.environ.clear()
         os.environ.update(self.environment)
         time.tzset()
         for variable in others:
-            reload(sys.modules[READ_AGAIN[variable]])
+            imported.kind.read_again[variable]()
         sys.argv[1:] = self.arguments
+        open_streams()
         gc.enable()
         runpy.run_module(self.module, run_name="__main__", alter_sys=True)
+
+
+def open_streams() -> None:
+    """Open standard input, output and error as an interpreter does that starts, and the screens
+    on them as their import does."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        before = getattr(sys, name)
+        stream = open(number, mode, encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
+        stream.reconfigure(line_buffering=number == 2 or stream.isatty())
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    if terminal := sys.modules.get("cli.output.terminal"):
+        terminal.out.__init__()
+        terminal.err.__init__(stderr=True)
 
 
 @dataclass(frozen=True)
 class Imported:
     """What the imports have read of the environment, an interpreter's own variables included."""
 
+    kind: Kind
     names: set[str]
     environment: dict[str, str]
 
     def others(self, environment: Mapping[str, str]) -> set[str]:
         """Those that are not the same in another environment."""
         names = self.names | {
-            name for name in {**self.environment, **environment} if name.startswith("PYTHON")
+            name
+            for name in {**self.environment, **environment}
+            if name.startswith(("PYTHON", *self.kind.native))
         }
         return {name for name in names if environment.get(name) != self.environment.get(name)}
 
 
-def import_all() -> Imported:
-    """Import what a worker does, and nothing that reads a setting."""
+def import_all(kind: Kind) -> Imported:
+    """Import what a program of the kind does, and nothing that reads a setting."""
     gc.disable()
-    imported = Imported(set(), dict(os.environ))
+    imported = Imported(kind, set(), dict(os.environ))
     with recording(imported.names):
-        for module in MODULES:
+        for module in kind.modules:
             import_module(module)
     assert "tasks.celeryconfig" not in sys.modules, "the settings were read before the fork"
-    assert threading.active_count() == 1
+    assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
     gc.freeze()
     return imported
 
@@ -121,7 +214,7 @@ def recording(names: set[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fork:
-    """A process of the server's; the pipe tells the tests its id, and how it ended."""
+    """A process of the server's; the pipe tells who asked for it its id, and how it ended."""
 
     pid: int
     pidfd: int
@@ -129,7 +222,7 @@ class Fork:
 
     def bury(self) -> None:
         _, status = os.waitpid(self.pid, 0)
-        os.write(self.pipe, NUMBER.pack(os.waitstatus_to_exitcode(status)))
+        tell(self.pipe, os.waitstatus_to_exitcode(status))
         self.close()
 
     def close(self) -> None:
@@ -137,56 +230,133 @@ class Fork:
         os.close(self.pipe)
 
 
-def serve(requests: socket.socket) -> Program | None:
-    """Fork for each request until nobody is left to ask: None then, and in a fork what it runs.
+def tell(pipe: int, number: int) -> None:
+    with suppress(BrokenPipeError):  # who asked has died, and its own forks notice that
+        os.write(pipe, NUMBER.pack(number))
 
-    A request brings standard input, output and error, and the pipe.
+
+def start(
+    kind: str, environment: Mapping[str, str]
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A server, and the end of a socket by which it is asked; it ends when that is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tests.fork_server", kind, str(theirs.fileno())],
+            env={**environment, **KINDS[kind].environment},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    return ours, process
+
+
+def move(descriptors: Mapping[int, int]) -> None:
+    """Give each descriptor another number, whatever is there."""
+    above = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, ABOVE) for number, fd in descriptors.items()}
+    for fd in descriptors.values():
+        os.close(fd)
+    for number, fd in above.items():
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+@dataclass
+class Server:
+    """Forks for each request until nobody is left to ask.
+
+    A request brings standard input, output and error, the pipe, and what else the program is to
+    have open, under the numbers that it names.
     """
-    forks: dict[int, Fork] = {}  # by their pidfds
-    with requests, selectors.DefaultSelector() as selector:
-        selector.register(requests, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.fd in forks:
-                    selector.unregister(key.fd)
-                    forks.pop(key.fd).bury()
-                    continue
-                request, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 4)
-                if not request:
-                    end(forks.values())
-                    return None
-                *streams, pipe = descriptors
-                pid = os.fork()
-                if pid == 0:
-                    for each in forks.values():
-                        each.close()
-                    for number, stream in enumerate(streams):
-                        os.dup2(stream, number)
-                    for descriptor in descriptors:
-                        os.close(descriptor)
-                    return Program(**json.loads(request))
-                for stream in streams:
-                    os.close(stream)
-                os.write(pipe, NUMBER.pack(pid))
-                fork = Fork(pid, os.pidfd_open(pid), pipe)
-                forks[fork.pidfd] = fork
-                selector.register(fork.pidfd, selectors.EVENT_READ)
+
+    requests: socket.socket
+    requests_of_forks: socket.socket
+    forks: dict[int, Fork] = field(default_factory=dict)  # by their pidfds
+    engines: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
+
+    def serve(self) -> Program | None:
+        """None in the end, and in a fork what it runs."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.requests, selectors.EVENT_READ)
+            selector.register(self.requests_of_forks, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fd in self.forks:
+                        selector.unregister(key.fd)
+                        self.forks.pop(key.fd).bury()
+                        continue
+                    assert isinstance(key.fileobj, socket.socket)
+                    request, descriptors, _, _ = socket.recv_fds(
+                        key.fileobj, MAX_REQUEST_BYTES, MAX_DESCRIPTORS
+                    )
+                    if not request:
+                        self.end()
+                        return None
+                    fork = self.answer(json.loads(request), descriptors)
+                    if isinstance(fork, Program):
+                        return fork
+                    if fork is not None:
+                        self.forks[fork.pidfd] = fork
+                        selector.register(fork.pidfd, selectors.EVENT_READ)
+
+    def answer(self, request: dict[str, Any], descriptors: list[int]) -> Fork | Program | None:
+        """The fork; in it, its program; None where another server has it."""
+        if request.pop("needs_model"):
+            hand_on = {**request, "needs_model": False}
+            socket.send_fds(self.engine_server(), [json.dumps(hand_on).encode()], descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
+        *streams, pipe = descriptors[:4]
+        numbers = [0, 1, 2, *request.pop("descriptors")]
+        open_there = dict(zip(numbers, [*streams, *descriptors[4:]], strict=True))
+        pid = os.fork()
+        if pid == 0:
+            self.leave()
+            os.close(pipe)
+            move(open_there)
+            return Program(**request)
+        for descriptor in open_there.values():
+            os.close(descriptor)
+        tell(pipe, pid)
+        return Fork(pid, os.pidfd_open(pid), pipe)
+
+    def engine_server(self) -> socket.socket:
+        if self.engines is None:
+            self.engines = start("engine", os.environ)
+        return self.engines[0]
+
+    def leave(self) -> None:
+        """Close what is the server's, in a fork."""
+        for fork in self.forks.values():
+            fork.close()
+        self.requests.close()
+        self.requests_of_forks.close()
+        if self.engines is not None:
+            self.engines[0].close()
+
+    def end(self) -> None:
+        """Leave nothing running when the tests have ended."""
+        for fork in self.forks.values():
+            os.kill(fork.pid, signal.SIGKILL)
+            fork.bury()
+        if self.engines is not None:
+            self.engines[0].close()
+            self.engines[1].wait()
 
 
-def end(forks: Iterable[Fork]) -> None:
-    """Leave nothing running when the tests have ended."""
-    for fork in forks:
-        os.kill(fork.pid, signal.SIGKILL)
-        fork.bury()
+def main(kind: str, fd: int) -> None:
+    from tests import forked
 
-
-def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the tests
-    imported = import_all()
-    program = serve(socket.socket(fileno=fd))
+    imported = import_all(KINDS[kind])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours = socket.socket(fileno=fcntl.fcntl(ours.detach(), fcntl.F_DUPFD_CLOEXEC, ABOVE))
+    program = Server(socket.socket(fileno=fd), theirs).serve()
     if program is not None:
+        forked.ask_at(ours)
         program.run(imported)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

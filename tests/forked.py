@@ -1,81 +1,118 @@
-"""A forked process: what `subprocess.Popen` is, of a program that the fork server forks."""
+"""A forked process: what `subprocess.Popen` is, of a program that a fork server forks."""
 
 import atexit
-import functools
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+import psutil
+
+from tests import fork_server
 from tests.fork_server import NUMBER
 
 ROOT = Path(__file__).parent.parent
+# How a command begins that can be forked; a module and its arguments follow.
+MODULE = (sys.executable, "-P", "-m")
+
+_lock = threading.Lock()
+_server: socket.socket | None = None
+_pid: int | None = None
 
 
-@functools.cache
 def server() -> socket.socket:
     """Starts the fork server of these tests, which ends with them."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("TIDEMILL_", "CELERY_"))
-    }
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.fork_server", str(theirs.fileno())],
-            env={**inherited, "PYTHONPATH": str(ROOT)},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+    global _pid
+    with _lock:
+        if _server is None:
+            inherited = {
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("TIDEMILL_", "CELERY_", "PYTEST_"))
+            }
+            ours, process = fork_server.start("worker", {**inherited, "PYTHONPATH": str(ROOT)})
 
-    def end() -> None:
-        ours.close()
-        process.wait()
+            def end() -> None:
+                ours.close()
+                process.wait()
 
-    atexit.register(end)
-    return ours
+            atexit.register(end)
+            ask_at(ours)
+            _pid = process.pid
+        assert _server is not None
+        return _server
 
 
-class ForkedProcess:
-    """A module with its arguments, as `python -P -m` runs it, in a process of its own."""
+def ask_at(requests: socket.socket) -> None:
+    """Ask a server that runs."""
+    global _server
+    _server = requests
+
+
+def forks_named(name: str) -> list[psutil.Process]:
+    """The processes of this name that were forked for these tests or for a fork of theirs."""
+    if _pid is None:
+        return []
+    return [fork for fork in psutil.Process(_pid).children(recursive=True) if named(fork) == name]
+
+
+def named(process: psutil.Process) -> str | None:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return None
+
+
+class ForkedProcess(subprocess.Popen[Any]):
+    """`python -P -m MODULE ...` in a process of its own; its parent is the fork server."""
 
     def __init__(
         self,
         command: Sequence[str],
-        folder: Path,
-        environment: Mapping[str, str],
-        output: IO[bytes],
+        *,
+        needs_model: bool = False,
+        name: str = "",
+        **arguments: Any,
     ) -> None:
-        self.args = list(command)
-        self.returncode: int | None = None
+        """name: of the process, where it is not the interpreter's"""
+        assert tuple(command[: len(MODULE)]) == MODULE
+        self._request = {"needs_model": needs_model, "name": name}
+        super().__init__(command, **arguments)
+
+    def _execute_child(  # type: ignore[no-untyped-def]
+        self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
+        creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *others,
+    ) -> None:  # fmt: skip
+        """As that of Popen; -1 is a stream that the process has like this one."""
         request = {
-            "module": command[0],
-            "arguments": list(command[1:]),
-            "folder": str(folder),
-            "environment": dict(environment),
+            **self._request,
+            "module": args[len(MODULE)],
+            "arguments": args[len(MODULE) + 1 :],
+            "folder": str(cwd or Path.cwd()),
+            "environment": dict(os.environ if env is None else env),
+            "descriptors": list(pass_fds),
         }
+        streams = [
+            number if stream == -1 else stream
+            for number, stream in enumerate((p2cread, c2pwrite, errwrite))
+        ]
         reading, writing = os.pipe()
-        with open(os.devnull, "rb") as nothing:
-            socket.send_fds(
-                server(),
-                [json.dumps(request).encode()],
-                [nothing.fileno(), output.fileno(), output.fileno(), writing],
-            )
-        os.close(writing)
         weakref.finalize(self, os.close, reading)
+        socket.send_fds(server(), [json.dumps(request).encode()], [*streams, writing, *pass_fds])
+        os.close(writing)
         self._pipe = reading
-        self._lock = threading.Lock()
         self.pid = self._number()
+        self._child_created = True
+        self._close_pipe_fds(  # type: ignore[attr-defined]
+            p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
+        )
 
     def _number(self) -> int:
         said = os.read(self._pipe, NUMBER.size)
@@ -83,26 +120,19 @@ class ForkedProcess:
         number: int = NUMBER.unpack(said)[0]
         return number
 
-    def poll(self) -> int | None:
-        return self._wait(0)
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+        return self._ended_within(0)
 
-    def wait(self, timeout: float | None = None) -> int:
-        status = self._wait(timeout)
-        if status is None:
+    def _wait(self, timeout: float | None) -> int:
+        if self._ended_within(timeout) is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
-        return status
+        assert self.returncode is not None
+        return self.returncode
 
-    def _wait(self, seconds: float | None) -> int | None:
+    def _ended_within(self, seconds: float | None) -> int | None:
         if self.returncode is None and select.select([self._pipe], [], [], seconds)[0]:
-            with self._lock:
+            with self._waitpid_lock:  # type: ignore[attr-defined]
                 if self.returncode is None:
                     self.returncode = self._number()
         return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)

@@ -306,6 +306,9 @@ FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
     "gptq_v2": (
         {**GPTQ, "bits": 4, "checkpoint_format": "gptq_v2"}, lambda n, s: gptq(n, s, 4, 2, True)
     ),
+    "gptq_v2_by_its_other_name": (
+        {**GPTQ, "bits": 4, "format": "gptq_v2"}, lambda n, s: gptq(n, s, 4, 2, False)
+    ),
     "gptq_8": ({**GPTQ, "bits": 8}, lambda n, s: gptq(n, s, 8, 1, False)),
     "gptq_2": ({**GPTQ, "bits": 2}, lambda n, s: gptq(n, s, 2, 1, False)),
     "auto_round": (
@@ -359,6 +362,22 @@ FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
     "ct_fp8": (
         ct("naive-quantized", num_bits=8, type="float", strategy="tensor"),
         lambda n, s: eight_bits_of_a_float(n, s, "weight_scale", None),
+    ),
+    "ct_fp8_blocks": (
+        ct("float-quantized", num_bits=8, type="float", strategy="block",
+           block_structure=[8, 16]),
+        lambda n, s: eight_bits_of_a_float(n, s, "weight_scale", (8, 16)),
+    ),
+    "ct_fp8_last_block_short": (
+        ct("float-quantized", num_bits=8, type="float", strategy="block",
+           block_structure=[12, 20]),
+        lambda n, s: eight_bits_of_a_float(n, s, "weight_scale", (12, 20)),
+    ),
+    # Three blocks of 24, 24 and 16 columns, which might be of 22 each.
+    "ct_fp8_two_uneven_blocks": (
+        ct("float-quantized", num_bits=8, type="float", strategy="block",
+           block_structure="24x24"),
+        lambda n, s: eight_bits_of_a_float(n, s, "weight_scale", (24, 24)),
     ),
     "ct_nvfp4": (
         ct("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group"),

@@ -61,10 +61,13 @@ class Serving:
 
 @contextmanager
 def serving(
-    producer: Cluster, cache: CacheSettings | None = None, **model: Any
+    producer: Cluster,
+    cache: CacheSettings | None = None,
+    settings: Settings | None = None,
+    **model: Any,
 ) -> Iterator[Serving]:
     made = Model(alias="fake", **{**FAKE, "max_sequences": 8, **model})
-    worker = Worker(producer.database, [made], Settings(), lambda: None, cache)
+    worker = Worker(producer.database, [made], settings or Settings(), lambda: None, cache)
     worker.start()
     try:
         yield Serving(worker, producer.database)

@@ -22,7 +22,8 @@ from db.session import Database
 from db.states import UNFINISHED, JobState
 from tests import jobs
 from tests.commands import CommandLine, Ended
-from tests.forked import ForkedProcess
+from tests.forked import MODULE, ForkedProcess, forks_named
+from tests.forked_engines import name_of_engines
 from tests.producers import FAKE, Tables, write_config
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ TAKEN_UP_SOON = {
 }
 # How `tidemill worker` and `tidemill up` start a worker.
 CELERY_MAIN = "cli.stack.celery_main"
-AS_STARTED = (sys.executable, "-P", "-m", CELERY_MAIN)
+AS_STARTED = (*MODULE, CELERY_MAIN)
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -55,7 +56,7 @@ def until(happened: Callable[[], Any], what: str, seconds: float = PATIENCE_SECO
 class WorkerProcess:
     """One `celery worker`, its engine processes and its log."""
 
-    process: subprocess.Popen[bytes] | ForkedProcess
+    process: subprocess.Popen[bytes]
     name: str  # Celery's
     log_path: Path
 
@@ -69,7 +70,9 @@ class WorkerProcess:
 
     @property
     def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children(recursive=True)
+        """Its engines; the parent of those that were forked is another."""
+        own = psutil.Process(self.pid).children(recursive=True)
+        return [*own, *forks_named(name_of_engines(self.pid))]
 
     def wait_until_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Ready is when it consumes; the models are loaded before."""
@@ -188,22 +191,16 @@ class Cluster:
             *("--without-gossip", "--without-mingle"),
             *("--hostname", name, *arguments),
         ]
-        whole_environment = {**self.environment, **environment}
-        process: subprocess.Popen[bytes] | ForkedProcess
+        start = subprocess.Popen if self.program else ForkedProcess
         with log_path.open("wb") as log:
-            if self.program:
-                process = subprocess.Popen(
-                    [*self.program, *command],
-                    cwd=self.folder,
-                    env=whole_environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            else:
-                process = ForkedProcess(
-                    [CELERY_MAIN, *command], self.folder, whole_environment, log
-                )
+            process = start(
+                [*(self.program or AS_STARTED), *command],
+                cwd=self.folder,
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         worker = WorkerProcess(process, name, log_path)
         self.started.append(worker)
         return worker
@@ -236,9 +233,18 @@ class Cluster:
 
     def celery(self, *arguments: str) -> str:
         """What a `celery -A tasks ...` prints."""
-        done = self.run(str(BIN / "celery"), "-A", "tasks", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        with ForkedProcess(
+            [*MODULE, "celery", "-A", "tasks", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, out + err
+        return str(out)
 
     def python(self, code: str) -> str:
         """What a Python process with our code and these settings prints."""

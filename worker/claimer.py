@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from db.encryption.key_ring import Unopenable
 from db.lane import Lane
-from db.outcome import Fence, Outcome
-from db.queries.jobs import claims, completion
+from db.outcome import Fence
+from db.queries.jobs import claims
 from db.session import Database
 from tasks.outage import Outage
 from tasks.quarantine import Reason, SetAside, keep
@@ -25,7 +25,6 @@ from worker.attempts.dialogue import with_dialogues
 from worker.backoff import backoff_seconds
 from worker.bisection import run_in_halves
 from worker.delivery import Delivery
-from worker.errors import TextUnopenable
 from worker.failpoints import passing
 from worker.settings import Settings
 
@@ -51,10 +50,9 @@ class ClaimedJob:
     traceparent: str | None
     wait_seconds: float  # since it was submitted
     claim_began_ns: int  # since the epoch
-    contract: dict[str, Any]
+    contract: dict[str, Any] | None  # None: it was changed in the database and does not open
     delivery: Delivery
 
-    @property
     def ids(self) -> dict[str, str]:
         """The fields by which a log line names the job."""
         ids = {"job_id": str(self.fence.job_id)}
@@ -166,9 +164,6 @@ class Claimer:
             ).all()
             ids = [row.id for row in rows]
             contracts = with_dialogues(session, self._contracts(session, ids))
-            unopenable = [row for row in rows if row.id not in contracts]
-            self._fail(session, [Fence(row.id, row.attempt, self._owner) for row in unopenable])
-            rows = [row for row in rows if row.id in contracts]
             not_taken = named.keys() - set(ids)
             unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
             keep(session, [_unknown_jobs(unknown)] if unknown else [])
@@ -186,7 +181,7 @@ class Claimer:
                 read_traceparent(row.traceparent) if row.traceparent else None,
                 (row.started_at - row.created_at).total_seconds(),
                 began_ns,
-                contracts[row.id],
+                contracts.get(row.id),
                 named[row.id],
             )
             for row in rows
@@ -204,17 +199,6 @@ class Claimer:
             lambda job_id, error: None,
         )
         return contracts
-
-    @staticmethod
-    def _fail(session: Session, fences: Sequence[Fence]) -> None:
-        """End the attempts whose text does not open."""
-        if not fences:
-            return
-        error = TextUnopenable()
-        failed = [Outcome.failed(fence, error.code, str(error)) for fence in fences]
-        session.execute(completion.finish_attempts(failed))
-        for fence in fences:
-            log.error("text does not open", extra={"job_id": str(fence.job_id)})
 
 
 def _unknown_jobs(job_ids: Collection[UUID]) -> SetAside:

@@ -297,11 +297,12 @@ class Committer:
 
     def _write_model_cards(self, session: Session, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Insert the cards that this worker has not committed yet; returns their ids."""
-        cards = {
-            model_card_id(each.answer.model_card): each.answer.model_card
+        contents = {
+            id(each.answer.model_card): each.answer.model_card
             for each in outcomes
             if each.answer is not None and each.answer.model_card is not None
         }
+        cards = {model_card_id(content): content for content in contents.values()}
         # In order of id, and before any job is locked: two flushes cannot wait for each other.
         new = [
             {"id": card_id, "content": cards[card_id]}

@@ -30,7 +30,9 @@ from tasks.configuration import settings as places
 from tasks.configuration.catalog import Model
 from tasks.configuration.masking import Masking, masking_of
 from tasks.configuration.retention import retention_of
+from tasks.quarantine import ended_listeners
 from tasks.queues import queue_names
+from tasks.tracing import tracer
 from worker import quarantine
 from worker.attempts.attempt import Attempt
 from worker.attempts.job_trace import JobTrace
@@ -45,6 +47,7 @@ from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engines.fleet import EngineFleet
+from worker.errors import TextUnopenable
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
 from worker.masking.masker import Maskers
@@ -217,6 +220,8 @@ class Worker:
         except BaseException:
             self._metrics.stop()
             raise
+        if self._metrics is not NO_METRICS:
+            ended_listeners.append(self._metrics.count_refused)
         for part in self._parts:
             part.start()
         self._is_ready = True
@@ -254,6 +259,8 @@ class Worker:
         self._guard.stop()
         self._quarantine.stop()
         self._heartbeat.stop()
+        if self._metrics.count_refused in ended_listeners:
+            ended_listeners.remove(self._metrics.count_refused)
         self._metrics.stop()
 
     # --- jobs ----------------------------------------------------------------------------------
@@ -318,23 +325,22 @@ class Worker:
             self._start_each(claimed)
 
     def _start_each(self, claimed: list[ClaimedJob]) -> None:
+        # Asked once for all of them: what is switched off is to cost a job nothing.
+        tracer_in_use, masks = tracer(), self._maskers.masks
         for job in claimed:
-            client = self._fleet.least_busy(job.model)
-            if client is None:
-                # A message went to the wrong queue; the dispatcher sends another.
-                self._committer.put(Outcome.released(job.fence))
-                job.delivery.settle([job.fence.job_id])
-                continue
+            own = self._fleet.least_busy(job.model)
+            client = own or self._fleet.clients[0]  # which is asked nothing
+            contract = job.contract or {}
             work = Work(
                 job.fence.job_id,
                 job.task,
-                job.contract,
+                contract,
                 client.card,
                 self._request_ids,
                 job.lane is Lane.INTERACTIVE,
-                self._languages[job.model],
+                self._languages.get(job.model, ()),
                 job.tenant,
-                self._maskers.masker_for(job.task, job.tenant),
+                self._maskers.masker_for(job.task, job.tenant) if masks else None,
             )
             attempt = Attempt(
                 job.fence,
@@ -349,7 +355,10 @@ class Worker:
                 self._cache,
                 job.ids,
                 self._guard,
-                JobTrace.of(
+                None
+                if tracer_in_use is None
+                else JobTrace.of(
+                    tracer_in_use,
                     job.fence.job_id,
                     job.batch_id,
                     job.traceparent,
@@ -364,9 +373,14 @@ class Worker:
             with self._lock:
                 self._running[job.fence] = (attempt, job)
                 draining = self._draining
-            if draining:
+            if draining or own is None:
+                # Of a model that is not served: its message went to the wrong queue, and the
+                # dispatcher sends another.
                 attempt.release()
-            elif len(job.contract.get("text") or "") > MAX_CLAIMER_CHARACTERS:
+            elif job.contract is None:
+                log.error("text does not open", extra=job.ids())
+                attempt.fail(TextUnopenable())
+            elif len(contract.get("text") or "") > MAX_CLAIMER_CHARACTERS:
                 self._documents.submit(attempt.start)
             else:
                 attempt.start()
@@ -393,7 +407,7 @@ class Worker:
             log.info(
                 "attempt ended",
                 extra={
-                    **job.ids,
+                    **job.ids(),
                     "task": job.task,
                     "model": job.model,
                     "attempt": job.fence.attempt,
@@ -406,7 +420,7 @@ class Worker:
     def _ids_of(self, fence: Fence) -> dict[str, str]:
         with self._lock:
             running = self._running.get(fence)
-        return {"job_id": str(fence.job_id)} if running is None else running[1].ids
+        return {"job_id": str(fence.job_id)} if running is None else running[1].ids()
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         """Settles the messages of these jobs, after the commit: they may be acked."""

@@ -129,21 +129,23 @@ def watch_compiled() -> None:
     watched = [
         (CpuAttentionBackend, "_attend", "attention of rows"),
     ]
-    packed_gemm, fused_step = kernel_module("packed_gemm"), kernel_module("fused_step")
+    packed_gemm, layer_calls = kernel_module("packed_gemm"), kernel_module("layer_calls")
     if packed_gemm is not None:
         watched.append((packed_gemm.PackedGemmLinear, "_multiply", "packed linear"))
-    if fused_step is not None:
+    if layer_calls is not None:
+        from engine.cpu.kernels import softcap
+
         watch_table(
             {
                 packed_gemm.run.address: "packed linear",
                 rms_norm.run.address: "norm of rows",
                 activation.run.address: "activation of rows",
-                fused_step.gather_rows.run.address: "gather of rows",
-                fused_step.packed_experts.run.address: "packed linear",
-                fused_step.softcap.run.address: "soft cap of rows",
-                fused_step.routing_kernels.choose.address: "router",
-                fused_step.routing_kernels.group.address: "router",
-                fused_step.routing_kernels.combine.address: "router",
+                layer_calls.gather_rows.run.address: "gather of rows",
+                layer_calls.packed_experts.run.address: "packed linear",
+                softcap.run.address: "soft cap of rows",
+                layer_calls.routing_kernels.choose.address: "router",
+                layer_calls.routing_kernels.group.address: "router",
+                layer_calls.routing_kernels.combine.address: "router",
             }
         )
     for kind, name, shown in watched:

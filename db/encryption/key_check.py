@@ -1,25 +1,66 @@
 """The key check: a process without the keys of the newest texts ends, or is refused, before it
-begins. A producer without them would write in clear what others encrypt."""
+begins. A producer without them would write in clear what others encrypt, and a worker with other
+keys of their names would fail every job."""
 
-import contextlib
 from weakref import WeakSet
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, select
 
-from db.encryption.key_ring import Unopenable
+from db.encryption.key_ring import KeyRing, KeysUnusable, Unopenable
+from db.encryption.sealed import SealedJSON, row_key
 from db.models import Payload
 from db.session import Database
 
 NEWEST = 20  # looked at, for the last may be one that a process without keys has written
+FEW = 3  # fewer that do not open may have been changed in the database
 
 _checked: WeakSet[Database] = WeakSet()
 
 
 def require_keys(database: Database) -> None:
     """Raise KeysUnusable where this process lacks a key of the texts that were sent last."""
-    newest = select(Payload.contract).where(Payload.pruned_at.is_(None))
-    with contextlib.suppress(Unopenable), database.read() as session:
-        session.execute(newest.order_by(Payload.job_id.desc()).limit(NEWEST)).all()
+    keys = database.keys
+    contract = Payload.__table__.c.contract
+    newest = (
+        select(Payload.job_id, contract if keys is None else cast(contract, Text))
+        .where(Payload.pruned_at.is_(None))
+        .order_by(Payload.job_id.desc())
+        .limit(NEWEST)
+    )
+    with database.read() as session:
+        rows = session.execute(newest).all()  # without keys a sealed one raises
+    if keys is None:
+        return
+    num_opened: dict[str, int] = {}
+    num_closed: dict[str, int] = {}
+    for job_id, stored in rows:
+        name, opens = _opens(stored, row_key([job_id]), keys)
+        if name is not None:
+            counts = num_opened if opens else num_closed
+            counts[name] = counts.get(name, 0) + 1
+    for name, num in num_closed.items():
+        if num >= FEW and name not in num_opened:
+            raise KeysUnusable(
+                f"none of the newest {num} texts that the key {name} has sealed opens: this "
+                "process has another key of that name, or all were changed in the database"
+            )
+
+
+def _opens(stored: str, key: str, keys: KeyRing) -> tuple[str | None, bool]:
+    """The name of the key of a stored text, None for a plain one, and whether it opens."""
+    type_ = Payload.__table__.c.contract.type
+    assert isinstance(type_, SealedJSON)
+    try:
+        sealed = type_.sealed_in(type_.from_text(stored))
+    except ValueError:
+        return None, False
+    if sealed is None:
+        return None, True
+    try:
+        keys.open(*sealed, type_.place(key))
+    except Unopenable:
+        return sealed[0], False
+    return sealed[0], True
 
 
 def require_keys_once(database: Database) -> None:

@@ -14,7 +14,9 @@ looks sealed is marked as plain, so that nobody can write one.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -69,6 +71,21 @@ def _part(value: Any) -> str:
     if isinstance(value, UUID):
         return value.hex
     return value.hex() if isinstance(value, bytes) else str(value)
+
+
+_passed_over: ContextVar[list[str] | None] = ContextVar("passed_over", default=None)
+
+
+@contextmanager
+def passing_over_unopenable() -> Iterator[list[str]]:
+    """Within it a text that does not open is read as None, and its place is added to the list:
+    for those who must go on to the next. Everybody else gets the error."""
+    places: list[str] = []
+    token = _passed_over.set(places)
+    try:
+        yield places
+    finally:
+        _passed_over.reset(token)
 
 
 def keys_of(dialect: Dialect) -> KeyRing | None:
@@ -177,7 +194,17 @@ class SealedType(TypeDecorator[Any]):
         key, _, rest = text.partition(":")
         key = key.replace("-", "").lower()
         try:
-            stored = self.from_text(rest)
+            return self._opened(rest, key, keys)
+        except (Unopenable, KeysUnusable):
+            passed_over = _passed_over.get()
+            if passed_over is None:
+                raise
+            passed_over.append(self.place(key))
+            return None
+
+    def _opened(self, text: str, key: str, keys: KeyRing) -> Any:
+        try:
+            stored = self.from_text(text)
         except ValueError as error:
             raise Unopenable(f"what is in {self.place(key)} was changed: it is no JSON") from error
         return self.open(stored, key, keys)

@@ -149,6 +149,19 @@ def page(
     return statement.order_by(key.desc() if newest_first else key).limit(limit)
 
 
+def places(after: int | None, limit: int) -> Select[int, str, str]:
+    """The (sequence, previous_hash, hash) of entries in their order."""
+    key = AuditEntry.sequence
+    statement = select(key, AuditEntry.previous_hash, AuditEntry.hash).order_by(key).limit(limit)
+    return statement if after is None else statement.where(key > after)
+
+
+def between(first: int, last: int) -> Select[AuditEntry]:
+    """The entries from one to another, both included."""
+    key = AuditEntry.sequence
+    return select(AuditEntry).where(key >= first, key <= last).order_by(key)
+
+
 def is_older(age_seconds: float | None) -> ColumnElement[bool]:
     """Entries before the first that is younger; so the last never goes."""
     if age_seconds is None:

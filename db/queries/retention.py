@@ -17,6 +17,7 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    false,
     null,
     or_,
     select,
@@ -91,14 +92,14 @@ class Prunable:
 
 def _too_old(instant: InstrumentedAttribute[Any], ages: ClassAges) -> ColumnElement[bool]:
     """Whether an instant of a job's is further back than the ages allow."""
-    cutoff = _ago(ages.for_all)
     whens = [(Job.tenant == name, _ago(age)) for name, age in ages.by_tenant.items()]
     whens += [(Job.task == name, _ago(age)) for name, age in ages.by_task.items()]
+    cutoff = null() if ages.for_all is None else _ago(ages.for_all)
     return instant <= (case(*whens, else_=cutoff) if whens else cutoff)
 
 
-def _ago(seconds: float | None) -> ColumnElement[Any]:
-    return null() if seconds is None else seconds_from_now(-seconds)
+def _ago(seconds: float) -> ColumnElement[Any]:
+    return seconds_from_now(-seconds)
 
 
 def is_any_under_way() -> Select[bool]:
@@ -225,7 +226,8 @@ def aged_rows(
     """Rows that belong to no job, deleted when their age is over the limit."""
 
     def is_due(ages: ClassAges) -> ColumnElement[bool]:
-        return instant <= _ago(ages.for_all)
+        # Nobody's own has the age for all alone, and may have none where a tenant's has one.
+        return false() if ages.for_all is None else instant <= _ago(ages.for_all)
 
     return Prunable(name, row_class, (key,), is_due, _deleting(key.class_))
 

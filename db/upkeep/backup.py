@@ -38,7 +38,7 @@ def back_up(database: Database, to: Path) -> Backup:
     if not to.absolute().parent.is_dir():
         raise NoBackup(f"there is no folder {to.absolute().parent}; make it first")
     part = to.with_name(to.name + ".part")
-    part.unlink(missing_ok=True)
+    _remove(part)
     # Nobody else's to read, from its first byte on: it holds what users sent.
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
@@ -56,9 +56,18 @@ def back_up(database: Database, to: Path) -> Backup:
         _to_disk(part)
         os.replace(part, to)
         _to_disk(to.absolute().parent)
+    except sqlite3.Error as error:
+        # Of the disk that fills up, or of a database that is damaged; neither quotes a row.
+        raise NoBackup(f"the copy could not be made: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        _remove(part)
     return Backup(to.stat().st_size, num_jobs)
+
+
+def _remove(part: Path) -> None:
+    """Remove what was begun, with what SQLite keeps beside it, which holds texts too."""
+    for beside in ("", "-journal", "-wal", "-shm"):
+        part.with_name(part.name + beside).unlink(missing_ok=True)
 
 
 def _checked(copy: sqlite3.Connection) -> int:

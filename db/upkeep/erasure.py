@@ -20,6 +20,7 @@ from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 
 from db import audit
+from db.encryption.sealed import passing_over_unopenable
 from db.models import Base, QuarantinedMessage
 from db.queries import erasure
 from db.queries.quarantine import delete_quarantined
@@ -53,11 +54,18 @@ class Person:
 
     def sent(self, fields: Mapping[str, Any]) -> bool:
         """Whether the fields of a message are theirs."""
-        if self.tenant is not None and fields.get("tenant", "default") != self.tenant:
+        tenant = fields.get("tenant")
+        tenant = "default" if tenant is None else _as_text(tenant)
+        if self.tenant is not None and tenant != self.tenant:
             return False
         pairs = fields.get("metadata")
         pairs = pairs if isinstance(pairs, Mapping) else {}
-        return all(pairs.get(key) == value for key, value in self.metadata.items())
+        return all(_as_text(pairs.get(key)) == value for key, value in self.metadata.items())
+
+
+def _as_text(value: Any) -> str:
+    """A value of a message, in which a number may stand where a contract has a text."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +94,10 @@ def count(database: Database, person: Person) -> Erased:
 def erase(database: Database, person: Person) -> Erased:
     """Erase all of it; what is submitted meanwhile, too. An entry in the audit for each part."""
     erased = Erased()
+    if database.keys is None:
+        # Messages are read: without the keys of one it ends here, before a part is erased.
+        for _ in _messages(database, person):
+            pass
     while True:
         with database.read() as session:
             job_ids = session.scalars(erasure.page(database.dialect, person, ROWS)).all()
@@ -123,11 +135,11 @@ def _messages(database: Database, person: Person) -> Iterator[tuple[list[UUID], 
     """The quarantined messages of a person, page by page, and the number that cannot be read."""
     after: UUID | None = None
     while True:
-        with database.read() as session:
+        with passing_over_unopenable(), database.read() as session:
             page = session.scalars(erasure.messages(after, MESSAGES)).all()
         theirs, num_unreadable = [], 0
         for message in page:
-            fields = message_fields(message.body)
+            fields = None if message.body is None else message_fields(message.body)
             if fields is None:
                 num_unreadable += 1
             elif person.sent(fields):
@@ -139,17 +151,20 @@ def _messages(database: Database, person: Person) -> Iterator[tuple[list[UUID], 
 
 
 def message_fields(body: bytes) -> Mapping[str, Any] | None:
-    """A job's fields in a message or in the body of one; None where it has none to read."""
+    """A job's fields in a message or in the body of one; None where it has none to read, or
+    something without a name stands before them."""
     try:
         message = json.loads(body)
         if isinstance(message, dict):
+            if message.keys().isdisjoint(("body", "headers", "properties")):
+                return message  # a contract that was sent as it is
             text = message["body"]
             encoding = (message.get("properties") or {}).get("body_encoding")
             message = json.loads(base64.b64decode(text) if encoding == "base64" else text)
-        fields = message[1]
+        unnamed, fields = message[0], message[1]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
-    return fields if isinstance(fields, dict) else None
+    return fields if isinstance(fields, dict) and (fields or not unnamed) else None
 
 
 def scrub(database: Database) -> bool:
@@ -186,7 +201,8 @@ def _empty_log(driver: sqlite3.Connection) -> bool:
 def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
     """Every row that is kept of a person, JSON-able: batches, jobs, messages, each with its `kind`.
 
-    The entry in the audit is the first thing that happens.
+    A text that does not open is None, and its job's `unopenable` says where it is. The entry in
+    the audit is the first thing that happens.
     """
     with database.write() as session:
         audit.append(session, audit.Act.EXPORT, person.audited())
@@ -194,6 +210,7 @@ def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
         batches = session.scalars(erasure.batches(database.dialect, person)).all()
     for batch in batches:
         yield {"kind": "batch", **_json_of(batch)}
+    written: set[str] = set()  # messages that are with their job
     after: UUID | None = None
     while True:
         with database.read() as session:
@@ -201,6 +218,7 @@ def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
                 erasure.page(database.dialect, person, ROWS, after, with_erased=True)
             ).all()
             jobs = [_whole(session, job_id) for job_id in job_ids]
+        written.update(each["id"] for job in jobs for each in job["messages"])
         yield from jobs
         if len(job_ids) < ROWS:
             break
@@ -210,21 +228,24 @@ def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
             statement = select(QuarantinedMessage).where(QuarantinedMessage.id.in_(ids))
             messages = session.scalars(statement).all()
         for message in messages:
-            yield {"kind": "message", **_json_of(message)}
+            if str(message.id) not in written:
+                yield {"kind": "message", **_json_of(message)}
 
 
 def _whole(session: Session, job_id: UUID) -> dict[str, Any]:
-    job, payload, result = session.execute(erasure.whole_job(job_id)).one()
-    parts = {
-        name: [_json_of(row) for row in session.scalars(erasure.rows_of(model, job_id))]
-        for name, model in erasure.PARTS.items()
-    }
+    with passing_over_unopenable() as unopenable:
+        job, payload, result = session.execute(erasure.whole_job(job_id)).one()
+        parts = {
+            name: [_json_of(row) for row in session.scalars(erasure.rows_of(model, job_id))]
+            for name, model in erasure.PARTS.items()
+        }
     return {
         "kind": "job",
         **_json_of(job),
         "payload": None if payload is None else _json_of(payload),
         "result": None if result is None else _json_of(result),
         **parts,
+        **({"unopenable": unopenable} if unopenable else {}),
     }
 
 

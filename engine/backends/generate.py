@@ -37,6 +37,7 @@ from engine.sampling.logits_processors import (
     take_sampling_processors,
 )
 from engine.sampling.resolve_params import ResolvedParams
+from engine.sampling.seeded import seeded
 from engine.sampling.stopping_criteria import PerRequestStops
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
@@ -201,7 +202,7 @@ class GenerateBackend(RunToCompletionBackend):
             processors.extend(take_sampling_processors(self.model, config))
             processors.append(PerRequestSampler(group, self.model.device))
             # `generate` still draws, but from what the sampler left: one token.
-        with torch.inference_mode(), self.seeded(settings.seed):
+        with torch.inference_mode(), seeded(self.model.device, settings.seed):
             if self.freshness is not None:
                 self.freshness.restore()
             with refusing_beams_by_name(settings):
@@ -267,15 +268,6 @@ class GenerateBackend(RunToCompletionBackend):
                 mask.append([0] * num_pads + ones)
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-    @contextlib.contextmanager
-    def seeded(self, seed: int | None) -> Iterator[None]:
-        """Let draws follow from the seed within this context, if there is one."""
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
 
 
 @contextlib.contextmanager

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from engine.attention.hf_plugin import UnknownAttention, uninstall
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend, leaves_changes
 from engine.checkpoint.loader import Checkpoint
-from engine.errors import in_words
+from engine.errors import EngineError, Unloadable, in_words
 from engine.kv_cache.contiguous import ContiguousKVCache
 from engine.kv_cache.joined import JoinedKVCache
 from engine.kv_cache.joined_layers import UnknownCache
 from engine.kv_cache.paged import PagedKVCache
 from engine.logging import error_location
-from engine.proof.answered_alone import AnsweredAlone, answered_alone
+from engine.proof.answered_alone import AnsweredAlone, answer_alone, answered_alone
 from engine.proof.disproved import Disproved
 from engine.proof.self_proof import Proof, prove
+from engine.proof.trials import trials_of
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners.length_switches import rotary_switch_of
 from engine.runners.own_cache import OwnCacheRunner
@@ -64,7 +67,24 @@ def alone_or_disproved(exact: GenerateBackend) -> AnsweredAlone:
     except Exception as error:
         log.warning("the proof failed", extra={"error": error_location(error)})
         said = f"model.generate raised {type(error).__name__}: {in_words(error)}"
+        refuse_if_it_answers_nothing(exact)
         raise Disproved(said) from error
+
+
+def refuse_if_it_answers_nothing(exact: GenerateBackend) -> None:
+    """Raise Unloadable if `generate` cannot answer even a few plain tokens."""
+    try:
+        with torch.inference_mode():
+            answer_alone(exact, trials_of(exact, has_beams=False)[0])
+    except torch.OutOfMemoryError:
+        return
+    except Exception as error:
+        spec = exact.spec
+        raise Unloadable(
+            f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r} answers nothing: "
+            f"model.generate itself raises {type(error).__name__}: {in_words(error)}; "
+            "use one that transformers can run"
+        ) from error
 
 
 def proved_by(
@@ -77,7 +97,9 @@ def proved_by(
         )
     except (UnknownAttention, UnknownCache) as error:
         raise Disproved(str(error)) from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (Disproved, EngineError):
+        raise
+    except Exception as error:  # a model's own code may raise what it likes
         part = "attention" if way == FAST else "cache"
         reason = f"its {part} is of a kind of its own ({type(error).__name__}: {in_words(error)})"
         raise Disproved(reason) from error

@@ -46,10 +46,7 @@ def multimodal_class(config: Any) -> type[PreTrainedModel] | None:
     """The class of a checkpoint that takes images or sound beside text; None for others."""
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_MULTIMODAL_LM_MAPPING:
         return None
-    text_config = config.get_text_config(decoder=True)
-    if text_config is config or auto_map(config).get("AutoModelForCausalLM") is not None:
-        return None
-    if saved_alone(config) is not None:
+    if auto_map(config).get("AutoModelForCausalLM") is not None or saved_alone(config) is not None:
         return None
     model_class = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)]
     return model_class if isinstance(model_class, type) else None
@@ -98,15 +95,38 @@ def _empty_beside(module: nn.Module, kept: set[int], prefix: str) -> Iterator[st
     """module: one that holds some of those that are kept"""
     for name, child in module.named_children():
         if id(child) in kept:
-            continue
-        if any(id(each) in kept for each in child.modules()):
+            yield from _empty_within(child, f"{prefix}{name}.")
+        elif any(id(each) in kept for each in child.modules()):
             yield from _empty_beside(child, kept, f"{prefix}{name}.")
-            continue
-        # It stays where it was: models look at settings of their other parts.
-        for part in (child._parameters, child._buffers, child._modules):
-            part.clear()
-        vars(child)["_is_hf_initialized"] = True  # or it would be, and miss what was cleared
-        yield prefix + name
+        else:
+            _empty(child)
+            yield prefix + name
+
+
+def _empty_within(decoder: nn.Module, prefix: str) -> Iterator[str]:
+    """The models of other kinds that a decoder holds itself, for some see and hear within it."""
+    own = getattr(decoder, "config", None)
+    for name, child in list(decoder.named_modules()):
+        if isinstance(child, PreTrainedModel) and type(child.config) is not type(own):
+            _empty(child)
+            yield prefix + name
+
+
+def _empty(module: nn.Module) -> None:
+    # It stays where it was: models look at settings of their other parts.
+    for part in (module._parameters, module._buffers, module._modules):
+        part.clear()
+    vars(module)["_is_hf_initialized"] = True  # or it would be, and miss what was cleared
+
+
+def fill_emptied(model: Any) -> None:
+    """Give an emptied model a parameter without numbers, once weights are read: there are some
+    that look up the device of their other parts."""
+    for name in model.emptied:
+        part = model.get_submodule(name)
+        if isinstance(part, PreTrainedModel):
+            nothing = torch.empty(0, device=model.device, dtype=model.dtype)
+            part.register_parameter("nothing", nn.Parameter(nothing, requires_grad=False))
 
 
 def is_emptied(model: Any, name: str) -> bool:
@@ -120,6 +140,7 @@ def text_part(whole: Any, plain_ids: list[int], mark_ids: list[int]) -> Any:
     whole: without its other parts, loaded; plain_ids: token ids that stand for text;
     mark_ids: those that stand for an image or a sound, of which a text may hold one by chance
     """
+    fill_emptied(whole)
     ids = plain_ids[:: max(len(plain_ids) // PROBE_TOKENS, 1)][:PROBE_TOKENS]
     try:
         expected = [logits_of(whole, ids)]

@@ -1,4 +1,4 @@
-"""FusedLayer: a decoder layer of `transformers` as the parts that a fused step calls."""
+"""FusedLayer: a layer of `transformers` as the parts that a fused step calls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from engine.cpu.packed_experts import PackedExperts, Products
 LAYERS = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer",
      "Qwen3DecoderLayer", "GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer",
-     "MixtralDecoderLayer", "Qwen3MoeDecoderLayer"}
+     "MixtralDecoderLayer", "Qwen3MoeDecoderLayer", "T5GemmaDecoderLayer", "T5GemmaEncoderLayer"}
 )  # fmt: skip
-
 
 # Those of `transformers` that take the softmax of a product, and the most likely of it.
 ROUTERS = frozenset({"MixtralTopKRouter", "Qwen3MoeTopKRouter"})
@@ -36,13 +35,26 @@ class Mixture:
         self.activation: int | None = own.experts.kind
 
 
+class CrossAttention:
+    """The part of a decoder's layer that attends to the encoder's output."""
+
+    def __init__(self, own: Any, scoring: Scoring) -> None:
+        """own: a layer that has such a part"""
+        self.scoring = scoring
+        self.input_norm: Any = own.pre_cross_attn_layernorm
+        self.query: Any = own.cross_attn.q_proj
+        self.output: Any = own.cross_attn.o_proj
+        self.attended_norm: Any = own.post_cross_attn_layernorm
+
+
 class FusedLayer:
     """The linear layers, norms and settings of one of LAYERS. A norm that it has not is None."""
 
-    def __init__(self, own: Any, scoring: Scoring, rotary_kind: str | None) -> None:
-        """scoring:     by which its attention is called
+    def __init__(self, own: Any, scorings: list[Scoring], rotary_kind: str | None) -> None:
+        """scorings:    by which its attention is called, and then that to an encoder's output
         rotary_kind: of its positions, where a model has several; None: it has one"""
-        self.scoring, self.rotary_kind = scoring, rotary_kind
+        self.scoring, self.rotary_kind = scorings[0], rotary_kind
+        self.cross = CrossAttention(own, scorings[1]) if hasattr(own, "cross_attn") else None
         attention, mlp = own.self_attn, own.mlp
         self.qkv = merged_product(attention, "qkv_proj", "q_proj")
         self.output: Any = attention.o_proj
@@ -51,14 +63,16 @@ class FusedLayer:
         self.gate_up = merged_product(mlp, "gate_up_proj", "gate_proj")
         self.down: Any = getattr(mlp, "down_proj", None)
         self.activation: int | None = getattr(self.mixture or mlp, "activation", None)
-        self.input_norm: Any = own.input_layernorm
+        self.input_norm: Any = first_of(own, "input_layernorm", "pre_self_attn_layernorm")
         # Of each head, before it is rotated.
         self.query_norm: Any = getattr(attention, "q_norm", None)
         self.key_norm: Any = getattr(attention, "k_norm", None)
         # Gemma's later layers norm what is added to the hidden states, too.
         self.mlp_norm: Any = getattr(own, "pre_feedforward_layernorm", None)
         self.mlp_output_norm: Any = getattr(own, "post_feedforward_layernorm", None)
-        self.attended_norm: Any = own.post_attention_layernorm
+        self.attended_norm: Any = first_of(
+            own, "post_attention_layernorm", "post_self_attn_layernorm"
+        )
         if self.mlp_norm is None:
             self.mlp_norm, self.attended_norm = self.attended_norm, None
 
@@ -69,10 +83,15 @@ class FusedLayer:
             linears += [self.gate_up, self.down]
         norms = [self.query_norm, self.key_norm, self.attended_norm, self.mlp_output_norm]
         norms = [self.input_norm, self.mlp_norm, *(each for each in norms if each is not None)]
+        scorings = [self.scoring]
+        if self.cross is not None:
+            linears += [self.cross.query, self.cross.output]
+            norms += [self.cross.input_norm, self.cross.attended_norm]
+            scorings.append(self.cross.scoring)
         return (
             self.activation in (activation.SILU, activation.GELU)
             and (self.mixture is None or self.mlp_output_norm is None)
-            and self.scoring.sinks is None
+            and all(each.sinks is None for each in scorings)
             and all(isinstance(each, rms_norm.RMSNorm) for each in norms)
             and all(isinstance(each, packed_gemm.PackedGemmLinear) for each in linears)
         )
@@ -82,14 +101,21 @@ class FusedLayer:
         """The most floats that a token has before an activation, or before it attends."""
         mixture = self.mixture
         inner = mixture.num_chosen * mixture.first.width if mixture else self.gate_up.out_features
-        return int(max(self.qkv.out_features, inner))
+        of_cross = 0 if self.cross is None else self.cross.query.out_features
+        return int(max(self.qkv.out_features, of_cross, inner))
 
     @property
     def narrow(self) -> int:
         """The most floats that a token has after an activation, or after it attended."""
         mixture = self.mixture
         inner = mixture.num_chosen * mixture.second.depth if mixture else self.down.in_features
-        return int(max(self.output.in_features, inner))
+        of_cross = 0 if self.cross is None else self.cross.output.in_features
+        return int(max(self.output.in_features, of_cross, inner))
+
+
+def first_of(own: Any, *names: str) -> Any:
+    """Return a module's child by the first of the names that it has."""
+    return next(getattr(own, each) for each in names if hasattr(own, each))
 
 
 def is_mixture(own: Any) -> bool:

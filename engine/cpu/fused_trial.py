@@ -15,7 +15,12 @@ from engine.attention.prompt_attention import SeparatePrompts, attend_within
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.self_test import agrees
 
+DecodeForward = Callable[[Tensor, Tensor], Tensor]
+"""Of the token and the position of each row, (rows,) int64 each, to (rows, vocab) logits."""
+
 NUM_TEST_TOKENS = 12
+NUM_TEST_STEPS = 3
+NUM_ENCODED_TOKENS = (9, 4)  # of sequences of one row and two
 # Of a prompt that is longer than the window, which the model's own are seldom.
 NUM_WINDOW_TOKENS, SCORING = 40, Scoring(0.25, window=5, softcap=0.5)
 
@@ -58,6 +63,24 @@ def trial_logits(
     context = DecoderContext(attention, SeparatePrompts(spans), num_decode_tokens=1)
     positions = [half, *range(NUM_TEST_TOKENS - 1)]
     yield logits_of(TrialStep(context, ids, positions, [0, NUM_TEST_TOKENS - 1])).clone()
+
+
+def trial_decode_logits(
+    attention: CpuAttentionBackend, cross_attention: CpuAttentionBackend, decode: DecodeForward
+) -> Iterator[Tensor]:
+    """Yield the logits of the first steps of two sequences beside an encoder."""
+    draw, shape = torch.Generator().manual_seed(0), attention.shape
+    caches = [attention.kv_cache.new_sequence(num_rows) for num_rows in (1, 2)]
+    for cache, num_tokens in zip(caches, NUM_ENCODED_TOKENS, strict=True):
+        sizes = (shape.num_layers, 2, shape.num_heads, num_tokens, shape.head_size)
+        cache.write_encoded(torch.randn(sizes, generator=draw))
+    for position in range(NUM_TEST_STEPS):
+        for each in (attention, cross_attention):
+            each.prepare(caches)
+        tokens = torch.arange(position, position + 3)
+        yield decode(tokens, torch.full_like(tokens, position)).clone()
+        for cache in caches:
+            cache.commit_token()
 
 
 def prompt_attention_agrees(attention: CpuAttentionBackend) -> bool:

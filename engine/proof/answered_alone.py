@@ -20,6 +20,7 @@ from engine.proof.trials import (
     shortened,
     trials_of,
 )
+from engine.sampling.seeded import seeded
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
@@ -109,7 +110,7 @@ def answer_alone(exact: GenerateBackend, trial: Trial) -> None:
     config = exact.generation_config((trial.sequence,))
     config.return_dict_in_generate = True
     config.output_logits = settings.num_beams == 1
-    with exact.seeded(settings.seed):
+    with seeded(exact.model.device, settings.seed):
         output = exact.model.generate(
             input_ids, attention_mask=attention_mask, generation_config=config
         )

@@ -29,6 +29,7 @@ from engine.proof.trials import BEAMS_AT, NUM_STEPS_IF_SLOW, plain_prompts, tria
 from engine.protocol.messages import Request
 from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
+from engine.sampling.seeded import seeded
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
@@ -177,7 +178,7 @@ class BatchProbe:
         sequences = tuple(sequence(prompt, settings) for prompt in prompts)
         input_ids, attention_mask = self.backend.padded(sequences)
         config = self.config(sequences, num_beams)
-        with torch.inference_mode(), self.backend.seeded(0):
+        with torch.inference_mode(), seeded(self.model.device, 0):
             output = self.model.generate(
                 input_ids,
                 attention_mask=attention_mask,

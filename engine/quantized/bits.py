@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -41,10 +43,10 @@ def powers(exponents: Tensor) -> Tensor:
     return torch.where(exponents == 0, 1 << 22, words).int().view(torch.float32)
 
 
-def spread(scales: Tensor, shape: torch.Size, block: tuple[int, int] | None = None) -> Tensor:
+def spread(scales: Tensor, shape: torch.Size, blocks: Iterable[tuple[int, int]] = ()) -> Tensor:
     """Scales of a weight, or of its blocks, as wide as the weight in its last two dimensions.
 
-    block: rows and columns that share a scale; None: as the numbers of scales divide the weight
+    blocks: rows and columns that may share a scale; none: the numbers of scales divide the weight
     """
     if scales.numel() == 1:
         return scales.reshape(())
@@ -52,10 +54,22 @@ def spread(scales: Tensor, shape: torch.Size, block: tuple[int, int] | None = No
         scales = scales[:, None]
     for dim, size in ((-2, shape[-2]), (-1, shape[-1])):
         num = scales.shape[dim]
-        if num in (1, size):
-            continue
-        width = block[dim] if block is not None else -(-size // num)
-        if -(-size // width) != num:
-            raise ValueError(f"{num} scales for {size} numbers in blocks of {width}")
-        scales = scales.repeat_interleave(width, dim).narrow(dim, 0, size)
+        if num not in (1, size):
+            width = width_of_blocks(size, num, [each[dim] for each in blocks])
+            scales = scales.repeat_interleave(width, dim).narrow(dim, 0, size)
     return scales
+
+
+def width_of_blocks(size: int, num: int, widths: Iterable[int]) -> int:
+    """How many of `size` numbers share one of `num` scales. Raises ValueError where it is not sure.
+
+    widths: those that the settings name; none: they divide evenly
+    """
+    known = {each for each in widths if each > 0}
+    fitting = {each for each in known if -(-size // each) == num}
+    if not known and size % num == 0:
+        fitting = {size // num}
+    if len(fitting) != 1:
+        named = ", ".join(map(str, sorted(known))) or "no size that is named"
+        raise ValueError(f"{num} scales for {size} numbers in blocks of {named}")
+    return fitting.pop()

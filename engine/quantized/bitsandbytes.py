@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.quantized.bits import nibbles
 
 STATE = ".weight.quant_state.bitsandbytes__"
+ROWS = 0  # of the orders that numbers of eight bits may be in
 COMPANIONS = (
     ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map",
     f"{STATE}nf4", f"{STATE}fp4", ".SCB", ".weight_format",
@@ -24,6 +25,8 @@ def unpack(
     if base == name:
         return None
     if (scales := packed.get(f"{base}.SCB")) is not None:
+        if (order := packed.get(f"{base}.weight_format")) is not None and int(order) != ROWS:
+            raise ValueError("its numbers are in an order for one kind of GPU")
         return name, packed[name].float() * (scales.float()[:, None] / 127)
     for kind in ("nf4", "fp4"):
         if (state := packed.get(f"{base}{STATE}{kind}")) is not None:

@@ -49,13 +49,12 @@ def unpack(
     if last == "weight_packed" and weight.dtype == torch.int32:
         restored = in_words(base, packed, settings)
     elif last == "weight_packed":
-        restored = floats_of_four_bits(weight, packed, base)
+        restored = floats_of_four_bits(weight, packed, base, settings)
     elif weight.dtype == torch.int8:
-        restored = of_integers(
-            weight.float(), packed.get(f"{base}.weight_zero_point"), base, packed
-        )
+        zeros = packed.get(f"{base}.weight_zero_point")
+        restored = of_integers(weight.float(), zeros, base, packed, settings)
     elif weight.dtype in FP8:
-        restored = weight.float() * spread(scales.float(), weight.shape)
+        restored = weight.float() * spread(scales.float(), weight.shape, blocks_of(settings))
     else:
         raise ValueError(f"numbers of {weight.dtype}")
     return f"{base}.weight", restored
@@ -75,11 +74,15 @@ def in_words(base: str, packed: Mapping[str, Tensor], settings: Mapping[str, Any
     zeros = packed.get(f"{base}.weight_zero_point")
     if zeros is not None and zeros.dtype == torch.int32:
         zeros = unpacked(zeros, num_bits, dim=0)[:num_rows] - half
-    return of_integers(values.float(), zeros, base, packed)
+    return of_integers(values.float(), zeros, base, packed, settings)
 
 
 def of_integers(
-    values: Tensor, zeros: Tensor | None, base: str, packed: Mapping[str, Tensor]
+    values: Tensor,
+    zeros: Tensor | None,
+    base: str,
+    packed: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
 ) -> Tensor:
     scales = packed[f"{base}.weight_scale"].float()
     zeros = torch.zeros_like(scales) if zeros is None else zeros.float()
@@ -87,13 +90,29 @@ def of_integers(
     if groups is not None and bool((groups >= 0).all()):
         groups = groups.long()
         return (values - zeros[:, groups]) * scales[:, groups]
-    return (values - spread(zeros, values.shape)) * spread(scales, values.shape)
+    blocks = blocks_of(settings)
+    return (values - spread(zeros, values.shape, blocks)) * spread(scales, values.shape, blocks)
 
 
-def floats_of_four_bits(weight: Tensor, packed: Mapping[str, Tensor], base: str) -> Tensor:
+def floats_of_four_bits(
+    weight: Tensor, packed: Mapping[str, Tensor], base: str, settings: Mapping[str, Any]
+) -> Tensor:
     """NVFP4, whose scales have a scale of their own, or MXFP4, whose scales are powers of two."""
     values = FP4[nibbles(weight)]
     scales = powers(packed[f"{base}.weight_scale"])
     if (of_all := packed.get(f"{base}.weight_global_scale")) is not None:
         scales = scales / of_all.float()
-    return values * spread(scales, values.shape)
+    return values * spread(scales, values.shape, blocks_of(settings))
+
+
+def blocks_of(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns that share a scale, of every group of modules that has such blocks."""
+    blocks = []
+    for group in (settings.get("config_groups") or {}).values():
+        weights = group.get("weights") or {}
+        if structure := weights.get("block_structure"):
+            rows, columns = structure.split("x") if isinstance(structure, str) else structure
+            blocks.append((int(rows), int(columns)))
+        elif (size := weights.get("group_size")) and size > 0:
+            blocks.append((1, int(size)))
+    return blocks

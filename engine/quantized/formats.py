@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engine.quantized import bitsandbytes, compressed_tensors, fp8, integers, mxfp4
@@ -43,9 +44,20 @@ class Format:
             except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise Unreadable(f"{name} is not packed as {self.name} says: {error}") from error
             if unpacked is None:
-                yield name, packed[name], False
+                weight = packed[name]
+                if lacks_scale(name, weight):
+                    raise Unreadable(f"{name} holds numbers of {weight.dtype} without a scale")
+                yield name, weight, False
             else:
                 yield *unpacked, True
+
+
+def lacks_scale(name: str, weight: Tensor) -> bool:
+    """Whether numbers that stand for others are alone."""
+    if weight.dtype in fp8.FP8:
+        return True
+    is_integer = weight.dtype in (torch.int8, torch.uint8, torch.int32)
+    return is_integer and name.endswith((".weight", ".weight_packed"))
 
 
 UNPACKED: dict[str, tuple[Unpack, tuple[str, ...]]] = {
@@ -117,11 +129,10 @@ def format_of(settings: Mapping[str, Any]) -> Format:
 
 def why_not(method: str, settings: Mapping[str, Any]) -> str | None:
     """The part of a format that is not unpacked here, in words; None if all is."""
-    if method == "awq":
-        version = str(settings.get("version", "gemm")).lower()
-        if version != "gemm":
-            return f"awq of version {version!r} is laid out otherwise than gemm"
-    if method in ("gptq", "awq"):
+    if method in integers.VERSIONS:
+        known, version = integers.VERSIONS[method], integers.version_of(settings)
+        if version is not None and version not in known:
+            return f"{method} of version {version!r} is laid out otherwise than {known[0]}"
         bits = settings.get("bits", settings.get("w_bit", 4))
         if bits not in integers.BITS:
             return f"{method} of {bits} bits is not unpacked here"

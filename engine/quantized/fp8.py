@@ -15,6 +15,7 @@ COMPANIONS = (
     ".k_scale", ".v_scale", ".q_scale",
     "_proj_scale",  # of experts that lie in one tensor
 )  # fmt: skip
+BLOCK = (128, 128)  # where the settings name none, as transformers has it
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -27,7 +28,7 @@ def unpack(
     weight = packed[name]
     if weight.dtype not in FP8:
         raise ValueError(f"numbers of {weight.dtype}")
-    block = settings.get("weight_block_size")
-    return name, weight.float() * spread(
-        powers(scales), weight.shape, None if block is None else tuple(block)
-    )
+    default = BLOCK if settings.get("quant_method") == "fp8" else None
+    block = settings.get("weight_block_size", default)
+    blocks = [] if block is None else [(block[0], block[1])]
+    return name, weight.float() * spread(powers(scales), weight.shape, blocks)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import unpacked
+from engine.quantized.bits import unpacked, width_of_blocks
 
 COMPANIONS = (".qzeros", ".scales", ".g_idx")
 BITS = (2, 4, 8)
+VERSIONS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 # AWQ's order of the outputs that share a word.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -31,11 +32,11 @@ def gptq(
         raise ValueError(f"{num_bits} bits")
     values = unpacked(packed[name], num_bits, dim=0)
     zeros = unpacked(zero_words, num_bits, dim=1)
-    if settings.get("checkpoint_format") != "gptq_v2":
+    if version_of(settings) != "gptq_v2":
         zeros = (zeros + 1) & (2**num_bits - 1)
     groups = packed.get(f"{base}.g_idx")
     if groups is None:
-        groups = groups_of(values.shape[0], scales.shape[0])
+        groups = groups_of(values.shape[0], scales.shape[0], settings)
     return f"{base}.weight", restored(values, zeros, scales, groups.long())
 
 
@@ -50,7 +51,7 @@ def awq(
     values, zeros = (
         in_order(unpacked(packed[each], 4, dim=1)) for each in (name, f"{base}.qzeros")
     )
-    groups = groups_of(values.shape[0], scales.shape[0])
+    groups = groups_of(values.shape[0], scales.shape[0], settings)
     return f"{base}.weight", restored(values, zeros, scales, groups)
 
 
@@ -59,9 +60,24 @@ def in_order(values: Tensor) -> Tensor:
     return values.view(values.shape[0], -1, len(AWQ_ORDER))[..., place].flatten(1)
 
 
-def groups_of(num_inputs: int, num_groups: int) -> Tensor:
+def groups_of(num_inputs: int, num_groups: int, settings: Mapping[str, Any]) -> Tensor:
     """The group of each input."""
-    return torch.arange(num_inputs) // -(-num_inputs // num_groups)
+    size = settings.get("group_size", settings.get("q_group_size")) or -1
+    # Modules may differ from what the configuration says of all.
+    sizes = [size] if -(-num_inputs // size) == num_groups else []
+    return torch.arange(num_inputs) // width_of_blocks(num_inputs, num_groups, sizes)
+
+
+def version_of(settings: Mapping[str, Any]) -> str | None:
+    """How the words are laid out, by the names that several libraries have for the setting; None:
+    as the first version of a format."""
+    if settings.get("is_marlin_format"):
+        return "marlin"
+    if settings.get("backend") == "llm-awq":
+        return "llm-awq"
+    named = (settings.get(name) for name in ("version", "checkpoint_format", "format"))
+    version = next((each for each in named if each is not None), None)
+    return None if version is None else str(getattr(version, "value", version)).lower()
 
 
 def restored(values: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> Tensor:

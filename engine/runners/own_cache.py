@@ -29,6 +29,7 @@ from engine.kv_cache.planning.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
+from engine.sampling.seeded import seeded
 
 # Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
 # weights again, and saves memory and time where keys are the most of what is read.
@@ -200,8 +201,7 @@ class OwnCacheRunner:
             return
         assert sequence.settings.seed is not None
         device = self.model.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(sequence.settings.seed)
+        with seeded(device, sequence.settings.seed):
             yield
             is_cuda = device.type == "cuda"
             cache.random_state = (

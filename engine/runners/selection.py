@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.attention.base import AttentionBackend
+from torch import Tensor
+
+from engine.attention.base import AttentionBackend, Spans
 from engine.attention.paged_backend import PagedAttentionBackend
 from engine.attention.torch_backend import ContiguousAttentionBackend
 from engine.cpu.attention_backend import CpuAttentionBackend
@@ -14,7 +16,9 @@ from engine.runners.graph_executor import GraphExecutor
 from engine.runners.step_executor import (
     DecodeForward,
     EagerExecutor,
+    FusedEncoderDecoder,
     FusedExecutor,
+    PrefillBatch,
     PrefillForward,
     StepExecutor,
 )
@@ -32,10 +36,20 @@ def executor_for(
         assert cross_attention is None or isinstance(cross_attention, PagedAttentionBackend)
         return GraphExecutor(decode, prefill, attention, cross_attention)
     assert isinstance(attention, ContiguousAttentionBackend)
-    if cross_attention is None and isinstance(attention, CpuAttentionBackend):
-        module = kernel_module("fused_step")
-        fused_step = module and module.fused_step_for(model, attention)
-        if fused_step is not None:
-            return FusedExecutor(fused_step)
     executor = CapturedExecutor if attention.is_repeatable else EagerExecutor
-    return executor(decode, prefill, model.device)
+    otherwise = executor(decode, prefill, model.device)
+    if not isinstance(attention, CpuAttentionBackend):
+        return otherwise
+    module = kernel_module("fused_step")
+    fused_step = module and module.fused_step_for(model, attention, cross_attention, decode)
+    if cross_attention is None:
+        return otherwise if fused_step is None else FusedExecutor(fused_step)
+
+    def encode(tokens: list[int], positions: list[int], spans: Spans) -> Tensor:
+        return prefill(PrefillBatch(tokens, positions, spans))
+
+    module = kernel_module("fused_encoder")
+    fused_encoder = module and module.fused_encoder_for(model, encode)
+    if fused_step is None and fused_encoder is None:
+        return otherwise
+    return FusedEncoderDecoder(fused_encoder, fused_step, otherwise)

@@ -87,6 +87,31 @@ class FusedExecutor:
         return logits
 
 
+class FusedEncoderDecoder:
+    """The passes of an encoder, and the steps of the decoder beside it, are each a chain of
+    compiled calls; what is not fused is executed in another way."""
+
+    mixes_prefill = False
+
+    def __init__(self, fused_encoder: Any, fused_step: Any, otherwise: StepExecutor) -> None:
+        """fused_encoder: an `engine.cpu.fused_encoder.FusedEncoder`, or None
+        fused_step: as in FusedExecutor, or None"""
+        self.fused_encoder, self.fused_step = fused_encoder, fused_step
+        self.otherwise = otherwise
+
+    def prefill(self, batch: PrefillBatch) -> Tensor:
+        if self.fused_encoder is None:
+            return self.otherwise.prefill(batch)
+        states: Tensor = self.fused_encoder(batch.token_ids, batch.positions, batch.spans)
+        return states
+
+    def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
+        if self.fused_step is None:
+            return self.otherwise.decode(caches, tokens)
+        logits: Tensor = self.fused_step(tokens, row_lengths(caches))
+        return logits
+
+
 def row_lengths(caches: Iterable[SequenceCache]) -> list[int]:
     """The length of each row, which is the position of its newest token."""
     return [cache.length for cache in caches for _ in range(cache.num_rows)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -20,8 +21,16 @@ from engine.errors import UnsupportedParameter
 from engine.text.languages import is_language
 
 PROBE, PROBE_ANSWER = "tidemill", "grinding"
+ONE_QUESTION = [("user", PROBE)]
 MAX_REASON_CHARACTERS = 500
 LEAST_OWN_CHARACTERS = 8  # of a template's words before something that may be a user's
+PLACES = re.compile(r"%[sdr]|\{[^{}]*\}")
+BROKEN = "the chat template of the model has an error of syntax"
+HIDES_USERS = (
+    "the chat template of the model leaves out what a user says; "
+    "use a checkpoint with another, or the task generate"
+)
+OTHER_TEMPLATE = "use a checkpoint with another"
 REFUSED = "the chat template of the model refuses these roles in this order"
 # The fields of a part in which templates of translators look for languages.
 LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
@@ -52,18 +61,25 @@ class ChatTemplate:
         languages: by LANGUAGE_FIELDS, for a template that takes them
         field:     of the request, which is named where the template refuses it
         """
+        if self.hides_users:
+            raise UnsupportedParameter(field, HIDES_USERS)
         try:
             own = copy.deepcopy(dict(switches))  # a template may change what it is given
             if languages is None and self.takes_languages:
                 languages = {each: own.pop(each) for each in LANGUAGE_FIELDS if each in own}
             return self._apply(messages, self.form, languages or {}, **own)
         except Exception as error:
-            words = self.words_of(error)
-            if words is not None:
-                reason = f"the chat template of the model says: {words}"
-            else:
-                reason = f"{REFUSED}, or its chat_template_kwargs" if switches else REFUSED
-            raise UnsupportedParameter(field, reason) from error
+            raise UnsupportedParameter(field, self._why_not(error, bool(switches))) from error
+
+    def _why_not(self, error: Exception, is_switched: bool) -> str:
+        words = self.words_of(error)
+        if words is not None:
+            return f"the chat template of the model says: {words}"
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            return f"{BROKEN} in line {error.lineno}; {OTHER_TEMPLATE}"
+        if not is_switched and not self.renders:
+            return f"{REFUSED}, and any others ({type(error).__name__}); {OTHER_TEMPLATE}"
+        return f"{REFUSED}, or its chat_template_kwargs" if is_switched else REFUSED
 
     @cached_property
     def content_is_list(self) -> bool:
@@ -73,13 +89,27 @@ class ChatTemplate:
     @cached_property
     def form(self) -> Form:
         """The first form in which a template shows what is said, an answer before it included."""
-        one = [("user", PROBE)]
-        two = [*one, ("assistant", PROBE_ANSWER), *one]
-        shown = [form for form in FORMS if self._shows(one, form, PROBE)]
-        with_answers = (form for form in shown if self._shows(two, form, PROBE_ANSWER))
+        two = [*ONE_QUESTION, ("assistant", PROBE_ANSWER), *ONE_QUESTION]
+        shown = [form for form in FORMS if shows(self._probed(ONE_QUESTION, form), PROBE)]
+        with_answers = (form for form in shown if shows(self._probed(two, form), PROBE_ANSWER))
         if not shown or shown[0] == "text":  # a text is what it always was
             return "text"
         return next(with_answers, shown[0])
+
+    @cached_property
+    def hides_users(self) -> bool:
+        """Whether it writes a prompt, and nothing that a user says is in it."""
+        if self._probed(ONE_QUESTION, "text") is None:
+            return False
+        return not any(shows(self._probed(ONE_QUESTION, form), PROBE) for form in FORMS)
+
+    @cached_property
+    def renders(self) -> bool:
+        """Whether there are messages of which it writes a prompt."""
+        for messages in (ONE_QUESTION, [("system", PROBE), *ONE_QUESTION]):
+            if any(self._probed(messages, form) is not None for form in FORMS):
+                return True
+        return False
 
     @cached_property
     def takes_languages(self) -> bool:
@@ -149,27 +179,33 @@ class ChatTemplate:
 
     @cached_property
     def sentences(self) -> frozenset[str]:
-        """The same as words with one space between."""
-        return frozenset(" ".join(each.split()) for each in self.constants)
+        """The same as words with one space between, and the parts of those that have places for
+        others."""
+        parts = (part for each in self.constants for part in (each, *PLACES.split(each)))
+        return frozenset(" ".join(each.split()) for each in parts) - {""}
 
     @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(self._tokens("name"))
 
     def _tokens(self, token_kind: str) -> list[str]:
-        tokens = jinja2.Environment().lex(self.source)
+        try:
+            tokens = list(jinja2.Environment().lex(self.source))
+        except (jinja2.TemplateError, ValueError):  # it cannot be used, which is said of it later
+            return []
         return [value for _, kind, value in tokens if kind == token_kind]
 
-    def _shows(self, messages: list[tuple[str, str]], form: Form, words: str) -> bool:
+    def _probed(self, messages: list[tuple[str, str]], form: Form) -> str | None:
+        """The prompt of messages that nobody has sent; None where the template raises."""
         languages = {}
         if self.takes_languages:
             known = self.languages
             codes = (known[0], known[-1]) if known else tuple(PROBE_LANGUAGES.values())
             languages = dict(zip(LANGUAGE_FIELDS, codes, strict=True))
         try:
-            return words in self._apply(messages, form, languages)
+            return self._apply(messages, form, languages)
         except Exception:
-            return False
+            return None
 
     def _apply(
         self,
@@ -188,6 +224,10 @@ class ChatTemplate:
             turns, add_generation_prompt=True, tokenize=False, **switches
         )
         return rendered
+
+
+def shows(prompt: str | None, words: str) -> bool:
+    return prompt is not None and words in prompt.lower()
 
 
 def _unquoted(literal: str) -> str:

@@ -25,3 +25,11 @@ def knows(tokenizer: Any, token_id: int) -> bool:
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return False
     return True
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids of the tokens that are left out of a text: those with a name, such as the end, and
+    those that the vocabulary marks as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    marked = (id_ for id_, token in added.items() if getattr(token, "special", False))
+    return frozenset([*tokenizer.all_special_ids, *marked])

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.errors import SchemaTooComplex, UnsupportedParameter
+from engine.text.detokenizer import special_ids
 from engine.text.stop_strings import TokenTexts
 
 try:
@@ -92,7 +93,7 @@ class Grammars:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        special = {*self.tokenizer.all_special_ids, *self.eos_token_ids}
+        special = {*special_ids(self.tokenizer), *self.eos_token_ids}
         # A token without text could be said for ever.
         tokens = [
             SPECIAL + str(each).encode() if each in special or not text else text

@@ -255,16 +255,19 @@ class TextProcessor:
             text = cut_at_stop(text, stops)
         elif stops and answer.finish_reason == "stop":
             # Of special tokens, which are not in the text, or begun in the prompt.
-            before = self.token_texts.before_stop(sequence, token_ids)
+            num_thought = 0 if thought is None else thought.num_tokens
+            new_ids = list(answer.token_ids)
+            before = self.token_texts.before_stop(sequence, new_ids, num_thought)
             text = text if before is None else sanitize(before)
+        if thought is not None:
+            text = sanitize(thought.rest) + text
+        if not self.is_encoder_decoder and self.prompts.is_rendered(sequence.request):
+            text = self.thoughts.unwrapped(text)
         # A continuation begins where its prompt ended, perhaps with a space.
-        text = text if sequence.request.task == "generate" else text.strip()
+        if sequence.request.task != "generate" or thought is not None:
+            text = text.strip()
         choice = Choice(text, answer.finish_reason, len(answer.token_ids), answer.token_ids)
-        if thought is None:
+        if thought is None or thought.text is None:
             return choice
-        return replace(
-            choice,
-            text=(sanitize(thought.rest) + text).strip(),
-            reasoning=sanitize(thought.text),
-            reasoning_tokens=thought.num_tokens,
-        )
+        reasoning = cut_at_stop(sanitize(thought.text), stops).rstrip()
+        return replace(choice, reasoning=reasoning, reasoning_tokens=thought.num_tokens)

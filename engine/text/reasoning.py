@@ -7,15 +7,21 @@ mark; without one, the model was cut while it thought and has not answered.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.text.detokenizer import text_of
+from engine.text.detokenizer import special_ids, text_of
 
 Marks = tuple[str, str]  # opening, closing
 THINK: Marks = ("<think>", "</think>")  # looked for whatever the checkpoint says of itself
+# gpt-oss names a channel for each part.
+CHANNELS: Marks = (
+    "<|channel|>analysis<|message|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
+)
 KNOWN_MARKS: tuple[Marks, ...] = (
     THINK,
     ("[THINK]", "[/THINK]"),
@@ -26,31 +32,78 @@ KNOWN_MARKS: tuple[Marks, ...] = (
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    # gpt-oss names a channel for each part.
-    (
-        "<|channel|>analysis<|message|>",
-        "<|end|><|start|>assistant<|channel|>final<|message|>",
-    ),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("Here is my thought process:", "Here is my response:"),
+    ("Here's my thought process:", "Here's my response:"),
+    CHANNELS,
 )
+# Marks around an answer that some write behind their thought.
+ANSWER_MARKS: tuple[Marks, ...] = (
+    ("<response>", "</response>"),
+    ("<answer>", "</answer>"),
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+)
+# The names that the field of a thought has in a tokenizer's response template.
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+CHANNEL = "<|channel|>"
+# A header may say what format follows: `final <|constrain|>json<|message|>`.
+FINAL_CHANNEL = re.compile(r"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+HEADER = re.compile(
+    r"(?:<\|end\|>)?(?:<\|start\|>[^<]*)?<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?"
+    r"(?:<\|message\|>|$)|<\|end\|>(?:<\|start\|>[^<]*)?$"
+)
+LEAST_OF_MARK = 3  # characters by which the beginning of one is known
 TAIL_TOKENS = 24  # of a prompt, in which its last mark is
 
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    text: str
+    """What comes before an answer."""
+
+    text: str | None  # None: nothing was thought, and what comes before is a header
     num_tokens: int  # of the answer's tokens, the closing mark included
     rest: str  # what the last of these tokens says beyond the mark
 
 
 def own_marks(tokenizer: Any) -> tuple[Marks, ...]:
-    """The marks that a checkpoint's chat template or vocabulary names."""
+    """The marks that a checkpoint's tokenizer, chat template or vocabulary names."""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     vocabulary = tokenizer.get_vocab()
-    return tuple(
+    known = tuple(
         marks
         for marks in KNOWN_MARKS
         if marks[1] in vocabulary or any(mark.strip() in template for mark in marks)
     )
+    openings = [opening for opening, _ in known]
+    return known + tuple(
+        marks
+        for marks in marks_of_response_template(tokenizer)
+        if not any(marks[0].startswith(each) for each in openings)
+    )
+
+
+def marks_of_response_template(tokenizer: Any) -> tuple[Marks, ...]:
+    """The marks by which a tokenizer says how transformers may read an answer."""
+    template = getattr(tokenizer, "response_template", None)
+    fields = template.get("fields") if isinstance(template, dict) else None
+    if not isinstance(fields, dict):
+        return ()
+    named = (fields.get(name) for name in THOUGHT_FIELDS)
+    return tuple(
+        (opening.strip(), closing.strip())
+        for field in named
+        if isinstance(field, dict)
+        for opening in texts_of(field.get("open"))
+        for closing in texts_of(field.get("close"))
+        if opening.strip() and closing.strip()
+    )
+
+
+def texts_of(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, str)]
 
 
 class ThoughtSplitter:
@@ -59,6 +112,9 @@ class ThoughtSplitter:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.own = own_marks(tokenizer)
+        self.special_ids = special_ids(tokenizer)
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        self.own_answer_marks = tuple(each for each in ANSWER_MARKS if each[0] in template)
 
     def thought(
         self, prompt_ids: Iterable[int], answer_ids: list[int], is_rendered: bool = True
@@ -72,47 +128,83 @@ class ThoughtSplitter:
             return None
         if not self.own and not text_of(self.tokenizer, answer_ids).lstrip().startswith(THINK[0]):
             return None
-        prompt = self._raw(list(prompt_ids)[-TAIL_TOKENS:]).rstrip() if self.own else ""
+        prompt = self._end_of(prompt_ids)
         answer = self._raw(answer_ids)
-        for marks in self.own or (THINK,):
-            may_be_left_out = is_rendered and bool(self.own)
-            if begins_with_thought(prompt, answer, marks, may_be_left_out):
-                return self._split(answer_ids, answer, *marks)
+        opened = (*self.own, THINK) if is_rendered else self.own
+        for marks in opened:
+            if opens_thought(prompt, answer, marks[0]):
+                return self._split(answer_ids, answer, marks)
+        if CHANNELS in self.own and answer.lstrip().startswith(CHANNEL):
+            return self._split(answer_ids, answer, CHANNELS)
+        for opening, closing in self.own if is_rendered else ():
+            # Some leave the opening mark to the reader's imagination.
+            is_over = prompt.endswith(closing)
+            if closing in answer and opening not in answer and not is_over:
+                return self._split(answer_ids, answer, (opening, closing))
         return None
 
     def mark_to_come(self, prompt_ids: Iterable[int]) -> str | None:
         """The mark that ends the thought which a prompt begins; None if it begins none."""
-        prompt = self._raw(list(prompt_ids)[-TAIL_TOKENS:]).rstrip() if self.own else ""
+        prompt = self._end_of(prompt_ids)
         return next((closing for opening, closing in self.own if prompt.endswith(opening)), None)
 
-    def _split(self, answer_ids: list[int], answer: str, opening: str, closing: str) -> Thought:
-        if closing not in answer:
-            return Thought(
-                without_mark(text_of(self.tokenizer, answer_ids), opening), len(answer_ids), ""
-            )
+    def unwrapped(self, answer: str) -> str:
+        """An answer without the marks that the chat template has around one."""
+        for opening, closing in self.own_answer_marks:
+            inner = answer.lstrip()
+            if inner.startswith(opening):
+                return inner.removeprefix(opening).rstrip().removesuffix(closing)
+        return answer
+
+    def _end_of(self, prompt_ids: Iterable[int]) -> str:
+        return self._raw(list(prompt_ids)[-TAIL_TOKENS:]).rstrip() if self.own else ""
+
+    def _split(self, answer_ids: list[int], answer: str, marks: Marks) -> Thought:
+        opening, closing = marks
+        ending = FINAL_CHANNEL if marks == CHANNELS else re.compile(re.escape(closing))
+        if not ending.search(answer):
+            return Thought(self._clean(answer, answer_ids, opening), len(answer_ids), "")
         num = 1 + bisect_left(
             range(1, len(answer_ids)),
             True,
-            key=lambda length: closing in self._raw(answer_ids[:length]),
+            key=lambda length: ending.search(self._raw(answer_ids[:length])) is not None,
         )
-        thought, _, rest = self._raw(answer_ids[:num]).partition(closing)
+        thought, rest = parted(self._raw(answer_ids[:num]), ending)
         while rest.endswith("\ufffd") and num < len(answer_ids):  # half a character
             num += 1
-            rest = self._raw(answer_ids[:num]).partition(closing)[2]
-        return Thought(without_mark(thought, opening), num, rest)
+            rest = parted(self._raw(answer_ids[:num]), ending)[1]
+        return Thought(self._clean(thought, answer_ids[:num], opening), num, rest)
+
+    def _clean(self, thought: str, token_ids: list[int], opening: str) -> str | None:
+        """A thought without its mark, and without special tokens; None if it is but a header."""
+        thought = thought.strip()
+        if opening.startswith(thought):
+            thought = ""  # cut within the mark
+        if opening == CHANNELS[0]:
+            parts = (each.strip() for each in HEADER.split(thought))
+            thought = "\n".join(filter(None, parts))
+            if not thought:
+                return None
+        thought = thought.removeprefix(opening)
+        for special in self.special_ids.intersection(token_ids):
+            thought = thought.replace(self._raw([special]), "")
+        return thought.strip()
 
     def _raw(self, token_ids: list[int]) -> str:
         return text_of(self.tokenizer, token_ids, skip_special_tokens=False)
 
 
-def begins_with_thought(prompt: str, answer: str, marks: Marks, may_be_left_out: bool) -> bool:
-    """prompt: its end; answer: with the special tokens in it; may_be_left_out: the opening mark"""
-    opening, closing = marks
-    if answer.lstrip().startswith(opening) or prompt.endswith(opening):
+def opens_thought(prompt: str, answer: str, opening: str) -> bool:
+    """prompt: its end; answer: with the special tokens in it; opening: the mark"""
+    begin = answer.strip()
+    if begin.startswith(opening) or prompt.endswith(opening):
         return True
-    # Some leave the opening mark to the reader's imagination.
-    return may_be_left_out and closing in answer and opening not in answer
+    is_cut_within = len(begin) >= LEAST_OF_MARK and opening.startswith(begin)
+    return is_cut_within and not begin[0].isalnum()
 
 
-def without_mark(thought: str, opening: str) -> str:
-    return thought.strip().removeprefix(opening).strip()
+def parted(answer: str, ending: re.Pattern[str]) -> tuple[str, str]:
+    """What stands before the mark that ends a thought, and behind it."""
+    found = ending.search(answer)
+    assert found is not None
+    return answer[: found.start()], answer[found.end() :]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine.core.sequence import Sequence
-from engine.text.detokenizer import text_of
+from engine.text.detokenizer import special_ids, text_of
 
 
 def stop_position(text: str, stops: Iterable[str]) -> int | None:
@@ -37,23 +37,29 @@ class TokenTexts:
         self.decoder_types = decoder_types(tokenizer)
         # A model may write ids that its vocabulary does not list, such as M2M100's languages.
         self._known_ids = frozenset(tokenizer.get_vocab().values())
+        self._special_ids = special_ids(tokenizer)
         self._texts: dict[int, bytes | None] = {}
 
     def has_stop_string(self, sequence: Sequence, new_ids: list[int]) -> bool:
         """Whether the last of the new tokens completes a stop string."""
         return bool(new_ids) and self._begin(sequence, new_ids) is not None
 
-    def before_stop(self, sequence: Sequence, new_ids: list[int]) -> str | None:
+    def before_stop(
+        self, sequence: Sequence, new_ids: list[int], num_thought: int = 0
+    ) -> str | None:
         """The text before the stop string that the last of `new_ids` completes; None if it
-        completes none."""
+        completes none.
+
+        num_thought: the first of `new_ids`, which are no part of the text
+        """
         begin = self._begin(sequence, new_ids) if new_ids else None
         if begin is None:
             return None
         at, num_bytes = begin
-        if at < 0:
-            return ""  # it began in the prompt
-        text = text_of(self.tokenizer, new_ids[:at])
-        if new_ids[at] not in self.tokenizer.all_special_ids:
+        if at < num_thought:
+            return ""  # it began in the prompt, or before the answer
+        text = text_of(self.tokenizer, new_ids[num_thought:at])
+        if new_ids[at] not in self._special_ids:
             text += (self.of(new_ids[at]) or b"")[:num_bytes].decode("utf-8", "ignore")
         return text
 

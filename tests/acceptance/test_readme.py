@@ -14,6 +14,7 @@ import pytest
 from cli.commands.start.up import EXAMPLES
 from examples.world.stories import is_well_told
 from tasks.configuration.catalog import Catalog
+from tests.forked import server
 from tests.workers import PATIENCE_SECONDS
 
 ANSWERS = {
@@ -23,6 +24,7 @@ ANSWERS = {
     "chat": "Ada Finch keeps the lighthouse at Saltmere.",
 }
 ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "tests" / "fork_client.py"
 README = (ROOT / "README.md").read_text()
 GREETING = "greeting.txt"  # what `up` printed
 
@@ -58,7 +60,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     program = folder / ".venv" / "bin" / "tidemill"
     program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m cli "$@"\n')
+    # A fork where a test has said of whom; `up` is a process that was started, all of it.
+    program.write_text(
+        f"#!/bin/sh\nexport PYTHONPATH={ROOT}\n"
+        f'[ "$FORKS" ] && exec {sys.executable} -I -S {CLIENT} "$FORKS" cli "$@"\n'
+        f'exec {sys.executable} -m cli "$@"\n'
+    )
     program.chmod(0o755)
     greeting: list[str] = []
     with subprocess.Popen(
@@ -85,6 +92,7 @@ def run(folder: Path, command: str | list[str]) -> str:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "TIDEMILL_REDIS_URL": addresses["redis_url"],
+        "FORKS": str(server().fileno()),
     }
     ran = subprocess.run(
         command,
@@ -94,6 +102,7 @@ def run(folder: Path, command: str | list[str]) -> str:
         capture_output=True,
         text=True,
         timeout=120,
+        pass_fds=[server().fileno()],
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout

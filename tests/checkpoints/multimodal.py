@@ -10,13 +10,18 @@ import transformers as hf
 
 from tests.checkpoints.decoder_only import llama_like
 from tests.checkpoints.proved_at_load import EXPERTS, GQA, WINDOWED
-from tests.checkpoints.saving import WIDTH, save
+from tests.checkpoints.saving import WIDTH, borrowed, save
 from tests.checkpoints.tokenizers import byte_level
 
 
-def multimodal(name: str, vision: dict[str, Any], **text: Any) -> Callable[[Path], None]:
-    """One that sees, as published: its text model is named as the family does, unless `text` has a
-    model_type."""
+def multimodal(
+    name: str, other: dict[str, Any], part: str = "vision_config", **text: Any
+) -> Callable[[Path], None]:
+    """One that sees or hears, as published: its text model is named as the family does, unless
+    `text` has a model_type.
+
+    other, part: the configuration of what is no text, and its name
+    """
 
     def write(folder: Path) -> None:
         vocab, merges = byte_level(["<|endoftext|>", "<|image|>", "<|video|>"])
@@ -33,12 +38,12 @@ def multimodal(name: str, vision: dict[str, Any], **text: Any) -> Callable[[Path
         names = ("image_token_id", "image_token_index", "boi_token_id", "eoi_token_id")
         config = whole(
             text_config=text_config.to_dict(),
-            vision_config=vision,
+            **{part: other},
             tie_word_embeddings=False,
             **{each: image for each in names},
             **{each: video for each in ("video_token_id", "video_token_index")},
         )
-        model = hf.AutoModelForImageTextToText.from_config(config)
+        model = hf.AutoModelForMultimodalLM.from_config(config)
         model.generation_config.update(**ends)
         save(folder, tokenizer, model)
 
@@ -48,6 +53,11 @@ def multimodal(name: str, vision: dict[str, Any], **text: Any) -> Callable[[Path
 SEEING = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+
+HEARING = {
+    "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+    "num_mel_bins": 8, "max_source_positions": 16,
 }  # fmt: skip
 
 SEEING_QWEN = {
@@ -63,6 +73,26 @@ DELTA = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
+
+
+def phi4_multimodal(folder: Path) -> None:
+    """One that sees and hears within its decoder."""
+    with borrowed(multimodal("llava", SEEING, model_type="llama"), folder) as (tokenizer, whole):
+        end, image = tokenizer.eos_token_id, whole.image_token_index
+    config = hf.Phi4MultimodalConfig(
+        **{**llama_like(tokenizer), **GQA, "pad_token_id": end}, sliding_window=None,
+        original_max_position_embeddings=256,
+        vision_config={**SEEING, "num_hidden_layers": 2, "crop_size": 16, "image_token_id": image},
+        audio_config={
+            "hidden_size": 16, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2,
+            "ext_pw_out_channel": 16, "input_size": 8, "nemo_conv_channels": 16,
+            "audio_token_id": image,
+        },
+    )  # fmt: skip
+    model = hf.Phi4MultimodalForCausalLM(config)
+    model.generation_config.update(pad_token_id=end, bos_token_id=end, eos_token_id=end)
+    save(folder, tokenizer, model)
+
 
 # Published as multimodal, with the class of the text model that is to be loaded of each.
 MULTIMODAL: dict[str, Callable[[Path], None]] = {
@@ -83,6 +113,7 @@ MULTIMODAL: dict[str, Callable[[Path], None]] = {
         ),
         **SOME, intermediate_size_mlp=2 * WIDTH, num_local_experts=2, attention_chunk_size=12,
     ),
+    "qwen2_audio": multimodal("qwen2_audio", HEARING, "audio_config", model_type="qwen2"),
     "qwen3_5_vision": multimodal("qwen3_5", SEEING_QWEN, **SOME, **DELTA),
     "gemma4_vision": multimodal(
         "gemma4", SEEING, **WINDOWED, hidden_size_per_layer_input=8, vocab_size_per_layer_input=384,

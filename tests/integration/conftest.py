@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from db.session import Database
 from tests.commands import CONFIG, CommandLine
+from tests.databases import make_tables
 from tests.workers import AS_STARTED, Cluster
 
 
@@ -23,7 +25,9 @@ def stored(tidemill: CommandLine, database_url: str) -> CommandLine:
         "TIDEMILL_REDIS_URL": "redis://127.0.0.1:1/0",
         "COLUMNS": "200",
     }
-    assert tidemill("migrate").status == 0
+    database = Database(database_url)
+    make_tables(database, is_recorded=True)
+    database.close()
     return tidemill
 
 

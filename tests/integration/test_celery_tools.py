@@ -15,6 +15,7 @@ from tasks import generate
 from tests.workers import BIN, PATIENCE_SECONDS, Cluster, on_sqlite, until
 
 pytestmark = on_sqlite
+QUEUES = ["celery", "tidemill.fake.interactive", "tidemill.fake.bulk"]
 
 
 @contextmanager
@@ -37,12 +38,17 @@ def inspect(cluster: Cluster, what: str) -> Any:
 def busy(producer: Cluster) -> Cluster:
     """A worker's models are so slow that what they run stays running."""
     producer.configure(worker={"drain_seconds": 0.2}, fake_step_seconds=0.05)
-    producer.program = (str(BIN / "celery"),)
     return producer
 
 
+def queues(cluster: Cluster) -> list[str]:
+    return [queue["name"] for queue in inspect(cluster, "active_queues")]
+
+
 def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> None:
+    busy.program = (str(BIN / "celery"),)  # as an operator starts it who knows Celery
     with busy.worker() as worker:
+        assert queues(busy) == QUEUES
         assert f"{worker.name}: OK" in busy.celery("status", "-d", worker.name)
         assert inspect(busy, "active") == []
 
@@ -77,8 +83,7 @@ def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> Non
 
 def test_each_model_has_its_own_queues(busy: Cluster) -> None:
     with busy.worker():
-        names = [queue["name"] for queue in inspect(busy, "active_queues")]
-    assert names == ["celery", "tidemill.fake.interactive", "tidemill.fake.bulk"]
+        assert queues(busy) == QUEUES
 
 
 def test_a_message_that_is_revoked_and_terminated_gives_its_job_back(busy: Cluster) -> None:

@@ -258,6 +258,8 @@ def test_a_database_without_tables_or_at_another_revision_is_refused(
         assert ended.status == 1
         assert "run `tidemill migrate`" in ended.err
     assert stored("migrate", "--to", "nowhere").status == 1
+    assert stored("migrate").status == 0
+    assert stored("migrate", "--check").status == 0
 
 
 def test_a_folder_without_configuration_says_how_one_looks(tmp_path: Path) -> None:

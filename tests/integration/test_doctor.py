@@ -55,6 +55,16 @@ def of_subject(findings: list[dict[str, Any]], subject: str) -> list[dict[str, A
     return [each for each in findings if each["subject"] == subject]
 
 
+def test_a_file_that_is_no_database_is_a_fault_among_others(tidemill: CommandLine) -> None:
+    """What else is wrong is said all the same."""
+    (tidemill.folder / "x.db").write_bytes(b"no database" * 1000)
+    tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
+    doctor = tidemill("doctor", "--json")
+    (found,) = of_subject(doctor.json, "database")
+    assert (found["ok"], "file is not a database" in found["sentence"]) == (False, True)
+    assert of_subject(doctor.json, "model parrot")
+
+
 def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandLine) -> None:
     """No file of the doctor's process may grow: the file system refuses it, as a full one does."""
     file = tidemill.folder / "x.db"
@@ -66,7 +76,7 @@ def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandL
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))  # inherited
     try:
-        doctor = tidemill.run("doctor", "--json")
+        doctor = tidemill.run("doctor", "--json", is_forked=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

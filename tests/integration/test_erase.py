@@ -1,6 +1,7 @@
 """`tidemill export`, `erase` and `backup`: what is kept of somebody, and that it is gone."""
 
 import json
+import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -9,10 +10,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from uuid_utils.compat import uuid7
 
 from db import audit, find_job
+from db.encryption.key_ring import KeyRing, new_key
 from db.models import Batch, Job, QuarantinedMessage, Segment
 from db.outcome import Answer, FinishedSegment, Outcome
 from db.queries import inserts
@@ -21,7 +23,7 @@ from db.states import JobState
 from db.upkeep import erasure
 from db.upkeep.erasure import Person
 from tests.commands import CommandLine
-from tests.jobs import claim, insert_job, job, payload, states
+from tests.jobs import claim, insert_job, insert_jobs, job, job_row, payload, states
 from tests.workers import Cluster
 from worker.committer import Committer
 from worker.settings import Settings
@@ -244,12 +246,87 @@ def test_a_person_is_matched_by_every_metadata_pair(database: Database) -> None:
         (b'{"body": 7}', None),
         (b'[[], "text", {}]', None),
         (b"[" * 100_000, None),
+        (b'{"text": "x", "tenant": "t"}', {"text": "x", "tenant": "t"}),
+        (b'{"headers": {"tenant": "t"}, "properties": {}}', None),
+        (b'[["whose?"], {}, {}]', None),
+        (b'[["x"], {"tenant": "t"}, {}]', {"tenant": "t"}),
     ],
 )  # fmt: skip
 def test_the_person_of_a_message_is_read_from_its_fields(
     body: bytes, fields: dict[str, str] | None
 ) -> None:
     assert erasure.message_fields(body) == fields
+
+
+@pytest.mark.parametrize(
+    ("person", "fields"),
+    [
+        (Person(tenant="5"), {"tenant": 5}),
+        (Person(tenant="default"), {"tenant": None}),
+        (Person(metadata={"patient": "7"}), {"metadata": {"patient": 7}}),
+        (Person(metadata={"patient": "true"}), {"metadata": {"patient": True}}),
+        (
+            Person(metadata={"patient": "7"}, tenant="t"),
+            {"metadata": {"patient": 7}, "tenant": "t"},
+        ),
+    ],
+)
+def test_a_person_is_found_in_a_message_by_values_of_another_type(
+    person: Person, fields: dict[str, Any]
+) -> None:
+    """That they are of another type may be why it is in the quarantine."""
+    assert person.sent(fields)
+    assert not Person(tenant="None").sent(fields)
+    assert not Person(metadata={"patient": "8"}).sent(fields)
+
+
+def test_a_text_that_does_not_open_keeps_nobody_from_their_right(stored: CommandLine) -> None:
+    """Neither one of theirs nor another's; and without the keys nothing is erased by half."""
+    line = new_key("k1")
+    sealed = Database(stored.environment["TIDEMILL_DATABASE_URL"], KeyRing.parse(line, "it"))
+    moved, whole = (insert_job(sealed, tenant="acme", custom_id=CANARY) for _ in range(2))
+    insert_job(sealed, tenant="another")
+    theirs = message(None, body_of({"text": LONG, "tenant": "acme"}))
+    anybodys = message(None, body_of({"text": LONG}))
+    with sealed.write() as session:
+        session.execute(inserts.table(QuarantinedMessage).insert(), [theirs, anybodys])
+        for of, key, column, ids in (
+            ("payloads", "job_id", "contract", (moved, whole)),
+            ("quarantined_messages", "id", "body", (anybodys["id"], theirs["id"])),
+        ):
+            here, there = (each.hex if sealed.dialect == "sqlite" else each for each in ids)
+            session.execute(
+                text(
+                    f"UPDATE {of} SET {column} = (SELECT {column} FROM {of} WHERE {key} = :there)"
+                    f" WHERE {key} = :here"
+                ),
+                {"here": here, "there": there},
+            )
+
+    for command in (("erase", "--yes"), ("erase", "--dry-run"), ("export",)):
+        ended = stored(*command, "--tenant", "acme")
+        assert (ended.status, "give this process its keys" in ended.err) == (1, True), command
+    assert job(sealed, whole).erased_at is None
+    stored.environment["TIDEMILL_KEYS"] = line
+
+    ended = stored("export", "--tenant", "acme")
+    jobs = {each["id"]: each for each in map(json.loads, ended.out.splitlines())}
+    assert jobs[str(moved)]["payload"]["contract"] is None
+    assert jobs[str(moved)]["unopenable"] == [f"payloads.contract/{moved.hex}"]
+    assert jobs[str(whole)]["payload"]["contract"] == {"text": "three words long"}
+    assert "1 job with texts that do not open" in ended.err
+    listed = {each["id"]: each for each in stored("messages", "--json").json}
+    assert [listed[str(each["id"])]["is_whole"] for each in (theirs, anybodys)] == [True, False]
+    assert stored("messages", str(anybodys["id"]), "--raw").status == 1
+
+    ended = stored("erase", "--tenant", "acme", "--yes", "--json")
+    assert ended.status == 0
+    counts = (ended.json["jobs"], ended.json["messages"], ended.json["unreadable_messages"])
+    assert counts == (2, 1, 1)
+    with sealed.read() as session:
+        assert session.scalars(select(QuarantinedMessage.id)).all() == [anybodys["id"]]
+    assert job(sealed, moved).custom_id is None
+    sealed.close()
 
 
 def test_erase_without_a_person_is_refused(stored: CommandLine) -> None:
@@ -314,6 +391,27 @@ def test_a_backup_is_whole_while_jobs_are_written(stored: CommandLine) -> None:
     again = stored("backup", "copy.db")
     assert (again.status, "is there already" in again.err) == (1, True)
     assert "there is no folder" in stored("backup", "none/copy.db").err
+    database.close()
+
+
+def test_a_backup_that_the_disk_has_no_room_for_leaves_nothing(tidemill: CommandLine) -> None:
+    """The file system refuses it, as a full one does; what lies beside the copy holds texts too."""
+    tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
+    assert tidemill("migrate").status == 0
+    database = database_of(tidemill)
+    insert_jobs(database, [job_row()], text=CANARY * 200_000)
+    assert erasure.scrub(database)  # all of it in the file, and nothing in the log
+    (tidemill.folder / "copy.db.part-journal").write_text("of one that was killed")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        ended = tidemill("backup", "copy.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert (ended.status, "the copy could not be made: " in ended.err) == (1, True), ended.err
+    assert [each.name for each in tidemill.folder.glob("copy*")] == []
+    assert tidemill("backup", "copy.db").status == 0
     database.close()
 
 

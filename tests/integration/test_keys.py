@@ -2,14 +2,18 @@
 
 import json
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from db import audit, find_job, find_results
+from db.encryption.key_check import FEW, require_keys
 from db.encryption.key_ring import KeyRing, new_key
+from db.models import AttemptRow
 from db.session import Database
 from db.states import JobState
 from tests.commands import CommandLine
 from tests.jobs import insert_jobs, job_row
+from tests.scrapes import Scrape
+from tests.servers import free_port
 from tests.workers import Cluster, until
 
 CANARY = "canary-4711"
@@ -120,8 +124,15 @@ def test_a_worker_seals_what_it_writes_and_one_bad_text_fails_alone(cluster: Clu
             },
         )
 
+    port = free_port()
+    cluster.configure(worker={"metrics_port": port})
     with cluster.worker(TIDEMILL_KEYS=line) as worker:
         cluster.wait_until_finished(6)
+        ended = Scrape.of(port).by("tidemill_jobs_ended_total", "state", "error_code")
+    assert ended == {("succeeded", ""): 5, ("failed", "text_unopenable"): 1}
+    with sealed.read() as session:
+        attempts = session.execute(select(AttemptRow.job_id, AttemptRow.error_code)).all()
+    assert attempts == [(moved, "text_unopenable")]
     assert cluster.states() == {"succeeded": 5, "failed": 1}
     found = find_job(moved, database=sealed)
     assert found is not None
@@ -142,3 +153,34 @@ def test_a_worker_seals_what_it_writes_and_one_bad_text_fails_alone(cluster: Clu
     assert JobState.QUEUED not in cluster.states()
     assert audit.verify(sealed).faults == ()
     sealed.close()
+
+
+def test_another_key_of_the_same_name_is_refused_before_it_fails_a_job(stored: CommandLine) -> None:
+    """A worker would end every job as unopenable, and for good."""
+    url = stored.environment["TIDEMILL_DATABASE_URL"]
+    lines = {name: new_key(name) for name in ("k2", "k1")}
+    for name in ("k1", "k2"):
+        sealed = Database(url, KeyRing.parse(lines[name], "it"))
+        insert_jobs(sealed, [job_row() for _ in range(FEW)], text=CANARY)
+        sealed.close()
+    for name in ("k2", "k1"):  # the one that seals, and an older one
+        stored.environment["TIDEMILL_KEYS"] = ",".join({**lines, name: new_key(name)}.values())
+        ended = stored("submit", "generate", "a b")
+        assert (ended.status, f"that the key {name} has sealed opens" in ended.err) == (1, True)
+        (found,) = (
+            line for line in stored("doctor").out.splitlines() if line.startswith("WRONG  keys")
+        )
+        assert "another key of that name" in found
+    stored.environment["TIDEMILL_KEYS"] = ",".join(lines.values())
+    assert stored("submit", "generate", "a b").status == 0
+
+
+def test_a_few_changed_texts_are_no_reason_to_refuse_all(database: Database) -> None:
+    ring = KeyRing.parse(new_key("k1"), "it")
+    sealed = Database(database.url, ring)
+    insert_jobs(sealed, [job_row()], text=CANARY)
+    other = Database(database.url, KeyRing.parse(new_key("k1"), "it"))
+    insert_jobs(other, [job_row() for _ in range(FEW)], text=CANARY)  # to the first, changed
+    require_keys(sealed)
+    for each in (sealed, other):
+        each.close()

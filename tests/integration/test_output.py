@@ -125,14 +125,9 @@ def test_nothing_hostile_reaches_a_terminal(stocked: CommandLine) -> None:
 def on_terminal(tidemill: CommandLine, *arguments: str, **environment: str) -> str:
     """What a command writes to a terminal that it has for itself."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "cli", *arguments],
-        cwd=tidemill.folder,
-        env={**tidemill.whole_environment, "TERM": "xterm", **environment},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    ):
+    whole_environment = {**tidemill.whole_environment, "TERM": "xterm", **environment}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    with tidemill.start(*arguments, env=whole_environment, **streams):
         os.close(theirs)
         written = bytearray()
         try:
@@ -176,18 +171,23 @@ def test_a_full_disk_and_a_closed_pipe_end_a_command_in_words(
     reader, writer = os.pipe()
     os.close(reader)
     for to, words in ((os.open("/dev/full", os.O_WRONLY), "standard output"), (writer, "")):
-        ended = subprocess.run(
-            [sys.executable, "-P", "-m", "cli", *arguments],
-            cwd=stocked.folder,
-            env=stocked.whole_environment,
-            stdout=to,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
+        with stocked.start(*arguments, stdout=to) as process:
+            _, err = process.communicate(timeout=120)
         os.close(to)
         said = f"tidemill: {words} cannot be written: No space left on device\n" if words else ""
-        assert (ended.returncode, ended.stderr) == (1, said)
+        assert (process.returncode, err) == (1, said)
+
+
+def test_a_process_that_buffers_nothing_says_once_that_the_disk_is_full(
+    stocked: CommandLine,
+) -> None:
+    environment = {**stocked.whole_environment, "PYTHONUNBUFFERED": "1"}
+    with (
+        open("/dev/full", "w") as to,
+        stocked.start("--help", stdout=to, env=environment) as process,
+    ):
+        _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.count("\n")) == (1, 1)
 
 
 def test_a_file_that_cannot_be_written_is_named_and_not_left_behind(stocked: CommandLine) -> None:

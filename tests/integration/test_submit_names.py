@@ -6,7 +6,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -87,14 +86,9 @@ def test_several_words_are_wrong_usage(files: CommandLine, words: tuple[str, ...
 def on_a_terminal(command: CommandLine, answers: str, *arguments: str) -> tuple[int, str]:
     """Run a command on a terminal of its own and type answers; its status and what it showed."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "cli", *arguments],
-        cwd=command.folder,
-        env={**command.whole_environment, "TERM": "dumb"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
+    whole_environment = {**command.whole_environment, "TERM": "dumb"}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    process = command.start(*arguments, env=whole_environment, **streams)
     os.close(theirs)
     os.write(ours, answers.encode())
     shown = b""

@@ -6,6 +6,7 @@ as model cards say.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ class Alone:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         config = transformers.AutoConfig.from_pretrained(folder)
         self.is_encoder_decoder = config.is_encoder_decoder
-        auto = transformers.AutoModelForCausalLM
+        self.auto = transformers.AutoModelForCausalLM
         if self.is_encoder_decoder:
-            auto = transformers.AutoModelForSeq2SeqLM
-        elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            auto = transformers.AutoModelForImageTextToText  # the whole of it, to read text alone
-        self.model = auto.from_pretrained(folder).eval().to(device)
+            self.auto = transformers.AutoModelForSeq2SeqLM
+        elif type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING:
+            self.auto = transformers.AutoModelForMultimodalLM  # the whole of it, to read text alone
+        self.folder, self.device = folder, device
+
+    @cached_property
+    def model(self) -> Any:
+        return self.auto.from_pretrained(self.folder).eval().to(self.device)
 
     def generate(
         self, prompt: str | list[int], seed: int | None = None, **settings: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -29,9 +30,15 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def answered_alone_of(folder_of: Callable[[str], Path]) -> Callable[[str], AnsweredAlone]:
+def answered_alone_of(
+    folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], AnsweredAlone]:
     """What a kind answers alone, for all engines."""
-    return cache(lambda kind: AnsweredAlone(kind, folder_of(kind)))
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of all processes
+    kept = root / "answered-alone"
+    return cache(lambda kind: AnsweredAlone(kind, folder_of(kind), kept))
 
 
 @pytest.fixture(scope="session")

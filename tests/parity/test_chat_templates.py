@@ -72,6 +72,32 @@ def test_words_that_may_be_the_users_are_not_repeated(folder_of, raised):
     assert "refuses these roles" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0]['content'] }", "an error of syntax in line 1"),
+        ("\n{% frobnicate %}{{ messages[0]['content'] }}", "an error of syntax in line 2"),
+        ("{{ messages[0]['content'] }}{{ now() }}", "any others (UndefinedError)"),
+        ("{{ ''.__class__.__mro__ }}{{ messages[0]['content'] }}", "any others (SecurityError)"),
+        ({"rag": "{{ messages }}", "tool_use": "{{ messages }}"}, "any others (ValueError)"),
+        ("hello", "leaves out what a user says"),
+        ("{% for m in messages %}{{ m.content.words }}{% endfor %}", "leaves out what a user says"),
+    ],
+)
+def test_a_template_that_can_write_no_prompt_is_said_to_be_at_fault(folder_of, template, reason):
+    prompts = prompts_of(folder_of("qwen2"))
+    prompts.tokenizer.chat_template = template
+    for request in (
+        Request(id=0, task="chat", messages=(ChatTurn("user", "a secret"),)),
+        Request(id=0, task="summarize", text="a secret"),
+        translation_of("en", "fr", text="a secret"),
+    ):
+        with pytest.raises(UnsupportedParameter) as refused:
+            prompts.write(request)
+        assert reason in str(refused.value)
+        assert "secret" not in str(refused.value)
+
+
 PARTS = (
     "{% for m in messages %}[{{ m['role'] }}]{% for part in m['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -100,6 +126,8 @@ def test_a_template_that_wants_content_as_a_list_gets_it_so(folder_of):
          "Only user and assistant roles are supported, got …"),
         ("'No more than ' ~ m ~ ' turns are possible'", "No more than … turns are possible"),
         ("'Unsupported: ' ~ m", "Unsupported: …"),
+        ("'The user %s is not taken here' % m", "The user … is not taken here"),
+        ("'The user {name} is not taken'.format(name=m)", "The user … is not taken"),
         ("'No: ' ~ m", None),
         ("m ~ ' is not a language of this model'", None),
     ],

@@ -10,10 +10,13 @@ import pytest
 
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
+from engine.cpu.linear import fastest_linear
+from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.proof import verdicts
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
 from engine.runners.seq2seq import Seq2SeqRunner
+from engine.runners.step_executor import FusedEncoderDecoder
 from tests import checkpoints
 from tests.checkpoints.proved_at_load import STATES_OF_THEIR_OWN
 from tests.engines import Bench
@@ -84,6 +87,8 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
     else:
         assert isinstance(engine.in_flight.runner, CausalRunner | Seq2SeqRunner)
         assert engine.card.engine_reason.endswith("; by the fast way")
+        if kind == "t5gemma":
+            assert_fused(engine.in_flight.runner.executor)
     engine.in_flight.runner.kv_cache.poisoned = True
     bench = Bench(engine, spec)
     outputs = let_join(bench, requests())
@@ -96,6 +101,14 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
         assert outputs[each.id].failure is None
         assert found == expected, f"{kind} {each.id}"
     assert len({each.choices[0].token_ids for each in outputs.values()}) > 8
+
+
+def assert_fused(executor: object) -> None:
+    """Where products are packed gemms: elsewhere oneDNN's are faster, and steps are captured."""
+    if fastest_linear() is PackedGemmLinear:
+        assert isinstance(executor, FusedEncoderDecoder)
+        assert executor.fused_encoder is not None
+        assert executor.fused_step is not None
 
 
 @pytest.mark.parametrize("kind", STATES_OF_THEIR_OWN)

@@ -190,6 +190,12 @@ def test_four_bits_of_a_float_are_whole_in_bfloat16(folder_of, tmp_path):
     [
         ("gptq", {"bits": 3}, ["gptq", "3 bits", "gptqmodel optimum"]),
         ("awq", {"version": "gemv"}, ["awq", "'gemv'", "gptqmodel accelerate"]),
+        ("awq", {"version": None, "format": "gemv"}, ["awq", "'gemv'"]),
+        ("awq", {"backend": "llm-awq"}, ["awq", "'llm-awq'"]),
+        ("gptq", {"checkpoint_format": "marlin"}, ["gptq", "'marlin'", "gptqmodel optimum"]),
+        ("gptq", {"is_marlin_format": True}, ["gptq", "'marlin'"]),
+        ("fp8_last_block_short", {"weight_block_size": [9, 9]}, ["blocks of 9", "fp8"]),
+        ("ct_fp8_last_block_short", {"config_groups": {}}, ["scales for", "compressed-tensors"]),
         ("ct_int4", {"format": "marlin-24"}, ["marlin-24", "compressed-tensors accelerate"]),
         ("ct_int4", {"transform_config": {"config_groups": {"u": 1}}}, ["transform_config"]),
         ("gptq", {"quant_method": "hqq"}, ["hqq", "hqq accelerate"]),
@@ -215,6 +221,31 @@ def test_a_packed_weight_that_is_not_what_the_settings_say_is_named(folder_of, t
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Unloadable, match=name.removesuffix("qzeros")):
+        Checkpoint.load(spec_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("format_", "ending"),
+    [("fp8", "_scale_inv"), ("ct_int8", "_scale"), ("ct_fp8", "_scale"), ("bnb_int8", ".SCB")],
+)
+def test_packed_numbers_without_their_scale_are_named(format_, ending, folder_of, tmp_path):
+    folder, _ = packed("llama", format_, folder_of, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in sorted(weights) if each.endswith(ending))
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    named = name.removesuffix(ending).removesuffix(".weight")
+    with pytest.raises(Unloadable, match=rf"{named}.* without a scale"):
+        Checkpoint.load(spec_of(folder))
+
+
+def test_an_order_of_numbers_for_one_gpu_is_refused(folder_of, tmp_path):
+    folder, _ = packed("llama", "bnb_int8", folder_of, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in sorted(weights) if each.endswith("weight_format"))
+    weights[name] += 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Unloadable, match="order for one kind of GPU"):
         Checkpoint.load(spec_of(folder))
 
 

@@ -19,6 +19,7 @@ from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
 from engine.protocol.messages import Request
 from tests import checkpoints
+from tests.checkpoints.multimodal import phi4_multimodal
 from tests.engines import Bench
 from tests.parity.alone import Alone
 from tests.parity.joining import SETTINGS, requests_for, spec_of
@@ -29,12 +30,12 @@ CLASSES = {
     "gemma3_vision": "Gemma3ForCausalLM", "mistral3": "MistralForCausalLM",
     "llava": "LlamaForCausalLM", "llama4_vision": "Llama4ForCausalLM", "qwen2_vl": "TextWithHead",
     "llava_next": "LlamaForCausalLM", "glm4v": "TextWithHead", "qwen3_vl_moe": "TextWithHead",
-    "qwen2_5_vl": "TextWithHead", "qwen3_vl": "TextWithHead",
+    "qwen2_audio": "Qwen2ForCausalLM", "qwen2_5_vl": "TextWithHead", "qwen3_vl": "TextWithHead",
     "qwen3_5_vision": "Qwen3_5ForCausalLM",
     # Its whole reads the mark of an image as no token, which its text model does not.
     "gemma4_vision": "Gemma4ForConditionalGeneration",
 }  # fmt: skip
-SEES = re.compile(r"vision|visual|projector|image_newline")
+SEES = re.compile(r"vision|visual|audio|projector|image_newline")
 
 
 def requests() -> list[Request]:
@@ -103,6 +104,23 @@ def test_what_sees_is_not_read(kind, folder_of, tmp_path):
     del weights[spoiled[0]]
     write(folder, weights)
     assert answers(Checkpoint.load(spec_of(folder))) == expected
+
+
+def test_what_sees_and_hears_within_a_decoder_is_not_read(tmp_path):
+    phi4_multimodal(tmp_path)
+    alone = Alone("phi4_multimodal", tmp_path)
+    text = checkpoints.sentences(1, seed=8)[0]
+    expected = alone.generate(text, max_new_tokens=8, do_sample=False)
+    towers = ("image_embed.img_processor.", "audio_embed.encoder.")
+    weights = weights_of(tmp_path)
+    spoiled = [name for name in weights if any(each in name for each in towers)]
+    assert len({each for each in towers for name in spoiled if each in name}) == 2
+    write(tmp_path, weights | {name: weights[name] * torch.nan for name in spoiled})
+    found = Checkpoint.load(spec_of(tmp_path))
+    assert not any(each in name for name, _ in found.model.named_modules() for each in towers)
+    alone.model = found.model
+    found.model.generation_config = found.generation_config
+    assert alone.generate(text, max_new_tokens=8, do_sample=False) == expected
 
 
 @pytest.mark.parametrize("as_bin", [False, True])

@@ -35,12 +35,35 @@ def test_an_architecture_that_nobody_has_heard_of_runs_in_flight(folder_of, tmp_
 
 
 @pytest.mark.parametrize(
+    "raised", ["assert use_cache", "1 / int(use_cache)", "next(iter([0] * use_cache))"]
+)
+def test_what_its_own_code_raises_where_it_is_tried_ends_no_load(raised, folder_of, tmp_path):
+    """`generate` always has a cache, and the fast way looks once without."""
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), raised)
+    engine = load(spec_of(folder, trust_remote_code=True))
+    assert isinstance(engine, RouterBackend), engine.card.engine_reason
+    assert "by its own attention and cache" in engine.card.engine_reason
+
+
+def test_a_model_that_answers_nothing_is_refused_when_it_is_loaded(folder_of, tmp_path):
+    flaw = "raise IndexError('a secret')"
+    folder = made_up(tmp_path / "made_up", folder_of("gpt2"), flaw)
+    with pytest.raises(Unloadable, match=r"model\.generate itself raises IndexError") as refused:
+        load(spec_of(folder, trust_remote_code=True))
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "flaw",
     [
         "position_ids = position_ids + (input_ids.shape[0] > 1)",
         # Only in a row that has joined longer ones, and only past its prompt.
         "position_ids = position_ids + int(attention_mask is not None "
         "and input_ids.shape[1] == 1 and attention_mask.shape[1] > int(position_ids.min()) + 1)",
+        # By what the neighbours say.
+        "position_ids = position_ids + int(input_ids.sum()) % 2 * (input_ids.shape[0] > 1)",
+        # By how much the cache holds, which is the longest of the rows.
+        "position_ids = position_ids + (past_key_values.get_seq_length() > 9)",
         # Only from the fourth row on.
         "position_ids = position_ids + (torch.arange(input_ids.shape[0])[:, None] > 2)",
     ],

@@ -78,7 +78,7 @@ class Attempt:
         on_segment: Callable[[FinishedSegment], None] | None = None,
         pages: Pages | None = None,
         cache: ContentCache | None = None,
-        ids: Mapping[str, str] | None = None,
+        ids: Callable[[], Mapping[str, str]] | None = None,
         guard: Guard | None = None,
         trace: JobTrace | None = None,
         client_of: Callable[[str], EngineClient | None] = lambda alias: None,
@@ -109,7 +109,7 @@ class Attempt:
         self._has_segments = fence.attempt > 1
         self._keeps_placeholders = keeps_placeholders and work.masker is not None
         self._guard = guard
-        self._ids = ids or {"job_id": str(fence.job_id)}
+        self._ids = ids or (lambda: {"job_id": str(fence.job_id)})
         self.trace = trace
         self._time_limit_seconds = time_limit_seconds
         self._started_at = time.monotonic()
@@ -150,7 +150,7 @@ class Attempt:
         """End an attempt that ran longer than its job allows; now is monotonic."""
         limit = self._time_limit_seconds
         if limit is not None and now - self._started_at > limit:
-            self._fail(TimeLimitPassed(limit))
+            self.fail(TimeLimitPassed(limit))
 
     def _receive(self, output: Output, is_shared: bool = False) -> None:
         self._move(lambda: self._arrive(output, is_shared))
@@ -181,10 +181,10 @@ class Attempt:
         except _Elsewhere as elsewhere:
             self._move_on(elsewhere.model)
         except JobError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception as error:
-            log.exception("recipe failed", extra=dict(self._ids))
-            self._fail(RecipeFailed(error))
+            log.exception("recipe failed", extra=dict(self._ids()))
+            self.fail(RecipeFailed(error))
         else:
             if requests:
                 if self.trace is not None:
@@ -224,7 +224,7 @@ class Attempt:
     def _conclude(self, verdict: Answer | JobError) -> None:
         """Ends the attempt, on the thread of the last output or of the guards."""
         if isinstance(verdict, JobError):
-            self._fail(verdict)
+            self.fail(verdict)
         else:
             self._remember_document()
             self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
@@ -428,11 +428,12 @@ class Attempt:
     def _move_on(self, model: str) -> None:
         """Send the job to a worker that serves a model; what is finished goes along as segments."""
         if self.fence.attempt >= MAX_ATTEMPTS_ON_THE_WAY:
-            self._fail(WayTooLong(self.fence.attempt))
+            self.fail(WayTooLong(self.fence.attempt))
         else:
             self._end(Outcome.moved(self.fence, model))
 
-    def _fail(self, error: JobError) -> None:
+    def fail(self, error: JobError) -> None:
+        """End the attempt by an error, after which it may be made again."""
         num_failures = self._num_failures + 1
         if error.retryable and num_failures < self._settings.max_failures:
             delay = backoff_seconds(

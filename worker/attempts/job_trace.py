@@ -15,7 +15,7 @@ from uuid import UUID
 
 from db.outcome import Outcome
 from engine.protocol.messages import Output, Request
-from tasks.tracing import context_of, own_traceparent, span_context, tracer
+from tasks.tracing import context_of, own_traceparent, span_context
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -38,22 +38,20 @@ class JobTrace:
     @classmethod
     def of(
         cls,
+        tracer: "Tracer",
         job_id: UUID,
         batch_id: UUID | None,
         traceparent: str | None,
         claim_began_ns: int,
         **attributes: Any,
-    ) -> "JobTrace | None":
-        """The trace of a job; None where this process records no spans."""
-        tracer_in_use = tracer()
-        if tracer_in_use is None:
-            return None
+    ) -> "JobTrace":
+        """The trace of a job that was claimed just now."""
         parent = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
         attributes["job_id"] = str(job_id)
         if batch_id is not None:
             attributes["batch_id"] = str(batch_id)
         trace = cls(
-            tracer_in_use,
+            tracer,
             parent,
             **{f"tidemill.{name}": value for name, value in attributes.items()},
         )

@@ -299,6 +299,16 @@ class ContentCache:
             return None
         return entry[1]
 
+    def forget_old(self) -> None:
+        """Drop the answers in memory that nobody is given any more."""
+        with self._lock:
+            while self._recent:
+                at, output = next(iter(self._recent.values()))  # the oldest
+                if time.monotonic() - at <= self._recent_seconds:
+                    return
+                self._recent.popitem(last=False)
+                self._num_recent_characters -= num_characters(output)
+
     def _remember(self, flight: Flight, output: Output) -> None:
         key = flight.key
         before = self._recent.pop(key.digest, None)

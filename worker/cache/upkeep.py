@@ -54,6 +54,7 @@ class CacheUpkeep:
             self._thread.wake()
 
     def tick(self) -> None:
+        self._cache.forget_old()  # first, for it needs no database
         self._num_written_before = self._num_written()
         self._note_used(self._cache.take_used())
         # Reading comes first, for there is hardly ever anything to remove.

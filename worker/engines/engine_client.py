@@ -200,18 +200,22 @@ class EngineClient:
 
     def _spawn(self) -> None:
         parent_end, child_end = socket.socketpair()
+        with child_end:
+            self._process = self._start_process(child_end.fileno())
+        self._connection = Connection(parent_end.detach())
+
+    def _start_process(self, fd: int) -> subprocess.Popen[bytes]:
+        """Start an engine process that serves at one end of a socket pair."""
         # The child imports the package that this process runs, wherever it stands;
         # -P, because the folder it stands in may have a `worker` of its own.
         root = str(Path(worker.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        with child_end:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "engine", str(child_end.fileno())],
-                pass_fds=[child_end.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-        self._connection = Connection(parent_end.detach())
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "engine", str(fd)],
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+        )
 
     def _load(self) -> ModelCard:
         assert self._connection is not None

@@ -181,6 +181,7 @@ class Maskers:
     def __init__(self, masking: Masking) -> None:
         """Raises SettingsError where a rule cannot be followed."""
         self._masking = masking
+        self.masks = masking.masks  # whether any job may be masked
         for rules in (masking.for_all, *masking.by_task.values(), *masking.by_tenant.values()):
             finders_of(rules)
         self._made = cache(self._make)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from db.outcome import Outcome
+from tasks.quarantine import EndedJob
 
 CacheResult = Literal["hit", "miss", "joined"]
 
@@ -18,6 +19,9 @@ class Metrics:
         self, task: str, model: str, outcome: Outcome, wait_seconds: float, run_seconds: float
     ) -> None:
         """An attempt ended, and the database has it. wait_seconds: of its job, since submitted."""
+
+    def count_refused(self, jobs: Iterable[EndedJob]) -> None:
+        """Messages that were no jobs to run are kept as jobs that have ended."""
 
     def count_fenced(self, num: int) -> None:
         """Outcomes came to nothing, for the jobs were another attempt's by then."""

@@ -28,6 +28,7 @@ from prometheus_client.process_collector import ProcessCollector
 from db.outcome import Outcome
 from db.states import JobState
 from engine.protocol.messages import STEP_SECONDS
+from tasks.quarantine import EndedJob
 from worker.metrics.database_watch import DatabaseWatch
 from worker.metrics.figures import EngineFigures, WorkerFigures
 from worker.metrics.metrics import CacheResult, Metrics
@@ -137,6 +138,7 @@ class PrometheusMetrics(Metrics):
         self, task: str, model: str, outcome: Outcome, wait_seconds: float, run_seconds: float
     ) -> None:
         code = outcome.error_code or ""
+        task, model = self._database.known(task, model)
         if outcome.state is JobState.QUEUED:
             if outcome.blamed:
                 self._retries.labels(task, model, code).inc()
@@ -149,6 +151,11 @@ class PrometheusMetrics(Metrics):
         if outcome.answer is not None:
             self._prompt_tokens.labels(task, model).inc(outcome.answer.prompt_tokens)
             self._completion_tokens.labels(task, model).inc(outcome.answer.completion_tokens)
+
+    def count_refused(self, jobs: Iterable[EndedJob]) -> None:
+        for job in jobs:
+            task, model = self._database.known(job.task, "")
+            self._ended.labels(task, model, job.state.value, job.error_code or "").inc()
 
     def count_fenced(self, num: int) -> None:
         self._fenced.inc(num)

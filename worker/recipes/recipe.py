@@ -87,10 +87,24 @@ def answer_of(work: Work, output: Output, **provenance: Any) -> Answer:
         prompt_tokens=output.prompt_tokens,
         completion_tokens=sum(choice.completion_tokens for choice in output.choices),
         provenance={"settings": dict(output.settings), **provenance},
-        model_card=work.card.to_json(),
+        model_card=card_json(work.card),
         reasoning=best.reasoning,
         reasoning_tokens=reasoning_tokens([output]),
     )
+
+
+def card_json(card: ModelCard) -> dict[str, Any]:
+    """The card as results have it: made once, for a worker has few and every answer has one."""
+    known = _cards.get(id(card))
+    if known is None or known[0] is not card:
+        if len(_cards) >= MAX_CARDS:
+            _cards.clear()
+        known = _cards[id(card)] = card, card.to_json()
+    return known[1]
+
+
+MAX_CARDS = 64
+_cards: dict[int, tuple[ModelCard, dict[str, Any]]] = {}  # by identity
 
 
 def reasoning_tokens(outputs: Iterable[Output]) -> int | None:

@@ -18,7 +18,7 @@ from worker.errors import LanguageUnclear, NotSubtitles, RequestFailed
 from worker.guards.measures import length_of
 from worker.guards.reasons import untranslated
 from worker.recipes.draft import Draft, is_empty
-from worker.recipes.recipe import Fallible, Steps, Work, reasoning_tokens
+from worker.recipes.recipe import Fallible, Steps, Work, card_json, reasoning_tokens
 
 AUTO = ("auto", "und")  # a source language that is found out
 PAIR = ">"
@@ -101,7 +101,7 @@ def translate(work: Work) -> Steps:
             "settings": dict(outputs[0].settings) if outputs else {},
             "document": report,
         },
-        model_card=work.card.to_json(),
+        model_card=card_json(work.card),
         signals=_signals(drafts),
     )
 

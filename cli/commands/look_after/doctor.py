@@ -53,6 +53,9 @@ def doctor(json: options.Json = False) -> None:
 
 def examine() -> list[Finding]:
     """Look at everything, whatever is found on the way."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cli.failure import sentence_of
     from db.errors import DatabaseError
     from tasks.configuration import settings
     from tasks.errors import SettingsError
@@ -71,8 +74,8 @@ def examine() -> list[Finding]:
         database = settings.database()
         findings += _look_at_database(database)
         findings += _look_at_keys(database)
-    except (SettingsError, DatabaseError) as error:
-        findings.append(Finding("database", False, str(error)))
+    except (SettingsError, DatabaseError, SQLAlchemyError) as error:
+        findings.append(Finding("database", False, sentence_of(error)))
     findings += _look_at_disks(database)
     if catalog is not None:
         findings += [_look_at_checkpoint(catalog, model) for model in catalog.models.values()]
@@ -147,9 +150,15 @@ def _look_at_database(database: "Database") -> list[Finding]:
 
 def _look_at_keys(database: "Database") -> list[Finding]:
     """Report how texts are encrypted, and whether others on this machine can read the keys."""
+    from db.encryption.key_check import require_keys
+    from db.encryption.key_ring import KeysUnusable
     from db.encryption.settings import keys_file
 
     keys = database.keys
+    try:
+        require_keys(database)
+    except KeysUnusable as error:
+        return [Finding("keys", False, str(error))]
     if keys is None:
         return []
     others = f" (and {plural(len(keys.keys) - 1, 'older key')} that open)" * (len(keys.keys) > 1)

@@ -31,10 +31,15 @@ def export(
 
     person = person_of(tenant, metadata)
     database = require_ready()
-    num_lines = 0
+    num_lines = num_unopenable = 0
     with opened(output) as to:
         for line in erasure.export(database, person):
             encoding = "utf-8" if output is not None else (sys.stdout.encoding or "utf-8")
             to.write((json_text(line, encoding) + "\n").encode("utf-8"))
             num_lines += 1
+            num_unopenable += "unopenable" in line
     note(f"{plural(num_lines, 'line')} written")
+    if num_unopenable:
+        note(
+            f"{plural(num_unopenable, 'job')} with texts that do not open; `unopenable` says which"
+        )

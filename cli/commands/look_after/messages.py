@@ -1,6 +1,7 @@
 """`tidemill messages`: the quarantine, what came to the queues and could not be taken."""
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,6 +44,7 @@ def messages(
 
     from cli.stack.ready import require_ready
     from db.audit import Act, append
+    from db.encryption.sealed import passing_over_unopenable
     from db.models import QuarantinedMessage
     from db.queries import quarantine
 
@@ -53,7 +55,8 @@ def messages(
     listed = quarantine.quarantined(limit)
     if ids:
         listed = select(QuarantinedMessage).where(QuarantinedMessage.id.in_(ids))
-    with database.read() as session:
+    # To list or delete one, its body need not open.
+    with nullcontext() if raw or requeue else passing_over_unopenable(), database.read() as session:
         rows = list(session.scalars(listed))
         num_kept = session.scalar(quarantine.num_quarantined()) or 0
     if ids and len(rows) < len(set(ids)):
@@ -161,7 +164,7 @@ def _as_json(message: "QuarantinedMessage") -> dict[str, Any]:
         "origin": message.origin,
         "job_id": str(message.job_id) if message.job_id else None,
         "num_bytes": message.num_bytes,
-        "is_whole": len(message.body) == message.num_bytes,
+        "is_whole": message.body is not None and len(message.body) == message.num_bytes,
     }
 
 

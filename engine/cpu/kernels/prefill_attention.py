@@ -3,7 +3,7 @@
 Each prompt goes into its cache at once: its keys are rotated by their positions and written with
 its values, and then every token attends to those up to its own. That is half of what an attention
 without a mask computes, and for prompts of some hundred tokens torch's computes all of it. What
-lies before a window is not computed either.
+lies before a window is not computed either. In an encoder a token attends to those ahead, too.
 
 The arguments are those of `decode_attention`, with the prompts in the place of the caches. A cache
 may hold the first columns of its prompt already; then only the rest is in the rows. What is
@@ -19,6 +19,7 @@ from numba import carray
 
 from engine.cpu.kernels.decode_attention import (
     ANCESTORS,
+    BIAS_WIDTH,
     CACHES,
     CAPACITY,
     FIRST_ROW,
@@ -66,6 +67,7 @@ from engine.cpu.thread_pool import (
 )
 
 START = ANCESTORS  # in a prompt's cache, which has no ancestors: its first column in the rows
+AHEAD = BIAS_WIDTH  # prompts have no bias: how many tokens behind its own a token sees
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
 narrow, wide = microkernel(1), microkernel(2)
@@ -114,6 +116,12 @@ def first_seen(a: Any, token: Any) -> Any:
 
 
 @fast
+def end_seen(a: Any, prompt: Any, token: Any) -> Any:
+    """Return the column behind the last that a token of a prompt sees."""
+    return min(token + 1 + a[AHEAD], prompt[NUM_COLUMNS])
+
+
+@fast
 def whole_panels(column: Any) -> Any:
     """Return the first column of the panel that a column is in."""
     return column // PANEL_WIDTH * PANEL_WIDTH
@@ -125,21 +133,21 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
     size, group = a[HEAD_SIZE], a[GROUP]
     scale = np.float32(double_of_bits(a[SCALE_BITS]))
     softcap = np.float32(double_of_bits(a[SOFTCAP_BITS]))
-    width, base = padded(end), whole_panels(first_seen(a, begin))
+    behind, base = end_seen(a, prompt, end - 1), whole_panels(first_seen(a, begin))
+    width = padded(behind)
     queries = scratch + TILE_ROWS * width * FLOAT_BYTES
     out = queries + TILE_ROWS * size * FLOAT_BYTES
     transposed_keys = out + TILE_ROWS * size * FLOAT_BYTES
     of_head = head * prompt[CAPACITY] * size * FLOAT_BYTES
     seen_keys = prompt[KEYS] + of_head + base * size * FLOAT_BYTES
-    transpose(seen_keys, end - base, size, transposed_keys)
+    transpose(seen_keys, behind - base, size, transposed_keys)
     for each in range(group):
         query_head = head * group + each
         for first in range(begin, end, TILE_ROWS):
-            length = min(first + TILE_ROWS, end)
-            num_rows = length - first
+            num_rows = min(TILE_ROWS, end - first)
             # Columns before the first that the tile sees are left out, in whole panels.
             start = whole_panels(first_seen(a, first))
-            num_columns = length - start
+            num_columns = end_seen(a, prompt, first + num_rows - 1) - start
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row - prompt[START]
                 query = a[QUERY] + (token * a[QUERY_STRIDE] + query_head * size) * FLOAT_BYTES
@@ -151,16 +159,17 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
             for row in range(num_rows):
                 at = scratch + row * width * FLOAT_BYTES
                 scores = carray(floats_at(at), (num_columns,))
-                unseen, end_seen = first_seen(a, first + row) - start, first + row + 1 - start
-                seen_at, num_seen = at + unseen * FLOAT_BYTES, end_seen - unseen
-                for column in range(unseen, end_seen):
+                unseen = first_seen(a, first + row) - start
+                last = end_seen(a, prompt, first + row) - start
+                seen_at, num_seen = at + unseen * FLOAT_BYTES, last - unseen
+                for column in range(unseen, last):
                     scores[column] *= scale
                 if softcap != np.float32(0):
                     bound(carray(floats_at(seen_at), (num_seen,)), num_seen, softcap)
                 softmax(seen_at, num_seen)
                 for column in range(unseen):
                     scores[column] = np.float32(0)
-                for column in range(end_seen, num_columns):
+                for column in range(last, num_columns):
                     scores[column] = np.float32(0)
             seen_values = prompt[VALUES] + of_head + start * size * FLOAT_BYTES
             multiply(
@@ -215,13 +224,13 @@ def attend_body(arguments: Any) -> None:
     for index in range(a[NUM_CACHES]):
         start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
         for first in range(start, num_tokens, BLOCK_TOKENS):
-            total += a[NUM_HEADS] * cost_of(a, first, num_tokens)
+            total += a[NUM_HEADS] * cost_of(a, prompts[index], first)
     begin, end = own_share(total)
     passed = np.int64(0)
     for index in range(a[NUM_CACHES]):
         start, num_tokens = prompts[index, START], prompts[index, NUM_COLUMNS]
         for first in range(start, num_tokens, BLOCK_TOKENS):
-            cost = cost_of(a, first, num_tokens)
+            cost = cost_of(a, prompts[index], first)
             for head in range(a[NUM_HEADS]):
                 if begin <= passed < end:
                     last = min(first + BLOCK_TOKENS, num_tokens)
@@ -230,11 +239,13 @@ def attend_body(arguments: Any) -> None:
 
 
 @fast
-def cost_of(a: Any, first: Any, num_tokens: Any) -> Any:
+def cost_of(a: Any, prompt: Any, first: Any) -> Any:
     """Return the cost of a block, in pairs of a query and a key; transposing a key costs one."""
-    last = min(first + BLOCK_TOKENS, num_tokens)
-    num_seen = min((first + last) // 2, a[WINDOW])
-    return (last - first) * num_seen + last - first_seen(a, first)
+    last = min(first + BLOCK_TOKENS, prompt[NUM_COLUMNS])
+    middle = (first + last) // 2
+    num_seen = end_seen(a, prompt, middle) - first_seen(a, middle)
+    num_keys = end_seen(a, prompt, last - 1) - first_seen(a, first)
+    return (last - first) * num_seen + num_keys
 
 
 write_prompts = compile_parallel(write_body, LAYOUT)

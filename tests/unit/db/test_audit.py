@@ -2,13 +2,15 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, select, text, update
 
 from db import audit, schema
 from db.audit import Act, Head
+from db.errors import DatabaseError
 from db.models import AuditEntry, AuditHead, Base
 from db.queries.inserts import table
 from db.session import Database
@@ -118,6 +120,50 @@ def test_entries_that_were_exchanged_or_added_are_found(database: Database) -> N
         others = {name: getattr(entry, name) for name in ("objects", "hash", "previous_hash")}
         change(database, update(AuditEntry).where(AuditEntry.sequence == sequence).values(**others))
     assert "entry 2 does not follow the one before it" in faults(database)
+
+
+@pytest.mark.parametrize("sequence", [0, -7])
+def test_an_entry_before_the_first_is_found(database: Database, sequence: int) -> None:
+    append(database, 2)
+    (first, _) = audit.entries(database)
+    row = {each.name: getattr(first, each.name) for each in table(AuditEntry).c}
+    change(database, insert(table(AuditEntry)).values({**row, "sequence": sequence}))
+    assert faults(database) == (f"entry {sequence} was put in: the first has the number 1",)
+
+
+UNREADABLE = {
+    "objects": "'{broken'",
+    "at": "'yesterday'",
+    "actor": "x'ff'",
+}
+
+
+@pytest.mark.parametrize("column", UNREADABLE)
+def test_an_entry_that_nobody_can_read_hides_no_other(tmp_path: Path, column: str) -> None:
+    """SQLite takes anything into any column; PostgreSQL refuses what these are not."""
+    database = Database(f"sqlite:///{tmp_path}/a.db")
+    Base.metadata.create_all(database.engine)
+    append(database, 9)
+    for sequence in (3, 8):
+        change(database, text(f"UPDATE audit SET {column} = {UNREADABLE[column]}"
+                              f" WHERE sequence = {sequence}"))  # fmt: skip
+    change(database, delete(AuditEntry).where(AuditEntry.sequence == 5))
+    assert faults(database) == ("entry 3 was changed", "entry 5 is missing", "entry 8 was changed")
+    if column != "actor":
+        with pytest.raises(DatabaseError, match="`tidemill audit verify` says which"):
+            list(audit.entries(database))
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "objects", [{"audit_through": "x"}, {"audit_through": 1}, ["audit_through"]]
+)
+def test_an_entry_that_was_made_one_of_a_prune_is_found(database: Database, objects: Any) -> None:
+    append(database, 3)
+    forged = update(AuditEntry).where(AuditEntry.sequence == 2)
+    change(database, forged.values(act=Act.PRUNE, objects=objects))
+    change(database, delete(AuditEntry).where(AuditEntry.sequence == 1))
+    assert faults(database) == ("entry 1 is missing", "entry 2 was changed")
 
 
 def test_an_entry_behind_the_end_is_found(database: Database) -> None:

@@ -107,7 +107,8 @@ def test_a_crash_can_be_rehearsed():
 
 def test_no_text_of_a_user_is_logged():
     secret = "a secret of the keeper"
-    with child(spec(fake_fail_on="secret", fake_crash_on="secret crash")) as it:
+    secrets = spec(fake_fail_on="secret", fake_crash_on="secret crash")
+    with child(secrets, is_forked=False) as it:
         it.send(request(0, text=secret), request(1, text=" "))
         assert {each.failure.code for each in it.collect(2)} == {
             "generation_failed",

@@ -69,7 +69,7 @@ def test_a_row_whose_traceparent_is_none_is_a_job_like_any_other(database: Datab
     with claiming(database) as (claimer, started):
         claimer.put(Delivery(ids, lambda: None))
         started.wait_for(4)
-    traces = {each.fence.job_id: each.ids.get("trace_id") for each in started.jobs}
+    traces = {each.fence.job_id: each.ids().get("trace_id") for each in started.jobs}
     assert [traces[each] for each in ids] == [None, None, None, "a" * 32]
 
 

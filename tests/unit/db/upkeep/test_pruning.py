@@ -33,7 +33,7 @@ from db.session import Database
 from db.states import JobState
 from db.upkeep import pruning
 from db.upkeep.pruning import num_prunable, prune
-from db.upkeep.retention import Retention, seconds_until
+from db.upkeep.retention import ROW_CLASSES, SHARED_CLASSES, Retention, seconds_until
 from tests.jobs import claim, insert_job, insert_jobs, job_row, set_columns, states
 from worker.committer import attempt_row, result_row
 
@@ -242,6 +242,31 @@ def test_an_age_for_one_tenant_only_leaves_the_others(database: Database) -> Non
 
     assert row(database, Result, theirs).output == ""
     assert row(database, Result, ours).output == "an answer"
+
+
+@pytest.mark.parametrize("row_class", sorted(set(ROW_CLASSES) - set(SHARED_CLASSES)))
+@pytest.mark.parametrize("by", ["task", "tenant"])
+def test_every_class_may_have_an_age_for_some_only(
+    database: Database, row_class: str, by: str
+) -> None:
+    """What is nobody's own, as a message that could not be taken, then stays."""
+    theirs = finished(database, days_ago=9, tenant="acme", task="chat")
+    ours = finished(database, days_ago=9)
+    with database.write() as session:
+        message = {"id": uuid7(), "arrived_at": seconds_from_now(-9 * DAY), "queue": "celery"}
+        message |= {"reason": "not_json", "num_bytes": 1, "body": b"x"}
+        session.execute(inserts.table(QuarantinedMessage).insert().values(message))
+    ages = {"acme" if by == "tenant" else "chat": {row_class: DAY}}
+    retention = Retention(**{f"by_{by}": ages})
+
+    due = num_prunable(database, retention)
+    assert at_once(database, retention) == due
+    assert due["messages"] == 0
+
+    is_pruned = {"payloads": Payload, "outputs": Result}
+    for class_, model in is_pruned.items():
+        assert (row(database, model, theirs).pruned_at is not None) == (class_ == row_class)
+        assert row(database, model, ours).pruned_at is None
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Output, Params, Request, RequestFailure
 from tests.model_cards import FAKE_CARD
-from worker.cache.content_cache import ContentCache
+from worker.cache.content_cache import MAX_RECENT_SECONDS, ContentCache, num_characters
 from worker.cache.content_key import ContentKey, SharingScope, model_digest
 from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient
@@ -140,6 +141,29 @@ def test_a_recent_answer_is_reused_before_it_is_in_the_database(asker: Asker) ->
     assert asker.is_shared(second)
     (kept,) = asker.kept
     assert Output.from_json(json.loads(kept.output)).choices == asker.received[first.id][0].choices
+
+
+def test_a_recent_answer_is_not_held_for_longer_than_it_is_given(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a text: what is erased from the database is to be gone from memory too."""
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("worker.cache.content_cache.time", clock)
+    asker.engine.answer(asker.ask("one"))
+    now += MAX_RECENT_SECONDS
+    asker.engine.answer(asker.ask("another"))
+    asker.cache.forget_old()
+    assert len(asker.cache._recent) == 2
+
+    now += 1
+    asker.cache.forget_old()
+    (kept,) = asker.cache._recent.values()
+    assert kept[1].choices[0].text == "answer to another"
+    assert asker.cache._num_recent_characters == num_characters(kept[1])
+    now += MAX_RECENT_SECONDS
+    asker.cache.forget_old()
+    assert (len(asker.cache._recent), asker.cache._num_recent_characters) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""StackStep: a step of a stack of layers as one table of compiled calls.
+
+Nothing waits for Python between two calls, and the memory that they pass on is allocated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engine.cpu.call_table import CallTable
+from engine.cpu.fused_stack import FusedStack
+from engine.cpu.kernels import gather_rows
+from engine.cpu.layer_calls import LayerCalls
+from engine.cpu.step_buffers import Capacity, StepBuffers
+
+Ints = Sequence[int]
+
+
+class StackStep:
+    """The part that steps of decoders and encoders share. It holds on to every tensor whose
+    address is in the table."""
+
+    table: CallTable
+
+    def __init__(self, stack: FusedStack) -> None:
+        self.stack = stack
+        self.capacity = Capacity()
+        self.buffers: StepBuffers | None = None
+        self.inputs: tuple[np.ndarray, ...] = ()
+
+    def make_table(self, buffers: StepBuffers) -> None:
+        """Make `table`, and what is for `capacity` only."""
+        raise NotImplementedError
+
+    def prepare(self, tokens: Ints, positions: Ints, num_logits: int | None = None) -> None:
+        """Write into the table what differs from step to step.
+
+        num_logits: of the tokens that are requested; None: all
+        raises:     IndexError for a token without an embedding
+        """
+        ids, places = np.array(tokens), np.array(positions)
+        num_logits = len(ids) if num_logits is None else num_logits
+        if not 0 <= ids.min() <= ids.max() < len(self.stack.embedding):
+            raise IndexError("a token that the model has no embedding of")
+        self._reserve(
+            Capacity(len(ids), num_logits, int(places.max()) + 1, torch.get_num_threads())
+        )
+        calls, self.inputs = self.table.calls, (ids, places)
+        calls[self.embed_at, 1 + gather_rows.INDEX] = ids.ctypes.data
+        calls[self.rotations_at, 1 + gather_rows.INDEX] = places.ctypes.data
+        for (at, arguments, rows_a_token), num_tokens in zip(
+            self.row_counts, (len(ids), num_logits), strict=True
+        ):
+            calls[at, arguments] = num_tokens * rows_a_token
+
+    def _reserve(self, needed: Capacity) -> None:
+        """Allocate larger buffers, and a table that has their addresses, if they are needed."""
+        if self.capacity.holds(needed):
+            return
+        self.capacity = self.capacity.grown(needed)
+        self.buffers = None  # the old ones are freed before there are others
+        self.buffers = StepBuffers(self.stack, self.capacity)
+        self.make_table(self.buffers)
+
+    def begin_calls(self, buffers: StepBuffers) -> LayerCalls:
+        """Return the calls before the first layer."""
+        calls = LayerCalls(self.stack, buffers)
+        self.embed_at, self.rotations_at = calls.add_embedding()
+        return calls
+
+    def end_calls(self, calls: LayerCalls) -> None:
+        self.table = CallTable(calls.calls)
+        self.row_counts = [
+            np.array(calls.row_counts[each], np.int64).reshape(-1, 3).T for each in (False, True)
+        ]
