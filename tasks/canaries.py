@@ -13,16 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uuid_utils.compat import uuid7
+
 from db.reading.batches import find_batches
 from db.reading.found_job import FoundJob
 from db.reading.results import find_results
 from db.session import Database, database_from_environment
 from db.states import FINISHED, JobState
 from engine.protocol.task_names import TASK_NAMES
+from tasks.configuration import settings
 from tasks.contracts.by_task import CONTRACTS
 from tasks.contracts.contract import Contract
-from tasks.errors import ContractError, SettingsError
+from tasks.errors import ContractError, Refused, SettingsError
 from tasks.submission.batch import submit_batch
+from tasks.submission.rows import job_row
 from tasks.submission.submitted import SubmittedBatch
 
 BATCH = "canaries"  # the name of all their batches
@@ -43,11 +47,14 @@ class CanaryOutcome:
     name: str
     job: FoundJob | None  # None: it has not finished once
     expected: str | None  # None: there is nothing yet to hold it against
+    is_missing: bool = False  # the last run had no job of it, and an earlier one had
 
     @property
     def verdict(self) -> str:
         if self.job is None:
             return "unknown"
+        if self.is_missing:
+            return "missing"
         if self.job.state is not JobState.SUCCEEDED:
             return "failed"
         if self.expected is None:
@@ -56,7 +63,7 @@ class CanaryOutcome:
 
     @property
     def is_alarming(self) -> bool:
-        return self.verdict in ("failed", "changed")
+        return self.verdict in ("failed", "changed", "missing")
 
 
 def canaries_of(tables: Any) -> tuple[Canary, ...]:
@@ -93,8 +100,24 @@ def _canary(number: int, table: Any) -> Canary:
 
 
 def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
-    """Submit every canary, once for a run key."""
-    return submit_batch((each.contract for each in canaries), name=BATCH, run_key=run_key)
+    """Submit every canary, once for a run key.
+
+    Raises Refused, when the others are submitted, where one names a model that is not there.
+    """
+    catalog = settings.catalog()
+    taken: list[Contract] = []
+    refusals: list[Refused] = []
+    for canary in canaries:
+        try:
+            job_row(catalog, canary.contract, uuid7(), None, None)
+        except Refused as refusal:
+            refusals.append(refusal)
+        else:
+            taken.append(canary.contract)
+    submitted = submit_batch(taken, name=BATCH, run_key=run_key)
+    if refusals:
+        raise refusals[0]
+    return submitted
 
 
 def canary_outcomes(
@@ -103,8 +126,11 @@ def canary_outcomes(
     """Each canary's latest answer, beside the expected one."""
     database = database or database_from_environment()
     finished: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
-    for batch in find_batches(BATCH, limit=MAX_BATCHES, database=database):
+    in_last_run: set[str | None] = set()
+    for number, batch in enumerate(find_batches(BATCH, limit=MAX_BATCHES, database=database)):
         for job in find_results(batch=batch.id, state=None, database=database):
+            if number == 0:
+                in_last_run.add(job.custom_id)
             if job.state in FINISHED and job.custom_id in finished:
                 finished[job.custom_id].append(job)
     outcomes = []
@@ -112,5 +138,6 @@ def canary_outcomes(
         jobs = finished[canary.name]
         before = (job.output for job in jobs[1:] if job.state is JobState.SUCCEEDED)
         expected = next(before, None) if canary.expected is None else canary.expected
-        outcomes.append(CanaryOutcome(canary.name, jobs[0] if jobs else None, expected))
+        is_missing = canary.name not in in_last_run
+        outcomes.append(CanaryOutcome(canary.name, jobs[0] if jobs else None, expected, is_missing))
     return outcomes

@@ -4,14 +4,16 @@ import json
 from datetime import datetime
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from db.clock import seconds_from_now
-from db.models import Leadership
+from db.models import Job, Leadership
 from db.upkeep.retention import Retention
-from tasks.canaries import canaries_of, canary_outcomes
+from tasks.canaries import Canary, canaries_of, canary_outcomes, submit_canaries
 from tasks.configuration import settings
+from tasks.errors import Refused
 from tests.commands import CommandLine
+from tests.jobs import answer, succeed
 from tests.workers import PATIENCE_SECONDS, Cluster, on_sqlite, until
 from worker.dispatcher.nightly_pass import NIGHTLY, NightlyPass
 
@@ -54,6 +56,37 @@ def verdicts(command_line: CommandLine, *arguments: str) -> tuple[int, dict[str,
     ended = command_line("canaries", "--json", *arguments)
     assert ended.out, ended.err
     return ended.status, {each["name"]: each["verdict"] for each in json.loads(ended.out)}
+
+
+@on_sqlite
+def test_a_canary_without_its_model_is_missing_and_stops_no_other(producer: Cluster) -> None:
+    """Its last answer was as it should be, and would be called so for ever."""
+
+    def canaries(model: str) -> tuple[Canary, ...]:
+        table = {"task": "generate", "text": "the mill", "expected": "said"}
+        return canaries_of([{**table, "name": "a", "model": model}, {**table, "name": "b"}])
+
+    def outcomes() -> dict[str, tuple[str, bool]]:
+        found = canary_outcomes(canaries("fake"), producer.database)
+        return {each.name: (each.verdict, each.is_alarming) for each in found}
+
+    def finish_all() -> None:
+        with producer.database.read() as session:
+            job_ids = list(session.scalars(select(Job.id).where(Job.finished_at.is_(None))))
+        for job_id in job_ids:
+            succeed(producer.database, job_id, answer("said"))
+
+    submit_canaries(canaries("fake"), "night 1")
+    finish_all()
+    assert outcomes() == {"a": ("same", False), "b": ("same", False)}
+    with pytest.raises(Refused, match="no model 'gone'"):
+        submit_canaries(canaries("gone"), "night 2")
+    finish_all()
+    assert outcomes() == {"a": ("missing", True), "b": ("same", False)}
+    with producer.database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 3
+    submit_canaries(canaries("fake"), "night 3")  # not finished yet
+    assert outcomes() == {"a": ("same", False), "b": ("same", False)}
 
 
 @on_sqlite

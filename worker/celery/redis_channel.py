@@ -99,10 +99,11 @@ def _read_and_deliver(channel: Channel, **options: Any) -> bool:
 
 def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
     """Hand an entry of a queue on, or set it aside."""
-    client = channel._create_client()
     try:
         message = envelope.read(entry, queue)
     except Malformed as fault:
+        # A client is made for those alone: it takes as long as to read a message.
+        client = channel._create_client()
         quarantine.set_aside(client, quarantine.message_of(fault, queue, entry))
         return
     try:
@@ -120,6 +121,7 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
         log.error("message not taken", extra={"error": type(error).__name__})
         identity = envelope.identity(message["headers"], message["properties"])
         unexpected = Malformed(Reason.UNEXPECTED, *identity)
+        client = channel._create_client()
         quarantine.set_aside(client, quarantine.message_of(unexpected, queue, entry))
         channel.qos.ack(message["properties"]["delivery_tag"])
 

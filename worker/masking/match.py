@@ -55,6 +55,20 @@ def _unmasked_parts(free: str, match: Match, at: int) -> Iterator[Match]:
 
 def _within(matches: Iterable[Match], length: int) -> Iterable[Match]:
     """The matches that lie within the text: a plugged-in finder may say anything."""
-    return (
-        each for each in matches if 0 <= each.start < each.end <= length and KIND.match(each.kind)
-    )
+    for each in matches:
+        if 0 <= each.start < each.end <= length:
+            yield each if is_kind(each.kind) else Match(each.start, each.end, kind_of(each.kind))
+
+
+def is_kind(label: object) -> bool:
+    return isinstance(label, str) and KIND.fullmatch(label) is not None
+
+
+def kind_of(label: object) -> str:
+    """A label of another program's as a kind: `EMAIL_ADDRESS` and `person` are found as much as
+    `NAME` is, and a placeholder of another form would never be put back."""
+    letters = re.sub("[^A-Z0-9]", "", str(label or "").upper()).lstrip("0123456789")
+    return letters[:MAX_KIND] or "OTHER"
+
+
+MAX_KIND = 31

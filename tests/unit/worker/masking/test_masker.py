@@ -78,6 +78,35 @@ def test_what_an_earlier_attempt_called_something_it_stays_and_the_rest_is_new()
     assert made.provenance["masking"]["masked"] == {"EMAIL": 3}
 
 
+@pytest.mark.parametrize(
+    ("label", "placeholder"),
+    [
+        ("NAME", "⟦NAME_1⟧"),
+        ("EMAIL_ADDRESS", "⟦EMAILADDRESS_1⟧"),
+        ("person", "⟦PERSON_1⟧"),
+        ("B-Person", "⟦BPERSON_1⟧"),
+        ("date of birth", "⟦DATEOFBIRTH_1⟧"),
+        ("2nd_NAME", "⟦NDNAME_1⟧"),
+        ("⟦NAME_1⟧", "⟦NAME1_1⟧"),
+        ("X" * 99, f"⟦{'X' * 31}_1⟧"),
+        ("名前", "⟦OTHER_1⟧"),
+        ("", "⟦OTHER_1⟧"),
+        (None, "⟦OTHER_1⟧"),
+        (7, "⟦OTHER_1⟧"),
+    ],
+)
+def test_whatever_a_plugged_in_finder_calls_it_is_masked_and_put_back(
+    label: Any, placeholder: str
+) -> None:
+    """A label of another form went to the model in clear, or never came back into the answer."""
+    names = SimpleNamespace(find=lambda text: [Match(3, 6, label)])
+    work = Masker((names,)).masked({"text": "Hi Ada, hi"})
+    assert work.contract["text"] == f"Hi {placeholder}, hi"
+    made = work.restored(answer(f"Salut {placeholder}"))
+    assert made.output == "Salut Ada"
+    assert made.provenance["masking"]["lost"] == made.provenance["masking"]["invented"] == {}
+
+
 def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> None:
     def find(text: str) -> Iterable[Match]:
         return [
@@ -89,7 +118,8 @@ def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> 
         ]
 
     work = Masker((SimpleNamespace(find=find),)).masked({"text": "Ada met Bob"})
-    assert work.contract["text"] == "⟦NAME_1⟧ ⟦NAME_2⟧et Bob"  # of the second its rest
+    # Of the second its rest; the kind of the fourth is another program's, and masked as well.
+    assert work.contract["text"] == "⟦NAME_1⟧ ⟦NAME_2⟧⟦LOW_1⟧ Bob"
 
 
 def test_what_finders_say_of_the_same_place_is_all_masked() -> None:
