@@ -26,16 +26,15 @@ class PagedAttentionBackend(AttentionBackend):
         self.is_cross = is_cross
         self.compute_bias: ComputeBias | None = None
         self.windows: tuple[int | None, ...] = ()
-        # Of a step, for all its layers:
-        self.read_slots: Tensor | None = None  # (rows * tokens,)
-        self.written_slots: Tensor | None = None  # (rows,)
-        self.mask: Tensor | None = None  # (rows, 1 or query heads, 1, tokens)
-        self.window_masks: dict[int, Tensor] = {}  # by the window: (rows, 1, 1, tokens) bool
+        # Of a step, for each group of layers:
+        self.read_slots: list[Tensor] = []  # (rows * tokens,): of those that the window shows
+        self.masks: list[Tensor] = []  # (rows, 1 or query heads, 1, tokens)
+        self.written_slots: Tensor | None = None  # (groups, rows)
         # Of prompts:
-        self.prompt_slots: Tensor | None = None  # (tokens,)
+        self.prompt_slots: Tensor | None = None  # (groups, tokens)
         self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
-        # By the window: (tokens that it shows of prompts,), if some have begun.
-        self.key_slots: dict[int | None, Tensor] = {}
+        # Of each group, if some have begun: (tokens that its window shows of whole prompts,)
+        self.key_slots: list[Tensor] = []
 
     def prepare(
         self,
@@ -53,39 +52,55 @@ class PagedAttentionBackend(AttentionBackend):
                 for cache, (begin, end) in zip(admitted, spans, strict=True)
             ]
             self.starts = starts_of(admitted)
-            self.key_slots = {}
-            for window in {None, *self.windows} if self.starts else ():
-                seen = starts_seen(self.starts, window)
+            self.key_slots = []
+            for number, group in enumerate(self.kv_cache.groups) if self.starts else ():
+                seen = starts_seen(self.starts, group.window)
                 of_keys = zip(slots, self.starts, seen, strict=True)
-                self.key_slots[window] = torch.cat(
-                    [each[start - num_seen :] for each, start, num_seen in of_keys]
+                self.key_slots.append(
+                    torch.cat([each[number, start - shown :] for each, start, shown in of_keys])
                 )
             new = zip(slots, admitted, strict=True)
-            self.prompt_slots = torch.cat([each[cache.length :] for each, cache in new])
+            self.prompt_slots = torch.cat([each[:, cache.length :] for each, cache in new], dim=1)
 
     def prepare_rows(self, slots: Tensor, last: Tensor) -> None:
         """Let `attend` read and write these token slots. Recorded with a step: reads no number.
 
-        slots: (rows, tokens) int64, of each row's tokens
+        slots: (groups of layers, rows, tokens) int64, of each row's tokens
         last:  (rows,) int64: the index of each row's last token
         """
-        at = torch.arange(slots.shape[1], device=slots.device)
-        is_hidden = at > last[:, None]
-        self.read_slots = slots.masked_fill(is_hidden, BLANK).view(-1)
-        self.written_slots = slots.gather(1, last[:, None])[:, 0]
-        is_hidden = is_hidden[:, None, None]
-        self.window_masks = {
-            window: ~is_hidden & (at > last[:, None] - window)[:, None, None]
-            for window in {each for each in self.windows if each is not None}
-        }
-        if self.compute_bias is None:
-            self.mask = ~is_hidden
-            return
-        bias = self.compute_bias(slots.shape[1])
-        # (query heads, width): by how far back a token is, counted from the end.
+        num_groups, _, width = slots.shape
+        newest = last[None, :, None].expand(num_groups, -1, 1)
+        self.written_slots = slots.gather(2, newest)[:, :, 0]
+        shown: dict[int | None, tuple[Tensor, Tensor]] = {}  # by the window
+        self.read_slots, self.masks = [], []
+        for group, of_group in zip(self.kv_cache.groups, slots, strict=True):
+            window = None if self.is_cross or (group.window or width) >= width else group.window
+            if window not in shown:
+                shown[window] = self._shown(window, width, last)
+            at, is_hidden = shown[window]
+            if window is not None:
+                of_group = of_group.gather(1, at)
+            self.read_slots.append(of_group.masked_fill(is_hidden, BLANK).view(-1))
+            self.masks.append(~is_hidden[:, None, None])
+        if self.compute_bias is not None:
+            self._add_bias(self.compute_bias(width), last)
+
+    @staticmethod
+    def _shown(window: int | None, width: int, last: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns that rows read, and which of those are none: (rows, columns) each."""
+        at = torch.arange(window or width, device=last.device)
+        if window is None:
+            return at, at > last[:, None]
+        at = last[:, None] - (window - 1) + at
+        return at.clamp(min=0), at < 0
+
+    def _add_bias(self, bias: Tensor, last: Tensor) -> None:
+        """bias: (query heads, width): by how far back a token is, counted from the end"""
         newest = bias.shape[1] - 1
+        at = torch.arange(bias.shape[1], device=last.device)
         by_row = bias[:, (newest - last[:, None] + at).clamp(0, newest)]
-        self.mask = by_row.transpose(0, 1)[:, :, None].masked_fill(is_hidden, -torch.inf)
+        (mask,) = self.masks  # no model has windows beside it
+        self.masks = [by_row.transpose(0, 1)[:, :, None].masked_fill(~mask, -torch.inf)]
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
         device, starts = self.kv_cache.shape.device, self.starts
@@ -94,15 +109,15 @@ class PagedAttentionBackend(AttentionBackend):
         return PaddedPrompts.of(spans, num_tokens, device, starts) or SeparatePrompts(spans, starts)
 
     def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        slots, kv = self.prompt_slots, self.kv_cache.kv[layer]
-        assert slots is not None
+        group, at = self.kv_cache.places[layer]
+        assert self.prompt_slots is not None
+        slots, kv = self.prompt_slots[group], self.kv_cache.kv[at]
         # Without the tokens that pad the row behind the last prompt.
         kv[:, 0].index_copy_(0, slots, keys[0, :, : len(slots)].transpose(0, 1))
         kv[:, 1].index_copy_(0, slots, values[0, :, : len(slots)].transpose(0, 1))
         if not self.key_slots:
             return keys, values
-        read_slots = self.key_slots[self.windows[layer] if self.windows else None]
-        all_keys, all_values = kv.index_select(0, read_slots).permute(1, 2, 0, 3)
+        all_keys, all_values = kv.index_select(0, self.key_slots[group]).permute(1, 2, 0, 3)
         return all_keys[None], all_values[None]
 
     def attend(
@@ -114,15 +129,16 @@ class PagedAttentionBackend(AttentionBackend):
         scoring: Scoring,
     ) -> Tensor:
         num_rows, num_heads, _, head_size = query.shape
-        kv = self.kv_cache.kv[layer]  # (token slots, 2, heads, head size)
-        assert self.read_slots is not None
+        group, at = self.kv_cache.places[layer]
+        kv = self.kv_cache.kv[at]  # (token slots, 2, heads, head size)
+        assert self.is_cross or scoring.window == self.kv_cache.groups[group].window
         assert self.written_slots is not None
         if keys is not None and values is not None:
-            kv[:, 0].index_copy_(0, self.written_slots, keys[:, :, 0])
-            kv[:, 1].index_copy_(0, self.written_slots, values[:, :, 0])
-        gathered = kv.index_select(0, self.read_slots).view(num_rows, -1, *kv.shape[1:])
+            kv[:, 0].index_copy_(0, self.written_slots[group], keys[:, :, 0])
+            kv[:, 1].index_copy_(0, self.written_slots[group], values[:, :, 0])
+        gathered = kv.index_select(0, self.read_slots[group]).view(num_rows, -1, *kv.shape[1:])
         all_keys, all_values = gathered.permute(2, 0, 3, 1, 4)
-        mask = self.mask if scoring.window is None else self.window_masks[scoring.window]
+        mask = self.masks[group]
         if not scoring.is_usual:
             output = attend_masked(query, all_keys, all_values, mask, scoring)
             return output.reshape(num_rows, 1, num_heads, head_size)

@@ -17,13 +17,18 @@ from engine.protocol.engine_spec import EngineSpec
 
 
 def kv_cache_for(
-    spec: EngineSpec, shape: KVShape, poisoned: bool = False, is_paged: bool | None = None
+    spec: EngineSpec,
+    shape: KVShape,
+    poisoned: bool = False,
+    is_paged: bool | None = None,
+    windows: tuple[int | None, ...] = (),
 ) -> WindowedKVCache:
     """Return the KV cache of a model. Raises Unloadable.
 
     spec:     complete
     poisoned: memory that must not be read is NaN; for tests
     is_paged: None: on a GPU
+    windows:  of each layer, for which pages are laid out; (): none has one
     """
     if is_paged is None:
         is_paged = shape.device.type == "cuda"
@@ -37,7 +42,7 @@ def kv_cache_for(
         )
     try:
         return PagedKVCache(
-            shape, spec.max_sequences, spec.max_cache_tokens, poisoned, max_prefix_tokens
+            shape, spec.max_sequences, spec.max_cache_tokens, poisoned, max_prefix_tokens, windows
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engine.attention.hf_plugin import install
-from engine.attention.layers import kv_shape_of
+from engine.attention.layers import kv_shape_of, windows_of
 from engine.attention.selection import kv_cache_for
 from engine.backends.attended_settings import reason_of, unattended
 from engine.backends.generate import GenerateBackend
@@ -98,7 +98,8 @@ class RouterBackend:
         if poisoned:  # for a proof
             assert spec.max_sequences is not None
             spec = replace(spec, max_sequences=max(spec.max_sequences, MIN_PROOF_ROWS))
-        kv_cache = kv_cache_for(spec, shape, poisoned, is_paged)
+        windows = windows_of(checkpoint.model)
+        kv_cache = kv_cache_for(spec, shape, poisoned, is_paged, windows)
         runner = runner_of(checkpoint, kv_cache)
         self.row_size = kv_cache.row_size
         return runner
@@ -174,6 +175,8 @@ class RouterBackend:
             # A model's own cache has the encoder's output for each row, once it is joined.
             is_own = isinstance(self.in_flight.runner, OwnCacheRunner)
             num_copies = 1 + sequence.num_rows if is_own else 1
+            if self.row_size is not None:
+                num_prompt = self.row_size.num_whole_places(num_prompt)
             sequence.num_cache_tokens += num_copies * num_prompt
 
     def is_proved(self, sequence: Sequence, own: Mapping[str, Any]) -> bool:

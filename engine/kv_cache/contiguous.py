@@ -188,7 +188,9 @@ class ContiguousKVCache:
 
     def set_windows(self, windows: tuple[int | None, ...]) -> None:
         self.windows = windows
-        self.row_size = RowSize.of_windows(self.shape, windows, max_columns)
+        self.row_size = RowSize.of_groups(
+            self.shape, ((1, None if each is None else max_columns(each)) for each in windows)
+        )
 
     def new_sequence(self, num_rows: int, max_tokens: int = 0) -> ContiguousSequenceCache:
         cache = ContiguousSequenceCache(

@@ -21,6 +21,9 @@ from engine.kv_cache.buffer_pool import LARGE_BYTES, BufferPool, new_pages
 # its columns as it would if none had been left, and is added up in the same order.
 BUCKET_TOKENS = 64
 
+# The most tokens of a prompt that a step reads where layers have windows: each keeps them, too.
+SLICE_TOKENS = 512
+
 LayerNumbers = list[int] | slice
 
 

@@ -5,6 +5,11 @@ is made once and handed out in pages, and a table says of each row in which toke
 its tokens is. Rows of one request share the token slots of their prompt, and beams that change
 places exchange entries of the table and move no keys. Sequences whose prompts begin alike refer to
 the same pages: only full ones, which nobody writes to any more, so that none has to be copied.
+
+Layers with a window are groups of their own (`page_groups.py`). A page of theirs that lies wholly
+before the window is freed when its sequence needs the next, so that a row keeps at most
+`max_tokens_kept` there; and so is such a page of a prompt that others share, if the memory is
+needed: from then on nobody begins with it.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,6 +25,8 @@ from torch import Tensor
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.encoded import Encoded, check_holders
+from engine.kv_cache.layer_group import SLICE_TOKENS
+from engine.kv_cache.page_groups import page_groups
 from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
 
@@ -27,6 +35,8 @@ PAGE_TOKENS = 64
 # Two token slots of the first page, which no sequence owns.
 BLANK = 0  # zeros, read wherever a row has no token: a mask makes nothing of 0, but not of NaN
 SCRATCH = 1  # written and read by the rows that pad a step
+
+FREED = 0  # in the place of a page, which no sequence owns
 
 
 class PagedKVCache:
@@ -42,38 +52,64 @@ class PagedKVCache:
         max_tokens: int,
         poisoned: bool = False,
         max_prefix_tokens: int = 0,
+        windows: tuple[int | None, ...] = (),
     ) -> None:
         """max_tokens: kept at once, of all rows, as the scheduler counts them
         poisoned: memory that was never written is NaN, so that a test sees it read
         max_prefix_tokens: of prefixes kept for other sequences, as long as no sequence needs their
-                           pages; 0: none are"""
+                           pages; 0: none are
+        windows: of each layer; (): none has one"""
         self.shape = shape
         self.max_rows = max_rows
         self.poisoned = poisoned
-        self.row_size: RowSize | None = None
-        self.num_pages = num_pages(max_rows, max_tokens)
-        # (layers, token slots, 2, heads, head size)
+        self.max_tokens = max_tokens
+        self.free_rows = list(range(max_rows))
+        self.prefixes: PrefixCache[BlockPages] | None = None
+        if max_prefix_tokens:
+            max_blocks = max_prefix_tokens // PAGE_TOKENS
+            self.prefixes = PrefixCache(PAGE_TOKENS, max_blocks, self._free_block)
+        self.sequences: dict[int, PagedSequenceCache] = {}  # by the first row
+        self._lay_out(windows)
+
+    def set_windows(self, windows: tuple[int | None, ...]) -> None:
+        if windows != self.windows:
+            assert not self.sequences
+            if self.prefixes is not None:
+                self.prefixes.shrink(0)
+            del self.kv  # there may be no room for another beside it
+            self._lay_out(windows)
+
+    def _lay_out(self, windows: tuple[int | None, ...]) -> None:
+        """Make the pages of all groups of layers, and their tables."""
+        shape = self.shape
+        self.windows = windows  # of each layer; (): none has one
+        self.groups, layers_a_page = page_groups(shape.num_layers, windows)
+        self.longest_window = max((each.window or 0 for each in self.groups), default=0)
+        # Of each layer: its group, and its number there.
+        self.places = [(0, layer) for layer in range(shape.num_layers)]
+        for number, group in enumerate(self.groups):
+            if not isinstance(group.layers, slice):
+                for at, layer in enumerate(group.layers):
+                    self.places[layer] = number, at
+        bounds = [None if each.window is None else max_tokens_kept(each.window)
+                  for each in self.groups]  # fmt: skip
+        self.row_size = RowSize.of_groups(shape, ((layers_a_page, each) for each in bounds))
+        # Tokens of a group, of which `max_tokens` of all layers have the memory.
+        num_tokens = -(-self.max_tokens * shape.num_layers // layers_a_page)
+        self.num_pages = num_pages(self.max_rows * len(self.groups), num_tokens)
+        # (layers of a group, token slots, 2, heads, head size)
         self.kv = torch.empty(
-            (shape.num_layers, self.num_pages * PAGE_TOKENS, 2, shape.num_heads, shape.head_size),
+            (layers_a_page, self.num_pages * PAGE_TOKENS, 2, shape.num_heads, shape.head_size),
             dtype=shape.dtype,
             device=shape.device,
         )
-        if poisoned:
+        if self.poisoned:
             self.kv.fill_(torch.nan)
         self.kv[:, :PAGE_TOKENS] = 0
         # The last are handed out first, and those that were freed last.
         self.free_pages = list(range(1, self.num_pages))
-        self.free_rows = list(range(max_rows))
-        self.prefixes: PrefixCache[int] | None = None
-        if max_prefix_tokens:
-            max_blocks = max_prefix_tokens // PAGE_TOKENS
-            self.prefixes = PrefixCache(PAGE_TOKENS, max_blocks, self._free_page)
-        self.sequences: dict[int, PagedSequenceCache] = {}  # by the first row
-        self.slot_table = SlotTable(max_rows, shape.device)
-        self.encoded_slot_table = SlotTable(max_rows, shape.device)
-
-    def set_windows(self, windows: tuple[int | None, ...]) -> None:
-        """All tokens are kept, whatever the windows are."""
+        self.slot_table = SlotTable(len(self.groups), self.max_rows, shape.device)
+        self.encoded_slot_table = SlotTable(len(self.groups), self.max_rows, shape.device)
 
     def new_sequence(self, num_rows: int, max_tokens: int = 0) -> PagedSequenceCache:
         cache = PagedSequenceCache(self, self._take(self.free_rows, num_rows, "rows"))
@@ -84,8 +120,7 @@ class PagedKVCache:
         """Hand out pages with token slots for `num_tokens`."""
         num_pages = -(-num_tokens // PAGE_TOKENS)
         if self.prefixes is not None and num_pages > len(self.free_pages):
-            num_missing = num_pages - len(self.free_pages)
-            self.prefixes.shrink(len(self.prefixes.kept) - num_missing)
+            self._make_room(self.prefixes, num_pages)
         return self._take(self.free_pages, num_pages, "pages")
 
     def give_back(self, rows: list[int], pages: list[int]) -> None:
@@ -97,9 +132,31 @@ class PagedKVCache:
         self.free_rows += rows
         self.give_back_pages(pages)
 
-    def give_back_pages(self, pages: list[int]) -> None:
+    def give_back_pages(self, pages: Iterable[int]) -> None:
         for page in pages:
             self._free_page(page)
+
+    def _make_room(self, prefixes: PrefixCache[BlockPages], num_pages: int) -> None:
+        """Let prefixes go until so many pages are free, or only such are kept as are read; and
+        then of those the pages that are before the windows of all who read them."""
+        is_less = True
+        while is_less and (num_missing := num_pages - len(self.free_pages)) > 0:
+            num_kept = len(prefixes.kept)
+            prefixes.shrink(num_kept - -(-num_missing // len(self.groups)))
+            is_less = len(prefixes.kept) < num_kept
+        for block in prefixes.kept.values() if self.longest_window else ():
+            if len(self.free_pages) >= num_pages:
+                return
+            pages = block.place
+            if block.is_whole and not pages.num_window_users:
+                block.is_whole = False
+                for at, group in enumerate(self.groups):
+                    if group.window is not None:
+                        self._free_page(pages.of_groups[at])
+                        pages.of_groups[at] = FREED
+
+    def _free_block(self, pages: BlockPages) -> None:
+        self.give_back_pages(page for page in pages.of_groups if page != FREED)
 
     def _free_page(self, page: int) -> None:
         if self.poisoned:
@@ -116,9 +173,13 @@ class PagedKVCache:
     def check(self, caches: Iterable[PagedSequenceCache]) -> None:
         owners = list(caches)
         pages = [each.pages for each in owners]
-        pages += [each.content.pages for each in check_holders(owners)]
+        pages += [some for each in check_holders(owners) for some in each.content.pages]
         if self.prefixes is not None:
-            pages.append([each.place for each in self.prefixes.kept.values()])
+            kept = [each.place for each in self.prefixes.kept.values()]
+            pages += [[page for page in each.of_groups if page != FREED] for each in kept]
+            window_users = Counter(id(each.place) for one in owners for _, each in one.in_window)
+            if any(window_users[id(each)] != each.num_window_users for each in kept):
+                raise InvariantBroken("the windows that show pages of prompts are counted wrongly")
             self.prefixes.check(Counter(id(block) for each in owners for block in each.shared))
         for name, free, taken, all_ in (
             ("rows", self.free_rows, [each.rows for each in owners], range(self.max_rows)),
@@ -147,43 +208,53 @@ class PagedKVCache:
 class EncodedPages:
     """An encoder's output for one prompt, which several sequences may hold."""
 
-    pages: list[int]
+    pages: list[list[int]]  # of each group of layers
     num_tokens: int
 
 
-class SlotTable:
-    """The token slot of each token of each row. The row after the last pads steps: all of its
-    token slots are SCRATCH."""
+@dataclass(slots=True)
+class BlockPages:
+    """The pages of a block of a prompt that others may read."""
 
-    def __init__(self, max_rows: int, device: torch.device) -> None:
-        self.slots = torch.zeros((max_rows + 1, 0), dtype=torch.int64, device=device)
+    of_groups: list[int]  # a page of each group of layers, or FREED
+    num_window_users: int = 0  # sequences whose windows show some of it
+
+
+class SlotTable:
+    """The token slot of each token of each row, in the pages of each group of layers. The row after
+    the last pads steps: all of its token slots are SCRATCH. Slots in pages that a window has left
+    stay in the table, and are not read."""
+
+    def __init__(self, num_groups: int, max_rows: int, device: torch.device) -> None:
+        sizes = (num_groups, max_rows + 1, 0)
+        self.slots = torch.zeros(sizes, dtype=torch.int64, device=device)
         self.within_page = torch.arange(PAGE_TOKENS, device=device)
 
     def widen(self, num_tokens: int) -> None:
         """Make sure that the table has `num_tokens` columns."""
-        num_rows, width = self.slots.shape
+        num_groups, num_rows, width = self.slots.shape
         if num_tokens <= width:
             return
-        wider = self.slots.new_full((num_rows, max(num_tokens, 2 * width)), BLANK)
-        wider[:, :width] = self.slots
-        wider[-1] = SCRATCH
+        wider = self.slots.new_full((num_groups, num_rows, max(num_tokens, 2 * width)), BLANK)
+        wider[:, :, :width] = self.slots
+        wider[:, -1] = SCRATCH
         self.slots = wider
 
-    def append_pages(self, row: int, begin: int, pages: list[int]) -> None:
-        """Give a row the token slots of `pages` from its token `begin` on."""
+    def append_pages(self, group: int, row: int, begin: int, pages: list[int]) -> None:
+        """Give a row the token slots of a group's `pages` from its token `begin` on."""
         self.widen(begin + len(pages) * PAGE_TOKENS)
         for at, page in enumerate(pages):
             start = begin + at * PAGE_TOKENS
-            slots = self.slots[row, start : start + PAGE_TOKENS]
+            slots = self.slots[group, row, start : start + PAGE_TOKENS]
             torch.add(self.within_page, page * PAGE_TOKENS, out=slots)
 
     def share(self, rows: list[int], num_tokens: int) -> None:
         """Give all of `rows` the first token slots of the first of them."""
         for row in rows[1:]:
-            self.slots[row, :num_tokens] = self.slots[rows[0], :num_tokens]
+            self.slots[:, row, :num_tokens] = self.slots[:, rows[0], :num_tokens]
 
     def clear_row(self, row: int) -> None:
-        self.slots[row] = BLANK
+        self.slots[:, row] = BLANK
 
 
 class PagedSequenceCache:
@@ -193,15 +264,26 @@ class PagedSequenceCache:
         self.kv_cache = kv_cache
         self.rows = rows
         self.num_rows = len(rows)
-        self.pages: list[int] = []  # its own
-        self.shared: list[KeptBlock[int]] = []  # pages of its prompt that others may read
-        self.first_row_pages: list[int] = []  # of both kinds, in the order of their tokens
+        num_groups = len(kv_cache.groups)
+        # Its own, of each group of layers, with the token that comes after.
+        self.owned: list[list[tuple[int, int]]] = [[] for _ in range(num_groups)]
+        self.shared: list[KeptBlock[BlockPages]] = []  # of its prompt, that others may read
+        # Those of them that some window shows, with the token that comes after.
+        self.in_window: list[tuple[int, KeptBlock[BlockPages]]] = []
+        # Pages of both kinds, and such as were freed, of each group in the order of their tokens.
+        self.first_row_pages: list[list[int]] = [[] for _ in range(num_groups)]
+        self.num_left = 0  # tokens before all windows, some of whose pages were freed
         self.length = 0
         self.encoded: Encoded[EncodedPages] | None = None
         self.row_capacities = [0] * len(rows)  # tokens for which each row has token slots
         self.row_numbers: Tensor | None = None
         if len(rows) > 1:
             self.row_numbers = torch.tensor(rows, device=kv_cache.shape.device)
+
+    @property
+    def pages(self) -> list[int]:
+        """Those that are its own."""
+        return [page for owned in self.owned for _, page in owned]
 
     @property
     def capacity(self) -> int:
@@ -213,27 +295,46 @@ class PagedSequenceCache:
 
     def reserve_prompt(self, num_tokens: int) -> Tensor:
         """Reserve token slots for the first tokens of a prompt, once for all rows; returns them:
-        (tokens,) int64."""
+        (groups of layers, tokens) int64, of which those that a window has left are not to be used.
+        """
         self._extend(0, num_tokens)
         self.kv_cache.slot_table.share(self.rows, num_tokens)
         # A token that is yet to come goes into a token slot of its own row.
         self.row_capacities[1:] = [num_tokens] * (len(self.rows) - 1)
-        return self.kv_cache.slot_table.slots[self.rows[0], :num_tokens]
+        return self.kv_cache.slot_table.slots[:, self.rows[0], :num_tokens]
 
     def take_prefix(self, blocks: PromptBlocks) -> None:
         """Begin with the pages that are kept of the prompt."""
         for block in blocks.cache.use(blocks):
-            block.num_users += 1
-            self.shared.append(block)
-            self._append(0, [block.place])
+            for group, page in enumerate(block.place.of_groups):
+                self._append(group, 0, [page])
+            self.row_capacities[0] += PAGE_TOKENS
             self.length += PAGE_TOKENS
+            self._share(block, self.length)
+        self._leave()
 
     def keep_prefix(self, blocks: PromptBlocks) -> None:
         """Leave what is to be kept of the prompt to the cache of prefixes, and go on reading it."""
-        for block in blocks.cache.keep(blocks, self.length, self.first_row_pages.__getitem__):
-            block.num_users += 1
-            self.shared.append(block)
-            self.pages.remove(block.place)
+
+        def place_of(number: int) -> BlockPages:
+            return BlockPages([each[number] for each in self.first_row_pages])
+
+        kept = blocks.cache.keep(blocks, self.length, place_of, self.num_left)
+        if not kept:
+            return
+        ends = {page: end for owned in self.owned for end, page in owned}
+        for block in kept:
+            self._share(block, ends[block.place.of_groups[0]])
+        shared = {page for block in kept for page in block.place.of_groups}
+        self.owned = [[each for each in owned if each[1] not in shared] for owned in self.owned]
+
+    def _share(self, block: KeptBlock[BlockPages], end: int) -> None:
+        """Read a block that others may read, too. end: the token that comes after it"""
+        block.num_users += 1
+        self.shared.append(block)
+        if self.kv_cache.longest_window:
+            block.place.num_window_users += 1
+            self.in_window.append((end, block))
 
     def commit_prompt(self, num_tokens: int) -> None:
         self.length = num_tokens
@@ -247,24 +348,27 @@ class PagedSequenceCache:
 
     @torch.inference_mode()
     def write_encoded(self, keys_values: Tensor) -> Encoded[EncodedPages]:
-        num_tokens = keys_values.shape[3]
-        pages = EncodedPages(self.kv_cache.take_pages(num_tokens), num_tokens)
-        encoded = Encoded(pages, lambda freed: self.kv_cache.give_back_pages(freed.pages))
+        num_tokens, kv_cache = keys_values.shape[3], self.kv_cache
+        pages = EncodedPages([kv_cache.take_pages(num_tokens) for _ in self.owned], num_tokens)
+        encoded = Encoded(pages, lambda freed: kv_cache.give_back_pages(chain(*freed.pages)))
         self.share_encoded(encoded)
-        slots = self.kv_cache.encoded_slot_table.slots[self.rows[0], :num_tokens]
-        self.kv_cache.kv.index_copy_(1, slots, keys_values.permute(0, 3, 1, 2, 4))
+        slots = kv_cache.encoded_slot_table.slots[:, self.rows[0], :num_tokens]
+        for number, group in enumerate(kv_cache.groups):
+            written = keys_values[group.layers].permute(0, 3, 1, 2, 4)
+            kv_cache.kv[: len(written)].index_copy_(1, slots[number], written)
         return encoded
 
     def share_encoded(self, encoded: Encoded[EncodedPages]) -> None:
         self.encoded = encoded.hold(self)
         table = self.kv_cache.encoded_slot_table
-        table.append_pages(self.rows[0], 0, encoded.content.pages)
+        for group, pages in enumerate(encoded.content.pages):
+            table.append_pages(group, self.rows[0], 0, pages)
         table.share(self.rows, encoded.content.num_tokens)
 
     def reorder(self, rows: Tensor) -> None:
         assert self.row_numbers is not None
-        used = self.kv_cache.slot_table.slots[:, : self.length]
-        used.index_copy_(0, self.row_numbers, used.index_select(0, self.row_numbers[rows]))
+        used = self.kv_cache.slot_table.slots[:, :, : self.length]
+        used.index_copy_(1, self.row_numbers, used.index_select(1, self.row_numbers[rows]))
 
     @torch.inference_mode()
     def clear(self) -> None:
@@ -272,26 +376,55 @@ class PagedSequenceCache:
             self.kv_cache.give_back(self.rows, self.pages)
         for block in self.shared:
             block.num_users -= 1
+        for _, block in self.in_window:
+            block.place.num_window_users -= 1
         if self.encoded is not None:
             self.encoded.release(self)
-        self.rows, self.pages, self.row_capacities = [], [], []
-        self.shared, self.first_row_pages = [], []
-        self.length, self.encoded = 0, None
+        self.rows, self.row_capacities = [], []
+        self.shared, self.in_window = [], []
+        self.owned, self.first_row_pages = [[] for _ in self.owned], [[] for _ in self.owned]
+        self.length, self.num_left, self.encoded = 0, 0, None
 
     def _extend(self, at: int, num_tokens: int) -> None:
         missing = num_tokens - self.row_capacities[at]
         if missing <= 0:
             return
-        pages = self.kv_cache.take_pages(missing)
-        self.pages += pages
-        self._append(at, pages)
+        self._leave()
+        begin, num_pages = self.row_capacities[at], -(-missing // PAGE_TOKENS)
+        ends = [begin + PAGE_TOKENS * (1 + each) for each in range(num_pages)]
+        for group, owned in enumerate(self.owned):
+            pages = self.kv_cache.take_pages(missing)
+            owned += zip(ends, pages, strict=True)
+            self._append(group, at, pages)
+        self.row_capacities[at] += num_pages * PAGE_TOKENS
 
-    def _append(self, at: int, pages: list[int]) -> None:
+    def _append(self, group: int, at: int, pages: list[int]) -> None:
         """Let a row go on in these pages."""
-        self.kv_cache.slot_table.append_pages(self.rows[at], self.row_capacities[at], pages)
-        self.row_capacities[at] += len(pages) * PAGE_TOKENS
+        table = self.kv_cache.slot_table
+        table.append_pages(group, self.rows[at], self.row_capacities[at], pages)
         if at == 0:
-            self.first_row_pages += pages
+            self.first_row_pages[group] += pages
+
+    def _leave(self) -> None:
+        """Free the pages that windows have left."""
+        for number, group in enumerate(self.kv_cache.groups):
+            if group.window is None or self.length < group.window + PAGE_TOKENS:
+                continue
+            owned, num_left = self.owned[number], self.length - group.window
+            self.num_left = max(self.num_left, num_left // PAGE_TOKENS * PAGE_TOKENS)
+            self.kv_cache.give_back_pages(page for end, page in owned if end <= num_left)
+            self.owned[number] = [each for each in owned if each[0] > num_left]
+        if self.in_window:
+            num_left = self.length - self.kv_cache.longest_window
+            for end, block in self.in_window:
+                block.place.num_window_users -= end <= num_left
+            self.in_window = [each for each in self.in_window if each[0] > num_left]
+
+
+def max_tokens_kept(window: int) -> int:
+    """The most tokens of a layer with a window for which a row has pages: the window, a slice of a
+    prompt that is read, and what else is in the first page and the last."""
+    return window + SLICE_TOKENS + 2 * PAGE_TOKENS
 
 
 def num_pages(max_rows: int, max_tokens: int) -> int:

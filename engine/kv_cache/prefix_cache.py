@@ -51,6 +51,7 @@ class PromptBlocks:
 class KeptBlock(Generic[Place]):
     place: Place  # its page, or its keys and values
     num_users: int = 0  # sequences that read it in its place
+    is_whole: bool = True  # else some layer keeps nothing of it any more, and no other may begin so
 
 
 class PrefixCache(Generic[Place]):
@@ -88,7 +89,7 @@ class PrefixCache(Generic[Place]):
             return found
         for each in blocks.usable:
             block = self.kept.get(each)
-            if block is None:
+            if block is None or not block.is_whole:
                 break
             found.append(block)
         return found

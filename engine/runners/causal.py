@@ -14,7 +14,6 @@ from torch import Tensor
 from engine.attention.forward_context import DecoderContext, attending
 from engine.attention.layers import unused_mask, windows_of
 from engine.attention.prefill import (
-    CHUNK_TOKENS,
     TOKEN_MULTIPLE,
     chunks,
     concatenated,
@@ -24,6 +23,7 @@ from engine.attention.prefill import (
 from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import PrefixSequenceCache, SequenceCache, WindowedKVCache
+from engine.kv_cache.layer_group import SLICE_TOKENS
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch, row_lengths
 
@@ -119,11 +119,10 @@ class CausalRunner:
         return PromptSlice(sequence, cache, end)
 
     def _read_ahead(self, whole: PromptSlice) -> None:
-        """Read a long slice up to its last chunk, a chunk at a time, so that layers keep no more
-        than a chunk beside their windows."""
-        num_tokens = CHUNK_TOKENS[self.model.device.type]
-        while len(whole.prompt_ids) > num_tokens:
-            self._prefill([replace(whole, end=whole.cache.length + num_tokens)])
+        """Read all but the last SLICE_TOKENS or less of a long slice, so many at a time, so that
+        layers keep no more beside their windows."""
+        while len(whole.prompt_ids) > SLICE_TOKENS:
+            self._prefill([replace(whole, end=whole.cache.length + SLICE_TOKENS)])
 
     def _prefill(
         self,

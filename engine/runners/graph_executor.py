@@ -59,9 +59,10 @@ class StepInputs:
         device = kv_cache.shape.device
         self.kv_cache = kv_cache
         self.numbers = torch.zeros((4, shape.num_rows), dtype=torch.int64, device=device)
-        # (rows, tokens) int64: token slots
-        self.slots = self.numbers.new_zeros((shape.num_rows, shape.num_tokens))
-        self.encoded_slots = self.numbers.new_zeros((shape.num_rows, shape.num_encoded_tokens))
+        # (groups of layers, rows, tokens) int64: token slots
+        sizes = (len(kv_cache.groups), shape.num_rows)
+        self.slots = self.numbers.new_zeros((*sizes, shape.num_tokens))
+        self.encoded_slots = self.numbers.new_zeros((*sizes, shape.num_encoded_tokens))
         # Copied from pinned memory, a step's numbers travel while the host goes on.
         is_cuda = device.type == "cuda"
         self.staged = torch.zeros((4, shape.num_rows), dtype=torch.int64, pin_memory=is_cuda)
@@ -90,9 +91,9 @@ class StepInputs:
             (self.kv_cache.slot_table, self.slots),
             (self.kv_cache.encoded_slot_table, self.encoded_slots),
         ):
-            width = slots.shape[1]
+            width = slots.shape[2]
             table.widen(width)
-            torch.index_select(table.slots[:, :width], 0, self.numbers[ROW], out=slots)
+            torch.index_select(table.slots[:, :, :width], 1, self.numbers[ROW], out=slots)
 
 
 class GraphExecutor(EagerExecutor):

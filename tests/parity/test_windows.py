@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
-from engine.attention import prefill
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
+from engine.kv_cache import paged
 from engine.kv_cache.layer_group import BUCKET_TOKENS, max_columns
+from engine.kv_cache.paged import PAGE_TOKENS, PagedKVCache
 from engine.protocol.messages import Params, Request
 from engine.runners import causal
 from engine.runners.step_executor import FusedExecutor
@@ -33,8 +35,8 @@ BUILDERS = {
     "gemma3": unlisted(hf.Gemma3TextConfig, **FIVE_TO_ONE),
     "mistral": unlisted(hf.MistralConfig, **LONG),
 }
-WAYS: dict[str, dict[str, Any]] = {"compiled": {}, "plain": {"cpu_kernels": False}}
-CHUNK_TOKENS = 96  # that a prompt is read by, alone
+WAYS = ("compiled", "plain", "paged")
+SLICE_TOKENS = 96
 
 # Lengths of prompts, and settings. Those of one length begin alike.
 PROMPTS = (5, 20, 90, 200, 200, 333, 333, 520)
@@ -47,16 +49,18 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(prefill.CHUNK_TOKENS, "cpu", CHUNK_TOKENS)
-    assert causal.CHUNK_TOKENS is prefill.CHUNK_TOKENS
+def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (causal, paged):
+        monkeypatch.setattr(module, "SLICE_TOKENS", SLICE_TOKENS)
 
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def make(kind: str) -> Path:
         folder = tmp_path_factory.mktemp(kind)
-        BUILDERS[kind](folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            BUILDERS[kind](folder)
         return folder
 
     return cache(make)
@@ -84,8 +88,10 @@ def asked_of(folder_of: Callable[[str], Path]) -> Callable[[str], list[Any]]:
 @pytest.fixture(scope="module")
 def bench_of(folder_of: Callable[[str], Path]) -> Callable[..., Bench]:
     def make(kind: str, way: str, **settings: Any) -> Bench:
-        spec = spec_of(folder_of(kind), **{**WAYS[way], **settings})
-        engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True)
+        settings = {"cpu_kernels": way == "compiled", "max_cache_tokens": 8192, **settings}
+        spec = spec_of(folder_of(kind), **settings)
+        is_paged = way == "paged"
+        engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=is_paged)
         bench = Bench(engine, spec)
         bench.scheduler.slice_size.decode_seconds = 0.1
         bench.scheduler.slice_size.token_seconds = 0.1 / 40  # slices of 40 tokens
@@ -96,33 +102,40 @@ def bench_of(folder_of: Callable[[str], Path]) -> Callable[..., Bench]:
     return make
 
 
-def groups_of(bench: Bench) -> Iterator[Any]:
-    """The groups of layers with a window, of all caches."""
-    for running in bench.loop.engine.in_flight.running_sequences.values():
-        for group in running.cache.groups:
-            if group.window is not None:
-                yield running.sequence, group
-
-
-def watch(bench: Bench) -> list[int]:
+def watch(bench: Bench, window: int = WINDOW) -> list[int]:
     """Let each step be followed by a look at what is kept; returns the tokens that were left."""
     left = []
     advance = bench.advance
+    running = bench.loop.engine.in_flight.running_sequences
 
     def watched() -> Any:
         plan = advance()
-        for sequence, group in groups_of(bench):
-            most = max_columns(WINDOW)
-            if len(sequence.prompt_ids) > CHUNK_TOKENS:
-                # Until the second token: wide enough to read a chunk.
-                most = max(most, WINDOW + CHUNK_TOKENS + 2 * BUCKET_TOKENS)
-            assert group.window == WINDOW
-            assert group.capacity <= most
-            left.append(group.first)
+        for each in running.values():
+            is_long = len(each.sequence.prompt_ids) > SLICE_TOKENS
+            look = look_at_pages if hasattr(each.cache, "owned") else look_at_columns
+            left.append(look(each.cache, window, is_long))
         return plan
 
     bench.advance = watched  # type: ignore[method-assign]
     return left
+
+
+def look_at_columns(cache: Any, window: int, is_long: bool) -> int:
+    (group,) = (each for each in cache.groups if each.window == window)
+    most = max_columns(window)
+    if is_long:  # until the second token: wide enough to read a slice
+        most = max(most, window + SLICE_TOKENS + 2 * BUCKET_TOKENS)
+    assert group.capacity <= most
+    return int(group.first)
+
+
+def look_at_pages(cache: Any, window: int, is_long: bool) -> int:
+    most = paged.max_tokens_kept(window) // PAGE_TOKENS + 1
+    for group, owned in zip(cache.kv_cache.groups, cache.owned, strict=True):
+        if group.window is not None:
+            assert group.window == window
+            assert len(owned) <= cache.num_rows * most
+    return int(cache.num_left)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -142,30 +155,45 @@ def test_whoever_crosses_windows_answers_as_alone(
     assert max(left) > 400
     assert bench.progress.num_found_tokens > 500
     assert any(plan.reading and plan.running for plan in bench.plans)
+    bench.loop.engine.check([])
 
 
-def test_windows_let_more_sequences_run_at_the_same_budget(bench_of: Callable[..., Bench]) -> None:
+@pytest.mark.parametrize("way", ["plain", "paged"])
+def test_windows_let_more_sequences_run_at_the_same_budget(
+    way: str, bench_of: Callable[..., Bench]
+) -> None:
     """A row takes what its layers keep, and the budget holds for what is allocated, too."""
-    num_places, num_tokens, num_new = 2_400, 500, 30
-    text = " ".join(checkpoints.sentences(60))
-    bench = bench_of("gemma3", "plain", max_cache_tokens=num_places, prefix_caching=False)
+    num_places, num_tokens, num_new = 3_300, 700, 30
+    bench = bench_of("gemma3", way, max_cache_tokens=num_places, prefix_caching=False)
     bench.scheduler.limits = replace(bench.scheduler.limits, max_admitted_tokens=512)
     tokenizer = bench.loop.engine.checkpoint.tokenizer
-    text = tokenizer.decode(tokenizer(text)["input_ids"][:num_tokens])
+    words = " ".join(checkpoints.sentences(60))
+    text = tokenizer.decode(tokenizer(words)["input_ids"][:num_tokens])
     how = Params(max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False)
     bench.submit(*(Request(id=at, task="generate", text=text, params=how) for at in range(20)))
+    kv_cache = bench.loop.engine.in_flight.runner.kv_cache
+    running = bench.loop.engine.in_flight.running_sequences
     most_rows = most_bytes = 0
     while bench.advance() is not None:
-        running = bench.loop.engine.in_flight.running_sequences.values()
-        caches = [each.cache for each in running if each.cache.length > num_tokens + 2]
-        num_bytes = sum(group.kv.nbytes for each in caches for group in each.groups)
+        caches = [each.cache for each in running.values() if each.cache.length > num_tokens + 2]
+        num_bytes = sum(map(num_bytes_of, caches))
         most_rows, most_bytes = max(most_rows, len(caches)), max(most_bytes, num_bytes)
     assert all(each.failure is None for each in bench.collect())
     assert most_rows > 2 * (num_places // (num_tokens + num_new))
     # Columns are added by the bucket, in every layer.
     rounding = most_rows * BUCKET_TOKENS
-    shape = bench.loop.engine.in_flight.runner.kv_cache.shape
-    assert most_bytes <= (num_places + rounding) * shape.bytes_per_token
+    assert most_bytes <= (num_places + rounding) * kv_cache.shape.bytes_per_token
+    if isinstance(kv_cache, PagedKVCache):  # there are no more pages than the budget has
+        rounding = 2 * kv_cache.max_rows * PAGE_TOKENS * kv_cache.shape.num_layers
+        num_tokens = num_places * kv_cache.shape.num_layers + rounding
+        assert (kv_cache.num_pages - 1) * PAGE_TOKENS <= num_tokens + PAGE_TOKENS
+
+
+def num_bytes_of(cache: Any) -> int:
+    if not hasattr(cache, "owned"):
+        return sum(group.kv.nbytes for group in cache.groups)
+    kv = cache.kv_cache.kv
+    return len(cache.pages) * PAGE_TOKENS * int(kv[:, 0].nbytes)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -183,4 +211,25 @@ def test_a_step_that_failed_after_columns_were_left_is_run_again(
 
 def failing_at(calls: list[int]) -> Callable[[Any], Exception | None]:
     numbers = count()
-    return lambda _: RuntimeError("once") if next(numbers) in calls else None
+    return lambda ids: RuntimeError("once") if len(ids) > 1 and next(numbers) in calls else None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_decoder_beside_an_encoder_keeps_what_its_windows_need(way: str, tmp_path: Path) -> None:
+    folder = checkpoints.build("t5gemma", tmp_path / "t5gemma")
+    alone = Alone("t5gemma", folder)
+    settings: tuple[dict[str, Any], ...] = (
+        {"max_new_tokens": 150, "min_new_tokens": 150, "do_sample": False},
+        {"max_new_tokens": 90, "min_new_tokens": 90, "num_beams": 3, "do_sample": False},
+    )
+    asked = [
+        (Request(id=at, task="generate", text=text, params=Params(**how)),
+         alone.generate(text, **how))
+        for at, (text, how) in enumerate(zip(checkpoints.sentences(4), settings * 2, strict=True))
+    ]  # fmt: skip
+    spec = spec_of(folder, cpu_kernels=way == "compiled", max_cache_tokens=4096)
+    engine = RouterBackend(spec, Checkpoint.load(spec), poisoned=True, is_paged=way == "paged")
+    bench = Bench(engine, spec)
+    left = watch(bench, window=12)
+    let_come_and_go(bench, asked, [(3 * at, at, None) for at in range(4)])
+    assert max(left) == 64  # a page, and a bucket

@@ -20,7 +20,7 @@ class Rows:
     def __init__(self, kv_cache: PagedKVCache, num_rows: int, prompt: list[int]) -> None:
         self.cache = kv_cache.new_sequence(num_rows)
         self.kv_cache = kv_cache
-        slots = self.cache.reserve_prompt(len(prompt))
+        (slots,) = self.cache.reserve_prompt(len(prompt))
         kv_cache.kv[0, slots, 0, 0, 0] = torch.tensor(prompt)
         self.cache.commit_prompt(len(prompt))
         self.expected = [list(prompt) for _ in range(num_rows)]
@@ -28,7 +28,7 @@ class Rows:
     def append(self, tokens: list[int]) -> None:
         self.cache.reserve()
         for row, expected, token in zip(self.cache.rows, self.expected, tokens, strict=True):
-            slot = self.kv_cache.slot_table.slots[row, self.cache.length]
+            slot = self.kv_cache.slot_table.slots[0, row, self.cache.length]
             self.kv_cache.kv[0, slot, 0, 0, 0] = token
             expected.append(token)
         self.cache.commit_token()
@@ -39,7 +39,7 @@ class Rows:
 
     @property
     def found(self) -> list[list[int]]:
-        slots = self.kv_cache.slot_table.slots[self.cache.rows, : self.cache.length]
+        slots = self.kv_cache.slot_table.slots[0, self.cache.rows, : self.cache.length]
         return self.kv_cache.kv[0, slots, 0, 0, 0].tolist()
 
 
@@ -88,9 +88,9 @@ def test_rows_of_one_request_share_the_pages_of_their_prompt():
 def test_a_freed_row_reads_the_blank_slot_and_a_padding_row_the_scratch_slot():
     kv_cache = PagedKVCache(ONE, MAX_ROWS, MAX_TOKENS)
     Rows(kv_cache, 1, list(range(200))).cache.clear()
-    assert kv_cache.slot_table.slots.shape[1] >= 200
-    assert (kv_cache.slot_table.slots[-1] == SCRATCH).all()
-    assert (kv_cache.slot_table.slots[:-1] == BLANK).all()
+    assert kv_cache.slot_table.slots.shape[2] >= 200
+    assert (kv_cache.slot_table.slots[0, -1] == SCRATCH).all()
+    assert (kv_cache.slot_table.slots[0, :-1] == BLANK).all()
 
 
 def test_freeing_a_sequence_twice_frees_its_memory_once():

@@ -107,12 +107,19 @@ FLOATS = KVShape(2, 1, 3, torch.float32, torch.device("cpu"))
 MAX_ROWS, MAX_TOKENS = 6, 900
 
 
+WINDOW = 20  # of the first of two layers, where the way has windows
+
+
 def caches(way: str, max_prefix_tokens: int):
-    if way == "paged":
-        return PagedKVCache(FLOATS, MAX_ROWS, MAX_TOKENS, True, max_prefix_tokens), PAGE_TOKENS
-    by_ancestors = way == "ancestors"
-    kv_cache = ContiguousKVCache(FLOATS, by_ancestors, True, MAX_TOKENS, max_prefix_tokens)
-    return kv_cache, BLOCK_TOKENS
+    kind, *windows = way.split(" with ")
+    block_tokens = PAGE_TOKENS if kind == "paged" else BLOCK_TOKENS
+    if kind == "paged":
+        kv_cache = PagedKVCache(FLOATS, MAX_ROWS, MAX_TOKENS, True, max_prefix_tokens)
+    else:
+        by_ancestors = kind == "ancestors"
+        kv_cache = ContiguousKVCache(FLOATS, by_ancestors, True, MAX_TOKENS, max_prefix_tokens)
+    kv_cache.set_windows((WINDOW, None) if windows else ())
+    return kv_cache, block_tokens
 
 
 def write(kv_cache, cache, tokens: tuple[int, ...]) -> None:
@@ -120,8 +127,9 @@ def write(kv_cache, cache, tokens: tuple[int, ...]) -> None:
     numbers = torch.tensor(tokens) * 1000.0 + torch.arange(cache.length, cache.length + len(tokens))
     numbers = numbers[None, :, None].expand(1, -1, FLOATS.head_size)
     if isinstance(kv_cache, PagedKVCache):
-        slots = cache.reserve_prompt(cache.length + len(tokens))[cache.length :]
-        kv_cache.kv[:, slots] = numbers[0, None, :, None, None].expand(2, -1, 2, 1, -1)
+        slots = cache.reserve_prompt(cache.length + len(tokens))[:, cache.length :]
+        for group, at in kv_cache.places:
+            kv_cache.kv[at, slots[group]] = numbers[0, :, None, None].expand(-1, 2, 1, -1)
     else:
         cache.reserve(len(tokens) + 1)
         for layer in range(FLOATS.num_layers):
@@ -129,18 +137,31 @@ def write(kv_cache, cache, tokens: tuple[int, ...]) -> None:
     cache.commit_prompt(cache.length + len(tokens))
 
 
-def read(kv_cache, cache) -> torch.Tensor:
-    """(rows, layers, 2, tokens): one of the numbers of each head, for they are all the same."""
+def read(kv_cache, cache, layer: int) -> torch.Tensor:
+    """(rows, 2, tokens): one of the numbers of each head, for they are all the same; of the tokens
+    that the layer sees."""
+    first = max(cache.length - WINDOW, 0) if layer == 0 and kv_cache.windows else 0
     if isinstance(kv_cache, PagedKVCache):
-        slots = kv_cache.slot_table.slots[cache.rows, : cache.length]
-        return kv_cache.kv[:, slots, :, 0, 0].permute(1, 0, 3, 2)
-    rows = cache.groups[0].kv[:, :, :, 0, : cache.length, 0].permute(2, 0, 1, 3)
-    return (
-        rows if cache.groups[0].ancestors is None else rows[:1].expand(cache.num_rows, -1, -1, -1)
-    )
+        group, at = kv_cache.places[layer]
+        slots = kv_cache.slot_table.slots[group, cache.rows, first : cache.length]
+        return kv_cache.kv[at, slots, :, 0, 0].transpose(1, 2)
+    rows = cache.of_layer(layer, first, cache.length)[:, :, 0, :, 0].transpose(0, 1)
+    is_shared = cache.num_prompt_rows < cache.num_rows
+    return rows[:1].expand(cache.num_rows, -1, -1) if is_shared else rows
 
 
-@pytest.mark.parametrize("way", ["paged", "ancestors", "rows"])
+def check_read(kv_cache, cache, tokens: tuple[int, ...]) -> None:
+    """The sequence reads what was written of its prompt."""
+    expected = torch.tensor(tokens) * 1000.0 + torch.arange(len(tokens))
+    for layer in range(FLOATS.num_layers):
+        found = read(kv_cache, cache, layer)
+        assert torch.equal(found, expected[-found.shape[2] :].expand_as(found))
+
+
+WAYS = ["paged", "ancestors", "rows"]
+
+
+@pytest.mark.parametrize("way", [*WAYS, *(f"{each} with windows" for each in WAYS)])
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_sequence_begins_with_what_was_written_for_another(way, data):
@@ -175,9 +196,7 @@ def test_a_sequence_begins_with_what_was_written_for_another(way, data):
                 cache.clear()
             kv_cache.check(cache for cache, _ in running.values())
             for cache, tokens in running.values():
-                expected = torch.tensor(tokens) * 1000.0 + torch.arange(len(tokens))
-                found_ = read(kv_cache, cache)
-                assert torch.equal(found_, expected.expand_as(found_))
+                check_read(kv_cache, cache, tokens)
         for cache, _ in running.values():
             cache.clear()
         kv_cache.check([])
@@ -225,7 +244,7 @@ def test_sequences_that_begin_alike_have_pages_in_common_which_last_as_long_as_o
         running[1].clear()
         kv_cache.prefixes.make_room(0)
         kv_cache.check([running[0], *running[2:]])
-        assert read(kv_cache, running[2]).isfinite().all()
+        check_read(kv_cache, running[2], tokens)
         for each in running:
             each.clear()
         kv_cache.prefixes.make_room(0)
@@ -234,3 +253,33 @@ def test_sequences_that_begin_alike_have_pages_in_common_which_last_as_long_as_o
     stray.shared.append(prefix_cache.KeptBlock(3))
     with pytest.raises(InvariantBroken, match="1 blocks of prompts are read"):
         kv_cache.check([stray])
+
+
+def test_pages_that_windows_have_left_are_freed_before_their_prefix_when_they_are_needed():
+    kv_cache, _ = caches("paged with windows", MAX_TOKENS // 2)
+    prefixes, tokens = kv_cache.prefixes, tuple(range(400))
+    num_blocks = len(tokens) // PAGE_TOKENS
+    with torch.inference_mode():
+        for _ in range(2):  # it is met twice, and then kept
+            blocks = prefixes.blocks_of(tokens)
+            cache = kv_cache.new_sequence(1, 401)
+            for end in range(50, 401, 50):
+                write(kv_cache, cache, tokens[cache.length : end])
+                cache.keep_prefix(blocks)
+            if not prefixes.kept:
+                cache.clear()
+        assert prefixes.blocks_of(tokens).num_found_tokens == num_blocks * PAGE_TOKENS
+        kv_cache.check([cache])
+        # Nothing goes while there are pages; then only what the window has left.
+        num_free = len(kv_cache.free_pages)
+        taken = kv_cache.take_pages(num_free * PAGE_TOKENS)
+        assert prefixes.blocks_of(tokens).num_found_tokens == num_blocks * PAGE_TOKENS
+        more = kv_cache.take_pages((num_blocks - 1) * PAGE_TOKENS)
+        assert prefixes.blocks_of(tokens).num_found_tokens == 0
+        check_read(kv_cache, cache, tokens)
+        with pytest.raises(InvariantBroken, match="pages are wanted"):
+            kv_cache.take_pages(2 * PAGE_TOKENS)
+        kv_cache.give_back_pages([*taken, *more])
+        kv_cache.check([cache])
+        cache.clear()
+        kv_cache.check([])

@@ -1,0 +1,42 @@
+"""PageGroup: layers whose keys and values share the pages of a PagedKVCache.
+
+All pages are of one size, so that one that is freed serves any group: the layers that see equally
+far back are parted into groups of equally many, and a token of a row has a slot in a page of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.kv_cache.layer_group import LayerNumbers, layers_by_window
+
+# Each has a table of token slots, which a step reads.
+MAX_GROUPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PageGroup:
+    window: int | None
+    layers: LayerNumbers
+
+
+def page_groups(num_layers: int, windows: tuple[int | None, ...]) -> tuple[list[PageGroup], int]:
+    """The groups of a model's layers, and for how many layers a page has room: for as many as
+    leave the least of it unused. windows: of each layer; (): none has one"""
+    by_window = layers_by_window(num_layers, windows)
+    if len(by_window) == 1:
+        return [PageGroup(*each) for each in by_window.items()], num_layers
+    layers_of = {window: list(range(num_layers))[layers] if isinstance(layers, slice) else layers
+                 for window, layers in by_window.items()}  # fmt: skip
+
+    def num_groups(size: int) -> int:
+        return sum(-(-len(each) // size) for each in layers_of.values())
+
+    largest = min(map(len, layers_of.values()))
+    sizes = [size for size in range(1, largest + 1) if num_groups(size) <= MAX_GROUPS] or [largest]
+    size = min(sizes, key=lambda each: (each * num_groups(each), -each))
+    return [
+        PageGroup(window, layers[at : at + size])
+        for window, layers in layers_of.items()
+        for at in range(0, len(layers), size)
+    ], size
