@@ -96,7 +96,7 @@ KINDS = {
             "engine.process",
             "engine.backends.ctranslate2",
             "engine.backends.loader",
-            "engine.cpu.fused_step",
+            "engine.cpu.fused.fused_step",
             "engine.kv_cache.planning.free_memory",
             *(
                 f"transformers.models.{name}"

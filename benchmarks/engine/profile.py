@@ -129,7 +129,7 @@ def watch_compiled() -> None:
     watched = [
         (CpuAttentionBackend, "_attend", "attention of rows"),
     ]
-    packed_gemm, layer_calls = kernel_module("packed_gemm"), kernel_module("layer_calls")
+    packed_gemm, layer_calls = kernel_module("packed_gemm"), kernel_module("fused.layer_calls")
     if packed_gemm is not None:
         watched.append((packed_gemm.PackedGemmLinear, "_multiply", "packed linear"))
     if layer_calls is not None:
@@ -159,7 +159,7 @@ def watch_table(names: dict[int, str]) -> None:
     """Run the calls of a fused step one by one. names: by function; all others are attention"""
     import torch
 
-    from engine.cpu.call_table import CallTable
+    from engine.cpu.fused.call_table import CallTable
 
     run = CallTable.run
 

@@ -15,8 +15,8 @@ from engine.backends.router import RouterBackend, leaves_changes
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import EngineError, Unloadable, in_words
 from engine.kv_cache.contiguous import ContiguousKVCache
-from engine.kv_cache.joined import JoinedKVCache
-from engine.kv_cache.joined_layers import UnknownCache
+from engine.kv_cache.own_cache.joined import JoinedKVCache
+from engine.kv_cache.own_cache.joined_layers import UnknownCache
 from engine.kv_cache.paged import PagedKVCache
 from engine.logging import error_location
 from engine.proof.answered_alone import AnsweredAlone, answer_alone, answered_alone

@@ -25,7 +25,7 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVShape, WindowedKVCache
-from engine.kv_cache.joined import JoinedKVCache
+from engine.kv_cache.own_cache.joined import JoinedKVCache
 from engine.kv_cache.planning.memory_planner import machine_for, refuse_beyond_memory
 from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import PrefixCache

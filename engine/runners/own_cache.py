@@ -22,9 +22,14 @@ from transformers.modeling_outputs import BaseModelOutput
 from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import KVCacheManager
-from engine.kv_cache.cache_forms import CacheForm, form_beside, form_made_by
-from engine.kv_cache.joined import EncoderOutput, JoinedKVCache, JoinedSequenceCache, keys_by_layer
-from engine.kv_cache.joined_layers import KeysValues, contents_of
+from engine.kv_cache.own_cache.cache_forms import CacheForm, form_beside, form_made_by
+from engine.kv_cache.own_cache.joined import (
+    EncoderOutput,
+    JoinedKVCache,
+    JoinedSequenceCache,
+    keys_by_layer,
+)
+from engine.kv_cache.own_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.planning.row_size import RowSize
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding

@@ -40,7 +40,7 @@ def executor_for(
     otherwise = executor(decode, prefill, model.device)
     if not isinstance(attention, CpuAttentionBackend):
         return otherwise
-    module = kernel_module("fused_step")
+    module = kernel_module("fused.fused_step")
     fused_step = module and module.fused_step_for(model, attention, cross_attention, decode)
     if cross_attention is None:
         return otherwise if fused_step is None else FusedExecutor(fused_step)
@@ -48,7 +48,7 @@ def executor_for(
     def encode(tokens: list[int], positions: list[int], spans: Spans) -> Tensor:
         return prefill(PrefillBatch(tokens, positions, spans))
 
-    module = kernel_module("fused_encoder")
+    module = kernel_module("fused.fused_encoder")
     fused_encoder = module and module.fused_encoder_for(model, encode)
     if fused_step is None and fused_encoder is None:
         return otherwise

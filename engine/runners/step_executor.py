@@ -75,7 +75,7 @@ class FusedExecutor:
     mixes_prefill = True
 
     def __init__(self, fused_step: Any) -> None:
-        """fused_step: an `engine.cpu.fused_step.FusedStep`, which not every machine can import"""
+        """fused_step: a FusedStep of `engine.cpu.fused`, which not every machine can import"""
         self.fused_step = fused_step
 
     def prefill(self, batch: PrefillBatch) -> Tensor:
@@ -94,7 +94,7 @@ class FusedEncoderDecoder:
     mixes_prefill = False
 
     def __init__(self, fused_encoder: Any, fused_step: Any, otherwise: StepExecutor) -> None:
-        """fused_encoder: an `engine.cpu.fused_encoder.FusedEncoder`, or None
+        """fused_encoder: an `engine.cpu.fused.fused_encoder.FusedEncoder`, or None
         fused_step: as in FusedExecutor, or None"""
         self.fused_encoder, self.fused_step = fused_encoder, fused_step
         self.otherwise = otherwise

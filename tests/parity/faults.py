@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from engine.backends.router import RouterBackend
-from engine.kv_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
-from engine.kv_cache.joined_layers import SpareLayer
+from engine.kv_cache.own_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
+from engine.kv_cache.own_cache.joined_layers import SpareLayer
 from engine.proof import company
 from tests import checkpoints
 

@@ -17,9 +17,9 @@ from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights.layout import lay_out
 from engine.errors import Unloadable
-from engine.kv_cache import joined
-from engine.kv_cache.joined import JoinedRows
-from engine.kv_cache.joined_layers import LayerContent, SpareLayer, StateLayer
+from engine.kv_cache.own_cache import joined
+from engine.kv_cache.own_cache.joined import JoinedRows
+from engine.kv_cache.own_cache.joined_layers import LayerContent, SpareLayer, StateLayer
 from engine.kv_cache.paged import PagedKVCache
 from engine.proof import answered_alone, self_proof
 from engine.proof.disproved import Disproved

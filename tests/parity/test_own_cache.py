@@ -10,8 +10,8 @@ import torch
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
-from engine.kv_cache import joined_layers
-from engine.kv_cache.joined_layers import LayerContent
+from engine.kv_cache.own_cache import joined_layers
+from engine.kv_cache.own_cache.joined_layers import LayerContent
 from engine.kv_cache.planning.row_size import RowSize
 from engine.proof.self_proof import prove
 from engine.protocol.messages import Params

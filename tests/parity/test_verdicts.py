@@ -13,7 +13,7 @@ from engine.backends import generate, proved_router
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
-from engine.kv_cache.joined import JoinedSequenceCache
+from engine.kv_cache.own_cache.joined import JoinedSequenceCache
 from engine.proof import answered_alone, batch_probe, verdicts
 from engine.proof.logit_distance import MAX_OFF, max_off
 from engine.proof.self_proof import prove

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.kv_cache.base import KVShape
-from engine.kv_cache.joined_layers import SPARE_COLUMNS, LayerContent
+from engine.kv_cache.own_cache.joined_layers import SPARE_COLUMNS, LayerContent
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.cpu import packed_gemm
-from engine.cpu.fused_layer import Mixture
-from engine.cpu.fused_stack import FusedStack
+from engine.cpu.fused.fused_layer import Mixture
+from engine.cpu.fused.fused_stack import FusedStack
 from engine.kv_cache.layer_group import rounded_up
 
 CAPACITY_MULTIPLE = 64  # of tokens and positions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.layers import AttentionLayer
-from engine.cpu.fused_layer import LAYERS, FusedLayer
+from engine.cpu.fused.fused_layer import LAYERS, FusedLayer
 from engine.cpu.kernels import rms_norm
 
 # Other kinds of rotary embedding depend on the longest text of a step.

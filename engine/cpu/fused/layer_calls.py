@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from engine.cpu import packed_experts, packed_gemm
-from engine.cpu.call_table import Call
-from engine.cpu.fused_layer import CrossAttention, FusedLayer, Mixture
-from engine.cpu.fused_stack import FusedStack
+from engine.cpu.fused.call_table import Call
+from engine.cpu.fused.fused_layer import CrossAttention, FusedLayer, Mixture
+from engine.cpu.fused.fused_stack import FusedStack
+from engine.cpu.fused.step_buffers import StepBuffers
 from engine.cpu.kernels import activation, gather_rows, rms_norm
 from engine.cpu.kernels import routing as routing_kernels
-from engine.cpu.step_buffers import StepBuffers
 from engine.cpu.thread_pool import FLOAT_BYTES
 
 Place = tuple[int, int]  # the index of a call, and of one of its arguments

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.attention.base import Scoring, Spans
 from engine.attention.prompt_attention import attend_within
-from engine.cpu.call_table import Call, CallTable
+from engine.cpu.fused.call_table import Call, CallTable
 from engine.cpu.kernels import decode_attention, prefill_attention
 from engine.cpu.self_test import agrees
 from engine.cpu.thread_pool import FLOAT_BYTES

@@ -15,12 +15,12 @@ from torch import Tensor
 from engine.attention.base import Spans
 from engine.attention.forward_context import attending
 from engine.attention.layers import CallRecorder, unused_mask
-from engine.cpu.encoder_attention import NUM_FIRST, EncoderAttention, encoder_attention_agrees
-from engine.cpu.fused_stack import FusedStack, is_known
+from engine.cpu.fused.encoder_attention import NUM_FIRST, EncoderAttention, encoder_attention_agrees
+from engine.cpu.fused.fused_stack import FusedStack, is_known
+from engine.cpu.fused.stack_step import Ints, StackStep
+from engine.cpu.fused.step_buffers import StepBuffers
 from engine.cpu.kernels import prefill_attention
 from engine.cpu.self_test import agrees
-from engine.cpu.stack_step import Ints, StackStep
-from engine.cpu.step_buffers import StepBuffers
 
 EncoderForward = Callable[[list[int], list[int], Spans], Tensor]
 """Of the tokens and positions of prompts, and their spans, to (tokens, width) states."""

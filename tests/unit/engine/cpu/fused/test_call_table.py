@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.cpu.call_table import CallTable
+from engine.cpu.fused.call_table import CallTable
 from engine.cpu.kernels import gather_rows
 
 

@@ -18,19 +18,19 @@ from torch import Tensor
 from engine.attention.layers import decoder_calls, num_calls_of
 from engine.cpu import packed_gemm
 from engine.cpu.attention_backend import CpuAttentionBackend
-from engine.cpu.fused_layer import CrossAttention, FusedLayer
-from engine.cpu.fused_stack import FusedStack, is_known
-from engine.cpu.fused_trial import (
+from engine.cpu.fused.fused_layer import CrossAttention, FusedLayer
+from engine.cpu.fused.fused_stack import FusedStack, is_known
+from engine.cpu.fused.fused_trial import (
     DecodeForward,
     prompt_attention_agrees,
     trial_decode_logits,
     trial_logits,
 )
+from engine.cpu.fused.layer_calls import LayerCalls
+from engine.cpu.fused.stack_step import Ints, StackStep
+from engine.cpu.fused.step_buffers import StepBuffers
 from engine.cpu.kernels import decode_attention, gather_rows, prefill_attention, softcap
-from engine.cpu.layer_calls import LayerCalls
 from engine.cpu.self_test import agrees
-from engine.cpu.stack_step import Ints, StackStep
-from engine.cpu.step_buffers import StepBuffers
 
 # The calls of a layer's attention, in their order.
 ATTENTION = (

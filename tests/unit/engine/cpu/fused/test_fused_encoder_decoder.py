@@ -16,9 +16,9 @@ from engine.attention.hf_plugin import install as install_attention
 from engine.attention.layers import kv_shape_of
 from engine.attention.prompt_attention import attend_within
 from engine.attention.selection import contiguous_kv_cache
-from engine.cpu.call_table import CallTable
-from engine.cpu.encoder_attention import NUM_FIRST, EncoderAttention
-from engine.cpu.fused_encoder import FusedEncoder
+from engine.cpu.fused.call_table import CallTable
+from engine.cpu.fused.encoder_attention import NUM_FIRST, EncoderAttention
+from engine.cpu.fused.fused_encoder import FusedEncoder
 from engine.cpu.kernels import prefill_attention
 from engine.runners.captured_step import CapturedExecutor
 from engine.runners.seq2seq import Seq2SeqRunner

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from engine.checkpoint.model_state import Freshness
-from engine.kv_cache.joined_layers import (
+from engine.kv_cache.own_cache.joined_layers import (
     EmptyLayer,
     JoinedLayer,
     LayerContent,

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
-from engine.kv_cache.joined_layers import (
+from engine.kv_cache.own_cache.joined_layers import (
     JoinedLayer,
     KeysValues,
     LayerContent,

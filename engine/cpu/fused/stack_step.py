@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.cpu.call_table import CallTable
-from engine.cpu.fused_stack import FusedStack
+from engine.cpu.fused.call_table import CallTable
+from engine.cpu.fused.fused_stack import FusedStack
+from engine.cpu.fused.layer_calls import LayerCalls
+from engine.cpu.fused.step_buffers import Capacity, StepBuffers
 from engine.cpu.kernels import gather_rows
-from engine.cpu.layer_calls import LayerCalls
-from engine.cpu.step_buffers import Capacity, StepBuffers
 
 Ints = Sequence[int]
 
