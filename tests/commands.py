@@ -17,7 +17,7 @@ from typing import Any
 from cli.main import main
 from tasks.configuration import settings
 from tasks.errors import SettingsError
-from tests.forked import MODULE, ForkedProcess
+from tests.forking.forked import MODULE, ForkedProcess
 from tests.producers import forget_settings
 
 ROOT = Path(__file__).parents[1]

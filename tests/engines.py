@@ -36,7 +36,7 @@ from engine.protocol.messages import (
     from_bytes,
     to_bytes,
 )
-from tests.forked_children import fork_engine
+from tests.forking.forked_children import fork_engine
 
 PATIENCE_SECONDS = 90
 

@@ -22,8 +22,8 @@ from db.session import Database
 from db.states import UNFINISHED, JobState
 from tests import jobs
 from tests.commands import CommandLine, Ended
-from tests.forked import MODULE, ForkedProcess, forks_named
-from tests.forked_children import name_of_engines
+from tests.forking.forked import MODULE, ForkedProcess, forks_named
+from tests.forking.forked_children import name_of_engines
 from tests.producers import FAKE, Tables, write_config
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import pytest
 from cli.commands.start.up import EXAMPLES
 from examples.world.stories import is_well_told
 from tasks.configuration.catalog import Catalog
-from tests.forked import MODULE, ForkedProcess, server
+from tests.forking.forked import MODULE, ForkedProcess, server
 from tests.workers import PATIENCE_SECONDS
 
 ANSWERS = {
@@ -24,7 +24,7 @@ ANSWERS = {
     "chat": "Ada Finch keeps the lighthouse at Saltmere.",
 }
 ROOT = Path(__file__).parents[2]
-CLIENT = ROOT / "tests" / "fork_client.py"
+CLIENT = ROOT / "tests" / "forking" / "fork_client.py"
 README = (ROOT / "README.md").read_text()
 GREETING = "greeting.txt"  # what `up` printed
 

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from tests import checkpoints
-from tests.fork_server import Imported, Kind
-from tests.forked import MODULE, ROOT, ForkedProcess
+from tests.forking.fork_server import Imported, Kind
+from tests.forking.forked import MODULE, ROOT, ForkedProcess
 from tests.workers import Cluster, on_sqlite
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -28,7 +28,7 @@ def forked(*command: str, **arguments: Any) -> ForkedProcess:
 
 def is_fork(process: psutil.Process) -> bool:
     """Of what became a new interpreter, the arguments are its own."""
-    return "tests.fork_server" in process.cmdline()
+    return "tests.forking.fork_server" in process.cmdline()
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
-from tests import fork_server
-from tests.fork_server import NUMBER
+from tests.forking import fork_server
+from tests.forking.fork_server import NUMBER
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # How a command begins that can be forked; a module and its arguments follow.
 MODULE = (sys.executable, "-P", "-m")
 

@@ -1,5 +1,5 @@
-"""The fork servers: `python -P -m tests.fork_server KIND FD` has imported what a program of that
-kind imports, and forks for each that is asked for.
+"""The fork servers: `python -P -m tests.forking.fork_server KIND FD` has imported what a program of
+that kind imports, and forks for each that is asked for.
 
 A worker takes over a second of CPU to start and an engine with a model four, most of it for
 imports, and the tests start hundreds. A fork runs the same module with arguments, a folder, an
@@ -79,7 +79,7 @@ KINDS = {
             "kombu.transport.redis",
             "sqlalchemy.dialects.postgresql.psycopg",
             "sqlalchemy.dialects.sqlite",
-            "tests.forked_children",
+            "tests.forking.forked_children",
             "worker.celery.consumer",
             "worker.celery.logging",
             "worker.celery.pool",
@@ -246,7 +246,7 @@ def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.fork_server", kind, str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "tests.forking.fork_server", kind, str(theirs.fileno())],
             env={**environment, **KINDS[kind].environment},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -362,7 +362,7 @@ class Server:
 
 
 def main(kind: str, fd: int) -> None:
-    from tests import forked
+    from tests.forking import forked
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the tests
     imported = import_all(KINDS[kind])

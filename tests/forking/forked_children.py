@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.stack import child_process
 from engine.protocol.engine_spec import EngineSpec
-from tests.forked import MODULE, ROOT, ForkedProcess, is_module
+from tests.forking.forked import MODULE, ROOT, ForkedProcess, is_module
 from worker.engines.engine_client import EngineClient
 
 

@@ -1,0 +1,1 @@
+"""Programs of tests that are forked, from a process that has imported what they import."""
