@@ -47,6 +47,11 @@ def read_num_threads_again() -> None:
     sys.modules["torch"].set_num_threads(number)
 
 
+def read_by_none_of_ours() -> None:
+    """Libraries set them in any process that imports them, so that what a test has imported makes a
+    difference; but nothing here compiles by torch or runs by Intel's OpenMP."""
+
+
 def read_by_screens() -> None:
     """They are opened anew, whatever the variables are; see `open_streams`."""
 
@@ -111,7 +116,10 @@ KINDS = {
                 )
             ),
         ),
-        read_again={"OMP_NUM_THREADS": read_num_threads_again},
+        read_again={
+            "OMP_NUM_THREADS": read_num_threads_again,
+            **dict.fromkeys(("KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"), read_by_none_of_ours),
+        },
         native=("CUDA_", "GOMP_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "TORCH_"),
         # More threads than the one that forks may not run.
         environment={"OMP_NUM_THREADS": "1"},

@@ -76,7 +76,12 @@ def test_what_an_import_has_read_must_be_the_same() -> None:
 
 
 @on_sqlite
-def test_a_worker_and_its_engines_are_forks(cluster: Cluster) -> None:
+def test_a_worker_and_its_engines_are_forks(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As joblib and torch do, in a process of tests that has imported them.
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cluster.folder))
     folder = checkpoints.build("gpt2", cluster.folder / "gpt2")
     model = {"checkpoint": str(folder), "tasks": ["generate"], "device": "cpu", "threads": 1}
     fake = {"checkpoint": "fake", "engine": "fake", "tasks": ["chat"]}
