@@ -6,8 +6,10 @@ step in which it joins, with its like; the sequences in flight wait that long an
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ from engine.runners.length_switches import rotary_switch_of
 from engine.runners.own_cache import OwnCacheRunner, probe_row_size
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.sampling.beam_search import supports_beam_search
+from engine.sampling.resolve_params import ResolvedParams
 from engine.text.token_lengths import no_pause
 
 IN_FLIGHT = "in flight"  # the one group of all that share steps
@@ -154,7 +157,17 @@ class RouterBackend:
     def measure(
         self, request: Request, between_slices: Callable[[], None] = no_pause
     ) -> Measurement:
-        return self.text.measure(request, self.sized.spec.max_cache_tokens, between_slices)
+        return self.text.measure(request, self.max_cached_prompt, between_slices)
+
+    def max_cached_prompt(self, settings: ResolvedParams) -> int:
+        """The most tokens of a prompt for which, with its answers, the cache has room; below 0 if
+        the answers alone have none."""
+        spec = self.sized.spec
+        assert spec.max_cache_tokens is not None
+        assert spec.max_step_tokens is not None
+        lengths = range(spec.max_step_tokens + 1)
+        needed = partial(self.num_cache_tokens, settings)
+        return bisect_right(lengths, spec.max_cache_tokens, key=needed) - 1
 
     def route(self, sequence: Sequence) -> None:
         """Let it run in flight."""
@@ -164,20 +177,25 @@ class RouterBackend:
             sequence.num_read_tokens = 0
         if self.prefixes is not None:
             sequence.blocks = self.prefixes.blocks_of(sequence.prompt_ids)
-        num_prompt, settings = len(sequence.prompt_ids), sequence.settings
+        num_prompt = len(sequence.prompt_ids)
         sequence.num_prefill_tokens = num_prompt  # once, for all its rows
+        sequence.num_cache_tokens = self.num_cache_tokens(sequence.settings, num_prompt)
+
+    def num_cache_tokens(self, settings: ResolvedParams, num_prompt: int) -> int:
+        """The places in the cache of a prompt of so many tokens and of its longest answers."""
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
         num_places = num_columns + settings.max_new_tokens
         if self.row_size is not None:
             num_places = self.row_size.num_places(num_places)
-        sequence.num_cache_tokens = sequence.num_rows * num_places
+        num_tokens = settings.num_rows * num_places
         if self.exact.is_encoder_decoder:
             # A model's own cache has the encoder's output for each row, once it is joined.
             is_own = isinstance(self.in_flight.runner, OwnCacheRunner)
-            num_copies = 1 + sequence.num_rows if is_own else 1
+            num_copies = 1 + settings.num_rows if is_own else 1
             if self.row_size is not None:
                 num_prompt = self.row_size.num_whole_places(num_prompt)
-            sequence.num_cache_tokens += num_copies * num_prompt
+            num_tokens += num_copies * num_prompt
+        return num_tokens
 
     def is_proved(self, sequence: Sequence, own: Mapping[str, Any]) -> bool:
         """Whether the answer in flight is known to be that of `generate`."""

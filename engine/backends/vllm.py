@@ -36,7 +36,7 @@ from engine.proof.proved_families import odd_attention
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
 from engine.protocol.messages import Measurement, ModelCard, Output, Request
-from engine.sampling.resolve_params import SETTINGS
+from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
 
@@ -114,7 +114,12 @@ class VllmBackend:
     def measure(
         self, request: Request, between_slices: Callable[[], None] = no_pause
     ) -> Measurement:
-        return self.text.measure(request, self.sized.spec.max_cache_tokens, between_slices)
+        return self.text.measure(request, self.max_cached_prompt, between_slices)
+
+    def max_cached_prompt(self, settings: ResolvedParams) -> int:
+        """The most tokens of a prompt for which, with its answers, the cache has room."""
+        assert self.sized.spec.max_cache_tokens is not None
+        return self.sized.spec.max_cache_tokens // settings.num_rows - 1 - settings.max_new_tokens
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         """Run one step of vLLM, which may read a prompt in parts or let it wait: then its sequence

@@ -17,7 +17,7 @@ from engine.core.sequence import Sequence
 from engine.errors import EmptyPrompt, PromptTooLong, TextTooLong, TokenOutOfRange
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, FinishReason, Measurement, Output, Request
-from engine.sampling.resolve_params import AnswerLimits, max_prompt_tokens, resolve
+from engine.sampling.resolve_params import AnswerLimits, ResolvedParams, max_prompt_tokens, resolve
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
 from engine.text.grammars import Grammars
@@ -144,14 +144,15 @@ class TextProcessor:
     def measure(
         self,
         request: Request,
-        max_cache_tokens: int | None,
+        max_cached_prompt: Callable[[ResolvedParams], int] | None,
         between_slices: Callable[[], None] = no_pause,
     ) -> Measurement:
         """The numbers of tokens of the prompts of its `measured_texts` or `measured_messages`, and
         how many there may be.
         Raises RequestError.
 
-        max_cache_tokens: of a backend that keeps keys and values between steps; else None
+        max_cached_prompt: of a backend that keeps keys and values between steps: the most tokens
+            of a prompt that fits, with its answers; else None
         """
         limits = self.checkpoint.limits
         answer_limits = AnswerLimits(
@@ -165,9 +166,8 @@ class TextProcessor:
         bounds = [limits.max_prompt_tokens, self.max_step_tokens // num_prefills]
         if not self.is_encoder_decoder:
             bounds.append(max_prompt_tokens(request.params, settings, answer_limits))
-        if max_cache_tokens is not None:
-            answers = settings.num_rows * (1 + settings.max_new_tokens)
-            bounds.append((max_cache_tokens - answers) // num_prefills)
+        if max_cached_prompt is not None:
+            bounds.append(max_cached_prompt(settings))
         return Measurement(
             num_tokens=tuple(
                 self._num_tokens(prompt, between_slices)

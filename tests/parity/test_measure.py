@@ -12,6 +12,7 @@ from engine.errors import RequestError
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Measurement, Params, Request
 from tests.checkpoints import sentences
+from tests.parity.joining import spec_of
 
 TEXTS = (*sentences(6), *sentences(3, "zh"), "x", " \n ", "", "a\r\n\r\nb", "👨‍👩‍👧‍👦" * 3)
 KINDS = ["t5", "bart", "pegasus", "gpt2", "llama", "qwen2"]
@@ -61,3 +62,25 @@ def test_a_measured_prompt_is_as_long_as_the_prompt_that_runs(
 
 def load_encoded(engine, request: Request) -> tuple[int, ...]:
     return engine.encode(request).prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "max_cache_tokens", "params"),
+    [
+        ("gemma2", 150, Params(max_new_tokens=20)),  # windows: more tokens than places
+        ("qwen3_5", 200, Params(max_new_tokens=20)),  # states, which take as many as some tokens
+        ("led", 200, Params(max_new_tokens=20, num_beams=3)),  # what is encoded, for each row
+        ("umt5", 200, Params(max_new_tokens=20)),
+    ],
+)
+def test_the_longest_measured_prompt_is_the_longest_that_fits_the_cache(
+    kind: str, max_cache_tokens: int, params: Params, folder_of
+) -> None:
+    engine = load(spec_of(folder_of(kind), max_cache_tokens=max_cache_tokens))
+    request = Request(id=1, task="generate", params=params)
+    longest = engine.measure(request).max_prompt_tokens
+    assert longest > (max_cache_tokens if kind == "gemma2" else 10)
+    settings = engine.encode(replace(request, text="mill")).settings
+    limits = StepLimits.of(engine.sized.spec)
+    assert limits.can_cache(engine.num_cache_tokens(settings, longest))
+    assert not limits.can_cache(engine.num_cache_tokens(settings, longest + 1))
