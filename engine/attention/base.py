@@ -18,6 +18,9 @@ from engine.kv_cache.base import KVCacheManager
 
 Spans = tuple[tuple[int, int], ...]  # [begin, end) of each prompt in a row of several
 
+DecodeForward = Callable[[Tensor, Tensor], Tensor]
+"""Of the token and the position of each row, (rows,) int64 each, to (rows, vocab) logits."""
+
 ComputeBias = Callable[[int], Tensor]
 """Of a number of tokens n to (query heads, n): the bias that a row's newest token, the last
 column, adds to its score of each token."""

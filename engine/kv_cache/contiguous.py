@@ -16,7 +16,7 @@ from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.buffer_pool import MAX_POOLED_BYTES, BufferPool
 from engine.kv_cache.encoded import Encoded, check_holders
-from engine.kv_cache.layer_group import LayerGroup, layers_by_window, max_columns
+from engine.kv_cache.layer_group import LayerGroup, layer_numbers, layers_by_window, max_columns
 from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import PrefixCache, PromptBlocks
 
@@ -55,11 +55,11 @@ class ContiguousSequenceCache:
             for window, layers in layers_by_window(shape.num_layers, windows).items()
         ]
         # Of each layer: its group, and its number there.
-        self.places = [(self.groups[0], layer) for layer in range(shape.num_layers)]
-        for group in self.groups:
-            if not isinstance(group.layers, slice):
-                for at, layer in enumerate(group.layers):
-                    self.places[layer] = group, at
+        self.places = {
+            layer: (group, at)
+            for group in self.groups
+            for at, layer in enumerate(layer_numbers(shape.num_layers, group.layers))
+        }
         # (layers, 2, heads, prompt tokens, head size), which others may hold, too
         self.encoded: Encoded[Tensor] | None = None
 

@@ -169,5 +169,10 @@ def layers_by_window(
     }
 
 
+def layer_numbers(num_layers: int, layers: LayerNumbers) -> list[int]:
+    """The numbers of the layers of a group, of a model with so many."""
+    return list(range(num_layers)[layers]) if isinstance(layers, slice) else layers
+
+
 def rounded_up(num_tokens: int, multiple: int) -> int:
     return -(-num_tokens // multiple) * multiple

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.kv_cache.layer_group import LayerNumbers, layers_by_window
+from engine.kv_cache.layer_group import LayerNumbers, layer_numbers, layers_by_window
 
 # Each has a table of token slots, which a step reads.
 MAX_GROUPS = 12
@@ -26,8 +26,7 @@ def page_groups(num_layers: int, windows: tuple[int | None, ...]) -> tuple[list[
     by_window = layers_by_window(num_layers, windows)
     if len(by_window) == 1:
         return [PageGroup(*each) for each in by_window.items()], num_layers
-    layers_of = {window: list(range(num_layers))[layers] if isinstance(layers, slice) else layers
-                 for window, layers in by_window.items()}  # fmt: skip
+    layers_of = {window: layer_numbers(num_layers, layers) for window, layers in by_window.items()}
 
     def num_groups(size: int) -> int:
         return sum(-(-len(each) // size) for each in layers_of.values())

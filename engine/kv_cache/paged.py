@@ -25,7 +25,7 @@ from torch import Tensor
 from engine.errors import InvariantBroken
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.encoded import Encoded, check_holders
-from engine.kv_cache.layer_group import SLICE_TOKENS
+from engine.kv_cache.layer_group import SLICE_TOKENS, layer_numbers
 from engine.kv_cache.page_groups import page_groups
 from engine.kv_cache.planning.row_size import RowSize
 from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
@@ -86,11 +86,11 @@ class PagedKVCache:
         self.groups, layers_a_page = page_groups(shape.num_layers, windows)
         self.longest_window = max((each.window or 0 for each in self.groups), default=0)
         # Of each layer: its group, and its number there.
-        self.places = [(0, layer) for layer in range(shape.num_layers)]
-        for number, group in enumerate(self.groups):
-            if not isinstance(group.layers, slice):
-                for at, layer in enumerate(group.layers):
-                    self.places[layer] = number, at
+        self.places = {
+            layer: (number, at)
+            for number, group in enumerate(self.groups)
+            for at, layer in enumerate(layer_numbers(shape.num_layers, group.layers))
+        }
         bounds = [None if each.window is None else max_tokens_kept(each.window)
                   for each in self.groups]  # fmt: skip
         self.row_size = RowSize.of_groups(shape, ((layers_a_page, each) for each in bounds))

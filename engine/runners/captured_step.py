@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.attention.base import DecodeForward
 from engine.cpu.captured_ops import OpCapturer
 from engine.runners.cuda_graphs import GraphCache
 from engine.runners.step_executor import (
-    DecodeForward,
     EagerExecutor,
     PrefillForward,
     row_lengths,

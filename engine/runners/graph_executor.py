@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.attention.base import DecodeForward
 from engine.attention.paged_backend import PagedAttentionBackend
 from engine.kv_cache.paged import (
     PagedKVCache,
@@ -26,7 +27,7 @@ from engine.kv_cache.paged import (
 )
 from engine.kv_cache.planning.memory_planner import MAX_GATHERED_TOKENS
 from engine.runners.cuda_graphs import GraphCache, recorder_for
-from engine.runners.step_executor import DecodeForward, EagerExecutor, PrefillForward
+from engine.runners.step_executor import EagerExecutor, PrefillForward
 
 # The lines of `StepInputs.numbers`, of each row:
 ROW, LENGTH, NUM_ENCODED, TOKEN = range(4)  # in the cache; tokens before this one; of the prompt

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.attention.base import AttentionBackend, Spans
+from engine.attention.base import AttentionBackend, DecodeForward, Spans
 from engine.attention.paged_backend import PagedAttentionBackend
 from engine.attention.torch_backend import ContiguousAttentionBackend
 from engine.cpu.attention_backend import CpuAttentionBackend
@@ -14,7 +14,6 @@ from engine.cpu.self_test import kernel_module
 from engine.runners.captured_step import CapturedExecutor
 from engine.runners.graph_executor import GraphExecutor
 from engine.runners.step_executor import (
-    DecodeForward,
     EagerExecutor,
     FusedEncoderDecoder,
     FusedExecutor,

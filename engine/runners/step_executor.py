@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engine.attention.base import Spans
+from engine.attention.base import DecodeForward, Spans
 from engine.kv_cache.base import SequenceCache
 
 
@@ -28,8 +28,6 @@ class PrefillBatch:
     logits_indices: tuple[int, ...] = ()  # tokens whose logits are requested
 
 
-DecodeForward = Callable[[Tensor, Tensor], Tensor]
-"""Of the token and the position of each row, (rows,) int64 each, to (rows, vocab) logits."""
 PrefillForward = Callable[[PrefillBatch], Tensor]
 """To the (requested, vocab) logits of a decoder, or the (tokens, width) states of an encoder."""
 

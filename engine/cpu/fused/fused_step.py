@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.attention.base import DecodeForward
 from engine.attention.layers import decoder_calls, num_calls_of
 from engine.cpu import packed_gemm
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.fused.fused_layer import CrossAttention, FusedLayer
 from engine.cpu.fused.fused_stack import FusedStack, is_known
 from engine.cpu.fused.fused_trial import (
-    DecodeForward,
     prompt_attention_agrees,
     trial_decode_logits,
     trial_logits,

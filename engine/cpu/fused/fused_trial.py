@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attention.base import Scoring, Spans
+from engine.attention.base import DecodeForward, Scoring, Spans
 from engine.attention.forward_context import DecoderContext
 from engine.attention.prompt_attention import SeparatePrompts, attend_within
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.self_test import agrees
-
-DecodeForward = Callable[[Tensor, Tensor], Tensor]
-"""Of the token and the position of each row, (rows,) int64 each, to (rows, vocab) logits."""
 
 NUM_TEST_TOKENS = 12
 NUM_TEST_STEPS = 3

@@ -5,6 +5,7 @@ Nothing waits for Python between two calls, and the memory that they pass on is 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from engine.cpu.kernels import gather_rows
 Ints = Sequence[int]
 
 
-class StackStep:
+class StackStep(ABC):
     """The part that steps of decoders and encoders share. It holds on to every tensor whose
     address is in the table."""
 
@@ -31,9 +32,9 @@ class StackStep:
         self.buffers: StepBuffers | None = None
         self.inputs: tuple[np.ndarray, ...] = ()
 
+    @abstractmethod
     def make_table(self, buffers: StepBuffers) -> None:
         """Make `table`, and what is for `capacity` only."""
-        raise NotImplementedError
 
     def prepare(self, tokens: Ints, positions: Ints, num_logits: int | None = None) -> None:
         """Write into the table what differs from step to step.

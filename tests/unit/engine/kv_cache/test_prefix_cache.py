@@ -128,7 +128,7 @@ def write(kv_cache, cache, tokens: tuple[int, ...]) -> None:
     numbers = numbers[None, :, None].expand(1, -1, FLOATS.head_size)
     if isinstance(kv_cache, PagedKVCache):
         slots = cache.reserve_prompt(cache.length + len(tokens))[:, cache.length :]
-        for group, at in kv_cache.places:
+        for group, at in kv_cache.places.values():
             kv_cache.kv[at, slots[group]] = numbers[0, :, None, None].expand(-1, 2, 1, -1)
     else:
         cache.reserve(len(tokens) + 1)
