@@ -11,7 +11,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # pip shows how far it is where somebody looks on.
 QUIET := $(if $(MAKE_TERMOUT),,--quiet)
-PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
+# Not compiled, which would take half of the time: what is imported is compiled then, and kept.
+PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --no-compile --constraint constraints.txt
+
+# Whatever the shell says of it: else hundreds of processes compile each module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 MINUTES ?= 5
 
@@ -20,10 +24,9 @@ MINUTES ?= 5
 demo: $(VENV)/.installed
 	$(BIN)/tidemill demo
 
-# Three on two cores: one of them mostly waits, for leases and for deadlines. What is compiled is
-# kept, whatever the shell says of that: else hundreds of processes compile each module again.
+# Three on two cores: one of them mostly waits, for leases and for deadlines.
 test: check
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
