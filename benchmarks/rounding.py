@@ -18,7 +18,7 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights import layout as weight_layout
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
-from engine.cpu.quantized import HalfLinear, Int8Linear
+from engine.cpu.quantized import HalfLinear, Int8Linear, has_bfloat16_products
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ChatTurn, Params, Request
 from examples.world.questions import make_question
@@ -81,7 +81,7 @@ def answered(name: str, quantization: str, asked: list[Request]) -> Answers:
         rounded = sum(
             isinstance(each, Int8Linear | HalfLinear) for each in checkpoint.model.modules()
         )
-        assert rounded > 10, f"only {rounded} modules are rounded"
+        assert rounded > 5, f"only {rounded} modules are rounded"
     scheduler = Scheduler(StepLimits.of(engine.sized.spec))
     scheduler.add(engine.encode(each) for each in asked)
     answers: dict[int, tuple[int, ...]] = {}
@@ -110,7 +110,7 @@ def main() -> None:
     for name, make in MODELS.items():
         asked = make(num)
         exact = answered(name, "none", asked)
-        for quantization in ("bfloat16", "int8"):
+        for quantization in ("bfloat16", "int8") if has_bfloat16_products() else ("int8",):
             answers, tokens = agreement(exact, answered(name, quantization, asked))
             print(f"| {name} | {quantization} | {answers:.1%} | {tokens:.1%} |", flush=True)
 

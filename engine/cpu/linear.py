@@ -2,7 +2,7 @@
 
 A plain product of a few rows with a large matrix spends most of its time in re-reading the
 matrix in the wrong order. The packed one is two to five times as fast, and the same arithmetic.
-oneDNN's is here; ours, which is faster where registers hold 16 floats, is in `packed_gemm.py`.
+oneDNN's is here; ours, which is faster for few rows, is in `packed_gemm.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def refuse_width(x: Tensor, in_features: int) -> None:
 def fastest_linear() -> MakeLinear:
     """Return the class of float32 layers that multiplies fastest on this processor."""
     packed_gemm = kernel_module("packed_gemm")
-    if packed_gemm is None or not packed_gemm.HAS_WIDE_REGISTERS:
+    if packed_gemm is None:
         return PackedLinear
     ours: MakeLinear = packed_gemm.PackedGemmLinear
     draw = torch.Generator().manual_seed(0)

@@ -20,7 +20,6 @@ from engine.cpu.captured_ops import captured_call
 from engine.cpu.kernels.activation import KINDS, gated_rows
 from engine.cpu.kernels.gemm_microkernel import TILE_ROWS
 from engine.cpu.packed_gemm import (
-    HAS_WIDE_REGISTERS,
     MIN_PRODUCTS_A_THREAD,
     PANEL_WIDTH,
     multiply_tile,
@@ -178,7 +177,7 @@ run = compile_parallel(body, "10q")
 
 def can_pack(module: Any) -> bool:
     """Return whether a module is a mixture's experts whose weights lie in a way that is known."""
-    if not HAS_WIDE_REGISTERS or not isinstance(getattr(module, "down_proj", None), nn.Parameter):
+    if not isinstance(getattr(module, "down_proj", None), nn.Parameter):
         return False
     says = [getattr(module, each, None) for each in ("has_gate", "has_bias", "is_transposed")]
     first = getattr(module, "gate_up_proj" if says[0] else "up_proj", None)

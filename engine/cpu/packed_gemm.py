@@ -1,9 +1,9 @@
 """PackedGemmLinear: a float32 linear layer whose product is compiled here.
 
 The weights of as many outputs as two registers hold lie input by input in a panel, so that they
-are read once and in order; a tile of eight rows is multiplied with a panel in registers (Goto and
-van de Geijn, 2008, doi:10.1145/1356052.1356053). An output is summed in the same order whatever
-rows come with it: a row's product has the same bits alone and in company.
+are read once and in order; a tile of TILE_ROWS rows is multiplied with a panel in registers (Goto
+and van de Geijn, 2008, doi:10.1145/1356052.1356053). An output is summed in the same order
+whatever rows come with it: a row's product has the same bits alone and in company.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from engine.cpu.thread_pool import (
     threads_for,
 )
 
-HAS_WIDE_REGISTERS = LANES >= 16  # with fewer a tile spills, and oneDNN's product is faster
 PANEL_WIDTH = 2 * LANES
 MIN_PRODUCTS_A_THREAD = 2**18  # below it waking a thread costs more
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 
 import pytest
 
@@ -44,8 +45,15 @@ def on_a_terminal(command: CommandLine, key: str, *arguments: str) -> tuple[int,
     shown = b""
     while b"]: " not in shown:
         shown += os.read(ours, 4096)
-    os.write(ours, key.encode())
-    out, _ = process.communicate(timeout=60)
+    for _ in range(12):
+        os.write(ours, key.encode())
+        # Python misses an interrupt in the moment before it waits for a line; people press again.
+        with suppress(subprocess.TimeoutExpired):
+            out, _ = process.communicate(timeout=60 if key != CTRL_C else 5)
+            break
+    else:
+        process.kill()
+        pytest.fail(f"it goes on after {key!r}: {shown!r}")
     try:
         while piece := os.read(ours, 4096):
             shown += piece

@@ -10,8 +10,6 @@ import pytest
 
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
-from engine.cpu.linear import fastest_linear
-from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.proof import verdicts
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
@@ -104,11 +102,9 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
 
 
 def assert_fused(executor: object) -> None:
-    """Where products are packed gemms: elsewhere oneDNN's are faster, and steps are captured."""
-    if fastest_linear() is PackedGemmLinear:
-        assert isinstance(executor, FusedEncoderDecoder)
-        assert executor.fused_encoder is not None
-        assert executor.fused_step is not None
+    assert isinstance(executor, FusedEncoderDecoder)
+    assert executor.fused_encoder is not None
+    assert executor.fused_step is not None
 
 
 @pytest.mark.parametrize("kind", STATES_OF_THEIR_OWN)

@@ -18,7 +18,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from engine.checkpoint.model_state import Freshness
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, can_pack, fastest_linear, pack
-from engine.cpu.quantized import HalfLinear, Int8Linear, PlainInt8Linear
+from engine.cpu.quantized import (
+    HalfLinear,
+    Int8Linear,
+    PlainInt8Linear,
+    has_bfloat16_products,
+)
 from engine.cpu.self_test import kernels_enabled
 from engine.errors import Unloadable
 from engine.logging import error_location
@@ -59,6 +64,12 @@ def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
         raise Unloadable(
             f"model {spec.alias!r} asks for quantization = {spec.quantization!r}, which is for "
             f"float32 on a CPU with oneDNN; this is {model.dtype} on {model.device}"
+        )
+    if spec.quantization == "bfloat16" and not has_bfloat16_products():
+        raise Unloadable(
+            f"model {spec.alias!r} asks for quantization = 'bfloat16', and this processor has "
+            "neither AVX-512 nor AVX-NE-CONVERT to multiply bfloat16 with; "
+            'use quantization = "int8" or "none"'
         )
     make = linear_layers_for(spec)
     if make is None:

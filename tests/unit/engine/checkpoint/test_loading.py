@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.backends.generate import GenerateBackend
 from engine.backends.loader import load
 from engine.checkpoint.loader import Checkpoint
+from engine.checkpoint.weights import layout
 from engine.errors import TokenOutOfRange, Unloadable
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
@@ -256,6 +257,13 @@ def test_rounding_that_a_model_cannot_bear_is_refused(tmp_path):
     wide("mamba", tmp_path)
     with pytest.raises(Unloadable, match=r'mamba model .* use quantization = "none"'):
         load(spec_of(tmp_path, quantization="int8"))
+
+
+def test_bfloat16_is_refused_where_the_processor_does_not_multiply_it(tmp_path, monkeypatch):
+    checkpoints.build("llama", tmp_path)
+    monkeypatch.setattr(layout, "has_bfloat16_products", lambda: False)
+    with pytest.raises(Unloadable, match=r'this processor .* use quantization = "int8"'):
+        load(spec_of(tmp_path, quantization="bfloat16"))
 
 
 @pytest.mark.parametrize("kind", ["jamba", "longcat"])

@@ -133,15 +133,19 @@ def test_the_exponential_is_that_of_the_library_within_rounding() -> None:
 @given(
     rows=st.lists(
         st.lists(st.floats(-1e4, 1e4, width=32), min_size=7, max_size=7), min_size=1, max_size=5
-    )
+    ),
+    num_steps=st.sampled_from([quantized.ALL_STEPS, quantized.HALF_STEPS]),
 )
-def test_rows_are_rounded_by_themselves_within_half_a_step(rows: list[list[float]]) -> None:
+def test_rows_are_rounded_by_themselves_within_half_a_step(
+    rows: list[list[float]], num_steps: int
+) -> None:
     given_ = torch.tensor(rows)
     for round_rows in (quantized.compiled_rounding(), quantized.round_rows):
-        rounded, scales = round_rows(given_)
-        back = (rounded.float() - quantized.ZERO) * scales
+        rounded, scales = round_rows(given_, num_steps)
+        assert 1 <= int(rounded.min()) <= int(rounded.max()) <= 2 * num_steps + 1
+        back = (rounded.float() - (num_steps + 1)) * scales
         assert torch.all((back - given_).abs() <= 0.502 * scales)
-        alone = round_rows(given_[:1])
+        alone = round_rows(given_[:1], num_steps)
         assert torch.equal(alone[0], rounded[:1])
         assert torch.equal(alone[1], scales[:1])
 

@@ -12,11 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.cpu import packed_gemm
-from engine.cpu.kernels.llvm_ir import LANES
+from engine.cpu import quantized
 from engine.cpu.linear import MakeLinear, PackedLinear, fastest_linear, pack
 from engine.cpu.packed_gemm import PackedGemmLinear
-from engine.cpu.quantized import HalfLinear, Int8Linear
+from engine.cpu.quantized import (
+    HALF_STEPS,
+    HalfLinear,
+    Int8Linear,
+    PlainInt8Linear,
+    has_bfloat16_products,
+)
+
+NEEDS_BFLOAT16 = pytest.mark.skipif(
+    not has_bfloat16_products(), reason="this processor does not multiply bfloat16"
+)
+LAYERS = [
+    PackedGemmLinear, PackedLinear, Int8Linear, pytest.param(HalfLinear, marks=NEEDS_BFLOAT16)
+]  # fmt: skip
 
 
 def storages(module: nn.Module) -> set[int]:
@@ -45,7 +57,7 @@ def tensors(module: nn.Module) -> Iterator[Tensor]:
         )
 
 
-@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", LAYERS)
 def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     """As `from_pretrained` gives them: all are views of one file, which stays as long as one."""
     model: Any = nn.Sequential(nn.Embedding(5, 64), nn.LayerNorm(64), nn.Linear(64, 64))
@@ -62,16 +74,9 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     assert (model(x) - expected).norm() < 0.02 * expected.norm()  # int8 is off by about 0.01
 
 
-def test_the_fastest_layer_follows_from_the_registers_and_from_nothing_else() -> None:
-    """A packed gemm that cannot be imported for another reason would be slow, and unnoticed."""
-    expected = PackedGemmLinear if LANES == 16 else PackedLinear
-    assert fastest_linear() is expected
-
-
 def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(packed_gemm, "HAS_WIDE_REGISTERS", True)
     assert fastest_linear() is PackedGemmLinear
     whole = PackedGemmLinear.forward
     monkeypatch.setattr(PackedGemmLinear, "forward", lambda self, x: 1.001 * whole(self, x))
@@ -80,7 +85,24 @@ def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(
     assert [each.message for each in caplog.records] == ["kernel disagrees with torch"]
 
 
-@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", [Int8Linear, PlainInt8Linear])
+def test_the_largest_products_of_bytes_are_summed_up_whole(make: MakeLinear) -> None:
+    """A processor without VNNI cuts sums of two off at 16 bits, where rows have eight."""
+    rows = torch.stack([torch.ones(512), -torch.ones(512), torch.linspace(-3, 3, 512)])
+    found = make(torch.ones(64, 512), None)(rows)
+    assert torch.allclose(found, rows.sum(dim=1, keepdim=True).expand(3, 64), atol=1e-3)
+
+
+def test_rows_of_seven_bits_are_multiplied_on_every_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantized, "row_steps", lambda: HALF_STEPS)
+    weight, rows = torch.randn(64, 512), torch.randn(5, 512)
+    expected = rows @ weight.t()
+    assert (Int8Linear(weight, None)(rows) - expected).norm() < 0.025 * expected.norm()
+
+
+@pytest.mark.parametrize("make", LAYERS)
 def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
     linear = make(torch.randn(64, 64), None)
     for width in (32, 63, 128):
@@ -88,7 +110,7 @@ def test_rows_of_another_width_are_refused(make: MakeLinear) -> None:
             linear(torch.randn(2, width))
 
 
-@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", LAYERS)
 def test_a_transposed_weight_gives_the_same_products(make: MakeLinear) -> None:
     """GPT-2 keeps its weights transposed."""
     weight, x = torch.randn(64, 96).t(), torch.randn(5, 64)
@@ -96,7 +118,7 @@ def test_a_transposed_weight_gives_the_same_products(make: MakeLinear) -> None:
     assert (make(weight, None)(x) - expected).norm() < 0.02 * expected.norm()
 
 
-@pytest.mark.parametrize("make", [fastest_linear(), PackedLinear, Int8Linear, HalfLinear])
+@pytest.mark.parametrize("make", LAYERS)
 @pytest.mark.parametrize(("out_features", "in_features"), [(192, 32), (512, 512), (64, 200)])
 def test_a_row_has_the_same_product_alone_and_among_many(
     make: MakeLinear, out_features: int, in_features: int

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.cpu.linear import MakeLinear, PackedLinear, fastest_linear, pack
+from engine.cpu.linear import MakeLinear, PackedLinear, pack
 from engine.cpu.merged_linear import LinearSlice
+from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.cpu.quantized import HalfLinear, Int8Linear
+from tests.unit.engine.cpu.test_linear import NEEDS_BFLOAT16
 
 
 class Attention(nn.Module):
@@ -40,7 +42,12 @@ def close(one: list[Tensor], other: list[Tensor], share: float) -> bool:
 
 @pytest.mark.parametrize(
     ("make", "share"),
-    [(fastest_linear(), 1e-6), (PackedLinear, 1e-6), (Int8Linear, 0.03), (HalfLinear, 0.01)],
+    [
+        (PackedGemmLinear, 1e-6),
+        (PackedLinear, 1e-6),
+        (Int8Linear, 0.03),
+        pytest.param(HalfLinear, 0.01, marks=NEEDS_BFLOAT16),
+    ],
 )
 @torch.inference_mode()
 def test_each_slice_gives_what_its_layer_gave(make: MakeLinear, share: float) -> None:
