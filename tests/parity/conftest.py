@@ -14,7 +14,7 @@ import torch
 from engine.backends.generate import GenerateBackend
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
-from engine.proof import answered_alone
+from engine.proof import answered_alone, verdicts
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
@@ -30,15 +30,26 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
+def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the run share."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@pytest.fixture(scope="session")
 def answered_alone_of(
-    folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    folder_of: Callable[[str], Path], of_the_run: Path
 ) -> Callable[[str], AnsweredAlone]:
     """What a kind answers alone, for all engines."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # that of all processes
-    kept = root / "answered-alone"
+    kept = of_the_run / "answered-alone"
     return cache(lambda kind: AnsweredAlone(kind, folder_of(kind), kept))
+
+
+@pytest.fixture
+def proved_once(of_the_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is proved by the first test of the run that loads it so, and others rely on the
+    verdict: for tests of what an engine answers once it was proved, however that was."""
+    monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(of_the_run / "verdicts"))
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ def document(num_words: int, seed: int) -> str:
 # What a model does to itself
 
 
+@pytest.mark.usefixtures("proved_once")
 def test_a_short_text_does_not_change_bigbird_for_a_long_one(folder_of):
     """Short texts turn its attention to full, each as in a model loaded afresh. It draws weights
     while it does so, from what a seed gives to the answer."""
@@ -69,6 +70,7 @@ def test_a_second_start_keeps_to_what_was_proved(folder_of, tmp_path, monkeypatc
             assert each.pads_rows is pads_rows
 
 
+@pytest.mark.usefixtures("proved_once")
 def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
     """With a smaller fraction rows compete for them (`test_sharing.py`)."""
     spec = spec_of(folder_of("nllb_moe_ample"), max_sequences=8)
@@ -89,6 +91,7 @@ def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
 # Rows that a model takes for equally long
 
 
+@pytest.mark.usefixtures("proved_once")
 def test_rows_of_one_length_share_a_pass_where_padding_is_not_borne(folder_of, monkeypatch):
     passes = []
     whole = OwnCacheRunner._decode
@@ -117,6 +120,7 @@ def test_without_the_mask_of_padded_rows_they_would_be_alone(kind, folder_of, mo
 # Long documents
 
 
+@pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", checkpoints.LONG)
 def test_long_documents_are_answered_in_flight_as_alone(kind, folder_of):
     """Dozens of windows and blocks, beside short texts."""
@@ -282,6 +286,7 @@ def test_a_sequence_that_reads_what_it_does_not_hold_is_found(folder_of):
 # Memory
 
 
+@pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", ["led_long", "longt5_long"])
 def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
     """A document of thousands of tokens is admitted or refused by the budget."""
@@ -303,6 +308,7 @@ def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
     assert all({0, 2} - {each.id for each in plan.sequences} for plan in bench.plans)
 
 
+@pytest.mark.usefixtures("proved_once")
 def test_a_long_document_makes_no_others_as_long(folder_of, monkeypatch):
     """What an encoder made is padded to the longest of a pass, once for each row."""
     monkeypatch.setattr("engine.runners.own_cache.NO_MATTER", 64)

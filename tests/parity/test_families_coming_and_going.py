@@ -99,6 +99,7 @@ def narrow_bench_of(folder_of):
     return make
 
 
+@pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

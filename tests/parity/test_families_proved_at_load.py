@@ -71,6 +71,7 @@ BY_OWN_CACHE = {
 }
 
 
+@pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", checkpoints.UNLISTED)
 def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of):
     spec = spec_of(folder_of(kind), max_sequences=8)
@@ -84,21 +85,23 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
         assert BY_OWN_CACHE[kind] in reason
     else:
         assert isinstance(engine.in_flight.runner, CausalRunner | Seq2SeqRunner)
-        assert engine.card.engine_reason.endswith("; by the fast way")
+        reason = engine.card.engine_reason.removesuffix(" (at an earlier start)")
+        assert reason.endswith("; by the fast way")
         if kind == "t5gemma":
             assert_fused(engine.in_flight.runner.executor)
     engine.in_flight.runner.kv_cache.poisoned = True
     bench = Bench(engine, spec)
-    outputs = let_join(bench, requests())
-    assert bench.progress.num_in_flight == len(outputs) == 15
+    asked = requests()[:10]  # two of every setting, after those of the proof
+    outputs = let_join(bench, asked)
+    assert bench.progress.num_in_flight == len(outputs) == 10
     assert max(len(plan.sequences) for plan in bench.plans) > 2
     alone = Alone(kind, folder_of(kind))
-    for each in requests():
+    for each in asked:
         expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
         found = [list(choice.token_ids) for choice in outputs[each.id].choices]
         assert outputs[each.id].failure is None
         assert found == expected, f"{kind} {each.id}"
-    assert len({each.choices[0].token_ids for each in outputs.values()}) > 8
+    assert len({each.choices[0].token_ids for each in outputs.values()}) > 5
 
 
 def assert_fused(executor: object) -> None:

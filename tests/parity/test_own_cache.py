@@ -21,6 +21,7 @@ from tests.parity.alone import Alone
 from tests.parity.joining import SETTINGS, let_join, requests, spec_of
 
 
+@pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", ["gptj", "falcon_h1", "qwen3_5", "mamba"])
 def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
     """A model that raises after some of its layers have stored the newest token."""
@@ -80,6 +81,7 @@ def test_keys_that_a_window_has_left_are_dropped(folder_of, monkeypatch):
         assert list(outputs[each.id].choices[0].token_ids) == expected
 
 
+@pytest.mark.usefixtures("proved_once")
 def test_a_state_counts_in_the_cache_however_short_the_row(folder_of):
     keys = torch.zeros(1, 2, 1, 8)  # 64 bytes of a token in one layer
     states = {("recurrent", 0): torch.zeros(1, 1000)}
@@ -144,6 +146,7 @@ def test_prompts_of_like_length_are_computed_in_one_pass(folder_of, monkeypatch)
         assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
 
 
+@pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", ["qwen3_5", "mamba", "llama4"])
 def test_a_recurrence_sees_no_padding(kind, folder_of):
     assert not load(spec_of(folder_of(kind))).in_flight.runner.pads_prompts
