@@ -6,9 +6,10 @@ as model cards say.
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -30,6 +31,13 @@ class Alone:
     @cached_property
     def model(self) -> Any:
         return self.auto.from_pretrained(self.folder).eval().to(self.device)
+
+    def afresh(self) -> Self:
+        """The same with a model that nobody has called, as it was when this one was loaded: none
+        of those may ever be asked anything itself."""
+        fresh = copy(self)
+        fresh.__dict__["model"] = deepcopy(self.model)
+        return fresh
 
     def generate(
         self, prompt: str | list[int], seed: int | None = None, **settings: Any

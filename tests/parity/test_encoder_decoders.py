@@ -49,9 +49,9 @@ def test_a_short_text_does_not_change_bigbird_for_a_long_one(folder_of):
     asked = requests_for(texts)
     outputs = let_join(bench, asked)
     assert bench.progress.num_in_flight == 15
-    sparse = 0
+    sparse, loaded = 0, Alone(kind, folder_of(kind))
     for each in asked:
-        alone = Alone(kind, folder_of(kind))  # afresh
+        alone = loaded.afresh()
         expected = alone.generate(each.text, **SETTINGS[each.id % len(SETTINGS)])
         sparse += alone.model.get_encoder().attention_type == "block_sparse"
         assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
@@ -137,9 +137,9 @@ def test_long_documents_are_answered_in_flight_as_alone(kind, folder_of):
     outputs = let_join(bench, asked)
     assert bench.progress.num_in_flight == len(asked)
     assert max(each.prompt_tokens for each in outputs.values()) > 1400
+    loaded = Alone(kind, folder_of(kind))
     for each in asked:
-        alone = Alone(kind, folder_of(kind))
-        expected = alone.generate(each.text, **SETTINGS[each.id % 4])
+        expected = loaded.afresh().generate(each.text, **SETTINGS[each.id % 4])
         assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
 
 

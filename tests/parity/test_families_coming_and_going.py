@@ -59,8 +59,7 @@ class AnsweredAlone:
     """A request with its answer by `generate`, once for each of ASKED."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.folder = kind, folder
-        self.alone = Alone(kind, folder)
+        self.kind, self.alone = kind, Alone(kind, folder)
         self.known: dict[Any, tuple[Request, list[list[int]]]] = {}
 
     def __getitem__(self, asked: tuple[int, str, int]) -> tuple[Request, list[list[int]]]:
@@ -70,9 +69,9 @@ class AnsweredAlone:
             if how.pop("full", False):
                 how["min_new_tokens"] = num_tokens
             request = Request(id=0, task="generate", text=TEXTS[which], params=Params(**how))
-            if self.kind in checkpoints.CHANGED_BY_REQUESTS:
-                self.alone = Alone(self.kind, self.folder)  # afresh
-            self.known[asked] = (request, self.alone.generate(TEXTS[which], **how))
+            is_changed = self.kind in checkpoints.CHANGED_BY_REQUESTS
+            alone = self.alone.afresh() if is_changed else self.alone
+            self.known[asked] = (request, alone.generate(TEXTS[which], **how))
         return self.known[asked]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from functools import cache
 
 import pytest
 
@@ -19,6 +20,25 @@ from tests.parity.alone import Alone
 TEXT = "the keeper of the mill counted three boats at night"
 SHORT = Params(max_new_tokens=12, do_sample=False)
 ENGLISH_TO_FRENCH = {"source_language": "en", "target_language": "fr"}
+
+
+@pytest.fixture(scope="module")
+def bench_of(bench_of):
+    """One engine for all tests that ask for a kind without settings of its own."""
+    engine_of = cache(lambda kind: bench_of(kind).loop.engine)
+
+    def make(kind, **settings):
+        if settings:
+            return bench_of(kind, **settings)
+        engine = engine_of(kind)
+        return Bench(engine, engine.spec)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone_of(folder_of):
+    return cache(lambda kind: Alone(kind, folder_of(kind)))
 
 
 def answer(bench: Bench, task: str = "generate", text: str | None = TEXT, **fields) -> Choice:
@@ -41,22 +61,22 @@ def told(alone: Alone, prompt: str, **settings) -> tuple[int, ...]:
     return tuple(row)
 
 
-def test_the_articles_example(bench_of, folder_of):
+def test_the_articles_example(bench_of, alone_of):
     prompt = "今天天气很好"
     choice = answer(
         bench_of("gpt2"),
         text=prompt,
         params=Params(max_length=50, num_return_sequences=1),
     )
-    alone = Alone("gpt2", folder_of("gpt2"))
+    alone = alone_of("gpt2")
     (expected,) = alone.generate(prompt, max_length=50, num_return_sequences=1)
     assert choice.token_ids == tuple(expected)
     assert choice.text == alone.text(expected)
     assert len(set(expected)) > 5
 
 
-def test_a_summarizers_beams_and_lengths_are_its_own(bench_of, folder_of):
-    bench, alone = bench_of("bart"), Alone("bart", folder_of("bart"))
+def test_a_summarizers_beams_and_lengths_are_its_own(bench_of, alone_of):
+    bench, alone = bench_of("bart"), alone_of("bart")
     requests = [
         Request(id=at, task="summarize", text=text)
         for at, text in enumerate(checkpoints.sentences(12, seed=8))
@@ -83,11 +103,9 @@ def test_a_forced_end_at_the_limit_is_not_called_a_stop(bench_of):
         assert (choice.finish_reason == "length") == (choice.completion_tokens == 9)
 
 
-def test_a_chat_models_own_sampling_is_its_own(bench_of, folder_of):
+def test_a_chat_models_own_sampling_is_its_own(bench_of, alone_of):
     choice = answer(bench_of("qwen2"), params=Params(max_new_tokens=12, seed=3))
-    assert choice.token_ids == told(
-        Alone("qwen2", folder_of("qwen2")), TEXT, do_sample=True, seed=3
-    )
+    assert choice.token_ids == told(alone_of("qwen2"), TEXT, do_sample=True, seed=3)
 
 
 def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
@@ -121,9 +139,9 @@ def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
         ),
     ],
 )
-def test_the_prompt_is_what_the_family_wants(bench_of, folder_of, kind, task, prompt, fields):
+def test_the_prompt_is_what_the_family_wants(bench_of, alone_of, kind, task, prompt, fields):
     choice = answer(bench_of(kind), task, **fields)
-    assert choice.token_ids == told(Alone(kind, folder_of(kind)), prompt.format(text=TEXT))
+    assert choice.token_ids == told(alone_of(kind), prompt.format(text=TEXT))
 
 
 @pytest.mark.parametrize(
@@ -139,8 +157,8 @@ def test_the_prompt_is_what_the_family_wants(bench_of, folder_of, kind, task, pr
         ),
     ],
 )
-def test_a_chat_model_is_asked_through_its_template(bench_of, folder_of, task, fields, content):
-    alone = Alone("qwen2", folder_of("qwen2"))
+def test_a_chat_model_is_asked_through_its_template(bench_of, alone_of, task, fields, content):
+    alone = alone_of("qwen2")
     prompt = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
     assert alone.tokenizer(prompt)["input_ids"][0] == alone.tokenizer.convert_tokens_to_ids(
         "<|im_start|>"
@@ -149,10 +167,10 @@ def test_a_chat_model_is_asked_through_its_template(bench_of, folder_of, task, f
     assert choice.token_ids == told(alone, prompt)
 
 
-def test_a_template_of_the_settings_comes_first(bench_of, folder_of):
+def test_a_template_of_the_settings_comes_first(bench_of, alone_of):
     bench = bench_of("t5", prompt={"translate": "{source_language}>{target_language}: {text}"})
     choice = answer(bench, "translate", **ENGLISH_TO_FRENCH)
-    assert choice.token_ids == told(Alone("t5", folder_of("t5")), f"English>French: {TEXT}")
+    assert choice.token_ids == told(alone_of("t5"), f"English>French: {TEXT}")
 
 
 @pytest.mark.parametrize(
@@ -163,8 +181,8 @@ def test_a_template_of_the_settings_comes_first(bench_of, folder_of):
         ("mbart", {"en": "en_XX", "de": "de_DE", "fr": "fr_XX"}),
     ],
 )
-def test_both_languages_of_a_translation_are_told_to_the_model(bench_of, folder_of, kind, codes):
-    bench, alone = bench_of(kind), Alone(kind, folder_of(kind))
+def test_both_languages_of_a_translation_are_told_to_the_model(bench_of, alone_of, kind, codes):
+    bench, alone = bench_of(kind), alone_of(kind)
     pairs = [("en", "fr"), ("en", "de"), ("de", "fr"), ("fr", "en")]
     requests = [
         Request(
@@ -224,11 +242,12 @@ def test_a_chat_needs_a_chat_template(bench_of, kind):
     assert failure(bench_of(kind), "chat", **chat).code == "no_chat_template"
 
 
-def test_an_empty_chat_and_a_template_that_refuses(bench_of):
+def test_an_empty_chat_and_a_template_that_refuses(bench_of, monkeypatch):
     bench = bench_of("qwen2")
     assert failure(bench, "chat", None, messages=(ChatTurn("user", " "),)).code == "empty_prompt"
     tokenizer = bench.loop.engine.text.prompts.tokenizer
-    tokenizer.chat_template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
+    template = "{{ raise_exception('no: ' + messages[0]['content']) }}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     refused = failure(bench, "chat", None, messages=(ChatTurn("user", "my secret"),))
     assert refused.code == "unsupported_parameter"
     assert "secret" not in refused.message
@@ -248,7 +267,7 @@ def test_each_context_limit_is_attended_to(bench_of):
     answer(bench_of("t5", max_input_tokens=1000), text=long)
 
 
-def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, tmp_path):
+def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, alone_of, tmp_path):
     folder = tmp_path / "t5"
     shutil.copytree(folder_of("t5"), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -258,7 +277,7 @@ def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, tmp_path):
     }
     (folder / "config.json").write_text(json.dumps(config))
     spec = EngineSpec(alias="t5", checkpoint=str(folder), device="cpu")
-    bench, alone = Bench(GenerateBackend.load(spec), spec), Alone("t5", folder_of("t5"))
+    bench, alone = Bench(GenerateBackend.load(spec), spec), alone_of("t5")
     own = {"num_beams": 3, "min_length": 6, "max_length": 15, "max_new_tokens": None}
     assert answer(bench, "summarize", params=Params()).token_ids == told(
         alone, f"sum up: {TEXT}", **own
@@ -271,8 +290,8 @@ def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, tmp_path):
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "llama"])
-def test_a_stop_text_ends_an_answer_where_generate_ends_it(bench_of, folder_of, kind, num_beams):
-    alone, bench = Alone(kind, folder_of(kind)), bench_of(kind)
+def test_a_stop_text_ends_an_answer_where_generate_ends_it(bench_of, alone_of, kind, num_beams):
+    alone, bench = alone_of(kind), bench_of(kind)
     how = {"max_new_tokens": 24, "do_sample": False, "num_beams": num_beams}
     requests, expected = [], []
     for at, text in enumerate(checkpoints.sentences(6, seed=4)):
@@ -302,12 +321,12 @@ def test_a_stop_text_ends_an_answer_where_generate_ends_it(bench_of, folder_of, 
         assert choice.text == said[: said.index(stop)] if stop in said else said
 
 
-def test_the_card_says_what_was_loaded(bench_of, folder_of, engine_name):
+def test_the_card_says_what_was_loaded(bench_of, alone_of, engine_name):
     card = bench_of("bart").loop.engine.card
-    alone = Alone("bart", folder_of("bart"))
+    alone = alone_of("bart")
     assert (card.family, card.model_type, card.engine) == ("seq2seq", "bart", engine_name)
     assert (card.device, card.dtype, card.max_context_tokens) == ("cpu", "float32", 256)
     assert card.num_parameters == sum(each.numel() for each in alone.model.parameters())
     assert card.versions.keys() >= {"torch", "transformers"}
-    assert card.revision == bench_of("bart").loop.engine.card.revision
+    assert card.revision == bench_of("bart", max_sequences=2).loop.engine.card.revision
     assert card.revision != bench_of("pegasus").loop.engine.card.revision

@@ -53,10 +53,9 @@ def test_a_request_on_one_side_of_the_rotary_switch_runs_in_flight(
     bench = Bench(engine, spec)
     outputs = let_join(bench, list(asked))
     assert 4 < bench.progress.num_in_flight < len(asked)
+    loaded = Alone(kind, folder_of(kind))
     for each in asked:
-        expected = Alone(kind, folder_of(kind)).generate(
-            each.text, **settings, num_beams=each.params.num_beams
-        )
+        expected = loaded.afresh().generate(each.text, **settings, num_beams=each.params.num_beams)
         assert outputs[each.id].failure is None
         assert [list(choice.token_ids) for choice in outputs[each.id].choices] == expected
 
@@ -101,7 +100,7 @@ def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
     assert outputs[0].failure is None
     assert outputs[0].prompt_tokens > alone.model.config.max_position_embeddings
     for each in asked:
-        (expected,) = Alone(kind, folder_of(kind)).generate(
+        (expected,) = alone.afresh().generate(
             each.text, max_new_tokens=6, min_new_tokens=6, do_sample=False
         )
         assert list(outputs[each.id].choices[0].token_ids) == expected

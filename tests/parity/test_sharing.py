@@ -39,10 +39,10 @@ ALONE_BY_GENERATE = ("bart_decoder", "bigbird_pegasus")
 def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     folder = folder_of(kind)
     spec = EngineSpec(alias="a", checkpoint=str(folder), device="cpu", engine=engine)
-    loaded = load(spec)
-    assert isinstance(loaded, GenerateBackend)
-    assert "one by one" in loaded.card.engine_reason
-    bench = Bench(loaded, spec)
+    backend = load(spec)
+    assert isinstance(backend, GenerateBackend)
+    assert "one by one" in backend.card.engine_reason
+    bench = Bench(backend, spec)
     # Long after short, some of equal length, and some far beyond BigBird's full attention.
     long = [" ".join(checkpoints.sentences(6, seed=each)) for each in range(8)]
     texts = [*checkpoints.sentences(12), *(long if kind == "bigbird_pegasus" else ())]
@@ -53,8 +53,9 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     outputs = bench.answers(requests)
     answers = {each.choices[0].token_ids for each in outputs.values()}
     assert len(answers) > len(texts) / 2  # a model that says one thing would agree with all
+    loaded = Alone(kind, folder)
     for each in requests:
-        (expected,) = Alone(kind, folder).generate(each.text, **GREEDY)
+        (expected,) = loaded.afresh().generate(each.text, **GREEDY)
         assert outputs[each.id].failure is None
         assert list(outputs[each.id].choices[0].token_ids) == expected
     assert {len(plan.sequences) for plan in bench.plans} == {1}
