@@ -1,7 +1,7 @@
 """A whole worker in the test's own process, but for Celery: messages are handed to it."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +64,12 @@ def serving(
     producer: Cluster,
     cache: CacheSettings | None = None,
     settings: Settings | None = None,
+    guards: Mapping[str, Any] | None = None,
     **model: Any,
 ) -> Iterator[Serving]:
     made = Model(alias="fake", **{**FAKE, "max_sequences": 8, **model})
-    worker = Worker(producer.database, [made], settings or Settings(), lambda: None, cache)
+    settings = settings or Settings()
+    worker = Worker(producer.database, [made], settings, lambda: None, cache, guards=guards)
     worker.start()
     try:
         yield Serving(worker, producer.database)

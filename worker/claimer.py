@@ -164,9 +164,10 @@ class Claimer:
             ).all()
             ids = [row.id for row in rows]
             contracts = with_dialogues(session, self._contracts(session, ids))
-            not_taken = named.keys() - set(ids)
-            unknown = not_taken - set(session.scalars(claims.jobs_among(sorted(not_taken))))
-            keep(session, [_unknown_jobs(unknown)] if unknown else [])
+            if not_taken := named.keys() - set(ids):
+                known = session.scalars(claims.jobs_among(sorted(not_taken)))
+                if unknown := not_taken - set(known):
+                    keep(session, [_unknown_jobs(unknown)])
         return [
             ClaimedJob(
                 Fence(row.id, row.attempt, self._owner),
@@ -179,7 +180,7 @@ class Claimer:
                 row.batch_id,
                 # Of a row that something else wrote, it may be none.
                 read_traceparent(row.traceparent) if row.traceparent else None,
-                (row.started_at - row.created_at).total_seconds(),
+                row.wait_microseconds / 1e6,
                 began_ns,
                 contracts.get(row.id),
                 named[row.id],

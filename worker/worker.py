@@ -327,6 +327,7 @@ class Worker:
     def _start_each(self, claimed: list[ClaimedJob]) -> None:
         # Asked once for all of them: what is switched off is to cost a job nothing.
         tracer_in_use, masks = tracer(), self._maskers.masks
+        cache = self._cache if self._cache.settings.enabled else None
         for job in claimed:
             own = self._fleet.least_busy(job.model)
             client = own or self._fleet.clients[0]  # which is asked nothing
@@ -352,7 +353,7 @@ class Worker:
                 partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
                 self._committer.keep,
                 self._output_reader,
-                self._cache,
+                cache,
                 job.ids,
                 self._guard,
                 None

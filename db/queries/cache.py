@@ -40,7 +40,11 @@ def keys_among(keys: Sequence[bytes], ttl_seconds: float) -> Select[bytes]:
 
 def insert_entries(session: Session) -> postgresql.Insert | sqlite.Insert:
     """Keep outputs; one that was computed again, because it was too old, replaces the old."""
-    dialect = session.get_bind().dialect.name
+    return _insert(session.get_bind().dialect.name)
+
+
+@cache  # building it takes as long as writing a dozen entries
+def _insert(dialect: str) -> postgresql.Insert | sqlite.Insert:
     build = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = build(table(CacheEntry)).values(created_at=now(), used_at=now())
     replaced = ("output", "num_bytes", "created_at", "used_at")

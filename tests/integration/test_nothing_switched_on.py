@@ -1,4 +1,4 @@
-"""What is switched off (measures, masks, keys, records) costs a job nothing."""
+"""What is switched off (measures, masks, keys, records, cache, guards) costs a job nothing."""
 
 import threading
 from collections import Counter
@@ -15,6 +15,8 @@ NUM_JOBS = 48
 SWITCHED_ON = (
     "worker/metrics/",
     "worker/masking/",
+    "worker/cache/",
+    "worker/guards/",
     "worker/attempts/job_trace.py",
     "tasks/tracing.py",
     "db/encryption/",
@@ -27,8 +29,14 @@ SWITCHED_ON = (
     "db/reading/figures.py",
 )
 # Of its texts (what was sent, the answer, the thought before it) whether each looks like a sealed
-# one: without that anybody could send a text that nobody can read.
-PER_JOB = {"as_plain": 2, "SealedType.result_processor.<locals>.plain": 1}
+# one: without that anybody could send a text that nobody can read. And whether its task is guarded,
+# before and after.
+PER_JOB = {
+    "as_plain": 2,
+    "SealedType.result_processor.<locals>.plain": 1,
+    "Guard.recipe": 1,
+    "Guard.examine": 1,
+}
 
 
 class Calls:
@@ -58,7 +66,8 @@ def test_what_is_switched_off_is_not_called_for_a_job(producer: Cluster) -> None
     ]
     threading.setprofile(calls.see)
     try:
-        with serving(producer, CacheSettings(enabled=False)) as served:
+        cache, guards = CacheSettings(enabled=False), {"enabled": False}
+        with serving(producer, cache, guards=guards) as served:
             served.run(contracts)  # what is made once is made
             calls.taken()
             job_ids = served.run(contracts)

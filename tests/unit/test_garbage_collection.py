@@ -41,6 +41,8 @@ def test_a_worker_that_starts_without_has_it_when_it_is_ready() -> None:
     gc.disable()
     freeze_gc()
     assert gc.isenabled()
+    # More than the objects of the jobs that one claim brings.
+    assert gc.get_threshold()[0] == 20_000
 
 
 def test_an_engine_has_it_though_an_import_failed() -> None:

@@ -450,7 +450,8 @@ class Attempt:
             self._over = True
         if self.trace is not None:
             self.trace.ended(outcome)
-        self._engines.cancel(list(self._in_flight.values()))
+        if self._in_flight:
+            self._engines.cancel(list(self._in_flight.values()))
         self._on_outcome(outcome)
 
     def _with_cached_parts(self, answer: Answer) -> Answer:

@@ -1,6 +1,6 @@
 """JobEngines: the engines of one attempt's requests, asked by way of the content cache."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from db.outcome import Fence
 from engine.protocol.messages import Request
@@ -50,10 +50,10 @@ class JobEngines:
 
     def _by_engine(
         self, pending: Iterable[PendingRequest]
-    ) -> Iterator[tuple[EngineClient, list[PendingRequest]]]:
-        by_engine: dict[int, tuple[EngineClient, list[PendingRequest]]] = {}
+    ) -> Iterable[tuple[EngineClient, list[PendingRequest]]]:
+        by_engine: dict[EngineClient, list[PendingRequest]] = {}
         for each in pending:
             client = self.engine_for(each.request)
             assert client is not None
-            by_engine.setdefault(id(client), (client, []))[1].append(each)
-        yield from by_engine.values()
+            by_engine.setdefault(client, []).append(each)
+        return by_engine.items()

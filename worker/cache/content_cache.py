@@ -251,7 +251,8 @@ class ContentCache:
                 receive = flight.waiting[request_id].receive
                 is_shared = request_id != output.request_id
                 self.num_shared += is_shared
-                receivers.append((receive, replace(output, request_id=request_id), is_shared))
+                own = replace(output, request_id=request_id) if is_shared else output
+                receivers.append((receive, own, is_shared))
             for each in again:
                 self._send(each)
         for receive, own, is_shared in receivers:
@@ -338,5 +339,7 @@ def num_characters(output: Output) -> int:
 
 def to_bytes(output: Output) -> bytes:
     fields: dict[str, Any] = {**output.to_json(), "request_id": 0}
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass")  # as json.loads reads it
+    return _encode(fields).encode("utf-8", "surrogatepass")  # as json.loads reads it
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -102,5 +102,9 @@ def samples(params: Params) -> bool | None:
     return True if params.top_k is not None or params.top_p is not None else None
 
 
+# Made once: json.dumps makes one of each call that has options.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return _encode(value).encode()

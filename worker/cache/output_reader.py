@@ -77,7 +77,8 @@ class OutputReader:
         """Read a page, and call its `on_read` on another thread."""
         with self._changed:
             self._pages.append(page)
-            self._changed.notify_all()
+            if not self._num_holds:
+                self._changed.notify_all()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -89,7 +90,8 @@ class OutputReader:
         finally:
             with self._changed:
                 self._num_holds -= 1
-                self._changed.notify_all()
+                if self._pages:
+                    self._changed.notify_all()
 
     def _run(self) -> None:
         while pages := self._next_pages():

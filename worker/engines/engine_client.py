@@ -171,10 +171,11 @@ class EngineClient:
 
     def submit(self, requests: Iterable[Request], on_output: Callable[[Output], None]) -> None:
         with self._lock:
+            if not self._unsent:  # or the sender knows, and what comes now goes along
+                self._wake.notify_all()
             for request in requests:
                 self._held[request.id] = _HeldRequest(request, on_output)
                 self._unsent.append(request.id)
-            self._wake.notify_all()
 
     def cancel(self, request_ids: Iterable[int]) -> None:
         """Ask for these to leave at the next step; each still gets its one output."""

@@ -26,6 +26,8 @@ class Guard:
     def __init__(self, table: Mapping[str, Any]) -> None:
         """table: [guards] of `tidemill.toml`; raises SettingsError"""
         self._settings = GuardSettings.by_task(table)
+        # Asked of every job, and the same for all of a task.
+        self._retries = {task: each.retries for task, each in self._settings.items()}
         self._thread = ThreadPoolExecutor(1, "guards")
 
     def stop(self) -> None:
@@ -34,19 +36,19 @@ class Guard:
     def recipe(self, work: Work) -> Steps:
         """The recipe of a job, whose suspicious parts are tried again where settings say so."""
         steps = RECIPES[work.task](work)
-        settings = self._settings[work.task]
-        if not settings.retries:
+        if not self._retries[work.task]:
             return steps
-        return retrying(steps, settings, language_of(work), work.request_ids)
+        return retrying(steps, self._settings[work.task], language_of(work), work.request_ids)
 
     def examine(self, work: Work, answer: Answer, then: Verdict) -> None:
         """Call `then` with the answer and its signals, or with the error that fails the job;
         at once for a short answer, from the guards' thread for another."""
         settings = self._settings[work.task]
-        source = input_of(work.contract) or ""
         if not settings.enabled:
             then(answer)
-        elif are_quick(settings, source, answer.output):
+            return
+        source = input_of(work.contract) or ""
+        if are_quick(settings, source, answer.output):
             then(self._verdict(settings, work, source, answer))
         else:
             try:
@@ -74,20 +76,19 @@ def judged(
     settings: GuardSettings, source: str, answer: Answer, language: str | None
 ) -> Answer | JobError:
     """The answer with its signals; or the error of a guard that fails the job."""
-    measured_before = answer.signals
-    coverage = answer.coverage or {}
-    if measured_before.num_empty_parts is None:
-        measured_before = replace(measured_before, num_empty_parts=int(not answer.output.strip()))
-    if measured_before.num_cut_parts is None:
-        num_cut = coverage.get("parts_cut", 0) + (answer.finish_reason == "length")
-        measured_before = replace(measured_before, num_cut_parts=num_cut)
-    signals = measured(settings, source, answer.output, measured_before, language)
-    signals = replace(
-        signals, suspicions=suspicions(settings, source, answer.output, signals, language)
-    )
-    fatal = [each for each in signals.suspicions if settings.action_for(each).fails]
-    if fatal:
-        return QualityGuardFailed(fatal, signals)
+    counts: dict[str, int] = {}  # that the recipe has not made
+    if answer.signals.num_empty_parts is None:
+        counts["num_empty_parts"] = int(not answer.output.strip())
+    if answer.signals.num_cut_parts is None:
+        num_cut = (answer.coverage or {}).get("parts_cut", 0)
+        counts["num_cut_parts"] = num_cut + (answer.finish_reason == "length")
+    signals = measured(settings, source, answer.output, answer.signals, **counts)
+    found = suspicions(settings, source, answer.output, signals, language)
+    if found:
+        signals = replace(signals, suspicions=found)
+        fatal = [each for each in found if settings.action_for(each).fails]
+        if fatal:
+            return QualityGuardFailed(fatal, signals)
     return replace(answer, signals=signals)
 
 

@@ -26,14 +26,12 @@ ALIKE = ({"hr", "sr", "bs", "sh"}, {"id", "ms"}, {"no", "da"}, {"cs", "sk"}, {"g
 
 
 def measured(
-    settings: GuardSettings, source: str, answer: str, signals: Signals, language: str | None = None
+    settings: GuardSettings, source: str, answer: str, signals: Signals, **counts: int
 ) -> Signals:
-    """The signals completed by what is measured of these texts; what is given stays.
-
-    language: that the answer should have, in two letters; None: that of the source
-    """
+    """The signals completed by what is measured of these texts, and by counts; what is given
+    stays."""
     num_before, num_after = length_of(source), length_of(answer)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {**counts}
     if signals.length_ratio is None and num_before:
         changes["length_ratio"] = round(num_after / num_before, 4)
     if signals.repetition is None:
@@ -74,7 +72,7 @@ def suspicions(
         # A translation of one is none.
         and not is_refusal(source, settings.refusal_phrases),
     }
-    return tuple(each for each in Suspicion if reasons[each])
+    return tuple(each for each, is_found in reasons.items() if is_found)
 
 
 def untranslated(source: str, translation: str) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def _suspicions(
         num_cut_parts=int(best.finish_reason == "length"),
         untranslated_share=num_left / num_letters if num_letters else None,
     )
-    signals = measured(settings, source, best.text, counts, language)
+    signals = measured(settings, source, best.text, counts)
     reasons = suspicions(settings, source, best.text, signals, language)
     return [each for each in reasons if each in OF_A_PART]
 

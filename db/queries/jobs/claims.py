@@ -1,7 +1,6 @@
 """Claims: queued jobs become a worker's, for as long as it renews their leases."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from functools import cache
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -10,16 +9,16 @@ from sqlalchemy import Result, Select, bindparam, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from db.clock import now, seconds_from_now
+from db.clock import microseconds_between, now, seconds_from_now
 from db.models import Job, Payload
 from db.queries.conditions import RUNNING, due, locked
 from db.states import JobState
 
 # id, task, model, lane, attempt, failures, time_limit_seconds, tenant, batch_id, traceparent,
-# created_at, started_at
+# wait_microseconds
 ClaimedColumns: TypeAlias = tuple[
     *tuple[UUID, str, str, str, int, int, float | None, str],
-    *tuple[UUID | None, str | None, datetime, datetime],
+    *tuple[UUID | None, str | None, int],
 ]
 
 
@@ -64,8 +63,8 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
             Job.tenant,
             Job.batch_id,
             Job.traceparent,
-            Job.created_at,
-            Job.started_at,
+            # A number, for two instants of every job would be parsed here.
+            microseconds_between(Job.created_at, Job.started_at).label("wait_microseconds"),
         )
         .execution_options(synchronize_session=False)
     )

@@ -136,6 +136,7 @@ def finish_attempts(
     )
 
 
+@cache
 def insert_results() -> Insert:
     return insert(table(ResultRow))
 

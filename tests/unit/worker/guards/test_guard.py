@@ -135,7 +135,7 @@ def test_a_guard_can_fail_the_job() -> None:
 def test_given_signals_stay_and_an_error_while_measuring_fails_no_job(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(ENGLISH)
 
     monkeypatch.setattr("worker.guards.guard.measured", fail)
