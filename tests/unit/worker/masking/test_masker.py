@@ -197,3 +197,40 @@ def test_in_an_answer_of_json_it_is_a_part_of_a_string(asked: dict[str, Any]) ->
     assert json.loads(made.output) == {"a": value}
     assert json.loads(made.alternatives[0]) == [value]
     assert made.reasoning == f"{value}?"
+
+
+def test_what_asks_for_an_answer_is_masked_as_what_is_answered() -> None:
+    """A schema is put into the prompt that asks again, a switch into the template's, and a stop
+    that the model never writes stops nothing."""
+    contract = {
+        "text": "Is it ada@mail.example?",
+        "stop": ["ada@mail.example"],
+        "chat_template_kwargs": {"role": "of ada@mail.example", "enable_thinking": False},
+        "json_schema": {
+            "description": "Of ada@mail.example or bob@mail.example",
+            "properties": {
+                "who": {"enum": ["ada@mail.example", 7]},
+                "title": {
+                    "type": "string",
+                    "pattern": "^.+@x.example$",
+                    "const": "bob@mail.example",
+                },
+            },
+        },
+    }
+    work = EMAILS.masked(contract)
+    assert work.contract == {
+        "text": "Is it ⟦EMAIL_1⟧?",
+        "stop": ["⟦EMAIL_1⟧"],
+        "chat_template_kwargs": {"role": "of ⟦EMAIL_1⟧", "enable_thinking": False},
+        "json_schema": {
+            "description": "Of ⟦EMAIL_1⟧ or ⟦EMAIL_2⟧",
+            "properties": {
+                "who": {"enum": ["⟦EMAIL_1⟧", 7]},
+                "title": {"type": "string", "pattern": "^.+@x.example$", "const": "⟦EMAIL_2⟧"},
+            },
+        },
+    }
+    made = work.restored(answer('{"who": "⟦EMAIL_1⟧"}'))
+    assert json.loads(made.output) == {"who": "ada@mail.example"}
+    assert made.provenance["masking"]["lost"] == {}
