@@ -196,6 +196,10 @@ class MaskedWork:
 
     def restored(self, answer: Answer) -> Answer:
         """The answer for the user, and in its provenance what became of the placeholders."""
+        is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
+        if is_json:
+            alternatives = tuple(map(_unescaped, answer.alternatives))
+            answer = replace(answer, output=_unescaped(answer.output), alternatives=alternatives)
         seen = Counter(MASKED.findall("\n".join(self.texts)))
         said = Counter(MASKED.findall(answer.output))
         report = {
@@ -205,7 +209,6 @@ class MaskedWork:
                 {name: num for name, num in (said - seen).items() if name not in self.values}
             ),
         }
-        is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
         return replace(
             answer,
             output=self.put_back(answer.output, is_json=is_json),
@@ -228,6 +231,18 @@ class MaskedWork:
 
         # At one stroke: what a placeholder stands for is no place for another.
         return MASKED.sub(value, text)
+
+
+# JSON in ASCII, of which models have read much: as `json.dumps` writes it.
+ESCAPED = re.compile(
+    r"(?<!\\)((?:\\\\)*)(?:\\u27e6|⟦)([A-Z][A-Z0-9]{0,30}_[0-9]{1,9})(?:\\u27e7|⟧)",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _unescaped(text: str) -> str:
+    """A text of JSON with the brackets of placeholders as they are."""
+    return ESCAPED.sub(r"\1⟦\2⟧", text) if "\\u27" in text else text
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:

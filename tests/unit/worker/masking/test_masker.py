@@ -234,3 +234,22 @@ def test_what_asks_for_an_answer_is_masked_as_what_is_answered() -> None:
     made = work.restored(answer('{"who": "⟦EMAIL_1⟧"}'))
     assert json.loads(made.output) == {"who": "ada@mail.example"}
     assert made.provenance["masking"]["lost"] == {}
+
+
+@pytest.mark.parametrize("asked", [{"json_object": True}, {"json_schema": {"type": "object"}}])
+def test_a_placeholder_in_json_of_ascii_is_one(asked: dict[str, Any]) -> None:
+    """A model that escapes as `json.dumps` does gave the user `\\u27e6EMAIL_1\\u27e7`."""
+    work = EMAILS.masked({"text": "ada@mail.example", **asked})
+    said = {"a": "⟦EMAIL_1⟧", "b": "\\⟦EMAIL_1⟧", "c": "\\u27e6EMAIL_1\\u27e7"}
+    made = work.restored(
+        replace(
+            answer(json.dumps(said)), alternatives=('["\\u27E6EMAIL_1\\u27E7", "⟦EMAIL_1\\u27e7"]',)
+        )
+    )
+    assert json.loads(made.output) == {
+        "a": "ada@mail.example",
+        "b": "\\ada@mail.example",
+        "c": "\\u27e6EMAIL_1\\u27e7",
+    }
+    assert json.loads(made.alternatives[0]) == ["ada@mail.example"] * 2
+    assert made.provenance["masking"]["lost"] == made.provenance["masking"]["invented"] == {}
