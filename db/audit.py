@@ -161,6 +161,15 @@ def verify(database: Database, known_hash: str | None = None) -> Verification:
 
     known_hash: one that was logged, and must be in the chain
     """
+    while True:
+        verified = _verify_once(database, known_hash)
+        # A pruning pass that cuts the beginning meanwhile leaves an entry that does not fit what
+        # was read before it.
+        if not verified.faults or _first(database) in (None, verified.first):
+            return verified
+
+
+def _verify_once(database: Database, known_hash: str | None) -> Verification:
     chain = _Chain(known_hash)
     while True:
         num_before = chain.num
@@ -169,6 +178,13 @@ def verify(database: Database, known_hash: str | None = None) -> Verification:
         end = head(database)  # after the entries, which may go on meanwhile
         if end.sequence <= chain.last.sequence or chain.num == num_before:
             return chain.verified(end)
+
+
+def _first(database: Database) -> int | None:
+    """The number of the oldest entry that is kept."""
+    with database.read() as session:
+        place = session.execute(audit.places(0, 1)).first()
+    return None if place is None else place.sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +261,10 @@ class _Chain:
             and entry.act == Act.PRUNE
             and "audit_through" in entry.objects
         ):
-            through = entry.objects["audit_through"], entry.objects["audit_hash"]
-            self._pruned_through = Head(*through)
+            through = Head(entry.objects["audit_through"], entry.objects["audit_hash"])
+            # Of two passes at once, the one that is behind may say last where it has cut.
+            if through.sequence > self._pruned_through.sequence:
+                self._pruned_through = through
         self._is_known |= entry.hash == self._known_hash
         self.num += 1
         self.last = Head(entry.sequence, entry.hash)

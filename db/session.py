@@ -138,18 +138,7 @@ def _postgresql(url: URL, options: Mapping[str, Any]) -> Engine:
         url,
         pool_pre_ping=True,
         hide_parameters=True,  # an error's text must not hold users' text
-        connect_args={
-            "connect_timeout": 10,
-            # A server that vanished answers nothing for ever, and Linux waits two hours.
-            "keepalives_idle": 15,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,
-            "application_name": "tidemill",
-            # No transaction is open while a model runs, so one that hangs is a fault.
-            "options": f"-c lock_timeout={1000 * LOCK_SECONDS:.0f} -c statement_timeout=120s "
-            "-c idle_in_transaction_session_timeout=60s",
-        },
+        connect_args=_connect_args(url),
         **options,
     )
 
@@ -161,6 +150,31 @@ def _postgresql(url: URL, options: Mapping[str, Any]) -> Engine:
                 error.args = tuple(str(arg).partition("\n")[0] for arg in error.args)
 
     return engine
+
+
+def _connect_args(url: URL) -> dict[str, Any]:
+    """Our parameters of a connection; what the URL says goes before them."""
+    args: dict[str, Any] = {
+        "connect_timeout": 10,
+        # A server that vanished answers nothing for ever, and Linux waits two hours.
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+        "application_name": "tidemill",
+    }
+    args = {name: value for name, value in args.items() if name not in url.query}
+    # No transaction is open while a model runs, so one that hangs is a fault.
+    args["options"] = (
+        f"-c lock_timeout={1000 * LOCK_SECONDS:.0f} -c statement_timeout=120s "
+        "-c idle_in_transaction_session_timeout=60s"
+    )
+    if theirs := url.query.get("options"):
+        # Of two values of a setting the last counts.
+        args["options"] = " ".join(
+            [args["options"], *([theirs] if isinstance(theirs, str) else theirs)]
+        )
+    return args
 
 
 def database_from_environment() -> Database:

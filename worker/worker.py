@@ -59,7 +59,7 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A longer text is split on a thread of its own, or other jobs would wait for it to be claimed.
+# A longer text is split or masked on a thread of its own, or others would wait to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
 DRAIN_POLL_SECONDS = 0.2  # between two checks whether a drain should end at once
 
@@ -106,6 +106,7 @@ class Worker:
         self._deliveries: set[Delivery] = set()
         self._draining = False
         self._documents = ThreadPoolExecutor(1, "documents")
+        self._masking = {lane: ThreadPoolExecutor(1, "masking") for lane in Lane}
         self._stops_now = False
         self._is_ready = False
         self._metrics = self._make_metrics()
@@ -251,7 +252,8 @@ class Worker:
         self._watchdog.stop()
         self._nightly.stop()
         self._dispatcher.stop()
-        self._documents.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._documents, *self._masking.values()):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.drain(0)
         self._fleet.stop()
         self._output_reader.stop()
@@ -381,10 +383,22 @@ class Worker:
             elif job.contract is None:
                 log.error("text does not open", extra=job.ids())
                 attempt.fail(TextUnopenable())
-            elif len(contract.get("text") or "") > MAX_CLAIMER_CHARACTERS:
-                self._documents.submit(attempt.start)
+            elif (pool := self._pool_of(job.lane, work)) is not None:
+                pool.submit(attempt.start)
             else:
                 attempt.start()
+
+    def _pool_of(self, lane: Lane, work: Work) -> ThreadPoolExecutor | None:
+        """The thread on which a job begins; None: the claimer's, where that takes no time."""
+        masker = work.masker
+        if masker is not None and masker.is_foreign:
+            # A pattern of the operator's may take a second for each job: so long those would wait
+            # that have nothing to do with it, and leases of what was claimed with it would end.
+            return self._masking[lane]
+        num_characters = len(work.contract.get("text") or "")
+        if masker is not None and num_characters <= MAX_CLAIMER_CHARACTERS:
+            num_characters = masker.num_characters(work.contract)
+        return self._documents if num_characters > MAX_CLAIMER_CHARACTERS else None
 
     def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
         """Counts and logs the outcomes that changed a row, after their commit."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cli.errors import PartFailed
 from cli.stack.child_process import Child
+from db.child_environment import without_secrets
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
@@ -55,7 +56,7 @@ class EmbeddedValkey:
         self._child = Child(
             [str(binary), "-"],
             self._folder / "valkey.log",
-            os.environ,
+            without_secrets(),
             "\n".join(settings) + "\n",
         )
         self.url = f"redis://:{password}@127.0.0.1:{port}/0"

@@ -41,6 +41,11 @@ def keys_file(environment: Mapping[str, str], folder: Path) -> Path | None:
     return _table(config_file(environment, folder))[0]
 
 
+def keys_variable(environment: Mapping[str, str], folder: Path) -> str | None:
+    """The variable of the table's that holds keys. Raises KeysUnusable."""
+    return _table(config_file(environment, folder))[1]
+
+
 def _table(path: Path) -> tuple[Path | None, str | None]:
     """The file and the variable of a configuration's table; at most one is there."""
     try:

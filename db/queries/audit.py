@@ -29,7 +29,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 from sqlalchemy.sql.functions import FunctionElement
 
-from db.clock import seconds_from_now
+from db.clock import now, seconds_from_now
 from db.models import AuditEntry, AuditHead
 from db.queries.inserts import insert_unless_there, table
 
@@ -163,11 +163,17 @@ def between(first: int, last: int) -> Select[AuditEntry]:
 
 
 def is_older(age_seconds: float | None) -> ColumnElement[bool]:
-    """Entries before the first that is younger; so the last never goes."""
+    """Entries before the first that is younger; so the last never goes.
+
+    One of the future was written by a clock that was wrong, and says nothing of any age: it would
+    keep all that follow it until then.
+    """
     if age_seconds is None:
         return false()
     younger = aliased(AuditEntry)
-    first = select(func.min(younger.sequence)).where(younger.at > seconds_from_now(-age_seconds))
+    first = select(func.min(younger.sequence)).where(
+        younger.at > seconds_from_now(-age_seconds), younger.at <= now()
+    )
     return AuditEntry.sequence < first.scalar_subquery()
 
 

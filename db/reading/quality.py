@@ -8,8 +8,9 @@ index of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), 
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -133,21 +134,32 @@ def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:
 def stability_index(reference: Sequence[float], current: Sequence[float]) -> float:
     """The population stability index of two samples, less what chance makes of it; at least 0."""
     ordered = sorted(reference)
-    # Equal deciles are one edge, so that a signal of few values has few bins.
-    edges = sorted({ordered[len(ordered) * each // NUM_BINS] for each in range(1, NUM_BINS)})
-    num_bins = len(edges) + 1
+    deciles = Counter(ordered[len(ordered) * each // NUM_BINS] for each in range(1, NUM_BINS))
+    # A value that is more than one decile is a bin by itself, so that the values below it are not
+    # taken for it: a signal may have one value in nearly all of the reference.
+    edges, points = sorted(deciles), {value for value, num in deciles.items() if num > 1}
+    before, after = (_counts(values, edges, points) for values in (reference, current))
+    bins = sorted(before.keys() | after.keys())
     index = 0.0
-    for p, q in zip(_shares(reference, edges), _shares(current, edges), strict=True):
+    for p, q in zip(_shares(before, bins), _shares(after, bins), strict=True):
         index += (q - p) * math.log(q / p)
-    by_chance = (num_bins - 1) * (1 / len(reference) + 1 / len(current))
+    by_chance = (len(bins) - 1) * (1 / len(reference) + 1 / len(current))
     return max(index - by_chance, 0.0)
 
 
-def _shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
-    """The share of the values in each bin; half a value is added to each, so that none is 0."""
-    # An edge belongs below it: most values of a share, say, are exactly 0.
-    counts = [0.5] * (len(edges) + 1)
+def _counts(
+    values: Sequence[float], edges: Sequence[float], points: Container[float]
+) -> Counter[int]:
+    """The number of values in each bin that has any. An even bin is the range between two edges,
+    the odd one above it the upper edge itself, if that is a point, or else belongs to the range."""
+    counts: Counter[int] = Counter()
     for value in values:
-        counts[bisect_right(edges, value) - (value in edges)] += 1
-    total = sum(counts)
-    return [count / total for count in counts]
+        at = bisect_left(edges, value)
+        counts[2 * at + (at < len(edges) and value == edges[at] and value in points)] += 1
+    return counts
+
+
+def _shares(counts: Mapping[int, int], bins: Sequence[int]) -> list[float]:
+    """The share of the values in each bin; half a value is added to each, so that none is 0."""
+    total = sum(counts.values()) + 0.5 * len(bins)
+    return [(counts.get(each, 0) + 0.5) / total for each in bins]

@@ -30,6 +30,8 @@ def _prune_audit(session: Session, condition: ColumnElement[bool]) -> int:
     if last is None:
         return 0
     num: int = session.execute(audit_queries.cut(last.sequence)).rowcount  # type: ignore[attr-defined]
+    if not num:  # another pass was first
+        return 0
     through = {"audit_through": last.sequence, "audit_hash": last.hash}
     audit.append(session, audit.Act.PRUNE, through)
     return num

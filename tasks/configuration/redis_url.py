@@ -1,9 +1,10 @@
 """Redis's URL: read once, and refused in a sentence that shows no password."""
 
 import re
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, urlencode
 
 from db.connection.url_redaction import masked
+from tasks.configuration.tls_options import CHECKED, tls_value
 from tasks.errors import SettingsError
 
 LOOKS_LIKE = "it looks like redis://:password@host:6379/0"
@@ -14,7 +15,10 @@ NOT_PARAMETERS = {"host", "port", "db", "username", "password", "path"}
 
 
 def read_redis_url(text: str) -> str:
-    """The URL as it is, once it can be used; raises SettingsError."""
+    """The URL once it can be used; raises SettingsError.
+
+    As it is, but for options of TLS, which are written as both kombu and redis-py read them.
+    """
     if not text.strip():
         raise SettingsError(f"the Redis URL is empty; {LOOKS_LIKE}")
     subject = f"the Redis URL {masked(text)}"
@@ -38,12 +42,22 @@ def read_redis_url(text: str) -> str:
     _check_place(subject, place)
     if not re.fullmatch(r"\d*", path):
         raise SettingsError(f"{subject} has no usable database: it is a number, as in host:6379/0")
-    if wrong := sorted({name for name, _ in parse_qsl(query)} & NOT_PARAMETERS):
+    parameters = parse_qsl(query, keep_blank_values=True)
+    if wrong := sorted({name for name, _ in parameters} & NOT_PARAMETERS):
         raise SettingsError(
             f"{subject} has {', '.join(wrong)} among its parameters, where it is not looked for; "
             f"{LOOKS_LIKE}"
         )
-    return text
+    if parameters and scheme == "redis":
+        raise SettingsError(
+            f"{subject} has parameters, which only rediss:// takes: options of TLS; "
+            "leave them out, or write rediss:// to speak TLS"
+        )
+    if scheme == "redis":
+        return text
+    options = {name: tls_value(subject, name, value) for name, value in parameters}
+    # Where nothing says so, kombu would check no certificate.
+    return f"rediss://{before}?{urlencode({**CHECKED, **options}, quote_via=quote, safe='/')}"
 
 
 def _check_place(subject: str, place: str) -> None:

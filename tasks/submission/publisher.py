@@ -15,6 +15,10 @@ from tasks.queues import queue_name
 
 log = logging.getLogger(__name__)
 
+# A Redis that takes a connection and says nothing; Celery's thread may wait longer for a message.
+# It is asked twice, and whoever submits waits so long.
+ANSWER_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class JobMessage:
@@ -33,7 +37,8 @@ def publish(messages: Iterable[JobMessage]) -> None:
     """
     messages = list(messages)
     while True:
-        with connections[app.connection_for_write()].acquire(block=True) as connection:
+        to = app.connection_for_write(transport_options={"socket_timeout": ANSWER_SECONDS})
+        with connections[to].acquire(block=True) as connection:
             was_open = connection.connected
             try:
                 # One round trip to learn that nobody answers, not a minute of retries:

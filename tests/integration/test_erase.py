@@ -442,6 +442,7 @@ def test_the_audit_names_the_actor_of_submit_cancel_and_retry(stored: CommandLin
     assert list(listed[2]["objects"]) == ["jobs"]
     assert list(listed[3]["objects"]) == ["batch"]
     assert CANARY not in json.dumps(listed)
+    assert stored("audit", "verify", "--head", "0" * 63).status == 2, "a slip is no alarm"
     verified = stored("audit", "verify")
     assert verified.status == 0
     assert "5 entries, none changed and none missing" in verified.out

@@ -1,7 +1,10 @@
 """Redis is the doorbell: losing it, or what it holds, loses nothing."""
 
 import signal
+import socket
+import threading
 from collections import Counter
+from contextlib import suppress
 
 import redis
 
@@ -24,6 +27,38 @@ def test_a_job_submitted_without_redis_is_kept_and_sent_out_later(cluster: Clust
     with cluster.worker():
         cluster.wait_until_finished(1)
     assert cluster.states() == {JobState.SUCCEEDED: 1}
+
+
+@on_sqlite
+def test_a_submit_gives_up_a_redis_that_says_nothing(cluster: Cluster) -> None:
+    """It waited for a minute: as long as a worker may wait for a message, and twice."""
+    config = cluster.configure()
+    ends: list[str] = []
+
+    def say_nothing(client: socket.socket) -> None:
+        with client:
+            client.settimeout(20)
+            try:
+                while client.recv(65536):
+                    pass
+                ends.append("theirs")
+            except TimeoutError:
+                ends.append("ours")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=say_nothing, args=server.accept()[:1]).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        with producing(cluster.database_url, url, config):
+            job = generate.submit(text="a b c")
+        until(lambda: ends, "the end of a connection")
+    assert cluster.job(job.id).state == JobState.QUEUED
+    assert set(ends) == {"theirs"}
 
 
 @on_sqlite

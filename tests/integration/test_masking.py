@@ -78,6 +78,26 @@ def test_the_model_sees_placeholders_and_the_user_does_not(producer: Cluster) ->
 
 
 @on_sqlite
+def test_jobs_of_a_slow_pattern_keep_nobody_else_waiting(producer: Cluster) -> None:
+    """They were masked one after the other where jobs are claimed: a second each, for everybody."""
+    config = producer.configure()
+    table = "[masking.tenants.acme]\npatterns = { SLOW = '(a|aa)+$' }\n"
+    config.write_text(config.read_text() + table)
+    slow = [generate.submit(text="a" * 60 + "b", tenant="acme") for _ in range(4)]
+    others = [
+        generate.submit(text="the mill", max_new_tokens=1),
+        chat.submit(messages=[{"role": "user", "content": "the mill"}], max_new_tokens=1),
+    ]
+    with producer.worker():
+        ended = [job.wait(90) for job in (*slow, *others)]
+    codes = [job.error and job.error.code for job in ended]
+    assert codes == ["masking_pattern_too_slow"] * 4 + [None] * 2
+    times = [job.finished_at for job in ended]
+    assert all(each is not None for each in times)
+    assert max(times[4:]) < max(times[:4])
+
+
+@on_sqlite
 @pytest.mark.parametrize(
     "table", ['[masking]\nrules = ["emails"]\n', '[masking]\nfinders = ["no.where:x"]\n']
 )

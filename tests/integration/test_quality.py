@@ -2,6 +2,7 @@
 
 from db.session import Database
 from tests.commands import CommandLine
+from tests.producers import FAKE, write_config
 from tests.unit.db.reading.test_quality import finish
 
 
@@ -29,4 +30,9 @@ def test_a_day_of_refusals_has_changed_and_the_days_before_are_stable(stored: Co
     checked = stored("quality", "--check")
     assert checked.status == 1
     assert "refused" in checked.out
-    assert stored("quality", "--check", "--model", "another").status == 0
+    write_config(stored.folder / "tidemill.toml", {"fake": FAKE})
+    assert stored("quality", "--check", "--model", "fake").status == 0
+    mistyped = stored("quality", "--check", "--model", "another")
+    assert mistyped.status == 2, "a check of it would never raise an alarm"
+    assert "'another' is no model" in mistyped.err
+    assert stored("quality", "--hours", "inf").status == 2

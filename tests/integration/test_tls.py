@@ -1,10 +1,13 @@
 """TLS to Redis and to PostgreSQL, by their URLs alone, with certificates of the test's own."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
+import redis
 from sqlalchemy import make_url, text
 
 from cli.errors import BrokerUnreachable
@@ -85,13 +88,34 @@ def test_a_job_runs_with_tls_to_redis_and_to_the_database(
 def test_a_certificate_of_somebody_else_is_refused(
     redis_port: int, postgres_url: str, strangers: Certificates
 ) -> None:
-    with pytest.raises(BrokerUnreachable, match="certificate"):
+    with pytest.raises(BrokerUnreachable, match=r"certificate .* file of its authority"):
         read_broker(redis_url(redis_port, "0", strangers.authority))
     url = make_url(postgres_url).update_query_dict({"sslrootcert": str(strangers.authority)})
     database = Database(url)
     with pytest.raises(DatabaseError, match="certificate"):
         require_current(database)
     database.close()
+
+
+def test_a_certificate_is_checked_where_the_url_says_nothing_of_it(
+    valkey: ValkeyServer, redis_port: int, database: Database, tmp_path: Path
+) -> None:
+    """kombu checked none then: a producer gave its password to whoever stood between."""
+    number = urlsplit(valkey.new_database()).path.strip("/")
+    cluster = Cluster(tmp_path, database, f"rediss://localhost:{redis_port}/{number}")
+    config = cluster.configure()
+    script = "from tasks import generate; generate.submit(text='a')"
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**cluster.environment, "TIDEMILL_CONFIG": str(config)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "job kept, not published" in ended.stderr
+    with redis.Redis(port=valkey.port, db=int(number)) as client:
+        assert client.keys() == []
+    cluster.end()
 
 
 def test_a_certificate_for_another_name_is_refused(

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import worker
+from db.child_environment import without_secrets
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Sized
 from engine.protocol.messages import (
@@ -215,7 +216,7 @@ class EngineClient:
             [sys.executable, "-P", "-m", "engine", str(fd)],
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**without_secrets(), "PYTHONPATH": path},
         )
 
     def _load(self) -> ModelCard:

@@ -3,16 +3,16 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 from db.outcome import Answer
 from tasks.configuration.masking import Masking
 from worker.attempts.dialogue import Dialogue
 from worker.documents.translation.placeholders import MASKED
-from worker.masking.finders import finders_of
+from worker.masking.finders import Forms, finders_of
 from worker.masking.match import Finder, matches_of
 
 MAX_REPORTED = 100
@@ -23,6 +23,20 @@ class Masker:
     """Finds in order; where two finds overlap, the first has it."""
 
     finders: tuple[Finder, ...]
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether a finder is an operator's, of which nobody knows how long it takes."""
+        return not all(isinstance(each, Forms) for each in self.finders)
+
+    def num_characters(self, contract: Mapping[str, Any]) -> int:
+        """The characters that are looked at."""
+        return sum(
+            len(text)
+            for name, value in contract.items()
+            if name in SOURCE
+            for text in _texts_of(value)
+        )
 
     def masked(
         self, contract: Mapping[str, Any], earlier: Mapping[str, str] | None = None
@@ -44,15 +58,13 @@ class Masker:
         )
         work.contract.update(
             {
-                name: _mapped(value, lambda text: self._mask(text, work))
-                if name in TEXTS
-                else value
+                name: _changed(name, value, partial(self._mask, work, name in SOURCE))
                 for name, value in contract.items()
             }
         )
         return work
 
-    def _mask(self, text: str, work: "MaskedWork") -> str:
+    def _mask(self, work: "MaskedWork", is_source: bool, text: str) -> str:
         parts: list[str] = []
         at = 0
         for each in matches_of(self.finders, text):
@@ -60,12 +72,30 @@ class Masker:
             parts += [text[at : each.start], work.placeholder(each.kind, value)]
             at = each.end
         masked = "".join([*parts, text[at:]])
-        work.texts.append(masked)
+        if is_source:
+            work.texts.append(masked)
         return masked
 
 
 # Fields of a contract that a model reads, in whatever they are nested.
-TEXTS = ("text", "messages", "dialogue", "style", "focus", "glossary", "context", "tools", "system")
+SOURCE = (
+    "text",
+    "messages",
+    "dialogue",
+    "style",
+    "focus",
+    "glossary",
+    "context",
+    "tools",
+    "system",
+)
+# And those that say what it is to write, which no answer need hold.
+DEMANDS = ("chat_template_kwargs", "stop")
+SCHEMA = "json_schema"
+# Of a schema, what is shown to a model or may stand in its answer. All else is the schema's own: a
+# pattern with a placeholder in it would be another.
+SCHEMA_TEXTS = ("enum", "const", "default", "examples", "title", "description", "$comment")
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 # Within messages: words of the protocol, which are none of the user's.
 KEPT_KEYS = ("role", "type")
 
@@ -83,17 +113,46 @@ def _texts_of(value: Any) -> Iterator[str]:
             yield from _texts_of(each)
 
 
-def _mapped(value: Any, change: Any) -> Any:
+Change: TypeAlias = Callable[[str], str]
+
+
+def _changed(name: str, value: Any, change: Change) -> Any:
+    """The field of a contract with what a model sees of it changed."""
+    if name == SCHEMA:
+        return _changed_schema(value, change)
+    if name in SOURCE or name in DEMANDS:
+        return _mapped(value, change, KEPT_KEYS if name == "messages" else ())
+    return value
+
+
+def _changed_schema(value: Any, change: Change) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _changed_part(key, each, change) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_changed_schema(each, change) for each in value]
+    return value
+
+
+def _changed_part(key: str, value: Any, change: Change) -> Any:
+    if key in SCHEMA_TEXTS:
+        return _mapped(value, change)
+    if key in SCHEMAS_BY_NAME and isinstance(value, Mapping):
+        return {name: _changed_schema(each, change) for name, each in value.items()}
+    return _changed_schema(value, change)
+
+
+def _mapped(value: Any, change: Change, kept_keys: Container[str] = ()) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Dialogue):
         return value.mapped(change)
     if isinstance(value, Mapping):
         return {
-            key: each if key in KEPT_KEYS else _mapped(each, change) for key, each in value.items()
+            key: each if key in kept_keys else _mapped(each, change, kept_keys)
+            for key, each in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_mapped(each, change) for each in value]
+        return [_mapped(each, change, kept_keys) for each in value]
     return value
 
 
@@ -137,6 +196,10 @@ class MaskedWork:
 
     def restored(self, answer: Answer) -> Answer:
         """The answer for the user, and in its provenance what became of the placeholders."""
+        is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
+        if is_json:
+            alternatives = tuple(map(_unescaped, answer.alternatives))
+            answer = replace(answer, output=_unescaped(answer.output), alternatives=alternatives)
         seen = Counter(MASKED.findall("\n".join(self.texts)))
         said = Counter(MASKED.findall(answer.output))
         report = {
@@ -146,7 +209,6 @@ class MaskedWork:
                 {name: num for name, num in (said - seen).items() if name not in self.values}
             ),
         }
-        is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
         return replace(
             answer,
             output=self.put_back(answer.output, is_json=is_json),
@@ -169,6 +231,18 @@ class MaskedWork:
 
         # At one stroke: what a placeholder stands for is no place for another.
         return MASKED.sub(value, text)
+
+
+# JSON in ASCII, of which models have read much: as `json.dumps` writes it.
+ESCAPED = re.compile(
+    r"(?<!\\)((?:\\\\)*)(?:\\u27e6|⟦)([A-Z][A-Z0-9]{0,30}_[0-9]{1,9})(?:\\u27e7|⟧)",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _unescaped(text: str) -> str:
+    """A text of JSON with the brackets of placeholders as they are."""
+    return ESCAPED.sub(r"\1⟦\2⟧", text) if "\\u27" in text else text
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """`tidemill audit`: who did what, and whether that record is what it was."""
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +71,8 @@ def verify(
     from cli.stack.ready import require_ready
     from db import audit as chain
 
+    if head is not None and not re.fullmatch("[0-9a-f]{64}", head := head.strip().lower()):
+        raise typer.BadParameter("a hash is 64 hexadecimal digits", param_hint="--head")
     verified = chain.verify(require_ready(), head)
     if json:
         write_json(

@@ -1,5 +1,6 @@
 """`tidemill quality`: whether the newest results are like those of before."""
 
+from collections.abc import Container
 from datetime import timedelta
 from typing import Annotated
 
@@ -8,11 +9,18 @@ import typer
 from cli import options
 from cli.output.terminal import note, print_table, say, table, write_json
 
+MAX_HOURS = 24.0 * 366
+
 
 def quality(
-    hours: Annotated[float, typer.Option(min=0.01, help="The newest period.")] = 24.0,
+    hours: Annotated[
+        float, typer.Option(min=0.01, max=MAX_HOURS, help="The newest period.")
+    ] = 24.0,
     reference_days: Annotated[
-        float, typer.Option(min=0.01, help="The time before it, which it is held against.")
+        float,
+        typer.Option(
+            min=0.01, max=MAX_HOURS / 24, help="The time before it, which it is held against."
+        ),
     ] = 28.0,
     days: Annotated[
         int, typer.Option(min=1, max=366, help="So many newest periods, each by itself.")
@@ -29,16 +37,27 @@ def quality(
     population stability index: below 0.1 it is stable, above 0.25 it has changed. Signals with
     fewer than 50 results in either period are left out.
     """
-    from sqlalchemy import select
+    from sqlalchemy import exists, select
 
     from cli.stack.ready import require_ready
     from db.clock import now
+    from db.models import Job
     from db.reading.quality import find_drift
 
     database = require_ready()
     period, reference = timedelta(hours=hours), timedelta(days=reference_days)
     drifts = []
     with database.read() as session:
+        # A check of a name that nobody has would never raise an alarm.
+        if (
+            model is not None
+            and model not in _configured()
+            and not session.scalar(select(exists().where(Job.model == model)))
+        ):
+            raise typer.BadParameter(
+                f"{model!r} is no model of the configuration, and no job is of it",
+                param_hint="--model",
+            )
         end = session.execute(select(now())).scalar_one()
         for number in reversed(range(days)):
             until = end - number * period
@@ -81,3 +100,14 @@ def quality(
         print_table(shown)
     if check and any(each.verdict == "changed" for _, each in drifts):
         raise typer.Exit(1)
+
+
+def _configured() -> Container[str]:
+    """The models that the configuration names; none where there is no configuration."""
+    from tasks.configuration import settings
+    from tasks.errors import SettingsError
+
+    try:
+        return settings.catalog().models
+    except SettingsError:
+        return ()

@@ -223,6 +223,65 @@ def test_a_pruned_audit_chain_still_verifies(database: Database) -> None:
     assert faults(database) == ("entry 5 is missing",)
 
 
+def append_at(database: Database, num: int, days: float) -> None:
+    """By a clock that is so many days ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "datetime", _At(datetime.now(UTC) + timedelta(days=days)))
+        append(database, num)
+
+
+OLD = Retention(for_all={"audit": 5 * DAY})
+
+
+def test_an_entry_of_the_future_keeps_no_others_for_ever(database: Database) -> None:
+    for days in (-10, 5000, -10, 0):
+        append_at(database, 2, days)
+    assert prune(database, OLD, pause=lambda _: None)["audit entries"] == 6
+    assert audit.verify(database).first == 7
+    assert faults(database) == ()
+
+
+def test_a_clock_that_goes_back_takes_no_younger_entry_with_it(database: Database) -> None:
+    for days in (-10, 0, -20):
+        append_at(database, 2, days)
+    assert prune(database, OLD, pause=lambda _: None)["audit entries"] == 2
+    assert faults(database) == ()
+
+
+def test_a_cut_during_a_verification_is_no_fault(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that entries were missing, which a cron line takes for an attack."""
+    append_at(database, 8, -10)
+    append(database)
+    monkeypatch.setattr(audit, "PAGE", 3)
+
+    class Cut(Database):
+        num_reads = 0
+
+        def read(self) -> Any:
+            self.num_reads += 1
+            if self.num_reads == 2:
+                prune(database, OLD, pause=lambda _: None)
+            return super().read()
+
+    cut = Cut(database.url)
+    verified = audit.verify(cut)
+    cut.close()
+    assert (verified.first, verified.faults) == (9, ())
+
+
+def test_a_pass_that_is_behind_another_leaves_a_sound_chain(database: Database) -> None:
+    append_at(database, 4, -10)
+    append(database)
+    second = list(audit.entries(database))[1]
+    prune(database, OLD, pause=lambda _: None)
+    with database.write() as session:
+        behind = {"audit_through": second.sequence, "audit_hash": second.hash}
+        audit.append(session, Act.PRUNE, behind)
+    assert faults(database) == ()
+
+
 class _At:
     def __init__(self, at: datetime) -> None:
         self._at = at

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from db.connection.address import (
@@ -156,3 +156,15 @@ def test_writers_that_come_together_all_get_through(database: Database) -> None:
         thread.join()
     assert failed == []
     assert states(database) == {"queued": 40}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_the_url_says_of_a_connection_goes_before_our_settings(database_url: str) -> None:
+    """An `options` of the operator's was dropped without a word, and tables were made elsewhere."""
+    named = {"options": "-c search_path=ours -c statement_timeout=7s", "application_name": "theirs"}
+    database = Database(make_url(database_url).update_query_dict(named))
+    settings = ("search_path", "statement_timeout", "lock_timeout", "application_name")
+    with database.read() as session:
+        shown = [session.scalar(text(f"SHOW {name}")) for name in settings]
+    database.close()
+    assert shown == ["ours", "7s", "30s", "theirs"]

@@ -46,6 +46,26 @@ def test_a_constant_signal_is_stable() -> None:
     assert stability_index([7.0] * 100, [7.0] * 100) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("reference", "current"),
+    [
+        ([256.0] * 500, [10.0] * 200),
+        ([256.0] * 500, [300.0] * 200),
+        ([256.0] * 475 + [10.0] * 25, [10.0] * 200),
+        ([1.0] * 100, [0.0] * 100),
+        ([1.0] * 95 + [0.0] * 5, [0.0] * 100),
+        ([20.0] * 300 + [30.0] * 200, [10.0] * 120 + [30.0] * 80),
+    ],
+)
+def test_a_signal_that_left_its_usual_value_has_changed(
+    reference: list[float], current: list[float]
+) -> None:
+    """Where nearly all of the reference had one value, whatever was below it counted as it, and
+    answers of 10 tokens were like answers of 256."""
+    assert stability_index(reference, current) > CHANGED
+    assert stability_index(reference, list(reference[:: len(reference) // 50])) < CHANGED
+
+
 def finish(database: Database, num: int, days_ago: float, state: str, **result: object) -> None:
     """Jobs of one model that ended then, with results of these signals."""
     ids = insert_jobs(

@@ -1,6 +1,10 @@
 """Redis's URL: the sentence for one that cannot be used, without its password."""
 
+import ssl
+
 import pytest
+import redis
+from kombu import Connection
 
 from tasks.configuration.redis_url import read_redis_url
 from tasks.errors import SettingsError
@@ -33,6 +37,28 @@ from tasks.errors import SettingsError
         ("redis://:hid#den@h", "is ambiguous"),
         ("redis://:hid:den@h", "is ambiguous"),
         ("redis://h?password=hidden", "password among its parameters"),
+        ("redis://:hidden@h?ssl_cert_reqs=required", "options of TLS; .* write rediss://"),
+        ("redis://:hidden@h?socket_timeout=5", "options of TLS; leave them out"),
+        (
+            "rediss://:hidden@h?socket_timeout=5",
+            "has a parameter, .*; known: ssl_ca_certs, ssl_ca_path",
+        ),
+        ("rediss://:hidden@h?ssl_cert_reqs=always", "none of required, optional, none"),
+        ("rediss://:hidden@h?ssl_cert_reqs=", "none of required, optional, none"),
+        ("rediss://:hidden@h?ssl_check_hostname=maybe", "neither true nor false"),
+        ("rediss://:hidden@h?ssl_ca_cert=x", "has ssl_ca_cert, .*; known: ssl_ca_certs"),
+        ("rediss://:hidden@h?ssl_min_version=TLSv1_2", "has ssl_min_version, .*; known"),
+        ("rediss://:hidden@h?sslrootcert=/x.pem", "here it is ssl_ca_certs"),
+        ("rediss://:hidden@h?sslmode=verify-full", "here it is ssl_cert_reqs=required"),
+        (
+            "rediss://:hidden@h?ssl_ca_certs=/not/there.pem",
+            r"/not/there.pem, .*\(ssl_ca_certs\), is",
+        ),
+        (
+            "rediss://:hidden@h?ssl_certfile=/not/own.pem",
+            r"/not/own.pem, .*\(ssl_certfile\), is no",
+        ),
+        ("rediss://:hidden@h?ssl_keyfile=", r"an empty path, .*\(ssl_keyfile\), is no file"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_in_a_sentence(url: str, says: str) -> None:
@@ -47,8 +73,43 @@ def test_a_url_that_cannot_be_used_is_refused_in_a_sentence(url: str, says: str)
         "redis://h",
         "redis://localhost:6379/0",
         "rediss://user:p%40w@h:6380/15?ssl_cert_reqs=required",
+        "rediss://h/0?ssl_cert_reqs=none&ssl_check_hostname=false",
+        "rediss://h/0?ssl_cert_reqs=required&ssl_ca_path=/etc/ssl/certs&ssl_password=p%20w",
         "redis://:pw@[::1]:6379",
     ],
 )
 def test_a_url_that_can_be_used_is_taken_as_it_is(url: str) -> None:
     assert read_redis_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "as_read"),
+    [
+        ("rediss://h", "rediss://h?ssl_cert_reqs=required"),
+        ("rediss://:p%2Fw@h/0?", "rediss://:p%2Fw@h/0?ssl_cert_reqs=required"),
+        (
+            "rediss://h?ssl_check_hostname=True",
+            "rediss://h?ssl_cert_reqs=required&ssl_check_hostname=true",
+        ),
+        ("rediss://h?ssl_cert_reqs=CERT_REQUIRED", "rediss://h?ssl_cert_reqs=required"),
+        ("rediss://h?ssl_cert_reqs=None", "rediss://h?ssl_cert_reqs=none"),
+        (
+            "rediss://h?ssl_check_hostname=no",
+            "rediss://h?ssl_cert_reqs=required&ssl_check_hostname=false",
+        ),
+        (
+            "rediss://h?ssl_check_hostname=1",
+            "rediss://h?ssl_cert_reqs=required&ssl_check_hostname=true",
+        ),
+    ],
+)
+def test_a_url_of_tls_is_one_to_kombu_and_to_redis_py(url: str, as_read: str) -> None:
+    read = read_redis_url(url)
+    assert read == as_read
+    assert read_redis_url(read) == read
+    with redis.Redis.from_url(read) as client:
+        theirs = client.connection_pool.connection_kwargs
+    ours = Connection(read).info()["ssl"]
+    words = {"required": ssl.CERT_REQUIRED, "none": ssl.CERT_NONE}
+    assert ours["ssl_cert_reqs"] == words[theirs["ssl_cert_reqs"]]
+    assert ours.get("ssl_check_hostname", True) == theirs.get("ssl_check_hostname", True)

@@ -197,3 +197,59 @@ def test_in_an_answer_of_json_it_is_a_part_of_a_string(asked: dict[str, Any]) ->
     assert json.loads(made.output) == {"a": value}
     assert json.loads(made.alternatives[0]) == [value]
     assert made.reasoning == f"{value}?"
+
+
+def test_what_asks_for_an_answer_is_masked_as_what_is_answered() -> None:
+    """A schema is put into the prompt that asks again, a switch into the template's, and a stop
+    that the model never writes stops nothing."""
+    contract = {
+        "text": "Is it ada@mail.example?",
+        "stop": ["ada@mail.example"],
+        "chat_template_kwargs": {"role": "of ada@mail.example", "enable_thinking": False},
+        "json_schema": {
+            "description": "Of ada@mail.example or bob@mail.example",
+            "properties": {
+                "who": {"enum": ["ada@mail.example", 7]},
+                "title": {
+                    "type": "string",
+                    "pattern": "^.+@x.example$",
+                    "const": "bob@mail.example",
+                },
+            },
+        },
+    }
+    work = EMAILS.masked(contract)
+    assert work.contract == {
+        "text": "Is it ⟦EMAIL_1⟧?",
+        "stop": ["⟦EMAIL_1⟧"],
+        "chat_template_kwargs": {"role": "of ⟦EMAIL_1⟧", "enable_thinking": False},
+        "json_schema": {
+            "description": "Of ⟦EMAIL_1⟧ or ⟦EMAIL_2⟧",
+            "properties": {
+                "who": {"enum": ["⟦EMAIL_1⟧", 7]},
+                "title": {"type": "string", "pattern": "^.+@x.example$", "const": "⟦EMAIL_2⟧"},
+            },
+        },
+    }
+    made = work.restored(answer('{"who": "⟦EMAIL_1⟧"}'))
+    assert json.loads(made.output) == {"who": "ada@mail.example"}
+    assert made.provenance["masking"]["lost"] == {}
+
+
+@pytest.mark.parametrize("asked", [{"json_object": True}, {"json_schema": {"type": "object"}}])
+def test_a_placeholder_in_json_of_ascii_is_one(asked: dict[str, Any]) -> None:
+    """A model that escapes as `json.dumps` does gave the user `\\u27e6EMAIL_1\\u27e7`."""
+    work = EMAILS.masked({"text": "ada@mail.example", **asked})
+    said = {"a": "⟦EMAIL_1⟧", "b": "\\⟦EMAIL_1⟧", "c": "\\u27e6EMAIL_1\\u27e7"}
+    made = work.restored(
+        replace(
+            answer(json.dumps(said)), alternatives=('["\\u27E6EMAIL_1\\u27E7", "⟦EMAIL_1\\u27e7"]',)
+        )
+    )
+    assert json.loads(made.output) == {
+        "a": "ada@mail.example",
+        "b": "\\ada@mail.example",
+        "c": "\\u27e6EMAIL_1\\u27e7",
+    }
+    assert json.loads(made.alternatives[0]) == ["ada@mail.example"] * 2
+    assert made.provenance["masking"]["lost"] == made.provenance["masking"]["invented"] == {}

@@ -1,0 +1,37 @@
+"""The environment of a child that needs no database: without the addresses and keys of ours.
+
+An engine runs code of others, a checkpoint's own among it (`trust_remote_code`), and whatever
+reports a crash of it may report its environment, too.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from db.encryption.key_ring import KeysUnusable
+from db.encryption.settings import keys_variable
+
+SECRETS = frozenset(
+    {
+        "CELERY_BROKER_URL",
+        "PGPASSFILE",
+        "PGPASSWORD",
+        "TIDEMILL_DATABASE_URL",
+        "TIDEMILL_KEYS",
+        "TIDEMILL_KEYS_FILE",
+        "TIDEMILL_REDIS_URL",
+    }
+)
+
+
+def without_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment without passwords and keys of the database, of Redis and of texts."""
+    try:
+        of_keys = keys_variable(environment, Path.cwd())
+    except KeysUnusable:
+        of_keys = None  # whoever needs the keys says what is wrong
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in SECRETS and name != of_keys
+    }

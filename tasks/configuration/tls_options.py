@@ -1,0 +1,75 @@
+"""Options of TLS in Redis's URL, as kombu and redis-py both read them.
+
+A worker reads the URL by kombu and the commands by redis-py, and they agree in little: what one
+takes for a switch that is off is on to the other, and a word that only one knows ends the other
+with a KeyError.
+"""
+
+import os
+
+from tasks.errors import SettingsError
+
+VERIFICATIONS = ("required", "optional", "none")
+CHECKED = {"ssl_cert_reqs": "required"}
+FILES = {
+    "ssl_ca_certs": "the certificates of the authorities to trust",
+    "ssl_certfile": "this client's own certificate",
+    "ssl_keyfile": "the key of this client's own certificate",
+}
+AS_THEY_ARE = ("ssl_ca_path", "ssl_ciphers", "ssl_password")
+OPTIONS = tuple(sorted((*FILES, *AS_THEY_ARE, "ssl_cert_reqs", "ssl_check_hostname")))
+# PostgreSQL's names of the same.
+OF_POSTGRESQL = {
+    "sslmode": "ssl_cert_reqs=required",
+    "sslrootcert": "ssl_ca_certs",
+    "sslcert": "ssl_certfile",
+    "sslkey": "ssl_keyfile",
+}
+SWITCHES = {
+    "true": "true",
+    "yes": "true",
+    "1": "true",
+    "false": "false",
+    "no": "false",
+    "0": "false",
+}
+
+
+def tls_value(subject: str, name: str, value: str) -> str:
+    """The value of an option as both read it; raises SettingsError.
+
+    subject: the URL as it may be shown
+    """
+    if name not in OPTIONS:
+        meant = OF_POSTGRESQL.get(name)
+        hint = f"here it is {meant}" if meant else f"known: {', '.join(OPTIONS)}"
+        raise SettingsError(
+            f"{subject} has {_shown(name)}, which is no option of TLS to Redis; {hint}"
+        )
+    if name in AS_THEY_ARE:
+        return value
+    if name == "ssl_cert_reqs":
+        word = value.lower().removeprefix("cert_")
+        if word not in VERIFICATIONS:
+            raise SettingsError(
+                f"{subject} has an ssl_cert_reqs that is none of {', '.join(VERIFICATIONS)}"
+            )
+        return word
+    if name == "ssl_check_hostname":
+        if value.lower() not in SWITCHES:
+            raise SettingsError(
+                f"{subject} has an ssl_check_hostname that is neither true nor false"
+            )
+        return SWITCHES[value.lower()]
+    if not os.access(value, os.R_OK) or not os.path.isfile(value):
+        fault = "is no file" if not os.path.isfile(value) else "may not be read by this user"
+        raise SettingsError(
+            f"{subject}: {value or 'an empty path'}, {FILES[name]} ({name}), {fault}; "
+            "put it there, or change the path"
+        )
+    return value
+
+
+def _shown(name: str) -> str:
+    """A parameter's name; a password may have been cut in two by a `?`."""
+    return name if name.startswith("ssl") and name.isidentifier() else "a parameter"
