@@ -24,7 +24,7 @@ from engine.kv_cache.paged import PagedKVCache
 from engine.proof import answered_alone, self_proof
 from engine.proof.disproved import Disproved
 from engine.proof.self_proof import prove
-from engine.runners import captured_step, step_executor
+from engine.runners import captured_step, selection, step_executor
 from engine.runners.causal import CausalRunner
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.runners.step_executor import row_lengths
@@ -113,6 +113,10 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, 
     """Each hides one thing that a call of the attention says, in the steps or in the prompts."""
     windowed, capped = ("gemma2", "gpt_oss", "t5gemma"), ("gemma2", "t5gemma")
     has = {"window": windowed, "softcap": capped, "sinks": ("gpt_oss",)}
+    if (
+        fault == "prompts"
+    ):  # a fused step, for heads as wide as registers, has no such fault to make
+        monkeypatch.setattr(selection, "kernel_module", lambda name: None)
     engine = engine_of(kind, cpu_kernels=cpu_kernels, has_low_caps=True)
     runner = engine.in_flight.runner
     assert isinstance(runner, CausalRunner | Seq2SeqRunner)
