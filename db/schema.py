@@ -63,13 +63,18 @@ def revision(database: Database) -> str | None:
     except OperationalError as error:
         if is_locked(error.orig):
             raise DatabaseLocked(str(error.orig)) from error
-        remedy = (
-            "start it, or say with TIDEMILL_DATABASE_URL where it is"
-            if database.file is None
-            else "it must be a file that this user may read and write, in a folder as well"
-        )
+        reason = _first_line(error)
+        if database.file is not None:
+            remedy = "it must be a file that this user may read and write, in a folder as well"
+        elif "certificate verify failed" in reason:  # all that libpq says of it
+            remedy = (
+                "give the file of its authority as sslrootcert in TIDEMILL_DATABASE_URL; or its "
+                "certificate is for another name, or has expired"
+            )
+        else:
+            remedy = "start it, or say with TIDEMILL_DATABASE_URL where it is"
         raise DatabaseError(
-            f"the database {database.shown_url} cannot be reached: {_first_line(error)}; {remedy}"
+            f"the database {database.shown_url} cannot be reached: {reason}; {remedy}"
         ) from error
 
 

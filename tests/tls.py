@@ -25,8 +25,11 @@ class Certificates:
     key: Path
 
     @classmethod
-    def made(cls, folder: Path, name: str = "localhost") -> "Certificates":
-        """An authority, and a certificate of it for a name."""
+    def made(cls, folder: Path, name: str = "localhost", days_valid: float = 1.0) -> "Certificates":
+        """An authority, and a certificate of it for a name.
+
+        days_valid: from now on; negative for one that has expired, since a day ago at most
+        """
         folder.mkdir(parents=True, exist_ok=True)
         authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         authority_name = _named(f"authority of {folder.name}")
@@ -39,7 +42,7 @@ class Certificates:
         with suppress(ValueError):
             names.append(x509.IPAddress(ipaddress.ip_address(name)))
         own = (
-            _builder(_named(name), authority_name, key)
+            _builder(_named(name), authority_name, key, days_valid)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(authority_key, hashes.SHA256())
         )
@@ -58,7 +61,10 @@ def _named(name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    days_valid: float = 1.0,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -68,7 +74,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days_valid))
     )
 
 

@@ -64,7 +64,9 @@ def read_broker(url: str, queues: Iterable[str] = ()) -> BrokerState:
     except (redis.RedisError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         todo = "start it, or say with TIDEMILL_REDIS_URL where it is"
-        if "SSL:" in reason or "X509:" in reason:  # of OpenSSL, which redis-py quotes
+        if "has expired" in reason:
+            todo = "renew the certificate there"
+        elif "SSL:" in reason or "X509:" in reason:  # of OpenSSL, which redis-py quotes
             todo = (
                 "give the file of its authority as ssl_ca_certs in TIDEMILL_REDIS_URL, and there "
                 "the host by the name in its certificate; ssl_certfile and ssl_keyfile belong "

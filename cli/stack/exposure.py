@@ -1,4 +1,4 @@
-"""Exposure: whether Redis or the database answers strangers."""
+"""Exposure: whether Redis or the database answers strangers, or strangers may answer for Redis."""
 
 import os
 import shlex
@@ -30,7 +30,14 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
     settings: what it says of itself; empty where it does not say
     """
     parts = urlsplit(url)
-    if parts.password or parse_qs(parts.query).get("ssl_certfile"):
+    query = parse_qs(parts.query)
+    if query.get("ssl_cert_reqs", ["required"])[-1] != "required" and not is_local(parts.hostname):
+        return (
+            f"no certificate of {parts.hostname} is checked (ssl_cert_reqs), so that whoever is "
+            "between can read and send as Redis; leave it out, and give the file of its authority "
+            "as ssl_ca_certs in TIDEMILL_REDIS_URL"
+        )
+    if parts.password or query.get("ssl_certfile"):
         return None
     if not is_local(parts.hostname):
         return (

@@ -128,3 +128,22 @@ def test_a_certificate_for_another_name_is_refused(
     with pytest.raises(DatabaseError, match="certificate"):
         require_current(database)
     database.close()
+
+
+def test_a_certificate_that_has_expired_is_refused_in_words(
+    valkey: ValkeyServer, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    expired = Certificates.made(tmp_path, days_valid=-0.5)
+    with (
+        in_front_of(("127.0.0.1", valkey.port), expired) as port,
+        pytest.raises(BrokerUnreachable, match=r"has expired.* renew the certificate"),
+    ):
+        read_broker(redis_url(port, "0", expired.authority))
+    url = make_url(postgres.new_database())
+    socket = f"{url.query['host']}/.s.PGSQL.{url.port or 5432}"
+    with in_front_of(socket, expired, postgres=True) as port:
+        query = {"sslmode": "verify-full", "sslrootcert": str(expired.authority)}
+        database = Database(url.set(host="localhost", port=port, query=query))
+        with pytest.raises(DatabaseError, match=r"certificate verify failed.* has expired"):
+            require_current(database)
+        database.close()

@@ -27,6 +27,9 @@ from cli.stack.exposure import database_exposure, redis_exposure
         ("redis://:secret@10.0.0.7:6379/0", {}, False),
         ("redis://user:secret@redis.example/0", {}, False),
         ("rediss://redis.example/0?ssl_certfile=/own.pem", {}, False),
+        ("rediss://:secret@redis.example/0?ssl_cert_reqs=none", {}, True),
+        ("rediss://:secret@redis.example/0?ssl_cert_reqs=required", {}, False),
+        ("rediss://:secret@127.0.0.1/0?ssl_cert_reqs=none", {}, False),
     ],
 )
 def test_a_redis(url: str, settings: dict[str, str], is_open: bool) -> None:
