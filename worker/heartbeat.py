@@ -58,7 +58,9 @@ class Heartbeat:
         self._engines = engines
         self._metrics = metrics
         self._renewed_at = -math.inf
-        self._thread = PeriodicThread("heartbeat", settings.watch_seconds, self._beat)
+        # Until the first beat no longer than until any other.
+        first_seconds = min(settings.watch_seconds, settings.renew_seconds)
+        self._thread = PeriodicThread("heartbeat", first_seconds, self._beat)
 
     def start(self) -> None:
         """Report this worker once, so that the database is known to take it, and go on."""

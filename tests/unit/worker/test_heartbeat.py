@@ -1,6 +1,7 @@
 """Running attempts keep their leases, and those that lost their right are told."""
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.jobs import (
     job,
     set_columns,
 )
+from tests.workers import until
 from worker.attempts.attempt import Attempt
 from worker.engines.engine_client import EngineClient
 from worker.heartbeat import Heartbeat
@@ -178,6 +180,24 @@ def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
     look = ["SELECT"]
     renewal = ["SELECT", "UPDATE", "UPDATE"]  # every lease in one, and the worker's own row
     assert verbs == [renewal, look, look, renewal, look]
+
+
+def test_a_worker_that_seldom_looks_for_cancelled_jobs_is_known_to_live(
+    database: Database, running: Running
+) -> None:
+    """Nothing is published for a worker that is not; and it renews its leases from the start."""
+    it = heartbeat(database, running, watch_seconds=3600, renew_seconds=0.05, lease_seconds=60)
+
+    def alive_until() -> datetime:
+        with database.read() as session:
+            return session.scalars(worker_registry.live_workers()).one().alive_until
+
+    it.start()
+    try:
+        first = alive_until()
+        until(lambda: alive_until() > first, "another report")
+    finally:
+        it.stop()
 
 
 def test_leases_are_renewed_though_rights_cannot_be_read(
