@@ -12,15 +12,14 @@ from engine.attention.torch_backend import TorchAttentionBackend
 from engine.checkpoint.weights import layout
 from engine.cpu.linear import PackedLinear, pack
 from engine.cpu.packed_gemm import PackedGemmLinear
-from engine.cpu.quantized import has_bfloat16_products
 from engine.runners.step_executor import EagerExecutor
 from tests.parity.coming_and_going import (
     KINDS,
 )
 from tests.parity.every_setting import assert_captured_or_fused
+from tests.processors import NEEDS_BFLOAT16
 
-# Elsewhere "bfloat16" is refused when a model is loaded.
-ROUNDED = ["int8", *(["bfloat16"] if has_bfloat16_products() else [])]
+ROUNDED = ["int8", pytest.param("bfloat16", marks=NEEDS_BFLOAT16)]
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,9 @@ from engine.cpu.quantized import (
     HalfLinear,
     Int8Linear,
     PlainInt8Linear,
-    has_bfloat16_products,
 )
+from tests.processors import NEEDS_BFLOAT16
 
-NEEDS_BFLOAT16 = pytest.mark.skipif(
-    not has_bfloat16_products(), reason="this processor does not multiply bfloat16"
-)
 LAYERS = [
     PackedGemmLinear, PackedLinear, Int8Linear, pytest.param(HalfLinear, marks=NEEDS_BFLOAT16)
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from engine.cpu.linear import MakeLinear, PackedLinear, pack
 from engine.cpu.merged_linear import LinearSlice
 from engine.cpu.packed_gemm import PackedGemmLinear
 from engine.cpu.quantized import HalfLinear, Int8Linear
-from tests.unit.engine.cpu.test_linear import NEEDS_BFLOAT16
+from tests.processors import NEEDS_BFLOAT16
 
 
 class Attention(nn.Module):
