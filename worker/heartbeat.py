@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.outcome import Fence
 from db.queries import worker_registry
-from db.queries.jobs import claims
+from db.queries.jobs import leases
 from db.session import Database
 from worker.attempts.attempt import Attempt
 from worker.engines.engine_client import EngineClient
@@ -107,7 +107,7 @@ class Heartbeat:
             return
         with self._database.read() as session:
             rights: dict[UUID, int] = dict(
-                session.execute(claims.running_attempts(self._owner)).all()
+                session.execute(leases.running_attempts(self._owner)).all()
             )
         # Over by now: committed while the database was asked.
         lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]
@@ -135,7 +135,7 @@ class Heartbeat:
         if job_ids:
             with self._database.write() as session:
                 session.execute(
-                    claims.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
+                    leases.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
                 )
 
     def _unfinished(self) -> list[Attempt]:

@@ -20,7 +20,7 @@ from engine.backends.inflight import Runner
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.proof.answered_alone import AnsweredAlone, answered_alone
-from engine.proof.company import run_in_company
+from engine.proof.answered_in_flight import answer_in_flight
 from engine.proof.disproved import Disproved
 from engine.proof.logit_distance import max_off, off
 from engine.proof.proof_conditions import as_proved, renewing_to
@@ -56,7 +56,7 @@ def prove(
         alone = answered_alone(exact, has_beams) if alone is None else alone
         with as_proved(exact.model), renewing_to(runner, exact.model):
             runner.refresh()  # to the short windows
-            return compared(exact, alone, run_in_company(exact, runner, alone))
+            return compared(exact, alone, answer_in_flight(exact, runner, alone))
     except Disproved:
         raise
     except Exception as error:

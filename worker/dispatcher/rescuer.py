@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from db.clock import seconds_from_now
 from db.lane import Lane
-from db.queries.jobs import completion, dispatch
+from db.queries.jobs import completion, dispatch, leases
 from db.session import Database
 from db.states import JobState
 from tasks.queues import queue_name
@@ -60,7 +60,7 @@ class Rescuer:
 
 
 def _requeue_expired_leases(session: Session) -> int:
-    requeued = session.execute(dispatch.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
+    requeued = session.execute(leases.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
     if not requeued:
         return 0
     log.warning("leases expired", extra={"num_jobs": len(requeued)})

@@ -7,7 +7,7 @@ measured again before it is used.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.documents.pieces import Boundary
+from worker.documents.splitting import Boundary
 
 MIN_SHARE, MAX_SHARE = 0.7, 1.15  # of the even share, where a better boundary is looked for
 

@@ -12,7 +12,7 @@ from worker.documents.context import Context
 from worker.documents.coverage import TextRange, spans
 from worker.documents.headings import section_starts
 from worker.documents.packing import Piece, pack
-from worker.documents.pieces import boundary_at, piece_ends
+from worker.documents.splitting import boundary_at, piece_ends
 from worker.documents.words import count_words
 from worker.errors import PartsTooSmall
 from worker.recipes.recipe import Asking, Work

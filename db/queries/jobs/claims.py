@@ -1,4 +1,4 @@
-"""Claims: queued jobs become a worker's, for as long as it renews their leases."""
+"""Claims: a worker takes queued jobs, each with a lease."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -11,7 +11,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import microseconds_between, now, seconds_from_now
 from db.models import Job, Payload
-from db.queries.conditions import RUNNING, due, locked
+from db.queries.conditions import due, locked
 from db.states import JobState
 
 # id, task, model, lane, attempt, failures, time_limit_seconds, tenant, batch_id, traceparent,
@@ -83,22 +83,3 @@ def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
 def _payloads() -> Select[UUID, dict[str, Any]]:
     named = Payload.job_id.in_(bindparam("job_ids", expanding=True))
     return select(Payload.job_id, Payload.contract).where(named)
-
-
-def renew_leases(
-    owner: str, job_ids: Sequence[UUID], lease_seconds: float
-) -> ReturningUpdate[UUID, int]:
-    """Prolong the leases of an owner's running attempts; returns (id, attempt) of those it has."""
-    return (
-        update(Job)
-        .where(Job.id.in_(job_ids), Job.owner == owner, Job.state == JobState.RUNNING)
-        .values(lease_until=seconds_from_now(lease_seconds))
-        .returning(Job.id, Job.attempt)
-        .execution_options(synchronize_session=False)
-    )
-
-
-@cache
-def running_attempts(owner: str) -> Select[UUID, int]:
-    """The attempts that an owner still has a right to."""
-    return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)

@@ -173,25 +173,6 @@ def has_run_out() -> Select[bool]:
 
 
 @cache
-def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | None]:
-    """Put jobs whose worker died back in line, unblamed; returns (id, attempt, started_at)."""
-    expired = (
-        select(Job.id)
-        .where(Job.state == RUNNING, Job.lease_until < now())
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("expired")
-    )
-    return (
-        update(Job)
-        .where(Job.id.in_(select(expired.c.id)))
-        .values(state=JobState.QUEUED, owner=None, lease_until=None, published_at=None)
-        .returning(Job.id, Job.attempt, Job.started_at)
-        .execution_options(synchronize_session=False)
-    )
-
-
-@cache
 def expire_overdue(limit: int) -> ReturningUpdate[UUID, str, str]:
     """End the unfinished jobs whose deadline has passed; a running one may write no more.
 

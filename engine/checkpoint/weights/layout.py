@@ -18,7 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from engine.checkpoint.model_state import Freshness
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, can_pack, fastest_linear, pack
-from engine.cpu.quantized import (
+from engine.cpu.quantized_linear import (
     HalfLinear,
     Int8Linear,
     PlainInt8Linear,

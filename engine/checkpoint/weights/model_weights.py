@@ -30,8 +30,8 @@ from engine.checkpoint.text_part import (
 from engine.checkpoint.weights.check import named, not_finite, why_not_whole
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.quantized.files import TensorFiles
-from engine.quantized.formats import (
+from engine.quantization.files import TensorFiles
+from engine.quantization.formats import (
     PACKAGES,
     Format,
     Unreadable,

@@ -1,4 +1,4 @@
-"""float32 rows are rounded to bytes, each by a scale of its own; `quantized` multiplies them."""
+"""Rounds float32 rows to bytes, each by a scale of its own, for `quantized_linear.py`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from db.clock import seconds_from_now
 from db.models import Job
 from db.outcome import Fence, Outcome
 from db.queries import worker_registry
-from db.queries.jobs import cancel_retry, claims, completion, dispatch
+from db.queries.jobs import cancel_retry, completion, dispatch, leases
 from db.session import Database
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
@@ -209,7 +209,7 @@ def test_leases_are_renewed_though_rights_cannot_be_read(
     before = job(database, fence.job_id).lease_until
     set_columns(database, [fence.job_id], lease_until=seconds_from_now(1))
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "running_attempts", refuse)
+        patch.setattr(leases, "running_attempts", refuse)
         with pytest.raises(OSError):
             it.beat(1000.0)
     after = job(database, fence.job_id).lease_until

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 from worker.documents.graphemes import is_between_graphemes, safe_cut
-from worker.documents.pieces import pieces
 from worker.documents.sentences import sentence_ends
+from worker.documents.splitting import pieces
 from worker.documents.translation.layout import CELL_RULE, TextRun, link_labels, runs_of
 from worker.documents.translation.placeholders import Span, find_spans, hidden
 from worker.documents.translation.subtitles import cue_runs, is_subtitles

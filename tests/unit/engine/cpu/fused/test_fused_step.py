@@ -13,7 +13,7 @@ from engine.attention.hf_plugin import install as install_attention
 from engine.attention.selection import contiguous_kv_cache
 from engine.cpu.kernels import decode_attention, prefill_attention
 from engine.cpu.linear import MakeLinear, PackedLinear
-from engine.cpu.quantized import Int8Linear
+from engine.cpu.quantized_linear import Int8Linear
 from engine.kv_cache.planning.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 from engine.runners.step_executor import EagerExecutor, FusedExecutor

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import FP4, nibbles, powers, spread, unpacked
-from engine.quantized.fp8 import FP8
+from engine.quantization.bits import FP4, nibbles, powers, spread, unpacked
+from engine.quantization.fp8 import FP8
 
 COMPANIONS = (
     ".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_shape",

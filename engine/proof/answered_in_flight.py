@@ -53,7 +53,7 @@ class RecordingBackend(InflightBackend):
         return super()._choose_one(running, logits, argmax)
 
 
-def run_in_company(
+def answer_in_flight(
     exact: GenerateBackend, runner: Runner, alone: AnsweredAlone
 ) -> dict[int, tuple[list[list[int]], list[Tensor]]]:
     """The tokens and logits of each request, as they join one or three at a time, and one that

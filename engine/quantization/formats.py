@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized import bitsandbytes, compressed_tensors, fp8, integers, mxfp4
+from engine.quantization import bitsandbytes, compressed_tensors, fp8, integers, mxfp4
 
 
 class Unreadable(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.quantized.bits import FP4, nibbles, powers
+from engine.quantization.bits import FP4, nibbles, powers
 
 COMPANIONS = ("_scales",)
 

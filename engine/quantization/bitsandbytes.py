@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.quantized.bits import nibbles
+from engine.quantization.bits import nibbles
 
 STATE = ".weight.quant_state.bitsandbytes__"
 ROWS = 0  # of the orders that numbers of eight bits may be in

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import unpacked, width_of_blocks
+from engine.quantization.bits import unpacked, width_of_blocks
 
 COMPANIONS = (".qzeros", ".scales", ".g_idx")
 BITS = (2, 4, 8)

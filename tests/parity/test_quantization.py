@@ -263,5 +263,5 @@ def test_an_order_of_numbers_for_one_gpu_is_refused(folder_of, tmp_path):
 
 
 def test_packing_is_made_by_other_code_than_unpacking():
-    assert "engine.quantized" not in Path(packing.__file__).read_text()
+    assert "engine.quantization" not in Path(packing.__file__).read_text()
     assert packing.__name__ in sys.modules

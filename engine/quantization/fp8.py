@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import powers, spread
+from engine.quantization.bits import powers, spread
 
 COMPANIONS = (
     "_scale_inv", ".weight_scale", ".input_scale", ".activation_scale", ".input_scale_ub",
