@@ -26,7 +26,7 @@ MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 @fast
 def round_row(row: Any, rounded: Any, width: Any, num_steps: Any) -> Any:
-    """Round a row to bytes, where num_steps + 1 stands for zero; returns its scale."""
+    """Round a row to bytes, with zero stored as num_steps + 1; returns its scale."""
     most = np.float32(0)
     for each in range(width):
         most = max(most, abs(row[each]))
