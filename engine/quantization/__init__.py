@@ -1,1 +1,1 @@
-"""Quantized checkpoints: their packed numbers as floats, for machines without kernels for them."""
+"""Quantized checkpoints: unpacks their weights to floats, for machines without kernels for them."""

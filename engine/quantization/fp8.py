@@ -1,4 +1,4 @@
-"""FP8: eight bits of a float, with a scale for a block, a row or the whole."""
+"""FP8: eight-bit floats with a scale for each block, each row or the whole tensor."""
 
 from __future__ import annotations
 
