@@ -25,10 +25,10 @@ ClaimedColumns: TypeAlias = tuple[
 def claim(
     session: Session, job_ids: Sequence[UUID], owner: str, lease_seconds: float
 ) -> Result[*ClaimedColumns]:
-    """Take the jobs that are due: running, the next attempt, with a lease.
+    """Claim the due jobs: running, the next attempt, with a lease.
 
-    Returns the columns of a claim for those it got. An id that does not come back is
-    finished, cancelled or someone else's.
+    Returns the columns of each claimed job. An id that is not returned is finished, cancelled or
+    another worker's.
     """
     return session.execute(_claim(owner, lease_seconds), {"job_ids": job_ids})
 
@@ -71,7 +71,7 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
 
 
 def jobs_among(job_ids: Sequence[UUID]) -> Select[UUID]:
-    """The ids that are jobs."""
+    """The ids that belong to jobs."""
     return select(Job.id).where(Job.id.in_(job_ids))
 
 

@@ -17,7 +17,7 @@ from db.states import JobState
 def renew_leases(
     owner: str, job_ids: Sequence[UUID], lease_seconds: float
 ) -> ReturningUpdate[UUID, int]:
-    """Prolong the leases of an owner's running attempts; returns (id, attempt) of those it has."""
+    """Renew the leases of an owner's running attempts; returns (id, attempt) of each."""
     return (
         update(Job)
         .where(Job.id.in_(job_ids), Job.owner == owner, Job.state == JobState.RUNNING)
@@ -29,13 +29,13 @@ def renew_leases(
 
 @cache
 def running_attempts(owner: str) -> Select[UUID, int]:
-    """The attempts that an owner still has a right to."""
+    """The (id, attempt) of the attempts that an owner may still write."""
     return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)
 
 
 @cache
 def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | None]:
-    """Put jobs whose worker died back in line, unblamed; returns (id, attempt, started_at)."""
+    """Requeue jobs whose lease has expired, without blame; returns (id, attempt, started_at)."""
     expired = (
         select(Job.id)
         .where(Job.state == RUNNING, Job.lease_until < now())
