@@ -96,14 +96,14 @@ def test_without_settings_a_command_says_what_to_set(
     assert "TIDEMILL_CONFIG" in capsys.readouterr().err
 
 
-def test_an_error_that_nobody_foresaw_is_still_a_sentence() -> None:
+def test_an_unforeseen_error_is_still_a_sentence() -> None:
     assert "ZeroDivisionError" in sentence_of(ZeroDivisionError("secret"))
     assert "secret" not in sentence_of(ZeroDivisionError("secret"))
     failed = OperationalError("SELECT secret", {}, Exception("disk is full\nand more"))
     assert sentence_of(failed) == "the database failed: disk is full"
 
 
-def test_a_shown_address_has_no_password() -> None:
+def test_an_address_in_an_error_has_no_password() -> None:
     assert masked("redis://:secret@host:1/0") == "redis://:***@host:1/0"
     assert masked("redis://me:secret@host:1/0") == "redis://me:***@host:1/0"
     assert masked("redis://host:1/0") == "redis://host:1/0"

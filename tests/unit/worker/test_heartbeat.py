@@ -182,7 +182,7 @@ def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
     assert verbs == [renewal, look, look, renewal, look]
 
 
-def test_a_worker_that_seldom_looks_for_cancelled_jobs_is_known_to_live(
+def test_a_worker_with_rare_cancellation_checks_still_counts_as_alive(
     database: Database, running: Running
 ) -> None:
     """Nothing is published for a worker that is not; and it renews its leases from the start."""

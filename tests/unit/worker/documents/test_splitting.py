@@ -122,7 +122,7 @@ class Loses:
 
 
 @pytest.mark.parametrize("broken", [Panics(), Loses()])
-def test_a_splitter_that_fails_costs_the_nice_cuts_only(
+def test_a_splitter_that_fails_loses_only_its_boundaries(
     broken: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_splitter", lambda max_characters: broken)

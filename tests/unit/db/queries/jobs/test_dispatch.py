@@ -26,7 +26,7 @@ def turn(database: Database, limit: int = 10, min_age_seconds: float = 0.0) -> l
         return [job_id for job_id, _ in session.execute(found)]
 
 
-def test_the_turn_goes_by_age(database: Database) -> None:
+def test_jobs_are_published_in_order_of_age(database: Database) -> None:
     ids = [insert_job(database) for _ in range(3)]
     assert turn(database) == sorted(ids, key=lambda each: (job(database, each).turn_at, each))
     assert turn(database, limit=2) == turn(database)[:2]
@@ -172,7 +172,7 @@ def test_what_is_past_its_deadline_expires_and_may_write_no_more(database: Datab
     assert job(database, finished).state == JobState.SUCCEEDED
 
 
-def test_no_more_jobs_expire_at_once_than_asked_for(database: Database) -> None:
+def test_no_more_jobs_expire_at_once_than_the_limit(database: Database) -> None:
     past = [insert_job(database) for _ in range(5)]
     set_columns(database, past, deadline=seconds_from_now(-1))
     counts = []

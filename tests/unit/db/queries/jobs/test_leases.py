@@ -8,7 +8,7 @@ from db.states import JobState
 from tests.jobs import claimed_job, end_lease, job
 
 
-def test_renewing_prolongs_the_leases_of_ones_own_running_attempts(database: Database) -> None:
+def test_renewing_prolongs_the_leases_of_the_owners_running_attempts(database: Database) -> None:
     mine, others = claimed_job(database, "one"), claimed_job(database, "two")
     cancelled = claimed_job(database, "one")
     with database.write() as session:
@@ -41,7 +41,7 @@ def test_jobs_of_a_dead_worker_go_back_in_line_unblamed(database: Database) -> N
     assert next_in_line == [dead.job_id]
 
 
-def test_no_more_leases_are_requeued_than_asked_for(database: Database) -> None:
+def test_no_more_leases_are_requeued_at_once_than_the_limit(database: Database) -> None:
     fences = [claimed_job(database) for _ in range(5)]
     end_lease(database, [fence.job_id for fence in fences])
     counts = []

@@ -78,7 +78,7 @@ def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("kind", FUSED)
-def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: int) -> None:
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(kind: str, num_threads: int) -> None:
     runner = runner_of(model_of(kind))
     first, second = prompt_of(70), prompt_of(9)
     before = torch.get_num_threads()
