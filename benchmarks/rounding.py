@@ -18,7 +18,7 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights import layout as weight_layout
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
-from engine.cpu.quantized import HalfLinear, Int8Linear, has_bfloat16_products
+from engine.cpu.quantized_linear import HalfLinear, Int8Linear, has_bfloat16_products
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ChatTurn, Params, Request
 from examples.world.questions import make_question

@@ -1,7 +1,7 @@
 """The tables.
 
-`jobs` is the hot path, so its rows are small; what users sent and what they
-get lie in `payloads` and `results`.
+`jobs` is the hot path, so its rows are small; the texts of users and of results are in `payloads`
+and `results`.
 """
 
 from datetime import datetime
@@ -81,7 +81,7 @@ class Batch(Base):
 
 
 class Job(Base):
-    """One submission: its place in line, its owner, and its outcome."""
+    """One submission: its place in line, its owner and its outcome."""
 
     __tablename__ = "jobs"
 
@@ -179,7 +179,7 @@ class Payload(Base):
 
 
 class Result(Base):
-    """The answer that the user gets."""
+    """The answer to a job."""
 
     __tablename__ = "results"
 
@@ -229,7 +229,7 @@ class ModelCardRow(Base):
 
 
 class Segment(Base):
-    """A finished part of a recipe, so that another attempt need not redo it."""
+    """A finished part of a recipe, so that another attempt does not repeat it."""
 
     __tablename__ = "segments"
 
@@ -262,7 +262,7 @@ class CacheEntry(Base):
 
 
 class AttemptRow(Base):
-    """An attempt that did not succeed, and why; the one that did is in the job itself."""
+    """An attempt that did not succeed, and why; the successful one is in the job itself."""
 
     __tablename__ = "attempts"
 
@@ -282,7 +282,7 @@ class AttemptRow(Base):
 
 
 class QuarantinedMessage(Base):
-    """A message that could not be taken as what it claims to be, as it was; the oldest go."""
+    """A message that could not be taken, unchanged; the oldest are deleted."""
 
     __tablename__ = "quarantined_messages"
 
@@ -299,7 +299,7 @@ class QuarantinedMessage(Base):
 
 
 class AuditEntry(Base):
-    """An act: who did what to which objects, and a hash of it and all acts before."""
+    """An act: who did what to which objects, with a hash of it and of all acts before."""
 
     __tablename__ = "audit"
 
@@ -326,7 +326,7 @@ class AuditHead(Base):
 
 
 class WorkerRow(Base):
-    """A live worker: which models it serves and how many jobs it can hold."""
+    """A live worker: the models that it serves and its capacity."""
 
     __tablename__ = "workers"
 
@@ -339,7 +339,7 @@ class WorkerRow(Base):
 
 
 class Leadership(Base):
-    """A task that one worker at a time may do, and until when it is whose."""
+    """A duty that one worker at a time holds, and until when."""
 
     __tablename__ = "leaderships"
 

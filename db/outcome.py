@@ -1,4 +1,4 @@
-"""Outcomes: how an attempt ended, and the answer it gave."""
+"""Outcome: how an attempt ended, and its answer."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +10,7 @@ from db.suspicion import Suspicion
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The attempt that may write: an older attempt of the job changes nothing."""
+    """The right of an attempt to write: an older attempt of the job changes nothing."""
 
     job_id: UUID
     attempt: int
@@ -19,7 +19,7 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """Cheap signs of an answer's quality; None: this one says nothing of the answer."""
+    """Cheap signs of an answer's quality; None: the signal does not apply."""
 
     length_ratio: float | None = None  # of the source's; an ideograph counts as three letters
     repetition: float | None = None  # share of its most repetitive stretch, 0 to 1
@@ -32,7 +32,7 @@ class Signals:
     suspicions: tuple[Suspicion, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
-        """The columns of a result."""
+        """The signals as columns of a result."""
         row = {name: getattr(self, name) for name in SIGNALS}
         return {**row, "suspicions": " ".join(self.suspicions) or None}
 
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FinishedSegment:
-    """A finished part of an attempt, to be kept for the next one should this one not end."""
+    """A finished part of an attempt, stored for the next attempt if this one does not finish."""
 
     fence: Fence
     position: int  # of its request among all of the job
@@ -71,7 +71,7 @@ class FinishedSegment:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """A model's answer, to be kept for equal requests."""
+    """A model's answer, stored for equal requests."""
 
     fence: Fence  # of an attempt that it answers
     key: bytes  # of all that decides the answer
@@ -81,10 +81,10 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of an attempt, and the state its job goes to.
+    """The end of an attempt, and the next state of its job.
 
-    A failure that another attempt may mend goes to `queued` with a delay; a
-    release goes there without delay and without blame.
+    A failure that can be retried goes to `queued` with a delay; a release goes there without delay
+    and without blame.
     """
 
     fence: Fence
@@ -130,7 +130,7 @@ class Outcome:
 
     @classmethod
     def moved(cls, fence: Fence, model: str) -> "Outcome":
-        """The job goes on at a worker that serves another model; finished segments are kept."""
+        """The job continues at a worker that serves another model; its segments are kept."""
         return cls(fence=fence, state=JobState.QUEUED, model=model)
 
     @classmethod

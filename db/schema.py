@@ -1,4 +1,4 @@
-"""The schema's revisions: bring a database to ours, and refuse any other."""
+"""The schema's revision: upgrades a database to ours, and refuses any other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +25,11 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SchemaMismatch(DatabaseError):
-    """The database is at another revision than this code; the message says which and what to do."""
+    """The database is at another revision than this code; the message names both and the remedy."""
 
 
 def config(connection: Connection | None = None) -> "Config":
-    """Alembic's configuration for our migrations, run on `connection`."""
+    """Alembic's configuration for our migrations on `connection`."""
     from alembic.config import Config
 
     alembic = Config()
@@ -40,20 +40,22 @@ def config(connection: Connection | None = None) -> "Config":
 
 
 def revisions() -> list[str]:
-    """Every revision that this code knows, oldest first: migrations form one line, and a
-    migration's file begins with its revision."""
+    """Every revision that this code knows, oldest first.
+
+    Migrations form one line, and the name of a migration's file begins with its revision.
+    """
     return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*_*.py"))
 
 
 def head() -> str:
-    """The revision that this code is written for."""
+    """The revision that this code needs."""
     return revisions()[-1]
 
 
 def revision(database: Database) -> str | None:
-    """The revision that the database is at; None when it has no tables of ours.
+    """The database's revision; None if it has none of our tables.
 
-    Raises DatabaseError when it cannot be reached.
+    Raises DatabaseError if the database cannot be reached.
     """
     try:
         # To look takes no lock, whoever writes meanwhile.
@@ -88,7 +90,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def migrate(database: Database, to: str = "head") -> tuple[str | None, str | None]:
-    """Bring the database to a revision; returns the one before and the one after."""
+    """Bring the database to a revision; returns the revisions before and after."""
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -116,7 +118,7 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
 
 
 def _upgrade(scripts: "ScriptDirectory", connection: Connection, to: str) -> None:
-    """What alembic's own command does, which reads every migration from its file again."""
+    """Run migrations as alembic's command does, without reading every migration file again."""
     from alembic.runtime.environment import EnvironmentContext
 
     def steps(rev: Any, context: Any) -> Any:
@@ -134,7 +136,7 @@ def _append_migration(connection: Connection, before: str | None, after: str) ->
 
 
 def _prepare(database: Database, script: "Script") -> None:
-    """Run a migration's `prepare` until it says that nothing is left, a transaction each time."""
+    """Run a migration's `prepare` until nothing is left, each time in its own transaction."""
     prepare = getattr(script.module, "prepare", None)
     after = None
     while prepare is not None:
@@ -146,7 +148,7 @@ def _prepare(database: Database, script: "Script") -> None:
 
 @contextmanager
 def _migrating(database: Database) -> Iterator[Connection]:
-    """A transaction beside old workers: it does not wait for them for ever, nor they for it."""
+    """A transaction beside old workers, in which neither side waits for the other without limit."""
     with database.engine.begin() as connection:
         _hold_migration_lock(connection)
         if connection.dialect.name == "postgresql":

@@ -1,4 +1,4 @@
-"""The database: how to reach it, and one transaction at a time."""
+"""Database: the connection and its transactions."""
 
 import os
 import sqlite3
@@ -25,22 +25,21 @@ LOCK_SECONDS = 30.0  # that a transaction waits for a lock; for another writer o
 
 
 class Database:
-    """A database by its URL; connects when it is first used.
+    """A database by its URL. It connects at first use.
 
-    SQLite runs in WAL mode with `synchronous=FULL`, so what was committed
-    survives a power cut, and a writer takes its lock when it begins: a
-    deferred transaction that upgrades fails at once, whatever the timeout. A text that is
-    deleted is overwritten in the file.
+    SQLite runs in WAL mode with `synchronous=FULL`, so that commits survive a power cut, and a
+    writer takes its lock at the start: a deferred transaction that upgrades fails at once, whatever
+    the timeout. Deleted texts are overwritten in the file.
     """
 
     def __init__(self, url: str | URL, keys: KeyRing | None = None) -> None:
-        """keys: what texts are sealed with; by default the environment's, or [encryption]'s"""
+        """keys: for encryption; by default those of the environment or of [encryption]"""
         self.url = url if isinstance(url, URL) else read_database_url(url)
         self._keys = keys
 
     @cached_property
     def keys(self) -> KeyRing | None:
-        """The keys that seal texts; None: texts are not encrypted. Raises KeysUnusable."""
+        """The encryption keys; None: texts are not encrypted. Raises KeysUnusable."""
         return self._keys or key_ring(os.environ) or configured_keys(os.environ, Path.cwd())
 
     @property
@@ -68,7 +67,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that may change rows; commits at the end or not at all."""
+        """A transaction that may change rows; it commits at its end or not at all."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -153,7 +152,7 @@ def _postgresql(url: URL, options: Mapping[str, Any]) -> Engine:
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
-    """Our parameters of a connection; what the URL says goes before them."""
+    """Our connection parameters; those in the URL take precedence."""
     args: dict[str, Any] = {
         "connect_timeout": 10,
         # A server that vanished answers nothing for ever, and Linux waits two hours.
@@ -178,7 +177,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
 
 
 def database_from_environment() -> Database:
-    """The database that `TIDEMILL_DATABASE_URL` names, or that a `tidemill up` here serves."""
+    """The database of `TIDEMILL_DATABASE_URL`, or of a `tidemill up` in this folder."""
     from db.connection.address import database_address
 
     return Database(database_address(os.environ, Path.cwd()))

@@ -1,4 +1,4 @@
-"""The states of a job, and which may follow which."""
+"""The states of a job, and the allowed transitions."""
 
 from enum import StrEnum
 

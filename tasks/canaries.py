@@ -1,4 +1,4 @@
-"""Canaries: configured jobs that run every night, and whose answers must not change.
+"""Canaries: configured jobs that run every night and whose answers must not change.
 
 [[canaries]]
 name = "gate"
@@ -67,7 +67,7 @@ class CanaryOutcome:
 
 
 def canaries_of(tables: Any) -> tuple[Canary, ...]:
-    """The canaries of a configuration's [[canaries]]; raises SettingsError naming the fault."""
+    """Parse the [[canaries]] tables; raises SettingsError with the fault."""
     if not isinstance(tables, list):
         raise SettingsError("canaries is a list; write [[canaries]]")
     canaries = tuple(_canary(number, table) for number, table in enumerate(tables, start=1))
@@ -102,7 +102,7 @@ def _canary(number: int, table: Any) -> Canary:
 def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
     """Submit every canary, once for a run key.
 
-    Raises Refused, when the others are submitted, where one names a model that is not there.
+    A canary with an unknown model raises Refused after the others are submitted.
     """
     catalog = settings.catalog()
     taken: list[Contract] = []
@@ -123,7 +123,7 @@ def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
 def canary_outcomes(
     canaries: Sequence[Canary], database: Database | None = None
 ) -> list[CanaryOutcome]:
-    """Each canary's latest answer, beside the expected one."""
+    """Each canary's latest answer and the expected one."""
     database = database or database_from_environment()
     finished: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
     in_last_run: set[str | None] = set()

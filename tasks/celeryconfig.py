@@ -1,4 +1,4 @@
-"""Celery's settings, each with its reason where it is not Celery's default."""
+"""Celery's settings. Each that differs from Celery's default has its reason beside it."""
 
 import click
 from kombu import Queue

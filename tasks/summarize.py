@@ -1,4 +1,4 @@
-"""The summarize task: a shorter text that says the same."""
+"""The summarize task: a shorter text with the same content."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -71,13 +71,13 @@ class SummarizeContract(SwitchesContract, frozen=True):
 def submit(**fields: Any) -> SubmittedJob:
     """Submit one job; the fields are those of SummarizeContract.
 
-    Raises Refused when the job is not taken: a wrong field, an unknown model,
-    an idempotency key of another job.
+    Raises Refused if the job is not taken: a wrong field, an unknown model, an idempotency key of
+    another job.
     """
     return submit_contract(SummarizeContract.parse(fields))
 
 
 @app.task(name="tasks.summarize", bind=True)
 def summarize(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
-    """The same for producers that have only Celery and Redis; returns the job's id."""
+    """Submit one job by message, for producers that have only Celery and Redis; returns its id."""
     return submit_request(SummarizeContract, args, fields, self.request)

@@ -36,13 +36,13 @@ class TranslateContract(SwitchesContract, frozen=True):
 def submit(**fields: Any) -> SubmittedJob:
     """Submit one job; the fields are those of TranslateContract.
 
-    Raises Refused when the job is not taken: a wrong field, an unknown model
-    or language, an idempotency key of another job.
+    Raises Refused if the job is not taken: a wrong field, an unknown model or language, an
+    idempotency key of another job.
     """
     return submit_contract(TranslateContract.parse(fields))
 
 
 @app.task(name="tasks.translate", bind=True)
 def translate(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
-    """The same for producers that have only Celery and Redis; returns the job's id."""
+    """Submit one job by message, for producers that have only Celery and Redis; returns its id."""
     return submit_request(TranslateContract, args, fields, self.request)

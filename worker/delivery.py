@@ -1,4 +1,4 @@
-"""Deliveries: one arrival of a message each, with the jobs it names and a callback for its end."""
+"""Delivery: one arrival of a message, with its jobs and a callback for its end."""
 
 import logging
 import threading
@@ -11,8 +11,7 @@ log = logging.getLogger(__name__)
 class Delivery:
     """Calls `on_settled` once, when the last of its jobs is settled.
 
-    A job is settled when its outcome is committed, or when there was nothing to
-    do for it. Any thread may settle.
+    A job is settled when its outcome is committed, or when it needs no work. Any thread may settle.
     """
 
     def __init__(self, job_ids: Iterable[UUID], on_settled: Callable[[], None]) -> None:

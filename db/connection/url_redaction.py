@@ -1,8 +1,7 @@
-"""Redaction: a URL as it may be shown, whatever was written into it.
+"""Redaction: shows a URL without its secrets, even if it cannot be parsed.
 
-An address that cannot be read is the likeliest to have its password in an odd
-place, so nothing here relies on reading it: what is known to be harmless is
-shown, and the rest is `***`.
+An invalid address is the most likely to have its password in an odd place, so nothing here relies
+on parsing it: known harmless parts are shown, and the rest is `***`.
 """
 
 import re
@@ -60,7 +59,7 @@ _HOST = re.compile(
 
 
 def masked(address: str) -> str:
-    """The address with everything masked that may be a secret; never raises."""
+    """The address with everything masked that may be secret; never raises."""
     address = address.strip()
     return "".join(c if c.isprintable() else "?" for c in _masked(address))
 
@@ -89,10 +88,10 @@ def _masked(address: str) -> str:
 
 
 def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
-    """The address before its parameters, and the parameters with their values masked.
+    """The address before its parameters, and the parameters with masked values.
 
-    known_only: a password may have a `?` in it, so what follows an unknown
-    name or precedes an `@` is no query
+    known_only: a password may contain a `?`, so text after an unknown name or before an `@` is not
+                taken as a query
     """
     match = _QUERY.search(rest)
     # The pattern finds the last `?` only where values have none.
@@ -113,7 +112,7 @@ def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
 
 
 def _place(place: str, scheme: str) -> str:
-    """Host, port and path; masked where the rest of a password may stand there instead."""
+    """Host, port and path; masked if they may contain the rest of a password."""
     place, hash_mark, _ = place.partition("#")
     match = _HOST.fullmatch(place)
     end = f"#{MASK}" if hash_mark else ""

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `db.schema` hands over."""
+"""Runs migrations on the connection that `db.schema` provides."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Figures: what waits, what ended how, and which batches are open; for those who watch."""
+"""Figures for monitoring: waiting jobs, ended jobs and open batches."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -137,7 +137,7 @@ def _unfinished() -> CompoundSelect[*tuple[Any, ...]]:
 
 
 def find_ended_jobs(session: Session) -> list[EndedJobs]:
-    """Every finished job, counted. It reads the whole table: ask now and then."""
+    """Every finished job, counted. It reads the whole table: call it rarely."""
     return [
         EndedJobs(task, model, state, code or "", num, int(prompt or 0), int(completion or 0))
         for task, model, state, code, num, prompt, completion in session.execute(_ended())

@@ -1,4 +1,4 @@
-"""A job as a reader sees it, and its place in a list."""
+"""FoundJob: a job as readers get it, and its place in a list."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ class JobFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundJob:
-    """A job as a reader sees it; `output` is None until it has succeeded and once it was
-    pruned, and `input` unless it was asked for."""
+    """A job as readers get it.
+
+    `output` is None before it succeeds and after it is pruned, `input` unless it was requested.
+    """
 
     id: UUID
     batch: str | None
@@ -61,32 +63,32 @@ class FoundJob:
 
     @property
     def wait_seconds(self) -> float | None:
-        """Seconds from the submission to the start of the last attempt; None while queued."""
+        """Seconds from submission to the start of the last attempt; None while queued."""
         if self.started_at is None or self.state is JobState.QUEUED:
             return None
         return (self.started_at - self.created_at).total_seconds()
 
     @property
     def run_seconds(self) -> float | None:
-        """Seconds that the last attempt took; None for a job that is not finished, or never ran."""
+        """Seconds of the last attempt; None for a job that is unfinished or never ran."""
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
 
     @property
     def pruned_at(self) -> datetime | None:
-        """The instant at which the last of its removed texts went; None if it has them all."""
+        """The instant at which the last of its texts was pruned; None if it has all of them."""
         return max(filter(None, (self.input_pruned_at, self.output_pruned_at)), default=None)
 
     @property
     def cursor(self) -> "Cursor":
-        """The job's place in a list; pass it as `after` for the jobs that follow."""
+        """The job's place in a list; pass it as `after` to get the jobs that follow."""
         return Cursor(self.created_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a list that stays where it is when rows are added: a key, not an offset."""
+    """A place in a list that does not move when rows are added: a key, not an offset."""
 
     created_at: datetime
     job_id: UUID

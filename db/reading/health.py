@@ -1,4 +1,4 @@
-"""Health: which workers live, what they hold, and what is overdue."""
+"""Health: the live workers, the jobs they hold, and overdue jobs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ WAITING_SECONDS = 60.0  # of a job that somebody waits for
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """A worker that lives, or that holds jobs without living."""
+    """A worker that lives, or that holds jobs although it does not."""
 
     name: str
     lives: bool
@@ -35,7 +35,7 @@ class WorkerHealth:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """Jobs with which something should have happened by now."""
+    """Jobs that should have made progress by now."""
 
     num_left: int  # their worker is dead, and nobody took them from it
     num_past_deadline: int  # and not expired

@@ -1,4 +1,4 @@
-"""Job details: everything that is kept of one job beyond its result."""
+"""Job details: everything that is stored about a job besides its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MAX_MESSAGES = 20  # named with one job
 
 @dataclass(frozen=True, slots=True)
 class MessageSetAside:
-    """A message in the quarantine that names a job, and why it could not be taken."""
+    """A quarantined message that names a job, and the reason."""
 
     id: UUID
     reason: str  # a code of tasks.quarantine.Reason
@@ -29,7 +29,7 @@ class MessageSetAside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetails:
-    """A job beyond its result: its place in line, its attempts, its origin."""
+    """A job's place in line, its attempts and its origin."""
 
     job: FoundJob
     batch_id: UUID | None
@@ -51,7 +51,7 @@ class JobDetails:
 
 
 def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetails | None:
-    """The details of one job, or None when no job has that id."""
+    """The details of one job; None if no job has that id."""
     database = database or database_from_environment()
     job = find_job(job_id, database=database)
     if job is None:

@@ -1,10 +1,10 @@
-"""Quality over time: whether the newest results of a model are like those of before.
+"""Quality over time: whether a model's newest results resemble earlier ones.
 
-For each signal the newest period is held against a reference period by the population stability
+For each signal the newest period is compared with a reference period by the population stability
 index: over bins of the reference's deciles, the sum of (q - p) * ln(q / p), where p and q are the
-shares of both periods in a bin. Below 0.1 nothing has changed, above 0.25 something has, by the
-usual rule (Siddiqi, Credit Risk Scorecards, 2006). Two samples of the same distribution have an
-index of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), which is taken off.
+shares of both periods in a bin. By the usual rule an index below 0.1 means no change, above 0.25 a
+change (Siddiqi, Credit Risk Scorecards, 2006). Two samples of the same distribution have an index
+of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), which is subtracted.
 """
 
 import math
@@ -34,7 +34,7 @@ FIGURES = ("completion_tokens", "length_ratio", "repetition", "untranslated_shar
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The change of one signal of a model's results at a task, between both periods."""
+    """The change of one signal of a model's results for a task between both periods."""
 
     model: str
     task: str
@@ -55,10 +55,10 @@ class Drift:
 def find_drift(
     session: Session, *, period: timedelta, reference: timedelta, until: datetime | None = None
 ) -> list[Drift]:
-    """Every signal of every model and task with enough results in both periods.
+    """The change of every signal, for every model and task with enough results in both periods.
 
-    until:     the end of the newest period, by default the database's now
-    reference: the time before that period
+    until:     the end of the newest period; by default the database's now
+    reference: the duration of the reference period before it
     """
     end = until or session.execute(select(now())).scalar_one()
     begin = end - period
@@ -112,7 +112,7 @@ def _ended(model: str, task: str, begin: datetime, end: datetime) -> Select[*tup
 
 
 def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:
-    """The values of each signal, for those jobs of which it says something."""
+    """The values of each signal, for the jobs that have it."""
     values: dict[str, list[float]] = {name: [] for name in (*SHARES, *FIGURES)}
     for row in rows:
         is_failed = row.state == JobState.FAILED
@@ -132,7 +132,7 @@ def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:
 
 
 def stability_index(reference: Sequence[float], current: Sequence[float]) -> float:
-    """The population stability index of two samples, less what chance makes of it; at least 0."""
+    """The population stability index of two samples, less its expectation by chance; at least 0."""
     ordered = sorted(reference)
     deciles = Counter(ordered[len(ordered) * each // NUM_BINS] for each in range(1, NUM_BINS))
     # A value that is more than one decile is a bin by itself, so that the values below it are not
@@ -150,8 +150,11 @@ def stability_index(reference: Sequence[float], current: Sequence[float]) -> flo
 def _counts(
     values: Sequence[float], edges: Sequence[float], points: Container[float]
 ) -> Counter[int]:
-    """The number of values in each bin that has any. An even bin is the range between two edges,
-    the odd one above it the upper edge itself, if that is a point, or else belongs to the range."""
+    """The number of values in each non-empty bin.
+
+    An even bin is the range between two edges. The odd one above it is the upper edge itself if
+    that is a point; otherwise it is part of the range.
+    """
     counts: Counter[int] = Counter()
     for value in values:
         at = bisect_left(edges, value)

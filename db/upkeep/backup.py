@@ -1,4 +1,4 @@
-"""Backups of an SQLite database, made while it is in use, and checked."""
+"""Backups of an SQLite database, made and checked while it is in use."""
 
 import os
 import sqlite3
@@ -20,13 +20,13 @@ class Backup:
 
 
 class NoBackup(DatabaseError):
-    """This database, or this target, cannot take a backup; the message says what to do."""
+    """This database cannot be backed up, or not to this file; the message says what to do."""
 
 
 def back_up(database: Database, to: Path) -> Backup:
-    """Copy the database as it is at one moment; the file appears when it is whole and checked.
+    """Copy the database as it is at one moment; the file appears when it is complete and checked.
 
-    Raises NoBackup where there is a file already, or the database is PostgreSQL's.
+    Raises NoBackup if the file exists or the database is PostgreSQL.
     """
     if database.file is None:
         raise NoBackup(
@@ -65,13 +65,13 @@ def back_up(database: Database, to: Path) -> Backup:
 
 
 def _remove(part: Path) -> None:
-    """Remove what was begun, with what SQLite keeps beside it, which holds texts too."""
+    """Remove an incomplete copy and SQLite's files beside it, which contain texts too."""
     for beside in ("", "-journal", "-wal", "-shm"):
         part.with_name(part.name + beside).unlink(missing_ok=True)
 
 
 def _checked(copy: sqlite3.Connection) -> int:
-    """The number of jobs in a copy; raises NoBackup where it is not sound."""
+    """Count the jobs in a copy; raises NoBackup if it is damaged."""
     (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
     broken = copy.execute("PRAGMA foreign_key_check").fetchone()
     if verdict != "ok" or broken is not None:

@@ -1,4 +1,4 @@
-"""Pruning: what is older than its retention goes, a little at a time, while jobs run."""
+"""Pruning: removes what is older than its retention, a little at a time, while jobs run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ MAX_PAUSE_SECONDS = 2.0
 
 
 def _prune_audit(session: Session, condition: ColumnElement[bool]) -> int:
-    """Cut the chain's beginning off, and append where it was cut: so this cut is seen for one."""
+    """Delete the beginning of the audit chain, and append an entry that records this."""
     last = session.execute(audit_queries.last_of(condition)).first()
     if last is None:
         return 0
@@ -57,11 +57,11 @@ def prune(
     is_ended: Callable[[], bool] = lambda: False,
     pause: Callable[[float], object] = time.sleep,
 ) -> dict[str, int]:
-    """Prune every row that is due; returns the number of each kind.
+    """Prune every expired row; returns the number of each kind.
 
-    on_pruned: told of each transaction, as it is committed
-    is_ended:  asked between two of them; what has gone by then is gone
-    pause:     waits for so many seconds; so jobs have the database for most of the time
+    on_pruned: called after the commit of each transaction
+    is_ended:  called between two transactions; if true, pruning stops there
+    pause:     sleeps for a number of seconds, so that jobs have the database most of the time
     """
     pruned = dict.fromkeys((each.name for each in PRUNABLES), 0)
     try:

@@ -1,8 +1,8 @@
-"""Attention within prompts that lie one after the other in a row, in two ways.
+"""Attention within prompts that are concatenated in one row: prompt by prompt, or padded.
 
-Everything else in a layer is computed for the row as it is, without padding. The row may hold only
-the rest of a prompt, whose start is in the cache: its queries are those of the rest, its keys those
-of the whole.
+The rest of a layer is computed for the row as it is, without padding. Where the start of a prompt
+is in the cache, the row holds only the rest of the prompt: the queries are of that rest and the
+keys of the whole prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class SeparatePrompts:
-    """A call for each prompt, which computes nothing that it need not."""
+    """Makes one attention call for each prompt, without padding."""
 
     spans: Spans
     starts: tuple[int, ...] = ()  # the tokens of each that are not in the row; (): none
@@ -59,8 +59,10 @@ class SeparatePrompts:
 
 @dataclass(frozen=True, slots=True)
 class PaddedPrompts:
-    """Attends by one call for all prompts, the shorter ones padded: a GPU loses less by some
-    padding than by a call for each."""
+    """Makes one attention call for all prompts, padded to the longest.
+
+    On a GPU some padding costs less than a call for each prompt.
+    """
 
     tokens: Tensor  # (prompts, longest): where in the row each token is; any where there is none
     is_padding: Tensor  # (prompts, longest)
@@ -76,7 +78,7 @@ class PaddedPrompts:
         """Lay out the prompts; None if there would be too much padding.
 
         num_tokens: of the row
-        starts:     the tokens of each prompt that are not in the row; (): none
+        starts:     the number of tokens of each prompt that are in its cache; (): none
         """
         lengths = [end - begin for begin, end in spans]
         longest = max(lengths)
@@ -148,9 +150,9 @@ def attend_within(
     """Let the tokens of prompts attend to each other.
 
     query, key, value: (prompts, heads, tokens, head size)
-    mask:    (prompts, query heads, 1 or tokens, tokens) or less; bool, or added where there is
-             no window; None where `is_causal`
-    start:   the tokens of a prompt before its first query, whose keys come first; 0 unless
+    mask:    broadcastable to (prompts, query heads, tokens, tokens); bool, or added to the scores
+             where there is no window; None where `is_causal`
+    start:   the number of tokens before the first query, whose keys come first; 0 unless
              `is_causal`
     returns: (prompts, query heads, tokens, head size)
     """
@@ -186,11 +188,11 @@ def attend_within(
 def attend_masked(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
 ) -> Tensor:
-    """Attend as `scoring` says, but for its window, which is in the mask.
+    """Attend with the given scoring; the mask already contains the window.
 
     query:        (rows, query heads, tokens, head size)
     keys, values: (rows, heads, columns, head size)
-    mask:         bool, of a shape that goes with (rows, 1, tokens, columns); None: all are seen
+    mask:         bool, broadcastable to (rows, 1, tokens, columns); None: nothing is masked
     returns:      (rows, query heads, tokens, head size)
     """
     if scoring.is_usual:
@@ -216,19 +218,18 @@ def attend_masked(
 
 
 def starts_of(caches: Iterable[Any]) -> tuple[int, ...]:
-    """The number of tokens that each cache has of its prompt; () if none has any."""
+    """The number of prompt tokens in each cache; () if all caches are empty."""
     starts = tuple(each.length for each in caches)
     return starts if any(starts) else ()
 
 
 def starts_seen(starts: tuple[int, ...], window: int | None) -> tuple[int, ...]:
-    """The number of tokens of each that come before its prompt's keys in the row: as many as the
-    window may show, for a layer keeps no others."""
+    """The number of cached tokens of each prompt that a layer with this window can see."""
     return starts if window is None else tuple(min(each, window) for each in starts)
 
 
 def key_spans(spans: Spans, starts: tuple[int, ...]) -> Spans:
-    """The span of each prompt's keys, if those of whole prompts lie one after the other."""
+    """The span of each prompt's keys when the keys of whole prompts are concatenated."""
     if not starts:
         return spans
     lengths = (start + end - begin for start, (begin, end) in zip(starts, spans, strict=True))

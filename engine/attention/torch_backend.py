@@ -1,4 +1,4 @@
-"""TorchAttentionBackend: attention to contiguous caches by torch, sequence by sequence."""
+"""TorchAttentionBackend: attention to contiguous caches with torch, one call for each sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCach
 
 
 class ContiguousAttentionBackend(AttentionBackend):
-    """The part that all backends for contiguous caches share."""
+    """Base class of the backends for contiguous caches."""
 
     is_repeatable: bool
     """Whether a step can be recorded: the calls are the same whatever the sequences are."""
@@ -69,10 +69,10 @@ class ContiguousAttentionBackend(AttentionBackend):
         return all_keys[None], all_values[None]
 
     def _prepare_decode(self, caches: list[ContiguousSequenceCache]) -> None:
-        """Prepare `attend` for these, each of which has memory for one more token."""
+        """Prepare `attend` for these caches, each of which has memory for one more token."""
 
     def _prepare_prompts(self) -> None:
-        """Prepare for `self.prompts`, which follow the rows of `_prepare_decode`."""
+        """Prepare for `self.prompts`, which follow the decoding rows."""
 
 
 class TorchAttentionBackend(ContiguousAttentionBackend):
@@ -132,7 +132,10 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
 
 
 def with_contiguous_heads(tensor: Tensor) -> Tensor:
-    """The same with the heads of a row one after the other. tensor: (rows, heads, 1, head size)"""
+    """Return the tensor with the heads of each row contiguous in memory.
+
+    tensor: (rows, heads, 1, head size); returns the same shape
+    """
     head_size = tensor.shape[3]
     if tensor.stride(3) == 1 and tensor.stride(1) == head_size:
         return tensor

@@ -1,7 +1,6 @@
-"""Attended settings: what a checkpoint's own generation configuration may say of a request in
-flight.
+"""The settings of a checkpoint's generation configuration that the in-flight backend supports.
 
-A setting that neither way ignores sends the requests of its tasks to `generate`.
+If a checkpoint sets any other, the requests of the tasks that it affects run by `model.generate`.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 
 
 def unattended(own: Mapping[str, Any]) -> list[str]:
-    """The settings of a checkpoint that only `generate` attends to, by name."""
+    """The names of a checkpoint's settings that only `generate` supports."""
     return sorted(name for name, value in own.items() if not is_attended_to(name, value))
 
 
@@ -62,7 +61,7 @@ def is_attended_to(name: str, value: Any) -> bool:
 def reason_of(
     exact: GenerateBackend, how_proved: str = "proved to answer as model.generate does"
 ) -> str:
-    """Why in flight, and which settings of the checkpoint cost which tasks that."""
+    """The reason for the choice of backend; names the settings that send tasks to `generate`."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
         names = ", ".join(unattended(exact.text.own_settings(Request(id=0, task=task))))

@@ -1,12 +1,12 @@
 """CTranslate2Backend: greedy answers of T5 and Marian by CTranslate2, in float32 or int8.
 
-An extra, for who wants its int8 on an old CPU. It decodes by the batch: a group runs to its
-end in the step in which it joins, and rows that are finished leave the batch. What is not
-known to be exact there is refused by name: at loading if the checkpoint decides it, else in
-the request.
+It is an optional extra, for its int8 on old CPUs. It decodes by static batches: a group runs to
+completion in the step that admits it, and finished rows leave the batch. Whatever is not known to
+be exact with CTranslate2 is refused by name: at load if the checkpoint decides it, else for the
+request.
 
-Token ids go in and come out: the model is converted with a vocabulary of `t0`, `t1`, ..., so
-that its tokenizers and ours need not agree on anything.
+Token ids go in and come out. The model is converted with a vocabulary of `t0`, `t1`, ..., so the
+library's tokenizers are not used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CTranslate2Backend(RunToCompletionBackend):
     ACTIVITY = "generating by CTranslate2"
 
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
-        """Takes the checkpoint's model away. Raises Unloadable."""
+        """Take the model out of the checkpoint and convert it. Raises Unloadable."""
         reason = why_not(spec, checkpoint)
         if reason is not None:
             raise Unloadable(
@@ -74,7 +74,7 @@ class CTranslate2Backend(RunToCompletionBackend):
 
     @classmethod
     def load(cls, spec: EngineSpec) -> CTranslate2Backend:
-        """Raises Unloadable."""
+        """Load the checkpoint and convert it. Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
@@ -109,7 +109,7 @@ class CTranslate2Backend(RunToCompletionBackend):
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """The reason that its greedy answers may not be exact; None if they are known to be."""
+    """The reason that greedy answers may not be exact; None if they are known to be."""
     config, own = checkpoint.config, checkpoint.generation_config
     if config.model_type not in PROVED:
         return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
@@ -140,7 +140,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
 
 
 def translator_of(checkpoint: Checkpoint, spec: EngineSpec) -> Any:
-    """The translator made from `checkpoint.model`, converted and loaded."""
+    """Return the translator that `checkpoint.model` is converted to. Raises Unloadable."""
     compute_type = COMPUTE_TYPES[spec.quantization]
     with tempfile.TemporaryDirectory(prefix="tidemill-") as folder:
         Converter(checkpoint).convert(
@@ -160,7 +160,7 @@ def word(token_id: int) -> str:
 
 
 class Converter(converters.TransformersConverter):
-    """Converts a model that is loaded already."""
+    """Converts a model that is already in memory."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.card.checkpoint)
@@ -175,7 +175,7 @@ class Converter(converters.TransformersConverter):
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A tokenizer, as far as a converter looks at it."""
+    """A stand-in for a tokenizer, with only the attributes that a converter reads."""
 
     num_words: int
     pad_token: str

@@ -1,8 +1,8 @@
-"""GenerateBackend: `model.generate` over requests of like length and equal settings.
+"""GenerateBackend: `model.generate` over requests of similar length and equal settings.
 
-In float32 every answer is, token for token, what `model.generate` gives for that request
-alone. What decides that is the group of a sequence: only those that cannot disturb each
-other share one call. A step runs a group from its beginning to its end.
+In float32 every answer is token for token what `model.generate` gives for the request alone. The
+batch key ensures that: only sequences that cannot affect each other share a call. A step runs the
+sequences of a call to completion.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ RUNS_ALONE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """The settings that sequences of one call have in common."""
+    """The settings that the sequences of one call have in common."""
 
     settings: ResolvedParams  # without what may differ from row to row
     length_class: Hashable
@@ -76,7 +76,7 @@ class BatchKey:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The verdict of an earlier probe on requests that share a call."""
+    """The verdict of an earlier probe: whether requests may share a call."""
 
     why_alone: str | None  # None: they may
 
@@ -89,8 +89,9 @@ class GenerateBackend(RunToCompletionBackend):
         reason: str = AS_CONFIGURED,
         sharing: Sharing | None = None,
     ) -> None:
-        """reason: why not in flight
-        sharing: None: is found out here if it is not known of the family"""
+        """reason:  why the checkpoint does not run in flight
+        sharing: None: the probe runs now, unless the model is of a proved family
+        """
         device = checkpoint.model.device
         machine = Machine(device.type, free_bytes(device), checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "exact", reason)
@@ -110,9 +111,9 @@ class GenerateBackend(RunToCompletionBackend):
             self._try_batches(why_not if reason == AS_CONFIGURED else reason, sharing)
 
     def _try_batches(self, why_not: str, sharing: Sharing | None) -> None:
-        """Let requests share calls if that is shown to change nothing.
+        """Probe whether requests that share a call get the same answers, and allow sharing if so.
 
-        why_not: why it is not known beforehand
+        why_not: why the model is not of a proved family
         """
         # What runs alone may also leave something on the model for the next request.
         freshness = Freshness(self.model)
@@ -131,12 +132,12 @@ class GenerateBackend(RunToCompletionBackend):
         self._card = replace(self._card, engine_reason=reason)
 
     def kept_apart(self) -> dict[str, Any]:
-        """The settings that keep a request from company or padding, as they do nothing."""
+        """The settings that forbid sharing a call or padding, each with its neutral value."""
         return {**LOOKS_AT_THE_PROMPT, **LOOKS_AT_THE_ROW, **RUNS_ALONE}
 
     @classmethod
     def load(cls, spec: EngineSpec) -> GenerateBackend:
-        """Raises Unloadable."""
+        """Load the checkpoint. Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
     @property
@@ -227,7 +228,7 @@ class GenerateBackend(RunToCompletionBackend):
         return completions
 
     def generation_config(self, sequences: tuple[Sequence, ...]) -> Any:
-        """Complete: nothing in it is left for `generate` to fill in."""
+        """Return a complete generation configuration: `generate` has no defaults to fill in."""
         first = sequences[0]
         config = copy.copy(self.checkpoint.generation_config)  # nothing within it is changed
         settings = first.settings.to_json()
@@ -250,9 +251,9 @@ class GenerateBackend(RunToCompletionBackend):
         return config
 
     def padded(self, sequences: tuple[Sequence, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(requests, longest prompt) int64: token ids, and 1 where there is one.
+        """Return the token ids and attention mask of the prompts: (requests, longest) int64.
 
-        A decoder goes on from its last column, so it is padded on the left.
+        Prompts of a decoder-only model are padded on the left, since it continues the last column.
         """
         width = max(len(each.prompt_ids) for each in sequences)
         pad_id = self.checkpoint.pad_token_id
@@ -272,7 +273,7 @@ class GenerateBackend(RunToCompletionBackend):
 
 @contextlib.contextmanager
 def refusing_beams_by_name(settings: ResolvedParams) -> Iterator[None]:
-    """Raise UnsupportedParameter where `generate` says that a model's cache allows no beams."""
+    """Raise UnsupportedParameter where `generate` reports that a cache has no beam search."""
     try:
         yield
     except ValueError as error:
@@ -283,10 +284,10 @@ def refusing_beams_by_name(settings: ResolvedParams) -> Iterator[None]:
 
 
 def length_class(num_tokens: int) -> tuple[str, int]:
-    """Lengths within a factor of about 1.4 share one, so that little is computed on padding."""
+    """Group lengths within a factor of about 1.4, so that a call computes little padding."""
     return ("about", int(2 * math.log2(num_tokens)))
 
 
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
-    """Whether the checkpoint sets one of these to something."""
+    """Whether the checkpoint sets any of these to other than its neutral value."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())

@@ -1,9 +1,7 @@
-"""InflightBackend: continuous batching. A step computes a token for sequences that are at
-different points of their answers.
+"""InflightBackend: continuous batching. A step computes one token for each running row.
 
-All that differs from row to row (lengths, positions, logits processors, draws) is kept by
-sequence. A step that fails is run again one sequence at a time, so that only the culprit is
-blamed.
+Lengths, positions, logits processors and random draws are kept for each sequence. A step that fails
+is run again one sequence at a time, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -30,38 +28,46 @@ log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """The forward passes of one family of models."""
+    """The forward passes of a family of models."""
 
     @property
     def kv_cache(self) -> KVCacheManager:
-        """The keys and values of its sequences."""
+        """The KV cache manager of its sequences."""
 
     def refresh(self) -> None:
-        """Look at the model anew, whose configuration was changed. No sequence runs."""
+        """Read the model's configuration again after a change. No sequence may be running."""
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before the first new one."""
+        """The tokens of a row before its first new token."""
 
     def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor | None]:
-        """Compute prompts. Returns their caches, and the logits of each first new token,
-        (sequences, vocab), or None where those come from the first step."""
+        """Prefill prompts. Returns their caches and the logits of each first new token.
+
+        The logits are (sequences, vocab), or None where the first decode step gives them.
+        """
 
     def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
-        """Compute a step: store the newest token of each row, which the caller then counts, and
-        return the logits of the next, (rows, vocab), good until the next call."""
+        """Run a decode step: write the newest token of each row, and return the logits of the next.
+
+        The caller counts the tokens as written. Returns (rows, vocab), valid until the next call.
+        """
 
     def prefill_and_decode(
         self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
     ) -> tuple[list[SequenceCache], Tensor] | None:
-        """Prefill and decode in one forward pass. Returns the caches of the prompts, and the logits
-        of the step and then of the prompts: (rows + sequences, vocab). None if it takes more than
-        one."""
+        """Prefill and decode in one forward pass.
+
+        Returns the caches of the prompts and the logits.
+
+        The logits are of the step and then of the prompts: (rows + sequences, vocab). Returns None
+        if it would take more than one pass.
+        """
 
 
 class SliceRunner(Runner, Protocol):
-    """A runner that reads a prompt up to its sequence's `num_read_tokens`, and then goes on.
+    """A runner that reads a long prompt in slices, each up to the sequence's `num_read_tokens`.
 
-    begun: the caches, by id, of those whose prompts were read in part
+    begun: the caches of partly read prompts, by sequence id
     """
 
     def prefill(
@@ -79,7 +85,7 @@ class SliceRunner(Runner, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunningSequence:
-    """A sequence between its first step and its last."""
+    """A sequence between its first step and its last, with its cache and its sampler."""
 
     sequence: Sequence
     cache: SequenceCache
@@ -87,11 +93,10 @@ class RunningSequence:
 
 
 class InflightBackend:
-    """Always: each sequence that runs owns a cache, and no other does."""
+    """Runs sequences in flight. Always: each running sequence owns a cache, and no other does."""
 
     def __init__(self, exact: GenerateBackend, runner: Runner) -> None:
-        """exact: gives the generation configuration and cuts the answers, so that both backends
-        agree"""
+        """exact: provides the generation configuration and the text processing"""
         self.exact = exact
         self.runner = runner
         self.running_sequences: dict[int, RunningSequence] = {}
@@ -100,8 +105,10 @@ class InflightBackend:
     def run(
         self, running: tuple[Sequence, ...], reading: tuple[Sequence, ...]
     ) -> list[Completion | None]:
-        """Compute what the step reads of the prompts of `reading`, and a token of each row of
-        `running`: how each sequence ended, or None where it goes on."""
+        """Read more of each prompt of `reading`, and decode a token for each row of `running`.
+
+        Returns the completion of each sequence that ended, None for the others.
+        """
         mixed = self._run_mixed(list(running), list(reading))
         if mixed is not None:
             return mixed
@@ -117,7 +124,7 @@ class InflightBackend:
     def _run_mixed(
         self, running: list[Sequence], reading: list[Sequence]
     ) -> list[Completion | None] | None:
-        """Run the whole step in one forward pass; None where that cannot be, or fails."""
+        """Run the whole step in one forward pass; None where that is impossible or fails."""
         if not running or not reading:
             return None
         if len(split_by_rows([*running, *reading], self.blame.max_rows)) != 1:
@@ -151,7 +158,7 @@ class InflightBackend:
         return self._choose([*decoding, *read], logits, argmax)
 
     def _begun(self, reading: list[Sequence]) -> dict[int, SequenceCache]:
-        """The caches of those whose prompts were read in part."""
+        """The caches of the sequences whose prompts were partly read, by id."""
         return {
             each.id: self.running_sequences[each.id].cache
             for each in reading
@@ -169,9 +176,9 @@ class InflightBackend:
                 running.cache.clear()
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken unless these sequences own caches, and no others.
+        """Raise InvariantBroken unless exactly these sequences own caches.
 
-        running: those that the scheduler runs; none while the loop is idle
+        running: the sequences that the scheduler runs; none while the loop is idle
         """
         ids = {each.id for each in running}
         if ids != self.running_sequences.keys():
@@ -245,7 +252,9 @@ class InflightBackend:
     def _choose(
         self, running_sequences: list[RunningSequence], logits: Tensor, argmax: list[int]
     ) -> list[Completion | None]:
-        """Choose the next token of each row: how each sequence ended with it, or None.
+        """Choose the next token of each row.
+
+        Returns the completion of each sequence that ended with it.
 
         logits: (rows, vocab)
         """

@@ -1,7 +1,7 @@
-"""RouterBackend: in flight what is proved to be exact there, by `model.generate` the rest.
+"""RouterBackend: runs in flight what is proved exact there, and the rest by `model.generate`.
 
-Both run on one loaded model. A request that must go to `generate` is run to its end in the
-step in which it joins, with its like; the sequences in flight wait that long and go on.
+Both backends share one loaded model. A request for `generate` runs to completion in the step that
+admits it; the sequences in flight wait for that step and continue.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ class RouterBackend:
         exact: GenerateBackend | None = None,
         by_own_cache: bool = False,
     ) -> None:
-        """poisoned: memory that must not be read is NaN, or far off; for tests
-        is_paged: keys and values in one; None: on a GPU
-        exact: if it was made before, of weights that are laid out
-        by_own_cache: attention and cache are the model's own, of which nothing is known"""
+        """poisoned:     fill memory that must not be read with NaN or extreme values; for tests
+        is_paged:     whether the KV cache is paged; None: on a GPU only
+        exact:        the `generate` backend, if it exists already; its weights are laid out
+        by_own_cache: use the model's own attention and cache
+        """
         self.spec = spec
         self.checkpoint = checkpoint
         self.exact = exact or GenerateBackend(spec, checkpoint)
@@ -131,12 +132,12 @@ class RouterBackend:
 
     @property
     def pads_rows(self) -> bool:
-        """Whether rows of several lengths share a pass."""
+        """Whether rows of different lengths share a pass."""
         runner = self.in_flight.runner
         return not isinstance(runner, OwnCacheRunner) or runner.pads_rows
 
     def note_proof(self, how: str) -> None:
-        """Let the card and the settings say how it was proved."""
+        """Record in the model card and the settings how the checkpoint was proved."""
         self.reason = reason_of(self.exact, how)
         self.card = replace(self.card, engine_reason=self.reason)
         if self.spec.engine == "auto":
@@ -160,8 +161,7 @@ class RouterBackend:
         return self.text.measure(request, self.max_cached_prompt, between_slices)
 
     def max_cached_prompt(self, settings: ResolvedParams) -> int:
-        """The most tokens of a prompt for which, with its answers, the cache has room; below 0 if
-        the answers alone have none."""
+        """The longest prompt that fits into the cache with its answers; below 0 if none does."""
         spec = self.sized.spec
         assert spec.max_cache_tokens is not None
         assert spec.max_step_tokens is not None
@@ -170,7 +170,7 @@ class RouterBackend:
         return bisect_right(lengths, spec.max_cache_tokens, key=needed) - 1
 
     def route(self, sequence: Sequence) -> None:
-        """Let it run in flight."""
+        """Schedule the sequence in flight."""
         sequence.batch_key = IN_FLIGHT
         sequence.runs_to_completion = False
         if self.reads_slices:
@@ -182,7 +182,7 @@ class RouterBackend:
         sequence.num_cache_tokens = self.num_cache_tokens(sequence.settings, num_prompt)
 
     def num_cache_tokens(self, settings: ResolvedParams, num_prompt: int) -> int:
-        """The places in the cache of a prompt of so many tokens and of its longest answers."""
+        """The number of cache slots that a prompt and its longest answers take."""
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
         num_places = num_columns + settings.max_new_tokens
         if self.row_size is not None:
@@ -222,7 +222,7 @@ class RouterBackend:
         self.in_flight.drop(sequences)
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if a KV cache is kept for other sequences than `running`."""
+        """Raise InvariantBroken unless exactly the sequences of `running` own caches."""
         self.in_flight.check(running)
 
     def decode(self, completion: Completion) -> Output:
@@ -230,12 +230,12 @@ class RouterBackend:
 
 
 def leaves_changes(exact: GenerateBackend) -> bool:
-    """Whether a request was seen to change the model for the next."""
+    """Whether the probe saw a request change the model for the next one."""
     return exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES)
 
 
 def renew(exact: GenerateBackend) -> None:
-    """Put back what was left on a model that may not keep it."""
+    """Undo the changes that a request left on a model on which they would affect the next one."""
     if exact.freshness is not None:
         with torch.inference_mode():
             exact.freshness.restore()

@@ -1,10 +1,9 @@
-"""VllmBackend: greedy answers of decoder-only models by vLLM, whose sequences join and leave at
-every step.
+"""VllmBackend: greedy answers of decoder-only models by vLLM, with continuous batching.
 
-An extra, for who has vLLM in use already. It reads the checkpoint itself and keeps the keys and
-values; prompts, settings, limits and texts are ours, so that token ids go in and come out. What
-is not known to be exact there is refused by name: at loading if the checkpoint decides it, else
-in the request.
+It is an optional extra, for those who run vLLM already. vLLM loads the checkpoint and owns the KV
+cache; prompts, settings, limits and texts are ours, so token ids go in and come out. Whatever is
+not known to be exact with vLLM is refused by name: at load if the checkpoint decides it, else for
+the request.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ IN_FLIGHT = "vllm"  # the one group of all that share steps
 
 
 class VllmBackend:
-    """Always: vLLM holds the sequences of `running`, and no others."""
+    """Runs sequences in vLLM. Always: vLLM holds exactly the sequences of `running`."""
 
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
-        """Takes the checkpoint's model away. Raises Unloadable."""
+        """Take the model out of the checkpoint and load vLLM. Raises Unloadable."""
         reason = why_not(spec, checkpoint)
         if reason is not None:
             raise Unloadable(
@@ -92,7 +91,10 @@ class VllmBackend:
 
     @classmethod
     def load(cls, spec: EngineSpec) -> VllmBackend:
-        """Raises Unloadable, or ImportError before anything is loaded."""
+        """Load the checkpoint into vLLM.
+
+        Raises Unloadable, or ImportError before anything is loaded.
+        """
         imported()
         device = choose_device(spec, torch.cuda.device_count())
         if device.type == "cpu":
@@ -117,13 +119,15 @@ class VllmBackend:
         return self.text.measure(request, self.max_cached_prompt, between_slices)
 
     def max_cached_prompt(self, settings: ResolvedParams) -> int:
-        """The most tokens of a prompt for which, with its answers, the cache has room."""
+        """The longest prompt that fits into the cache with its answers."""
         assert self.sized.spec.max_cache_tokens is not None
         return self.sized.spec.max_cache_tokens // settings.num_rows - 1 - settings.max_new_tokens
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        """Run one step of vLLM, which may read a prompt in parts or let it wait: then its sequence
-        goes on without a token."""
+        """Run one step of vLLM.
+
+        vLLM may read a prompt in chunks or delay it; its sequence then gets no token in this step.
+        """
         ended: dict[int, Completion] = {}
         for sequence in plan.admitted:
             try:
@@ -145,7 +149,7 @@ class VllmBackend:
         return self.text.decode(completion)
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if vLLM holds others than those that run."""
+        """Raise InvariantBroken unless vLLM holds exactly the running sequences."""
         ids = {each.id for each in running}
         num_held = self.llm_engine.get_num_unfinished_requests()
         if ids != self.running.keys() or num_held != len(ids):
@@ -188,7 +192,7 @@ class VllmBackend:
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """The reason why its greedy answers may differ; None if they are known to be exact."""
+    """The reason that greedy answers may not be exact; None if they are known to be."""
     config = checkpoint.config
     if config.is_encoder_decoder:
         return f"{config.model_type} is an encoder-decoder"
@@ -221,7 +225,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
 
 
 def no_more_than_used(chosen: Sized, checkpoint: Checkpoint) -> Sized:
-    """vLLM takes its cache at once, and what all rows together cannot fill is left to others."""
+    """Limit the cache to what all rows can fill: vLLM allocates it at once."""
     spec, context = chosen.spec, checkpoint.limits.max_answer_context_tokens
     assert context is not None
     assert spec.max_sequences is not None
@@ -236,7 +240,7 @@ def no_more_than_used(chosen: Sized, checkpoint: Checkpoint) -> Sized:
 
 
 def imported() -> Any:
-    """The package, which reads some of its settings when it is imported."""
+    """Import vLLM with our settings in the environment, which it reads on import."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # it may quote what belongs to users
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -250,7 +254,7 @@ def imported() -> Any:
 
 
 def refuse_unfit(vllm: Any, alias: str, device_type: str, head_size: int) -> None:
-    """Raises Unloadable for what vLLM would find out in its first step, or not at all."""
+    """Raise Unloadable for faults that vLLM would report in its first step, or never."""
     built_for = vllm.platforms.current_platform.device_type
     reason = None
     if built_for != device_type:
@@ -267,7 +271,10 @@ def refuse_unfit(vllm: Any, alias: str, device_type: str, head_size: int) -> Non
 
 
 def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per_token: int) -> Any:
-    """vLLM with the checkpoint loaded. spec: nothing is left open. Raises Unloadable."""
+    """Return a vLLM engine with the checkpoint loaded. Raises Unloadable.
+
+    spec: with every limit chosen
+    """
     context = checkpoint.limits.max_answer_context_tokens
     assert context is not None
     assert spec.max_sequences is not None
@@ -309,5 +316,5 @@ def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per
 
 
 def only(index: int, visible: str | None) -> str:
-    """CUDA_VISIBLE_DEVICES with one of those that it names. visible: None: all"""
+    """Return the CUDA_VISIBLE_DEVICES value for one of the visible GPUs. visible: None: all"""
     return str(index) if visible is None else visible.split(",")[index]

@@ -1,4 +1,4 @@
-"""Generation settings of a checkpoint that cannot be served: refused at load, by name.
+"""Refuses a checkpoint at load for generation settings that cannot be served, by their names.
 
 `generate` would raise on every request instead.
 """
@@ -41,8 +41,10 @@ NONE = ("pad_token_id", -1)  # how older configurations write that there is no s
 
 
 def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
-    """The reason in one sentence; None if every setting can be served. num_ids: rows of the
-    embedding"""
+    """The reason that a setting cannot be served, in one sentence; None if all can.
+
+    num_ids: the number of rows of the embedding
+    """
     for name, (neutral, what) in NOT_RUN.items():
         value = own.get(name)
         if value is not None and value not in neutral:
@@ -57,7 +59,7 @@ def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
 
 
 def why_no_start(own: Mapping[str, Any]) -> str | None:
-    """Why a decoder would not know from which token it starts; None if it does."""
+    """The reason that a decoder has no start token; None if it has one."""
     for name in ("decoder_start_token_id", "bos_token_id"):
         value = own.get(name)
         if isinstance(value, int):
@@ -68,8 +70,7 @@ def why_no_start(own: Mapping[str, Any]) -> str | None:
 
 
 def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
-    """The first setting of which `transformers` can make no logits processor; None if there
-    is none."""
+    """The reason that `transformers` cannot build the logits processors; None if it can."""
     for name, value in settings.items():
         config = GenerationConfig()
         # A request may sample though the checkpoint does not; these three it may set anew.
@@ -91,7 +92,7 @@ def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
 
 
 def numbers(value: Any) -> Iterator[int]:
-    """The token ids in a value, however deep in lists."""
+    """Yield the token ids in a value, however deeply nested in lists."""
     if isinstance(value, int):
         yield value
     elif isinstance(value, list | tuple):
@@ -100,7 +101,7 @@ def numbers(value: Any) -> Iterator[int]:
 
 
 def paired_ids(value: Any) -> Iterator[int]:
-    """The token ids of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
+    """Yield the token ids of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         if isinstance(pair, list | tuple) and pair:
             yield from numbers(pair[0])

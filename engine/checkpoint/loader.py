@@ -1,6 +1,6 @@
-"""Checkpoint: configuration, tokenizer, model and limits of what a spec names.
+"""Checkpoint: the configuration, tokenizer, model and limits that a spec names.
 
-Whatever is wrong with one is said in a sentence that names it and the remedy.
+Every fault is reported in a sentence that names the checkpoint and the remedy.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, spec: EngineSpec) -> Checkpoint:
-        """Raises Unloadable."""
+        """Load the checkpoint that a spec names. Raises Unloadable."""
         huggingface_hub.logging.set_verbosity_error()
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -140,7 +140,10 @@ class Checkpoint:
 
     @property
     def pad_token_id(self) -> int:
-        """Any token does: what stands there is masked on the way in and cut on the way out."""
+        """The id that pads rows.
+
+        Any id works: padding is masked in the input and cut from the output.
+        """
         for id_ in (self.generation_config.pad_token_id, self.tokenizer.pad_token_id):
             # A tokenizer may have got one that the model was not widened for.
             if id_ is not None and 0 <= id_ < self.num_ids:
@@ -157,7 +160,7 @@ def refuse_tokenizer(spec: EngineSpec, reason: str | None) -> None:
 
 
 def read_chat_template(spec: EngineSpec, tokenizer: Any) -> None:
-    """The template that an older multimodal checkpoint keeps beside its tokenizer."""
+    """Read the template that an older multimodal checkpoint stores beside its tokenizer."""
     if getattr(tokenizer, "chat_template", None) is not None:
         return
     path = optional_file(spec, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
@@ -179,7 +182,7 @@ def optional_file(spec: EngineSpec, name: str) -> Path | None:
 
 
 def refuse_own_file(spec: EngineSpec) -> None:
-    """Refuse a generation_config.json that `transformers` would not even read."""
+    """Raise Unloadable for a generation_config.json that `transformers` cannot read."""
     name = transformers.utils.GENERATION_CONFIG_NAME
     path = optional_file(spec, name)
     if path is None:  # it has none, which is no fault
@@ -206,9 +209,11 @@ def refuse_own(spec: EngineSpec, config: Any, own: Mapping[str, Any], num_ids: i
 
 
 def choose_device(spec: EngineSpec, num_gpus: int) -> torch.device:
-    """num_gpus: those that this process may see (CUDA_VISIBLE_DEVICES)
+    """Return the device of an engine process.
 
-    Replicas of a model that names no GPU take turns with them.
+    Replicas of a model without a `device` share the GPUs.
+
+    num_gpus: the GPUs that are visible to this process (CUDA_VISIBLE_DEVICES)
     """
     if spec.device == "cpu" or (spec.device == "auto" and not num_gpus):
         return torch.device("cpu")

@@ -30,7 +30,7 @@ NEXT = {
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request in token ids. Only the scheduler changes `state`."""
+    """A tokenized request. Only the scheduler changes `state`."""
 
     request: Request
     prompt_ids: tuple[int, ...]
@@ -60,15 +60,15 @@ class Sequence:
 
     @property
     def num_found_tokens(self) -> int:
-        """The first tokens of its prompt that need not be computed."""
+        """The number of leading prompt tokens that are in the prefix cache."""
         return 0 if self.blocks is None else self.blocks.num_found_tokens
 
     @property
     def is_read(self) -> bool:
-        """Whether its whole prompt is read when the planned step is done."""
+        """Whether the planned step reads the rest of the prompt."""
         return self.num_read_tokens is None or self.num_read_tokens == len(self.prompt_ids)
 
     def move(self, state: SequenceState) -> None:
-        """Enter the next state; it must be one that NEXT allows."""
+        """Enter the next state, which NEXT must allow."""
         assert state in NEXT[self.state], f"sequence {self.id}: {self.state} to {state}"
         self.state = state

@@ -1,4 +1,4 @@
-"""Trials: the requests of a proof, with what `generate` answers them."""
+"""Trials: the requests of a proof, with the answers of `generate`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Trial:
 def trials_of(
     exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
 ) -> list[Trial]:
-    """The trials of a proof; those that show most come first."""
+    """The trials of a proof, the most revealing first."""
     greedy = ResolvedParams(max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=1)
     special: dict[int, ResolvedParams] = {
         # Below 1: tokens of the prompt are preferred, whatever the model would say.
@@ -69,7 +69,7 @@ def trials_of(
 
 
 def trial_lengths(exact: GenerateBackend) -> list[int]:
-    """The lengths of the prompts, of which one ends with the context if that is short."""
+    """The lengths of the trial prompts; one fills the context if that is short."""
     limits = exact.checkpoint.limits
     named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
     bounds = [each - NUM_STEPS for each in named if each is not None]
@@ -93,7 +93,10 @@ def plain_ids(exact: GenerateBackend) -> list[int]:
 
 
 def plain_prompts(exact: GenerateBackend, lengths: Iterable[int]) -> list[tuple[int, ...]]:
-    """Spread over the vocabulary. Those of equal first lengths begin with the same prompts."""
+    """Draw prompts of plain tokens.
+
+    Lists of lengths that begin alike give prompts that begin alike.
+    """
     plain = plain_ids(exact)
     drawn = torch.Generator().manual_seed(1)
     return [

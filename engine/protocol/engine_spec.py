@@ -11,7 +11,7 @@ from engine.protocol.model_settings import ModelSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec(ModelSettings):
-    """The settings of one engine process: a model's, and the process's share of the machine."""
+    """The settings of one engine process: those of its model, and its share of the machine."""
 
     replica: int = 0  # which of its model's processes it is
     max_held: int = 4096  # requests without an output; beyond it the pipe is not read

@@ -1,12 +1,11 @@
 """Messages: the frames between the parent and the engine process.
 
 parent -> engine: Load once, then Run, Cancel, Stop
-engine -> parent: Ready or Unloadable once, then Outputs
+engine -> parent: Ready or LoadFailed once, then Outputs
 
-A frame is one `send_bytes` of JSON. Every request of a Run is answered by exactly
-one Output: choices, a measurement where that was asked, or a failure. Nothing here
-loads a model library, and both sides are one version of the code, so a frame that
-does not parse is our own mistake.
+A frame is one `send_bytes` of JSON. Every request of a Run gets exactly one Output: choices, a
+measurement (if the request asks for one) or a failure. Nothing here loads a model library. Both
+sides run the same version of the code, so a frame that does not parse is our own mistake.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """A message of a chat, by its role."""
+    """One message of a chat, with its role."""
 
     role: str
     content: str
@@ -36,10 +35,10 @@ class ChatTurn:
 
 @dataclass(frozen=True, kw_only=True)  # without slots: contracts inherit the fields
 class Params:
-    """Decoding parameters, under the names of `transformers`. None: the model's own value.
+    """Decoding parameters, named as in `transformers`. None: the model's own value.
 
-    This is the one list of them. `tasks.contracts.contract` inherits the fields and checks the
-    ranges, and `engine.sampling.resolve_params` fills in the values of the model.
+    This is the only list of them. `tasks.contracts.contract` inherits the fields and checks the
+    ranges, and `engine.sampling.resolve_params` fills in the model's values.
     """
 
     max_new_tokens: Annotated[int, Interval(ge=1, le=100_000)] | None = None
@@ -65,7 +64,7 @@ class Params:
         return cls(**{**data, "stop": stop})
 
     def to_json(self) -> dict[str, Any]:
-        """The parameters that are set."""
+        """The parameters that are not None."""
         data = {
             name: value
             for name in PARAMS
@@ -81,7 +80,7 @@ PARAMS = tuple(each.name for each in fields(Params))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt for the model. The parent chooses `id` and never uses one twice."""
+    """A prompt for the model. The parent chooses a unique `id`."""
 
     id: int
     task: Task
@@ -103,7 +102,7 @@ class Request:
 
     @property
     def is_measured(self) -> bool:
-        """Whether prompts are to be counted, and nothing is generated."""
+        """Whether the request asks to count tokens instead of generating."""
         return bool(self.measured_texts or self.measured_messages)
 
     @classmethod
@@ -165,10 +164,10 @@ def _write_messages(messages: Iterable[ChatTurn]) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An answer as text.
+    """One answer as text.
 
-    token_ids: the new tokens, the end token included. They stay within the engine: no parent
-    reads them, and they are half of a long answer's frame.
+    token_ids: the new tokens, with the end token. They are not sent to the parent, which does not
+               read them: they would be half of a long answer's frame.
     """
 
     text: str
@@ -194,7 +193,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
-    """Why a request has no answer. errors.py lists the values of `code`."""
+    """The reason that a request has no answer. errors.py lists the values of `code`."""
 
     code: str
     message: str
@@ -207,7 +206,7 @@ class RequestFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The lengths of prompts in the model's own tokens, and the longest that it takes."""
+    """The lengths of prompts in the model's tokens, and the longest length that it takes."""
 
     num_tokens: tuple[int, ...]  # of each prompt; 0: the tokenizer keeps nothing of its text
     max_prompt_tokens: int  # at most so many leave room for the answer
@@ -227,7 +226,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """The outcome of one request: choices, a measurement, or a failure and none of them."""
+    """The result of one request: choices, a measurement or a failure."""
 
     request_id: int
     choices: tuple[Choice, ...] = ()
@@ -264,7 +263,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """The lengths of the engine's queues, and its totals since the start."""
+    """The lengths of the engine's queues, and totals since the start."""
 
     num_waiting: int = 0  # requests
     num_running: int = 0  # requests
@@ -295,7 +294,7 @@ STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """The model that was loaded; every result carries it as its provenance."""
+    """The provenance of a result: the model as it was loaded."""
 
     alias: str
     checkpoint: str
@@ -360,8 +359,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The model cannot be loaded, and the engine ends with status 1. `message` is one sentence
-    with the remedy."""
+    """The model cannot be loaded, and the engine ends with status 1.
+
+    message: one sentence with the remedy
+    """
 
     message: str
 

@@ -32,7 +32,7 @@ NONE_BEGUN: Mapping[int, SequenceCache] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class PromptSlice:
-    """The tokens of a prompt that are read next: from where its cache ends up to `end`."""
+    """The tokens of a prompt that a step reads: from the end of its cache up to `end`."""
 
     sequence: Sequence
     cache: SequenceCache
@@ -45,7 +45,7 @@ class PromptSlice:
 
 class CausalRunner:
     def __init__(self, model: Any, kv_cache: WindowedKVCache) -> None:
-        """model: attends by `attention.hf_plugin`"""
+        """model: has `attention.hf_plugin` installed"""
         self.model = model
         self.kv_cache = kv_cache
         self.attention = attention_for(kv_cache)
@@ -54,7 +54,7 @@ class CausalRunner:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the model anew, whose windows may have changed. No sequence runs."""
+        """Read the windows again, after the configuration changed. No sequence may be running."""
         self.attention.windows = windows_of(self.model)
         self.kv_cache.set_windows(self.attention.windows)
         self.executor = executor_for(
@@ -63,16 +63,17 @@ class CausalRunner:
 
     @staticmethod
     def start_ids(sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before the first new one."""
+        """The tokens of a row before its first new token."""
         return sequence.prompt_ids
 
     def prefill(
         self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
     ) -> tuple[list[SequenceCache], Tensor]:
-        """Compute prompts, each up to its sequence's `num_read_tokens`. Returns their caches, and
-        the logits of the token after each: (sequences, vocab).
+        """Read each prompt up to its sequence's `num_read_tokens`.
 
-        begun: the caches, by id, of those whose prompts were read in part
+        Returns the caches, and the logits of the token after each prompt: (sequences, vocab).
+
+        begun: the caches of partly read prompts, by sequence id
         """
         slices = [self._slice_of(each, begun) for each in sequences]
         if self.attention.windows:
@@ -91,9 +92,11 @@ class CausalRunner:
         tokens: list[int],
         begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> tuple[list[SequenceCache], Tensor] | None:
-        """`prefill` and `decode` in one forward pass, which reads the weights once. Returns the
-        caches of the prompts, and the logits of the step and then of the prompts:
-        (rows + sequences, vocab). None if it takes more than one pass."""
+        """Prefill and decode in one forward pass, which reads the weights once.
+
+        Returns the caches of the prompts, and the logits of the step and then of the prompts: (rows
+        + sequences, vocab). Returns None if it would take more than one pass.
+        """
         if not self.executor.mixes_prefill:
             return None
         slices = [self._slice_of(each, begun) for each in sequences]
@@ -119,8 +122,7 @@ class CausalRunner:
         return PromptSlice(sequence, cache, end)
 
     def _read_ahead(self, whole: PromptSlice) -> None:
-        """Read all but the last SLICE_TOKENS or less of a long slice, so many at a time, so that
-        layers keep no more beside their windows."""
+        """Read all but the last part of a long slice in parts, so that windows stay small."""
         while len(whole.prompt_ids) > SLICE_TOKENS:
             self._prefill([replace(whole, end=whole.cache.length + SLICE_TOKENS)])
 
@@ -162,8 +164,10 @@ class CausalRunner:
         return logits
 
     def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
-        """Compute a step: store the newest token of each row, which the caller then counts, and
-        return the logits of the next, (rows, vocab), good until the next call."""
+        """Run a decode step: write the newest token of each row, and return the logits of the next.
+
+        The caller counts the tokens as written. Returns (rows, vocab), valid until the next call.
+        """
         self.attention.prepare(caches, [], ())
         return self.executor.decode(caches, tokens)
 

@@ -1,6 +1,6 @@
-"""PerTokenPositionEmbedding: a position embedding, looked up for each token at its own position.
+"""PerTokenPositionEmbedding: a position embedding that takes a position for each token.
 
-BART and its relatives derive the positions of all rows from one length of the cache.
+BART and its relatives compute the positions of all rows from a single cache length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class PerTokenPositionEmbedding(nn.Module):
-    """Replaces a stack's `embed_positions`; outside of `at` it does what that did."""
+    """Replaces a stack's `embed_positions`. Outside of `at` it behaves like the original."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -43,7 +43,10 @@ class PerTokenPositionEmbedding(nn.Module):
         return positions
 
     def forward(self, input_ids: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """input_ids: (rows, tokens) int64 or their shape; returns (rows, tokens, width)."""
+        """Look up positions.
+
+        input_ids: (rows, tokens) int64 or a shape; returns (rows, tokens, width)
+        """
         if self.positions is None:
             return self.inner(input_ids, *args, **kwargs)  # type: ignore[no-any-return]  # a module
         if self.is_sinusoidal_table:
@@ -78,7 +81,7 @@ class PerTokenPositionEmbedding(nn.Module):
 
 
 def install_position_embedding(stack: Any) -> PerTokenPositionEmbedding | None:
-    """Replace a stack's position embedding by ours; returns it, or None if the stack has none."""
+    """Replace a stack's position embedding. Returns the new one; None if the stack has none."""
     if not hasattr(stack, "embed_positions"):
         return None
     if isinstance(stack.embed_positions, PerTokenPositionEmbedding):

@@ -1,9 +1,8 @@
-"""ResolvedParams: how one request is decoded, with nothing left open.
+"""ResolvedParams: every decoding parameter of a request, with all defaults applied.
 
-The job's parameters come first, then the spec's length, then the checkpoint's own
-generation configuration, then what `transformers` holds to be neutral. Its silent
-`max_length` of 20 is not among them: a request without any length gets
-DEFAULT_MAX_NEW_TOKENS, or what the context leaves.
+The job's parameters come first, then the spec's length, then the checkpoint's generation
+configuration, then the neutral values of `transformers`. The library's default `max_length` of 20
+is not used: a request without any length gets DEFAULT_MAX_NEW_TOKENS, or the rest of the context.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedParams:
-    """Resolved; equal settings decode alike. Neutral values are those of `transformers`."""
+    """All decoding parameters of a request; equal values decode alike."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -42,7 +41,7 @@ class ResolvedParams:
         return max(self.num_beams, self.num_return_sequences)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings in effect; one that could not matter is left out."""
+        """The parameters in effect, without those that cannot matter."""
         idle: set[str] = set()
         if not self.do_sample:
             idle |= {"temperature", "top_k", "top_p", "seed"}
@@ -64,10 +63,10 @@ INHERITED = tuple(name for name in PARAMS if name not in RESOLVED_BY_RULE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimits:
-    """The limits on the number of tokens of an answer.
+    """The bounds on the number of tokens of an answer.
 
-    `num_before` are the tokens that `max_length` and the context count before the first
-    new one: the whole prompt of a decoder-only model, the start token of an encoder-decoder.
+    `num_before` tokens count towards `max_length` and the context before the first new one: the
+    whole prompt of a decoder-only model, the start token of an encoder-decoder.
     """
 
     num_before: int
@@ -84,11 +83,11 @@ class AnswerLimits:
 def resolve(
     params: Params, own: Mapping[str, Any], limits: AnswerLimits, fresh_seed: int
 ) -> ResolvedParams:
-    """The settings of one request.
+    """Resolve the parameters of one request.
 
-    own:        the checkpoint's generation configuration, without what it leaves open
+    own:        the settings of the checkpoint's generation configuration that are not None
     fresh_seed: used when the request samples and names no seed
-    Raises OutputTooLong, PromptTooLong or UnsupportedParameter.
+    raises:     OutputTooLong, PromptTooLong or UnsupportedParameter
     """
     values: dict[str, Any] = {}
     for name in INHERITED:
@@ -113,10 +112,9 @@ def resolve(
 
 
 def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLimits) -> int | None:
-    """The longest prompt of a decoder-only model whose answer still fits into the context; None
-    where nothing bounds it.
+    """The longest prompt of a decoder-only model beside its answer; None if unlimited.
 
-    An answer whose length nobody asked for has to make do with half of the context.
+    An answer without a requested length gets half of the context.
     """
     if params.max_length is not None:
         return params.max_length // 2
@@ -127,7 +125,7 @@ def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLi
 
 
 def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
-    """A job that names a way to sample wants to sample, unless it says otherwise."""
+    """Whether to sample: a job that sets a sampling parameter samples, unless it says otherwise."""
     requested = {
         name: value
         for name in ("temperature", "top_k", "top_p")

@@ -1,4 +1,4 @@
-"""Redis's URL: read once, and refused in a sentence that shows no password."""
+"""The URL of Redis: parsed once; errors show no password."""
 
 import re
 from urllib.parse import parse_qsl, quote, urlencode
@@ -15,9 +15,9 @@ NOT_PARAMETERS = {"host", "port", "db", "username", "password", "path"}
 
 
 def read_redis_url(text: str) -> str:
-    """The URL once it can be used; raises SettingsError.
+    """The URL if it can be used; raises SettingsError.
 
-    As it is, but for options of TLS, which are written as both kombu and redis-py read them.
+    It is unchanged except for TLS options, which are rewritten so that kombu and redis-py agree.
     """
     if not text.strip():
         raise SettingsError(f"the Redis URL is empty; {LOOKS_LIKE}")

@@ -1,4 +1,4 @@
-"""Message parts: the content of a message as a list, of which text is all that is read."""
+"""Message parts: a message's content as a list, of which only text is accepted."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ SWITCHES = "chat_template_kwargs"
 
 
 def text_of(content: Any) -> Any:
-    """The text of a list of parts; anything else as it is. Refuses what is no text by its name."""
+    """The text of a list of parts; other values are unchanged. Refuses other parts by type."""
     if not isinstance(content, list | tuple):
         return content
     texts = []
@@ -46,8 +46,7 @@ def text_of(content: Any) -> Any:
 
 
 def with_languages(fields: Any) -> Any:
-    """The fields of a contract, with the languages that parts name among the switches of the
-    template, which gives them back to the parts."""
+    """Return a contract's fields with the languages of message parts as template switches."""
     if not isinstance(fields, dict):
         return fields
     named: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The publisher: sends job ids to Redis, where the workers listen."""
+"""Publisher: sends job ids to the workers' queues in Redis."""
 
 import logging
 from collections.abc import Iterable
@@ -32,8 +32,7 @@ class JobMessage:
 def publish(messages: Iterable[JobMessage]) -> None:
     """Send the messages in as few round trips as the transport allows.
 
-    Raises the transport's errors: kombu.exceptions.OperationalError when Redis
-    cannot be reached.
+    Raises the transport's errors: kombu.exceptions.OperationalError if Redis cannot be reached.
     """
     messages = list(messages)
     while True:

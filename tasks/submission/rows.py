@@ -1,4 +1,4 @@
-"""Rows: a contract as it is inserted, a job and its payload."""
+"""Rows: a contract as a job row and a payload row."""
 
 from typing import Any
 from uuid import UUID
@@ -92,5 +92,5 @@ def payload_row(catalog: Catalog, contract: Contract, job_id: UUID) -> dict[str,
 
 
 def as_given(contract: dict[str, Any]) -> dict[str, Any]:
-    """A kept contract without what we added."""
+    """A stored contract without the fields that we added."""
     return {name: value for name, value in contract.items() if name != ROUTE}

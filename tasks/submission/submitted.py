@@ -1,4 +1,4 @@
-"""Submitted jobs and batches, as a producer gets them back."""
+"""SubmittedJob and SubmittedBatch: the return values of submitting."""
 
 import time
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class SubmittedJob:
         return job
 
     def wait(self, timeout_seconds: float | None = None) -> FoundJob:
-        """The job once it has finished; raises TimeoutError when that takes too long."""
+        """The finished job; raises TimeoutError if it takes too long."""
         started = time.monotonic()
         pause_seconds = 0.05
         while (job := self.find()).state not in FINISHED:

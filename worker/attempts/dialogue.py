@@ -1,4 +1,4 @@
-"""Dialogue: what was said before a chat job, as the jobs that it continues have it."""
+"""Dialogue: the earlier turns of a chat job, read from the jobs that it continues."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ Messages: TypeAlias = tuple[ChatTurn, ...]
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """The turns before a job, each a user's message with what answers it; the oldest first."""
+    """The turns before a job, oldest first, each a user's message with its answer."""
 
     system: Messages = ()  # the newest that one of the jobs begins with
     turns: tuple[Messages, ...] = ()
@@ -32,7 +32,7 @@ class Dialogue:
         return (*self.system, *(message for turn in self.turns for message in turn))
 
     def mapped(self, change: Callable[[str], str]) -> Self:
-        """The same dialogue with the content of each message changed."""
+        """Return the dialogue with the content of each message changed."""
 
         def of(messages: Messages) -> Messages:
             return tuple(replace(each, content=change(each.content)) for each in messages)
@@ -45,13 +45,13 @@ def messages_of(contract: Mapping[str, Any]) -> Messages:
 
 
 def split_system(messages: Messages) -> tuple[Messages, Messages]:
-    """The system's messages at the beginning, and what follows them."""
+    """Split the leading system messages from the rest."""
     num = next((at for at, each in enumerate(messages) if each.role != "system"), len(messages))
     return messages[:num], messages[num:]
 
 
 def turns_of(messages: Messages) -> tuple[Messages, ...]:
-    """The messages as turns, each of which begins with the user's."""
+    """Group messages into turns, each of which starts with a user's message."""
     starts = [at for at, each in enumerate(messages) if each.role == "user"]
     if not starts:
         return (messages,) if messages else ()
@@ -67,7 +67,7 @@ def num_characters(turns: Sequence[Messages]) -> int:
 def with_dialogues(
     session: Session, contracts: Mapping[UUID, dict[str, Any]]
 ) -> dict[UUID, dict[str, Any]]:
-    """The contracts, those that continue a job with the `dialogue` that they continue."""
+    """Add the `dialogue` to each contract that continues a job."""
     return {
         job_id: contract
         if (previous := contract.get("previous_job_id")) is None
@@ -77,8 +77,7 @@ def with_dialogues(
 
 
 def read_dialogue(session: Session, newest: UUID) -> Dialogue:
-    """The turns of a dialogue up to and with a job: all, or the last as far as any
-    prompt may go."""
+    """Read the turns up to and including a job: all, or the last that could fit a prompt."""
     jobs = session.execute(dialogues.chain(newest)).all()
     if not jobs or jobs[-1].previous_job_id is not None:
         return Dialogue(is_broken=True)
@@ -108,7 +107,7 @@ def read_dialogue(session: Session, newest: UUID) -> Dialogue:
 def _finished_turns(
     session: Session, job_ids: Sequence[UUID]
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """The contract and output of each job, in this order; None for a job that is gone."""
+    """Yield the contract and output of each job, in order; None where they are gone."""
     for start in range(0, len(job_ids), JOBS_READ):
         chunk = job_ids[start : start + JOBS_READ]
         rows = {row.id: row for row in session.execute(dialogues.spoken(chunk))}

@@ -1,4 +1,4 @@
-"""Step: requests that a recipe makes together, and their outputs."""
+"""Step: the requests that a recipe makes together, and their outputs."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from worker.recipes import Fallible
 
 @dataclass(slots=True)
 class PendingRequest:
-    """A request, and where its output belongs."""
+    """A request, and the place of its output."""
 
     request: Request
     index: int  # among those of its step
@@ -26,7 +26,10 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class Step:
-    """Its requests are made a page at a time, so that they are never all in memory."""
+    """One step of a recipe.
+
+    It makes its requests page by page, so that they are never all in memory.
+    """
 
     unmade: Iterator[Request]
     is_fallible: bool  # the recipe takes failed outputs too
@@ -43,7 +46,7 @@ class Step:
         return cls(iter(requests), isinstance(requests, Fallible), num_parts_before)
 
     def next_request(self) -> Request | None:
-        """Make the next request; None when there are no more."""
+        """Make the next request; None if there are no more."""
         request = next(self.unmade, None)
         self.is_made = request is None
         self.num_requests += request is not None

@@ -1,8 +1,8 @@
-"""Envelopes: entries of a Redis queue, read without trusting their content.
+"""Envelope: an entry of a Redis queue, parsed without trusting its content.
 
-A producer's library writes it, or a stranger's hand. Only what is checked here goes on to
-kombu and Celery, in an envelope made anew: they look into every field without asking what
-it is, and one that is missing, or of another type, would end the worker.
+An entry comes from a producer's library, or from anyone with access. kombu and Celery read every
+field without checking its type, so a missing field or one of another type would end the worker.
+They get only checked fields, in a new envelope.
 """
 
 import base64
@@ -30,7 +30,7 @@ Envelope = dict[str, Any]
 
 
 class Malformed(Exception):
-    """A message that cannot be taken, and what of it could be read all the same."""
+    """A message that cannot be taken, with whatever could be read of it."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Malformed(Exception):
 
 
 def read(entry: bytes, queue: str) -> Envelope:
-    """The envelope of an entry of a queue, safe to hand on; raises Malformed."""
+    """Parse a queue entry into a valid envelope; raises Malformed."""
     if len(entry) > MAX_BYTES:
         raise Malformed(Reason.TOO_LARGE)
     try:
@@ -58,7 +58,7 @@ def read(entry: bytes, queue: str) -> Envelope:
 
 
 def checked(message: Any, queue: str) -> Envelope:
-    """The same of an entry that was read already."""
+    """Validate an entry that is already parsed; raises Malformed."""
     if not isinstance(message, dict):
         raise Malformed(Reason.NOT_AN_ENVELOPE)
     headers, properties = message.get("headers"), message.get("properties")
@@ -104,7 +104,7 @@ def checked(message: Any, queue: str) -> Envelope:
 
 
 def identity(headers: Any, properties: Any) -> tuple[str | None, str | None, str | None]:
-    """The (id, task, origin) that a message names, wherever they can be read."""
+    """The (id, task, origin) that a message names; each is None if it cannot be read."""
     headers = headers if isinstance(headers, dict) else {}
     properties = properties if isinstance(properties, dict) else {}
     message_id = _id(headers.get("id")) or _id(properties.get("correlation_id"))
@@ -112,7 +112,7 @@ def identity(headers: Any, properties: Any) -> tuple[str | None, str | None, str
 
 
 def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
-    """The body in base64, not compressed."""
+    """The body in base64, decompressed."""
     if not isinstance(body, str):
         raise Malformed(Reason.BAD_BODY)
     if encoding is None or (isinstance(encoding, str) and encoding.lower() in ("utf-8", "utf8")):
@@ -130,8 +130,10 @@ def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
 
 
 def _decompressed(body: bytes, compression: Any) -> bytes:
-    """The body, decompressed as kombu does it, but never more than a message may be: a megabyte can
-    hold a thousand."""
+    """Decompress the body like kombu, up to the size limit of a message.
+
+    A compressed megabyte can expand to a thousand.
+    """
     try:
         match compression:
             case "application/x-gzip" | "gzip" | "zlib":
@@ -156,7 +158,7 @@ def _id(value: Any) -> str | None:
 
 
 def _name(value: Any) -> str | None:
-    """A short text of whole characters; None: it is none."""
+    """The value if it is a short text without lone surrogates; else None."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
         return None
     return value.encode(errors="replace").decode()

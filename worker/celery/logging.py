@@ -1,11 +1,10 @@
-"""The worker's log: events with fields, and no text of a message in any of them.
+"""The worker's log: events with fields, and never any text of a message.
 
-Celery, kombu and the others log what they stumble over, and that is often a user's text: an
-argument, a header, a name, an error's words, a whole message. So of what libraries log only
-the words that stand in their own code are shown, with numbers; texts only where it is known
-that they are a node's, an address's or a connection's. It is done where a record is made, so
-that it holds for every handler and level. Of an error the type and the place are shown,
-whoever logs it.
+Celery, kombu and other libraries log the data that they fail on, often a user's text: an argument,
+a header, a name, an error message, a whole message. So of a library's log line only the constant
+words of its own code and numbers are shown; texts only if they are known to be a node, an address
+or a connection. This is done when a record is created, so it holds for every handler and level. Of
+an error only the type and the place are shown, whoever logs it.
 """
 
 import faulthandler
@@ -80,7 +79,7 @@ SHOWN_FIELDS = ("name", "id", "runtime", "description")  # of Celery's Task %(na
 
 
 class Discreet:
-    """A factory of log records that hold nothing of a message."""
+    """A factory of log records without any text of a message."""
 
     def __init__(self, make: Any) -> None:
         self._make = make
@@ -122,21 +121,21 @@ class Discreet:
 
 
 class Formatter(EventFormatter):
-    """Events of our own with their fields; of libraries the line, and where its error arose."""
+    """Formats our events with their fields, and a library's line with the place of its error."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(shown(record))
 
 
 class JsonLines(JsonFormatter):
-    """The same, each as one JSON object."""
+    """Formats the same records as JSON, one object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(shown(record))
 
 
 def shown(record: logging.LogRecord) -> logging.LogRecord:
-    """A copy with those fields that are an event's."""
+    """Copy a record with only the fields that belong to an event."""
     place = getattr(record, "where", None)
     copied = copy(record)
     for name in ("where", "is_foreign", "is_repeated"):
@@ -157,7 +156,7 @@ def is_ours(name: str) -> bool:
 
 
 def discreet(message: Any, args: Any) -> str:
-    """A line of a library's, without what may be of a message; empty if nothing is known of it."""
+    """Remove from a library's line all that may come from a message; may return an empty text."""
     if not isinstance(message, str):
         return ""
     if not args:
@@ -191,7 +190,7 @@ def _shown(value: Any, is_known: bool = False) -> Any:
 
 
 class _Word(str):
-    """A word that is written without quotes, whether a template says %s or %r."""
+    """A text that is formatted without quotes by both %s and %r."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -202,8 +201,10 @@ def is_no_repetition(record: logging.LogRecord) -> bool:
 
 
 def is_no_rejection(record: logging.LogRecord) -> bool:
-    """A message that waits for the database is given back again and again; that is logged once,
-    by those who wait."""
+    """Whether to keep a record: all but Celery's lines on messages that wait for the database.
+
+    Such a message is put back again and again; the outage itself is logged once.
+    """
     args = getattr(record, "data", None)
     vars(record).pop("data", None)  # of Celery's own: the arguments
     return not (isinstance(args, dict) and args.get("description") == "rejected")
@@ -228,7 +229,7 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
 
 
 def _wants_json() -> bool:
-    """Whether the log is configured as JSON; then the engines log JSON too."""
+    """Whether the log is configured as JSON; the engines then log JSON too."""
     try:
         settings = Settings.from_environment(places.catalog().worker, os.environ)
     except SettingsError:
@@ -239,7 +240,7 @@ def _wants_json() -> bool:
 
 @celeryd_init.connect
 def print_nothing_beside_the_log(instance: Any, **_: Any) -> None:
-    """Celery's banner and farewell, and warnings of Python, where each line is an object."""
+    """Silence Celery's banner and farewell and Python's warnings under JSON logs."""
     if _wants_json():
         instance.quiet = True
         celery_worker.safe_say = lambda message, to=None: _write_line("INFO", message.strip())
@@ -259,8 +260,10 @@ def _write_warning(
 
 
 def _write_line(level: str, event: str, **fields: str) -> None:
-    """Past the log's handlers: before there are any, and in a signal handler, which may have
-    interrupted one that holds its lock."""
+    """Write a line past the log's handlers.
+
+    For use before there are any, and in a signal handler that may have interrupted one.
+    """
     record = {"created": time.time(), "name": "celery", "levelname": level, "msg": event}
     line = JsonLines().format(logging.makeLogRecord({**record, **fields}))
     with suppress(OSError):
@@ -269,8 +272,7 @@ def _write_line(level: str, event: str, **fields: str) -> None:
 
 @worker_ready.connect
 def show_stacks_without_locals(**_: Any) -> None:
-    """Let SIGUSR1 write where each thread stands; Celery's own handler writes variables too,
-    and those hold users' texts."""
+    """Let SIGUSR1 write each thread's stack. Celery's own handler also writes variables."""
     # In Python, when no other thread runs: faulthandler's own handler reads their frames while they
     # change, and a worker died of it now and then.
     signal.signal(signal.SIGUSR1, _write_stacks)
@@ -282,7 +284,7 @@ def _write_stacks(*_: Any) -> None:
 
 
 def _log_what_nobody_catches() -> None:
-    """Python would print it, words and all."""
+    """Log uncaught exceptions by type and place; Python would print their messages."""
     log = logging.getLogger(__name__)
 
     def in_a_thread(args: threading.ExceptHookArgs) -> None:

@@ -1,8 +1,7 @@
-"""The one task that workers run, for Celery's own pools; `EnginePool` does not come here.
+"""`tasks.run_jobs` under Celery's own pools; `EnginePool` does not use this.
 
-Under the threads or solo pool the body waits for its jobs. Pools that fork or
-patch are refused: a model does not survive a fork, and each child would load
-its own.
+Under the threads or solo pool the task waits for its jobs. Pools that fork or monkey-patch are
+refused: a model does not survive a fork, and each child would load its own.
 """
 
 import gc
@@ -30,7 +29,7 @@ _worker: Worker | None = None
 
 @app.task(name=RUN_JOBS, bind=True)
 def run_jobs(self: "Task[..., None]", /, *args: Any, **kwargs: Any) -> None:
-    """Run the jobs that the only argument names; return when their outcomes are committed."""
+    """Run the jobs of a message; return when their outcomes are committed."""
     assert _worker is not None, "not in a worker"
     settled = threading.Event()
     _worker.deliver(job_ids_of(list(args), kwargs, self.request), settled.set)
@@ -39,7 +38,7 @@ def run_jobs(self: "Task[..., None]", /, *args: Any, **kwargs: Any) -> None:
 
 @worker_init.connect
 def start_under_another_pool(sender: Any, **_: Any) -> None:
-    """Start here, before anything is consumed, what `EnginePool` starts by itself."""
+    """Start the worker before anything is consumed, as `EnginePool` does by itself."""
     global _worker
     pool = sender.pool_cls
     if issubclass(pool, EnginePool):
@@ -58,11 +57,11 @@ def start_under_another_pool(sender: Any, **_: Any) -> None:
 
 
 def _prefork_was_asked_for() -> bool:
-    """Whether `-P prefork` stands in the command line that came to be our pool.
+    """Whether the command line has `-P prefork`, which Celery turned into our pool.
 
-    Celery takes prefork for "whatever is configured", so its pool does not tell; where
-    the option came from does. Nothing else that can be written there leads to our pool,
-    but for `custom`, which needs the variable.
+    Celery replaces prefork by "whatever is configured", so the pool class does not tell, but the
+    source of the option does. Of the other values only `custom` leads to our pool, and it needs the
+    variable.
     """
     context = click.get_current_context(silent=True)
     return (

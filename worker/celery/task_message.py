@@ -1,7 +1,7 @@
-"""A task's message, read from what kombu delivered, so that Celery meets no surprise in it.
+"""Validates a task message that kombu delivered, before Celery reads it.
 
-Celery looks into headers and body as if they were its own. What it would stumble over is
-found here, before; of our own tasks it gets just those headers that mean something to them.
+Celery trusts headers and body as its own. Whatever would make it fail is found here first, and for
+our own tasks it gets only the headers that matter.
 """
 
 from collections.abc import Container
@@ -29,9 +29,9 @@ EMBEDDED = ("callbacks", "errbacks", "chain")
 
 
 def check(message: Any, registered: Container[str]) -> None:
-    """Leave in a kombu message just what Celery may have; raises Malformed.
+    """Reduce a kombu message to what Celery can handle; raises Malformed.
 
-    registered: the names of the tasks that this worker has
+    registered: the names of this worker's tasks
     """
     headers = message.headers if isinstance(message.headers, dict) else {}
     message_id, task, origin = identity(headers, message.properties)
@@ -72,7 +72,7 @@ def _id_of(headers: dict[str, Any]) -> bool:
 
 
 def _body(payload: Any) -> list[Any] | None:
-    """[args, kwargs, embed] of a payload; None: it is none."""
+    """[args, kwargs, embed] of a payload; None if it has another form."""
     if isinstance(payload, dict):  # of the first protocol
         embed = {name: payload.get(name) for name in ("callbacks", "errbacks", "chord")}
         payload = [payload.get("args", []), payload.get("kwargs", {}), embed]
@@ -97,7 +97,7 @@ def _is_signature(value: Any) -> bool:
 
 
 def _headers(headers: dict[str, Any], task: str, message_id: str) -> dict[str, Any]:
-    """The headers that Celery gets."""
+    """The headers for Celery."""
     read: dict[str, Any] = {"task": task, "id": message_id}
     for name in TEXTS:
         read[name] = _typed(headers, name, str)
@@ -163,7 +163,7 @@ def _time_limits(limits: Any) -> tuple[float | None, float | None]:
 
 
 def _instant(value: Any) -> datetime | None:
-    """Raises one of the errors that a wrong one may make."""
+    """Parse an instant; raises one of several errors for an invalid one."""
     if value is None:
         return None
     instant: datetime | None = maybe_iso8601(value) if isinstance(value, str | datetime) else None

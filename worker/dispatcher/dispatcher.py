@@ -1,4 +1,7 @@
-"""The tick: lead, rescue, publish; and when to do so next. The package has the argument."""
+"""Dispatcher: the tick. It leads, rescues, publishes and chooses the time of the next tick.
+
+The package's docstring argues why this is safe.
+"""
 
 import math
 import time
@@ -21,7 +24,7 @@ BUSY_SECONDS = 0.05  # least time between two ticks
 
 
 class Dispatcher:
-    """A thread of its own, with its own connection to the broker, and one that listens."""
+    """A thread with its own connection to the broker, and a listener thread."""
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         metrics: Metrics = NO_METRICS,
     ) -> None:
-        """clock: monotonic seconds"""
+        """clock: returns monotonic seconds"""
         self._poll_seconds = settings.dispatch_seconds
         self._clock = clock
         self._polled_at = -math.inf
@@ -48,7 +51,7 @@ class Dispatcher:
         self._listener.start()
 
     def stop(self) -> None:
-        """End both threads, and leave the lead to another worker."""
+        """End both threads and resign the leadership."""
         self._listener.stop()
         self._thread.stop()
         self._broker.close()
@@ -56,7 +59,7 @@ class Dispatcher:
 
     @property
     def leads(self) -> bool:
-        """Whether this worker leads, as of the last tick."""
+        """Whether this worker led at the last tick."""
         return self._leader.leads
 
     def _on_notification(self) -> None:
@@ -65,7 +68,7 @@ class Dispatcher:
             self._thread.wake()
 
     def tick(self) -> float:
-        """Poll if it is time to, else publish if this worker leads; returns seconds to wait."""
+        """Poll if it is due, else publish if this worker leads; returns seconds to wait."""
         now = self._clock()
         until_poll_seconds = self._polled_at + self._poll_seconds - now
         try:
@@ -89,7 +92,7 @@ class Dispatcher:
         return max(BUSY_SECONDS, min(until_needed_seconds, until_poll_seconds))
 
     def poll(self) -> int:
-        """Rescue and publish what is due, if this worker leads; returns the jobs published."""
+        """Rescue and publish due jobs, if this worker leads; returns the number published."""
         if not self._leader.keep():
             return 0
         passing("leading")

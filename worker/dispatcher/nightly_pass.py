@@ -1,8 +1,8 @@
-"""The nightly pass: once a night, one worker prunes and submits the canaries for all.
+"""NightlyPass: once a night one worker prunes and submits the canaries for all.
 
-Whose night it is stands in a row of `leaderships`: until then, nobody needs to do it. A worker
-that dies in the middle of a pass leaves a row that runs out within `PASS_SECONDS`, and the
-leader of then goes on. A night on which no worker ran is made up for when one starts.
+A row of `leaderships` says until when the pass is done. If a worker dies in the middle of a pass,
+its row expires within `PASS_SECONDS`, and the leader at that time continues. A night without a
+worker is made up for when one starts.
 """
 
 import logging
@@ -29,7 +29,7 @@ PASS_SECONDS = 900.0  # after its death another goes on; renewed while it runs
 
 
 class NightlyPass:
-    """A thread of its own: a pass takes minutes, and the dispatcher has none to spare."""
+    """A thread of its own, since a pass takes minutes, which would delay the dispatcher."""
 
     def __init__(
         self,
@@ -40,8 +40,10 @@ class NightlyPass:
         now: Callable[[], datetime] = datetime.now,
         canaries: Sequence[Canary] = (),
     ) -> None:
-        """leads: whether this worker is the leader; now: local, for when the night is;
-        canaries: what is submitted in each pass"""
+        """leads:    returns whether this worker is the leader
+        now:      returns the local time
+        canaries: submitted in each pass
+        """
         self._database = database
         self._owner = owner
         self._retention = retention
@@ -57,12 +59,12 @@ class NightlyPass:
         self._thread.wake()
 
     def stop(self) -> None:
-        """Return when the transaction that runs has ended; the pass is left to another worker."""
+        """Return when the running transaction has ended; another worker continues the pass."""
         self._stopping.set()
         self._thread.stop()
 
     def tick(self) -> float:
-        """Make a pass if this worker leads and it is time; returns seconds until the next look."""
+        """Make a pass if this worker leads and it is due; returns seconds to wait."""
         if not self._leads():
             return UNLED_SECONDS
         with self._database.read() as session:

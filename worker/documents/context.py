@@ -1,7 +1,6 @@
-"""Context: the headings, text and summary before a part of a document.
+"""Context: the headings or last sentences that are given to a model before a part of a document.
 
-The headings above it, or the last sentences before it. Pure. Neither is part of the part: what
-a result covers is computed from the parts alone.
+Pure. The context does not belong to the part: a result's coverage is computed from the parts alone.
 """
 
 from bisect import bisect_left
@@ -17,7 +16,7 @@ JOINT = "\n\n"
 
 
 class Context:
-    """The context before each place of one text, as far as a job asks for it."""
+    """The context before each place of one text, as far as the job asks for it."""
 
     def __init__(self, text: str, *, heading_path: bool, overlap_sentences: int) -> None:
         self._text = text
@@ -35,15 +34,15 @@ class Context:
 
     @property
     def max_characters(self) -> int:
-        """An upper bound of the context of any place."""
+        """An upper bound of the length of any context."""
         longest = max((len(each.line) for each in self._headings), default=0)
         path = NUM_LEVELS * (longest + len(JOINT)) if longest else 0
         return path + self._num_sentences * SENTENCE_CHARACTERS
 
     def before(self, start: int, max_characters: int) -> str:
-        """The context of a part that starts there, outermost first; "" for none.
+        """The context of a part that starts there, outermost heading first; "" for none.
 
-        What is farthest is left out where it would be too long.
+        If it is too long, the farthest pieces are left out.
         """
         kept: list[str] = []
         for each in self._nearest_first(start):

@@ -1,7 +1,7 @@
-"""Sentences: where each one of a text ends.
+"""Sentences: where each sentence of a text ends.
 
-`sentencex` finds them. It is given a shadow of the text, of equal length, without what
-makes it panic: spaces outside ASCII and lone surrogates. The ends are those of the text.
+`sentencex` finds them. It gets a copy of equal length without the characters on which it panics:
+spaces outside ASCII and lone surrogates. Its offsets hold for the text.
 """
 
 import logging
@@ -38,14 +38,14 @@ PLAIN_END = re.compile(
 
 
 def shadow_of(text: str) -> str:
-    """The text with the same ends of sentences, and nothing that a splitter stumbles over."""
+    """A copy of the text with equal sentence ends and no characters that break the splitter."""
     return text.translate(SHADOW)
 
 
 def sentence_ends(text: str, language: str) -> list[int]:
-    """The offsets at which sentences end, spaces behind them included; the last is the length.
+    """The offsets at which sentences end, with the spaces after them; the last is the length.
 
-    language: ISO 639-1, if it has such a code; of an unknown one the common rules are used.
+    language: ISO 639-1 where it has such a code; for an unknown one the common rules are used
     """
     if not text:
         return []
@@ -98,7 +98,7 @@ def _ends_in(shadow: str, language: str) -> list[int]:
 
 
 def plain_ends(text: str) -> list[int]:
-    """Ends found by marks alone."""
+    """The sentence ends found by punctuation alone."""
     ends = sorted({match.end() for marks in (PLAIN_END, OWN_END) for match in marks.finditer(text)})
     if not ends or ends[-1] != len(text):
         ends.append(len(text))
@@ -106,7 +106,7 @@ def plain_ends(text: str) -> list[int]:
 
 
 def _joined(shadow: str, ends: list[int]) -> list[int]:
-    """The ends without those inside one sentence as a reader sees it."""
+    """The ends without those that lie within a sentence as a reader sees it."""
     parts = [shadow[start:end].strip() for start, end in pairwise([0, *ends])]
     # Where no sentence begins with a capital letter, a small one says nothing.
     has_capitals = any(part[:1].isupper() for part in parts)

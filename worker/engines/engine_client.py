@@ -1,9 +1,8 @@
-"""EngineClient, the parent's end of an engine process: sends requests, hands out outputs, restarts
-the process after a crash and finds the request at fault.
+"""EngineClient: the parent's end of an engine process. It sends requests and hands out outputs,
+restarts the process after a crash and finds the request at fault.
 
-When the process ends by itself, something in it was fatal. The requests it
-held are run again in halves until one that is fatal alone, twice, is found; it
-fails, and nobody else does. What was not sent yet waits meanwhile.
+When the process ends by itself, one of its requests was fatal. They are run again in halves until
+one is fatal alone, twice; it fails, and no other does. Unsent requests wait meanwhile.
 """
 
 import logging
@@ -61,12 +60,12 @@ class _HeldRequest:
 
 
 class EngineClient:
-    """An engine process, and the requests that it still has to answer.
+    """An engine process and its unanswered requests.
 
-    Every submitted request gets exactly one call of its `on_output`, on the
-    reader thread, unless the client is stopped first.
+    Each submitted request gets exactly one call of its `on_output`, on the reader thread, unless
+    the client is stopped first.
 
-    Always: held = sent + unsent + those in trials, each request in one of them.
+    Always: held = sent + unsent + those in trials; each request is in one of them.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -99,7 +98,7 @@ class EngineClient:
     # --- life ------------------------------------------------------------------------------
 
     def start(self) -> ModelCard:
-        """Load the model; returns what was loaded, or raises EngineUnusable."""
+        """Load the model; returns its card, or raises EngineUnusable."""
         self._spawn()
         card = self._load()
         for name, body in (("reader", self._read), ("sender", self._send)):
@@ -109,7 +108,7 @@ class EngineClient:
         return card
 
     def stop(self) -> None:
-        """End the process; requests without an output get none. May be called twice."""
+        """End the process; unanswered requests get no output. May be called twice."""
         with self._lock:
             self._stopping = True
             unwanted = bool(self._held)
@@ -140,13 +139,13 @@ class EngineClient:
 
     @property
     def sized(self) -> Sized:
-        """The limits of the engine, and the reason for each."""
+        """The limits of the engine and the reason for each."""
         assert self._sized is not None, "the engine was not started"
         return self._sized
 
     @property
     def figures(self) -> EngineFigures:
-        """The present figures of the process; also before its model is loaded."""
+        """The present figures of the process, even before its model is loaded."""
         spec = self._sized.spec if self._sized is not None else self.spec
         return EngineFigures(
             model=spec.alias,
@@ -179,13 +178,13 @@ class EngineClient:
                 self._unsent.append(request.id)
 
     def cancel(self, request_ids: Iterable[int]) -> None:
-        """Ask for these to leave at the next step; each still gets its one output."""
+        """Cancel requests at the next step; each still gets its one output."""
         with self._lock:
             self._cancelled.update(id for id in request_ids if id in self._held)
             self._wake.notify_all()
 
     def kill_if_stalled(self, now: float, stall_seconds: float) -> None:
-        """End a process that has answered nothing for so long; what it held goes to trial."""
+        """Kill a process without output for so long; its requests are run again in halves."""
         with self._lock:
             if self._silent_since is None:
                 return
@@ -249,7 +248,7 @@ class EngineClient:
             return self._process.wait()
 
     def _read(self) -> None:
-        """The reader thread: hands out outputs; when the process ends, starts another."""
+        """The reader thread: hands out outputs and restarts the process when it ends."""
         assert self._connection is not None
         while True:
             with self._lock:
@@ -287,7 +286,7 @@ class EngineClient:
     # --- when the process has ended ------------------------------------------------------------
 
     def _revive(self) -> bool:
-        """Find whom to suspect, and start the process again; False when stopping."""
+        """Choose the suspects and start the process again; False when stopping."""
         with self._lock:
             self._ready = False
             if self._stopping:
@@ -305,7 +304,7 @@ class EngineClient:
         return self._restart()
 
     def _suspect(self) -> _HeldRequest | None:
-        """Put what was in the process up for trial; returns a request that stood alone twice."""
+        """Put the process's requests on trial; returns a request that was fatal alone twice."""
         with self._lock:
             suspects = list(self._sent)
             self._sent.clear()

@@ -1,4 +1,4 @@
-"""Measures of a text, each a few microseconds for a short one. Pure."""
+"""Measures of a text, each in a few microseconds for a short one. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MIN_SAME_WORDS = 4  # of a sentence that is not left as it was to the letter
 
 
 def length_of(text: str) -> int:
-    """The length in letters, comparable between scripts."""
+    """The length in letters, weighted so that scripts are comparable."""
     text = text.strip()
     if text.isascii():
         return len(text)
@@ -26,7 +26,7 @@ def length_of(text: str) -> int:
 
 
 def repetition_of(text: str) -> float:
-    """The share of repeated groups of words in the most repetitive stretch of a text, 0 to 1."""
+    """The share of repeated word groups in the most repetitive stretch of a text, 0 to 1."""
     text = text[:MAX_CHARACTERS]
     units: Sequence[str] = text.split()
     together = WORDS_TOGETHER
@@ -45,7 +45,7 @@ def repetition_of(text: str) -> float:
 
 
 def is_left_as_it_was(source: str, translation: str) -> bool:
-    """Whether a translation is the source, or all but a few of its words."""
+    """Whether a translation equals its source in all but a few words."""
     before, after = source.casefold().split(), translation.casefold().split()
     if before == after:
         return True
@@ -58,7 +58,7 @@ def is_left_as_it_was(source: str, translation: str) -> bool:
 
 
 def has_words_to_translate(text: str) -> bool:
-    """Whether that a text stayed as it was would say anything: a name alone may."""
+    """Whether an unchanged translation would be suspicious: a name alone may stay as it is."""
     if len(text.split()) > 1:
         return True
     return len(IDEOGRAPH.findall(text)) > 1

@@ -1,4 +1,4 @@
-"""Retries: a part whose answer is suspicious is asked for once more, in another way."""
+"""Retries: requests a part once more, with other parameters, if its answer is suspicious."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -23,9 +23,9 @@ OF_A_PART = frozenset(Suspicion) - {Suspicion.PLACEHOLDERS_MISSED, Suspicion.TER
 def retrying(
     steps: Steps, settings: GuardSettings, language: str | None, request_ids: Iterator[int]
 ) -> Steps:
-    """A recipe's steps, with suspicious outputs replaced by better ones before it sees them.
+    """Wrap a recipe's steps: suspicious outputs are retried before the recipe sees them.
 
-    language: that answers should have, in two letters; None: that of their source
+    language: the answers' expected language, in two letters; None: that of their source
     """
     requests = next(steps)
     num_retried = num_better = prompt_tokens = completion_tokens = 0
@@ -67,7 +67,7 @@ def retrying(
 
 
 def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[Request]:
-    """The same requests, noted as they are made: a long step makes them as there is room."""
+    """Yield the requests and record them, since a long step makes them lazily."""
 
     def noted() -> Iterator[Request]:
         for request in requests:
@@ -80,7 +80,7 @@ def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[
 def _retry_params(
     settings: GuardSettings, request: Request, output: Output, language: str | None
 ) -> Params | None:
-    """The params of a retry; None if the output has no suspicion that calls for one."""
+    """The params of a retry; None if no suspicion of the output calls for one."""
     reasons = [
         each
         for each in _suspicions(settings, request, output, language)
@@ -97,7 +97,7 @@ def changed(
     used: Mapping[str, Any],
     retry_with: Mapping[str, Any],
 ) -> Params:
-    """The params of a retry: other ones for each reason, and over them what settings say."""
+    """The params of a retry: changed for each reason, and then overridden by the settings."""
     changes: dict[str, Any] = {}
     for reason in reasons:
         match reason:

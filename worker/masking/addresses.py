@@ -1,7 +1,7 @@
-"""Addresses: of e-mail, of the internet protocol, and the secrets that are written into URLs.
+"""Finds e-mail addresses, IP addresses, and secrets in URLs.
 
-Each finder looks for a sign that every match has (`@`, `:`, `://`) and only then around it, and
-looks no further than so many characters: a text without any is read at the speed of a search.
+Each finder searches for a sign that every match has (`@`, `:`, `://`) and then looks around it up
+to a fixed distance: a text without the sign is read at the speed of a search.
 """
 
 import re
@@ -48,7 +48,7 @@ MAX_IPV6_CHARACTERS = 45
 
 
 class Emails:
-    """Finds addresses of e-mail."""
+    """Finds e-mail addresses."""
 
     def find(self, text: str) -> Iterator[Match]:
         end = 0
@@ -98,7 +98,7 @@ class UrlSecrets:
 
 
 class IpAddresses:
-    """Finds addresses of both versions of the internet protocol."""
+    """Finds IPv4 and IPv6 addresses."""
 
     def find(self, text: str) -> Iterator[Match]:
         end = 0
@@ -113,7 +113,7 @@ class IpAddresses:
 
 
 def _ipv6_around(text: str, after: int, start: int, end: int) -> tuple[int, int]:
-    """The range of an address around two colons, which is empty where there is none."""
+    """The range of an address around two colons; empty if there is none."""
     first = max(after, start - MAX_IPV6_CHARACTERS)
     while start > first and text[start - 1] in _HEX:
         start -= 1

@@ -1,7 +1,8 @@
-"""Finders: what personal data is looked for. Rules find what its form alone gives away; they do
-not find names: see docs/masking.md.
+"""Finders: the rules that find personal data, by its form only.
 
-Every pattern of ours is bounded, so that no text takes quadratic time.
+They do not find names: see docs/masking.md.
+
+All our patterns are bounded, so that no text takes quadratic time.
 """
 
 import importlib
@@ -23,7 +24,7 @@ __all__ = ["Finder", "Match", "compiled", "finders_of"]
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """Finds by our own rules, to which the digits of all scripts are one."""
+    """Finds matches of our own rules, in the digits of all scripts."""
 
     rules: tuple[Finder, ...]
 
@@ -33,7 +34,7 @@ class Forms:
 
 @dataclass(frozen=True, slots=True)
 class OwnPattern:
-    """A finder of an operator's expression, bounded in time: `(a+)+$` takes years."""
+    """A finder of an operator's regular expression, bounded in time: `(a+)+$` could take years."""
 
     kind: str
     pattern: str
@@ -64,7 +65,7 @@ def compiled(pattern: str) -> Any:
 
 
 def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
-    """The finders of the rules, in order: what one has found, the next does not see.
+    """The finders of the rules, in order of precedence.
 
     Raises SettingsError.
     """
@@ -84,7 +85,7 @@ def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
 
 
 def plugged_in(name: str) -> Finder:
-    """The object of "module:object"; raises SettingsError."""
+    """Load the object named "module:object"; raises SettingsError."""
     module, _, attribute = name.partition(":")
     try:
         finder = getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""Numbers: cards, bank accounts, telephones."""
+"""Finds card numbers, IBANs and telephone numbers."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -37,7 +37,7 @@ IBAN_LENGTHS = {
 
 
 class Ibans:
-    """Finds IBANs: the length of their country, with the right check digits (mod 97)."""
+    """Finds IBANs, by the length for their country and their check digits (mod 97)."""
 
     def find(self, text: str) -> Iterator[Match]:
         for match in IBAN.finditer(text):
@@ -53,8 +53,10 @@ class Ibans:
 
 
 class Cards:
-    """Finds card numbers: 13 to 19 digits with the right check digit (Luhn); other numbers may
-    follow."""
+    """Finds card numbers: 13 to 19 digits with a valid check digit (Luhn).
+
+    Other digits may follow.
+    """
 
     def find(self, text: str) -> Iterator[Match]:
         at = 0
@@ -76,7 +78,7 @@ def _places(text: str, start: int, end: int) -> list[int]:
 
 
 def _is_end(text: str, places: Sequence[int], length: int) -> bool:
-    """Whether there are so many, and no word goes on behind the last of them."""
+    """Whether there are `length` characters, and no word continues after the last."""
     if length > len(places):
         return False
     following = text[places[length - 1] + 1 : places[length - 1] + 2]
@@ -89,19 +91,19 @@ def is_iban(characters: Sequence[str]) -> bool:
 
 
 def is_card(digits: Sequence[int]) -> bool:
-    """Whether Luhn's sum is right; one digit repeated is no card."""
+    """Whether Luhn's check digit is valid; a single repeated digit is no card."""
     doubled = sum(DOUBLED[digit] for digit in digits[-2::-2])
     return (sum(digits[-1::-2]) + doubled) % 10 == 0 and len(set(digits)) > 1
 
 
 class Phones:
-    """Finds phone numbers by the numbering plans of all countries, as `phonenumbers` has them.
+    """Finds phone numbers by the numbering plans of all countries, with `phonenumbers`.
 
-    `00` before a country's code is its `+`, as most of the world dials it.
+    `00` before a country code counts as `+`, as most of the world dials it.
     """
 
     def __init__(self, regions: Collection[str]) -> None:
-        """regions: of numbers without a country's code"""
+        """regions: of numbers without a country code"""
         try:
             import phonenumbers
         except ImportError:

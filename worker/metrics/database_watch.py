@@ -1,5 +1,7 @@
-"""Figures of the database for Prometheus: the leader alone reads them, and never during
-a scrape."""
+"""DatabaseWatch: figures of the database for Prometheus.
+
+Only the leader reads them, and never during a scrape.
+"""
 
 import shutil
 import time
@@ -53,7 +55,7 @@ class _Polled:
 
 
 class DatabaseWatch:
-    """Asks every few seconds while this worker leads; a scrape is given what was heard last."""
+    """Polls every few seconds while this worker leads; a scrape gets the latest figures."""
 
     def __init__(
         self,
@@ -64,7 +66,9 @@ class DatabaseWatch:
         clock: Callable[[], float] = time.monotonic,
         canaries: Sequence[Canary] = (),
     ) -> None:
-        """models: those of the configuration; folder: on the disk that is this worker's"""
+        """models: those of the configuration
+        folder: on the disk that this worker writes to
+        """
         self._database = database
         self._leads = leads
         self._models = tuple(models)
@@ -91,7 +95,7 @@ class DatabaseWatch:
         self._thread.stop()
 
     def look(self) -> float | None:
-        """Ask, if this worker leads; returns the seconds to wait."""
+        """Poll if this worker leads; returns the seconds until the next poll."""
         if not self._leads():
             self._looked = None
             return 1.0
@@ -116,7 +120,7 @@ class DatabaseWatch:
         return max(WATCH_SECONDS, REST_FACTOR * (counted_at - started_at))
 
     def _judge(self) -> None:
-        """Compare the newest results with those before, and canaries with what they should say."""
+        """Compare the newest results with earlier ones, and canaries with expected answers."""
         started_at = self._clock()
         with self._database.read() as session:
             self._drift = tuple(find_drift(session, period=NEWEST, reference=REFERENCE))
@@ -221,7 +225,7 @@ class DatabaseWatch:
         )
 
     def _of_audit(self, now: Head) -> Iterator[Metric]:
-        """The audit's end; and once a day its hash, for a cut end to show against."""
+        """The audit's last entry. Its hash is logged daily, so that a truncated chain shows."""
         yield GaugeMetricFamily(
             "tidemill_audit_entries",
             "The number of the audit's last entry; it never falls.",

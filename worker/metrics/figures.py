@@ -1,4 +1,4 @@
-"""Figures of a worker at a moment, as a scrape sees them."""
+"""Figures of a worker at one moment, for a scrape."""
 
 from dataclasses import dataclass
 

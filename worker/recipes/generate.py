@@ -1,4 +1,4 @@
-"""Text that goes on from a prompt: one request, or as many as it takes to be JSON."""
+"""The generate recipe: one request, or more until the answer is valid JSON."""
 
 from collections.abc import Sequence
 

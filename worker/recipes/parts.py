@@ -1,7 +1,7 @@
-"""Parts of a document, cut where it has boundaries and counted by the engine.
+"""Parts of a document, cut at its boundaries and counted by the engine.
 
-Pieces are counted and packed; then each part is counted as the prompt that it will be, for
-the tokens of pieces add up only nearly to those of a part. So no part is over its limit.
+Pieces are counted and packed into parts; then each part is counted as its whole prompt, since token
+counts of pieces add up only approximately. So no part exceeds the limit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from worker.documents.context import Context
 from worker.documents.coverage import TextRange, spans
 from worker.documents.headings import section_starts
 from worker.documents.packing import Piece, pack
-from worker.documents.pieces import boundary_at, piece_ends
+from worker.documents.splitting import boundary_at, piece_ends
 from worker.documents.words import count_words
 from worker.errors import PartsTooSmall
 from worker.recipes.recipe import Asking, Work
@@ -32,14 +32,13 @@ class TextPart:
     context: str = ""  # what is read before it
 
     def text(self, source: str) -> str:
-        """The part as the model reads it: space around it says nothing."""
+        """The part's text without surrounding whitespace."""
         return self.context + source[self.span.start : self.span.end].strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """The longest prompt that fits, and an estimate of the tokens of a text before they are
-    counted."""
+    """The longest prompt that fits, and an estimate of tokens per character."""
 
     params: Params
     max_tokens: int  # of a prompt
@@ -55,7 +54,7 @@ class Ruler:
 
 
 def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
-    """The engine's measure of prompts with these params. Raises PartsTooSmall."""
+    """Ask the engine for the limits of prompts with these params. Raises PartsTooSmall."""
     sample = text.strip()[:SAMPLE_CHARACTERS]
     (output,) = yield (_measuring(work, params, ("a", sample)),)
     measured = _measurement(output)
@@ -82,11 +81,10 @@ def cut(
     *,
     by_section: bool = False,
 ) -> Asking[list[TextPart]]:
-    """The parts of a text, in order. Always: their spans tile it, none is over the limit.
+    """The parts of a text, in order. Always: their spans tile it and none exceeds the limit.
 
-    context: what each is to be told of what stands before it; one that has no room for it goes
-    without
-    by_section: no part is of two sections
+    context:    the context before each part; a part without room for it gets none
+    by_section: whether a part may not extend over several sections
     """
     starts = section_starts(text) if by_section else frozenset()
     if not starts and len(text) <= MEASURED_CHARACTERS:
@@ -139,14 +137,14 @@ def _sections(pieces: list[Piece], starts: frozenset[int]) -> Iterator[list[Piec
 def _candidate(
     text: str, span: TextRange, context: Context | None, max_characters: int
 ) -> TextPart:
-    """A part that is not counted yet."""
+    """A part that is not yet counted."""
     if context is None or text[span.start : span.end].isspace():
         return TextPart(span, 0)
     return TextPart(span, 0, context.before(span.start, max_characters))
 
 
 def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:
-    """The beginning of a text, as much as fits; for those who ask for no more."""
+    """The beginning of a text, as much as fits, for strategies that read no more."""
     num_characters = int(2 * measure.room * measure.characters_per_token) + 1
     while True:
         pieces = yield from _pieces(work, measure, text[:num_characters])
@@ -165,7 +163,7 @@ def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:
 
 
 def _pieces(work: Work, measure: Ruler, text: str) -> Asking[list[Piece]]:
-    """The pieces of a text, counted; they are cut as the engine counts the ones before."""
+    """The counted pieces of a text, which are cut while the engine counts earlier ones."""
     most = int(measure.room * measure.characters_per_token / PIECES_PER_PART)
     ends: list[int] = []
 
@@ -184,7 +182,7 @@ def _pieces(work: Work, measure: Ruler, text: str) -> Asking[list[Piece]]:
 
 
 def _smaller(text: str, span: TextRange, num_tokens: int, measure: Ruler) -> list[TextRange]:
-    """A part that came out too long, in parts that should not."""
+    """Split a part that is too long."""
     length = span.end - span.start
     if length == 1:
         raise PartsTooSmall(measure.room)

@@ -1,6 +1,6 @@
-"""A summary: the whole text in one request, or, where it is too long, part by part.
+"""The summarize recipe: the whole text in one request, or part by part if it is too long.
 
-`docs/documents.md` says what happens to a document.
+`docs/documents.md` describes the strategies.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ def summarize(work: Work) -> Steps:
 
 
 def _document(work: Work, text: str, strategy: str) -> Steps:
-    """A text that is measured before it is read."""
+    """Summarize a text that is counted first."""
     params, max_words = work.params, None
     if any(name in work.contract for name in ("max_words", "min_words", "ratio")):
         params, max_words = yield from _params_for_words(work, text)
@@ -86,7 +86,7 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
 
 
 def _context(work: Work, text: str) -> Context | None:
-    """The context that parts are given; None where the job asks for none."""
+    """The context for parts; None if the job asks for none."""
     heading_path = work.contract.get("heading_path", False)
     overlap_sentences = work.contract.get("overlap_sentences", 0)
     if not (heading_path or overlap_sentences):
@@ -97,9 +97,9 @@ def _context(work: Work, text: str) -> Context | None:
 def _map_reduce(
     work: Work, whole: Ruler, text: str, parts: list[TextPart], params: Params, part_params: Params
 ) -> Asking[tuple[list[Output], int]]:
-    """Sum up each part, then the summaries in the same way, until they are one part.
+    """Summarize each part, then the summaries in the same way, until they fit one part.
 
-    Returns every output, that of the whole last, and the rounds.
+    Returns every output, the final one last, and the number of rounds.
     """
     outputs: list[Output] = []
     rounds = 1
@@ -125,7 +125,7 @@ def _map_reduce(
 def _refine(
     work: Work, text: str, parts: list[TextPart], params: Params, part_params: Params
 ) -> Asking[tuple[list[Output], int]]:
-    """Sum up the first part; then, with each further one, the summary so far and that part."""
+    """Summarize the first part; then, for each next part, the summary so far with it."""
     outputs: list[Output] = []
     summary = ""
     read = [part for part in parts if part.num_tokens > 0]
@@ -138,9 +138,9 @@ def _refine(
 
 
 def _part_params(params: Params, whole: Ruler) -> Params:
-    """The params of a part: one answer, so short that four of them fit into a request together.
+    """The params of a part: one answer, so short that four of them fit into a request.
 
-    That is what makes each round shorter than the one before.
+    So each round is shorter than the one before.
     """
     most = max(whole.room // 4, 1)
     num_tokens = params.max_new_tokens or whole.max_new_tokens
@@ -154,7 +154,7 @@ def _part_params(params: Params, whole: Ruler) -> Params:
 
 
 def _params_for_words(work: Work, text: str) -> Asking[tuple[Params, int | None]]:
-    """The params that lengths in words come to, and how many words an answer may have."""
+    """Convert word limits into params; also returns the most words that an answer may have."""
     contract, params = work.contract, work.params
     measured = yield from ruler(work, params, text)
     tokens_per_word = max(measured.tokens_per_word, 1.0)
@@ -193,7 +193,7 @@ def _is_cut(output: Output) -> bool:
 def _answer(
     work: Work, outputs: list[Output], coverage: Coverage, max_words: int | None = None
 ) -> Answer:
-    """The answer of the last output; its tokens are those of all of them."""
+    """Make the answer from the last output, with the tokens of all."""
     answer = answer_of(work, outputs[-1])
     changes: dict[str, Any] = {
         "prompt_tokens": sum(each.prompt_tokens for each in outputs),

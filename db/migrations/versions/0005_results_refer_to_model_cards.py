@@ -1,8 +1,8 @@
-"""the model cards of existing results move to their table
+"""Moves the model cards of existing results to their table.
 
-`prepare` does it, in transactions of some hundred rows each, before the revision is
-written down: a run that is interrupted goes on where it was. A worker of an older
-revision may insert results meanwhile; those that it adds later keep their card with them.
+`prepare` does it, in transactions of some hundred rows each, before the revision is written; an
+interrupted run continues where it stopped. A worker of an older revision may insert results
+meanwhile; results that it adds later keep their card.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ write_result = (
 
 
 def prepare(connection: sa.Connection, after: UUID | None) -> UUID | None:
-    """Move the cards of one batch; returns where the next begins, None after the last."""
+    """Move the cards of one batch; returns the start of the next, None after the last."""
 
     kept: set[UUID] = set()
 
@@ -67,7 +67,7 @@ def prepare(connection: sa.Connection, after: UUID | None) -> UUID | None:
 
 
 def upgrade() -> None:
-    """Does nothing: `prepare` has moved the rows."""
+    """Do nothing: `prepare` has moved the rows."""
 
 
 def downgrade() -> None:

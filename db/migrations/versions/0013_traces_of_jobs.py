@@ -1,4 +1,4 @@
-"""the trace that a job belongs to"""
+"""Adds the trace of a job."""
 
 import sqlalchemy as sa
 from alembic import op

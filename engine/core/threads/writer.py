@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Writer(Thread):
-    """Sends at most one frame a step; if the pipe is slow, several steps in one. A frame
-    without outputs tells the parent that the loop is alive."""
+    """Sends at most one frame a step; if the pipe is slow, several steps in one frame.
+
+    A frame without outputs tells the parent that the loop is alive.
+    """
 
     def __init__(
         self, pipe: Connection, engine: Backend, tracker: RequestTracker, outbox: Outbox

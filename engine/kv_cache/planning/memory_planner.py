@@ -1,7 +1,7 @@
-"""The memory for keys and values: how many tokens of them a device has room for.
+"""Memory planner: how many tokens' keys and values a device has room for.
 
-On a GPU it is planned from the memory that is free when the weights are loaded, for they are
-counted then and need no estimate. The memory that a step needs beside them is estimated, high.
+On a GPU it starts from the memory that is free once the weights are loaded, so weights need no
+estimate. The memory that a step needs besides is estimated on the high side.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class DeviceMemory:
     def max_tokens(self, utilization: float, reserve_bytes: int, bytes_per_token: int) -> int:
         """The number of tokens whose keys and values fit; 0 if none do.
 
-        utilization:     the share of the device that we may use, with what is used already
-        reserve_bytes:   needed for a step, not kept
+        utilization:     the share of the device's memory that may be used, including used memory
+        reserve_bytes:   for a step's temporary tensors
         bytes_per_token: keys and values of one token in all layers
         """
         used_bytes = self.total_bytes - self.free_bytes
@@ -45,7 +45,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """The most memory that a step needs for a moment."""
+    """The peak of the temporary memory of a step."""
 
     num_rows: int
     num_gathered_tokens: int
@@ -67,7 +67,7 @@ class StepMemory:
 
 
 def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
-    """The limits of this machine for a model that is loaded."""
+    """The limits of this machine for a loaded model."""
     device = checkpoint.model.device
     max_tokens = None
     if device.type == "cuda":
@@ -86,7 +86,7 @@ def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
 def max_paged_tokens(
     spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
 ) -> int:
-    """The largest `max_cache_tokens` that fits. memory: with the weights loaded"""
+    """The largest `max_cache_tokens` that fits. memory: measured after the weights are loaded"""
     assert spec.max_sequences is not None
     assert spec.max_step_tokens is not None
     config = checkpoint.config.get_text_config()
@@ -110,7 +110,10 @@ def max_paged_tokens(
 
 
 def refuse_beyond_memory(spec: EngineSpec, max_tokens: int) -> None:
-    """Raises Unloadable if the spec asks for more than `max_tokens`. spec: complete"""
+    """Raise Unloadable if the spec asks for more than `max_tokens`.
+
+    spec: with every limit chosen
+    """
     assert spec.max_cache_tokens is not None
     if spec.max_cache_tokens > max_tokens:
         raise Unloadable(

@@ -58,7 +58,7 @@ class Calls:
 
 
 @on_sqlite
-def test_what_is_switched_off_is_not_called_for_a_job(producer: Cluster) -> None:
+def test_features_that_are_switched_off_are_not_called(producer: Cluster) -> None:
     calls = Calls()
     contracts = [
         GenerateContract.parse({"text": f"gulls cry {number}", "max_new_tokens": 3})

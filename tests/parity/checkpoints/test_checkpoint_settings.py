@@ -83,7 +83,7 @@ def test_a_setting_of_the_checkpoint_is_never_dropped(
     ],
 )
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
-def test_a_way_to_sample_of_the_checkpoint_is_that_of_generate(
+def test_a_checkpoints_own_sampling_settings_act_as_in_generate(
     kind, own, bench_of, folder_of, tmp_path
 ):
     folder = tmp_path / kind

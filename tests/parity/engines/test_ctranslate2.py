@@ -60,7 +60,7 @@ def bench_of(folder: Path, **settings: Any) -> Bench:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_company_each_answer_is_that_of_generate_alone(as_published, kind):
+def test_each_answer_in_a_batch_is_that_of_generate_alone(as_published, kind):
     folder = as_published(kind)
     bench, alone = bench_of(folder), Alone(kind, folder)
     requests = [

@@ -93,7 +93,7 @@ def test_every_request_gets_exactly_one_output(engine):
     assert engine.answers([last]).keys() == {last.id}
 
 
-def test_company_changes_no_answer(spec, engine):
+def test_a_batch_changes_no_answer(spec, engine):
     settings = [{}]
     if is_greedy_only(spec):
         refused = request("the tide", num_beams=3)

@@ -121,9 +121,7 @@ def test_the_card_says_what_the_probe_found(kind, reason, folder_of):
 
 
 @pytest.mark.parametrize("kind", ["bart_decoder", "nllb_moe", "rwkv"])
-def test_rows_that_disturb_each_other_show_without_a_look_at_the_state(
-    kind, folder_of, monkeypatch
-):
+def test_rows_that_affect_each_other_are_detected_by_their_answers(kind, folder_of, monkeypatch):
     monkeypatch.setattr(Freshness, "changes", lambda _: [])
     spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu", engine="exact")
     assert "in company" in load(spec).card.engine_reason

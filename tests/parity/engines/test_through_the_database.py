@@ -118,7 +118,7 @@ def test_an_answer_out_of_the_database_is_the_answer_alone(night: Night, kind: s
     assert len(said) > len(SETTINGS), "references that repeat one another agree with anything"
 
 
-def test_the_articles_example(night: Night) -> None:
+def test_a_job_answers_as_the_articles_example(night: Night) -> None:
     alone = Alone("gpt2", night.folders["gpt2"])
     (expected,) = expected_of(alone, ARTICLE["text"], {"max_length": ARTICLE["max_length"]})
     assert night.article.state == JobState.SUCCEEDED

@@ -92,7 +92,7 @@ def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
 
 
 @pytest.mark.usefixtures("proved_once")
-def test_rows_of_one_length_share_a_pass_where_padding_is_not_borne(folder_of, monkeypatch):
+def test_only_rows_of_one_length_share_a_pass_where_padding_changes_answers(folder_of, monkeypatch):
     passes = []
     whole = OwnCacheRunner._decode
 
@@ -110,7 +110,7 @@ def test_rows_of_one_length_share_a_pass_where_padding_is_not_borne(folder_of, m
 
 
 @pytest.mark.parametrize("kind", ["led", "fsmt"])
-def test_without_the_mask_of_padded_rows_they_would_be_alone(kind, folder_of, monkeypatch):
+def test_without_a_mask_padded_rows_do_not_share_a_pass(kind, folder_of, monkeypatch):
     """A layer that is not told what is padding sees it; the proof does, too."""
     monkeypatch.setattr(RowMasks, "_hook_for", lambda *_: lambda *given: None)
     engine = load(spec_of(folder_of(kind)))
@@ -218,7 +218,7 @@ def assert_nothing_is_held(engine: RouterBackend) -> None:
 
 
 @pytest.mark.parametrize(("kind", "is_paged"), WAYS)
-def test_the_first_of_those_that_share_may_leave_first(kind, is_paged, folder_of):
+def test_the_first_holder_of_a_shared_encoding_may_leave_first(kind, is_paged, folder_of):
     """Memory that was freed is poisoned: whoever still read it would answer otherwise."""
     engine = sharing_engine(kind, is_paged, folder_of(kind))
     bench = Bench(engine, engine.spec)
@@ -309,7 +309,7 @@ def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
 
 
 @pytest.mark.usefixtures("proved_once")
-def test_a_long_document_makes_no_others_as_long(folder_of, monkeypatch):
+def test_a_long_document_does_not_lengthen_the_rows_of_others(folder_of, monkeypatch):
     """What an encoder made is padded to the longest of a pass, once for each row."""
     monkeypatch.setattr("engine.runners.own_cache.NO_MATTER", 64)
     spec = spec_of(folder_of("led_long"), max_step_tokens=20_000)

@@ -119,7 +119,7 @@ ARRIVAL = st.tuples(st.integers(0, 4), st.integers(0, 24), st.none() | st.intege
     slice_tokens=st.sampled_from([1, 16, 30]),
     num_blocks=st.integers(0, 12),
 )
-def test_whoever_comes_and_goes_answers_as_alone(
+def test_sequences_that_join_and_leave_answer_as_alone(
     kind, arrivals, slice_tokens, num_blocks, asked_of, narrow_bench_of
 ):
     """With long prompts in slices, and so little room for prefixes that they come and go, too."""

@@ -140,7 +140,7 @@ def look_at_pages(cache: Any, window: int, is_long: bool) -> int:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_whoever_crosses_windows_answers_as_alone(
+def test_sequences_that_cross_windows_answer_as_alone(
     kind: str, way: str, asked_of: Callable[[str], Any], bench_of: Callable[..., Bench]
 ) -> None:
     """Beside others that join, leave, are read in slices and share their beginnings."""

@@ -58,7 +58,7 @@ def texts(output: Output) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_match_and_company_changes_none(kind: str, bench_of) -> None:
+def test_answers_match_their_schema_and_a_batch_changes_none(kind: str, bench_of) -> None:
     bench = bench_of(kind)
     constrained = [*requests(kind, PERSON, 1), *requests(kind, LIST, 2)]
     plain = requests(kind, None, 3)
@@ -120,7 +120,7 @@ def test_a_masked_answer_is_that_of_generate_with_only_these_tokens_allowed(
     assert list(output.choices[0].token_ids) == new_ids
 
 
-def test_a_vocabulary_that_has_no_braces_goes_without(bench_of) -> None:
+def test_a_vocabulary_without_braces_gets_no_mask(bench_of) -> None:
     bench = bench_of("t5")
     request = Request(id=1, task="generate", text="mill", json_schema=PERSON)
     output = bench.answers([request])[1]
@@ -215,7 +215,7 @@ def test_a_model_thinks_before_it_is_held_to_its_answer(bench_of) -> None:
     Draft202012Validator(LIST).validate(json.loads(choice.text))
 
 
-def test_an_engine_without_the_library_goes_without(
+def test_an_engine_without_the_grammar_library_uses_no_mask(
     bench_of, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammars, "llguidance", None)

@@ -61,7 +61,7 @@ def told(alone: Alone, prompt: str, **settings) -> tuple[int, ...]:
     return tuple(row)
 
 
-def test_the_articles_example(bench_of, alone_of):
+def test_a_job_answers_as_the_articles_example(bench_of, alone_of):
     prompt = "今天天气很好"
     choice = answer(
         bench_of("gpt2"),
@@ -139,7 +139,9 @@ def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
         ),
     ],
 )
-def test_the_prompt_is_what_the_family_wants(bench_of, alone_of, kind, task, prompt, fields):
+def test_each_family_gets_the_prompt_format_of_its_training(
+    bench_of, alone_of, kind, task, prompt, fields
+):
     choice = answer(bench_of(kind), task, **fields)
     assert choice.token_ids == told(alone_of(kind), prompt.format(text=TEXT))
 
@@ -181,7 +183,7 @@ def test_a_template_of_the_settings_comes_first(bench_of, alone_of):
         ("mbart", {"en": "en_XX", "de": "de_DE", "fr": "fr_XX"}),
     ],
 )
-def test_both_languages_of_a_translation_are_told_to_the_model(bench_of, alone_of, kind, codes):
+def test_both_languages_of_a_translation_are_in_the_prompt(bench_of, alone_of, kind, codes):
     bench, alone = bench_of(kind), alone_of(kind)
     pairs = [("en", "fr"), ("en", "de"), ("de", "fr"), ("fr", "en")]
     requests = [
@@ -242,7 +244,7 @@ def test_a_chat_needs_a_chat_template(bench_of, kind):
     assert failure(bench_of(kind), "chat", **chat).code == "no_chat_template"
 
 
-def test_an_empty_chat_and_a_template_that_refuses(bench_of, monkeypatch):
+def test_an_empty_chat_is_refused_with_the_templates_error(bench_of, monkeypatch):
     bench = bench_of("qwen2")
     assert failure(bench, "chat", None, messages=(ChatTurn("user", " "),)).code == "empty_prompt"
     tokenizer = bench.loop.engine.text.prompts.tokenizer
@@ -253,7 +255,7 @@ def test_an_empty_chat_and_a_template_that_refuses(bench_of, monkeypatch):
     assert "secret" not in refused.message
 
 
-def test_each_context_limit_is_attended_to(bench_of):
+def test_each_context_limit_is_respected(bench_of):
     long = "water " * 400
     for kind, task, limit in (("gpt2", "generate", 255), ("bart", "summarize", 256)):
         refused = failure(bench_of(kind), task, long)
@@ -267,7 +269,7 @@ def test_each_context_limit_is_attended_to(bench_of):
     answer(bench_of("t5", max_input_tokens=1000), text=long)
 
 
-def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, alone_of, tmp_path):
+def test_task_specific_params_of_a_checkpoint_are_used(folder_of, alone_of, tmp_path):
     folder = tmp_path / "t5"
     shutil.copytree(folder_of("t5"), folder)
     config = json.loads((folder / "config.json").read_text())

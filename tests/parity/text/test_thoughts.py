@@ -89,7 +89,9 @@ THINKING = PLAIN + "<think>\n"
         ("hm</think>", "</think>", ("hm", "")),
     ],
 )
-def test_a_stop_ends_what_it_is_found_in(folder, answer, stop, expected) -> None:
+def test_a_stop_string_ends_the_thought_or_answer_that_contains_it(
+    folder, answer, stop, expected
+) -> None:
     assert said(choice_of(processor_of(folder, THINKING), answer, stop)) == expected
 
 

@@ -90,7 +90,7 @@ def test_stop_ends_it_after_the_present_step():
         assert it.stop() == 0
 
 
-def test_signals_are_the_parents_affair():
+def test_an_engine_ignores_signals_of_the_terminal():
     with child(spec()) as it:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(it.process.pid, number)

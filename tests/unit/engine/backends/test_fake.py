@@ -23,7 +23,7 @@ def test_an_answer_is_words_of_the_prompt_and_always_the_same():
     assert first.prompt_tokens == 13
 
 
-def test_the_length_is_the_requests():
+def test_the_fake_answer_has_the_requested_length():
     (choice,) = answer(max_new_tokens=40).choices
     assert (choice.completion_tokens, choice.finish_reason) == (40, "length")
     (longer,) = answer(max_new_tokens=50).choices

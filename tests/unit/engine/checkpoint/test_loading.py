@@ -88,7 +88,7 @@ def test_a_weight_of_another_shape_is_named(folder):
     assert "in another shape 1" in said
 
 
-def test_not_a_number_is_named(folder):
+def test_a_weight_that_is_not_a_number_is_named(folder):
     weights = load_file(folder / "model.safetensors")
     name = learned(weights)
     weights[name][0, 0] = torch.nan
@@ -134,7 +134,7 @@ def test_a_setting_that_is_not_run_is_refused_by_name(tmp_path, name, value):
     assert "generation_config.json" in said
 
 
-def test_what_a_setting_says_within_bounds_is_served(tmp_path):
+def test_a_generation_setting_within_bounds_is_accepted(tmp_path):
     checkpoints.bart(tmp_path)
     own = {"sequence_bias": [[[5, 7], 1000.0]], "cache_implementation": "static"}
     set_in(tmp_path / "generation_config.json", **own)

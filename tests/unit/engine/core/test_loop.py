@@ -187,7 +187,7 @@ def test_progress_counts_steps_tokens_and_busy_seconds():
     ),
     st.integers(1, 3),
 )
-def test_every_request_gets_exactly_one_output_and_company_changes_no_answer(arrivals, rows):
+def test_every_request_gets_exactly_one_output_and_a_batch_changes_no_answer(arrivals, rows):
     """arrivals: (tokens, steps before it is sent, steps until it is cancelled)"""
     it = bench(max_sequences=rows)
     outputs = []

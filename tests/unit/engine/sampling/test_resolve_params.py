@@ -41,7 +41,7 @@ def test_a_request_without_any_length_gets_ours_and_not_the_librarys_twenty():
         (Params(), PROMPT, {"max_new_tokens": 100}, 40),  # a default is cut, not refused
     ],
 )
-def test_how_long_an_answer_may_be(params, limits, own, max_new_tokens):
+def test_an_answer_is_limited_by_request_settings_and_context(params, limits, own, max_new_tokens):
     assert settings(params, own, limits).max_new_tokens == max_new_tokens
 
 
@@ -82,7 +82,7 @@ def test_a_minimum_counts_new_tokens_whoever_names_it():
         (Params(seed=1), {}, False),
     ],
 )
-def test_whether_an_answer_is_sampled(params, own, do_sample):
+def test_an_answer_is_sampled_if_the_job_or_the_checkpoint_says_so(params, own, do_sample):
     assert settings(params, own).do_sample is do_sample
 
 
@@ -115,7 +115,7 @@ def test_rows_are_beams_or_answers():
     assert settings(Params(do_sample=True, num_return_sequences=3)).num_rows == 3
 
 
-def test_settings_that_could_not_matter_are_not_said():
+def test_settings_that_cannot_matter_are_left_out():
     greedy = settings(Params(max_new_tokens=5)).to_json()
     assert greedy == {
         "max_new_tokens": 5,

@@ -204,7 +204,7 @@ TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
         ("<|channel|>final", None, ""),
     ],
 )
-def test_channels_are_read_in_all_that_they_may_be(
+def test_channels_are_parsed_in_every_form(
     answer: str, thought: str | None, text: str, are_tokens: bool
 ) -> None:
     if not are_tokens:

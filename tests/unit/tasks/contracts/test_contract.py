@@ -183,7 +183,7 @@ def test_every_number_and_truth_value_of_a_contract_is_tried_below() -> None:
     ],
     ids=lambda value: str(value) if not isinstance(value, int) else f"{value.bit_length()} bits",
 )
-def test_a_number_is_a_number(name: str, value: Any) -> None:
+def test_only_a_number_is_accepted_as_a_number(name: str, value: Any) -> None:
     for task in (SummarizeContract, GenerateContract):
         with pytest.raises(ContractError) as raised:
             task.parse({**TEXT, name: value})

@@ -187,7 +187,7 @@ def masked(**patterns: str) -> Masker:
     return Masker(finders_of(MaskingRules(patterns=tuple(patterns.items()))))
 
 
-def test_what_a_placeholder_stands_for_outlives_a_change_of_the_rules() -> None:
+def test_a_placeholder_keeps_its_value_when_the_rules_change() -> None:
     names = [f"{'ab'[part % 2]}{part}" for part in range(40)]
     text = "\n\n".join(f"{name} is here and says something." for name in names)
     first = Run("translate", 0, masker=masked(K="b[0-9]+"), text=text).start()

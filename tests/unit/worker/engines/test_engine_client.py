@@ -120,7 +120,7 @@ def test_several_that_end_the_process_are_each_found() -> None:
     assert {id for id, output in outputs.items() if output.failure} == culprits
 
 
-def test_what_is_cancelled_while_the_process_is_away_is_answered() -> None:
+def test_requests_cancelled_while_the_process_restarts_are_answered() -> None:
     answers = Answers()
     with engine(fake_step_seconds=0.01) as client:
         client.submit([request(n, max_new_tokens=100_000) for n in range(4)], answers.add)

@@ -1,8 +1,8 @@
-"""Pieces: a text cut at its natural boundaries, so that joined they are the text again.
+"""Splitting: cuts a text into pieces at its natural boundaries. Joined they are the text again.
 
-`semantic-text-splitter` knows paragraphs, sentences and words in every script, Thai and
-Chinese among them. What it may do wrong costs a document its nice cuts and never its job:
-its pieces are checked, and ours take their place.
+`semantic-text-splitter` knows paragraphs, sentences and words in every script, Thai and Chinese
+included. If it misbehaves, a document loses its good boundaries and never its job: its pieces are
+checked, and else replaced by our own.
 """
 
 import logging
@@ -39,7 +39,7 @@ class Boundary(IntEnum):
 
 
 def boundary_at(text: str, at: int) -> Boundary:
-    """The largest unit that ends where a piece does."""
+    """The largest unit that ends at a place."""
     if HEADING.match(text, at) and (at == 0 or text[at - 1] in "\n\r"):
         return Boundary.HEADING
     before, after = text[max(at - NEAR, 0) : at], text[at : at + NEAR]
@@ -56,7 +56,7 @@ def boundary_at(text: str, at: int) -> Boundary:
 def piece_ends(text: str, max_characters: int) -> Iterator[int]:
     """The ends of a text's pieces, in order; the last is the text's length.
 
-    Cut window by window, so that a document of millions of characters holds nobody up.
+    The text is cut window by window, so that a document of millions of characters delays no other.
     """
     start = 0
     size = max(WINDOW_CHARACTERS, 4 * max_characters)
@@ -71,7 +71,7 @@ def piece_ends(text: str, max_characters: int) -> Iterator[int]:
 
 
 def pieces(text: str, max_characters: int) -> list[str]:
-    """The text in pieces of at most so many characters. Always: joined they are the text."""
+    """Split a text into pieces of at most `max_characters`. Always: joined they are the text."""
     sections = [each for each in HEADING.split(text) if each]
     return [piece for section in sections for piece in _pieces(section, max_characters)]
 
@@ -84,7 +84,7 @@ def _pieces(text: str, max_characters: int) -> list[str]:
 
 
 def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
-    """The pieces that the library finds; None where it finds none of use."""
+    """The pieces that the library finds; None if they are unusable."""
     try:
         # It takes no half characters. The shadow is as long, so its cuts are the text's.
         lengths = [
@@ -116,7 +116,7 @@ def _splitter(max_characters: int) -> Any:
 
 
 def plain_pieces(text: str, max_characters: int) -> list[str]:
-    """The same by our own rules: paragraph, line, sentence, word, character."""
+    """Split by our own rules: paragraph, line, sentence, word, character."""
     parts, start = [], 0
     while start < len(text):
         end = _plain_end(text, start, max_characters)
