@@ -145,8 +145,8 @@ def count_mixed(monkeypatch):
         runner = bench.loop.engine.in_flight.runner
         whole, mixed = runner.prefill_and_decode, []
 
-        def prefill_and_decode(sequences, caches, tokens):
-            result = whole(sequences, caches, tokens)
+        def prefill_and_decode(sequences, caches, tokens, begun):
+            result = whole(sequences, caches, tokens, begun)
             if result is not None:
                 mixed.append(len(sequences))
                 after()
