@@ -34,7 +34,9 @@ from engine.kv_cache.prefix_cache import PrefixCache
 from engine.proof.batch_probe import LEAVES_CHANGES
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 from engine.runners.base import Runner
 from engine.runners.causal import CausalRunner
 from engine.runners.length_switches import rotary_switch_of
