@@ -34,7 +34,8 @@ gpu: $(VENV)/.installed-dev
 
 # It pins torch and transformers to versions of its own.
 vllm: .venv-vllm-engine/.installed
-	.venv-vllm-engine/bin/python -m pytest tests/parity/test_vllm.py tests/parity/test_every_engine.py
+	.venv-vllm-engine/bin/python -m pytest \
+		tests/parity/engines/test_vllm.py tests/parity/engines/test_every_engine.py
 
 # Another go at the same faults: TIDEMILL_CHAOS_SEED=... make chaos
 chaos: $(VENV)/.installed-dev

@@ -23,7 +23,7 @@ from tasks.configuration.settings import database
 from tasks.generate import GenerateContract
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
-from tests.recipe_runs import run_recipe
+from tests.running.recipe_runs import run_recipe
 from worker.engines.engine_client import EngineClient
 from worker.recipes.recipe import Work
 from worker.recipes.summarize import summarize

@@ -29,7 +29,7 @@ import psutil
 from benchmarks.engine.models import SHAPES
 from benchmarks.pipeline import DATABASES, FAKE, NUM_WARM_UP, RAW, Road, ask, spread, worker
 from db.encryption.key_ring import new_key
-from tests.servers import free_port
+from tests.services.servers import free_port
 
 SCRAPE_SECONDS = 5.0  # a Prometheus asks three times as seldom
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 12

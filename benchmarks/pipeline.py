@@ -32,7 +32,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.engine.models import SHAPES
-from tests.servers import PostgresServer, ValkeyServer
+from tests.services.servers import PostgresServer, ValkeyServer
 
 FAKE = {"checkpoint": "fake", "engine": "fake", "max_sequences": 256}
 DATABASES = ("sqlite", "postgresql")

@@ -24,7 +24,7 @@ from db.session import Database
 from tasks.configuration.catalog import Catalog
 from tasks.generate import GenerateContract
 from tasks.submit import keep_job
-from tests.jobs import insert_jobs, job_row
+from tests.samples.jobs import insert_jobs, job_row
 
 TEXT = b"the tide turns and the wheel of the mill begins to move again " * 32  # 2 kB
 

@@ -22,7 +22,7 @@ from db.clock import seconds_from_now
 from db.models import Job, Payload, Result
 from db.queries.inserts import table
 from db.session import Database
-from tests.jobs import job_row
+from tests.samples.jobs import job_row
 
 RETENTION = '\n[retention]\npayloads = "1d"\noutputs = "1d"\n'
 TEXT = "the tide turns and the wheel of the mill begins to move again " * 16  # about 1 kB

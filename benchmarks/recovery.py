@@ -28,9 +28,9 @@ from tests.chaos import checker, witness
 from tests.chaos.history import History
 from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.run import Run
-from tests.producers import producing
-from tests.servers import ValkeyServer
-from tests.workers import Cluster, WorkerProcess, until
+from tests.running.producers import producing
+from tests.running.workers import Cluster, WorkerProcess, until
+from tests.services.servers import ValkeyServer
 
 NUM_TIMES = 10
 BACKLOG = 1_000_000

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from db.session import Database
-from tests.databases import make_tables
-from tests.producers import producing
-from tests.servers import PostgresServer, ValkeyServer
-from tests.workers import Cluster
+from tests.running.producers import producing
+from tests.running.workers import Cluster
+from tests.services.databases import make_tables
+from tests.services.servers import PostgresServer, ValkeyServer
 
 TESTS = Path(__file__).parent
 # Until everything is imported, which makes no garbage.

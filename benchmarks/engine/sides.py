@@ -54,7 +54,7 @@ class Side:
         """Return the measurements of a side. Raises LeftOut with the last words of one
         that failed."""
         done = subprocess.run(
-            [self.python, "-m", f"benchmarks.engine.{self.module}"],
+            [self.python, "-m", f"benchmarks.engine.through.{self.module}"],
             input=job.to_json(),
             capture_output=True,
             text=True,
@@ -88,67 +88,67 @@ BATCHES = ("drain",)  # whoever runs batches to their end is as fast with a stea
 CPU = ("cpu",)
 
 SIDES = {
-    "one": Side("one at a time", "through_generate", "one", feeds=BATCHES),
+    "one": Side("one at a time", "generate", "one", feeds=BATCHES),
     "one packed": Side(
-        "one at a time, packed", "through_generate", "one", PACKED, feeds=BATCHES, devices=CPU
+        "one at a time, packed", "generate", "one", PACKED, feeds=BATCHES, devices=CPU
     ),
     "static": Side(
-        "static batches in order of arrival", "through_generate", "static", feeds=BATCHES
+        "static batches in order of arrival", "generate", "static", feeds=BATCHES
     ),
     "static packed": Side(
         "static batches in order of arrival, packed",
-        "through_generate",
+        "generate",
         "static",
         PACKED,
         feeds=BATCHES,
         devices=CPU,
     ),
     "oracle": Side(
-        "static batches sorted by true output length", "through_generate", "oracle", feeds=BATCHES
+        "static batches sorted by true output length", "generate", "oracle", feeds=BATCHES
     ),
     "oracle packed": Side(
         "static batches sorted by true output length, packed",
-        "through_generate",
+        "generate",
         "oracle",
         PACKED,
         feeds=BATCHES,
         devices=CPU,
     ),
     "transformers": Side(
-        "continuous batching of transformers", "through_manager", serves=is_decoder_only,
+        "continuous batching of transformers", "manager", serves=is_decoder_only,
         beams=False,
     ),
     "transformers packed": Side(
         "continuous batching of transformers, packed",
-        "through_manager",
+        "manager",
         options=PACKED,
         serves=is_decoder_only,
         devices=CPU,
         beams=False,
     ),
     "vllm": Side(
-        "vLLM", "through_vllm", "compiled", serves=is_llama, beams=False, devices=CPU,
+        "vLLM", "vllm", "compiled", serves=is_llama, beams=False, devices=CPU,
         environment=".venv-vllm",
     ),
     "vllm eager": Side(
-        "vLLM, eager", "through_vllm", "eager", serves=is_llama, beams=False, devices=CPU,
+        "vLLM, eager", "vllm", "eager", serves=is_llama, beams=False, devices=CPU,
         environment=".venv-vllm",
     ),
     "ctranslate2": Side(
-        "CTranslate2", "through_ctranslate2", serves=is_converted, feeds=BATCHES, devices=CPU,
+        "CTranslate2", "ctranslate2", serves=is_converted, feeds=BATCHES, devices=CPU,
         beams=False, environment=".venv-ctranslate2",
     ),
     "ctranslate2 int8": Side(
-        "CTranslate2, int8", "through_ctranslate2", options=INT8, serves=is_converted,
+        "CTranslate2, int8", "ctranslate2", options=INT8, serves=is_converted,
         feeds=BATCHES, devices=CPU, beams=False, environment=".venv-ctranslate2",
     ),
-    "exact": Side('Tidemill, engine = "exact"', "through_client", "exact"),
-    "inflight": Side('Tidemill, engine = "inflight"', "through_client", "inflight"),
+    "exact": Side('Tidemill, engine = "exact"', "client", "exact"),
+    "inflight": Side('Tidemill, engine = "inflight"', "client", "inflight"),
     "inflight int8": Side(
-        'Tidemill, engine = "inflight", int8', "through_client", "inflight", INT8, devices=CPU
+        'Tidemill, engine = "inflight", int8', "client", "inflight", INT8, devices=CPU
     ),
     "inflight bfloat16": Side(
-        'Tidemill, engine = "inflight", bfloat16 weights', "through_client", "inflight", BFLOAT16,
+        'Tidemill, engine = "inflight", bfloat16 weights', "client", "inflight", BFLOAT16,
         devices=CPU,
     ),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from engine.protocol.engine_spec import EngineSpec
 from examples.world.reports import make_report
 from examples.world.sentences import make_sentence
 from examples.world.split import held_out
-from tests.recipe_runs import run_recipe
+from tests.running.recipe_runs import run_recipe
 from worker.engines.engine_client import EngineClient
 from worker.recipes.recipe import Work
 from worker.recipes.summarize import summarize

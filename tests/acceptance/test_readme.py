@@ -15,7 +15,7 @@ from cli.commands.start.up import EXAMPLES
 from examples.world.stories import is_well_told
 from tasks.configuration.catalog import Catalog
 from tests.forking.forked import MODULE, ForkedProcess, server
-from tests.workers import PATIENCE_SECONDS
+from tests.running.workers import PATIENCE_SECONDS
 
 ANSWERS = {
     "summarize": "The Lucky Tern brought twelve sacks of oats to Eelgate on Saturday. "

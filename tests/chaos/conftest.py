@@ -7,7 +7,7 @@ import pytest
 from tests.chaos import witness
 from tests.chaos.history import History
 from tests.chaos.run import SHORT, Run
-from tests.workers import Cluster
+from tests.running.workers import Cluster
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
 from tests.chaos.run import Run
 from tests.chaos.supervisor import Supervisor
-from tests.hostile import CANARY, ENTRIES, WITHOUT_A_JOB
-from tests.servers import ValkeyServer
-from tests.workers import WorkerProcess
+from tests.running.workers import WorkerProcess
+from tests.samples.hostile import CANARY, ENTRIES, WITHOUT_A_JOB
+from tests.services.servers import ValkeyServer
 
 DELAY_SECONDS = 0.3
 QUEUES = ("celery", "tidemill.fake.interactive", "tidemill.fake.bulk")

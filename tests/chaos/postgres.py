@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 import psycopg
 
-from tests.servers import free_port, one_at_a_time
+from tests.services.servers import free_port, one_at_a_time
 
 SETTINGS = {
     # No test pulls the plug of the machine: what the kernel holds is kept.

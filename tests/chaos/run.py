@@ -18,7 +18,7 @@ from tasks.generate import GenerateContract
 from tests.chaos import checker
 from tests.chaos.checker import Bounds
 from tests.chaos.history import History
-from tests.workers import PATIENCE_SECONDS, Cluster, WorkerProcess
+from tests.running.workers import PATIENCE_SECONDS, Cluster, WorkerProcess
 
 # What takes a minute in production takes some seconds here.
 SHORT: dict[str, Any] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from tests.chaos.run import Run
-from tests.workers import WorkerProcess
+from tests.running.workers import WorkerProcess
 
 STOP_SECONDS = 30.0  # then a planned stop is no longer waited for
 

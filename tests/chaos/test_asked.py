@@ -10,7 +10,7 @@ from db.queries.jobs import cancel_retry
 from db.session import Database
 from db.states import RETRIABLE, JobState
 from tests.chaos.run import SHORT, Run
-from tests.workers import on_sqlite, until
+from tests.running.workers import on_sqlite, until
 
 ENDLESS = 100_000  # tokens: a quarter of an hour
 WAITING = 2000

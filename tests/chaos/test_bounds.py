@@ -11,8 +11,8 @@ from db.reading.health import DISPATCHER
 from db.session import Database
 from db.states import JobState
 from tests.chaos.run import SHORT, Run
-from tests.jobs import insert_jobs, job_row
-from tests.workers import WorkerProcess, assert_gone, on_sqlite, until
+from tests.running.workers import WorkerProcess, assert_gone, on_sqlite, until
+from tests.samples.jobs import insert_jobs, job_row
 
 LEADERSHIP_SECONDS = 15
 START_SECONDS = 2

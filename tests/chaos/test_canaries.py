@@ -10,7 +10,7 @@ from db.clock import now
 from db.models import Job
 from db.states import JobState
 from tests.chaos.run import SHORT, Run
-from tests.workers import on_sqlite, until
+from tests.running.workers import on_sqlite, until
 
 NUM_JOBS = 16
 

@@ -8,14 +8,14 @@ import redis
 
 from db.states import JobState
 from tests.chaos.run import SHORT, Run
-from tests.workers import on_sqlite
+from tests.running.workers import on_sqlite
 from worker.dispatcher.broker import MARKER
 from worker.failpoints import Moment
 
 NUM_JOBS = 40
 
 
-# "kept" is a moment of documents: tests/integration/test_documents.py dies there.
+# "kept" is a moment of documents: tests/integration/running/test_documents.py dies there.
 @pytest.mark.parametrize("moment", sorted({*get_args(Moment)} - {"kept"}))
 def test_a_worker_that_dies_loses_no_job_and_repeats_no_result(run: Run, moment: str) -> None:
     run.submit(NUM_JOBS)

@@ -23,9 +23,9 @@ from tests.chaos.history import History
 from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
 from tests.chaos.run import SHORT, Run
-from tests.jobs import insert_job
-from tests.producers import producing
-from tests.workers import Cluster, on_sqlite, until
+from tests.running.producers import producing
+from tests.running.workers import Cluster, on_sqlite, until
+from tests.samples.jobs import insert_job
 
 NUM_JOBS = 40
 

@@ -29,10 +29,10 @@ from tests.chaos.postgres import ChaosPostgres
 from tests.chaos.proxy import Proxy
 from tests.chaos.run import SHORT, Run
 from tests.chaos.supervisor import Supervisor
-from tests.hostile import CANARY
-from tests.producers import producing
-from tests.servers import ValkeyServer
-from tests.workers import Cluster
+from tests.running.producers import producing
+from tests.running.workers import Cluster
+from tests.samples.hostile import CANARY
+from tests.services.servers import ValkeyServer
 
 MINUTES = os.environ.get("TIDEMILL_CHAOS_MINUTES")
 SECONDS = {"postgresql": 30.0, "sqlite": 10.0}

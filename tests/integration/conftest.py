@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from db.session import Database
-from tests.commands import CONFIG, CommandLine
-from tests.databases import make_tables
-from tests.workers import AS_STARTED, Cluster
+from tests.running.commands import CONFIG, CommandLine
+from tests.running.workers import AS_STARTED, Cluster
+from tests.services.databases import make_tables
 
 
 @pytest.fixture

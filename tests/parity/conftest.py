@@ -18,8 +18,8 @@ from engine.proof import answered_alone, verdicts
 from engine.protocol.engine_spec import EngineSpec
 from engine.runners import captured_step
 from tests import checkpoints
-from tests.engines import Bench
-from tests.parity.every_setting import AnsweredAlone, Asked, requests_of
+from tests.parity.trials.every_setting import AnsweredAlone, Asked, requests_of
+from tests.running.engines import Bench
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import yaml
 from typer.main import get_command
 
 from cli.main import app
-from tests.servers import ONCE, free_port, valkey_binary, wait_for_redis
+from tests.services.servers import ONCE, free_port, valkey_binary, wait_for_redis
 from worker.celery.envelope import MAX_BYTES
 
 ROOT = Path(__file__).parents[2]

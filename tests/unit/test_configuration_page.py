@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 
 from tasks.configuration.catalog import Model
-from tests.workers import ROOT
+from tests.running.workers import ROOT
 from worker.cache.settings import CacheSettings
 from worker.settings import Settings
 

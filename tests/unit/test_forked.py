@@ -12,7 +12,7 @@ import pytest
 from tests import checkpoints
 from tests.forking.fork_server import Imported, Kind
 from tests.forking.forked import MODULE, ROOT, ForkedProcess
-from tests.workers import Cluster, on_sqlite
+from tests.running.workers import Cluster, on_sqlite
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.process import no_garbage_collection
-from tests.workers import ROOT
+from tests.running.workers import ROOT
 from worker.celery.run_jobs import freeze_gc
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.protocol.engine_spec import EngineSpec
 from tasks.configuration.catalog import Catalog
-from tests.workers import ROOT
+from tests.running.workers import ROOT
 
 PAGE = (ROOT / "docs" / "models.md").read_text()
 BY_NAME = PAGE.partition("## By name")[2]

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.engine.feed import serve
 from benchmarks.engine.job import Job
+from benchmarks.engine.through.feed import serve
 from benchmarks.engine.workload import drawn, stratified
 
 JOB = Job(folder="", how="", requests=drawn(20, 1000), rows=4, num_waiting=6)

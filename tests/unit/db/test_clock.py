@@ -10,7 +10,7 @@ from sqlalchemy.exc import StatementError
 
 from db.clock import Instant, now, seconds_from_now
 from db.session import Database
-from tests.jobs import insert_job, job, set_columns
+from tests.samples.jobs import insert_job, job, set_columns
 
 ZONES = st.integers(-12 * 60, 14 * 60).map(lambda each: timezone(timedelta(minutes=each)))
 

@@ -23,7 +23,7 @@ from db.connection.address import (
 from db.errors import DatabaseError
 from db.queries.jobs import submission
 from db.session import Database, database_from_environment
-from tests.jobs import insert_job, job_row, states
+from tests.samples.jobs import insert_job, job_row, states
 
 USERS = "a secret of the user's"
 

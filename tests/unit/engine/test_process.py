@@ -10,7 +10,7 @@ import pytest
 from engine.backends.fake import CRASH_STATUS
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
-from tests.engines import Child, child
+from tests.running.engines import Child, child
 
 ENDLESS = 1_000_000_000  # tokens
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.workers import ROOT
+from tests.running.workers import ROOT
 
 UNNEEDED = {
     *("torch", "transformers", "tokenizers", "numpy", "pyarrow", "alembic", "flower"),

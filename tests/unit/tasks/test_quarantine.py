@@ -9,7 +9,7 @@ from db.models import QuarantinedMessage
 from db.queries import quarantine as limits
 from db.session import Database
 from tasks.quarantine import EndedJob, Reason, SetAside, keep
-from tests.jobs import insert_job, job
+from tests.samples.jobs import insert_job, job
 
 
 def message(body: bytes = b"x", job: EndedJob | None = None) -> SetAside:

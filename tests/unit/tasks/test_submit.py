@@ -29,8 +29,8 @@ from tasks.generate import GenerateContract
 from tasks.submission.batch import CHUNK
 from tasks.submission.message import submit_message
 from tasks.summarize import SummarizeContract
-from tests.jobs import job, payload, set_columns, states
-from tests.producers import FAKE, producing, write_config
+from tests.running.producers import FAKE, producing, write_config
+from tests.samples.jobs import job, payload, set_columns, states
 
 
 @pytest.fixture(autouse=True)

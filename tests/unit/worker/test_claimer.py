@@ -12,8 +12,8 @@ from uuid_utils.compat import uuid7
 
 from db.session import Database
 from db.states import JobState
-from tests.jobs import claimed_job, insert_job, insert_jobs, job, job_row
-from tests.workers import PATIENCE_SECONDS
+from tests.running.workers import PATIENCE_SECONDS
+from tests.samples.jobs import claimed_job, insert_job, insert_jobs, job, job_row
 from worker.claimer import ClaimedJob, Claimer
 from worker.delivery import Delivery
 from worker.settings import Settings

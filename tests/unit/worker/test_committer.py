@@ -16,7 +16,8 @@ from db.models import AttemptRow, Result
 from db.outcome import Answer, Fence, Outcome
 from db.session import Database
 from db.states import JobState
-from tests.jobs import (
+from tests.running.workers import PATIENCE_SECONDS
+from tests.samples.jobs import (
     answer,
     claim,
     claimed_job,
@@ -29,7 +30,6 @@ from tests.jobs import (
     results_per_job,
     states,
 )
-from tests.workers import PATIENCE_SECONDS
 from worker.committer import Committer, flush_due
 from worker.settings import Settings
 

@@ -13,7 +13,8 @@ from db.queries.jobs import cancel_retry, completion, dispatch, leases
 from db.session import Database
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from tests.jobs import (
+from tests.running.workers import until
+from tests.samples.jobs import (
     claim,
     claimed_job,
     counting_statements,
@@ -21,7 +22,6 @@ from tests.jobs import (
     job,
     set_columns,
 )
-from tests.workers import until
 from worker.attempts.attempt import Attempt
 from worker.engines.engine_client import EngineClient
 from worker.heartbeat import Heartbeat

@@ -8,7 +8,7 @@ import pytest
 
 from cli.documents import UnreadableDocument, read_document
 from cli.documents.document import pages_in_words
-from tests.documents import archive, docx, epub, paragraph, pdf
+from tests.samples.documents import archive, docx, epub, paragraph, pdf
 
 Write = Callable[[str, bytes], Path]
 

@@ -7,7 +7,7 @@ from db.queries.jobs.segments import insert_segments
 from db.session import Database
 from engine.protocol.messages import Choice, Output
 from tasks.configuration import settings
-from tests.jobs import answer, claim, insert_batch, insert_job, succeed
+from tests.samples.jobs import answer, claim, insert_batch, insert_job, succeed
 
 
 def test_a_long_document_counts_for_what_it_is() -> None:

@@ -12,7 +12,7 @@ from db.models import Batch, Job
 from db.reading.batches import find_batches
 from db.session import Database
 from tasks.configuration import settings
-from tests.jobs import answer, insert_batch, insert_job, succeed
+from tests.samples.jobs import answer, insert_batch, insert_job, succeed
 
 
 def test_a_batch_took_the_time_from_its_start_to_its_last_job_whenever_it_is_watched(

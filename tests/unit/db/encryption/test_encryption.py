@@ -41,7 +41,7 @@ from db.reading.results import SearchImpossible
 from db.session import Database
 from db.upkeep import erasure
 from db.upkeep.erasure import Person
-from tests.jobs import claim, insert_job, insert_jobs, job_row
+from tests.samples.jobs import claim, insert_job, insert_jobs, job_row
 from worker.committer import Committer
 from worker.settings import Settings
 

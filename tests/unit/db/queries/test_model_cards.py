@@ -16,7 +16,7 @@ from db.outcome import Answer, Outcome
 from db.queries.model_cards import model_card_id
 from db.reading.job_details import find_details
 from db.session import Database
-from tests.jobs import claimed_job, insert_jobs, job_row
+from tests.samples.jobs import claimed_job, insert_jobs, job_row
 from worker.committer import Committer
 from worker.settings import Settings
 

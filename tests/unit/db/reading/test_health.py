@@ -11,7 +11,7 @@ from db.queries import worker_registry
 from db.queries.jobs import dispatch
 from db.reading.health import Overdue, health
 from db.session import Database
-from tests.jobs import claimed_job, insert_job, set_columns
+from tests.samples.jobs import claimed_job, insert_job, set_columns
 
 LONG_AGO = seconds_from_now(-3600)
 

@@ -9,7 +9,7 @@ from sqlalchemy import insert
 from db.models import Result
 from db.reading.quality import CHANGED, MIN_ROWS, SHIFTING, find_drift, stability_index
 from db.session import Database
-from tests.jobs import insert_jobs, job_row
+from tests.samples.jobs import insert_jobs, job_row
 
 
 @pytest.mark.parametrize("size", [50, 200, 5000])

@@ -22,7 +22,16 @@ from db.reading.signal_filter import SignalFilter
 from db.session import Database
 from db.states import JobState
 from db.suspicion import Suspicion
-from tests.jobs import answer, claim, insert_job, insert_jobs, job, job_row, set_columns, succeed
+from tests.samples.jobs import (
+    answer,
+    claim,
+    insert_job,
+    insert_jobs,
+    job,
+    job_row,
+    set_columns,
+    succeed,
+)
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -34,7 +34,7 @@ from db.states import JobState
 from db.upkeep import pruning
 from db.upkeep.pruning import num_prunable, prune
 from db.upkeep.retention import ROW_CLASSES, SHARED_CLASSES, Retention, seconds_until
-from tests.jobs import claim, insert_job, insert_jobs, job_row, set_columns, states
+from tests.samples.jobs import claim, insert_job, insert_jobs, job_row, set_columns, states
 from worker.committer import attempt_row, result_row
 
 DAY = 86_400.0

@@ -1,7 +1,7 @@
 from engine.backends.fake import FakeBackend
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ChatTurn, Output, Params, Request
-from tests.engines import Bench
+from tests.running.engines import Bench
 
 TEXT = "the keeper of the mill counted three boats and seven sacks of grain"
 

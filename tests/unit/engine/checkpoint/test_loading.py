@@ -21,7 +21,7 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
 from engine.text.detokenizer import text_of
 from tests import checkpoints
-from tests.shards import as_shards
+from tests.checkpoints.shards import as_shards
 
 
 def spec_of(folder: Path, **more: Any) -> EngineSpec:

@@ -11,7 +11,7 @@ from engine.backends.fake import FakeBackend
 from engine.errors import EngineBroken, InvariantBroken
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Params, Request
-from tests.engines import Bench
+from tests.running.engines import Bench
 
 
 def bench(**settings) -> Bench:

@@ -6,7 +6,7 @@ from engine.core.completion import Completion
 from engine.core.scheduler import MAX_OVERTAKING, Scheduler, StepLimits
 from engine.core.sequence import SequenceState
 from engine.errors import InvariantBroken, PromptTooLong, UnsupportedParameter
-from tests.scheduling import LIMITS, ids, run, scheduler, sequence
+from tests.samples.scheduling import LIMITS, ids, run, scheduler, sequence
 
 
 def test_sequences_are_admitted_while_rows_are_free_and_run_until_they_finish():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.core.scheduler import MAX_LOOK_AHEAD, Scheduler, StepPlan
 from engine.core.sequence import Sequence
 from engine.kv_cache.prefix_cache import PrefixCache
-from tests.scheduling import LIMITS, SLICED, ids, run, sliced
+from tests.samples.scheduling import LIMITS, SLICED, ids, run, sliced
 
 
 class Prompts:

@@ -8,7 +8,7 @@ from engine.core.completion import Completion
 from engine.core.scheduler import Scheduler, StepLimits, StepPlan
 from engine.core.slice_size import MIN_TOKENS
 from engine.errors import InvariantBroken
-from tests.scheduling import SLICED, ids, learned, read_of, run, sequence, sliced
+from tests.samples.scheduling import SLICED, ids, learned, read_of, run, sequence, sliced
 
 
 def test_a_long_prompt_is_read_in_slices_beside_sequences_that_decode():

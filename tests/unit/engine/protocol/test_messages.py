@@ -28,7 +28,7 @@ from engine.protocol.messages import (
     from_bytes,
     to_bytes,
 )
-from tests.model_cards import FAKE_CARD
+from tests.samples.model_cards import FAKE_CARD
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates and NUL, too
 PARAMS = st.builds(

@@ -14,7 +14,7 @@ from tasks.errors import ContractError
 from tasks.generate import GenerateContract
 from tasks.summarize import SummarizeContract
 from tasks.translate import TranslateContract
-from tests.contracts import CONTRACTS, acceptable_contracts, wild_fields
+from tests.samples.contracts import CONTRACTS, acceptable_contracts, wild_fields
 
 TEXT = {"text": "a b c"}
 LANGUAGES = {"source_language": "en", "target_language": "fr"}

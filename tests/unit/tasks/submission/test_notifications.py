@@ -15,10 +15,10 @@ from tasks.app import app
 from tasks.generate import GenerateContract
 from tasks.submission.batch import CHUNK
 from tasks.submission.notifications import notification_channel
-from tests.jobs import states
-from tests.producers import FAKE, producing, write_config
-from tests.servers import ValkeyServer
-from tests.workers import on_sqlite
+from tests.running.producers import FAKE, producing, write_config
+from tests.running.workers import on_sqlite
+from tests.samples.jobs import states
+from tests.services.servers import ValkeyServer
 
 
 @contextmanager

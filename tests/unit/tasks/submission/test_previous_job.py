@@ -23,8 +23,8 @@ from tasks.errors import (
     UnknownPreviousJob,
 )
 from tasks.submission.message import submit_message
-from tests.jobs import answer, claim, job, payload, set_columns, states
-from tests.producers import FAKE, producing, write_config
+from tests.running.producers import FAKE, producing, write_config
+from tests.samples.jobs import answer, claim, job, payload, set_columns, states
 from worker.committer import result_row
 
 ASKED = [{"role": "user", "content": "and now?"}]

@@ -13,8 +13,8 @@ from kombu.exceptions import OperationalError
 from db.lane import Lane
 from tasks.queues import queue_name
 from tasks.submission.publisher import JobMessage, publish
-from tests.producers import FAKE, producing, write_config
-from tests.servers import ValkeyServer
+from tests.running.producers import FAKE, producing, write_config
+from tests.services.servers import ValkeyServer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from db.queries.jobs import submission
 from db.session import Database
 from db.states import JobState
 from engine.protocol.messages import ChatTurn
-from tests.jobs import answer, job_row, set_columns
+from tests.samples.jobs import answer, job_row, set_columns
 from worker.attempts import dialogue
 from worker.attempts.dialogue import Dialogue, messages_of, read_dialogue, turns_of, with_dialogues
 from worker.committer import result_row

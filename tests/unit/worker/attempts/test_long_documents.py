@@ -21,7 +21,7 @@ from engine.protocol.messages import (
     RequestFailure,
 )
 from tasks.configuration.masking import MaskingRules
-from tests.model_cards import FAKE_CARD
+from tests.samples.model_cards import FAKE_CARD
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt
 from worker.cache.output_reader import RequestPage, StoredOutputs
 from worker.cache.segments import PLACEHOLDERS

@@ -17,7 +17,7 @@ from db.encryption.key_ring import KeyRing
 from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Output, Params, Request, RequestFailure
-from tests.model_cards import FAKE_CARD
+from tests.samples.model_cards import FAKE_CARD
 from worker.cache.content_cache import MAX_RECENT_SECONDS, ContentCache, num_characters
 from worker.cache.content_key import ContentKey, SharingScope, model_digest
 from worker.cache.settings import CacheSettings

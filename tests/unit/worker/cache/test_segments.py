@@ -7,9 +7,9 @@ from sqlalchemy import func, select
 from db.models import Segment
 from db.outcome import Fence, FinishedSegment, Outcome
 from db.session import Database
-from tests.jobs import answer, claim, claimed_job, end_lease
+from tests.running.workers import until
+from tests.samples.jobs import answer, claim, claimed_job, end_lease
 from tests.unit.worker.test_committer import committing
-from tests.workers import until
 
 
 def segments(database: Database) -> list[tuple[int, Any]]:

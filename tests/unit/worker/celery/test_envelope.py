@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.quarantine import EndedJob, Reason, SetAside, job_id_of
-from tests.hostile import CANARY, ENTRIES, envelope
+from tests.samples.hostile import CANARY, ENTRIES, envelope
 from worker.celery import envelope as envelopes
 from worker.celery.envelope import MAX_BYTES, Malformed
 from worker.quarantine import BODY_LIMITS

@@ -9,7 +9,7 @@ import pytest
 from kombu.utils.json import dumps
 
 from tasks.queues import RUN_JOBS
-from tests.workers import PATIENCE_SECONDS
+from tests.running.workers import PATIENCE_SECONDS
 from worker.celery.pool import EnginePool
 from worker.delivery import Delivery
 

@@ -9,8 +9,8 @@ from celery.worker.consumer import Consumer
 from kombu import Connection
 from kombu.transport.redis import Channel, QoS
 
-from tests.servers import ValkeyServer
-from tests.workers import until
+from tests.running.workers import until
+from tests.services.servers import ValkeyServer
 from worker.celery import redis_channel
 
 READ = {

@@ -22,7 +22,8 @@ from db.queries import worker_registry
 from db.queries.jobs import completion
 from db.session import Database
 from tasks.app import app
-from tests.jobs import (
+from tests.running.producers import FAKE, producing, write_config
+from tests.samples.jobs import (
     claim,
     claimed_job,
     end_lease,
@@ -32,7 +33,6 @@ from tests.jobs import (
     job_row,
     set_columns,
 )
-from tests.producers import FAKE, producing, write_config
 from worker.dispatcher.backlog import in_messages
 from worker.dispatcher.dispatcher import BUSY_SECONDS, Dispatcher
 from worker.periodic_thread import PeriodicThread

@@ -12,7 +12,7 @@ from db.models import Leadership
 from db.session import Database
 from db.states import JobState
 from db.upkeep.retention import Retention
-from tests.jobs import insert_job
+from tests.samples.jobs import insert_job
 from worker.dispatcher import nightly_pass
 from worker.dispatcher.nightly_pass import NIGHTLY, NightlyPass
 

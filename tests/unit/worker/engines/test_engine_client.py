@@ -16,8 +16,8 @@ from db.outcome import Outcome
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output, Params, Request
-from tests.jobs import answer, claim, insert_jobs, job_row, refusing_commits, states
-from tests.workers import PATIENCE_SECONDS, assert_gone, until
+from tests.running.workers import PATIENCE_SECONDS, assert_gone, until
+from tests.samples.jobs import answer, claim, insert_jobs, job_row, refusing_commits, states
 from worker.committer import Committer
 from worker.engines.engine_client import EngineClient
 from worker.errors import EngineUnusable

@@ -13,7 +13,7 @@ import pytest
 from db.outcome import Answer, Signals
 from db.suspicion import Suspicion
 from tasks.errors import SettingsError
-from tests.model_cards import FAKE_CARD
+from tests.samples.model_cards import FAKE_CARD
 from worker.errors import JobError, QualityGuardFailed
 from worker.guards.action import Action
 from worker.guards.guard import Guard

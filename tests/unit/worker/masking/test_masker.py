@@ -11,7 +11,7 @@ import pytest
 from db.outcome import Answer
 from engine.protocol.messages import ChatTurn
 from tasks.configuration.masking import MaskingRules
-from tests.jobs import answer
+from tests.samples.jobs import answer
 from worker.attempts.dialogue import Dialogue
 from worker.masking.finders import Match, finders_of
 from worker.masking.masker import Masker

@@ -11,8 +11,8 @@ from db.clock import seconds_from_now
 from db.session import Database
 from tasks.configuration import settings
 from tasks.configuration.catalog import Catalog
-from tests.jobs import insert_jobs, job_row, set_columns
-from tests.scrapes import Scrape
+from tests.running.scrapes import Scrape
+from tests.samples.jobs import insert_jobs, job_row, set_columns
 from worker.metrics.database_watch import DAY_SECONDS, MAX_CODES, DatabaseWatch
 from worker.metrics.prometheus import PrometheusMetrics
 from worker.worker import Worker

@@ -9,7 +9,7 @@ import pytest
 from db.outcome import Answer
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import ChatTurn
-from tests.attempts import CountingClient, Run
+from tests.running.attempts import CountingClient, Run
 from worker.attempts.dialogue import Dialogue
 
 CONTEXT = 32  # words of a prompt, to the fake engine

@@ -7,7 +7,7 @@ import pytest
 
 from engine.protocol.engine_spec import EngineSpec
 from tasks.configuration.masking import MaskingRules
-from tests.attempts import CountingClient, Run
+from tests.running.attempts import CountingClient, Run
 from worker.masking.finders import finders_of
 from worker.masking.masker import Masker
 from worker.recipes.json_answer import MAX_ASKED

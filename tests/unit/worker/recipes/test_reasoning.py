@@ -9,7 +9,7 @@ import pytest
 
 from db.outcome import Answer
 from engine.protocol.messages import Choice, Output, Request
-from tests.model_cards import FAKE_CARD
+from tests.samples.model_cards import FAKE_CARD
 from worker.recipes import RECIPES
 from worker.recipes.recipe import Work
 

@@ -10,7 +10,7 @@ from db.outcome import Answer
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Output
-from tests.attempts import CountingClient, Run
+from tests.running.attempts import CountingClient, Run
 from worker.documents.words import count_words, first_words
 from worker.engines.engine_client import EngineClient
 

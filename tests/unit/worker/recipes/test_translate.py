@@ -14,8 +14,8 @@ from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.messages import Choice, Output
 from tests import checkpoints
-from tests.translator import Translator
-from tests.workers import ROOT
+from tests.running.translator import Translator
+from tests.running.workers import ROOT
 from worker.documents.translation.glossary import Glossary
 from worker.recipes import Work
 from worker.recipes.draft import Draft

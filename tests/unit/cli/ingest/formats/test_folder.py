@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cli.ingest import BadRow, Row, open_source, open_sources
-from tests.documents import pdf
+from tests.samples.documents import pdf
 from tests.unit.cli.ingest.formats.rows import read, write
 
 

@@ -11,7 +11,7 @@ import pytest
 from cli.errors import SourceUnusable
 from cli.ingest import BadRow, Row
 from cli.ingest.formats.sql import ROWS_AT_ONCE, SqlSource
-from tests.servers import PostgresServer
+from tests.services.servers import PostgresServer
 
 SCHEMA = "CREATE TABLE documents (id INTEGER PRIMARY KEY, body TEXT)"
 ROWS = [(1, "one"), (2, "two")]

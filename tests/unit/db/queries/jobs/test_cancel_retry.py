@@ -7,7 +7,7 @@ from db.outcome import Fence, Outcome
 from db.queries.jobs import cancel_retry, completion, dispatch
 from db.session import Database
 from db.states import FINISHED, RETRIABLE, UNFINISHED, JobState
-from tests.jobs import claim, claimed_job, insert_job, job
+from tests.samples.jobs import claim, claimed_job, insert_job, job
 
 
 @pytest.mark.parametrize("state", sorted(UNFINISHED))

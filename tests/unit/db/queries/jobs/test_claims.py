@@ -15,7 +15,16 @@ from db.outcome import Fence
 from db.queries.jobs import claims, dispatch
 from db.session import Database
 from db.states import FINISHED, JobState
-from tests.jobs import claim, claimed_job, end_lease, insert_job, insert_jobs, job, job_row, states
+from tests.samples.jobs import (
+    claim,
+    claimed_job,
+    end_lease,
+    insert_job,
+    insert_jobs,
+    job,
+    job_row,
+    states,
+)
 
 
 def test_a_claimed_job_runs_with_an_owner_and_a_lease(database: Database) -> None:

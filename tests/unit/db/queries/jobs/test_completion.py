@@ -13,7 +13,7 @@ from db.outcome import Fence, Outcome
 from db.queries.jobs import cancel_retry, completion, dispatch
 from db.session import Database
 from db.states import JobState
-from tests.jobs import answer, claim, claimed_job, end_lease, insert_job, job
+from tests.samples.jobs import answer, claim, claimed_job, end_lease, insert_job, job
 
 
 def finish(database: Database, *outcomes: Outcome) -> list[UUID]:

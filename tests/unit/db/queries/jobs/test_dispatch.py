@@ -8,7 +8,7 @@ from db.lane import Lane
 from db.queries.jobs import dispatch, leases, submission
 from db.session import Database
 from db.states import JobState
-from tests.jobs import (
+from tests.samples.jobs import (
     claim,
     claimed_job,
     end_lease,

@@ -27,8 +27,8 @@ from db.outcome import Fence, Outcome
 from db.queries.jobs import cancel_retry, completion, dispatch, leases, submission
 from db.session import Database
 from db.states import NEXT, RETRIABLE, UNFINISHED, JobState
-from tests.jobs import answer, claim, insert_jobs, job_row
-from tests.virtual_clock import VirtualClock
+from tests.samples.jobs import answer, claim, insert_jobs, job_row
+from tests.services.virtual_clock import VirtualClock
 from worker.committer import result_row
 
 LEASE_SECONDS = 60

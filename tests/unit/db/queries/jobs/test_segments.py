@@ -5,8 +5,8 @@ from sqlalchemy import insert, text
 from db.models import Segment
 from db.queries.jobs.segments import segments_between
 from db.session import Database
-from tests.jobs import insert_job
-from tests.workers import on_sqlite
+from tests.running.workers import on_sqlite
+from tests.samples.jobs import insert_job
 
 
 def test_a_page_of_each_of_several_jobs_is_one_statement(database: Database) -> None:
