@@ -94,10 +94,10 @@ class Request:
     params: Params = field(default_factory=Params)
     # Where a chat template writes the prompt.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    json_schema: Mapping[str, Any] | None = None  # that the answer should match, where that can be
+    json_schema: Mapping[str, Any] | None = None  # by which the engine masks tokens, if it can
     options: Mapping[str, str] = field(default_factory=dict)  # of prompt_texts.OPTIONS
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
-    # For the parent: the alias of the model to ask, of a job that goes by way of several.
+    # For the parent: the alias of the model, if the job uses several.
     model: str | None = None
 
     @property
@@ -269,7 +269,7 @@ class Progress:
     num_running: int = 0  # requests
     num_steps: int = 0
     num_prompt_tokens: int = 0
-    num_found_tokens: int = 0  # of these, read for another prompt before
+    num_found_tokens: int = 0  # of these, from the prefix cache
     num_completion_tokens: int = 0
     # Requests begun, by how they run: in flight, or by `model.generate`.
     num_in_flight: int = 0
@@ -307,9 +307,9 @@ class ModelCard:
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
     weight_files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256
-    weights: str | None = None  # what was done to them at load; None: nothing
+    weights: str | None = None  # how they were changed at load; None: not at all
     licence: str | None = None  # None: the checkpoint names none
-    engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
+    engine_reason: str | None = None  # why this engine, and its limits; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

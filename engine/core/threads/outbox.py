@@ -8,7 +8,7 @@ from threading import Condition
 from engine.core.completion import Completion
 from engine.protocol.messages import Output, Progress
 
-# The parent takes a process for stalled that sends nothing for long; an answer may take longer.
+# The parent kills a process that is silent for long; an answer may take longer than that.
 PROGRESS_SECONDS = 2.0
 
 
