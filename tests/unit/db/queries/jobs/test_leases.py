@@ -5,7 +5,7 @@ from db.models import Job
 from db.queries.jobs import cancel_retry, dispatch, leases
 from db.session import Database
 from db.states import JobState
-from tests.jobs import claimed_job, end_lease, job
+from tests.samples.jobs import claimed_job, end_lease, job
 
 
 def test_renewing_prolongs_the_leases_of_the_owners_running_attempts(database: Database) -> None:
