@@ -31,7 +31,7 @@ from db.models import AuditEntry, AuditHead
 from db.queries import audit
 from db.session import Database
 
-GENESIS = "0" * 64  # the hash before the first
+GENESIS = "0" * 64  # `previous` of the first entry
 PAGE = 1000
 MAX_ACTOR_CHARACTERS = 256
 
@@ -44,8 +44,8 @@ class Act(StrEnum):
     EXPORT = "export"
     ERASE = "erase"
     BACKUP = "backup"
-    REQUEUE = "requeue"  # of a message that was set aside
-    FORGET = "forget"  # the same, deleted
+    REQUEUE = "requeue"  # a quarantined message was put back in the queue
+    FORGET = "forget"  # a quarantined message was deleted
     MIGRATE = "migrate"
     ROTATE_KEYS = "rotate_keys"
 
@@ -63,7 +63,7 @@ class Verification:
     """The result of verifying the chain; `faults` is empty if no entry was changed."""
 
     num_entries: int
-    first: int  # the sequence of the oldest that is kept
+    first: int  # the sequence of the oldest entry that is kept
     head: Head
     faults: tuple[str, ...]
 
@@ -89,7 +89,7 @@ def present_actor() -> str:
 
 @cache
 def _process_user(uid: int) -> str:
-    # Of the process, not of the environment, which anybody may set.
+    # The user of the process, not $USER, which any user may set.
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -164,8 +164,8 @@ def verify(database: Database, known_hash: str | None = None) -> Verification:
     """
     while True:
         verified = _verify_once(database, known_hash)
-        # A pruning pass that cuts the beginning meanwhile leaves an entry that does not fit what
-        # was read before it.
+        # If a pruning pass cuts the beginning meanwhile, the next entry does not fit the ones read
+        # before it.
         if not verified.faults or _first(database) in (None, verified.first):
             return verified
 
@@ -176,7 +176,7 @@ def _verify_once(database: Database, known_hash: str | None) -> Verification:
         num_before = chain.num
         for entry in _as_they_are(database, chain.last.sequence if chain.num else None):
             chain.add(entry)
-        end = head(database)  # after the entries, which may go on meanwhile
+        end = head(database)  # read after the entries, since entries may be added meanwhile
         if end.sequence <= chain.last.sequence or chain.num == num_before:
             return chain.verified(end)
 
@@ -263,7 +263,7 @@ class _Chain:
             and "audit_through" in entry.objects
         ):
             through = Head(entry.objects["audit_through"], entry.objects["audit_hash"])
-            # Of two passes at once, the one that is behind may say last where it has cut.
+            # If two passes run at once, the slower one may record its cut last.
             if through.sequence > self._pruned_through.sequence:
                 self._pruned_through = through
         self._is_known |= entry.hash == self._known_hash

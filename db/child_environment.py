@@ -29,7 +29,7 @@ def without_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, st
     try:
         of_keys = keys_variable(environment, Path.cwd())
     except KeysUnusable:
-        of_keys = None  # whoever needs the keys says what is wrong
+        of_keys = None  # the code that needs the keys reports the error
     return {
         name: value
         for name, value in environment.items()

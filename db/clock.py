@@ -87,7 +87,7 @@ def _sqlite_between(element: microseconds_between, compiler: SQLCompiler, **kw: 
 
 
 def _sqlite_microseconds(instant: str) -> str:
-    # Its own functions round to milliseconds. The text is `YYYY-MM-DD HH:MM:SS.ffffff`.
+    # SQLite's own functions round to milliseconds. The text is `YYYY-MM-DD HH:MM:SS.ffffff`.
     return (
         f"(CAST(strftime('%s', substr({instant}, 1, 19)) AS INTEGER) * 1000000"
         f" + CAST(substr({instant}, 21) AS INTEGER))"

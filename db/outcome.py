@@ -21,14 +21,14 @@ class Fence:
 class Signals:
     """Cheap signs of an answer's quality; None: the signal does not apply."""
 
-    length_ratio: float | None = None  # of the source's; an ideograph counts as three letters
+    length_ratio: float | None = None  # to the source; an ideograph counts as 3 letters
     repetition: float | None = None  # share of its most repetitive stretch, 0 to 1
-    detected_language: str | None = None  # what the answer seems to be in
+    detected_language: str | None = None  # the language that the answer seems to be in
     untranslated_share: float | None = None  # of the letters of sentences of several words
     num_empty_parts: int | None = None
-    num_cut_parts: int | None = None  # that ended at their limit of length
+    num_cut_parts: int | None = None  # parts that ended at their limit of length
     num_missed_placeholders: int | None = None
-    num_missed_terms: int | None = None  # of the glossary
+    num_missed_terms: int | None = None  # terms of the glossary that the answer lacks
     suspicions: tuple[Suspicion, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
@@ -50,13 +50,13 @@ class Answer:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    provenance: dict[str, Any]  # of this answer alone: the settings used
-    model_card: dict[str, Any] | None = None  # what it shares with others of its model
-    coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
+    provenance: dict[str, Any]  # the settings of this answer alone
+    model_card: dict[str, Any] | None = None  # the fields that all answers of its model share
+    coverage: dict[str, Any] | None = None  # of the source; None if it does not apply
     left_out_characters: int | None = None  # of the source
-    cached_parts: int = 0  # its requests that others had asked before, or at the same time
+    cached_parts: int = 0  # requests that were answered for another job, before or at the same time
     signals: Signals = NO_SIGNALS
-    reasoning: str | None = None  # what the model thought before it answered
+    reasoning: str | None = None  # the reasoning of the model before its answer
     reasoning_tokens: int | None = None  # of the completion's
 
 
@@ -65,7 +65,7 @@ class FinishedSegment:
     """A finished part of an attempt, stored for the next attempt if this one does not finish."""
 
     fence: Fence
-    position: int  # of its request among all of the job
+    position: int  # index of its request among those of the job
     output: dict[str, Any]
 
 
@@ -73,9 +73,9 @@ class FinishedSegment:
 class FinishedRequest:
     """A model's answer, stored for equal requests."""
 
-    fence: Fence  # of an attempt that it answers
+    fence: Fence  # of an attempt that this entry answers
     key: bytes  # of all that decides the answer
-    tenant: str | None  # who may see it; None: everybody
+    tenant: str | None  # the tenant that may read it; None: all tenants
     output: bytes
 
 
@@ -90,13 +90,13 @@ class Outcome:
     fence: Fence
     state: JobState
     answer: Answer | None = None
-    has_segments: bool = False  # which the answer makes superfluous
+    has_segments: bool = False  # stored segments, which the answer makes superfluous
     error_code: str | None = None
     error_message: str | None = None
     blamed: bool = False  # counts towards the limit of failures
     delay_seconds: float = 0.0
-    output: str | None = None  # of a failure: the answer that was refused
-    model: str | None = None  # whose queue the job goes to; None: the one that it came from
+    output: str | None = None  # the refused answer, if that was the failure
+    model: str | None = None  # the model whose queue the job goes to; None: the same as before
 
     def __post_init__(self) -> None:
         assert (self.answer is not None) == (self.state is JobState.SUCCEEDED)

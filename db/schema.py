@@ -15,8 +15,8 @@ from db.errors import DatabaseError, DatabaseLocked
 from db.models import AuditHead
 from db.session import Database
 
-# Alembic is imported by what migrates and by nothing else: it is a fifth of the time in
-# which a worker or a command starts.
+# Only code that migrates imports Alembic: the import is a fifth of the start of a worker or a
+# command.
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import Script, ScriptDirectory
@@ -58,7 +58,7 @@ def revision(database: Database) -> str | None:
     Raises DatabaseError if the database cannot be reached.
     """
     try:
-        # To look takes no lock, whoever writes meanwhile.
+        # Reading takes no lock, even while another process writes.
         engine = database.engine.execution_options(tidemill_read_only=True)
         with engine.connect() as connection:
             return _revision(connection)
@@ -68,7 +68,7 @@ def revision(database: Database) -> str | None:
         reason = _first_line(error)
         if database.file is not None:
             remedy = "it must be a file that this user may read and write, in a folder as well"
-        elif "certificate verify failed" in reason:  # all that libpq says of it
+        elif "certificate verify failed" in reason:  # libpq says no more than this
             remedy = (
                 "give the file of its authority as sslrootcert in TIDEMILL_DATABASE_URL; or its "
                 "certificate is for another name, or has expired"
@@ -104,15 +104,15 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
             command.downgrade(config(connection), to)
             _append_migration(connection, before, to)
         return before, revision(database)
-    # A transaction for each revision, so that none holds the locks of all of them.
+    # One transaction per revision, so that none holds the locks of all revisions.
     goal = scripts.get_revision(to).revision
     for script in reversed(list(scripts.iterate_revisions(goal, before or "base"))):
         _prepare(database, script)
         with _migrating(database) as connection:
-            # Another that migrates at the same time may have been first.
+            # Another process that migrates at the same time may have been first.
             if _revision(connection) == script.down_revision:
                 _upgrade(scripts, connection, script.revision)
-                if script.revision == head():  # before that, its table may be another
+                if script.revision == head():  # an earlier revision may have another table
                     _append_migration(connection, before, script.revision)
     return before, revision(database)
 
@@ -182,8 +182,8 @@ def _unknown(current: str) -> str:
 
 
 def _hold_migration_lock(connection: Connection) -> None:
-    # Two workers that migrate at once wait for each other; SQLite's
-    # transaction is exclusive as it is.
+    # Two workers that migrate at once wait for each other; on SQLite the transaction is exclusive
+    # anyway.
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7313)")
 

@@ -21,7 +21,7 @@ from db.encryption.sealed import seal_inserts, to_json
 from db.encryption.settings import configured_keys
 from db.errors import DatabaseError
 
-LOCK_SECONDS = 30.0  # that a transaction waits for a lock; for another writer of an SQLite file
+LOCK_SECONDS = 30.0  # a transaction's wait for a lock, or for another writer of an SQLite file
 
 
 class Database:
@@ -79,7 +79,7 @@ class Database:
             yield session
 
     def close(self) -> None:
-        if "engine" in vars(self):  # else it never connected, and may not be able to
+        if "engine" in vars(self):  # else it has never connected, and perhaps cannot
             self.engine.dispose()
 
 
@@ -96,7 +96,7 @@ def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
-        connection.isolation_level = None  # BEGIN is ours to say, below
+        connection.isolation_level = None  # BEGIN is sent by the listener below
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
@@ -105,7 +105,7 @@ def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:
             f"busy_timeout = {1000 * LOCK_SECONDS:.0f}",
         ):
             connection.execute(f"PRAGMA {pragma}")
-        # SQLite's own knows the case of 26 letters.
+        # SQLite's own function knows only the 26 letters of ASCII.
         connection.create_function("lower", 1, _lower, deterministic=True)
         connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
 
@@ -155,7 +155,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
     """Our connection parameters; those in the URL take precedence."""
     args: dict[str, Any] = {
         "connect_timeout": 10,
-        # A server that vanished answers nothing for ever, and Linux waits two hours.
+        # A server that vanished never answers, and Linux would wait two hours.
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -163,13 +163,13 @@ def _connect_args(url: URL) -> dict[str, Any]:
         "application_name": "tidemill",
     }
     args = {name: value for name, value in args.items() if name not in url.query}
-    # No transaction is open while a model runs, so one that hangs is a fault.
+    # No transaction is open while a model runs, so an idle transaction is a fault.
     args["options"] = (
         f"-c lock_timeout={1000 * LOCK_SECONDS:.0f} -c statement_timeout=120s "
         "-c idle_in_transaction_session_timeout=60s"
     )
     if theirs := url.query.get("options"):
-        # Of two values of a setting the last counts.
+        # If a setting is given twice, the last value counts.
         args["options"] = " ".join(
             [args["options"], *([theirs] if isinstance(theirs, str) else theirs)]
         )

@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # of whatever was to be shown: a line is better than none
+    except Exception:  # from a field's own code: a line is better than none
         return "a line that cannot be shown"
 
 

@@ -19,7 +19,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    # An assistant's turn may have been empty; what is asked may not.
+    # A turn of the assistant may be empty; one of the user may not.
     content: Annotated[str, Storable, BeforeValidator(not_huge), BeforeValidator(text_of)]
 
 

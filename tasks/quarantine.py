@@ -24,7 +24,7 @@ from db.queries import quarantine
 from db.queries.jobs import submission
 from db.states import JobState
 
-MAX_BODY_BYTES = 256 * 2**10  # kept of one message
+MAX_BODY_BYTES = 256 * 2**10  # of one message that are kept
 
 
 class Reason(StrEnum):
@@ -146,8 +146,8 @@ def keep(session: Session, messages: Iterable[SetAside]) -> None:
     keep_ended(session, [message.job for message in messages if message.job is not None])
 
 
-# Called with such jobs after the commit that keeps them, by whichever thread it was; a worker
-# counts them. None may raise.
+# Called with the quarantined jobs after their commit, in the thread that committed; a worker counts
+# them. None may raise.
 ended_listeners: list[Callable[[Sequence[EndedJob]], None]] = []
 
 

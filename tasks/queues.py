@@ -12,7 +12,7 @@ RUN_JOBS = "tasks.run_jobs"  # the task whose messages carry ids of jobs
 
 JOBS_PER_MESSAGE = 16  # of the bulk lane, unless the worker's settings say otherwise
 MIN_MESSAGES = 16
-UNSIZED_PLACES = 128  # of a model whose batch is only known once it is loaded
+UNSIZED_PLACES = 128  # for a model whose batch size is unknown until it is loaded
 
 
 def queue_name(model: str, lane: Lane) -> str:

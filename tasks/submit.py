@@ -77,8 +77,8 @@ def keep_job(
             return SubmittedJob(job["id"], True), publication
         existing = _existing_job(session, job, payload)
         if existing.id == job_id and _differs(existing, job, payload):
-            # It was sent as a message, so nobody waits to be told; the job under this id is
-            # what came first.
+            # The job was sent as a message, so no caller waits for an error; the first job under
+            # this id stays.
             keep(session, [_conflict(job, payload)])
             log.warning("another job has this id", extra={"job_id": str(job_id)})
     return SubmittedJob(existing.id, False), None
@@ -133,9 +133,9 @@ def publish_now(database: Database, model: str, lane: Lane, job_id: UUID) -> Non
 
     try:
         publish([JobMessage(model, lane, (job_id,))])
-    except Exception as error:  # Redis away, its password refused, an address that is none
-        # The job is kept, so to fail here would only have it submitted twice; the
-        # dispatcher publishes it when Redis is back.
+    except Exception as error:  # Redis is away, its password is refused, the address is not valid
+        # The job is stored, so an error would only make the caller submit it twice; the dispatcher
+        # publishes it when Redis is back.
         log.warning(
             "job kept, not published yet: Redis did not take its message; a worker finds it "
             "in the database",
@@ -146,7 +146,8 @@ def publish_now(database: Database, model: str, lane: Lane, job_id: UUID) -> Non
         with database.write() as session:
             dispatch.mark_published(session, [job_id])
     except SQLAlchemyError as error:
-        # Kept and published. The dispatcher, which does not know, will publish it once more.
+        # The job is stored and published. The dispatcher does not know this and will publish it
+        # once more.
         log.warning("job published, not marked", extra={"error": type(error).__name__})
 
 

@@ -29,15 +29,15 @@ class SummarizeContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "summarize"
 
     text: Text
-    # What to do with a text beyond the model's context; see docs/documents.md.
+    # How a text longer than the model's context is handled; see docs/documents.md.
     strategy: Literal["auto", "map_reduce", "refine", "truncate", "fail"] | None = None
     by_section: TruthValue | None = None  # of a Markdown text, each section is a part of its own
-    # What each part of a long text is told of that which stands before it.
+    # What the prompt of each part of a long text says about the text before the part.
     heading_path: TruthValue | None = None  # the headings above it
     overlap_sentences: Annotated[int, Field(ge=0, le=20), Number] | None = None
     max_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
     min_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
-    # For models that take instructions.
+    # Only for models that follow instructions.
     style: Option | None = None  # as in "bullet points"
     focus: Option | None = None  # as in "what it costs"
     output_language: Language | None = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _IDS = r"(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
 TRACEPARENT = re.compile(f"00-{_IDS}")
-# Of a version to come it is known where these stand, and of the flags what the last bit says.
+# A later version has these fields in the same places, and the same last bit of the flags.
 LATER_TRACEPARENT = re.compile(rf"(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-.*)?")
 
 

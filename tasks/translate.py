@@ -17,11 +17,11 @@ class TranslateContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "translate"
 
     text: Text
-    source_language: Language  # "auto" is found out
+    source_language: Language  # "auto": the worker detects it
     target_language: Language
-    # None: subtitles are known by their first lines.
+    # None: subtitles are recognized by their first lines.
     format: Literal["text", "subtitles"] | None = None
-    # Term -> its translation, or null for what is not to be translated; see docs/documents.md.
+    # Term -> its translation, or null if the term must not be translated; see docs/documents.md.
     glossary: Glossary = None
 
     @property

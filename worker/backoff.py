@@ -9,6 +9,6 @@ def backoff_seconds(
     chance: in [0, 1]. If it is drawn for each retry, the wait is between half of the full one and
             all of it, so that tasks that failed together do not return together
     """
-    # Bounded before the power: a float has an end, and an outage may have none.
+    # Bounded first, since 2.0 to a large power would overflow in a long outage.
     doublings = min(num_failures - 1, 64)
     return min(max_seconds, base_seconds * 2.0**doublings) * (0.5 + chance / 2)

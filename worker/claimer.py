@@ -135,7 +135,7 @@ class Claimer:
         while not self._stopping.is_set():
             try:
                 claimed = self._claim(deliveries)
-            except Exception as error:  # whatever it is: this thread may not die
+            except Exception as error:  # any error: this thread must not die
                 self._away.began(error)
                 num_failures += 1
                 self._stopping.wait(
@@ -152,7 +152,7 @@ class Claimer:
 
     def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
         began_ns = time.time_ns()
-        # A job that two deliveries name belongs to the first; the other is done with it.
+        # A job in two deliveries belongs to the first; for the other it is settled.
         named: dict[UUID, Delivery] = {}
         for delivery in deliveries:
             for job_id in delivery.job_ids:

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 
-MAX_REMEMBERED = 1024  # answers for the content cache that one commit takes along
-MAX_REMEMBERED_BYTES = 64 * 2**20  # held while the database is away; a cache may forget
+MAX_REMEMBERED = 1024  # the most answers for the content cache in one commit
+MAX_REMEMBERED_BYTES = 64 * 2**20  # held while the database is away; the oldest are dropped
 
 Write = Outcome | FinishedSegment | FinishedRequest
 AttemptId = tuple[UUID, int]
@@ -131,7 +131,7 @@ class Committer:
 
     def _append(self, write: Outcome | FinishedSegment) -> None:
         self._buffer.append((time.monotonic(), write))
-        # Not for each: waking a thread that only waits on is time of the engine's.
+        # Not for each one: waking a thread that then only waits takes time from the engine.
         if len(self._buffer) == 1 or self._is_due(time.monotonic()):
             self._changed.notify_all()
 
@@ -169,12 +169,12 @@ class Committer:
             remembered = self._take_remembered()
             try:
                 self._write([*remembered, *writes])
-            except Exception as error:  # whatever it is: this thread may not die
+            except Exception as error:  # any error: this thread must not die
                 self._give_back(remembered)
                 away.began(error, num_outcomes=len(outcomes))
-                self._model_cards.clear()  # it may come back as it was before them
+                self._model_cards.clear()  # a restored database may lack them
                 if self._stopping:
-                    return  # their leases run out, and another worker takes the jobs up
+                    return  # their leases expire, and another worker takes the jobs
                 num_failures += 1
                 with self._changed:
                     self._changed.wait_for(
@@ -271,8 +271,8 @@ class Committer:
 
         The text of a cancelled job may have been erased. own: the attempts that may still write
         """
-        # By key, for two of one key in a statement are an error to PostgreSQL. In order of
-        # keys, and after every job is locked: two flushes cannot wait for each other.
+        # Unique by key, since PostgreSQL refuses two rows of one key in a statement. In order of
+        # keys, and after every job is locked, so that two flushes cannot wait for each other.
         by_key = {each.key: each for each in finished if attempt_of(each.fence) in own}
         rows = [
             {
@@ -318,7 +318,7 @@ class Committer:
         """Write the outcomes with answers; yields those that the fence accepted."""
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
-            # By attempt, not by job: a flush may hold an old attempt beside the newest.
+            # By attempt, not by job: a flush may have an old attempt besides the newest.
             changed = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
             written = [each for each in own if (each.fence.job_id, each.fence.attempt) in changed]
             if written:
@@ -331,7 +331,7 @@ class Committer:
     def _write_segments(
         self, session: Session, segments: Sequence[FinishedSegment], running: Set[AttemptId]
     ) -> None:
-        # By place: two of one place in a statement are an error to PostgreSQL.
+        # Unique by position, since PostgreSQL refuses two rows of one key in a statement.
         rows = {
             (each.fence.job_id, each.position): {
                 "job_id": each.fence.job_id,

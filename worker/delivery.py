@@ -30,8 +30,8 @@ class Delivery:
         try:
             self._on_settled()
         except Exception as error:
-            # Unacked, it comes again, and there is nothing to do for it. The thread
-            # that settles may be the committer's, and has others to settle.
+            # An unacked message is delivered again and settled at once. The settling thread may be
+            # the committer's, which must go on with other deliveries.
             log.warning("cannot settle", extra={"error": type(error).__name__})
 
     @property

@@ -58,7 +58,7 @@ class Heartbeat:
         self._engines = engines
         self._metrics = metrics
         self._renewed_at = -math.inf
-        # Until the first beat no longer than until any other.
+        # The first beat comes no later than any other.
         first_seconds = min(settings.watch_seconds, settings.renew_seconds)
         self._thread = PeriodicThread("heartbeat", first_seconds, self._beat)
 
@@ -109,7 +109,7 @@ class Heartbeat:
             rights: dict[UUID, int] = dict(
                 session.execute(leases.running_attempts(self._owner)).all()
             )
-        # Over by now: committed while the database was asked.
+        # An attempt may have been committed while the database was asked.
         lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]
         for attempt in lost:
             attempt.abandon()

@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 KEY = "tidemill:quarantine"
 MISPLACED = "tidemill:misplaced"
 MAX_WAITING = 10_000
-# So that what waits for the database is some 60 MB at most: of so many messages, so much each.
+# The number of messages that wait for the database and the bytes kept of each: 60 MB in all.
 BODY_LIMITS = ((200, MAX_BODY_BYTES), (2_000, 4 * 2**10), (MAX_WAITING, 512))
 MOVE_SECONDS = 0.5
 MOVED_AT_ONCE = 200
 LINES_A_MINUTE = 10
 
-# What Redis would not take: it is full, or a replica. Lost only with this process.
+# Messages that Redis refused because it is full or a replica. They are lost only with this process.
 _waiting: deque[SetAside] = deque(maxlen=MAX_WAITING)
 num_set_aside = 0  # since this process started
 

@@ -58,7 +58,7 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A longer text is split or masked on a thread of its own, or others would wait to be claimed.
+# A longer text is split or masked on a separate thread, so that claiming goes on.
 MAX_CLAIMER_CHARACTERS = 50_000
 DRAIN_POLL_SECONDS = 0.2  # between two checks whether a drain should end at once
 
@@ -98,7 +98,7 @@ class Worker:
         self._fleet = EngineFleet(database, models)
         self._maskers = Maskers(masking or Masking())
         self._languages = {model.alias: model.languages for model in models}
-        # A signal handler of Celery's comes here too, on a thread that may hold it.
+        # Reentrant: Celery's signal handler may run on the thread that holds it.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._running: dict[Fence, tuple[Attempt, ClaimedJob]] = {}
@@ -109,7 +109,7 @@ class Worker:
         self._stops_now = False
         self._is_ready = False
         self._metrics = self._make_metrics()
-        # Whether anybody wants to know of a single job that it ended.
+        # Whether the end of each job is counted or logged.
         self._is_watched = self._metrics is not NO_METRICS or settings.log_format == "json"
         self._committer = Committer(
             database,
@@ -193,7 +193,7 @@ class Worker:
     def _make_metrics(self) -> Metrics:
         if self.settings.metrics_port is None:
             return NO_METRICS
-        # Imported here: a worker that is not measured does without.
+        # Imported here, so that a worker without metrics does not load it.
         from worker.metrics.database_watch import DatabaseWatch
         from worker.metrics.prometheus import PrometheusMetrics
 
@@ -326,12 +326,12 @@ class Worker:
             self._start_each(claimed)
 
     def _start_each(self, claimed: list[ClaimedJob]) -> None:
-        # Asked once for all of them: what is switched off is to cost a job nothing.
+        # Checked once for all jobs, so that a feature that is off costs a job nothing.
         tracer_in_use, masks = tracer(), self._maskers.masks
         cache = self._cache if self._cache.settings.enabled else None
         for job in claimed:
             own = self._fleet.least_busy(job.model)
-            client = own or self._fleet.clients[0]  # which is asked nothing
+            client = own or self._fleet.clients[0]  # which gets no request
             contract = job.contract or {}
             work = Work(
                 job.fence.job_id,
@@ -376,8 +376,8 @@ class Worker:
                 self._running[job.fence] = (attempt, job)
                 draining = self._draining
             if draining or own is None:
-                # Of a model that is not served: its message went to the wrong queue, and the
-                # dispatcher sends another.
+                # Its model is not served here: the message was in a wrong queue, and the dispatcher
+                # publishes another.
                 attempt.release()
             elif job.contract is None:
                 log.error("text does not open", extra=job.ids())
@@ -391,8 +391,8 @@ class Worker:
         """The thread pool for a job's first step; None: the claimer's thread, for a quick one."""
         masker = work.masker
         if masker is not None and masker.is_foreign:
-            # A pattern of the operator's may take a second for each job: so long those would wait
-            # that have nothing to do with it, and leases of what was claimed with it would end.
+            # An operator's pattern may take a second for each job. Meanwhile other jobs would wait
+            # to be claimed, and leases of jobs claimed with it would expire.
             return self._masking[lane]
         num_characters = len(work.contract.get("text") or "")
         if masker is not None and num_characters <= MAX_CLAIMER_CHARACTERS:
@@ -412,7 +412,7 @@ class Worker:
                     self._say_ended(outcome, job, attempt.run_seconds)
             if num_fenced:
                 self._metrics.count_fenced(num_fenced)
-        except Exception:  # it is committed, and must not be written again for this
+        except Exception:  # the outcome is committed and must not be written again
             log.exception("not counted")
 
     def _say_ended(self, outcome: Outcome, job: ClaimedJob, run_seconds: float) -> None:

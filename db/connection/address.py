@@ -59,7 +59,7 @@ def config_file(environment: Mapping[str, str], folder: Path) -> Path:
     own = folder / CONFIG_FILE
     last = last_up(environment, folder).get("config")
     lives = running_up(environment, folder) or is_starting(environment, folder)
-    # Where none runs, the folder's own goes before what was used here last.
+    # If no stack runs, the folder's own configuration goes before the one that was used here last.
     return Path(last) if last and (lives or not own.is_file()) else own
 
 
@@ -73,7 +73,7 @@ def database_address(environment: Mapping[str, str], folder: Path) -> str | URL:
     named = environment.get("TIDEMILL_DATABASE_URL")
     if address := named or last_up(environment, folder).get("database_url"):
         return address
-    # By where it is now, for a folder may be moved.
+    # The path is built from the folder's present place, since a folder may be moved.
     file = data_dir(environment, folder) / DATABASE_FILE
     if file.is_file():
         return file_url(Path(os.path.abspath(file)))
@@ -104,7 +104,7 @@ def _lives(pid: str) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, ValueError, OverflowError):
-        pass  # another user's, so it lives; or no id at all
+        pass  # the process is another user's, so it lives; or the id is not valid
     return True
 
 

@@ -93,7 +93,7 @@ def _sqlite(text: str, rest: str) -> URL:
             f"the database URL {masked(text)} names no file; a database in memory would end "
             "with each command"
         )
-    # Relative to here, and not to wherever a process that is handed the URL is started.
+    # The path is resolved here: a child process that gets the URL may start in another folder.
     return URL.create("sqlite", database=os.path.abspath(path))
 
 

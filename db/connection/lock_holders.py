@@ -56,7 +56,7 @@ def _open_in(files: set[tuple[int, int]]) -> Iterator[tuple[int, str]]:
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # the process has ended, or is another user's
             if any(_identity(entry) in files for entry in (process / "fd").iterdir()):
                 yield int(process.name), (process / "comm").read_text().strip()
 
@@ -74,7 +74,7 @@ def _lock_pids(files: set[tuple[int, int]]) -> set[int]:
     pids = set()
     with suppress(OSError):
         for line in (PROC / "locks").read_text().splitlines():
-            # 1: POSIX  ADVISORY  WRITE 4242 fe:01:917 120 120
+            # a line: `1: POSIX  ADVISORY  WRITE 4242 fe:01:917 120 120`
             words = line.replace("->", "").split()
             if len(words) >= 6 and words[3] == "WRITE" and words[5].split(":")[-1] in inodes:
                 pids.add(int(words[4]))

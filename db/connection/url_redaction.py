@@ -8,7 +8,7 @@ import re
 from urllib.parse import unquote
 
 MASK = "***"
-# Values of these are no secrets. Any other parameter's may be: there are many names for one.
+# The values of these parameters are not secret. Any other may be: passwords have many names.
 HARMLESS = frozenset(
     {
         "application_name",
@@ -73,7 +73,7 @@ def _masked(address: str) -> str:
         return _without_scheme(address)
     begin, rest = scheme.group(), address[scheme.end() :]
     if begin.lower().startswith("sqlite") and "///" in begin:
-        # Nobody signs in to a file, whose path may have any character in it.
+        # A file has no password, and its path may contain any character.
         before, query = _split_query(rest, known_only=False)
         return begin + before + query
     before, query = _split_query(rest, known_only=True)
@@ -94,7 +94,7 @@ def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
                 taken as a query
     """
     match = _QUERY.search(rest)
-    # The pattern finds the last `?` only where values have none.
+    # The pattern finds the last `?` only if no value contains one.
     if match is None:
         before, mark, _ = rest.partition("?")
         return (rest, "") if known_only and "@" in rest else (before, f"?{MASK}" if mark else "")

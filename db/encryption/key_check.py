@@ -13,8 +13,8 @@ from db.encryption.sealed import SealedJSON, row_key
 from db.models import Payload
 from db.session import Database
 
-NEWEST = 20  # looked at, for the last may be one that a process without keys has written
-FEW = 3  # fewer that do not open may have been changed in the database
+NEWEST = 20  # values that are tried, since a process without keys may have written the last
+FEW = 3  # fewer values that do not open may have been changed in the database
 
 _checked: WeakSet[Database] = WeakSet()
 
@@ -30,7 +30,7 @@ def require_keys(database: Database) -> None:
         .limit(NEWEST)
     )
     with database.read() as session:
-        rows = session.execute(newest).all()  # without keys a sealed one raises
+        rows = session.execute(newest).all()  # a sealed value raises if there are no keys
     if keys is None:
         return
     num_opened: dict[str, int] = {}

@@ -67,7 +67,7 @@ class KeyRing:
                 f"{', '.join(self.keys)}; add it to TIDEMILL_KEYS or the file of TIDEMILL_KEYS_FILE"
             )
         try:
-            data = a2b_base64(sealed)  # of whatever somebody made of it
+            data = a2b_base64(sealed)  # may raise: the value may have been changed
             plain: bytes = self._cipher(name).decrypt(
                 data[:NONCE_BYTES], data[NONCE_BYTES:], _associated(name, place)
             )

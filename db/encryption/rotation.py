@@ -34,8 +34,8 @@ from db.session import Database
 
 log = logging.getLogger(__name__)
 
-ROWS = 100  # of one transaction
-SHARE = 0.1  # of its time in which a pass works
+ROWS = 100  # rows per transaction
+SHARE = 0.1  # the part of its time in which a pass works
 EMPTY = ("", "{}", "[]", "null")
 
 
@@ -133,7 +133,7 @@ def rotate(
             "`tidemill keys generate` makes one"
         )
     sealed = {column.name: 0 for column in sealed_columns()}
-    with database.write() as session:  # before it begins: it may be ended
+    with database.write() as session:  # recorded first: the pass may be stopped at any time
         audit.append(session, audit.Act.ROTATE_KEYS, {"to": keys.primary})
     for column in sealed_columns():
         for num, seconds in _rotated(database, column, keys):
@@ -167,7 +167,7 @@ def _rotated(
             try:
                 value = column.type.open(_loaded(column, stored), row_key(key), keys)
             except (Unopenable, ValueError):
-                # Somebody changed it: no reason to leave the rest to an old key.
+                # The value was changed in the database; the others are rotated all the same.
                 log.error("text does not open", extra={"column": column.name})
                 continue
             values.append(

@@ -37,7 +37,7 @@ from db.encryption.key_ring import (
     Unopenable,
 )
 
-PLAIN = f"{MARK}$plain$"  # before a plain text that begins like a sealed one: no key has no name
+PLAIN = f"{MARK}$plain$"  # before a plain text that begins with MARK; no key is named `plain`
 
 
 class SealedValue(str):
@@ -99,7 +99,7 @@ class SealedType(TypeDecorator[Any]):
 
     impl: Any = Text
     impl_options: Mapping[str, Any] = {}
-    mark: Any = MARK  # that a sealed value begins with, as the column has it
+    mark: Any = MARK  # the beginning of a sealed value, in the column's type
     cache_ok = True
 
     def __init__(self, table: str, column: str, key: tuple[str, ...] = ("job_id",)) -> None:
@@ -254,7 +254,7 @@ class SealedJSON(SealedType):
         return json.loads(plain)
 
     def from_text(self, text: str) -> Any:
-        # One that is sealed is long and needs no parser.
+        # A sealed value is long and needs no parser.
         is_sealed = text.startswith(f'"{MARK}') and text.endswith('"') and "\\" not in text
         return text[1:-1] if is_sealed else json.loads(text)
 
@@ -297,7 +297,7 @@ class with_row_key(FunctionElement[Any]):
     inherit_cache = True
 
     def __init__(self, type_: SealedType, column: Any, *keys: Any) -> None:
-        # Compiled as it is: the column's own expression would be this one again.
+        # The bare column is compiled: the type's column expression would recurse.
         super().__init__(column, *keys)
         self.type = type_
 

@@ -51,7 +51,7 @@ def _table(path: Path) -> tuple[Path | None, str | None]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("encryption")
     except (OSError, ValueError):
-        return None, None  # whoever needs the file says what is wrong with it
+        return None, None  # the code that needs the file reports the error
     if table is None:
         return None, None
     file, variable = _read(path, table)

@@ -43,7 +43,7 @@ def insert_entries(session: Session) -> postgresql.Insert | sqlite.Insert:
     return _insert(session.get_bind().dialect.name)
 
 
-@cache  # building it takes as long as writing a dozen entries
+@cache  # building the statement takes as long as writing a dozen entries
 def _insert(dialect: str) -> postgresql.Insert | sqlite.Insert:
     build = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = build(table(CacheEntry)).values(created_at=now(), used_at=now())

@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column
 from db.clock import now
 from db.models import Job
 
-# Written out, because a partial index serves only a condition that is seen to
-# imply its own, and a parameter is not.
+# The values are literals: the planner uses a partial index only if it can prove that the condition
+# implies the index's own, which it cannot for a parameter.
 QUEUED: ColumnElement[str] = literal_column("'queued'")
 RUNNING: ColumnElement[str] = literal_column("'running'")
 

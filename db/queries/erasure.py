@@ -18,7 +18,7 @@ from db.states import UNFINISHED, JobState
 if TYPE_CHECKING:
     from db.upkeep.erasure import Person
 
-# What else a job has, by its name in an export.
+# The other tables that belong to a job, by their names in an export.
 PARTS: dict[str, type[Base]] = {
     "segments": Segment,
     "attempts": AttemptRow,

@@ -30,7 +30,8 @@ def model_card_id(content: Mapping[str, Any]) -> UUID:
 
 
 MAX_RECENT = 16
-# A worker writes the same few cards with every result; to compare one is a tenth of its digest.
+# A worker writes the same few cards with every result; comparing a card takes a tenth of the time
+# of hashing it.
 _recent: tuple[tuple[dict[str, Any], UUID], ...] = ()
 
 

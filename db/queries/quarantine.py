@@ -12,7 +12,7 @@ from db.queries.inserts import insert_unless_there
 from db.states import JobState
 
 MAX_MESSAGES = 10_000
-MAX_BYTES = 64 * 2**20  # of their bodies together
+MAX_BYTES = 64 * 2**20  # of all bodies together
 
 
 def insert_quarantined(session: Session, rows: Sequence[dict[str, Any]]) -> None:

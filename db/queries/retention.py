@@ -47,12 +47,12 @@ Key = tuple[Any, ...]
 class Prunable:
     """Rows that expire, and the setting with their age."""
 
-    name: str  # for people
+    name: str  # shown to the user
     row_class: str
     key: tuple[InstrumentedAttribute[Any], ...]
     is_due: Callable[[ClassAges], ColumnElement[bool]]
-    prune: Callable[[Session, ColumnElement[bool]], int]  # rows of a condition
-    pruned_at: InstrumentedAttribute[Any] | None = None  # of rows that stay
+    prune: Callable[[Session, ColumnElement[bool]], int]  # prunes the rows that fit a condition
+    pruned_at: InstrumentedAttribute[Any] | None = None  # set if the row itself stays
 
     def page(self, after: Key | None, limit: int) -> Select[Any]:
         """The next keys, expired or not, in order.
@@ -75,7 +75,7 @@ class Prunable:
             named: ColumnElement[bool] = self.key[0].in_([value for (value,) in keys])
         else:
             named = and_(
-                self.key[0].in_(sorted({key[0] for key in keys})),  # the index; the rest follows
+                self.key[0].in_(sorted({key[0] for key in keys})),  # uses the index
                 tuple_(*self.key).in_(keys),
             )
         return named & self.is_due(ages)
@@ -104,7 +104,7 @@ def _ago(seconds: float) -> ColumnElement[Any]:
 
 def is_any_under_way() -> Select[bool]:
     """Whether any job is published or running."""
-    # Written as their index is: a database that is given values for it looks at every row.
+    # Written as in the index: with bound parameters the database would scan every row.
     return select(exists(select(Job.id).where(text(OUTSTANDING))))
 
 
@@ -228,7 +228,8 @@ def aged_rows(
     """Rows that belong to no job, deleted when they expire."""
 
     def is_due(ages: ClassAges) -> ColumnElement[bool]:
-        # Nobody's own has the age for all alone, and may have none where a tenant's has one.
+        # Rows without a tenant have only the age for all, which may be unset while a tenant has
+        # one.
         return false() if ages.for_all is None else instant <= _ago(ages.for_all)
 
     return Prunable(name, row_class, (key,), is_due, _deleting(key.class_))
@@ -273,6 +274,6 @@ PRUNABLES = (
         _deleting(AttemptRow),
     ),
     aged_rows("cached answers", "cache", CacheEntry.key, CacheEntry.created_at),
-    # What somebody sent and is no job's: as old as what jobs were sent.
+    # Messages that belong to no job: they are pruned at the age of inputs.
     aged_rows("messages", "payloads", QuarantinedMessage.id, QuarantinedMessage.arrived_at),
 )

@@ -42,8 +42,8 @@ class FoundJob:
     started_at: datetime | None
     finished_at: datetime | None
     input: str | None = None
-    left_out_characters: int | None = None  # of its source; None where that says nothing
-    cached_parts: int | None = None  # of its requests, those that were not computed for it
+    left_out_characters: int | None = None  # of its source; None if it does not apply
+    cached_parts: int | None = None  # requests that were answered from the cache
     # Signals of the result's quality, as in `db.outcome.Signals`.
     length_ratio: float | None = None
     repetition: float | None = None
@@ -54,9 +54,9 @@ class FoundJob:
     num_missed_placeholders: int | None = None
     num_missed_terms: int | None = None
     suspicions: tuple[Suspicion, ...] = ()
-    reasoning: str | None = None  # what the model thought before it answered
+    reasoning: str | None = None  # the reasoning of the model before its answer
     reasoning_tokens: int | None = None  # of the completion's
-    # When its texts went, by their age or for a person who asked; its counts stay.
+    # When its texts were deleted, by retention or by erasure; its counts stay.
     input_pruned_at: datetime | None = None
     output_pruned_at: datetime | None = None
     erased_at: datetime | None = None

@@ -16,7 +16,7 @@ from db.reading.results import find_job
 from db.session import Database, database_from_environment
 from db.states import JobState
 
-MAX_MESSAGES = 20  # named with one job
+MAX_MESSAGES = 20  # messages that are shown with one job
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class JobDetails:
     deadline: datetime | None
     contract: Mapping[str, Any]  # the task's own fields and the params that were given
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
-    coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
-    messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
-    refused_output: str | None = None  # of a failed job: its last answer, which was not as asked
+    coverage: Mapping[str, Any] | None  # how much of the source was read; None if it does not apply
+    messages: tuple[MessageSetAside, ...] = ()  # quarantined messages with its id, the newest first
+    refused_output: str | None = None  # the last answer of a failed job, which its contract refused
 
 
 def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetails | None:

@@ -22,12 +22,12 @@ from db.clock import now
 from db.models import Job, Result
 from db.states import JobState
 
-MAX_ROWS = 5_000  # of one model, task and period; the newest
-MIN_ROWS = 50  # of a period, below which nothing is said
+MAX_ROWS = 5_000  # the newest rows of one model, task and period
+MIN_ROWS = 50  # a period with fewer rows is not judged
 NUM_BINS = 10
 CHANGED = 0.25
 SHIFTING = 0.1
-# Shares of jobs; every other signal is a figure of each result.
+# These signals are shares of jobs; every other signal is a figure of each result.
 SHARES = ("failed", "cut_by_length", "suspicious", "wrong_language", "empty", "refused")
 FIGURES = ("completion_tokens", "length_ratio", "repetition", "untranslated_share")
 
@@ -39,11 +39,11 @@ class Drift:
     model: str
     task: str
     signal: str
-    reference: float  # the mean
+    reference: float  # the mean of the reference period
     current: float
     num_reference: int
     num_current: int
-    index: float  # population stability index, less what chance makes of it
+    index: float  # population stability index, less the amount expected by chance
 
     @property
     def verdict(self) -> str:
@@ -135,8 +135,8 @@ def stability_index(reference: Sequence[float], current: Sequence[float]) -> flo
     """The population stability index of two samples, less its expectation by chance; at least 0."""
     ordered = sorted(reference)
     deciles = Counter(ordered[len(ordered) * each // NUM_BINS] for each in range(1, NUM_BINS))
-    # A value that is more than one decile is a bin by itself, so that the values below it are not
-    # taken for it: a signal may have one value in nearly all of the reference.
+    # A value that fills more than one decile is a bin of its own, apart from the values below it:
+    # nearly all of the reference may have the same value.
     edges, points = sorted(deciles), {value for value, num in deciles.items() if num > 1}
     before, after = (_counts(values, edges, points) for values in (reference, current))
     bins = sorted(before.keys() | after.keys())

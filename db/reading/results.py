@@ -26,13 +26,13 @@ from db.suspicion import Suspicion
 
 PAGE = 1000
 
-MAX_INPUT_CHARACTERS = 8_000_000  # held at once of what jobs were asked
+MAX_INPUT_CHARACTERS = 8_000_000  # characters of inputs that are in memory at once
 
-MAX_DURATION = 10**9  # seconds, some thirty years
+MAX_DURATION = 10**9  # seconds, about thirty years
 
 Order = Literal["oldest", "newest"]
 
-# Of a filter that nobody gave, where None means something else.
+# The default of filters for which None has a meaning of its own.
 _UNSAID: Final = cast(Any, object())
 
 
@@ -213,7 +213,7 @@ def _pages(
         page = statement.limit(PAGE if num_left is None else min(PAGE, num_left))
         if after is not None:
             page = page.where(_follows(after.created_at, after.job_id, sort == "newest"))
-        # A transaction per page: a reader that stops in the middle holds nothing open.
+        # One transaction per page: a reader that stops in the middle leaves none open.
         with database.read() as session:
             rows = session.execute(page).all()
         jobs = [_found_job(row) for row in rows]

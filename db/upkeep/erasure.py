@@ -26,10 +26,10 @@ from db.queries.quarantine import delete_quarantined
 from db.reading.storable import can_be_kept
 from db.session import Database
 
-ROWS = 250  # of one transaction
-LOCKED_SECONDS = 0.05  # between two tries while somebody is writing to all that are left
+ROWS = 250  # rows per transaction
+LOCKED_SECONDS = 0.05  # between two tries, while other processes lock all rows that are left
 MESSAGES = 100
-CHECKPOINT_SECONDS = 30.0  # that erasing waits for readers of SQLite's log
+CHECKPOINT_SECONDS = 30.0  # the wait for readers of SQLite's write-ahead log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Erased:
     """The numbers of affected rows; an unreadable message may belong to anyone."""
 
     jobs: int = 0
-    cancelled: int = 0  # of the jobs: those that waited or ran
+    cancelled: int = 0  # the jobs among them that waited or ran
     messages: int = 0
     batches: int = 0
     unreadable_messages: int = 0
@@ -94,7 +94,7 @@ def erase(database: Database, person: Person) -> Erased:
     """Erase everything, including jobs submitted meanwhile. Each part has an entry in the audit."""
     erased = Erased()
     if database.keys is None:
-        # Messages are read: without the keys of one it ends here, before a part is erased.
+        # Messages must be opened: if a key is missing, this fails before anything is erased.
         for _ in _messages(database, person):
             pass
     while True:
@@ -155,7 +155,7 @@ def message_fields(body: bytes) -> Mapping[str, Any] | None:
         message = json.loads(body)
         if isinstance(message, dict):
             if message.keys().isdisjoint(("body", "headers", "properties")):
-                return message  # a contract that was sent as it is
+                return message  # the message is a bare contract
             text = message["body"]
             encoding = (message.get("properties") or {}).get("body_encoding")
             message = json.loads(base64.b64decode(text) if encoding == "base64" else text)
@@ -176,7 +176,7 @@ def scrub(database: Database) -> bool:
     connection = database.engine.raw_connection()
     try:
         driver: Any = connection.driver_connection
-        # Texts that went earlier, such as segments of documents, are in free pages.
+        # Texts that were deleted earlier, such as segments of documents, are in free pages.
         driver.execute("PRAGMA secure_delete = ON")
         driver.execute("VACUUM")
         return _empty_log(driver)
@@ -208,7 +208,7 @@ def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
         batches = session.scalars(erasure.batches(database.dialect, person)).all()
     for batch in batches:
         yield {"kind": "batch", **_json_of(batch)}
-    written: set[str] = set()  # messages that are with their job
+    written: set[str] = set()  # messages that are exported with their job
     after: UUID | None = None
     while True:
         with database.read() as session:

@@ -15,12 +15,13 @@ from db.queries.retention import Key, Prunable, is_any_under_way
 from db.session import Database
 from db.upkeep.retention import ClassAges, Retention
 
-PAGE = 1000  # rows looked at
+PAGE = 1000  # rows read at once
 ROWS = 250  # of one transaction
-# Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
+# The part of its time in which a pass works: SQLite has one writer at a time, and the writer of
+# jobs has to wait for it.
 SHARE = 0.03
 IDLE_SHARE = 0.5  # the same while no job is under way
-LOOKING_SHARE = 0.2  # and while it finds nothing
+LOOKING_SHARE = 0.2  # the same while the pass finds nothing
 MAX_PAUSE_SECONDS = 2.0
 
 
@@ -30,7 +31,7 @@ def _prune_audit(session: Session, condition: ColumnElement[bool]) -> int:
     if last is None:
         return 0
     num: int = session.execute(audit_queries.cut(last.sequence)).rowcount  # type: ignore[attr-defined]
-    if not num:  # another pass was first
+    if not num:  # another pass has pruned these rows
         return 0
     through = {"audit_through": last.sequence, "audit_hash": last.hash}
     audit.append(session, audit.Act.PRUNE, through)
@@ -85,7 +86,7 @@ def _prune(
         after: Key | None = None
         while not is_ended():
             started_at = time.monotonic()
-            with database.read() as session:  # to look locks nothing
+            with database.read() as session:  # reading takes no lock
                 keys = _keys(session, prunable.page(after, PAGE))
                 due = _keys(session, prunable.due(ages, keys)) if keys else []
             if not keys:
@@ -97,7 +98,8 @@ def _prune(
                 with database.write() as session:
                     some = prunable.among(ages, due[start : start + ROWS])
                     num = prunable.prune(session, some)
-                    # A pass may be killed before it has a sum. The audit's own cut is an entry.
+                    # A pass may be killed before it has a sum. The audit log records its own cut as
+                    # an entry.
                     if num and not any(pruned.values()) and prunable.row_class != "audit":
                         audit.append(session, audit.Act.PRUNE, {"begun_with": prunable.name})
                 pruned[prunable.name] += num

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 
 ROW_CLASSES = ("payloads", "outputs", "segments", "cache", "files", "attempts", "audit")
-# What is nobody's own can only have one age.
+# Rows without a tenant can have only one age.
 SHARED_CLASSES = ("cache", "audit")
 
 Ages = Mapping[str, float]  # row class -> seconds
@@ -40,7 +40,7 @@ class Retention:
     for_all: Ages = field(default_factory=dict)
     by_task: Mapping[str, Ages] = field(default_factory=dict)
     by_tenant: Mapping[str, Ages] = field(default_factory=dict)
-    at: time = time(3)  # o'clock, of the machine that leads
+    at: time = time(3)  # local time of the machine of the leader
 
     def __bool__(self) -> bool:
         return any((self.for_all, *self.by_task.values(), *self.by_tenant.values()))

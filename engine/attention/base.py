@@ -31,9 +31,9 @@ class Scoring:
     """The scale, window, soft cap and sinks by which a layer scores keys."""
 
     scale: float
-    window: int | None = None  # tokens that the newest sees, itself among them; None: all
-    softcap: float | None = None  # scores are bounded by it, softly
-    sinks: Tensor | None = None  # (query heads,): a score beside those of the keys, of no value
+    window: int | None = None  # tokens that the newest attends to, itself included; None: all
+    softcap: float | None = None  # cap * tanh(score / cap); None: no cap
+    sinks: Tensor | None = None  # (query heads,): an extra score in the softmax, without a value
 
     @property
     def is_usual(self) -> bool:

@@ -19,10 +19,10 @@ from engine.attention.base import Scoring, usual_scale
 from engine.attention.forward_context import ForwardContext, current
 
 OF_SDPA, OF_EAGER = "tidemill", "tidemill_eager"
-# By the implementation that a model was loaded with.
+# Our name for each implementation that a model may be loaded with.
 NAMES = {"sdpa": OF_SDPA, "eager": OF_EAGER}
-# Keyword arguments that say nothing of the tokens that are seen, or that a step heeds in its own
-# way: dropout is off, masks and positions are its own.
+# Keyword arguments that do not affect attention here: dropout is off, and a step has its own masks
+# and positions.
 WITHOUT_A_SAY = frozenset(
     {
         "cache_position", "dropout", "head_mask", "output_attentions", "output_hidden_states",

@@ -38,8 +38,8 @@ class CallRecorder:
     """A ForwardContext that records each call and returns zeros."""
 
     def __init__(self) -> None:
-        # By the number of the layer, in the order of its calls: a decoder beside an encoder attends
-        # to itself first.
+        # By layer number, in call order: a decoder layer calls self-attention before
+        # cross-attention.
         self.calls: dict[int, list[AttentionLayer]] = {}
         self.has_bias = False
         self.dtype: torch.dtype | None = None

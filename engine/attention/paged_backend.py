@@ -27,13 +27,13 @@ class PagedAttentionBackend(AttentionBackend):
         self.compute_bias: ComputeBias | None = None
         self.windows: tuple[int | None, ...] = ()
         # Of a step, for each group of layers:
-        self.read_slots: list[Tensor] = []  # (rows * tokens,): of those that the window shows
+        self.read_slots: list[Tensor] = []  # (rows * tokens,), within the window
         self.masks: list[Tensor] = []  # (rows, 1 or query heads, 1, tokens)
         self.written_slots: Tensor | None = None  # (groups, rows)
         # Of prompts:
         self.prompt_slots: Tensor | None = None  # (groups, tokens)
-        self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
-        # Of each group, if some have begun: (tokens that its window shows of whole prompts,)
+        self.starts: tuple[int, ...] = ()  # tokens of each prompt that are in its cache
+        # For each group, if some prompts are partly read: (tokens of whole prompts in its window,)
         self.key_slots: list[Tensor] = []
 
     def prepare(
@@ -106,7 +106,7 @@ class PagedAttentionBackend(AttentionBackend):
         newest = bias.shape[1] - 1
         at = torch.arange(bias.shape[1], device=last.device)
         by_row = bias[:, (newest - last[:, None] + at).clamp(0, newest)]
-        (mask,) = self.masks  # no model has windows beside it
+        (mask,) = self.masks  # no model has both a bias and windows
         self.masks = [by_row.transpose(0, 1)[:, :, None].masked_fill(~mask, -torch.inf)]
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
@@ -149,7 +149,7 @@ class PagedAttentionBackend(AttentionBackend):
         if not scoring.is_usual:
             output = attend_masked(query, all_keys, all_values, mask, scoring)
             return output.reshape(num_rows, 1, num_heads, head_size)
-        # Query heads that share a key head are its queries: no key is repeated.
+        # Query heads that share a key head become its queries, so that no key is repeated.
         query = query.reshape(num_rows, gathered.shape[3], -1, head_size)
         output = scaled_dot_product_attention(
             query, all_keys, all_values, attn_mask=mask, scale=scoring.scale

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import Scoring, Spans
 
-MAX_PADDING = 4  # times as many places as tokens; beyond it a call for each prompt costs less
+MAX_PADDING = 4  # padded size over tokens; beyond it one call for each prompt costs less
 # The queries of a block where a mask is needed, so that a long prompt needs no mask as large as
 # its square; a window may make it larger.
 BLOCK_TOKENS = 256
@@ -29,7 +29,7 @@ class SeparatePrompts:
     """Makes one attention call for each prompt, without padding."""
 
     spans: Spans
-    starts: tuple[int, ...] = ()  # the tokens of each that are not in the row; (): none
+    starts: tuple[int, ...] = ()  # tokens of each prompt that are in its cache; (): none
 
     def attend(
         self,
@@ -46,7 +46,7 @@ class SeparatePrompts:
         all_keys = key_spans(self.spans, starts)
         for at, ((begin, end), start) in enumerate(zip(self.spans, starts, strict=True)):
             mine, all_mine = slice(begin, end), slice(*all_keys[at])
-            # By distance alone, so that the bias of a prompt is cut out of that of the row.
+            # The bias depends on distance alone, so a prompt's is a block of the row's.
             bias = None if position_bias is None else position_bias[:, :, mine, mine]
             assert not start or (is_causal and position_bias is None)
             attended = attend_within(
@@ -64,9 +64,9 @@ class PaddedPrompts:
     On a GPU some padding costs less than a call for each prompt.
     """
 
-    tokens: Tensor  # (prompts, longest): where in the row each token is; any where there is none
+    tokens: Tensor  # (prompts, longest): the place of each token in the row; any for padding
     is_padding: Tensor  # (prompts, longest)
-    places: Tensor  # (tokens of the row,): where in `tokens`, flattened, each is; 0 behind the last
+    places: Tensor  # (tokens of the row,): the place of each in flattened `tokens`; 0 for padding
     # Where the start of a prompt is not in the row:
     key_tokens: Tensor | None = None  # (prompts, longest): where among the keys each token is
     seen: Tensor | None = None  # (prompts, 1, longest in the row, longest): by each token
@@ -100,7 +100,7 @@ class PaddedPrompts:
         column = torch.arange(longest_keys)[None]
         is_there = column < torch.tensor([end - begin for begin, end in spans_of_keys])[:, None]
         key_tokens = torch.tensor([begin for begin, _ in spans_of_keys])[:, None] + column
-        # A query that pads sees the columns before it, too: one that sees none is NaN.
+        # A padding query attends to the columns before it too: without any its result would be NaN.
         last = torch.tensor(starts)[:, None] + at
         return replace(
             made,
@@ -118,7 +118,7 @@ class PaddedPrompts:
         position_bias: Tensor | None,
     ) -> Tensor:
         mask = None
-        if not is_causal:  # a token that looks back only never sees the padding behind it
+        if not is_causal:  # under a causal mask no token attends to the padding after it
             is_padding = self.is_padding[:, None, None]
             longest = self.tokens.shape[1]
             mask = ~is_padding
@@ -170,7 +170,7 @@ def attend_within(
         end = min(begin + block, num_tokens)
         begin_at, end_at = start + begin, start + end
         first = 0 if window is None else max(begin_at - window, 0)
-        # Both ways an encoder sees as far as its window says, itself not counted.
+        # In an encoder the window extends in both directions and does not count the token itself.
         ahead = num_keys if window is None else window
         last = end_at if is_causal else min(end_at + ahead, num_keys)
         back = at[begin_at:end_at, None] - at[first:last]

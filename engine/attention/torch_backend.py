@@ -29,7 +29,7 @@ class ContiguousAttentionBackend(AttentionBackend):
         # (query heads, width), of which the last columns are those of a shorter sequence
         self.bias: Tensor | None = None
         self.prompts: list[tuple[ContiguousSequenceCache, tuple[int, int]]] = []
-        self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
+        self.starts: tuple[int, ...] = ()  # tokens of each prompt that are in its cache
 
     def prepare(
         self,
@@ -123,7 +123,7 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
         keys, values = cache.of_layer(layer, first, num_tokens)
         if not scoring.is_usual:
             return attend_masked(query, keys, values, None, scoring)
-        # Query heads that share a key head are its queries: no key is repeated.
+        # Query heads that share a key head become its queries, so that no key is repeated.
         query = query.reshape(cache.num_rows, keys.shape[1], -1, query.shape[-1])
         bias = None if self.bias is None else self.bias[None, :, None, first - num_tokens :]
         return scaled_dot_product_attention(

@@ -14,13 +14,13 @@ from engine.protocol.request import Request
 from engine.protocol.task_names import TaskName
 from engine.sampling.resolve_params import SETTINGS
 
-# What a checkpoint's own generation configuration may say. The first are attended to in
-# flight, or by what both engines share; the others have no say in the tokens.
+# The settings of a generation configuration that are supported in flight, or by code that both
+# backends share.
 ATTENDED_TO = frozenset(SETTINGS) | {
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
     "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length", "pad_token_id",
     "prefix", "stop_strings",
-    # By the processors that `transformers` makes of them, for each request its own.
+    # Supported through logits processors of `transformers`, which each request has for itself.
     "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
     "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "min_p",
     "remove_invalid_values", "renormalize_logits", "sequence_bias", "suppress_tokens", "top_h",
@@ -35,7 +35,7 @@ INERT = frozenset(
         "disable_compile", "prefill_chunk_size", "low_memory", "cache_config",
     }
 )  # fmt: skip
-# The same of others, at these values.
+# Settings without effect at these values.
 NEUTRAL: dict[str, Any] = {
     "diversity_penalty": 0.0,
     "guidance_scale": 1.0,

@@ -58,14 +58,14 @@ class CTranslate2Backend(RunToCompletionBackend):
                 f'model {spec.alias!r} cannot run by CTranslate2: {reason}; use engine = "auto"'
             )
         self.checkpoint = checkpoint
-        # It keeps nothing between steps, so that free memory decides nothing.
+        # It keeps no state between steps, so its limits do not depend on free memory.
         machine = Machine("cpu", 0, checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "ctranslate2", AS_CONFIGURED)
         text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         super().__init__(text, torch.device("cpu"))
         self.translator = translator_of(checkpoint, self.sized.spec)
         self.end_ids = sorted(checkpoint.eos_token_ids)
-        # What it holds is a copy, and one is enough.
+        # The library holds a copy of the weights, and one is enough.
         checkpoint.model = None
         self.card: ModelCard = replace(
             checkpoint.card,
@@ -81,7 +81,7 @@ class CTranslate2Backend(RunToCompletionBackend):
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "CTranslate2")
-        # Rows of one call may differ in all but this.
+        # Rows of one call must be equal in this alone.
         sequence.runs_to_completion = True
         sequence.batch_key = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
@@ -91,12 +91,12 @@ class CTranslate2Backend(RunToCompletionBackend):
         results = self.translator.translate_batch(
             [[word(id_) for id_ in each.prompt_ids] for each in sequences],
             beam_size=1,
-            max_input_length=0,  # ours are within limits already
+            max_input_length=0,  # prompts are within limits already
             max_decoding_length=max(limits),
             min_decoding_length=sequences[0].settings.min_new_tokens,
             end_token=self.end_ids,
             return_end_token=True,
-            # It knows one limit for all; a row leaves the batch at its own.
+            # The library has one limit for all rows; a row leaves the batch at its own.
             callback=lambda step: step.step + 1 >= limits[step.batch_id],
         )
         forced = self.checkpoint.generation_config.forced_eos_token_id
@@ -168,7 +168,7 @@ class Converter(converters.TransformersConverter):
         self.checkpoint = checkpoint
 
     def _load(self) -> Any:
-        # The road by a path would load model and tokenizer again, and trust the latter.
+        # The converter's loader for a path would load the model again, and use its tokenizer.
         loader = converters._MODEL_LOADERS[type(self.checkpoint.config).__name__]
         with torch.no_grad():
             return loader(self.checkpoint.model, Words.of(self.checkpoint))
@@ -201,8 +201,7 @@ class Words:
     def get_vocab(self) -> dict[str, int]:
         words = {word(each): each for each in range(self.num_words)}
         if self.drops_padding:
-            # The converter takes the last word away if it is called so: nothing comes of it,
-            # and the decoder starts from zeros.
+            # The converter drops a last word with this name: the decoder then starts from zeros.
             del words[self.pad_token]
             words["<pad>"] = self.num_words - 1
         return words

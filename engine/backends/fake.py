@@ -42,7 +42,7 @@ from engine.text.stop_strings import cut_at_stop, stop_position
 from engine.text.token_lengths import no_pause
 
 MAX_CONTEXT_TOKENS = 1_000_000
-MAX_NATURAL_TOKENS = 16  # of an answer that nobody gave a length
+MAX_NATURAL_TOKENS = 16  # of an answer without a requested length
 CRASH_STATUS = 86  # how the process ends on `fake_crash_on`
 
 

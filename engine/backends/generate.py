@@ -45,16 +45,17 @@ from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
-# Settings of a checkpoint's own that look at the row so far, with the value at which they do
-# nothing. In a decoder-only model the row begins with the prompt, so that its padding would show,
-# as it would to LOOKS_AT_THE_PROMPT. The row of an encoder-decoder is never padded in front.
+# A checkpoint's settings that depend on the earlier tokens of the row, with their neutral values.
+# In a decoder-only model the row begins with the prompt, so these settings, like
+# LOOKS_AT_THE_PROMPT, would see its padding. The row of an encoder-decoder is never padded in
+# front.
 LOOKS_AT_THE_ROW: dict[str, Any] = {
     "bad_words_ids": None,
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
     "begin_suppress_tokens": None,
 }
-# Those by which one row of a call depends on the others or on a state of its own.
+# Settings that make a row depend on other rows of the call or on state.
 RUNS_ALONE: dict[str, Any] = {
     "guidance_scale": 1.0,
     "watermarking_config": None,
@@ -68,11 +69,11 @@ RUNS_ALONE: dict[str, Any] = {
 class BatchKey:
     """The settings that the sequences of one call have in common."""
 
-    settings: ResolvedParams  # without what may differ from row to row
+    settings: ResolvedParams  # without settings that may differ from row to row
     length_class: Hashable
     forced_bos_token_id: int | None
     decoder_start_token_id: int | None
-    alone: int | None  # the id of a request that shares with nobody
+    alone: int | None  # the id of a request that may not share a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class GenerateBackend(RunToCompletionBackend):
         self.checkpoint = checkpoint
         self.model = checkpoint.model
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        self.freshness: Freshness | None = None  # of what runs alone
+        self.freshness: Freshness | None = None  # if requests run one by one
         self.probed = ProbedAnswers(self.kept_apart())
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
@@ -116,7 +117,7 @@ class GenerateBackend(RunToCompletionBackend):
 
         why_not: why the model is not of a proved family
         """
-        # What runs alone may also leave something on the model for the next request.
+        # A request that runs alone may also change the model for the next one.
         freshness = Freshness(self.model)
         self.why_alone = why_not_batched(self, freshness) if sharing is None else sharing.why_alone
         if self.why_alone is None:
@@ -157,8 +158,8 @@ class GenerateBackend(RunToCompletionBackend):
         shared = replace(settings, seed=None, stop=())
         alone = None if self.why_alone is None else request.id
         if settings.num_beams > 1:
-            # Beams of one request draw from one stream and stop as one, which a call that
-            # serves several cannot give each of them.
+            # Beams of one request draw from one random stream and stop together, which a call of
+            # several requests cannot do for each.
             if settings.do_sample or settings.stop:
                 alone = request.id
         elif own.get("forced_eos_token_id") is None:
@@ -203,7 +204,7 @@ class GenerateBackend(RunToCompletionBackend):
         if draws_here:
             processors.extend(take_sampling_processors(self.model, config))
             processors.append(PerRequestSampler(group, self.model.device))
-            # `generate` still draws, but from what the sampler left: one token.
+            # `generate` still samples, but the sampler has left only one token.
         with torch.inference_mode(), seeded(self.model.device, settings.seed):
             if self.freshness is not None:
                 self.freshness.restore()

@@ -13,7 +13,7 @@ from engine.backends.attended_settings import INERT, NEUTRAL
 from engine.errors import UnsupportedParameter
 from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 
-# What a request may have to be greedy: anything else could change the tokens.
+# The settings of a greedy request; any other value could change the tokens.
 GREEDY = ResolvedParams(max_new_tokens=1)
 FREE = ("max_new_tokens", "min_new_tokens", "seed", "temperature", "top_k", "top_p")
 IDLE_WITHOUT_BEAMS = ("length_penalty", "early_stopping")
@@ -26,7 +26,8 @@ def refuse_unless_greedy(settings: ResolvedParams, library: str) -> None:
             continue
         value, wanted = getattr(settings, name), getattr(GREEDY, name)
         if name == "stop" and value:
-            # A special token among them too. They are a user's text, and so not repeated.
+            # Special tokens as well. A stop string is a user's text, so the message does not quote
+            # it.
             raise UnsupportedParameter(
                 name,
                 f"an answer that ends at a text is not known to be exact with {library}; leave "

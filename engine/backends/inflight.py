@@ -58,7 +58,7 @@ class InflightBackend:
             return mixed
         read = self.blame.run(list(reading), self._prefill, "reading the prompt")
         results = dict(zip(reading, read, strict=True))
-        # An encoder-decoder's first token comes from the step, beside those of the others.
+        # An encoder-decoder's first token comes from the decode step of all rows.
         encoded = [each for each in reading if self._has_no_token(each)]
         decoding = [*running, *encoded]
         decoded = self.blame.run(decoding, self._decode, "a decoding step")
@@ -89,7 +89,7 @@ class InflightBackend:
             argmax = self._argmax(logits, [*decoding, *read])
         except Exception as error:
             refuse_to_go_on(error)
-            # In separate passes the culprit can be found.
+            # Separate passes follow, which find the culprit.
             log.warning("mixed step failed", extra={"error": error_location(error)})
             self.drop(each for each in reading if each.id not in begun)
             return None
@@ -139,7 +139,7 @@ class InflightBackend:
         tokens = [token for each in decoding for token in each.choice.next_ids]
         logits = self.runner.decode([each.cache for each in decoding], tokens)
         argmax = self._argmax(logits, decoding)
-        # From here on nothing is run again.
+        # From here on no step is repeated.
         for each in decoding:
             each.cache.commit_token()
         return self._choose(decoding, logits, argmax)
@@ -199,7 +199,7 @@ class InflightBackend:
         at = 0
         for running in running_sequences:
             end = at + running.cache.num_rows
-            is_read = running.sequence.is_read  # else what comes after a part of it is known
+            is_read = running.sequence.is_read  # otherwise the next token is a prompt token
             results.append(
                 self._choose_one(running, logits[at:end], argmax[at:end]) if is_read else None
             )
@@ -215,7 +215,8 @@ class InflightBackend:
             if choice.parents is not None:
                 running.cache.reorder(choice.parents)
         except Exception as error:
-            # Not raised: the others of this step have theirs, and must not draw again.
+            # Not raised: the other sequences of the step have their tokens and must not sample
+            # again.
             return self.blame.failed(running.sequence, error, "choosing a token")
         if not has_ended:
             return None
@@ -229,5 +230,5 @@ class InflightBackend:
     def _clean_up(self, culprit: Sequence | None) -> None:
         if culprit is not None:
             self.drop([culprit])
-        # A prefill that failed may have made caches that no sequence was given.
+        # A prefill that failed may have left caches without a sequence.
         self.runner.kv_cache.free_all_but(each.cache for each in self.running_sequences.values())

@@ -86,7 +86,7 @@ def why_not_tried(checkpoint: Checkpoint) -> str | None:
     config = checkpoint.config
     if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
         return rope
-    # Of the tokens of a step, all rows together. What counts by row shows in a proof.
+    # Experts with a capacity for the tokens of a step; one for each row would show in a proof.
     if getattr(config, "moe_eval_capacity_token_fraction", 1.0) < 1.0:
         return "its experts take a bounded number of tokens, for which rows compete"
     if config.is_encoder_decoder and start_id_of(checkpoint) is None:

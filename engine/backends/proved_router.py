@@ -104,7 +104,7 @@ def proved_by(
         raise Disproved(reason) from error
     runner = router.in_flight.runner
     if isinstance(runner, OwnCacheRunner) and runner.has_own_form:
-        alone = alone.without_beams()  # `generate` leaves such states where rows change places
+        alone = alone.without_beams()  # `generate` does not reorder such states
     router.has_beams = alone.has_beams
     proof = prove_padded_or_not(exact, router, alone)
     kv_cache = runner.kv_cache
@@ -124,7 +124,7 @@ def prove_padded_or_not(
         if not isinstance(runner, OwnCacheRunner):
             raise
         if runner.pads_prompts:
-            runner.pads_prompts = False  # it may be that alone
+            runner.pads_prompts = False  # padding may be the only fault
             return prove(exact, runner, router.has_beams, alone)
         if not exact.is_encoder_decoder:
             raise

@@ -46,7 +46,7 @@ from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import ResolvedParams
 from engine.text.token_lengths import no_pause
 
-IN_FLIGHT = "in flight"  # the one group of all that share steps
+IN_FLIGHT = "in flight"  # the batch key of all sequences in flight
 # Rows for which a proof must find memory, however few the spec allows.
 MIN_PROOF_ROWS = 32
 
@@ -76,12 +76,12 @@ class RouterBackend:
         )
         if exact is None:
             lay_out(checkpoint.model, spec, checkpoint.reload)
-        self.row_size: RowSize | None  # of what a model keeps; None: by its tokens alone
+        self.row_size: RowSize | None  # of the cache; None: one slot for each token
         if by_own_cache:
             runner = self._runner_by_own_cache(poisoned)
         else:
             runner = self._runner(poisoned, is_paged)
-        if self.exact.freshness is not None:  # with what the runner put into the model
+        if self.exact.freshness is not None:  # a new snapshot, after the runner changed the model
             self.exact.freshness = Freshness(checkpoint.model)
             if isinstance(runner, OwnCacheRunner):
                 runner.freshness = self.exact.freshness
@@ -115,16 +115,16 @@ class RouterBackend:
         checkpoint = self.checkpoint
         model = checkpoint.model
         self.row_size, form = probe_row_size(model)
-        # As if all layers were one with one head.
+        # Described as a single layer with a single head.
         num_numbers = -(-self.row_size.place_bytes // (2 * model.dtype.itemsize))
         shape = KVShape(1, 1, num_numbers, model.dtype, model.device)
-        # Nothing is reserved, so that there is no room to be planned.
+        # This cache reserves no memory, so none is planned.
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
-        renew(self.exact)  # after the look at what it keeps of a row
+        renew(self.exact)  # after `probe_row_size`
         runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint), form)
-        # A recurrence reads padding, and temperatures count it.
+        # A recurrent layer reads padding, and temperatures count it.
         runner.pads_prompts = not (
             model.config.is_encoder_decoder
             or self.row_size.state_bytes
@@ -218,7 +218,7 @@ class RouterBackend:
             results = self.in_flight.run(plan.running, plan.reading + admitted)
         if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
-            renew(self.exact)  # frequencies that have grown
+            renew(self.exact)  # such as rotary frequencies that have grown
         return results
 
     def drop(self, sequences: Iterable[Sequence]) -> None:

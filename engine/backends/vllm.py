@@ -43,7 +43,7 @@ from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
-# Families through which tests/parity goes.
+# Families that tests/parity covers.
 PROVED = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
 # Kinds of rotary positions, of those that do not depend on the length.
 PROVED_ROPES = ("default", "linear", "llama3")
@@ -52,7 +52,7 @@ ATTENDED_TO = frozenset(SETTINGS) | {
     "bos_token_id", "eos_token_id", "forced_eos_token_id", "max_length", "min_length",
     "pad_token_id",
 }  # fmt: skip
-IN_FLIGHT = "vllm"  # the one group of all that share steps
+IN_FLIGHT = "vllm"  # the batch key of all sequences in vLLM
 
 
 class VllmBackend:
@@ -73,7 +73,7 @@ class VllmBackend:
             refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
         self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.end_ids = sorted(checkpoint.eos_token_ids)
-        # What was looked at is read again by vLLM, and once is enough.
+        # vLLM loads the model again, and one copy is enough.
         device = checkpoint.model.device
         checkpoint.model = None
         gc.collect()
@@ -168,7 +168,7 @@ class VllmBackend:
             # A checkpoint may ask for more than the request allows; here that is an error.
             min_tokens=min(settings.min_new_tokens, settings.max_new_tokens),
             stop_token_ids=self.end_ids,
-            ignore_eos=True,  # of which it knows one; ours are named above
+            ignore_eos=True,  # vLLM knows a single one; ours are listed above
             detokenize=False,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
@@ -180,8 +180,8 @@ class VllmBackend:
         try:
             return self.llm_engine.step()  # type: ignore[no-any-return]  # a list of outputs
         except Exception as error:
-            # What it holds is in no known state. The parent starts the process again and finds
-            # out whose fault it was.
+            # The state of vLLM is unknown now. The parent restarts the process and finds the
+            # request at fault.
             log.error("step failed", extra={"error": error_location(error)})
             raise EngineBroken(f"a step of vLLM failed: {type(error).__name__}") from error
 
@@ -246,7 +246,7 @@ def imported() -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # it may quote what belongs to users
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would go before what is chosen here
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size chosen here
     import vllm
     import vllm.inputs.engine
     import vllm.platforms
@@ -289,7 +289,7 @@ def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per
     try:
         arguments = vllm.EngineArgs(
             model=folder_or_name,
-            # The commit that was looked at, though the branch may have moved on.
+            # The commit that was checked, since the branch may have moved on.
             revision=None if is_folder else checkpoint.card.revision,
             trust_remote_code=spec.trust_remote_code,
             skip_tokenizer_init=True,
@@ -303,7 +303,7 @@ def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per
             kv_cache_memory_bytes=num_cache_bytes,
             gpu_memory_utilization=spec.gpu_memory_utilization,
             enable_prefix_caching=False,
-            async_scheduling=False,  # a step answers for itself
+            async_scheduling=False,  # each step returns its own tokens
             # On a CPU compiling takes a minute and a compiler, which may not be there.
             enforce_eager=checkpoint.card.device == "cpu",
             disable_log_stats=True,

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-# Where keys and values lie has no say in the tokens, unless they are rounded.
+# The cache implementation does not change the tokens, unless it rounds keys and values.
 EXACT_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid")
-# Those that `transformers` moved out of `generate`, or that ask for more than a checkpoint:
-# the values at which they do nothing, and what they are.
+# Settings that `transformers` moved out of `generate`, or that need more than a checkpoint: their
+# neutral values, and what they are.
 NOT_RUN: dict[str, tuple[tuple[Any, ...], str]] = {
     "penalty_alpha": ((0, 0.0), "contrastive search"),
     "num_beam_groups": ((0, 1), "group beam search"),
@@ -35,8 +35,8 @@ CHOSEN = (
     "eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids",
     "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-PAIRED = ("sequence_bias",)  # ids beside a number that is none
-NUM_TRIED = 8  # tokens, where processors are made to see whether they can be
+PAIRED = ("sequence_bias",)  # pairs of ids and a number that is no id
+NUM_TRIED = 8  # tokens, for a trial construction of processors
 NONE = ("pad_token_id", -1)  # how older configurations write that there is no such token
 
 
@@ -73,7 +73,7 @@ def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
     """The reason that `transformers` cannot build the logits processors; None if it can."""
     for name, value in settings.items():
         config = GenerationConfig()
-        # A request may sample though the checkpoint does not; these three it may set anew.
+        # A request may sample although the checkpoint does not, and may set these three.
         config.do_sample = name not in ("temperature", "top_k", "top_p")
         config.max_length = NUM_TRIED
         config._eos_token_tensor = torch.zeros(1, dtype=torch.long)

@@ -67,7 +67,7 @@ class Checkpoint:
             torch.set_num_threads(spec.threads)
         device = choose_device(spec, torch.cuda.device_count())
         if device.type == "cuda":
-            # What names no device, as a stream or a graph may, means this one.
+            # Calls without a device, as for a stream or a graph, then use this one.
             torch.cuda.set_device(device)
         source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         refuse_missing_files(spec)
@@ -83,15 +83,15 @@ class Checkpoint:
         folder = files_of(spec)
         published = config
         weights = ModelWeights(spec, published, tokenizer, dtype, device)
-        # Beside the loading, which waits for the same files.
+        # In parallel with loading, which reads the same files.
         with ThreadPoolExecutor(1, "digests") as digesting:
             digested = digesting.submit(weight_digests, folder)
             loaded_model = weights.load()
             weight_files = digested.result()
         model, config = loaded_model.model, loaded_model.model.config
         generation_config = copy.deepcopy(model.generation_config)
-        # `generate` fills every open setting from here, so that "not set" could not be said
-        # of anything the checkpoint sets. What is passed to it is complete instead.
+        # `generate` fills every unset setting from the model, so a request could not unset what the
+        # checkpoint sets. We pass complete configurations instead.
         model.generation_config = transformers.GenerationConfig()
         own = {
             name: value for name, value in generation_config.to_dict().items() if value is not None
@@ -145,7 +145,7 @@ class Checkpoint:
         Any id works: padding is masked in the input and cut from the output.
         """
         for id_ in (self.generation_config.pad_token_id, self.tokenizer.pad_token_id):
-            # A tokenizer may have got one that the model was not widened for.
+            # A tokenizer may have a pad token beyond the model's embedding.
             if id_ is not None and 0 <= id_ < self.num_ids:
                 return int(id_)
         return min(self.eos_token_ids, default=0)

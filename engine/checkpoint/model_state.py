@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-# What torch itself keeps on every module; of those, a forward may change these three.
+# Of the attributes that torch keeps on every module, a forward pass may change these three.
 OF_TORCH = frozenset(vars(nn.Module())) - {"_modules", "_buffers", "_parameters"}
 # The length of the last static cache: how much of it is masked has no say in an answer.
 WITHOUT_A_SAY = frozenset({"_previous_max_cache_length"})
@@ -78,8 +78,8 @@ class Freshness:
         Call it in inference mode: a forward pass may have left inference tensors.
         """
         if self._weights() != self.weights:
-            # An RWKV divides its weights at its first forward, and notes that it has. They
-            # are not kept twice, so what is said about them must stay with them.
+            # RWKV divides its weights at its first forward pass, and records that it did. The
+            # snapshot has no copy of the weights, so the record must stay with them.
             self._take()
             return
         for each in self.states:
@@ -92,7 +92,7 @@ class Freshness:
         )
 
     def _take(self) -> None:
-        # Our own layers keep working memory, and nothing of a request's.
+        # Our own layers keep buffers, but no state of a request.
         modules = [each for each in self.model.modules() if not is_ours(each)]
         configs = {
             id(each): each

@@ -34,7 +34,7 @@ from engine.logging import error_location
 log = logging.getLogger(__name__)
 
 PROBE_TOKENS, PROBE_STEPS = 7, 3
-# Two ways to the same numbers; a factor or a cap that one of them lacks is far above.
+# Rounding differences between two forms of the same model; a missing factor or cap is far above.
 MAX_OFF, MAX_OFF_HALF = 1e-4, 0.05
 
 
@@ -78,7 +78,7 @@ def without_other_parts(model_class: type[PreTrainedModel]) -> type[PreTrainedMo
         model_class.__init__(self, config, *args, **more)
         self.emptied = empty_other_parts(self)
 
-    # By the same name and place, by which the library finds how older names are read.
+    # The same class name and module, by which the library finds its mapping of older weight names.
     own = {"__init__": __init__, "__module__": model_class.__module__}
     return type(model_class.__name__, (model_class,), own)
 
@@ -115,7 +115,7 @@ def _empty(module: nn.Module) -> None:
     # It stays where it was: models look at settings of their other parts.
     for part in (module._parameters, module._buffers, module._modules):
         part.clear()
-    vars(module)["_is_hf_initialized"] = True  # or it would be, and miss what was cleared
+    vars(module)["_is_hf_initialized"] = True  # else it would be initialized
 
 
 def fill_emptied(model: Any) -> None:
@@ -148,7 +148,7 @@ def text_part(whole: Any, plain_ids: list[int], mark_ids: list[int]) -> Any:
     prompts = [ids]
     if mark_ids:
         marked = [*mark_ids[:PROBE_STEPS], *ids]
-        with contextlib.suppress(Exception):  # many refuse such a token without its image
+        with contextlib.suppress(Exception):  # many models refuse such a token without its image
             expected.append(logits_of(whole, marked))
             prompts.append(marked)
     for find in (text_model_inside, text_model_around, text_with_head):

@@ -33,9 +33,9 @@ from engine.protocol.engine_spec import EngineSpec
 MAX_ADMITTED_TOKENS = 512
 # The most interactive sequences that are admitted before one that arrived earlier.
 MAX_OVERTAKING = 64
-# The bulk sequences of which some may go before others, for the sake of their prompts.
+# The bulk sequences that are considered for reordering by cached prefixes.
 MAX_LOOK_AHEAD = 64
-MIN_SHARED_TOKENS = 64  # fewer are worth neither waiting nor going before others
+MIN_SHARED_TOKENS = 64  # fewer are not worth waiting or reordering for
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class StepLimits:
     """The limits of one step."""
 
     max_sequences: int  # rows
-    max_step_tokens: int  # prompt tokens that it reads, and one for each running row
+    max_step_tokens: int  # prompt tokens to read, and one for each running row
     # The most prompt tokens read at once beside running rows. A longer prompt is read in slices,
     # or alone if its backend has none; sequences that run to completion are exempt.
     max_admitted_tokens: int | None = None
@@ -100,9 +100,9 @@ class StepPlan:
 
     running: tuple[Sequence, ...]
     admitted: tuple[Sequence, ...]
-    reading: tuple[Sequence, ...] = ()  # admitted before, with prompts that are read in part
+    reading: tuple[Sequence, ...] = ()  # admitted earlier, with partly read prompts
     num_prompt_tokens: int = 0  # that it reads
-    num_found_tokens: int = 0  # of the prompts of `admitted`, which it need not read
+    num_found_tokens: int = 0  # of the prompts of `admitted`, from the prefix cache
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
@@ -126,7 +126,7 @@ class StepTokens:
         """
         self.limits = limits
         self.num_tokens = num_rows
-        self.num_slice_tokens = num_slice_tokens  # still to be had
+        self.num_slice_tokens = num_slice_tokens  # still available
         self.num_prompt_tokens = self.num_found_tokens = 0
         self.ends: dict[int, int] = {}  # by id: how much of a prompt is read after the step
         self.read_blocks: set[bytes] = set()  # of prompts, by their hashes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FIRST_TOKENS = 32  # before anything is known of the machine
+FIRST_TOKENS = 32  # before any step was measured
 MIN_TOKENS = 8
 WEIGHT = 0.2  # of a new step, in the averages
 
@@ -12,7 +12,7 @@ class SliceSize:
 
     def __init__(self) -> None:
         self.decode_seconds: float | None = None  # of a step that reads no prompt
-        self.token_seconds: float | None = None  # what each prompt token adds to it
+        self.token_seconds: float | None = None  # that each prompt token adds
 
     @property
     def num_tokens(self) -> int:

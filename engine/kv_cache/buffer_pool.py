@@ -7,9 +7,9 @@ import mmap
 import torch
 from torch import Tensor
 
-# A tensor that may become as large has pages of the operating system from the start, which are
-# returned to it. On the heap, tensors of all sizes leave holes that nothing fits, as much again
-# as they are; and pages that were never written cost nothing, while growing copies.
+# A tensor that may become this large is allocated outside of the heap from the start. Its pages
+# return to the operating system, while tensors of all sizes would fragment the heap to twice its
+# size. Unwritten pages cost nothing, while growing a tensor copies it.
 LARGE_BYTES = 2**20
 MAX_POOLED_BUFFERS = 4
 MAX_POOLED_BYTES = 48 * 2**20

@@ -50,8 +50,8 @@ class ContiguousSequenceCache:
         self.poisoned = poisoned
         self.max_tokens = max_tokens
         self.length = self.capacity = 0
-        self.num_moves = 0  # how often some of its memory was replaced
-        self.num_prompt_rows = 1 if by_ancestors else num_rows  # into which a prompt is written
+        self.num_moves = 0  # how often its buffers were replaced
+        self.num_prompt_rows = 1 if by_ancestors else num_rows  # rows to write a prompt into
         pool = buffer_pool or BufferPool()
         self.groups = [
             LayerGroup(shape, layers, window, num_rows, by_ancestors, poisoned, pool)
@@ -63,7 +63,7 @@ class ContiguousSequenceCache:
             for group in self.groups
             for at, layer in enumerate(layer_numbers(shape.num_layers, group.layers))
         }
-        # (layers, 2, heads, prompt tokens, head size), which others may hold, too
+        # (layers, 2, heads, prompt tokens, head size), possibly shared
         self.encoded: Encoded[Tensor] | None = None
 
     def reserve(self, num_tokens: int = 1) -> None:

@@ -21,7 +21,7 @@ class Encoded(Generic[Content]):
     def __init__(self, content: Content, free: Callable[[Content], None]) -> None:
         self.content = content
         self.free = free
-        # Weakly: a step that fails may leave caches that nobody clears.
+        # Weak references: a failed step may leave caches that are never cleared.
         self.holders: WeakSet[object] = WeakSet()
 
     def hold(self, cache: object) -> Encoded[Content]:

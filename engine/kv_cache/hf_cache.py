@@ -30,8 +30,8 @@ class PassThroughCache(Cache):
         """Return the arguments. key_states, value_states: (rows, heads, 1, head size)"""
         return key_states, value_states
 
-    # The models ask for one length of all rows. There is none; masks and positions, which they
-    # would compute from it, are given by row.
+    # Models ask for a single length of all rows, from which they compute masks and positions. Rows
+    # differ here, so masks and positions are passed in.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

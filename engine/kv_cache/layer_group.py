@@ -17,11 +17,11 @@ from torch import Tensor
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.buffer_pool import LARGE_BYTES, BufferPool, new_pages
 
-# Columns are added, and left, by so many. So a block of tokens that is computed at once lies in
-# its columns as it would if none had been left, and is added up in the same order.
+# Columns are added and dropped in buckets of this size. So tokens keep their position within a
+# bucket, and sums over them keep their order.
 BUCKET_TOKENS = 64
 
-# The most tokens of a prompt that a step reads where layers have windows: each keeps them, too.
+# The most prompt tokens that a step reads if layers have windows, since each layer keeps them too.
 SLICE_TOKENS = 512
 
 LayerNumbers = list[int] | slice
@@ -90,7 +90,7 @@ class LayerGroup:
             most = max(needed, rounded_up(most, BUCKET_TOKENS))
             self._move(first, length, most if first or self._is_large(most) else needed)
         if self.window is not None and self.capacity > at_rest:
-            return end  # it is as wide as a long prompt needs, which it will not stay
+            return end  # the buffer is as wide as a long prompt needed, and will shrink
         return self.first + self.capacity
 
     def _first_kept(self, length: int) -> int:
@@ -108,7 +108,7 @@ class LayerGroup:
             before.fill_(torch.nan)
         self.buffer_pool.put(before)
         if self.ancestors is not None:
-            # A token that is yet to come is written by its own row.
+            # A future token is written by its own row.
             num_rows = len(self.ancestors)
             own = np.arange(num_rows, dtype=np.int32)[:, None]
             grown = np.broadcast_to(own, (num_rows, capacity)).copy()

@@ -33,10 +33,10 @@ from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
 PAGE_TOKENS = 64
 
 # Two token slots of the first page, which no sequence owns.
-BLANK = 0  # zeros, read wherever a row has no token: a mask makes nothing of 0, but not of NaN
+BLANK = 0  # zeros, read where a row has no token: masking removes 0 but not NaN
 SCRATCH = 1  # written and read by the rows that pad a step
 
-FREED = 0  # in the place of a page, which no sequence owns
+FREED = 0  # marks a freed page
 
 
 class PagedKVCache:
@@ -79,7 +79,7 @@ class PagedKVCache:
             assert not self.sequences
             if self.prefixes is not None:
                 self.prefixes.shrink(0)
-            del self.kv  # there may be no room for another beside it
+            del self.kv  # before the new one is allocated
             self._lay_out(windows)
 
     def _lay_out(self, windows: tuple[int | None, ...]) -> None:
@@ -97,7 +97,7 @@ class PagedKVCache:
         bounds = [None if each.window is None else max_tokens_kept(each.window)
                   for each in self.groups]  # fmt: skip
         self.row_size = RowSize.of_groups(shape, ((layers_a_page, each) for each in bounds))
-        # Tokens of a group, of which `max_tokens` of all layers have the memory.
+        # Tokens of one group, in the memory of `max_tokens` of all layers.
         num_tokens = -(-self.max_tokens * shape.num_layers // layers_a_page)
         self.num_pages = num_pages(self.max_rows * len(self.groups), num_tokens)
         # (layers of a group, token slots, 2, heads, head size)
@@ -222,7 +222,7 @@ class BlockPages:
     """The pages of a prompt block that several sequences may read."""
 
     of_groups: list[int]  # a page of each group of layers, or FREED
-    num_window_users: int = 0  # sequences whose windows show some of it
+    num_window_users: int = 0  # sequences with a part of it in their windows
 
 
 class SlotTable:
@@ -272,12 +272,12 @@ class PagedSequenceCache:
         self.rows = rows
         self.num_rows = len(rows)
         num_groups = len(kv_cache.groups)
-        # Its own, of each group of layers, with the token that comes after.
+        # Its own pages, by group of layers, each with the index of the token after it.
         self.owned: list[list[tuple[int, int]]] = [[] for _ in range(num_groups)]
         self.shared: list[KeptBlock[BlockPages]] = []  # of its prompt, that others may read
-        # Those of them that some window shows, with the token that comes after.
+        # Shared blocks in some window, each with the index of the token after it.
         self.in_window: list[tuple[int, KeptBlock[BlockPages]]] = []
-        # Pages of both kinds, and such as were freed, of each group in the order of their tokens.
+        # Owned, shared and freed pages, by group, in order of their tokens.
         self.first_row_pages: list[list[int]] = [[] for _ in range(num_groups)]
         self.num_left = 0  # tokens before all windows, some of whose pages were freed
         self.length = 0
@@ -307,7 +307,7 @@ class PagedSequenceCache:
         """
         self._extend(0, num_tokens)
         self.kv_cache.slot_table.share(self.rows, num_tokens)
-        # A token that is yet to come goes into a token slot of its own row.
+        # A future token goes into a slot of its own row.
         self.row_capacities[1:] = [num_tokens] * (len(self.rows) - 1)
         return self.kv_cache.slot_table.slots[:, self.rows[0], :num_tokens]
 

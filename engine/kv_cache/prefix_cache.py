@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from engine.errors import InvariantBroken
 
-CACHE_SHARE = 0.5  # of all keys and values, where running sequences leave so much free
+CACHE_SHARE = 0.5  # of the cache, if running sequences leave that much free
 MAX_SIGHTINGS = 2**16  # of blocks whose hashes are remembered
 
 Place = TypeVar("Place")
@@ -53,7 +53,7 @@ class PromptBlocks:
 class KeptBlock(Generic[Place]):
     place: Place  # its page, or its keys and values
     num_users: int = 0  # sequences that read it in its place
-    is_whole: bool = True  # else some layer keeps nothing of it any more, and no other may begin so
+    is_whole: bool = True  # False: a layer dropped it, so that no other sequence may use it
 
 
 class PrefixCache(Generic[Place]):
@@ -67,8 +67,8 @@ class PrefixCache(Generic[Place]):
         self.max_blocks = self.room = max_blocks
         self.free = free
         self.kept: OrderedDict[bytes, KeptBlock[Place]] = OrderedDict()  # the newest used are last
-        # In how many prompts a block was met, the newest met last. Written by the tokenizer
-        # thread alone, and read by the loop.
+        # The number of prompts with each block, most recent last. Written by the tokenizer thread
+        # only, and read by the loop.
         self.sightings: dict[bytes, int] = {}
 
     def blocks_of(self, prompt_ids: tuple[int, ...]) -> PromptBlocks:
@@ -120,14 +120,14 @@ class PrefixCache(Generic[Place]):
         new = []
         for number, each in enumerate(hashes):
             if self.sightings.get(each, 0) < 2:
-                break  # nor were those after it met
+                break  # later blocks were not either
             if each not in self.kept:
                 is_gone = number * self.block_tokens < num_gone
                 if is_gone or not self.shrink(self.room - 1):
                     break
                 new.append(KeptBlock(place_of(number)))
                 self.kept[each] = new[-1]
-            self.kept.move_to_end(each)  # so that it does not go to make room for the next
+            self.kept.move_to_end(each)  # so that it is not evicted for the next one
         if new:
             self._touch(hashes)
         return new

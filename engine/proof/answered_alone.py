@@ -34,7 +34,7 @@ class AnsweredAlone:
     """The trials with the answers of `generate`, for one or several proofs."""
 
     trials: list[Trial]
-    is_slow: bool  # if each pass takes long, few are made: not the same again in another order
+    is_slow: bool  # passes take long, so trials run in one order only
     has_beams: bool  # False: `generate` cannot, or they are left out
 
     def without_beams(self) -> AnsweredAlone:
@@ -71,12 +71,12 @@ def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -
         except ValueError:
             if num_beams == 1:
                 raise
-            has_beams = False  # the states of some cannot be put into another order
+            has_beams = False  # some models' states cannot be reordered
             continue
         done.append(trial)
         if is_probed:
             is_slow = exact.probed.is_slow
-        elif len(done) == 2:  # the first may have found things to load
+        elif len(done) == 2:  # the first may have included lazy loading
             seconds = compute_seconds() - begun
             is_slow = seconds > SLOW_PASS_SECONDS * trial.sequence.settings.max_new_tokens
     exact.probed.clear()

@@ -82,7 +82,7 @@ def answer_in_flight(
         while waiting or running:
             num_joining = 3 if num_steps % 2 else 1
             if num_steps % 3 == 2:
-                num_joining = 0  # a step without anybody new
+                num_joining = 0  # a step without a new sequence
             admitted, waiting = waiting[:num_joining], waiting[num_joining:]
             ended = backend.run(tuple(running), tuple(admitted))
             both = [*running, *admitted]

@@ -102,7 +102,7 @@ def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
     if temperature_step_of(model.config) is not None:
         return "the temperature of its attention follows the longest row"
     if not is_tried(backend):
-        if is_listed(model):  # only what its configuration asks for is not among what was tried
+        if is_listed(model):  # tests/parity covers its class, though not this configuration
             return None
         return "that its requests can share a call is tried in unrounded float32 only"
     try:
@@ -133,7 +133,7 @@ def _try(probe: BatchProbe) -> None:
     prompts = prompts[:3] if is_slow else prompts
     alone += [probe.alone(each) for each in prompts[2:]]
     every = list(range(len(prompts)))
-    # The second time in another order and width, on whatever the first has left.
+    # The second time in another order and width, on the model as the first run left it.
     for order in (every,) if is_slow else (every, every[-2::-1]):
         found = probe.together([prompts[at] for at in order])
         for at, answer in zip(order, found, strict=True):

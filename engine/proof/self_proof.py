@@ -85,7 +85,7 @@ def compared(
             rows, logits = found[key]
             if trial.logits is not None:
                 num_alike = num_same(trial.rows[0], rows[0])
-                # The first token that differs was chosen by logits that may be compared yet.
+                # Up to the first token that differs, both logits follow from the same tokens.
                 until = min(num_alike + 1, len(trial.logits), len(logits))
                 distance = off(trial.logits[:until], torch.stack(logits[:until]))
                 if not distance <= bound:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
 
 NUM_STEPS = 6
-# Of prompts; the first few are run however slow the model is, with what matters most.
+# Prompt lengths. However slow the model is, the first few run, with the most revealing settings.
 LENGTHS = (9, 3, 21, 14, 1, 40, 6, 27, 2, 33, 12, 5, 18, 8, 30, 4, 11, 24)
 NUM_LEAST = 6
 # If the model is slow; the first two requests, which show whether it is, take no more anyway.
@@ -44,7 +44,7 @@ def trials_of(
     """The trials of a proof, the most revealing first."""
     greedy = ResolvedParams(max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=1)
     special: dict[int, ResolvedParams] = {
-        # Below 1: tokens of the prompt are preferred, whatever the model would say.
+        # Below 1, so that tokens of the prompt are preferred by any model.
         5: replace(greedy, repetition_penalty=0.1),
         8: replace(greedy, repetition_penalty=1.3),
         7: replace(greedy, do_sample=True, seed=7, temperature=0.9),

@@ -35,7 +35,7 @@ def read(key: str | None) -> dict[str, Any] | None:
         verdict = json.loads((folder / f"{key}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    # A file that is not whole, or anybody's, is as good as none.
+    # A truncated or foreign file counts as none.
     is_whole = isinstance(verdict, dict) and verdict.keys() >= FIELDS
     return verdict if is_whole else None
 

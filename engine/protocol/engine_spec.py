@@ -18,7 +18,7 @@ class EngineSpec(ModelSettings):
     languages: tuple[str, ...] = ()  # user's codes; empty: all that the checkpoint knows
 
     def __post_init__(self) -> None:
-        # Without super(): a class with slots is another than the one that it was written in.
+        # Without super(): slots=True replaces the class that super() would refer to.
         ModelSettings.__post_init__(self)
         self._at_least_one("max_held")
 

@@ -84,7 +84,7 @@ def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tu
             f"gpu_memory_utilization = {spec.gpu_memory_utilization}",
         )
         if machine.max_context_tokens is not None and spec.max_sequences is not None:
-            # A prompt and an answer each; the rest is left to `generate`.
+            # Room for a prompt and an answer for each row; the rest of memory is for `generate`.
             most = 2 * spec.max_sequences * machine.max_context_tokens
             if most < room:
                 return most, f"as much as {spec.max_sequences} sequences can be"

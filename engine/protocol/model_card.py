@@ -22,9 +22,9 @@ class ModelCard:
     max_context_tokens: int | None  # None: the checkpoint names no limit
     num_parameters: int
     weight_files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256
-    weights: str | None = None  # what was done to them at load; None: nothing
+    weights: str | None = None  # how they were changed at load; None: not at all
     licence: str | None = None  # None: the checkpoint names none
-    engine_reason: str | None = None  # why this engine, and what it costs; None: as configured
+    engine_reason: str | None = None  # why this engine, and its limits; None: as configured
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -15,7 +15,7 @@ class Progress:
     num_running: int = 0  # requests
     num_steps: int = 0
     num_prompt_tokens: int = 0
-    num_found_tokens: int = 0  # of these, read for another prompt before
+    num_found_tokens: int = 0  # of these, from the prefix cache
     num_completion_tokens: int = 0
     # Requests begun, by how they run: in flight, or by `model.generate`.
     num_in_flight: int = 0

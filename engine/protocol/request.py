@@ -34,10 +34,10 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     # Where a chat template writes the prompt.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    json_schema: Mapping[str, Any] | None = None  # that the answer should match, where that can be
+    json_schema: Mapping[str, Any] | None = None  # by which the engine masks tokens, if it can
     options: Mapping[str, str] = field(default_factory=dict)  # of prompt_texts.OPTIONS
     is_interactive: bool = False  # it is tokenized and admitted before bulk requests
-    # For the parent: the alias of the model to ask, of a job that goes by way of several.
+    # For the parent: the alias of the model, if the job uses several.
     model: str | None = None
 
     @property

@@ -33,7 +33,7 @@ def nibbles(packed: Tensor, high_first: bool = False) -> Tensor:
     return torch.stack(pair, -1).flatten(-2).long()
 
 
-# What four bits stand for in E2M1, by their number.
+# The values of the four-bit codes of E2M1.
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 FP4 = torch.cat([FP4, -FP4])
 
@@ -42,7 +42,7 @@ def powers(exponents: Tensor) -> Tensor:
     """Convert scales to float32; bytes are read as E8M0 exponents. Returns the same shape."""
     if exponents.dtype != torch.uint8:
         return exponents.float()
-    # They are the exponents of a float32, whose least is beyond them.
+    # The bytes are float32 exponents; the smallest is a subnormal number.
     words = exponents.int() << 23
     return torch.where(exponents == 0, 1 << 22, words).int().view(torch.float32)
 

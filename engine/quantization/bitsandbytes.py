@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.quantization.bits import nibbles
 
 STATE = ".weight.quant_state.bitsandbytes__"
-ROWS = 0  # of the orders that numbers of eight bits may be in
+ROWS = 0  # the row-major one of the possible int8 layouts
 COMPANIONS = (
     ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map",
     f"{STATE}nf4", f"{STATE}fp4", ".SCB", ".weight_format",

@@ -20,7 +20,7 @@ class Unreadable(Exception):
     """The reason that quantized weights cannot be unpacked here, in words."""
 
 
-# Whether a name is that of a packed weight is found out from what lies beside it.
+# Unpacks the weight of this name if its companion tensors exist; else returns None.
 Unpack = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], tuple[str, Tensor] | None]
 
 
@@ -28,8 +28,8 @@ Unpack = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], tuple[str, Ten
 class Format:
     name: str
     unpack: Unpack
-    companions: tuple[str, ...]  # endings of names that are of no use by themselves
-    settings: Mapping[str, Any]  # what the configuration says of it
+    companions: tuple[str, ...]  # name suffixes of tensors that only accompany a weight
+    settings: Mapping[str, Any]  # of the configuration
 
     def weights(self, packed: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield the name and value of every weight of a checkpoint, and whether it was quantized.
@@ -93,7 +93,7 @@ PACKAGES = {
     "torchao": "torchao accelerate",
     "vptq": "vptq accelerate",
 }
-# Of auto-round, the packings that are another's.
+# The packings of auto-round that are those of other formats.
 AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
 
 

@@ -76,7 +76,7 @@ class CausalRunner:
             for each in slices:
                 self._read_ahead(each)
         done = [
-            self._prefill(each).clone()  # the next chunk's may come in its place
+            self._prefill(each).clone()  # the next chunk may overwrite it
             for each in chunks(slices, self.model.device)
         ]
         return [each.cache for each in slices], torch.cat(done)
@@ -113,7 +113,8 @@ class CausalRunner:
             if sequence.blocks is not None:
                 cast(PrefixSequenceCache, cache).take_prefix(sequence.blocks)
         if cache.length >= end:
-            # A step failed after it had read so far. The last is computed again for its logits.
+            # An earlier step failed after reading this far. The last token is computed again for
+            # its logits.
             cache.commit_prompt(end - 1)
         return PromptSlice(sequence, cache, end)
 

@@ -28,7 +28,7 @@ from engine.kv_cache.planning.memory_planner import MAX_GATHERED_TOKENS
 from engine.runners.cuda_graphs import GraphCache, recorder_for
 from engine.runners.step_executor import EagerExecutor, PrefillForward
 
-# The lines of `StepInputs.numbers`, of each row:
+# The lines of `StepInputs.numbers`, with a number for each row:
 ROW, LENGTH, NUM_ENCODED, TOKEN = range(4)  # in the cache; tokens before this one; of the prompt
 
 
@@ -71,7 +71,7 @@ class StepInputs:
     def write(self, caches: list[PagedSequenceCache], tokens: list[int]) -> None:
         """Write the inputs of a step. tokens: the newest token of each row"""
         if self.was_copied is not None:
-            # Long ago, but for a step that failed before anything was read back.
+            # The copy has ended long ago, unless a step failed before it read a result back.
             self.was_copied.synchronize()
         staged = self.staged.numpy()
         # Rows that pad the step read and write the scratch token slot.
@@ -142,7 +142,7 @@ class GraphExecutor(EagerExecutor):
             logits = self.forward(inputs)
             max_rows = next_power_of_two(self.kv_cache.max_rows)
             self.logits = logits.new_empty(max_rows, logits.shape[1])
-        # It may be run twice: what it writes is the same each time.
+        # It may run twice: it writes the same values each time.
         self.graphs.run(shape, lambda: self._compute(inputs))
         return self.logits[: len(tokens)]
 

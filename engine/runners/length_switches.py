@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# So short in a proof that its prompts are on both sides.
+# The switch in a proof, so short that prompts lie on both sides.
 SHORT_SWITCH = 12
 
 
 @dataclass(frozen=True, slots=True)
 class RotarySwitch:
-    length: int  # rows of so many tokens are before it
-    has_far_side: bool  # else each length beyond it has frequencies of its own
+    length: int  # rows of up to this length are before the switch
+    has_far_side: bool  # False: each length beyond it has its own frequencies
 
     def is_crossed(self, num_prompt_tokens: int, num_new_tokens: int) -> bool:
         """Whether a request would cross the switch while it is answered."""

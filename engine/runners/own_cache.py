@@ -37,11 +37,11 @@ from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
 from engine.sampling.seeded import seeded
 
-# Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
-# weights again, and saves memory and time where keys are the most of what is read.
+# Rows are padded to the longest of a pass. A separate pass for much longer rows reads the weights
+# again, but saves memory, and time if most of the reading is keys.
 NO_MATTER = 512
 FACTOR = 4
-# Of the prompts of a pass; so much more is computed faster than in another pass.
+# The padding of a pass of prompts that costs less than another pass.
 PADDING_SHARE = 0.25
 FEW_TOKENS = 64
 
@@ -72,10 +72,10 @@ class OwnCacheRunner:
         self.encoded_prompts: WeakValueDictionary[tuple[int, ...], EncoderOutput] = (
             WeakValueDictionary()
         )
-        self.pads_prompts = False  # several in one pass; set where that is proved
-        # False: only rows of one length share a pass, where a model cannot do with padding.
+        self.pads_prompts = False  # several prompts in one pass; set if that is proved
+        # False: only rows of one length share a pass, for models that padding affects.
         self.pads_rows = True
-        # Put back before a prompt, where one leaves something on the model for the next.
+        # Restored before each prompt, if prompts change the model.
         self.freshness: Freshness | None = None
         self.decoder_positions = None
         if self.is_encoder_decoder or "position_ids" not in self.parameters:
@@ -143,7 +143,7 @@ class OwnCacheRunner:
         """Prefill prompts in one pass, padded on the left."""
         width = max(len(each.prompt_ids) for each in sequences)
         num_pads = [width - len(each.prompt_ids) for each in sequences]
-        # What stands in the padding is masked, so that any token will do.
+        # Padding is masked, so any token works.
         ids = [
             [each.prompt_ids[0]] * pads + list(each.prompt_ids)
             for each, pads in zip(sequences, num_pads, strict=True)
@@ -172,7 +172,7 @@ class OwnCacheRunner:
         encoded, past = self.encoded_prompts.get(sequence.prompt_ids), new_cache(self.model)
         prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
         cache = self.joined.new_sequence(sequence.num_rows)
-        # What a prompt draws for itself depends on the seed.
+        # Random numbers that the prefill draws depend on the seed.
         if encoded is None or (self.freshness is not None and sequence.settings.do_sample):
             with self._reading(sequence, cache):
                 states = self._encode(prompt)
@@ -250,7 +250,7 @@ class OwnCacheRunner:
         """
         side = temperature = 0
         if self.has_rotary_switch:
-            switch = rotary_switch_of(self.model.config)  # a proof may have it elsewhere
+            switch = rotary_switch_of(self.model.config)  # a proof may have moved it
             side = switch is not None and num_tokens >= switch.length
         if self.temperature_step is not None:
             temperature = (num_tokens + 1) // self.temperature_step

@@ -35,7 +35,7 @@ class PerTokenPositionEmbedding(nn.Module):
         """The position of each token of a prompt."""
         if not self.is_sinusoidal_table:
             return list(range(len(ids)))
-        # These do not count a pad token, not even one that is part of the prompt.
+        # These models do not count pad tokens, even within a prompt.
         positions, position = [], -1
         for id_ in ids:
             position += id_ != self.inner.padding_idx
@@ -60,14 +60,14 @@ class PerTokenPositionEmbedding(nn.Module):
         return nn.functional.embedding(self.positions + offset, self.inner.weight)
 
     def _look_up_sinusoids(self, input_ids: Tensor) -> Tensor:
-        # These give a pad token a position of its own, even one that the model chose.
+        # These models give pad tokens a special position, even generated ones.
         assert self.positions is not None
         pad = self.inner.padding_idx
         rows = (self.positions + pad + 1).masked_fill(input_ids == pad, pad)
         return nn.functional.embedding(rows, self.inner.weights)
 
     def _look_up_counted(self, input_ids: Tensor) -> Tensor:
-        # A pad token that the model chose is not counted, and the table grows with the text.
+        # A generated pad token is not counted, and the table grows with the text.
         assert self.positions is not None
         inner = self.inner
         rows = self.positions + inner.padding_idx + (input_ids != inner.padding_idx)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a layer may call the mask: True where there is no token (FSMT), or what is added to scores.
+# The names of a layer's mask argument: True for padding (FSMT), or added to scores.
 OF_PADDING = "decoder_padding_mask"
 ADDED = "attention_mask"
 

@@ -13,7 +13,7 @@ from engine.core.sequence import Sequence
 from engine.text.grammars import Grammar
 
 Tokens = tuple[int, ...]
-THINKS: Any = object()  # of a row that has not come to its answer
+THINKS: Any = object()  # the state of a row within its thought
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -26,7 +26,7 @@ class GrammarProcessor(LogitsProcessor):
         """num_before: the number of tokens of a row before its first new one"""
         self.num_before = num_before
         self.grammars = [each.grammar for each in sequences for _ in range(each.num_rows)]
-        # By row's request and its new tokens; of the step before.
+        # Matchers of the previous step, by request and new tokens of a row.
         self.matchers: dict[tuple[int, Tokens], Any] = {}
         self.owners = [each.id for each in sequences for _ in range(each.num_rows)]
 
@@ -53,7 +53,7 @@ class GrammarProcessor(LogitsProcessor):
             return grammar.fresh() if grammar.begins_after(tokens) else THINKS
         if before is None or tokens[-1] in grammar.eos_token_ids:
             return None
-        matcher = before.deep_copy()  # other beams may go on from it, too
+        matcher = before.deep_copy()  # other beams may continue from it too
         matcher.consume_token(tokens[-1])
         return matcher
 
@@ -64,12 +64,12 @@ def masked(scores: Tensor, matcher: Any, grammar: Grammar) -> Tensor:
     allowed = np.unpackbits(bits, bitorder="little")[: len(scores)].astype(bool)
     allowed = np.pad(allowed, (0, len(scores) - len(allowed)))
     if matcher.is_error() or not allowed.any():
-        # The vocabulary has no way on: what there is will be refused by whoever reads it.
+        # No token can continue the answer; the worker will refuse it as invalid.
         allowed[:] = False
         allowed[list(grammar.eos_token_ids)] = True
     is_allowed = torch.from_numpy(allowed).to(scores.device)
     masked_scores = scores.masked_fill(~is_allowed, -torch.inf)
     if torch.isinf(masked_scores).all():
-        # Another processor forbids all that is left, as a ban of repetitions does with quotes.
+        # Another processor forbids all allowed tokens, for example a ban on repeated quotes.
         return torch.where(is_allowed, 0.0, masked_scores)
     return masked_scores

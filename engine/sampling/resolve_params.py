@@ -157,7 +157,7 @@ def _max_new_tokens(params: SamplingParams, own: Mapping[str, Any], limits: Answ
         return _within(num_left, "max_length", params.max_length, limits.num_before)
     num_tokens = limits.max_new_tokens or own.get("max_new_tokens")
     if num_tokens is None and own.get("max_length") is not None:
-        # A checkpoint's total that the prompt alone uses up says nothing about this request.
+        # A checkpoint's total length that the prompt alone exceeds is ignored.
         num_tokens = max(own["max_length"] - limits.num_before, 0)
     num_tokens = num_tokens or DEFAULT_MAX_NEW_TOKENS
     return int(num_tokens) if num_left is None else min(int(num_tokens), num_left)

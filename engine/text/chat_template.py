@@ -23,7 +23,7 @@ from engine.text.languages import is_language
 PROBE, PROBE_ANSWER = "tidemill", "grinding"
 ONE_QUESTION = [("user", PROBE)]
 MAX_REASON_CHARACTERS = 500
-LEAST_OWN_CHARACTERS = 8  # of a template's words before something that may be a user's
+LEAST_OWN_CHARACTERS = 8  # the shortest template text that may be quoted before a user's
 PLACES = re.compile(r"%[sdr]|\{[^{}]*\}")
 BROKEN = "the chat template of the model has an error of syntax"
 HIDES_USERS = (
@@ -37,7 +37,7 @@ LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
 PROBE_LANGUAGES = dict(zip(LANGUAGE_FIELDS, ("en", "fr"), strict=True))
 LEAST_LANGUAGES = 2  # codes of a table of languages
 
-# The content of a message: a text, a list of parts, or a list where a user speaks.
+# The content of a message: a text, a list of parts, or a list for users' messages only.
 Form = Literal["text", "parts", "parts of users"]
 FORMS: tuple[Form, ...] = ("text", "parts", "parts of users")
 
@@ -92,7 +92,7 @@ class ChatTemplate:
         two = [*ONE_QUESTION, ("assistant", PROBE_ANSWER), *ONE_QUESTION]
         shown = [form for form in FORMS if shows(self._probed(ONE_QUESTION, form), PROBE)]
         with_answers = (form for form in shown if shows(self._probed(two, form), PROBE_ANSWER))
-        if not shown or shown[0] == "text":  # a text is what it always was
+        if not shown or shown[0] == "text":  # as in older templates
             return "text"
         return next(with_answers, shown[0])
 
@@ -190,7 +190,7 @@ class ChatTemplate:
     def _tokens(self, token_kind: str) -> list[str]:
         try:
             tokens = list(jinja2.Environment().lex(self.source))
-        except (jinja2.TemplateError, ValueError):  # it cannot be used, which is said of it later
+        except (jinja2.TemplateError, ValueError):  # an unusable template, reported elsewhere
             return []
         return [value for _, kind, value in tokens if kind == token_kind]
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 COMPILE_SECONDS = 5.0  # of one schema, on a thread of its own
 POLL_SECONDS = 0.02  # between two checks whether it is compiled
 MAX_KEPT = 64  # compiled schemas
-# No space but within texts: a model that may write space may write it without an end.
+# No whitespace outside of strings: a model could generate it without end.
 OPTIONS = {"whitespace_flexible": False, "lenient": True}
 ANY_JSON: dict[str, Any] = {}
 UNSATISFIABLE = "Unsatisfiable"
@@ -94,7 +94,7 @@ class Grammars:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         special = {*special_ids(self.tokenizer), *self.eos_token_ids}
-        # A token without text could be said for ever.
+        # A token without text could be generated for ever.
         tokens = [
             SPECIAL + str(each).encode() if each in special or not text else text
             for each in range(self.num_ids)
@@ -115,7 +115,7 @@ class Grammars:
         if error and any(word in error.lower() for word in LIMITS):
             raise SchemaTooComplex
         if error:
-            # Something that a mask cannot say, a pattern that looks ahead for one.
+            # A keyword that a mask cannot express, for example a pattern with look-ahead.
             matcher = self._in_time(json.dumps(ANY_JSON), between_looks)
         return matcher
 

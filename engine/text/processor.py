@@ -213,7 +213,7 @@ class TextProcessor:
         if not ends:
             return GeneratedTokens(tuple(row[:max_tokens]), "length")
         num_tokens = min(ends)
-        # A model that is made to say its end at the limit did not come to one.
+        # A model that is forced to end at the limit did not finish by itself.
         forced = self.checkpoint.generation_config.forced_eos_token_id is not None
         reason: FinishReason = "length" if forced and num_tokens == max_tokens else "stop"
         return GeneratedTokens(tuple(row[:num_tokens]), reason)

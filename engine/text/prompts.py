@@ -111,13 +111,13 @@ class Prompts:
         self.is_multi_target = bool(targets)
         self.target_tokens = targets
         self.languages = Languages(targets or self.language_ids, spec.languages)
-        # (source, target) by the name under which the checkpoint says how to ask for it.
+        # (source, target) by the name of the checkpoint's `translation_..._to_...` entry.
         self.pairs: dict[str, tuple[str, str]] = {
             name: (standard_tag(match[1]), standard_tag(match[2]))
             for name in self.task_params
             if (match := PAIR.fullmatch(name)) is not None
         }
-        # An older place for the words before every text.
+        # An older setting for the prefix of every prompt.
         self.own_prefix = str(getattr(config, "prefix", None) or "")
         # The tokens of an empty text by source language: those that the tokenizer adds itself.
         self.added_ids: dict[str | None, tuple[int, ...]] = {}
@@ -343,7 +343,7 @@ class Prompts:
     def _tokenize(self, written: PromptText, text: str, **options: Any) -> list[int]:
         """Tokenize the prompt `written`, of which `text` is the user's part or all."""
         source = written.source or self.own_source
-        # Set each time: other requests may have come in between.
+        # Set each time, since other requests may have changed it.
         if source is not None and self.tokenizer.src_lang != source:
             self.tokenizer.src_lang = source
         if written.is_rendered:

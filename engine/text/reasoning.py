@@ -16,7 +16,7 @@ from typing import Any
 from engine.text.detokenizer import special_ids, text_of
 
 Marks = tuple[str, str]  # opening, closing
-THINK: Marks = ("<think>", "</think>")  # looked for whatever the checkpoint says of itself
+THINK: Marks = ("<think>", "</think>")  # searched for in any checkpoint's answers
 # gpt-oss names a channel for each part.
 CHANNELS: Marks = (
     "<|channel|>analysis<|message|>",
@@ -38,7 +38,7 @@ KNOWN_MARKS: tuple[Marks, ...] = (
     ("Here's my thought process:", "Here's my response:"),
     CHANNELS,
 )
-# Marks around an answer that some write behind their thought.
+# Marks that some models put around the answer after a thought.
 ANSWER_MARKS: tuple[Marks, ...] = (
     ("<response>", "</response>"),
     ("<answer>", "</answer>"),
@@ -54,7 +54,7 @@ HEADER = re.compile(
     r"(?:<\|end\|>)?(?:<\|start\|>[^<]*)?<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?"
     r"(?:<\|message\|>|$)|<\|end\|>(?:<\|start\|>[^<]*)?$"
 )
-LEAST_OF_MARK = 3  # characters by which the beginning of one is known
+LEAST_OF_MARK = 3  # characters that identify a truncated mark
 TAIL_TOKENS = 24  # of a prompt, in which its last mark is
 
 
@@ -64,7 +64,7 @@ class Thought:
 
     text: str | None  # None: nothing was thought, and what comes before is a header
     num_tokens: int  # of the answer's tokens, the closing mark included
-    rest: str  # what the last of these tokens says beyond the mark
+    rest: str  # the text of the last of these tokens after the mark
 
 
 def own_marks(tokenizer: Any) -> tuple[Marks, ...]:
@@ -137,7 +137,7 @@ class ThoughtSplitter:
         if CHANNELS in self.own and answer.lstrip().startswith(CHANNEL):
             return self._split(answer_ids, answer, CHANNELS)
         for opening, closing in self.own if is_rendered else ():
-            # Some leave the opening mark to the reader's imagination.
+            # Some models leave out the opening mark.
             is_over = prompt.endswith(closing) and not answer.lstrip().startswith(closing)
             if closing in answer and opening not in answer and not is_over:
                 return self._split(answer_ids, answer, (opening, closing))

@@ -115,7 +115,7 @@ class TokenTexts:
                 return bytes([int(token[3:5], 16)])
         elif "ByteLevel" in self.decoder_types and all(each in BYTE_OF for each in token):
             return bytes(BYTE_OF[each] for each in token)
-        # What a token adds behind others; alone, its space may be taken for the text's first.
+        # The bytes of a token after others; alone, its leading space might be stripped.
         before = self.tokenizer.convert_ids_to_tokens(
             self.tokenizer(ANY_TEXT, add_special_tokens=False)["input_ids"]
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 # A text of no more is tokenized without being counted: some milliseconds.
 MIN_CHARACTERS = 16_384
-# Of a model that takes many tokens more are, for most texts are within its limit.
+# For a model with a high limit the bound is higher, since most texts are within it.
 CHARACTERS_PER_TOKEN = 8
 MAX_UNCOUNTED_CHARACTERS = 65_536
 SLICE_CHARACTERS = 8192

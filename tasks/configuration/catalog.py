@@ -19,11 +19,11 @@ Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,6
 TABLES = (
     *("models", "worker", "prompts", "cache", "guards"),
     *("masking", "retention", "audit", "canaries"),
-    "encryption",  # which db.encryption.settings reads
+    "encryption",  # read by db.encryption.settings
 )
 PAIR = ">"
-AUTO = ("auto", "und")  # a source language that the worker finds out
-ENGLISH = "en"  # between two languages that no model has together, where there is a choice
+AUTO = ("auto", "und")  # the worker detects the source language
+ENGLISH = "en"  # the preferred bridge between two languages that no model translates directly
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -72,10 +72,10 @@ class Catalog:
 
     path: Path
     models: Mapping[str, Model]
-    worker: Mapping[str, Any]  # this and the next: tables that the worker reads
+    worker: Mapping[str, Any]  # `worker` and the next: tables that the worker reads
     cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
-    guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
+    guards: Any = dataclasses.field(default_factory=dict)  # [guards], read by the worker as well
     retention: Any = dataclasses.field(
         default_factory=dict
     )  # as tasks.configuration.retention reads it
@@ -190,7 +190,7 @@ class RouteLeg:
             "source_language": self.source,
             "target_language": self.target,
         }
-        # Among which the worker of either model finds out the source.
+        # The languages among which the worker of either model detects the source.
         return {**leg, "languages": list(self.model.languages)}
 
 
@@ -199,7 +199,7 @@ def _is_same(code: str, other: str) -> bool:
     """Whether two codes mean the same language, as `fr`, `fr-CA` and `fra_Latn` do."""
     if code == other:
         return True
-    from engine.text.languages import closest  # only where a code is not as the model has it
+    from engine.text.languages import closest  # only if a code is not spelled as in the model
 
     return closest(code, (other,)) is not None
 

@@ -9,8 +9,8 @@ from tasks.errors import SettingsError
 
 LOOKS_LIKE = "it looks like redis://:password@host:6379/0"
 ENCODE = "write / ? # @ : and % of a password as %2F %3F %23 %40 %3A and %25"
-MEMORY = "memory"  # kombu's, for a process that talks to itself
-# These are read from their places alone: kombu stumbles over them, and redis-py does not.
+MEMORY = "memory"  # kombu's in-memory transport, within one process
+# Allowed only in their own places of the URL: kombu fails on them in the query, redis-py does not.
 NOT_PARAMETERS = {"host", "port", "db", "username", "password", "path"}
 
 
@@ -56,7 +56,7 @@ def read_redis_url(text: str) -> str:
     if scheme == "redis":
         return text
     options = {name: tls_value(subject, name, value) for name, value in parameters}
-    # Where nothing says so, kombu would check no certificate.
+    # By default kombu checks no certificate.
     return f"rediss://{before}?{urlencode({**CHECKED, **options}, quote_via=quote, safe='/')}"
 
 

@@ -22,8 +22,8 @@ from engine.protocol.task_names import TASK_NAMES
 from tasks.errors import SettingsError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-MAX_SECONDS = 10**10  # some three hundred years
-MIN_AUDIT_SECONDS = 86_400.0  # its last hash is logged once a day
+MAX_SECONDS = 10**10  # about three hundred years
+MIN_AUDIT_SECONDS = 86_400.0  # the last hash is logged once a day
 _AGE = re.compile(r"([0-9]{1,9})\s*([smhdw])")
 _PARTS = ("at", "tasks", "tenants")
 

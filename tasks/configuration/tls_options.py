@@ -17,7 +17,7 @@ FILES = {
 }
 AS_THEY_ARE = ("ssl_ca_path", "ssl_ciphers", "ssl_password")
 OPTIONS = tuple(sorted((*FILES, *AS_THEY_ARE, "ssl_cert_reqs", "ssl_check_hostname")))
-# PostgreSQL's names of the same.
+# PostgreSQL's names of the same options.
 OF_POSTGRESQL = {
     "sslmode": "ssl_cert_reqs=required",
     "sslrootcert": "ssl_ca_certs",

@@ -28,7 +28,7 @@ from tasks.errors import ContractError, Problem
 
 MAX_TEXT_CHARACTERS = 4_000_000
 MAX_METADATA_PAIRS = 16
-MAX_NAME_SHOWN = 64  # characters of a name that is told to be wrong
+MAX_NAME_SHOWN = 64  # characters of a wrong name that an error quotes
 
 
 def storable(value: Any) -> Any:
@@ -123,7 +123,7 @@ TruthValue = Annotated[bool, BeforeValidator(is_truth_value)]
 Instant = Annotated[AwareDatetime, BeforeValidator(not_a_truth_value)]
 JobId = Annotated[UUID, BeforeValidator(is_id)]
 Storable = BeforeValidator(storable)
-# The order is inside out: the last validator looks first.
+# The order is inside out: the last validator runs first.
 Text = Annotated[str, BeforeValidator(not_blank), Storable, BeforeValidator(not_huge)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
 ShortName = Annotated[str, StringConstraints(min_length=1, max_length=128), Storable]
@@ -218,7 +218,7 @@ class Contract(DecodeFields, frozen=True):
     idempotency_key: Name | None = None
     # False: nothing is taken from the content cache, and nothing is added to it.
     use_cache: TruthValue | None = None
-    deadline: Instant | None = None  # then it is worth nothing more: expired
+    deadline: Instant | None = None  # the job expires at this time
     time_limit_seconds: Annotated[float, Field(gt=0, le=86400), Number] | None = (
         None  # of one attempt
     )
@@ -230,7 +230,7 @@ class Contract(DecodeFields, frozen=True):
         exact_types: as in JSON; otherwise "5" is a number and "true" or 1 is true, for sources that
                      have only texts. A boolean is never a number
         """
-        # pydantic cannot say such a name, and stops at it: it would hide every other fault.
+        # pydantic cannot encode such a name and stops at it, which would hide all other faults.
         broken = [name for name in fields if _holds_half_a_character(name)]
         problems = [cls._unknown(_printable(name)) for name in broken]
         try:

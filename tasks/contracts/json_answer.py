@@ -35,7 +35,7 @@ class JsonAnswerContract(Contract, frozen=True):
             return self
         if self.json_object:
             raise clash("json_object", "is given beside json_schema; leave it out")
-        # It brings a library that other jobs do without.
+        # The import brings a library that other jobs do not need.
         from tasks.contracts.json_schema import fault_of_schema
 
         fault = fault_of_schema(self.json_schema)

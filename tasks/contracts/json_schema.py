@@ -16,7 +16,7 @@ MAX_PATTERN_CHARACTERS = 1_000
 MAX_PLACE_CHARACTERS = 64
 
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-VALUES = frozenset({"const", "default", "enum", "examples"})  # in which nothing is a schema
+VALUES = frozenset({"const", "default", "enum", "examples"})  # their values are not schemas
 NAMED_SCHEMAS = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 )
@@ -26,7 +26,7 @@ IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")  # of the sa
 def fault_of_schema(schema: Mapping[str, Any]) -> str | None:
     """The reason that a schema is refused; None if it is accepted."""
     fault = _fault_of_size(schema)
-    # A batch has the same schema in each of its jobs.
+    # All jobs of a batch usually share one schema.
     return fault if fault is not None else _fault_of_text(json.dumps(schema))
 
 

@@ -7,10 +7,10 @@ from pydantic_core import PydanticCustomError
 
 from tasks.contracts.contract import clash
 
-# What a part may be called, or hold, that no text is, and how a person calls it.
+# Types and keys of parts that are not text, with the word that an error uses.
 NOT_TEXT = {"image": "an image", "audio": "a sound", "video": "a video", "file": "a file"}
 TEXT = ("text", "input_text", "output_text")
-# Where translators look for the languages: templates read them from the part of a user.
+# The languages of a translator's template: it reads them from the part of the user's message.
 LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
 SWITCHES = "chat_template_kwargs"
 

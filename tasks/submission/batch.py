@@ -47,7 +47,7 @@ def submit_batch(
     open for a second call.
     """
     from tasks.submission.notifications import (
-        Notifier,  # brings redis-py, for those who submit batches
+        Notifier,  # imports redis-py, which only batches need
     )
 
     database, catalog = settings.database(), settings.catalog()
@@ -122,7 +122,7 @@ def _with_keys(
     first_seen = FirstSeen()
     for number, contract in enumerate(contracts, start=1):
         key, place = contract.idempotency_key, f"contract {number}"
-        # Who brings a key tells jobs apart by it, and may use a custom id for several.
+        # If jobs have idempotency keys, several may share a custom id.
         if key is None and contract.custom_id is not None:
             first_seen.require_new("custom_id", contract.custom_id, place, contract.tenant)
         if key is None and run_key is not None:

@@ -15,7 +15,7 @@ class FirstSeen:
     """
 
     def __init__(self) -> None:
-        # The empty name is SQLite's for a file that is made when the cache is full.
+        # With an empty name SQLite makes a temporary file once its cache is full.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for statement in (
             f"PRAGMA cache_size = -{CACHE_KIB}",

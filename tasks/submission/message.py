@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0  # between two tries to keep the job of a message
 
-HOLD_SECONDS = 30.0  # of trying; then the message goes back, behind the others
+HOLD_SECONDS = 30.0  # then the message goes back to the queue, behind the others
 
-_giving_up = threading.Event()  # this process stops, and waits for no database
+_giving_up = threading.Event()  # set when the process stops, which waits for no database
 
 _away = Outage(log, "cannot keep jobs", "jobs are kept again")
 
@@ -112,7 +112,7 @@ def _submit_message(
         if not _is_refusal(error):
             raise
         return _keep_unkept(contract.task, job_id, fields, error)
-    except Exception as error:  # whatever it is: it would be the same again
+    except Exception as error:  # any error: another try would end the same
         return _keep_unkept(contract.task, job_id, fields, error)
     if message is not None:
         publish_now(settings.database(), *message)
@@ -142,7 +142,7 @@ def _is_refusal(error: SQLAlchemyError) -> bool:
     """Whether the database or its driver refuses these values, and would do so again."""
     if isinstance(error, DataError | IntegrityError) or type(error) is StatementError:
         return True
-    # Of PostgreSQL's classes, 54 is what exceeds a limit of the server's.
+    # PostgreSQL's class 54: a limit of the server is exceeded.
     return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith("54")
 
 

@@ -18,10 +18,10 @@ from tasks.app import app
 
 log = logging.getLogger(__name__)
 
-# Behind the number of the database, for channels know none. It is where Celery's own
-# channels are, so that who may use those by an access list may use this one.
+# The name has the number of the database, since channels are shared by all databases. Its prefix is
+# that of Celery's own channels, so that an access list that allows those allows this one.
 CHANNEL = "/{number}.tidemill.notifications"
-PATIENCE_SECONDS = 0.5  # of a producer, with a Redis that does not answer
+PATIENCE_SECONDS = 0.5  # a producer waits so long for a Redis that does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def notification_channel(connection: Connection) -> NotificationChannel | None:
         socket_connect_timeout=PATIENCE_SECONDS,
         socket_timeout=PATIENCE_SECONDS,
         socket_keepalive=True,
-        health_check_interval=25,  # else a listener would not learn that the other end is gone
+        health_check_interval=25,  # else a listener would not notice that the other end is gone
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
@@ -79,7 +79,7 @@ class Notifier:
                 self._is_silent = True
             else:
                 self._channel.client.publish(self._channel.name, b"")
-        except Exception as error:  # Redis away, an access list, an address that is none
+        except Exception as error:  # Redis is away or refuses, or the address is not valid
             self._is_silent = True
             log.info("not notified", extra={"error": type(error).__name__})
 

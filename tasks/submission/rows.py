@@ -11,7 +11,7 @@ from tasks.configuration.catalog import Catalog
 from tasks.contracts.contract import Contract
 from tasks.errors import ContractError, Problem
 
-ROUTE = "route"  # of a translation by way of several models, beside the contract's own fields
+ROUTE = "route"  # field of a translation through several models, beside the contract's own
 
 
 def job_and_payload_rows(
@@ -81,7 +81,7 @@ def payload_row(catalog: Catalog, contract: Contract, job_id: UUID) -> dict[str,
         contract.language_of_output,
     )
     if legs:
-        # Kept with the job: a worker with another catalog takes it up where it was.
+        # The route is kept with the job, so that a worker with another catalog continues it.
         work[ROUTE] = [leg.to_json() for leg in legs]
     return {
         "job_id": job_id,

@@ -15,7 +15,7 @@ class SubmittedJob:
     """A job that was submitted."""
 
     id: UUID
-    is_new: bool  # False: this idempotency key was submitted before
+    is_new: bool  # False: the idempotency key was submitted before
 
     def find(self) -> FoundJob:
         """The job as it stands now."""
@@ -42,4 +42,4 @@ class SubmittedBatch:
     id: UUID
     name: str
     num_new: int
-    num_known: int  # submitted before, under the same run key
+    num_known: int  # jobs that were submitted before, under the same run key

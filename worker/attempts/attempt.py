@@ -30,13 +30,15 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_RETRY_SECONDS = 600.0
-# Each move is one attempt more, and finishes something; so many mean that nothing is kept.
+# Each move to another worker is a new attempt and finishes something. After this many moves no
+# progress is being kept.
 MAX_ATTEMPTS_ON_THE_WAY = 200
-# Requests that are made, and looked for in the database, before there is room for them.
+# The size of a page: requests that are made and looked up before there is room for them.
 PAGE_REQUESTS = 256
 PAGE_CHARACTERS = 500_000
-MAX_PART_KEYS = 20_000  # of a document whose parts are remembered together
-ELSEWHERE = ("route", "dialogue")  # in a contract: not all that decides the answers is in it
+MAX_PART_KEYS = 20_000  # of a document whose part keys are cached
+# Fields of a contract whose answers depend on more than the contract's text.
+ELSEWHERE = ("route", "dialogue")
 
 
 class _Elsewhere(Exception):
@@ -105,7 +107,7 @@ class Attempt:
         self._sharing = None
         if cache is not None and work.contract.get("use_cache") is not False:
             self._sharing = cache.sharing(work.tenant, work.contract.get("seed") is not None)
-        # An earlier attempt may have left some.
+        # An earlier attempt may have left segments.
         self._has_segments = fence.attempt > 1
         self._keeps_placeholders = keeps_placeholders and work.masker is not None
         self._guard = guard
@@ -115,10 +117,10 @@ class Attempt:
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
         self._over = False
-        self._moves: deque[Callable[[], None]] = deque()  # that the thread at it has still to make
+        self._moves: deque[Callable[[], None]] = deque()  # queued for the thread that makes moves
         self._is_moving = False
         self._steps: Steps | None = None  # until it starts
-        self._step = Step.of((), 0)  # the present one
+        self._step = Step.of((), 0)  # the current one
         self._position = 0  # of the next request
         self._num_parts = 0
         self._cached_parts: list[int] = []
@@ -191,7 +193,7 @@ class Attempt:
                     self.trace.asked([each.request for each in requests])
                 self._engines.submit(requests, self.fence, self._receive)
                 passing("requested")
-                if self._over:  # meanwhile, and its cancellation came before these
+                if self._over:  # ended meanwhile, before these requests were sent
                     self._engines.cancel(requests)
 
     def _begin(self) -> None:
@@ -236,7 +238,7 @@ class Attempt:
             return
         work = self._work
         if work.masker is not None:
-            return  # a digest of the text as it is outlives the text
+            return  # the digest of the unmasked text would outlive the text
         if len(keys) == len(self._part_keys) and set(work.contract).isdisjoint(ELSEWHERE):
             model = self._client.model_digest
             key = self._cache.document_key(work.task, work.contract, self._sharing, model)
@@ -284,7 +286,7 @@ class Attempt:
         if request.model is not None:
             self._work.models[request.model] = identity(client.card)
         is_one_of_many = self._position > 1 or request.model is not None
-        # On a way of several models a refusal is kept, too: the next worker cannot ask again.
+        # A refusal is kept too if the job uses several models: the next worker cannot ask again.
         is_kept = bool(output.choices) or (
             request.model is not None
             and output.failure is not None
@@ -323,7 +325,7 @@ class Attempt:
                 if pending.stored is not None:
                     self._take(pending, pending.stored)
                     if pending.request.model is not None and not pending.is_segment:
-                        # For a worker on the way that has this model no more.
+                        # For a later worker of the job, which may not serve this model.
                         self._keep(pending, pending.stored)
                     continue
                 if self._engines.engine_for(pending.request) is None:

@@ -11,7 +11,7 @@ from db.encryption.key_ring import Unopenable
 from db.queries.jobs import dialogues
 from engine.protocol.request import ChatTurn
 
-MAX_CHARACTERS = 4_000_000  # read of a dialogue; no model takes as much
+MAX_CHARACTERS = 4_000_000  # the most to read of a dialogue; no model takes more
 JOBS_READ = 100  # at once
 
 Messages: TypeAlias = tuple[ChatTurn, ...]
@@ -21,11 +21,11 @@ Messages: TypeAlias = tuple[ChatTurn, ...]
 class Dialogue:
     """The turns before a job, oldest first, each a user's message with its answer."""
 
-    system: Messages = ()  # the newest that one of the jobs begins with
+    system: Messages = ()  # the newest system messages of the jobs
     turns: tuple[Messages, ...] = ()
-    num_unread: int = 0  # turns before these, of a dialogue that is longer than any prompt
+    num_unread: int = 0  # earlier turns that were not read, as no prompt could hold them
     characters_unread: int = 0
-    is_broken: bool = False  # a job of it is gone
+    is_broken: bool = False  # a job of the dialogue no longer exists
 
     @property
     def messages(self) -> Messages:
@@ -56,7 +56,7 @@ def turns_of(messages: Messages) -> tuple[Messages, ...]:
     if not starts:
         return (messages,) if messages else ()
     ends = [*starts[1:], len(messages)]
-    # What stands before the first, an assistant's greeting say, belongs to it.
+    # Messages before the first user's, such as an assistant's greeting, belong to the first turn.
     return tuple(messages[start:end] for start, end in zip([0, *starts[1:]], ends, strict=True))
 
 

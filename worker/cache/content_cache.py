@@ -31,8 +31,8 @@ from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient
 from worker.metrics.metrics import NO_METRICS, CacheResult, Metrics
 
-# Of the answers in memory, which are there until the database has them and a page that was
-# looked up before has gone: no longer, for what is erased from the database is to be gone.
+# The age of answers in memory. They bridge the time until the database has them and no older
+# look-up is running; they must not outlive an erasure from the database.
 MAX_RECENT_CHARACTERS = 16 * 2**20
 MAX_RECENT_SECONDS = 60.0
 
@@ -68,7 +68,7 @@ class Flight:
     leader: Request
     key: ContentKey
     client: EngineClient
-    is_shared: bool = True  # False: it answers its leader alone
+    is_shared: bool = True  # False: the output is for the leader only
     waiting: dict[int, Waiting] = field(default_factory=dict)
 
 
@@ -94,19 +94,20 @@ class ContentCache:
         self._fingerprint = fingerprint
         self.settings = settings
         self._metrics = metrics
-        self.num_hits = 0  # answers that the database or memory had
-        self.num_shared = 0  # answers that were at the engine already, for another
+        self.num_hits = 0  # answers from the database or from memory
+        self.num_shared = 0  # answers of requests that were already running
         self._keep = keep
         self._recent_seconds = min(settings.ttl_seconds, MAX_RECENT_SECONDS)
-        # As an engine client's: a signal handler that gives jobs back may hold it already.
+        # Reentrant, as in the engine client: a signal handler that releases jobs may hold it
+        # already.
         self._lock = threading.RLock()
         self._open: dict[tuple[bytes, bool], Flight] = {}  # by key and whether interactive
         self._sent: dict[int, Flight] = {}  # by the id of the leader
-        self._joined: dict[int, Flight] = {}  # by the id of each that it answers
+        self._joined: dict[int, Flight] = {}  # by the id of each waiting request
         self._recent: OrderedDict[bytes, tuple[float, Output]] = OrderedDict()
         self._num_recent_characters = 0
-        self._samplers: set[bytes] = set()  # models that draw where nobody says so
-        self._used: set[bytes] = set()  # keys of the database's that were hit
+        self._samplers: set[bytes] = set()  # models that sample by default
+        self._used: set[bytes] = set()  # keys of database entries that were hit
 
     def sharing(self, tenant: str, has_seed: bool) -> SharingScope | None:
         """The scope in which a job shares answers; None if the cache is switched off."""
@@ -170,7 +171,7 @@ class ContentCache:
         on_output: Receive,
     ) -> None:
         """Answer an attempt's requests. Some outputs may arrive before this returns."""
-        own: list[Request] = []  # that share nothing
+        own: list[Request] = []  # not shared
         leaders: list[Request] = []
         answered: list[Output] = []
         with self._lock:
@@ -208,7 +209,7 @@ class ContentCache:
                     continue
                 del flight.waiting[request_id]
                 if not flight.waiting:
-                    self._close(flight)  # whoever asks now must not join what is ending
+                    self._close(flight)  # a new request must not join a flight that is ending
                     unwanted.setdefault(flight.client, []).append(flight.leader.id)
         for its_client, ids in unwanted.items():
             its_client.cancel(ids)
@@ -323,7 +324,7 @@ class ContentCache:
         while self._num_recent_characters > MAX_RECENT_CHARACTERS:
             _, (_, oldest) = self._recent.popitem(last=False)
             self._num_recent_characters -= num_characters(oldest)
-        # If its own job was given up, it is kept for one that waited.
+        # If the leader's job was given up, the entry belongs to a job that waited.
         answered = flight.waiting.get(flight.leader.id) or next(iter(flight.waiting.values()), None)
         if answered is not None:
             entry = FinishedRequest(

@@ -19,7 +19,7 @@ from engine.protocol.sampling_params import SamplingParams
 from engine.protocol.task_names import TaskName
 from worker.recipes.versions import RECIPE_VERSIONS
 
-# How much is computed at once, and where: it changes no answer.
+# Settings of batch sizes and devices, which change no answer.
 WITHOUT_EFFECT = frozenset(
     {
         "cpu_kernels", "gpu_memory_utilization", "kv_cache", "max_cache_tokens", "max_held",
@@ -56,7 +56,7 @@ class SharingScope:
     """The set of jobs that share answers with each other."""
 
     tenant: str | None  # None: with everybody
-    has_seed: bool  # the job names one: a sample can be drawn again
+    has_seed: bool  # the job names a seed, so that its samples are reproducible
 
     def key(self, request: Request, model: bytes) -> "ContentKey | None":
         """The key of a request's answer; None if it may not be shared.
@@ -91,7 +91,7 @@ class ContentKey:
     """The key of a stored answer, and the values that it was computed from."""
 
     digest: bytes
-    model: bytes  # the digest of the model that was to answer
+    model: bytes  # the digest of the requested model
     sharing: SharingScope
 
 
@@ -104,7 +104,7 @@ def samples(params: SamplingParams) -> bool | None:
     return True if params.top_k is not None or params.top_p is not None else None
 
 
-# Made once: json.dumps makes one of each call that has options.
+# Built once: json.dumps builds an encoder in each call with options.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 

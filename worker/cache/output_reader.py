@@ -111,13 +111,13 @@ class OutputReader:
             try:
                 stored = self._read(pages)
             except Unopenable:
-                # Somebody changed it in the database. It only saves work: go on without.
+                # Tampered with in the database. Segments only save work, so go on without it.
                 log.error("what is kept does not open", extra={"num_pages": len(pages)})
                 return [StoredOutputs()] * len(pages)
-            except Exception as error:  # whatever it is: this thread may not die
+            except Exception as error:  # any error: this thread must not die
                 self._away.began(error)
                 if not any(page.positions for page in pages):
-                    # Only to save work, and without it nothing is wrong.
+                    # Stored outputs only save work, so go on without them.
                     return [StoredOutputs()] * len(pages)
                 num_failures += 1
                 pause = backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)

@@ -13,7 +13,7 @@ from engine.protocol.output import Output
 from engine.protocol.request import Request
 from worker.cache.content_key import request_digest
 
-# Where it is kept what the placeholders of a masked job stand for: behind any request.
+# The position of a masked job's placeholders, after that of any request.
 PLACEHOLDERS = 2_000_000_000
 
 
@@ -32,7 +32,7 @@ def segment_of(
     if is_cached:
         segment["cached"] = True
     if request.model is not None:
-        # Of several models: who takes the job up next may not have this one.
+        # With several models the next worker may not serve this one.
         segment |= {"model": identity(card), "model_digest": model.hex()}
     return segment
 

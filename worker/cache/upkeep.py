@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 60.0
 REST_SECONDS = 1.0  # least time between two ticks
-TOUCH_SECONDS = 3600.0  # how exactly it is known when an entry was used
-SHARE = 100  # after so much of the bound was written, it is looked whether it holds
+TOUCH_SECONDS = 3600.0  # the resolution of the time of use
+SHARE = 100  # the bound is checked after one part in so many of it was written
 BATCH = 256  # entries of one transaction
 LEADERSHIP = "cache"
 LEAD_SECONDS = 60.0
@@ -71,7 +71,7 @@ class CacheUpkeep:
             removed = self._forget(keys)
             num_removed += removed
             if not removed:
-                break  # others are at them
+                break  # another transaction has locked them
         excess = self._excess_bytes()
         while excess > 0:
             entries = self._oldest(excess)

@@ -69,7 +69,8 @@ class Consumer(CeleryConsumer):
         self._set_aside(message, _unexpected(message, Reason.BAD_HEADERS))
 
     def _set_aside(self, message: Any, fault: Malformed) -> None:
-        # Set aside first: what dies in between is delivered again, and set aside twice.
+        # Quarantined before the ack: after a death in between it is delivered and quarantined
+        # again.
         quarantine.set_aside(
             _client(message), quarantine.message_of(fault, _queue(message), _raw(message))
         )

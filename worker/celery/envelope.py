@@ -17,12 +17,12 @@ from kombu.utils.json import dumps, loads
 
 from tasks.quarantine import Reason
 
-# The longest text there may be is four million characters. As JSON in base64 they are
-# 64 MiB when each is escaped, and a tenth of it as producers write them.
+# The longest allowed text has four million characters. As JSON in base64 that is 64 MiB if each
+# character is escaped, and usually a tenth of it.
 MAX_BYTES = 64 * 2**20
-# Of an envelope as it is written down until it is acked. It may be a third longer than the
-# entry, or a thousand times when that is compressed, and Redis may take no value beyond 64 MiB:
-# it would hang up, and the message, which is off its list by then, be gone.
+# The size of an envelope as kombu stores it until it is acked. It may be a third longer than the
+# entry, or a thousand times if the entry is compressed. Redis may refuse a value beyond 64 MiB and
+# close the connection; the message, already off its list, would be lost.
 MAX_KEPT_BYTES = MAX_BYTES - 64 * 2**10
 MAX_NAME = 1024
 
@@ -73,7 +73,7 @@ def checked(message: Any, queue: str) -> Envelope:
         raise Malformed(Reason.BAD_HEADERS, *message_identity)
     try:
         body = _body(message.get("body"), properties.get("body_encoding"), headers)
-        num_bytes = len(body) + len(dumps(headers).encode())  # written down until it is acked
+        num_bytes = len(body) + len(dumps(headers).encode())  # as stored until it is acked
     except (Malformed, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = error.reason if isinstance(error, Malformed) else Reason.BAD_BODY
         raise Malformed(reason, *message_identity) from None
@@ -88,8 +88,8 @@ def checked(message: Any, queue: str) -> Envelope:
             "correlation_id": _name(properties.get("correlation_id")),
             "reply_to": _name(properties.get("reply_to")),
             "delivery_mode": 2,
-            # Where it goes if it is given back: to where it was. What it says of itself may
-            # be no queue of ours, and it would be gone.
+            # The queue that it returns to if it is restored. The queue that it names may not be
+            # ours, and the message would be lost.
             "delivery_info": {
                 "exchange": "",
                 "routing_key": queue,
@@ -97,7 +97,7 @@ def checked(message: Any, queue: str) -> Envelope:
             },
             "priority": _priority(properties.get("priority")),
             "body_encoding": "base64",
-            # Its own may be another's too, and the one would be acked with the other.
+            # A new tag: its own may equal another message's, and acking one would ack both.
             "delivery_tag": str(uuid4()),
         },
     }

@@ -42,11 +42,11 @@ from tasks.errors import SettingsError
 from worker.settings import Settings
 
 OURS = ("tasks", "worker", "db", "cli", "tests")
-# Such a line is written so often a minute at most: what waits may wait for days.
+# The most times a minute that such a line is logged: a message may wait for days.
 MAX_LINES = 3
 WINDOW_SECONDS = 60.0
 
-# What other libraries say at INFO of their own doings.
+# Loggers of other libraries that report their own activity at INFO.
 QUIET = ("alembic", "celery.app.trace", "celery.worker.strategy")
 
 # Templates whose texts are names of nodes, addresses without passwords, and times.
@@ -106,7 +106,7 @@ class Discreet:
             record = self._make(name, level, path, line, text, (), None, *more, **fields)
             record.is_foreign = True
             record.is_repeated = not self._is_due((name, line))
-        # Not that of a cause: that is where the words are.
+        # Without the cause, whose message may quote a text.
         record.where = error_location(error) if error is not None else None
         return record  # type: ignore[no-any-return]
 
@@ -214,7 +214,7 @@ def is_no_rejection(record: logging.LogRecord) -> bool:
 @after_setup_task_logger.connect
 def show_fields(logger: logging.Logger, **_: Any) -> None:
     if not isinstance(logging.getLogRecordFactory(), Discreet):
-        # Else a handler that fails prints the record, and where it was.
+        # Otherwise a failing handler prints the record with its stack.
         logging.raiseExceptions = False
         logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
         _log_what_nobody_catches()
@@ -233,7 +233,7 @@ def _wants_json() -> bool:
     try:
         settings = Settings.from_environment(places.catalog().worker, os.environ)
     except SettingsError:
-        return is_json()  # whoever starts the worker says what is wrong
+        return is_json()  # the worker's start reports the fault
     os.environ[LOG_FORMAT_VARIABLE] = settings.log_format
     return settings.log_format == "json"
 
@@ -255,7 +255,7 @@ def _write_warning(
     file: Any = None,
     line: Any = None,
 ) -> None:
-    # Not its words, which may be anybody's.
+    # Without its message, which may quote a text.
     _write_line("WARNING", "python warns", kind=category.__name__, at=f"{filename}:{lineno}")
 
 
@@ -273,13 +273,13 @@ def _write_line(level: str, event: str, **fields: str) -> None:
 @worker_ready.connect
 def show_stacks_without_locals(**_: Any) -> None:
     """Let SIGUSR1 write each thread's stack. Celery's own handler also writes variables."""
-    # In Python, when no other thread runs: faulthandler's own handler reads their frames while they
-    # change, and a worker died of it now and then.
+    # A Python handler, which runs while no other thread does. faulthandler's own handler reads
+    # frames while they change, and sometimes crashed a worker.
     signal.signal(signal.SIGUSR1, _write_stacks)
 
 
 def _write_stacks(*_: Any) -> None:
-    # By its number, for Celery puts a log in the place of `sys.stderr`.
+    # By its descriptor, since Celery replaces `sys.stderr` by a log.
     faulthandler.dump_traceback(file=2, all_threads=True)
 
 

@@ -151,7 +151,7 @@ class EnginePool(TaskPool):
         self._stopped.set()
         if state.should_terminate:
             self.worker.stop_now()
-        # Celery may be in a handler of its own now, and would take no further signal.
+        # Celery may be inside its own handler now, and would ignore further signals.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, lambda *_: self.worker.stop_now())
         self.worker.drain(self.worker.settings.drain_seconds)
@@ -176,8 +176,8 @@ class EnginePool(TaskPool):
         self.on_stop()
 
     def _end_stalled(self) -> None:
-        # Nothing runs, so there is nothing to drain; Celery's own shutdown may
-        # hang on the very connection that has stalled.
+        # No job runs, so there is nothing to drain, and Celery's own shutdown may hang on the
+        # stalled connection.
         self.worker.stop()
         os._exit(1)
 

@@ -102,7 +102,8 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
     try:
         message = envelope.read(entry, queue)
     except Malformed as fault:
-        # A client is made for those alone: it takes as long as to read a message.
+        # A client is only made for malformed entries: making one takes as long as reading a
+        # message.
         client = channel._create_client()
         quarantine.set_aside(client, quarantine.message_of(fault, queue, entry))
         return
@@ -110,7 +111,7 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
         try:
             channel.connection._deliver(message, queue)
         except ResponseError as error:
-            # Most likely it could not be written down as unacked. It is off its queue already.
+            # Most likely Redis could not store it as unacked. It is already off its queue.
             if not _is_wrong_type(error):
                 raise
             set_misplaced_aside(channel)
@@ -129,7 +130,8 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
 def _close_without_waiting(channel: Channel) -> None:
     """`Channel.close`, which reads the answer to the BRPOP that is under way."""
     if channel._in_poll:
-        # An access list, a proxy or a connection that is gone: then it waits as it always did.
+        # An access list, a proxy or a closed connection prevents it; the channel then waits as in
+        # kombu.
         with suppress(Exception):
             host, port = channel._in_poll._sock.getsockname()[:2]
             client = channel._create_client()
@@ -182,16 +184,17 @@ def _set_aside_unless(channel: Channel, expected: Mapping[str, str]) -> None:
         for key in expected:
             pipeline.type(key)
         pipeline.ttl(channel.unacked_mutex_key)
-        # An access list may refuse either, and the queues be well.
+        # An access list may refuse either command although the queues are fine.
         *answers, mutex_seconds = pipeline.execute(raise_on_error=False)
     if mutex_seconds == -1:
-        # A lock without an end is none of kombu's, and would keep all messages from going back.
+        # A lock without an expiry is not kombu's, and would prevent the restoring of all messages.
         client.delete(channel.unacked_mutex_key)
     for (key, expected_value), answer in zip(expected.items(), answers, strict=True):
         kind = bytes_to_str(answer) if isinstance(answer, bytes) else expected_value
         if kind in (expected_value, "none"):
             continue
-        # Whole, and at once, however large it is. Of each key there is one, the last.
+        # RENAME moves it whole and at once, whatever its size; it replaces an earlier misplaced
+        # key.
         kept_at = f"{quarantine.MISPLACED}:{key}"
         try:
             client.rename(key, kept_at)
@@ -271,7 +274,7 @@ def _receive_one_that_can_be_read(channel: Channel, client: Any) -> Any:
     except (*CONNECTION_ERRORS, ResponseError, Empty):
         raise
     except Exception as error:
-        # Nobody waits for it, and whoever sent it sends it to all.
+        # A broadcast has no single recipient that waits for it, so it is dropped.
         log.warning("broadcast not taken", extra={"error": type(error).__name__})
         return None
 

@@ -87,11 +87,11 @@ def stop_under_another_pool(**_: Any) -> None:
 
 @worker_ready.connect
 def freeze_gc(**_: Any) -> None:
-    # Modules and their like, 140,000 objects, of which next to none ever becomes garbage. To go
-    # through them all takes 70 to 90 ms now and then, and every thread here waits meanwhile.
+    # Modules and other lasting objects, 140,000 of them. A collection that visits them all takes 70
+    # to 90 ms, and every thread here waits meanwhile.
     gc.freeze()
-    # What is left to look through are the objects of the jobs under way, hundreds of jobs at a
-    # time, of which next to none is ever part of a cycle. Every 700 objects, as Python has it,
-    # that took a sixth of the claimer's time.
+    # The remaining objects belong to running jobs, hundreds of jobs at a time, and hardly any is
+    # part of a cycle. Collecting after every 700 objects, Python's default, took a sixth of the
+    # claimer's time.
     gc.set_threshold(20_000)
     gc.enable()  # cli.stack.celery_main starts without

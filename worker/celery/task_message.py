@@ -53,7 +53,7 @@ def check(message: Any, registered: Container[str]) -> None:
     if not message_id or not _id_of(headers):
         raise Malformed(Reason.NO_ID, *identified)
     body = _body(payload)
-    # Celery hands them on beside a `self` of its own.
+    # Celery passes them together with its own `self`.
     if body is None or (task in OURS and "self" in body[1]):
         raise Malformed(Reason.BAD_ARGUMENTS, *identified)
     try:
@@ -113,7 +113,7 @@ def _headers(headers: dict[str, Any], task: str, message_id: str) -> dict[str, A
             read[name] = value
     eta, expires = _instant(headers.get("eta")), _instant(headers.get("expires"))
     if task in CONTRACTS:
-        # A worker is no place to wait in. The job is kept now, and waits in the database.
+        # A job is stored at once and waits in the database, not in a worker.
         read["id"] = str(job_id_of(message_id))
         read["not_before"] = eta and eta.isoformat()
         read["not_after"] = expires and expires.isoformat()

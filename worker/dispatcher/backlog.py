@@ -52,8 +52,8 @@ class Backlog:
         )
         if not messages:
             return 0
-        # Published first and marked then: what dies in between is published
-        # twice, and the second finds it claimed.
+        # Publish first, then mark: after a death in between a job is published twice, and the
+        # second message finds it claimed.
         publish(messages)
         passing("published")
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
@@ -73,8 +73,8 @@ class Backlog:
             ):
                 yield JobMessage(model, Lane.INTERACTIVE, (job_id,))
             num_missing = min(target.num_missing, MAX_PUBLISHED_AT_ONCE)
-            # Whole messages: while the workers have enough at hand, a few jobs that
-            # are missing can wait for more.
+            # Only whole messages: while the workers have enough at hand, a few missing jobs can
+            # wait for more.
             if num_missing >= max(1, min(self._jobs_per_message, target.num_wanted)):
                 jobs = session.execute(dispatch.next_to_publish(model, Lane.BULK, num_missing))
                 for job_ids in in_messages(jobs, self._jobs_per_message):

@@ -47,7 +47,7 @@ class Dispatcher:
 
     def start(self) -> None:
         self._thread.start()
-        self._thread.wake()  # what waited for a worker waits no longer
+        self._thread.wake()  # jobs may have waited for a worker
         self._listener.start()
 
     def stop(self) -> None:
@@ -63,7 +63,7 @@ class Dispatcher:
         return self._leader.leads
 
     def _on_notification(self) -> None:
-        # Every worker is notified, and one of them does something.
+        # Every worker is notified; only the leader acts.
         if self._leader.leads:
             self._thread.wake()
 
@@ -73,8 +73,8 @@ class Dispatcher:
         until_poll_seconds = self._polled_at + self._poll_seconds - now
         try:
             if self._leader.leads and until_poll_seconds > 0:
-                # Between two polls, for more is needed by now or a notification came: the
-                # term goes on for longer, and nobody has died yet.
+                # Between two polls, because more jobs are needed or a notification arrived: the
+                # term still runs, and nothing needs rescuing yet.
                 self._backlog.publish()
             else:
                 self.poll()
@@ -83,7 +83,7 @@ class Dispatcher:
         except SQLAlchemyError:
             raise  # a leader without the database is succeeded at the end of its term
         except Exception:
-            # Redis, as seen from here; another worker may reach it.
+            # Redis is unreachable from here; another worker may reach it.
             self._leader.resign()
             raise
         until_needed_seconds = (

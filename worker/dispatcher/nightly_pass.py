@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 NIGHTLY = "nightly pass"
 POLL_SECONDS = 60.0  # between two checks whether it is time
-UNLED_SECONDS = 1.0  # the same while another leads, which costs nothing to find out
-PASS_SECONDS = 900.0  # after its death another goes on; renewed while it runs
+UNLED_SECONDS = 1.0  # the same while another worker leads, which is free to check
+PASS_SECONDS = 900.0  # after a worker's death another one continues; renewed while the pass runs
 
 
 class NightlyPass:
@@ -81,7 +81,7 @@ class NightlyPass:
 
     def _run(self) -> None:
         self._renewed_at = time.monotonic()
-        # First: how long pruning takes depends on how much is old.
+        # Before pruning, whose duration depends on the number of expired rows.
         if self._canaries and not self._stopping.is_set():
             self._submit_canaries()
         with audit.acting_as(f"worker {self._owner}"):
@@ -95,8 +95,8 @@ class NightlyPass:
         is_over = not self._stopping.is_set()
         self._hold(self._seconds_until_next() if is_over else 0)
         log.info("nightly pass", extra={"pruned": pruned, "is_over": is_over})
-        # Where whoever can write to the database cannot: what is cut off the chain's end, or
-        # written anew, no longer has this hash.
+        # The log is beyond the reach of the database's users: a truncated or rewritten chain no
+        # longer has this hash.
         head = audit.head(self._database)
         log.info("audit head", extra={"sequence": head.sequence, "hash": head.hash})
 
@@ -104,7 +104,8 @@ class NightlyPass:
         try:
             submit_canaries(self._canaries, f"canaries-{self._now():%Y-%m-%d}")
         except Refused as error:
-            # The rest of the night is as good without; `tidemill canaries` shows none of today.
+            # The rest of the pass does not depend on it; `tidemill canaries` shows that none ran
+            # today.
             log.error("canaries refused", extra={"error": type(error).__name__})
 
     def _renew(self, name: str, num: int) -> None:

@@ -46,7 +46,7 @@ class NotificationListener:
         try:
             self._listen()
         except ResponseError as error:
-            # An access list, most likely. It costs half a second a batch, and no job.
+            # An access list, most likely. It delays a batch by half a second and loses no job.
             log.warning("notifications are refused", extra={"error": type(error).__name__})
             return REFUSED_SECONDS
         return None

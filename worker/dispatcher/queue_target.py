@@ -34,8 +34,8 @@ class QueueTarget:
         """
         if self.num_out < self.num_wanted:
             return 0.0 if num_published > 0 else math.inf
-        # Jobs end in crowds, and a poll between two of them sees few: no single one makes
-        # the next wait more than twice as long.
+        # Jobs end in bursts, and a poll between two bursts sees few. So no single poll makes the
+        # next wait more than twice as long.
         num_gone = max(num_published, self.num_wanted / 4)
         return filled_seconds * self.num_wanted / 2 / num_gone
 

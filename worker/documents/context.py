@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from worker.documents.headings import headings_of
 from worker.documents.sentences import plain_ends
 
-SENTENCE_CHARACTERS = 1_000  # that are read for a sentence; a longer one is no context
+SENTENCE_CHARACTERS = 1_000  # the longest sentence that may be context
 NUM_LEVELS = 6  # of headings
 MAX_SPACE = 100  # characters before a heading, at a part's beginning
 JOINT = "\n\n"
@@ -23,7 +23,7 @@ class Context:
         self._headings = list(headings_of(text)) if heading_path else []
         self._starts = [each.start for each in self._headings]
         self._num_sentences = overlap_sentences
-        # Of a place behind the heading, the headings above it: one above each.
+        # For a place after each heading: the headings above it, one of each level.
         self._above: list[int | None] = []
         stack: list[int] = []
         for index, heading in enumerate(self._headings):
@@ -54,7 +54,7 @@ class Context:
 
     def _nearest_first(self, start: int) -> Iterator[str]:
         yield from reversed(self._sentences(start))
-        # A heading with which the part itself begins is the part's; those above it are not.
+        # A heading at the beginning of the part belongs to the part; those above it do not.
         ahead = self._text[start : start + MAX_SPACE]
         own = start + len(ahead) - len(ahead.lstrip())
         behind = bisect_left(self._starts, own)
@@ -72,6 +72,6 @@ class Context:
         before = self._text[first:start]
         ends = plain_ends(before)
         sentences = [before[one:other] for one, other in zip([0, *ends], ends, strict=False)]
-        whole = sentences if first == 0 else sentences[1:]  # what begins in the middle is none
+        whole = sentences if first == 0 else sentences[1:]  # the first may be the end of a sentence
         stripped = (each.strip() for each in whole[-self._num_sentences :])
         return [each for each in stripped if each]

@@ -3,7 +3,7 @@
 import unicodedata
 
 ZERO_WIDTH_JOINER = "\u200d"
-MAX_LOOK_BACK = 4096  # an even number of characters: nobody flies more flags in a row
+MAX_LOOK_BACK = 4096  # an even number of characters, enough for any run of flags
 
 
 def safe_cut(text: str, start: int, end: int) -> int:

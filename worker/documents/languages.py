@@ -12,14 +12,14 @@ from typing import Any
 
 MIN_LETTERS = 20
 MIN_CONFIDENCE = 0.5
-# Below it, the text is in none of the languages that it may be in.
+# Below this confidence the text is in none of the possible languages.
 MIN_SHARE = 0.1
-MAX_CHARACTERS = 20_000  # of a text that are looked at
+MAX_CHARACTERS = 20_000  # the most to read of a text
 NUM_CANDIDATES = 5
 NO_LANGUAGE = "zxx"
-# A sign of Chinese or Japanese tells as much as some letters.
+# A Chinese or Japanese character carries as much information as some letters.
 IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
-IDEOGRAPH_LETTERS = 3  # more than the one that it is
+IDEOGRAPH_LETTERS = 3  # besides itself
 SAME = {"yue": "zh", "wuu": "zh", "nb": "no", "nn": "no", "pcm": "en"}
 
 _one_at_a_time = Lock()

@@ -16,10 +16,10 @@ from worker.documents.graphemes import is_between_graphemes, safe_cut
 
 log = logging.getLogger(__name__)
 
-# Cut at once, in a few milliseconds. The library takes time that grows with the square of
-# a run without spaces; so does this bound.
+# The window that is split at once, in a few milliseconds. The library's time grows with the square
+# of a run without spaces, which this bounds.
 WINDOW_CHARACTERS = 16_384
-NEAR = 80  # characters around a place, in which it is seen what ends there
+NEAR = 80  # characters around a place that decide what ends there
 HEADING = re.compile(r"^(?=#{1,6}\s)", re.MULTILINE)
 SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
 SENTENCE_END = re.compile(
@@ -64,7 +64,7 @@ def piece_ends(text: str, max_characters: int) -> Iterator[int]:
         window = text[start : start + size]
         parts = pieces(window, max_characters)
         if start + len(window) < len(text) and len(parts) > 1:
-            parts.pop()  # its end is that of the window; the next one finds a better
+            parts.pop()  # it ends at the window's end; the next window finds a better end
         for piece in parts:
             start += len(piece)
             yield start
@@ -86,7 +86,8 @@ def _pieces(text: str, max_characters: int) -> list[str]:
 def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
     """The pieces that the library finds; None if they are unusable."""
     try:
-        # It takes no half characters. The shadow is as long, so its cuts are the text's.
+        # The library takes no lone surrogates. The shadow has equal length, so its cuts fit the
+        # text.
         lengths = [
             len(each) for each in _splitter(max_characters).chunks(text.translate(SURROGATES))
         ]
@@ -130,7 +131,7 @@ def _plain_end(text: str, start: int, max_characters: int) -> int:
     if end >= len(text):
         return len(text)
     for cut in CUTS:
-        # In the second half only: a piece of three words is no piece.
+        # In the second half only, since a piece of three words is useless.
         ends = [
             each.end()
             for each in cut.finditer(text, start + max_characters // 2, end)

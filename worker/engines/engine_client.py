@@ -76,19 +76,19 @@ class EngineClient:
         self._sized: Sized | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        # A signal handler that gives jobs back comes here, on a thread that may hold it.
+        # Reentrant: a signal handler that releases jobs may run on the thread that holds it.
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._held: dict[int, _HeldRequest] = {}
         self._sent: dict[int, None] = {}  # ordered
         self._unsent: deque[int] = deque()
         self._trials: deque[Sequence[int]] = deque()
-        self._on_trial = False  # what is sent is a trial, and gets no company
-        self._alone: int | None = None  # the request that stood alone when the process last ended
-        self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
-        self._cancelled_there: set[int] = set()  # of those, what this process was told
-        # Since when the reader has waited for a frame; None: it hands one out, and what the
-        # process says meanwhile is not heard, however well it is.
+        self._on_trial = False  # the sent requests are a trial, and no others are sent
+        self._alone: int | None = None  # the request that was alone when the process last ended
+        self._cancelled: set[int] = set()  # until their output arrives, from whichever process
+        self._cancelled_there: set[int] = set()  # those that the present process knows of
+        # Since when the reader has waited for a frame. None: it is handing one out, and frames that
+        # arrive meanwhile are not yet seen.
         self._silent_since: float | None = None
         self._ready = False
         self._stopping = False
@@ -116,7 +116,7 @@ class EngineClient:
         if process is None:
             return
         if unwanted:
-            process.kill()  # nobody waits for the step it is in
+            process.kill()  # the step that it is in is not waited for
         try:
             if connection is not None:
                 connection.send_bytes(to_bytes(Stop()))
@@ -170,7 +170,7 @@ class EngineClient:
 
     def submit(self, requests: Iterable[Request], on_output: Callable[[Output], None]) -> None:
         with self._lock:
-            if not self._unsent:  # or the sender knows, and what comes now goes along
+            if not self._unsent:  # otherwise the sender is awake already and takes these too
                 self._wake.notify_all()
             for request in requests:
                 self._held[request.id] = _HeldRequest(request, on_output)
@@ -206,8 +206,8 @@ class EngineClient:
 
     def _start_process(self, fd: int) -> subprocess.Popen[bytes]:
         """Start an engine process that serves at one end of a socket pair."""
-        # The child imports the package that this process runs, wherever it stands;
-        # -P, because the folder it stands in may have a `worker` of its own.
+        # The child imports the package of this process, wherever it is installed; -P, because the
+        # current folder may have its own `worker`.
         root = str(Path(worker.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         return subprocess.Popen(
@@ -313,8 +313,8 @@ class EngineClient:
             if alone is not None and alone == self._alone:
                 self._cancelled.discard(alone)
                 return self._held.pop(alone)
-            # The first time it may be chance: somebody killed the process, or the
-            # machine was short of memory, when nothing else happened to run.
+            # Once may be chance: the process was killed, or the machine was short of memory, while
+            # only this request ran.
             self._alone = alone
             self._trials.extendleft(reversed(halves(suspects)))
             return None
@@ -355,7 +355,8 @@ class EngineClient:
                 for frame in frames:
                     connection.send_bytes(to_bytes(frame))
             except OSError:
-                # It has ended: the reader sees it too, and takes what was sent to trial.
+                # The process has ended: the reader notices too, and puts the sent requests on
+                # trial.
                 time.sleep(0)
 
     def _has_frames(self) -> bool:

@@ -26,7 +26,7 @@ class Guard:
     def __init__(self, table: Mapping[str, Any]) -> None:
         """table: [guards] of `tidemill.toml`; raises SettingsError if it is invalid"""
         self._settings = GuardSettings.by_task(table)
-        # Asked of every job, and the same for all of a task.
+        # Looked up for every job; equal for all jobs of a task.
         self._retries = {task: each.retries for task, each in self._settings.items()}
         self._thread = ThreadPoolExecutor(1, "guards")
 
@@ -65,8 +65,8 @@ class Guard:
         try:
             return judged(settings, source, answer, language_of(work))
         except Exception as error:
-            # What is ours costs a result its signals, never the job. Only the type: a message
-            # may hold the user's text.
+            # A fault of ours costs a result its signals, never the job. Only its type is logged: a
+            # message may quote the user's text.
             log.error(
                 "guard failed",
                 extra={"job_id": str(work.job_id), "error": type(error).__name__},

@@ -4,15 +4,15 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-# Signs that say as much as several letters.
+# Characters that carry as much information as several letters.
 IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 SYLLABLE = re.compile("[\uac00-\ud7a3]")  # Korean
 MAX_CHARACTERS = 400_000  # of a text that are looked at
 WORDS_TOGETHER = 4
-SIGNS_TOGETHER = 8  # where no spaces stand between words
+SIGNS_TOGETHER = 8  # in scripts without spaces between words
 MAX_WORD_CHARACTERS = 15  # on average; longer ones are no words
 MIN_UNITS = 8  # a shorter text repeats nothing
-STRETCH = 256  # units; a loop at the end of a long text is not lost in it
+STRETCH = 256  # units, so that a loop at the end of a long text shows
 SAME_WORDS = 0.8  # of a sentence's words, at which it counts as left as it was
 MIN_SAME_WORDS = 4  # of a sentence that is not left as it was to the letter
 
@@ -36,7 +36,7 @@ def repetition_of(text: str) -> float:
         return 0.0
     worst = 0.0
     for start in range(0, len(units), STRETCH):
-        # One that would be short goes with those before it.
+        # A stretch that would be short is joined to the one before.
         stretch = units[max(min(start, len(units) - STRETCH), 0) : start + STRETCH]
         shifted = (islice(stretch, at, None) for at in range(together))
         groups = set(zip(*shifted, strict=False))

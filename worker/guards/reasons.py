@@ -20,10 +20,10 @@ from worker.guards.refusals import is_refusal
 from worker.guards.settings import GuardSettings
 
 SAMPLE_CHARACTERS = 600  # of a text whose language is looked at
-# Of a repetition that the source has too, so much more makes the answer's its own.
+# If the source is repetitive too, the answer must exceed it by this much.
 MORE_REPETITION = 0.2
 MIN_CONFIDENCE = 0.8  # in a language, before it is called the wrong one
-# Written so alike that no short text tells them apart.
+# Languages so similar that a short text does not distinguish them.
 ALIKE = ({"hr", "sr", "bs", "sh"}, {"id", "ms"}, {"no", "da"}, {"cs", "sk"}, {"gl", "pt"})
 
 

@@ -17,8 +17,7 @@ from worker.recipes.recipe import Fallible, Steps
 MIN_NEW_TOKENS = 4  # of an answer that was empty
 NO_REPEAT_NGRAM_SIZE = 3
 NUM_BEAMS = 4
-# What a part by itself can be tried again for; a translation sees to its placeholders and
-# terms by itself.
+# Reasons to retry a single part; the translate recipe retries for placeholders and terms itself.
 OF_A_PART = frozenset(Suspicion) - {Suspicion.PLACEHOLDERS_MISSED, Suspicion.TERMS_MISSED}
 
 
@@ -140,7 +139,7 @@ def _suspicions(
     best = output.choices[0]
     num_left, num_letters = 0, 0
     if request.task == "translate":
-        # On a way through several languages, this one's.
+        # On a route through several languages, that of this request.
         language = short_code(request.target_language or language or "")
         num_left, num_letters = untranslated(source, best.text)
     counts = Signals(

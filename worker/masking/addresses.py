@@ -10,8 +10,8 @@ from ipaddress import IPv6Address
 
 from worker.masking.match import Match
 
-# Letters of scripts whose words stand apart. Chinese, Thai and others may follow an address, or
-# go before it, without a space; there they are a part of it only where nothing else is.
+# Letters of scripts with spaces between words. Chinese, Thai and others may stand next to an
+# address without a space; they belong to it only where it has no other letters.
 _LETTERS = r"A-Za-z0-9_\u00c0-\u0dff\u1e00-\u1fff"
 AT, AT_IN_URL = re.compile("@"), re.compile("@|%40")
 LOCAL = re.compile(rf"[{_LETTERS}.+%'’-]{{1,64}}\Z")
@@ -29,7 +29,8 @@ RUN = re.compile(
 USERINFO = re.compile(r"[^/?#\x00]{0,256}@")
 SECRET = re.compile(
     r"[?&;#]"
-    # Anywhere in a name; and what is a word of a name, or there were one in `monkey` and `author`.
+    # Parts that match anywhere in a parameter's name, and parts that must be a word of it, as `key`
+    # is not in `monkey`.
     r"(?:[\w.%-]{0,40}?(?:token|secret|passw(?:or)?[dt]|passphrase|pwd|signature|credential|session"
     r"|api_?key|access_?key|private_?key|auth_?key|auth_?code)[\w.%-]{0,40}"
     r"|(?:[\w.%-]{0,40}[._%-])?(?:key|sig|sign|hmac|auth|otp|jwt|sid|pass|pw|pin|ticket)"

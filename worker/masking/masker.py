@@ -88,11 +88,11 @@ SOURCE = (
     "tools",
     "system",
 )
-# And those that say what it is to write, which no answer need hold.
+# Fields that instruct the model, whose text need not occur in the answer.
 DEMANDS = ("chat_template_kwargs", "stop")
 SCHEMA = "json_schema"
-# Of a schema, what is shown to a model or may stand in its answer. All else is the schema's own: a
-# pattern with a placeholder in it would be another.
+# The parts of a schema that a model sees or that may occur in its answer. Others must not change: a
+# pattern with a placeholder would be another pattern.
 SCHEMA_TEXTS = ("enum", "const", "default", "examples", "title", "description", "$comment")
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 # Within messages: words of the protocol, which are none of the user's.
@@ -228,7 +228,7 @@ class MaskedWork:
             original = self.values.get(match.group(), match.group())
             return json.dumps(original, ensure_ascii=False)[1:-1] if is_json else original
 
-        # At one stroke: what a placeholder stands for is no place for another.
+        # In one pass, so that a restored value is not searched for placeholders.
         return MASKED.sub(value, text)
 
 

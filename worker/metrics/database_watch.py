@@ -31,7 +31,8 @@ from tasks.canaries import Canary, canary_outcomes
 from worker.periodic_thread import PeriodicThread
 
 WATCH_SECONDS = 5.0
-# Of a statement's own time: so it takes the database one part in so many, however long its table.
+# The pause after a statement, as a multiple of its own time, which bounds its share of the
+# database's time.
 REST_FACTOR = 50.0
 JUDGE_SECONDS = 600.0  # between two looks at quality, which changes by the day
 NEWEST, REFERENCE = timedelta(days=1), timedelta(days=28)
@@ -79,12 +80,12 @@ class DatabaseWatch:
         self._canaries = canaries
         self._drift: tuple[Drift, ...] = ()
         self._num_alarming = 0
-        self._judge_at = 0.0  # not before then is quality looked at again
+        self._judge_at = 0.0  # the next look at quality
         self._looked: _Polled | None = None
         self._ended: tuple[EndedJobs, ...] = ()
-        self._daily_head: Head | None = None  # of the audit, as it was at this day's first look
-        self._day_at = 0.0  # not before then is it another
-        self._count_at = 0.0  # not before then are ended jobs counted again
+        self._daily_head: Head | None = None  # the audit's head at the first look of this day
+        self._day_at = 0.0  # when it is replaced
+        self._count_at = 0.0  # the next count of ended jobs
         self._thread = PeriodicThread("metrics", WATCH_SECONDS, self.look)
 
     def start(self) -> None:

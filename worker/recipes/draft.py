@@ -22,11 +22,11 @@ class Draft:
     max_characters: int  # of the parts, if it is too long
     spans: tuple[Span, ...] = ()
     terms: tuple[Term, ...] = ()
-    restored: Mapping[str, str] = field(default_factory=dict)  # what stands for what, until the end
+    restored: Mapping[str, str] = field(default_factory=dict)  # the placeholders and their values
     output: Output | None = None
     parts: "list[Draft | str] | None" = None
-    between: str | None = None  # what one model made of it, for the next one
-    was_cut: bool = False  # an answer on its way ended at its limit
+    between: str | None = None  # the translation so far, for the next model
+    was_cut: bool = False  # an intermediate answer ended at its length limit
 
     @property
     def words(self) -> str:

@@ -22,7 +22,7 @@ ANY_OBJECT = {"type": "object"}
 @dataclass(frozen=True, slots=True)
 class RefusedAnswer:
     text: str
-    reason: str  # for the model's eyes only: it may quote the text
+    reason: str  # for the model only, since it may quote the text
 
 
 # Makes the request that follows so many refused answers.
@@ -78,7 +78,7 @@ def _until_valid(work: Work, ask: Ask) -> Asking[list[Output]]:
         try:
             (output,) = yield (ask(refused),)
         except RequestFailed as failure:
-            # What was added to the prompt has no room in it.
+            # The prompt has no room for the added message.
             if not refused or failure.code not in TOO_LONG:
                 raise
             break

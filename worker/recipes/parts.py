@@ -160,7 +160,7 @@ def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:
             break
         end = piece.end
     parts = yield from cut(work, measure, text[:end])
-    # What is cut once more begins with the longest beginning that was found to fit.
+    # Repeated cuts start from the longest text that was found to fit.
     return next(part for part in parts if part.num_tokens > 0 or part is parts[-1])
 
 

@@ -38,8 +38,8 @@ class Work:
     masker: Masker | None = None  # None: the model sees the text as it is
     # Which models have answered so far, by alias, where a job goes by way of several.
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # What the placeholders of a masked job stand for: as an earlier attempt has left it, and
-    # from the recipe's first step on as it is now.
+    # The placeholders of a masked job: those of an earlier attempt, and from the recipe's first
+    # step on the present ones.
     placeholders: dict[str, str] = field(default_factory=dict)
 
     def request(self, **fields: Any) -> Request:
@@ -71,7 +71,7 @@ class Fallible(tuple[Request, ...]):
 
 
 T = TypeVar("T")
-# A part of a recipe that comes to a T.
+# A part of a recipe, a generator that returns T.
 Asking: TypeAlias = Generator[Iterable[Request], tuple[Output, ...], T]
 Steps: TypeAlias = Asking[Answer]
 Recipe: TypeAlias = Callable[[Work], Steps]

@@ -17,7 +17,7 @@ from worker.errors import RequestFailed, SummaryNotShorter
 from worker.recipes.parts import Ruler, TextPart, cut, first_part, ruler
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
 
-# A longer text is not tried whole: to refuse it takes time in which nobody else is served.
+# A longer text is not tried as one request: while it is refused, no other request is tokenized.
 MAX_TRIED_CHARACTERS = 100_000
 TOO_LONG = ("prompt_too_long", "output_too_long", "unsupported_parameter")
 WORD_MARGIN = 1.3  # tokens a word beyond what the source has: names and numbers are dear
@@ -65,7 +65,8 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
     by_section = work.contract.get("by_section", False)
     context = _context(work, text)
     if strategy == "refine":
-        # Half for the part; a summary so far of a quarter may be longer when it is read.
+        # Half of the room is for the part: the summary so far has a quarter, and may have more
+        # tokens as a prompt than as an answer.
         half = replace(whole, max_tokens=whole.overhead + whole.room // 2)
         parts = yield from cut(work, half, text, context, by_section=by_section)
         outputs, rounds = yield from _refine(work, text, parts, params, part_params)
@@ -119,7 +120,7 @@ def _map_reduce(
         rounds += 1
         text = "\n\n".join(filter(None, (each.choices[0].text.strip() for each in summaries)))
         if not text:
-            return outputs, rounds  # the model says nothing of it
+            return outputs, rounds  # the model answered with nothing
         num_before = len(parts)
         parts = yield from cut(work, whole, text)
         if len(parts) >= num_before:

@@ -52,7 +52,7 @@ def translate(work: Work) -> Steps:
     document = Translatable.of(text, short_code(source), work.contract.get("format"))
     if document.format == "subtitles" and not (is_subtitles(text) or has_cues(text)):
         raise NotSubtitles
-    # On a route no model's own limit counts: the next engine must cut alike.
+    # On a route the limit does not depend on a model: the next engine must cut in the same way.
     longest = (work.card.max_context_tokens if len(legs) == 1 else None) or MAX_CHARACTERS
     drafts = _drafts(document, Glossary(work.contract.get("glossary") or {}), longest)
     own = list(dict.fromkeys(drafts.values()))
@@ -231,7 +231,7 @@ def _ask(
     """Request these drafts, and retry those with an empty answer with other parameters."""
     params = work.params
     if not is_last:
-        # Further answers and stop texts are about the target language.
+        # Several answers and stop strings only apply to the target language.
         params = replace(params, num_return_sequences=None, stop=())
     outputs = list((yield Fallible(_request(work, leg, each, params) for each in drafts)))
     for output in outputs:
@@ -278,7 +278,7 @@ def _documents(
     return [
         document.join(
             [
-                # Alone, it is the model's answer to the letter.
+                # A single sentence is exactly the model's answer.
                 text if is_whole else " ".join(text.split()) if "\n" in text else text.strip()
                 for text in (drafts[each].choice(index) for each in document.sentences)
             ],

@@ -24,7 +24,7 @@ depends_on = None
 
 BATCH_ROWS = 500
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-OF_THE_RESULT = {"settings"}  # what is left with it; everything else is the model's
+OF_THE_RESULT = {"settings"}  # fields that stay with the result; all others go to the model card
 
 results = sa.table(
     "results",
@@ -104,6 +104,6 @@ def _rewrite_batch(
 
 
 def model_card_id(content: dict[str, Any]) -> UUID:
-    # As `db.model_card` had it when this was written, and as it must stay here.
+    # A copy of `db.model_card` at the time of this revision. It must not change.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])

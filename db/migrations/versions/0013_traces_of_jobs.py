@@ -14,5 +14,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Not by making the table anew, on SQLite either: results go with the rows of the old one.
+    # The table is not rebuilt, on SQLite either: deleting the old rows would delete their results.
     op.drop_column("jobs", "traceparent")

@@ -36,13 +36,13 @@ def claim(
 @cache
 def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]:
     named = Job.id.in_(bindparam("job_ids", expanding=True))
-    # Locked in order of id, as everywhere, so that two claims cannot deadlock;
-    # waiting, not skipping: a row that the dispatcher is just marking would be
-    # skipped, its message acked, and nobody would come for it.
+    # Rows are locked in order of id, as everywhere, so that two claims cannot deadlock. The claim
+    # waits for locked rows: if it skipped a row that the dispatcher is just marking, the message
+    # would be acked and the job would stay unclaimed.
     free = locked(select(Job.id).where(named, due())).cte("due")
     return (
         update(Job)
-        # The ids once more: PostgreSQL would rather read the table than trust a CTE's.
+        # The ids are repeated: PostgreSQL would scan the whole table for those of the CTE.
         .where(Job.id.in_(select(free.c.id)), named)
         .values(
             state=JobState.RUNNING,
@@ -63,7 +63,7 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
             Job.tenant,
             Job.batch_id,
             Job.traceparent,
-            # A number, for two instants of every job would be parsed here.
+            # A number: with two timestamps, Python would have to parse both for every job.
             microseconds_between(Job.created_at, Job.started_at).label("wait_microseconds"),
         )
         .execution_options(synchronize_session=False)

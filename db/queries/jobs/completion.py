@@ -51,7 +51,7 @@ def _succeed(owner: str) -> ReturningUpdate[UUID, int]:
     return (
         update(Job)
         .where(
-            # The index; the fence follows.
+            # This condition uses the index; the fence follows.
             Job.id.in_(bindparam("job_ids", expanding=True)),
             tuple_(Job.id, Job.attempt).in_(bindparam("attempts", expanding=True)),
             Job.owner == owner,
@@ -103,7 +103,7 @@ def finish_attempts(
                     outcome.delay_seconds,
                     outcome.model,
                 )
-                # In order of id: two flushes that share jobs must lock alike.
+                # In order of id: two flushes that share jobs must lock in the same order.
                 for outcome in sorted(outcomes, key=lambda outcome: outcome.fence.job_id)
             ]
         )

@@ -10,7 +10,7 @@ from sqlalchemy import Integer, Select, literal, select
 from db.models import Job, Payload, Result
 from db.states import JobState
 
-MAX_JOBS = 100_000  # of one dialogue; what is before them is not looked for
+MAX_JOBS = 100_000  # jobs of one dialogue; earlier ones are not read
 
 
 def previous_job(job_id: UUID, tenant: str) -> Select[str, str, str, datetime | None]:

@@ -22,7 +22,7 @@ def running_among(owner: str, attempts: Sequence[tuple[UUID, int]]) -> Select[UU
     return (
         select(Job.id, Job.attempt)
         .where(
-            Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
+            Job.id.in_([job_id for job_id, _ in attempts]),  # for the index; the fence follows
             tuple_(Job.id, Job.attempt).in_(attempts),
             Job.owner == owner,
             Job.state == RUNNING,

@@ -23,7 +23,7 @@ def why_not_whole(model: Any, info: Mapping[str, Any]) -> str | None:
     info: the `output_loading_info` of `from_pretrained`, without the weights that the architecture
           ties or allows to be absent
     """
-    # A table of sines, say: nothing that was learned.
+    # A computed table, for example of sines, and no learned weight.
     computed = {name for name, _ in model.named_buffers()}
     computed |= {name.removeprefix(f"{model.base_model_prefix}.") for name in computed}
     extra = {
@@ -62,7 +62,7 @@ def not_finite(model: Any) -> list[str]:
     """The names of parameters that contain NaN or infinity."""
     names = []
     for name, parameter in model.named_parameters():
-        # Those of one byte are packed, and have a range that is no number's.
+        # One-byte types hold packed weights, whose bits are not numbers.
         if parameter.numel() and parameter.is_floating_point() and parameter.itemsize > 1:
             ends = torch.stack(torch.aminmax(parameter.detach()))
             if not bool(torch.isfinite(ends).all()):

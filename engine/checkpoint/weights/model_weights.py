@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     model: Any
-    note: str | None  # how its weights differ from those of the files; None: not at all
+    note: str | None  # how its weights differ from those in the files; None: they do not
 
 
 class ModelWeights:
@@ -186,7 +186,7 @@ class ModelWeights:
 
     def whole(self, load: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """Load a model, and raise Unloadable unless every weight came from the checkpoint."""
-        # Told to go on where a shape is another, it names all of them instead of raising.
+        # With this option it reports all mismatched shapes instead of raising at the first.
         options = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = loaded(self.spec, "weights", load, options)
         extra = {name for name in info["unexpected_keys"] if not is_emptied(model, name)}

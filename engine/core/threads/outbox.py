@@ -9,7 +9,7 @@ from engine.core.completion import Completion
 from engine.protocol.output import Output
 from engine.protocol.progress import Progress
 
-# The parent takes a process for stalled that sends nothing for long; an answer may take longer.
+# The parent kills a process that is silent for long; an answer may take longer than that.
 PROGRESS_SECONDS = 2.0
 
 

@@ -41,8 +41,7 @@ class Writer(Thread):
                 return
             waiting, progress = completions
             outputs = tuple(self.output(each) for each in waiting)
-            # Closed before they are sent: once the parent has an output it may count on
-            # the room that it left.
+            # Closed before they are sent: a parent that has an output may rely on its freed place.
             self.tracker.close(each.request_id for each in outputs)
             try:
                 self.pipe.send_bytes(to_bytes(Outputs(outputs, progress)))

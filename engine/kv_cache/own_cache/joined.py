@@ -28,7 +28,7 @@ from engine.kv_cache.own_cache.joined_layers import (
     layer_of,
 )
 
-# Stands where a row has no token, in tests and proofs: whoever looks there answers otherwise.
+# Fills places without a token in tests and proofs, so that reading them changes an answer.
 POISON = 64.0
 
 
@@ -52,7 +52,7 @@ class JoinedSequenceCache:
         self.length = 0
         self.layers: list[LayerContent] | None = None  # of one row, or of all
         self.encoded: EncoderOutput | None = None
-        # Of what its answer is drawn from, if reading the prompt took something of it.
+        # The state of the answer's random stream, if the prefill has drawn from it.
         self.random_state: Tensor | None = None
 
     @property
@@ -77,7 +77,7 @@ class JoinedSequenceCache:
     def reorder(self, rows: Tensor) -> None:
         layers = self.layers if self.layers is not None else self.manager.rows_of(self)
         for each in (tensor for layer in layers for tensor in layer.tensors()):
-            if each.shape[0] > 1:  # else the rows are one yet
+            if each.shape[0] > 1:  # otherwise a single row stands for all
                 each.copy_(each.index_select(0, rows.to(each.device)))
 
     def clear(self) -> None:

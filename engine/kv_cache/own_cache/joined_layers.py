@@ -23,7 +23,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-SPARE_COLUMNS = 64  # so that a step seldom moves all keys to append its own
+SPARE_COLUMNS = 64  # so that appending seldom copies all keys
 
 KeysValues = tuple[Tensor, Tensor]
 """Of a layer: (rows, heads, tokens, head size) each; the sizes of both may differ."""
@@ -50,7 +50,7 @@ class LayerContent:
 
     keys_values: KeysValues | None = None  # the newest tokens, if there is a window
     states: States = field(default_factory=dict)
-    window: int | None = None  # a token sees so many, itself among them
+    window: int | None = None  # tokens that a token attends to, itself included
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (*(self.keys_values or ()), *self.states.values())
@@ -163,7 +163,7 @@ class SpareLayer(DynamicLayer):
 class StateLayer(LinearAttentionLayer):
     """A recurrent layer. A model may write its states in place or pass new ones."""
 
-    is_compileable = False  # or `transformers` would make masks as for a compiled step
+    is_compileable = False  # or `transformers` would build masks for a compiled step
     device: Any
     dtype: Any
 

@@ -13,7 +13,7 @@ from engine.protocol import cgroup
 MEMINFO = Path("/proc/meminfo")
 UNKNOWN_BYTES = 4 * 2**30  # where the system has no figure
 
-# Of glibc. Left to itself it moves these bounds by what was freed last.
+# glibc's options. By default it adapts these bounds to the last freed sizes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 8 * 2**20  # at the top of the heap
 HEAP_BYTES = 32 * 2**20  # what is larger is not in the heap; glibc allows no more

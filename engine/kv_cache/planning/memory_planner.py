@@ -21,8 +21,8 @@ from engine.protocol.limits import Machine
 
 MiB = 2**20
 LIBRARY_BYTES = 512 * MiB  # workspaces of cuBLAS, graphs, fragments of the heap
-# Rows times tokens, padded, whose keys a step gathers at once in each layer. A long row among
-# many short ones would make all of them as long, so it takes a step of its own.
+# The most rows times padded tokens whose keys a step gathers in each layer. A long row would
+# lengthen all others of its step, so it gets its own step.
 MAX_GATHERED_TOKENS = 2**18
 
 
@@ -59,7 +59,7 @@ class StepMemory:
     @property
     def num_bytes(self) -> int:
         gathered = self.num_gathered_tokens * self.bytes_per_token // self.num_layers
-        # The model's own, and in float32 those that logits processors and searches make.
+        # The model's logits, and float32 copies for logits processors and beam search.
         logits = self.num_rows * self.vocab_size * (2 * self.item_bytes + 4 * 4)
         # Of a layer: its widest states are four times as wide, and there are a few of them.
         states = self.num_prefill_tokens * self.hidden_size * self.item_bytes * 16
@@ -105,7 +105,7 @@ def max_paged_tokens(
     max_tokens = memory.max_tokens(
         spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token
     )
-    # Some of it goes to pages that are begun and not full.
+    # Partly filled pages take some of it.
     return max(0, max_tokens - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
 
 

@@ -103,7 +103,7 @@ def missed_terms(terms: Iterable[Term], translation: str) -> Counter[str]:
     num_required = Counter((term.translation, term.in_any_case) for term in terms)
     missing: Counter[str] = Counter()
     unread = translation
-    # The longest first: what stands within another does not count twice.
+    # Longest first, so that a term within another does not count twice.
     for (text, in_any_case), num in sorted(num_required.items(), key=lambda each: -len(each[0][0])):
         places = list(_places(unread, text, in_any_case))[:num]
         for at in places:

@@ -33,8 +33,8 @@ class Sentence:
     end: int
     text: str  # without the line breaks that mean a space
     spans: tuple[Span, ...] = ()  # of the text: placeholders and markup
-    breaks: tuple[tuple[float, str], ...] = ()  # those: how far into the text, and how written
-    follows: bool = False  # another one in the same paragraph
+    breaks: tuple[tuple[float, str], ...] = ()  # relative places of breaks
+    follows: bool = False  # it follows a sentence in the same paragraph
     is_cell: bool = False  # or in one, of a table whose cells end at a `|`
 
 
@@ -251,7 +251,7 @@ def fragments(
     verbatim, at = "", 0
     for span in (*spans, Span(len(text), len(text))):
         left, right = _stripped(text, at, span.start)
-        # The comma behind a placeholder begins no text that a model knows.
+        # A comma after a placeholder is no beginning that a model knows.
         left = next((each for each in range(left, right) if text[each].isalnum()), right)
         if any(character.isalpha() for character in text[left:right]):
             parts += [(verbatim + text[at:left], False), (text[left:right], True)]
