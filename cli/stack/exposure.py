@@ -1,9 +1,12 @@
 """Exposure: whether Redis or the database answers strangers, or strangers may answer for Redis."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
-from ipaddress import ip_address
+from configparser import ConfigParser
+from configparser import Error as NotReadable
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,16 +15,40 @@ from sqlalchemy.engine import URL
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 # Of libpq: what lets in without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
+# Of libpq: what a connection may be told by its URL, a service file or a variable, in this order.
+VARIABLES = {
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+    "gssencmode": "PGGSSENCMODE",
+    "channel_binding": "PGCHANNELBINDING",
+}
+ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's own place
+# What somebody between us and the server can do, by `sslmode`.
+WEAKNESSES = {
+    "disable": "is not encrypted: whoever is between reads every text",
+    "allow": "is not encrypted unless the server insists: whoever is between reads every text",
+    "prefer": "is encrypted only if the server offers it, and its certificate is not checked: "
+    "whoever is between can read every text, and answer in its place",
+    "require": "is encrypted, but the server's certificate is not checked: whoever is between can "
+    "answer in its place, and read every text",
+    "verify-ca": "takes any certificate of its authority, for whichever name: who has one can "
+    "answer in its place, and read every text",
+}
 
 
 def is_local(host: str | None) -> bool:
     """Whether only this machine can reach it; None or a path: a socket."""
-    if not host or host.startswith("/") or host in LOCAL_NAMES:
+    if not host or host.startswith(("/", "@")) or host.lower().rstrip(".") in LOCAL_NAMES:
         return True
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        address = ip_address(host.strip("[]"))
     except ValueError:
         return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback
 
 
 def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
@@ -31,11 +58,18 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
-    if query.get("ssl_cert_reqs", ["required"])[-1] != "required" and not is_local(parts.hostname):
+    # To a client `optional` is `required`: a server always has a certificate.
+    if query.get("ssl_cert_reqs", [""])[-1] == "none" and not is_local(parts.hostname):
         return (
             f"no certificate of {parts.hostname} is checked (ssl_cert_reqs), so that whoever is "
             "between can read and send as Redis; leave it out, and give the file of its authority "
             "as ssl_ca_certs in TIDEMILL_REDIS_URL"
+        )
+    if query.get("ssl_check_hostname", [""])[-1] == "false" and not is_local(parts.hostname):
+        return (
+            f"a certificate of {parts.hostname} may be for any name (ssl_check_hostname), so that "
+            "who has another one of its authority can read and send as Redis; leave it out, and "
+            "name the host in TIDEMILL_REDIS_URL as its certificate does"
         )
     if parts.password or query.get("ssl_certfile"):
         return None
@@ -59,11 +93,8 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
     """A sentence on a database that lets strangers in; None for one that does not."""
     if url.get_backend_name() == "sqlite":
         return _file_exposure(Path(url.database or ""))
-    if url.password:
-        return None
-    hosts = [url.host] if url.host else _listed(url.query.get("host"))
-    remote = [host for host in hosts if not is_local(host)]
-    if not remote:
+    remote = _remote_hosts(_connection_options(url, environment))
+    if url.password or not remote:
         return None
     named = any(name in url.query for name in CREDENTIALS)
     has_password = any(environment.get(name) for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE"))
@@ -74,6 +105,86 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
         "text; ask for one in its pg_hba.conf (scram-sha-256), and give it in "
         "TIDEMILL_DATABASE_URL"
     )
+
+
+def database_tls_weakness(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
+    """A sentence on a way to a PostgreSQL of another machine that others can listen in on, or
+    answer on; None for one that is closed to them."""
+    if url.get_backend_name() == "sqlite":
+        return None
+    options = _connection_options(url, environment)
+    remote = _remote_hosts(options)
+    if not remote:
+        return None
+    # Kerberos, and a password whose proof names the certificate, let nobody stand between.
+    if options.get("gssencmode") == "require" or options.get("channel_binding") == "require":
+        return None
+    # With the authorities of this machine libpq checks names too, unless it is told otherwise.
+    default = "verify-full" if options.get("sslrootcert") == "system" else "prefer"
+    mode = options.get("sslmode", default)
+    knows_authority = options.get("sslrootcert") or ROOT_CERTIFICATE.expanduser().is_file()
+    # With a file of authorities `require` is what `verify-ca` is.
+    meant = "verify-ca" if mode == "require" and knows_authority else mode
+    weakness = WEAKNESSES.get(meant)
+    if weakness is None:
+        return None  # verify-full, or a word with which libpq does not connect
+    return (
+        f"the way to {', '.join(remote)} {weakness} (sslmode {mode}); give "
+        "sslmode=verify-full and the file of its authority as sslrootcert in "
+        "TIDEMILL_DATABASE_URL, and there the host by the name in its certificate"
+    )
+
+
+def _connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, str]:
+    """What libpq is told of a connection, from wherever it takes it."""
+    in_url = {name: _joined(value) for name, value in url.query.items()}
+    if url.host and not in_url.get("host"):
+        in_url["host"] = url.host
+    service = in_url.get("service") or environment.get("PGSERVICE")
+    of_service = _service_options(service, environment) if service else {}
+    in_environment = {name: environment.get(key, "") for name, key in VARIABLES.items()}
+    options: dict[str, str] = {}
+    for place in (in_environment, of_service, in_url):
+        options |= {name: value for name, value in place.items() if value}
+    return options
+
+
+def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The options under a name in libpq's file of services, the user's before the machine's."""
+    files = [Path(environment.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")]
+    if folder := environment.get("PGSYSCONFDIR"):
+        files.append(Path(folder) / "pg_service.conf")
+    for file in files:
+        parser = ConfigParser(
+            delimiters=("=",), comment_prefixes=("#",), interpolation=None, strict=False
+        )
+        try:
+            parser.read(file, encoding="utf-8")
+        except (NotReadable, UnicodeDecodeError, OSError):
+            continue  # libpq says so itself
+        if parser.has_section(service):
+            return dict(parser[service])
+    return {}
+
+
+def _remote_hosts(options: Mapping[str, str]) -> list[str]:
+    """The hosts that are other machines; of a host with an address it is the address that counts,
+    and the name is what is shown."""
+    hosts, addresses = (options.get(name, "").split(",") for name in ("host", "hostaddr"))
+    places = max(len(hosts), len(addresses))
+    named = hosts + [""] * (places - len(hosts))
+    reached = addresses + [""] * (places - len(addresses))
+    # As SQLAlchemy takes several hosts, each may have its port behind it.
+    shown = [re.sub(r"\A([^:]*):[0-9]*\Z", r"\1", each) for each in named]
+    return [
+        name or address
+        for name, address in zip(shown, reached, strict=True)
+        if not is_local(address or name)
+    ]
+
+
+def _joined(value: str | tuple[str, ...]) -> str:
+    return ",".join(value) if isinstance(value, tuple) else value
 
 
 def _file_exposure(file: Path) -> str | None:
@@ -89,8 +200,3 @@ def _file_exposure(file: Path) -> str | None:
         f"every user of this machine can read {file}, and so every text; "
         f"`chmod o-rwx {shlex.quote(str(file))}*`"
     )
-
-
-def _listed(hosts: str | tuple[str, ...] | None) -> list[str]:
-    joined = ",".join(hosts) if isinstance(hosts, tuple) else hosts or ""
-    return [host for host in joined.split(",") if host]
