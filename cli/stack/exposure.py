@@ -3,25 +3,28 @@
 import os
 import shlex
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from sqlalchemy.engine import URL
 
-LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
+from cli.stack.libpq_options import connection_options, remote_hosts
+from cli.stack.local_host import is_local
+
 # Of libpq: what lets in without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
-
-
-def is_local(host: str | None) -> bool:
-    """Whether only this machine can reach the host; None or a path is a socket."""
-    if not host or host.startswith("/") or host in LOCAL_NAMES:
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's own place
+# By `sslmode`: how far a connection is open to an attacker on the network.
+WEAKNESSES = {
+    "disable": "is not encrypted: whoever is between reads every text",
+    "allow": "is not encrypted unless the server insists: whoever is between reads every text",
+    "prefer": "is encrypted only if the server offers it, and its certificate is not checked: "
+    "whoever is between can read every text, and answer in its place",
+    "require": "is encrypted, but the server's certificate is not checked: whoever is between can "
+    "answer in its place, and read every text",
+    "verify-ca": "takes any certificate of its authority, for whichever name: who has one can "
+    "answer in its place, and read every text",
+}
 
 
 def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
@@ -31,11 +34,18 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
-    if query.get("ssl_cert_reqs", ["required"])[-1] != "required" and not is_local(parts.hostname):
+    # To a client `optional` is `required`: a server always has a certificate.
+    if query.get("ssl_cert_reqs", [""])[-1] == "none" and not is_local(parts.hostname):
         return (
             f"no certificate of {parts.hostname} is checked (ssl_cert_reqs), so that whoever is "
             "between can read and send as Redis; leave it out, and give the file of its authority "
             "as ssl_ca_certs in TIDEMILL_REDIS_URL"
+        )
+    if query.get("ssl_check_hostname", [""])[-1] == "false" and not is_local(parts.hostname):
+        return (
+            f"a certificate of {parts.hostname} may be for any name (ssl_check_hostname), so that "
+            "who has another one of its authority can read and send as Redis; leave it out, and "
+            "name the host in TIDEMILL_REDIS_URL as its certificate does"
         )
     if parts.password or query.get("ssl_certfile"):
         return None
@@ -59,11 +69,8 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
     """A sentence on a database that lets strangers in; None if it does not."""
     if url.get_backend_name() == "sqlite":
         return _file_exposure(Path(url.database or ""))
-    if url.password:
-        return None
-    hosts = [url.host] if url.host else _listed(url.query.get("host"))
-    remote = [host for host in hosts if not is_local(host)]
-    if not remote:
+    remote = remote_hosts(connection_options(url, environment))
+    if url.password or not remote:
         return None
     named = any(name in url.query for name in CREDENTIALS)
     has_password = any(environment.get(name) for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE"))
@@ -73,6 +80,36 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
         f"{', '.join(remote)} lets in without a password whoever can reach it, to read every "
         "text; ask for one in its pg_hba.conf (scram-sha-256), and give it in "
         "TIDEMILL_DATABASE_URL"
+    )
+
+
+def database_tls_weakness(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
+    """A sentence on a connection to a remote PostgreSQL that others can read or impersonate.
+
+    None if its encryption and the server's certificate exclude both.
+    """
+    if url.get_backend_name() == "sqlite":
+        return None
+    options = connection_options(url, environment)
+    remote = remote_hosts(options)
+    if not remote:
+        return None
+    # Kerberos, and a password whose proof names the certificate, let nobody stand between.
+    if options.get("gssencmode") == "require" or options.get("channel_binding") == "require":
+        return None
+    # With the authorities of this machine libpq checks names too, unless it is told otherwise.
+    default = "verify-full" if options.get("sslrootcert") == "system" else "prefer"
+    mode = options.get("sslmode", default)
+    knows_authority = options.get("sslrootcert") or ROOT_CERTIFICATE.expanduser().is_file()
+    # With a file of authorities `require` is what `verify-ca` is.
+    meant = "verify-ca" if mode == "require" and knows_authority else mode
+    weakness = WEAKNESSES.get(meant)
+    if weakness is None:
+        return None  # verify-full, or a word with which libpq does not connect
+    return (
+        f"the way to {', '.join(remote)} {weakness} (sslmode {mode}); give "
+        "sslmode=verify-full and the file of its authority as sslrootcert in "
+        "TIDEMILL_DATABASE_URL, and there the host by the name in its certificate"
     )
 
 
@@ -89,8 +126,3 @@ def _file_exposure(file: Path) -> str | None:
         f"every user of this machine can read {file}, and so every text; "
         f"`chmod o-rwx {shlex.quote(str(file))}*`"
     )
-
-
-def _listed(hosts: str | tuple[str, ...] | None) -> list[str]:
-    joined = ",".join(hosts) if isinstance(hosts, tuple) else hosts or ""
-    return [host for host in joined.split(",") if host]

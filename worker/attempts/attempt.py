@@ -114,7 +114,9 @@ class Attempt:
         self._ids = ids or (lambda: {"job_id": str(fence.job_id)})
         self.trace = trace
         self._time_limit_seconds = time_limit_seconds
-        self._started_at = time.monotonic()
+        self._made_at = time.monotonic()
+        # None until it starts: it may wait for a thread that others' texts or patterns are using.
+        self._started_at: float | None = None
         self._lock = threading.Lock()
         self._over = False
         self._moves: deque[Callable[[], None]] = deque()  # queued for the thread that makes moves
@@ -129,8 +131,8 @@ class Attempt:
 
     @property
     def run_seconds(self) -> float:
-        """Seconds since the attempt began."""
-        return time.monotonic() - self._started_at
+        """Seconds since the attempt was made, which is when its job was claimed."""
+        return time.monotonic() - self._made_at
 
     @property
     def is_over(self) -> bool:
@@ -138,6 +140,7 @@ class Attempt:
         return self._over
 
     def start(self) -> None:
+        self._started_at = time.monotonic()
         self._move(self._begin)
 
     def release(self) -> None:
@@ -150,8 +153,8 @@ class Attempt:
 
     def fail_if_overdue(self, now: float) -> None:
         """End an attempt that has run longer than its job allows. now: monotonic"""
-        limit = self._time_limit_seconds
-        if limit is not None and now - self._started_at > limit:
+        limit, started_at = self._time_limit_seconds, self._started_at
+        if limit is not None and started_at is not None and now - started_at > limit:
             self.fail(TimeLimitPassed(limit))
 
     def _receive(self, output: Output, is_shared: bool = False) -> None:

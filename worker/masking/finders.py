@@ -17,7 +17,8 @@ from worker.errors import PatternTooSlow
 from worker.masking.addresses import Emails, IpAddresses, UrlSecrets
 from worker.masking.folding import folded
 from worker.masking.match import Finder, Match, matches_of
-from worker.masking.numbers import Cards, Ibans, Phones
+from worker.masking.numbers import Cards, Ibans
+from worker.masking.phones import Phones
 
 __all__ = ["Finder", "Match", "compiled", "finders_of"]
 

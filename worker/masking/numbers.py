@@ -1,10 +1,8 @@
-"""Finds card numbers, IBANs and telephone numbers."""
+"""Finds card numbers and IBANs."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from tasks.errors import SettingsError
 from worker.masking.match import Match
 
 # What follows the first digits is looked ahead at, so that another may begin within it. Patterns
@@ -19,7 +17,6 @@ IBAN = re.compile(
     r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
     r"(?=(?P<rest>[0-9](?:[\s.-]{0,2}[A-Za-z0-9]){11,30}))"
 )
-DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])")
 CARD_LENGTHS = range(19, 12, -1)
 DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the sum of the digits of twice a digit
 IBAN_LENGTHS = {
@@ -94,32 +91,3 @@ def is_card(digits: Sequence[int]) -> bool:
     """Whether Luhn's check digit is valid; a single repeated digit is no card."""
     doubled = sum(DOUBLED[digit] for digit in digits[-2::-2])
     return (sum(digits[-1::-2]) + doubled) % 10 == 0 and len(set(digits)) > 1
-
-
-class Phones:
-    """Finds phone numbers by the numbering plans of all countries, with `phonenumbers`.
-
-    `00` before a country code counts as `+`, as most of the world dials it.
-    """
-
-    def __init__(self, regions: Collection[str]) -> None:
-        """regions: of numbers without a country code"""
-        try:
-            import phonenumbers
-        except ImportError:
-            raise SettingsError(
-                'masking: the rule "phone" needs phonenumbers; install it with: '
-                'pip install "tidemill[masking]"'
-            ) from None
-        for region in regions:
-            if region not in phonenumbers.SUPPORTED_REGIONS:
-                raise SettingsError(f"masking: {region} is no region that has telephone numbers")
-        self._matcher: Any = phonenumbers.PhoneNumberMatcher
-        self._regions: list[str | None] = [*sorted(regions)] or [None]
-
-    def find(self, text: str) -> Iterator[Match]:
-        dialled = DIALLED_PLUS.sub(" +", text)
-        for region in self._regions:
-            for match in self._matcher(dialled, region):
-                is_dialled = dialled[match.start] == "+" != text[match.start]
-                yield Match(match.start - is_dialled, match.end, "PHONE")

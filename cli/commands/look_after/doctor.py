@@ -23,18 +23,32 @@ class Finding:
     subject: str
     is_well: bool
     sentence: str
+    is_warning: bool = False  # works, and may be as somebody wants it
+
+    @property
+    def word(self) -> str:
+        return "WARN" if self.is_warning else "ok" if self.is_well else "WRONG"
+
+    @property
+    def style(self) -> str:
+        return "yellow" if self.is_warning else "" if self.is_well else "red"
 
 
 def doctor(json: options.Json = False) -> None:
     """Check the configuration, Redis, the database, the checkpoints and the workers.
 
-    The exit status is 1 if anything is wrong.
+    The exit status is 1 if anything is wrong; what is only a warning leaves it at 0.
     """
     findings = examine()
     if json:
         write_json(
             [
-                {"subject": finding.subject, "ok": finding.is_well, "sentence": finding.sentence}
+                {
+                    "subject": finding.subject,
+                    "ok": finding.is_well,
+                    "warning": finding.is_warning,
+                    "sentence": finding.sentence,
+                }
                 for finding in findings
             ]
         )
@@ -42,10 +56,9 @@ def doctor(json: options.Json = False) -> None:
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
             out.print(
-                f"{'ok   ' if finding.is_well else 'WRONG'}  {finding.subject:<{width}}  "
-                f"{finding.sentence}",
+                f"{finding.word:<5}  {finding.subject:<{width}}  {finding.sentence}",
                 soft_wrap=True,
-                style="" if finding.is_well else "red",
+                style=finding.style,
             )
     if not all(finding.is_well for finding in findings):
         raise typer.Exit(1)
@@ -135,7 +148,7 @@ def _look_at_redis() -> list[Finding]:
 
 
 def _look_at_database(database: "Database") -> list[Finding]:
-    from cli.stack.exposure import database_exposure
+    from cli.stack.exposure import database_exposure, database_tls_weakness
     from cli.stack.write_trial import write_fault
     from db.schema import head, require_current
 
@@ -143,6 +156,10 @@ def _look_at_database(database: "Database") -> list[Finding]:
     findings = [Finding("database", True, f"{database.shown_url} is at revision {head()}")]
     if (exposure := database_exposure(database.url)) is not None:
         findings.append(Finding("access", False, f"the database: {exposure}"))
+    if (weakness := database_tls_weakness(database.url)) is not None:
+        # No more than a warning: in a network of one's own, as that of a compose file, it is
+        # common, and a container's health is what this command says.
+        findings.append(Finding("access", True, f"the database: {weakness}", is_warning=True))
     if (fault := write_fault(database)) is not None:
         findings.append(Finding("database", False, f"it takes no write: {fault}"))
     return findings

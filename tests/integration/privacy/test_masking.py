@@ -98,6 +98,23 @@ def test_a_slow_masking_pattern_delays_no_other_job(producer: Cluster) -> None:
 
 
 @on_sqlite
+def test_waiting_for_others_patterns_is_no_part_of_a_jobs_time_limit(producer: Cluster) -> None:
+    """Four patterns take a second each, on the thread that masks the fifth job of the lane."""
+    config = producer.configure()
+    tables = (
+        "[masking.tenants.slow]\npatterns = { SLOW = '(a|aa)+$' }\n"
+        "[masking.tenants.quick]\npatterns = { K = 'K-[0-9]+' }\n"
+    )
+    config.write_text(config.read_text() + tables)
+    slow = [generate.submit(text="a" * 60 + "b", tenant="slow") for _ in range(4)]
+    quick = generate.submit(text="K-7", tenant="quick", max_new_tokens=1, time_limit_seconds=1)
+    with producer.worker():
+        ended = [job.wait(90) for job in (*slow, quick)]
+    codes = [job.error and job.error.code for job in ended]
+    assert codes == ["masking_pattern_too_slow"] * 4 + [None]
+
+
+@on_sqlite
 @pytest.mark.parametrize(
     "table", ['[masking]\nrules = ["emails"]\n', '[masking]\nfinders = ["no.where:x"]\n']
 )

@@ -1,5 +1,6 @@
 """A Redis or a database that lets strangers in is told from one that does not."""
 
+import re
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,7 +8,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from sqlalchemy import make_url
 
-from cli.stack.exposure import database_exposure, redis_exposure
+from cli.stack.exposure import database_exposure, database_tls_weakness, redis_exposure
+from cli.stack.local_host import is_local
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,10 @@ from cli.stack.exposure import database_exposure, redis_exposure
         ("rediss://redis.example/0?ssl_certfile=/own.pem", {}, False),
         ("rediss://:secret@redis.example/0?ssl_cert_reqs=none", {}, True),
         ("rediss://:secret@redis.example/0?ssl_cert_reqs=required", {}, False),
+        ("rediss://:secret@redis.example/0?ssl_cert_reqs=optional", {}, False),
+        ("rediss://:secret@redis.example/0?ssl_check_hostname=false", {}, True),
+        ("rediss://:secret@redis.example/0?ssl_check_hostname=true", {}, False),
+        ("rediss://:secret@localhost/0?ssl_check_hostname=false", {}, False),
         ("rediss://:secret@127.0.0.1/0?ssl_cert_reqs=none", {}, False),
     ],
 )
@@ -50,6 +56,15 @@ def test_the_exposure_of_a_redis_is_reported(
         ("postgresql://u:secret@db.example/x", {}, False),
         ("postgresql://u@db.example/x", {"PGPASSWORD": "secret"}, False),
         ("postgresql://u@db.example/x?sslcert=own.pem", {}, False),
+        # libpq is told the host that stands last, or in a variable; the address goes before it.
+        ("postgresql://u@localhost/x?host=db.example", {}, True),
+        ("postgresql:///x", {"PGHOST": "db.example"}, True),
+        ("postgresql:///x", {}, False),
+        ("postgresql://u@localhost,127.0.0.1/x", {}, False),
+        ("postgresql:///x?host=localhost:5432&host=127.0.0.1:5433", {}, False),
+        ("postgresql:///x?host=localhost:5432&host=db.example:5433", {}, True),
+        ("postgresql://u@db.example/x?hostaddr=127.0.0.1", {}, False),
+        ("postgresql://u@localhost/x?hostaddr=10.0.0.7", {}, True),
     ],
 )
 def test_an_exposed_database_is_reported(
@@ -59,6 +74,97 @@ def test_an_exposed_database_is_reported(
     sentence = database_exposure(make_url(url), environment)
     assert (sentence is not None) is is_open
     assert "secret" not in (sentence or "")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_so"),
+    [
+        *((None, True), ("", True), ("/run/postgresql", True), ("@abstract", True)),
+        *(("LocalHost.", True), ("127.0.0.2", True), ("::1", True), ("[::1]", True)),
+        *(("::ffff:127.0.0.1", True), ("0:0:0:0:0:0:0:1", True), ("::ffff:10.0.0.1", False)),
+        *(("fe80::1%eth0", False), ("10.0.0.1", False), ("localhost.example", False)),
+    ],
+)
+def test_a_host_is_this_machine_or_another(host: str | None, is_so: bool) -> None:
+    assert is_local(host) is is_so
+
+
+REMOTE = "postgresql://u:secret@db.example/x"
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "says"),
+    [
+        ("sqlite:////tmp/x.db", {}, None),
+        # Nothing is between this machine and itself.
+        ("postgresql://u:secret@localhost/x", {}, None),
+        ("postgresql://u:secret@[::1]/x?sslmode=disable", {}, None),
+        ("postgresql:///x?host=/run/postgresql", {"PGSSLMODE": "disable"}, None),
+        # By default libpq takes what it is offered.
+        (REMOTE, {}, "only if the server offers it"),
+        (f"{REMOTE}?sslmode=", {}, "sslmode prefer"),
+        (f"{REMOTE}?sslmode=prefer", {}, "only if the server offers it"),
+        (f"{REMOTE}?sslmode=disable", {}, "is not encrypted: whoever is between"),
+        (f"{REMOTE}?sslmode=allow", {}, "unless the server insists"),
+        (f"{REMOTE}?sslmode=require", {}, "but the server's certificate is not checked"),
+        (f"{REMOTE}?sslmode=require&sslrootcert=/ca.pem", {}, "for whichever name"),
+        (f"{REMOTE}?sslmode=verify-ca", {}, "for whichever name"),
+        (f"{REMOTE}?sslmode=verify-full", {}, None),
+        (f"{REMOTE}?sslmode=nonsense", {}, None),  # libpq refuses it
+        # The URL goes before the environment.
+        (REMOTE, {"PGSSLMODE": "verify-full"}, None),
+        (REMOTE, {"PGSSLMODE": "require"}, "sslmode require"),
+        (f"{REMOTE}?sslmode=verify-full", {"PGSSLMODE": "disable"}, None),
+        (f"{REMOTE}?sslmode=require", {"PGSSLMODE": "verify-full"}, "sslmode require"),
+        # With the authorities of the machine names are checked by default.
+        (f"{REMOTE}?sslrootcert=system", {}, None),
+        (REMOTE, {"PGSSLROOTCERT": "system"}, None),
+        (f"{REMOTE}?sslrootcert=/ca.pem", {}, "only if the server offers it"),
+        # Other ways to let nobody stand between.
+        (f"{REMOTE}?sslmode=require&channel_binding=require", {}, None),
+        (REMOTE, {"PGCHANNELBINDING": "require"}, None),
+        (f"{REMOTE}?gssencmode=require", {}, None),
+        # Whichever host it may be.
+        ("postgresql://u:secret@localhost,db.example/x", {}, "the way to db.example is"),
+        ("postgresql:///x?host=a.example:1&host=b.example:2", {}, "to a.example, b.example is"),
+        ("postgresql:///x", {"PGHOST": "db.example"}, "the way to db.example is"),
+        (f"{REMOTE}?hostaddr=127.0.0.1", {}, None),
+        ("postgresql://u:secret@localhost/x?hostaddr=10.0.0.7", {}, "the way to localhost is"),
+        ("postgresql://u:secret@/x?hostaddr=10.0.0.7", {}, "the way to 10.0.0.7 is"),
+    ],
+)
+def test_a_way_to_a_database_on_which_others_can_stand_is_reported(
+    url: str, environment: dict[str, str], says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    sentence = database_tls_weakness(make_url(url), environment)
+    if says is None:
+        assert sentence is None
+    else:
+        assert sentence is not None
+        assert re.search(says, sentence), sentence
+        assert "give sslmode=verify-full and the file of its authority" in sentence
+        assert "secret" not in sentence
+
+
+def test_what_a_file_of_services_says_of_a_way_counts_before_the_environment(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "services.conf"
+    file.write_text(
+        "# of ours\n[open]\nhost=db.example\nsslmode=require\n\n"
+        "[closed]\nhost=db.example\nsslmode=verify-full\npassword=100%\n"
+    )
+    environment = {"PGSERVICEFILE": str(file), "PGSSLMODE": "disable"}
+
+    def weakness(url: str, **more: str) -> str | None:
+        return database_tls_weakness(make_url(url), environment | more)
+
+    assert "sslmode require" in (weakness("postgresql:///x?service=open") or "")
+    assert weakness("postgresql:///x?service=closed") is None
+    assert weakness("postgresql:///x", PGSERVICE="closed") is None
+    assert weakness("postgresql:///x?service=none") is None  # and no host: a socket
+    assert "sslmode allow" in (weakness("postgresql:///x?service=closed&sslmode=allow") or "")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Running attempts keep their leases, and those that lost their right are told."""
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
@@ -50,13 +51,18 @@ class Running:
         self._ids = iter(range(id(self), id(self) + 1000))
 
     def start(self, fence: Fence, time_limit_seconds: float | None = None) -> Attempt:
+        attempt = self.make(fence, time_limit_seconds)
+        attempt.start()
+        return attempt
+
+    def make(self, fence: Fence, time_limit_seconds: float | None = None) -> Attempt:
+        """An attempt that waits for a thread to start on."""
         contract = {"text": "a b c", "max_new_tokens": 1_000_000}
         work = Work(fence.job_id, "generate", contract, self.client.card, self._ids)
         attempt = Attempt(
             fence, work, 0, self.client, Settings(), time_limit_seconds, self.outcomes.append
         )
         self.attempts.append(attempt)
-        attempt.start()
         return attempt
 
 
@@ -160,6 +166,21 @@ def test_an_attempt_that_runs_longer_than_its_job_allows_fails(
     (outcome,) = running.outcomes
     assert (outcome.fence, outcome.state) == (short, JobState.FAILED)
     assert outcome.error_code == "time_limit"
+
+
+def test_a_time_limit_begins_when_its_attempt_does(database: Database, running: Running) -> None:
+    """One that waits for the thread on which others' texts are masked or cut does nothing yet."""
+    attempt = running.make(claimed_job(database), time_limit_seconds=5)
+    it = heartbeat(database, running)
+    it.end_overdue(time.monotonic() + 3600)
+    assert running.outcomes == []
+    attempt.start()
+    started_at = attempt._started_at
+    assert started_at is not None
+    it.end_overdue(started_at + 5)
+    assert running.outcomes == []
+    it.end_overdue(started_at + 5.1)
+    assert [each.error_code for each in running.outcomes] == ["time_limit"]
 
 
 def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(

@@ -1,0 +1,154 @@
+"""Numbering plans: which groups of digits can be no telephone number at all.
+
+`phonenumbers` decides what is one, at some 50 microseconds a group. A text of a million digits has
+hundreds of thousands of groups, so most of them are ruled out first, by what its own rules demand
+of the digits. A group that cannot be ruled out here for certain is left to it.
+"""
+
+import re
+from functools import cache, cached_property
+from typing import Any
+
+# An extension may follow, or something else than a number: all of it is left to `phonenumbers`.
+UNSURE = re.compile(r"[^\W\d_]|[#~;:=,\uff03\uff5e]")
+BEGINS_WITH_PLUS = re.compile(r"[^0-9+\uff0b]*[+\uff0b]")
+NO_DIGITS = re.compile(r"[^0-9]+")
+FIRST_GROUP_ONLY = re.compile(r"\(?(?:\\|\$)1\)?")
+MAX_DIGITS = 60  # of any prefixes and a number, by far
+MIN_DIGITS_ABROAD = 6  # with what is dialled before it
+MAX_CODE = 3  # digits of a country's code
+# Of which each number is one at least.
+KINDS = (
+    *("fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost"),
+    *("personal_number", "voip", "pager", "uan", "voicemail"),
+)
+
+
+class NumberingPlan:
+    """What a number without a country's code may be in a region; None: nothing."""
+
+    def __init__(self, region: str | None) -> None:
+        import phonenumbers
+
+        self.region = region
+        if region is None:
+            return
+        code = phonenumbers.country_code_for_region(region)
+        plans = _plans_of(code)
+        self._country = _countries()[str(code)]
+        # Of the region itself, and of the one that stands for all of its code.
+        own = [phonenumbers.PhoneMetadata.metadata_for_region(region), plans[0]]
+        self._abroad = _either([each.international_prefix for each in own])
+        self._prefix = _either([str(code), *(each.national_prefix_for_parsing for each in own)])
+        # Where an area's code may be left out, the number is longer than its digits.
+        self._adds_digits = any(each.national_prefix_transform_rule for each in own)
+        lengths = {each for plan in plans for each in plan.general_desc.possible_length}
+        self._min_digits = 2 if self._adds_digits else min(lengths)
+        shortest = min(self._min_digits, MIN_DIGITS_ABROAD)
+        self.shortest = re.compile(rf"(?:[0-9]\S*?){{{shortest}}}")  # a word that may be one
+        formats = plans[0].number_format
+        self._needs_prefix = [_needs_prefix(each) for each in formats]
+        self._formats = _either(
+            [f"{_leading(each)}(?P<f{n}>{each.pattern}\\Z)" for n, each in enumerate(formats)]
+        )
+
+    def rules_out(self, group: str) -> bool:
+        """Whether digits, with whatever stands between them, are no number for certain."""
+        has_plus = BEGINS_WITH_PLUS.match(group) is not None
+        if self.region is None and not has_plus:
+            return True
+        if UNSURE.search(group) or not group.isascii():
+            return False
+        digits = NO_DIGITS.sub("", group)
+        if len(digits) > MAX_DIGITS:
+            return True
+        if has_plus:
+            return self._rules_out_abroad(digits)
+        if self._abroad.match(digits):
+            return False
+        if len(digits) < self._min_digits:
+            return True
+        if self._prefix.match(digits):
+            return not (self._adds_digits or self._country.may_end_with_one(digits))
+        # Nothing is taken from its beginning, so all of it is the number, which is written with
+        # a prefix if its format says so.
+        if not self._country.may_be_one(digits):
+            return True
+        found = self._formats.match(digits)
+        return found is not None and self._needs_prefix[int(str(found.lastgroup)[1:])]
+
+    def _rules_out_abroad(self, digits: str) -> bool:
+        """The same behind a plus."""
+        countries = _countries()
+        for length in range(1, MAX_CODE + 1):
+            if (country := countries.get(digits[:length])) is not None:
+                rest = digits[length:]
+                return not (country.adds_digits or country.may_end_with_one(rest))
+        return self.region is None  # else it is read once more, as if there were no plus
+
+
+class Country:
+    """The numbers behind a country's code, which several regions may share."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    @cached_property
+    def adds_digits(self) -> bool:
+        """Whether a number behind the code may be longer than what is written."""
+        return bool(_plans_of(self._code)[0].national_prefix_transform_rule)
+
+    def may_be_one(self, digits: str) -> bool:
+        return self._number.match(digits) is not None
+
+    def may_end_with_one(self, digits: str) -> bool:
+        """Whether a number is left when some of the first digits are taken for a prefix."""
+        return self._end.match(digits) is not None
+
+    @cached_property
+    def _numbers(self) -> str:
+        kinds = [getattr(plan, kind) for plan in _plans_of(self._code) for kind in KINDS]
+        patterns = dict.fromkeys(each.national_number_pattern for each in kinds if each is not None)
+        return "|".join(f"(?:{each})" for each in patterns if each) or "(?!)"
+
+    @cached_property
+    def _number(self) -> re.Pattern[str]:
+        return re.compile(f"(?:{self._numbers})\\Z")
+
+    @cached_property
+    def _end(self) -> re.Pattern[str]:
+        return re.compile(f"[0-9]*?(?:{self._numbers})\\Z")
+
+
+@cache
+def _countries() -> dict[str, Country]:
+    """The countries by their codes."""
+    import phonenumbers
+
+    return {str(code): Country(code) for code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE}
+
+
+def _plans_of(code: int) -> list[Any]:
+    """Those of the regions that share a code; the first stands for all of them."""
+    import phonenumbers
+
+    return [
+        phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(code, region)
+        for region in phonenumbers.COUNTRY_CODE_TO_REGION_CODE[code]
+    ]
+
+
+def _either(patterns: list[str | None]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{each})" for each in patterns if each) or "(?!)")
+
+
+def _leading(number_format: Any) -> str:
+    patterns = number_format.leading_digits_pattern
+    return f"(?={patterns[-1]})" if patterns else ""
+
+
+def _needs_prefix(number_format: Any) -> bool:
+    """Whether a number of this format is written with a prefix before it."""
+    rule = number_format.national_prefix_formatting_rule
+    is_optional = number_format.national_prefix_optional_when_formatting
+    return bool(rule) and not is_optional and not FIRST_GROUP_ONLY.fullmatch(rule)
