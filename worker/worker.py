@@ -5,21 +5,17 @@
 It does not know Celery; `worker.celery.pool` and `worker.celery.run_jobs` connect the two.
 """
 
-import itertools
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from db.encryption.key_check import require_keys
-from db.lane import Lane
 from db.outcome import Fence, Outcome
 from db.schema import require_current
 from db.session import Database
@@ -31,10 +27,9 @@ from tasks.configuration.masking import Masking, masking_of
 from tasks.configuration.retention import retention_of
 from tasks.quarantine import ended_listeners
 from tasks.queues import queue_names
-from tasks.tracing import tracer
 from worker import quarantine
 from worker.attempts.attempt import Attempt
-from worker.attempts.job_trace import JobTrace
+from worker.attempts.attempt_starter import AttemptStarter
 from worker.cache.content_cache import ContentCache
 from worker.cache.output_reader import OutputReader
 from worker.cache.settings import CacheSettings
@@ -46,20 +41,16 @@ from worker.delivery import Delivery
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.nightly_pass import NightlyPass
 from worker.engines.fleet import EngineFleet
-from worker.errors import TextUnopenable
 from worker.guards.guard import Guard
 from worker.heartbeat import Heartbeat
 from worker.masking.masker import Maskers
 from worker.metrics.figures import WorkerFigures
 from worker.metrics.metrics import NO_METRICS, Metrics
 from worker.quarantine import QuarantineMover
-from worker.recipes import Work
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A longer text is split or masked on a separate thread, so that claiming goes on.
-MAX_CLAIMER_CHARACTERS = 50_000
 DRAIN_POLL_SECONDS = 0.2  # between two checks whether a drain should end at once
 
 
@@ -94,18 +85,14 @@ class Worker:
         self._database = database
         self._models = models
         self._known_models = {*known_models, *(model.alias for model in models)}
-        self._request_ids = itertools.count(1)
         self._fleet = EngineFleet(database, models)
-        self._maskers = Maskers(masking or Masking())
-        self._languages = {model.alias: model.languages for model in models}
+        maskers = Maskers(masking or Masking())
         # Reentrant: Celery's signal handler may run on the thread that holds it.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._running: dict[Fence, tuple[Attempt, ClaimedJob]] = {}
         self._deliveries: set[Delivery] = set()
         self._draining = False
-        self._documents = ThreadPoolExecutor(1, "documents")
-        self._masking = {lane: ThreadPoolExecutor(1, "masking") for lane in Lane}
         self._stops_now = False
         self._is_ready = False
         self._metrics = self._make_metrics()
@@ -128,6 +115,17 @@ class Worker:
         )
         self._cache_upkeep = CacheUpkeep(
             database, self.owner, self._cache, lambda: self._committer.num_cached_bytes
+        )
+        self._starter = AttemptStarter(
+            self._fleet,
+            settings,
+            self._committer,
+            self._output_reader,
+            self._cache,
+            self._guard,
+            maskers,
+            {model.alias: model.languages for model in models},
+            has_keys=database.keys is not None,
         )
         self._claimer = Claimer(
             database, self.owner, settings, self._start_jobs, lambda: self._committer.is_full
@@ -251,8 +249,7 @@ class Worker:
         self._watchdog.stop()
         self._nightly.stop()
         self._dispatcher.stop()
-        for pool in (self._documents, *self._masking.values()):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._starter.stop()
         self.drain(0)
         self._fleet.stop()
         self._output_reader.stop()
@@ -323,81 +320,14 @@ class Worker:
 
     def _start_jobs(self, claimed: list[ClaimedJob]) -> None:
         with self._output_reader.together():
-            self._start_each(claimed)
-
-    def _start_each(self, claimed: list[ClaimedJob]) -> None:
-        # Checked once for all jobs, so that a feature that is off costs a job nothing.
-        tracer_in_use, masks = tracer(), self._maskers.masks
-        cache = self._cache if self._cache.settings.enabled else None
-        for job in claimed:
-            own = self._fleet.least_busy(job.model)
-            client = own or self._fleet.clients[0]  # which gets no request
-            contract = job.contract or {}
-            work = Work(
-                job.fence.job_id,
-                job.task,
-                contract,
-                client.card,
-                self._request_ids,
-                job.lane is Lane.INTERACTIVE,
-                self._languages.get(job.model, ()),
-                job.tenant,
-                self._maskers.masker_for(job.task, job.tenant) if masks else None,
-            )
-            attempt = Attempt(
-                job.fence,
-                work,
-                job.num_failures,
-                client,
-                self.settings,
-                job.time_limit_seconds,
-                partial(self._committer.put, is_urgent=job.lane is Lane.INTERACTIVE),
-                self._committer.keep,
-                self._output_reader,
-                cache,
-                job.ids,
-                self._guard,
-                None
-                if tracer_in_use is None
-                else JobTrace.of(
-                    tracer_in_use,
-                    job.fence.job_id,
-                    job.batch_id,
-                    job.traceparent,
-                    job.claim_began_ns,
-                    task=job.task,
-                    model=job.model,
-                    attempt=job.fence.attempt,
-                ),
-                self._fleet.least_busy,
-                self._database.keys is not None,
-            )
-            with self._lock:
-                self._running[job.fence] = (attempt, job)
-                draining = self._draining
-            if draining or own is None:
-                # Its model is not served here: the message was in a wrong queue, and the dispatcher
-                # publishes another.
-                attempt.release()
-            elif job.contract is None:
-                log.error("text does not open", extra=job.ids())
-                attempt.fail(TextUnopenable())
-            elif (pool := self._pool_of(job.lane, work)) is not None:
-                pool.submit(attempt.start)
-            else:
-                attempt.start()
-
-    def _pool_of(self, lane: Lane, work: Work) -> ThreadPoolExecutor | None:
-        """The thread pool for a job's first step; None: the claimer's thread, for a quick one."""
-        masker = work.masker
-        if masker is not None and masker.is_foreign:
-            # An operator's pattern may take a second for each job. Meanwhile other jobs would wait
-            # to be claimed, and leases of jobs claimed with it would expire.
-            return self._masking[lane]
-        num_characters = len(work.contract.get("text") or "")
-        if masker is not None and num_characters <= MAX_CLAIMER_CHARACTERS:
-            num_characters = masker.num_characters(work.contract)
-        return self._documents if num_characters > MAX_CLAIMER_CHARACTERS else None
+            for new in self._starter.make(claimed):
+                with self._lock:
+                    self._running[new.job.fence] = (new.attempt, new.job)
+                    draining = self._draining
+                if draining:
+                    new.attempt.release()
+                else:
+                    self._starter.start(new)
 
     def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
         """Count and log the outcomes that changed a row, after their commit."""

@@ -22,7 +22,7 @@ VARIABLES = {
 
 
 def connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of a connection, of the URL before the service file's and environment's."""
+    """Return the options of a connection: the URL goes before service file and environment."""
     in_url = {name: _joined(value) for name, value in url.query.items()}
     if url.host and not in_url.get("host"):
         in_url["host"] = url.host
