@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 from sqlalchemy.engine import URL
 
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
-# Of libpq: what lets in without a password in the URL.
+# Settings of libpq that give access without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
 
 
@@ -84,7 +84,7 @@ def _file_exposure(file: Path) -> str | None:
         if not folders_let_in or not file.stat().st_mode & 0o006:
             return None
     except OSError:
-        return None  # it is not there, which is said elsewhere
+        return None  # the file does not exist, which is reported elsewhere
     return (
         f"every user of this machine can read {file}, and so every text; "
         f"`chmod o-rwx {shlex.quote(str(file))}*`"
