@@ -35,8 +35,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """What the README tells people to type and the answer it shows, but for what this test is
-    itself a part of."""
+    """The README's commands and the answers it shows, without the commands that run this test."""
     typed: list[tuple[str, str]] = []
     for block in blocks("console"):
         for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -47,7 +46,8 @@ def commands() -> list[tuple[str, str]]:
 
 
 def answer_of(program: str) -> str:
-    """The comment of whole lines at the end of a program: what it prints last."""
+    """The comment of whole lines at the end of a program, which shows what the program prints
+    last."""
     lines = re.findall(r"^# (.*)$", program, flags=re.MULTILINE)
     return " ".join(lines)
 

@@ -1,4 +1,4 @@
-"""A small disk that can be filled: a file system in memory, where one may be mounted."""
+"""A small disk that can be filled: a file system in memory, if this user may mount one."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ NUM_BYTES = 2**30  # taken only as far as it is written to
 
 @cache
 def may_mount() -> bool:
-    """Whether this user may; even root may not in most containers."""
+    """Whether this user may mount; even root may not in most containers."""
     try:
         with SmallDisk.mounted():
             return True
@@ -43,7 +43,7 @@ class SmallDisk:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Within it there is no room for another page."""
+        """Within this context the disk has no room for another page."""
         self._resize(shutil.disk_usage(self.folder).used)
         try:
             yield

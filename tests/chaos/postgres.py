@@ -1,4 +1,4 @@
-"""A PostgreSQL that listens on TCP and can be taken away: killed, restarted, made to hang."""
+"""A PostgreSQL server on TCP that a test can kill, restart or suspend."""
 
 import os
 import shutil
@@ -87,7 +87,7 @@ class ChaosPostgres:
                 time.sleep(0.02)
 
     def start_if_ended(self) -> None:
-        """As its supervisor would."""
+        """Start the server again if it has ended, as a supervisor would."""
         assert self.process is not None
         if self.process.poll() is not None:
             self.start()
@@ -102,7 +102,7 @@ class ChaosPostgres:
 
     @contextmanager
     def refusing_writes(self) -> Iterator[None]:
-        """Within it, it is as a standby that was not promoted yet."""
+        """Within this context the server is read-only, like a standby that was not promoted yet."""
         self._set("default_transaction_read_only = on")
         try:
             yield
@@ -125,7 +125,8 @@ class ChaosPostgres:
         return psycopg.connect(self.url("postgres"), autocommit=True)
 
     def stop(self) -> None:
-        """At once, as `pg_ctl stop -m immediate`: what runs is cut off, and recovered later."""
+        """Stop like `pg_ctl stop -m immediate`: running transactions are cut off and recovered
+        later."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
@@ -133,7 +134,7 @@ class ChaosPostgres:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Within it the server is there and does nothing."""
+        """Within this context the server is suspended."""
         assert self.process is not None
         # The parent first, so that it starts no other.
         stopped = [psutil.Process(self.process.pid)]

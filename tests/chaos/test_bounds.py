@@ -1,4 +1,4 @@
-"""What is promised in seconds, with the settings that workers have by themselves."""
+"""The promised times hold with a worker's default settings."""
 
 import signal
 

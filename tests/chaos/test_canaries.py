@@ -1,4 +1,4 @@
-"""A checker that cannot see a fault proves nothing: without its safeguards, Tidemill is caught."""
+"""The checker finds the faults of sabotaged workers; a checker that cannot proves nothing."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ NUM_JOBS = 16
 
 
 def kinds(complaints: list[str]) -> set[str]:
-    """What is complained of, without the ids."""
+    """The complaints without their ids."""
     return {re.sub(r"[0-9a-f-]{36}", "ID", each) for each in complaints}
 
 

@@ -1,4 +1,4 @@
-"""Faults that a rain of them would seldom hit just so."""
+"""Faults that random ones seldom produce with the right timing."""
 
 import re
 import signal

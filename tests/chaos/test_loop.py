@@ -45,7 +45,7 @@ BACKLOG = 300  # jobs that wait or run, at least, while faults happen
 
 
 class BehindProxies(Cluster):
-    """Its workers reach the servers through proxies; the test reaches them directly."""
+    """A cluster whose workers reach the servers through proxies; the test connects directly."""
 
     def behind(self, to_valkey: Proxy, to_database: str | None) -> None:
         self.proxied = {
@@ -146,7 +146,7 @@ def test_every_job_ends_once_whatever_dies(scene: Scene) -> None:
 
 
 def keep_busy(scene: Scene, over: threading.Event) -> None:
-    """Submit, and now and then think better of it, until it is over."""
+    """Submit jobs, and now and then cancel some, until the run is over."""
     run, chance = scene.run, random.Random(scene.chance.random())
     while not over.wait(0.2):
         run.submit_one()

@@ -1,4 +1,4 @@
-"""Commands as their users have them, without a worker: what is taken, refused and shown."""
+"""Commands as users run them, without a worker: their input, refusals and output."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What commands write where the terminal is poor, the pipe is closed or the disk is full."""
+"""Output of commands with a poor terminal, a closed pipe or a full disk."""
 
 import csv
 import io
@@ -123,7 +123,7 @@ def test_nothing_hostile_reaches_a_terminal(stocked: CommandLine) -> None:
 
 
 def on_terminal(tidemill: CommandLine, *arguments: str, **environment: str) -> str:
-    """What a command writes to a terminal that it has for itself."""
+    """The output of a command on a terminal of its own."""
     ours, theirs = pty.openpty()
     whole_environment = {**tidemill.whole_environment, "TERM": "xterm", **environment}
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)

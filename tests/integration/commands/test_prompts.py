@@ -1,4 +1,4 @@
-"""Questions that a command asks at a terminal, and what is not an answer to them."""
+"""Questions that a command asks at a terminal, and replies that it does not accept."""
 
 import fcntl
 import os

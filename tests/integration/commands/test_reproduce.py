@@ -1,4 +1,4 @@
-"""`tidemill reproduce`, and what is said when a model's files are others than before."""
+"""`tidemill reproduce`, and its report if a model's files have changed."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.services.servers import ValkeyServer
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[Cluster]:
-    """A model that generates and one that summarizes, of real weights in files of their own."""
+    """A model that generates and one that summarizes, with real weights in separate files."""
     folder = tmp_path_factory.mktemp("reproduce")
     checkpoints.build("gpt2", folder / "gpt2")
     checkpoints.build("t5", folder / "t5")
@@ -135,7 +135,7 @@ def test_a_job_without_an_answer_is_not_reproduced(cluster: Cluster) -> None:
 
 
 def turn_around(weights: Path) -> None:
-    """Other weights of the same names and shapes in a file of the same size."""
+    """Replace the weights by others of the same names and shapes in a file of the same size."""
     size = weights.stat().st_size
     tensors = {
         name: torch.flip(tensor, [0]).contiguous() for name, tensor in load_file(weights).items()

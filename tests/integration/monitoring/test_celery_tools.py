@@ -1,4 +1,4 @@
-"""Celery's own tools tell the truth about a worker."""
+"""Celery's own tools show a worker's true state."""
 
 import json
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ QUEUES = ["celery", "tidemill.fake.interactive", "tidemill.fake.bulk"]
 
 @contextmanager
 def operator(cluster: Cluster) -> Iterator[Celery]:
-    """An app of its own: ours keeps the connections of the Redis that it saw first."""
+    """An app of its own, since ours keeps the connections of the first Redis."""
     app = Celery(broker=cluster.redis_url, set_as_current=False)
     yield app
     app.close()
 
 
 def inspect(cluster: Cluster, what: str) -> Any:
-    """What its one worker tells."""
+    """The reply of the only worker."""
     name = cluster.started[-1].name
     with operator(cluster) as app:
         told = getattr(app.control.inspect([name], timeout=PATIENCE_SECONDS), what)()
@@ -36,7 +36,7 @@ def inspect(cluster: Cluster, what: str) -> Any:
 
 @pytest.fixture
 def busy(producer: Cluster) -> Cluster:
-    """A worker's models are so slow that what they run stays running."""
+    """A worker whose models are so slow that jobs stay running."""
     producer.configure(worker={"drain_seconds": 0.2}, fake_step_seconds=0.05)
     return producer
 

@@ -1,4 +1,4 @@
-"""The figures that Prometheus reads, beside those of the database, after faults."""
+"""The figures that Prometheus reads agree with the database, also after faults."""
 
 import socket
 import threading
@@ -53,8 +53,8 @@ REFUSED = ("invalid_contract", "unknown_model", "unknown_task")
 
 
 def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) -> None:
-    """The counters of all workers, each at its last scrape, come to what SQL counts; what the
-    leader reads from SQL is right by itself, whoever died."""
+    """The counters of all workers, each at its last scrape, add up to the count of SQL. The
+    leader's figures are read with SQL, so they do not depend on dead workers."""
     first_port, second_port = free_port(), free_port()
     settings = {**TAKEN_UP_SOON, "retry_seconds": 0.05}
     producer.configure(
@@ -135,7 +135,8 @@ def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) 
 
 
 def test_a_job_that_cannot_begin_here_is_counted_as_given_back(producer: Cluster) -> None:
-    """Its message came by the queue of another model; that it was given back is an attempt."""
+    """The message came through the queue of another model; releasing its job counts as an
+    attempt."""
     port = free_port()
     (job_id,) = insert_jobs(producer.database, [job_row(model="another")])
     settings = Settings(metrics_port=port)

@@ -1,4 +1,4 @@
-"""What is switched off (measures, masks, keys, records, cache, guards) costs a job nothing."""
+"""Features that are off (measures, masks, keys, records, cache, guards) cost a job nothing."""
 
 import threading
 from collections import Counter
@@ -40,7 +40,7 @@ PER_JOB = {
 
 
 class Calls:
-    """The calls of our own functions, by file and name, on threads that began since."""
+    """Counts calls of our own functions, by file and name, on threads that started after it."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()

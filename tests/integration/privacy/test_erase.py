@@ -1,4 +1,4 @@
-"""`tidemill export`, `erase` and `backup`: what is kept of somebody, and that it is gone."""
+"""`tidemill export`, `erase` and `backup` of one person's data."""
 
 import json
 import resource
@@ -61,7 +61,7 @@ def said(text: str = LONG) -> Answer:
 
 
 def insert_texts(database: Database, **fields: Any) -> dict[str, UUID]:
-    """Jobs in several states, every column of a text with the canary in it."""
+    """Jobs in several states, with the canary in every text column."""
     made = {
         name: insert_job(database, metadata=METADATA, custom_id=f"{CANARY}-{name}", **fields)
         for name in ("succeeded", "failed", "retried", "running", "queued")
@@ -113,7 +113,7 @@ def message(job_id: UUID | None, body: bytes) -> dict[str, Any]:
 
 
 def places_of(database: Database, text: str) -> list[str]:
-    """Where in the tables, or in SQLite's files, a text is."""
+    """The tables, or SQLite's files, that contain a text."""
     found = []
     with database.read() as session:
         for table in Job.metadata.sorted_tables:
@@ -205,7 +205,7 @@ def test_erasing_a_running_job_fences_it_off_and_leaves_no_text(database: Databa
 
 
 def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -> None:
-    """The committer has looked whether its attempt may write, and then the job is erased."""
+    """The job is erased after the committer has checked that its attempt may write."""
     if database.dialect == "sqlite":
         return  # one writer at a time
     job_id = insert_job(database, metadata=METADATA)
@@ -274,14 +274,14 @@ def test_the_person_of_a_message_is_read_from_its_fields(
 def test_a_person_is_found_in_a_message_by_values_of_another_type(
     person: Person, fields: dict[str, Any]
 ) -> None:
-    """That they are of another type may be why it is in the quarantine."""
+    """The wrong type may be the reason why the message was quarantined."""
     assert person.sent(fields)
     assert not Person(tenant="None").sent(fields)
     assert not Person(metadata={"patient": "8"}).sent(fields)
 
 
 def test_a_text_that_cannot_be_decrypted_prevents_no_export_or_erasure(stored: CommandLine) -> None:
-    """Neither one of theirs nor another's; and without the keys nothing is erased by half."""
+    """The text may be the person's or another's; without any keys nothing is erased."""
     line = new_key("k1")
     sealed = Database(stored.environment["TIDEMILL_DATABASE_URL"], KeyRing.parse(line, "it"))
     moved, whole = (insert_job(sealed, tenant="acme", custom_id=CANARY) for _ in range(2))
@@ -395,7 +395,8 @@ def test_a_backup_is_whole_while_jobs_are_written(stored: CommandLine) -> None:
 
 
 def test_a_backup_that_the_disk_has_no_room_for_leaves_nothing(tidemill: CommandLine) -> None:
-    """The file system refuses it, as a full one does; what lies beside the copy holds texts too."""
+    """The file system refuses the write, as a full disk does; files beside the copy hold texts,
+    too."""
     tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
     assert tidemill("migrate").status == 0
     database = database_of(tidemill)

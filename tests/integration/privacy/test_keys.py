@@ -156,7 +156,7 @@ def test_a_worker_seals_what_it_writes_and_one_bad_text_fails_alone(cluster: Clu
 
 
 def test_another_key_of_the_same_name_is_refused_before_it_fails_a_job(stored: CommandLine) -> None:
-    """A worker would end every job as unopenable, and for good."""
+    """Else a worker would fail every job as unopenable, for good."""
     url = stored.environment["TIDEMILL_DATABASE_URL"]
     lines = {name: new_key(name) for name in ("k2", "k1")}
     for name in ("k1", "k2"):

@@ -1,4 +1,4 @@
-"""What users send and get never reaches a log."""
+"""Users' inputs and outputs never reach a log."""
 
 import json
 import signal
@@ -63,7 +63,7 @@ def test_the_stacks_that_a_signal_shows_hold_no_text(producer: Cluster) -> None:
 
 @on_sqlite
 def test_a_log_in_json_is_an_object_a_line_and_says_whose_doing_it_is(producer: Cluster) -> None:
-    """And after hostile messages and failures no text is in it, in a metric or in an error."""
+    """After hostile messages and failures no text is in the log, in a metric or in an error."""
     port = free_port()
     producer.configure(
         worker={"log_format": "json", "metrics_port": port},

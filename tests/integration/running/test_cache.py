@@ -1,4 +1,4 @@
-"""The content cache of a whole worker: what was computed once is not computed again."""
+"""The content cache of a whole worker: an answer that was computed once is not computed again."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -278,7 +278,7 @@ def test_a_repeated_document_makes_no_model_calls_and_reports_it(producer: Clust
 
 @on_sqlite
 def test_equal_parts_of_a_document_are_computed_once(producer: Cluster) -> None:
-    """A header on each of forty pages, each page as long as a part."""
+    """Forty pages have the same header, and each page is as long as a part."""
     body = " ".join(f"word{number}" for number in range(CONTEXT - 4))
     pages = [f"{PAGE_HEADER}\n\n{body} page{number % 4}" for number in range(40)]
     contract = {"text": "\n\n".join(pages), "strategy": "map_reduce", "max_new_tokens": 4}
@@ -309,7 +309,7 @@ def test_documents_share_the_sentences_that_they_have_in_common(producer: Cluste
 
 
 def test_erasing_a_person_empties_their_tenants_cache(producer: Cluster) -> None:
-    """The tenant's entries go, which are only a cache, and other tenants' stay."""
+    """All entries of the tenant are deleted, since they are only a cache; other tenants' stay."""
     database = producer.database
     hers = {"tenant": "one", "metadata": {"patient": "seven"}}
     with serving(producer) as worker:

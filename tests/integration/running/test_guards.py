@@ -1,4 +1,4 @@
-"""Guards as their users have them: a worker with thresholds, and what the commands list."""
+"""Guards for their users: a worker with thresholds, and the lists of the commands."""
 
 import dataclasses
 import json

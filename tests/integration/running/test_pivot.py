@@ -1,4 +1,4 @@
-"""A translation by way of a third language: two models, of one worker or of two."""
+"""A translation through a third language: two models, of one worker or of two."""
 
 from typing import Any
 from uuid import UUID

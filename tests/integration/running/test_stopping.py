@@ -1,4 +1,4 @@
-"""Whatever ends a worker, planned or not, its jobs end once."""
+"""However a worker ends, planned or not, each of its jobs ends once."""
 
 import signal
 from collections import Counter

@@ -1,4 +1,4 @@
-"""`tidemill up` and what works in its folder: commands, workers, the demo; and how it ends."""
+"""`tidemill up` and everything in its folder: commands, workers, the demo, and the end."""
 
 import json
 import re
@@ -154,7 +154,7 @@ def test_however_up_ends_no_process_is_left(tidemill: CommandLine, how: signal.S
 
 
 def test_modules_of_the_folder_do_not_stand_in_for_ours(tidemill: CommandLine) -> None:
-    """Many folders that use Celery have a tasks.py, and a worker is easily one, too."""
+    """Many folders that use Celery have a tasks.py, and some a worker.py."""
     for name in ("tasks.py", "worker.py", "db.py", "cli.py"):
         tidemill.write(name, "raise SystemExit('the wrong one')")
     up = tidemill.start("up")

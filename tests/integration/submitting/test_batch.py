@@ -1,4 +1,4 @@
-"""A night's work: many jobs submitted together, each with one result in the end."""
+"""Many jobs that are submitted together get one result each."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Files in: documents of every kind become jobs, and each that cannot is told by a code."""
+"""Documents of every kind become jobs; a file that cannot is reported with a code."""
 
 import json
 import os

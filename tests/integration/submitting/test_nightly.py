@@ -1,4 +1,4 @@
-"""A night is enqueued once, whatever it is made of and wherever it broke off."""
+"""A night is enqueued once, whatever its sources are and wherever it was interrupted."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A batch is published when it notifies, and without a notification at the next poll."""
+"""A batch is published at its notification, and without one at the next poll."""
 
 import itertools
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_after_a_restart_of_redis_notifications_arrive_as_before(
 
 
 def worker_without_the_channel(cluster: Cluster) -> WorkerProcess:
-    """A worker on a Redis whose access list has Celery's channel and not ours."""
+    """A worker on a Redis whose access list allows Celery's channel and not ours."""
     # A subscription to a pattern, as Celery's are, is allowed by that very pattern only.
     pidbox = f"/{cluster.redis_url.rpartition('/')[2]}.celery.pidbox"
     with redis.Redis.from_url(cluster.redis_url) as client:
