@@ -1,4 +1,4 @@
-"""Makes the test's own process a producer of some database, broker and models."""
+"""Makes the test's own process a producer for a given database, broker and set of models."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ def write_config(path: Path, models: Tables, worker: Mapping[str, Any] | None = 
 
 @contextmanager
 def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None]:
-    """Within it, `submit` and its like keep jobs there and publish them there."""
+    """Within this context, `submit` and its like use this database and broker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEMILL_DATABASE_URL", database_url)
         patch.setenv("TIDEMILL_CONFIG", str(config))
@@ -49,7 +49,7 @@ def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None
 
 
 def forget_settings() -> None:
-    """Whatever this process took from its environment; connections are closed first."""
+    """Drop the settings that this process took from its environment; closes connections first."""
     if settings.database.cache_info().currsize:
         settings.database().close()
     settings.database.cache_clear()

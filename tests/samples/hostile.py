@@ -1,4 +1,4 @@
-"""Messages as strangers send them: whatever anybody may put into a list of Redis."""
+"""Invalid messages, as they might be pushed into a list of Redis."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ def envelope(
     headers: dict[str, Any] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """A message as Celery sends it; what is given stands in place of what is right."""
+    """A message as Celery sends it, with the given fields replaced."""
     if body is None:
         body = [[], {"text": CANARY}, {"callbacks": None, "errbacks": None, "chain": None}]
     if not isinstance(body, bytes):
@@ -56,12 +56,12 @@ def envelope(
 
 
 def without(*names: str) -> dict[str, Any]:
-    """A message that lacks a field, by its path."""
+    """A message that lacks the field at a path."""
     return with_value(_ABSENT, *names)
 
 
 def with_value(value: Any, *names: str) -> dict[str, Any]:
-    """A message with something else in a field, by its path."""
+    """A message with another value in the field at a path."""
     made = envelope()
     inner = made
     for name in names[:-1]:

@@ -1,4 +1,4 @@
-"""The servers that tests run against: real ones, from wheels, on ports of their own."""
+"""Real servers for tests: installed from wheels, on ports of their own."""
 
 import fcntl
 import itertools
@@ -30,10 +30,10 @@ OTHERS = """
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to nobody who does not ask.
+    """A port that no process listens on, outside the range that the system assigns.
 
-    One that it gives out by itself could be somebody's the next moment, above all while
-    a server that a test has stopped is to come back there.
+    A port of that range could be assigned to another process, for example while a stopped server is
+    about to restart there.
     """
     while True:
         port = random.randrange(10_000, 32_000)
@@ -66,10 +66,10 @@ def wait_for_redis(
 
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
-    """Of all processes of this machine, one at a time does it.
+    """Within this context, with the same `what`, no other process of the machine runs.
 
-    PostgreSQL refuses to be root; its wheel then adds a user, which fails if another
-    process is adding the same.
+    PostgreSQL refuses to run as root; its wheel then adds a user, which fails if another process
+    adds the same user at the time.
     """
     path = Path(tempfile.gettempdir()) / f"tidemill-tests-{os.getuid()}-{what}.lock"
     with path.open("w") as lock:
@@ -79,7 +79,7 @@ def one_at_a_time(what: str) -> Iterator[None]:
 
 @dataclass
 class ValkeyServer:
-    """A Valkey with persistence off; `start` and `stop` let a test take it away."""
+    """A Valkey without persistence; `start` and `stop` let a test interrupt it."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -158,9 +158,9 @@ class PostgresServer:
         return uri
 
     def take_back(self, url: str) -> None:
-        """Empty a database for the next test: making one takes twenty times as long.
+        """Empty a database for the next test, since creating one takes twenty times as long.
 
-        Not while anybody is connected to it, for whoever that is may still write.
+        Not while a process is connected to it, which may still write.
         """
         with psycopg.connect(url, autocommit=True) as connection:
             deadline = time.monotonic() + 1

@@ -18,7 +18,7 @@ CREATE FUNCTION public.statement_timestamp() RETURNS timestamptz
 
 
 class VirtualClock:
-    """Takes the place of the clock that `db.clock.now` asks; seconds count from its start."""
+    """Replaces the clock of `db.clock.now`; seconds count from its start."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

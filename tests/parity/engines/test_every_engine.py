@@ -1,4 +1,4 @@
-"""What holds of every engine: one suite for the fake one and for those with a model."""
+"""Properties of every engine: one suite for the fake one and for those with a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def started(spec: EngineSpec) -> Iterator[list[Child]]:
 
 @pytest.fixture
 def engine(spec: EngineSpec, started: list[Child]) -> Child:
-    """One process for the tests that leave it running, and another once a test has ended it."""
+    """The process that earlier tests left running, or a new one if a test has ended it."""
     if not started or started[-1].process.poll() is not None:
         # One with a model is started as a program.
         is_first = not started and (spec.engine, Path(spec.checkpoint).name) == ("exact", "t5")

@@ -1,4 +1,4 @@
-"""Where nobody proved that requests may share a call, company and order change no answer."""
+"""Without a proof that requests may share a call, batch composition and order change no answer."""
 
 from __future__ import annotations
 

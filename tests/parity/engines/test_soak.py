@@ -1,4 +1,4 @@
-"""Twenty thousand short requests, one after the other and many at once: memory stays flat."""
+"""Memory stays flat over twenty thousand short requests, one by one and many at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_memory_stays_flat(kind: str, folder_of: Callable[[str], Path]) -> None:
 
 
 def serve(engine: Child, words: list[str], ids: range) -> None:
-    """A group is sent when the one before is half answered, so that the queue never empties."""
+    """A group is sent when the group before is half answered, so that the queue never empties."""
     owed = 0
     for at in range(0, len(ids), NUM_AT_ONCE):
         group = ids[at : at + NUM_AT_ONCE]

@@ -1,6 +1,6 @@
-"""Greedy answers by vLLM are those of `generate`, and the rest is refused by name.
+"""vLLM's greedy answers equal those of `generate`; other requests are refused by name.
 
-What it refuses is looked at everywhere, what it answers where vLLM is: `make vllm`.
+Refusals are tested everywhere, answers only if vLLM is installed: `make vllm`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def engine_of(model_of: Callable[[str], Path]) -> Iterator[Callable[[str], Child]]:
-    """An engine process with one of MODELS; vLLM can be loaded once in a process."""
+    """An engine process with one of MODELS; a process can load vLLM only once."""
     with ExitStack() as stack:
         yield cache(lambda name: stack.enter_context(child(spec_of(model_of(name)))))
 
@@ -98,7 +98,7 @@ def request(text: str, **params: Any) -> Request:
 
 
 def requests(num: int) -> list[Request]:
-    """Of very different lengths, before and after."""
+    """Requests of very different lengths, in mixed order."""
     return [
         request(text, max_new_tokens=3 + 4 * at % 29, min_new_tokens=at % 3)
         for at, text in enumerate(checkpoints.sentences(num, seed=5))
@@ -116,7 +116,7 @@ def told_alone(alone: Alone, each: Request) -> list[int]:
 
 
 def answered(choice: Choice) -> tuple[str, int]:
-    """What crosses the pipe of an answer's tokens."""
+    """The part of an answer that crosses the pipe."""
     return choice.text, choice.completion_tokens
 
 
@@ -246,7 +246,7 @@ def test_an_error_of_vllm_at_load_becomes_a_sentence(model_of):
 # Its packages warn of each other.
 @pytest.mark.filterwarnings("ignore")
 def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monkeypatch):
-    """One test, for vLLM can be loaded once in a process."""
+    """This is a single test, since a process can load vLLM only once."""
     engine = VllmBackend.load(spec_of(model_of("llama"), threads=1))
     assert torch.get_num_threads() == 1
     bench = Bench(engine, engine.sized.spec)

@@ -1,4 +1,4 @@
-"""In company every request gets what `model.generate` gives it alone, token for token."""
+"""In a batch every request gets the answer of `model.generate` alone, token for token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By a model's own attention and cache: what is kept of a row, and who shares a pass."""
+"""With a model's own attention and cache: the stored state of a row, and rows that share a pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.running.engines import Bench
 @pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", ["gptj", "falcon_h1", "qwen3_5", "mamba"])
 def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
-    """A model that raises after some of its layers have stored the newest token."""
+    """The model raises after some of its layers have stored the newest token."""
     monkeypatch.setattr(joined_layers, "SPARE_COLUMNS", 3)
     spec = spec_of(folder_of(kind))
     bench = Bench(load(spec), spec)

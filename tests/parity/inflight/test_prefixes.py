@@ -1,4 +1,4 @@
-"""Prompts that begin alike are read once, long ones in slices; every answer is the one alone."""
+"""Shared prefixes are computed once, long prompts in slices; answers equal those alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def engine_name(request) -> str:
 
 
 def prompts_of(alone: Alone) -> list[str]:
-    """Prompts of at most 150 tokens, with beginnings of several lengths that some of them share."""
+    """Prompts of at most 150 tokens; some share prefixes of several lengths."""
     words = " ".join(checkpoints.sentences(40)).split()
     text = " ".join(words)
     beginnings = [cut(alone, text, num) for num in (33, 70, 101, 128)]
@@ -56,7 +56,7 @@ def cut(alone: Alone, text: str, num_tokens: int) -> str:
 
 @pytest.fixture(scope="module")
 def asked_of(folder_of):
-    """Requests of a kind with the answers that they get alone."""
+    """Requests of a kind with the answers of `generate`."""
     made = {}
 
     def make(kind: str) -> list[tuple[Request, list[list[int]]]]:
@@ -122,7 +122,8 @@ ARRIVAL = st.tuples(st.integers(0, 4), st.integers(0, 24), st.none() | st.intege
 def test_sequences_that_join_and_leave_answer_as_alone(
     kind, arrivals, slice_tokens, num_blocks, asked_of, narrow_bench_of
 ):
-    """With long prompts in slices, and so little room for prefixes that they come and go, too."""
+    """Long prompts are read in slices; the prefix cache is so small that prefixes are evicted,
+    too."""
     bench = narrow_bench_of(kind)
     bench.scheduler.slice_size.decode_seconds = 0.1
     bench.scheduler.slice_size.token_seconds = 0.1 / slice_tokens
@@ -166,7 +167,7 @@ def test_a_long_prompt_in_slices_beside_others_answers_as_alone(kind, asked_of, 
 
 @pytest.mark.parametrize("name", ["prefill", "decode"])
 def test_a_step_that_fails_while_prompts_are_read_fails_its_culprit_alone(name, asked_of, bench_of):
-    """Nor does what was computed of a prompt before stay behind, or what is kept lose a reader."""
+    """Nothing of a partly computed prompt remains, and no cached prefix loses a reader."""
     bench, asked = bench_of("llama", max_sequences=6), asked_of("llama")
     bench.scheduler.limits = replace(bench.scheduler.limits, max_admitted_tokens=40)
     culprit = 13
@@ -189,7 +190,7 @@ def test_a_sequence_that_reads_a_kept_block_without_being_counted_is_noticed(ask
 
 @pytest.mark.parametrize(("kind", "by_own_cache"), [("llama", True), ("t5", False)])
 def test_models_whose_prompts_cannot_be_cut_read_them_whole(kind, by_own_cache, folder_of):
-    """One that keeps what it likes in a cache of its own, and an encoder that sees both sides."""
+    """A model with a cache of its own kind, and an encoder, which attends to both sides."""
     spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=by_own_cache)
     text = " ".join(checkpoints.sentences(2))

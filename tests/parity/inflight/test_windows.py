@@ -1,4 +1,4 @@
-"""Layers with a window keep no more than it needs, and every answer is the one alone."""
+"""Layers with a sliding window store no more than the window; answers equal those alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def asked_of(folder_of: Callable[[str], Path]) -> Callable[[str], list[Any]]:
-    """Requests with the answers that they get alone."""
+    """Requests with the answers of `generate`."""
 
     def make(kind: str) -> list[Any]:
         alone = Alone(kind, folder_of(kind))
@@ -103,7 +103,7 @@ def bench_of(folder_of: Callable[[str], Path]) -> Callable[..., Bench]:
 
 
 def watch(bench: Bench, window: int = WINDOW) -> list[int]:
-    """Let each step be followed by a look at what is kept; returns the tokens that were left."""
+    """Check the stored tokens after each step; returns the numbers of tokens that were dropped."""
     left = []
     advance = bench.advance
     running = bench.loop.engine.in_flight.running_sequences
@@ -143,7 +143,7 @@ def look_at_pages(cache: Any, window: int, is_long: bool) -> int:
 def test_sequences_that_cross_windows_answer_as_alone(
     kind: str, way: str, asked_of: Callable[[str], Any], bench_of: Callable[..., Bench]
 ) -> None:
-    """Beside others that join, leave, are read in slices and share their beginnings."""
+    """Others join, leave, are read in slices and share their prefixes meanwhile."""
     bench, asked = bench_of(kind, way, max_sequences=9), asked_of(kind)
     is_fused = isinstance(bench.loop.engine.in_flight.runner.executor, FusedExecutor)
     assert is_fused == (way == "compiled")
@@ -162,7 +162,7 @@ def test_sequences_that_cross_windows_answer_as_alone(
 def test_windows_let_more_sequences_run_at_the_same_budget(
     way: str, bench_of: Callable[..., Bench]
 ) -> None:
-    """A row takes what its layers keep, and the budget holds for what is allocated, too."""
+    """A row takes only the memory that its layers store, and allocations stay within the budget."""
     num_places, num_tokens, num_new = 3_300, 700, 30
     bench = bench_of("gemma3", way, max_cache_tokens=num_places, prefix_caching=False)
     bench.scheduler.limits = replace(bench.scheduler.limits, max_admitted_tokens=512)

@@ -1,5 +1,7 @@
-"""Families of each kind that is proved at load: whatever requests come and go, of whatever lengths
-and settings, each is answered in flight as alone."""
+"""Families of each kind that is proved at load answer in flight as alone.
+
+Requests of any length and setting come and go.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,7 @@ def answered_alone(folder_of):
 
 @pytest.fixture(scope="module")
 def narrow_bench_of(folder_of):
-    """One in which few rows fit, so that requests wait for one another."""
+    """A bench with room for few rows, so that requests wait for one another."""
 
     @cache
     def make(kind: str) -> Bench:

@@ -1,4 +1,4 @@
-"""A family that no list names runs in flight once its checkpoint was proved, and not otherwise."""
+"""A family that is not listed runs in flight only after its checkpoint was proved."""
 
 from __future__ import annotations
 

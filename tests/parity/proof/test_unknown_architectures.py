@@ -1,4 +1,4 @@
-"""An architecture that nobody has heard of runs in flight, unless it has a flaw."""
+"""An unknown architecture runs in flight, unless it has a flaw."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_unknown_architecture_runs_in_flight(folder_of, tmp_path):
     "raised", ["assert use_cache", "1 / int(use_cache)", "next(iter([0] * use_cache))"]
 )
 def test_an_error_of_a_models_own_code_in_the_proof_ends_no_load(raised, folder_of, tmp_path):
-    """`generate` always has a cache, and the fast way looks once without."""
+    """`generate` always passes a cache; the fast way calls the model once without."""
     folder = made_up(tmp_path / "made_up", folder_of("gpt2"), raised)
     engine = load(spec_of(folder, trust_remote_code=True))
     assert isinstance(engine, RouterBackend), engine.card.engine_reason

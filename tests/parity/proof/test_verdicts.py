@@ -1,4 +1,5 @@
-"""What a proof finds: the way in flight, what is said of it, and what the next start keeps."""
+"""The result of a proof: the way in flight, its report, and the verdict that the next start
+reuses."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def test_the_slower_way_is_used_where_the_fast_one_fails(
 
 
 def test_a_request_by_generate_leaves_the_fast_ways_attention_installed(folder_of, monkeypatch):
-    """Where calls are not shared, the model is put back to what it was when it was loaded."""
+    """If calls are not shared, the model is reset to its state after loading."""
     monkeypatch.setattr(generate, "why_not_batched", lambda *_: "nobody knows")
     spec = spec_of(folder_of("granite"), max_sequences=8)
     engine = load(spec)
@@ -118,7 +119,7 @@ def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
 
 
 def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
-    """A pass of a large one takes long on a CPU, and a proof is to cost seconds."""
+    """A pass of a large model is slow on a CPU, and a proof may take only seconds."""
     passes = []
     embeddings = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: passes.append(module) if isinstance(module, torch.nn.Embedding) else None

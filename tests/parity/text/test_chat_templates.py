@@ -1,4 +1,4 @@
-"""What a chat template gets, refuses, and says."""
+"""The inputs of chat templates, and the errors that they raise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Huge texts are refused with numbers, and hold up no interactive request.
+"""Huge texts are refused with numbers, and delay no interactive request.
 
-The latter in a real engine process, by the order of events: the answer to the interactive request
-comes before anything is said of the texts that were sent before it.
+The second claim is tested in a real engine process, by the order of events: the interactive answer
+comes before the refusals of texts that were sent earlier.
 """
 
 from __future__ import annotations

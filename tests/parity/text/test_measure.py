@@ -1,4 +1,4 @@
-"""An engine counts prompts as it reads them, and says how long they may be."""
+"""An engine counts prompt tokens as it tokenizes them, and reports the longest allowed prompt."""
 
 from __future__ import annotations
 

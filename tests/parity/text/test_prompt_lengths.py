@@ -1,4 +1,4 @@
-"""How many tokens a text has, and how little of a huge one is read to know that it has too many."""
+"""The number of tokens of a text, and the short part of a huge one that shows it is too long."""
 
 from __future__ import annotations
 

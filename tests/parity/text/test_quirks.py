@@ -1,4 +1,4 @@
-"""What `transformers` leaves to the user: prompts, languages, chat templates, defaults."""
+"""Steps that `transformers` leaves to the user: prompts, languages, chat templates, defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stop text ends an answer where `model.generate(stop_strings=...)` ends it."""
+"""A stop string ends an answer where `model.generate(stop_strings=...)` ends it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOW = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
 
 
 def stops_of(alone: Alone, ids: list[int], prompt: str) -> set[str]:
-    """Stop texts of many kinds that an answer may hold."""
+    """Stop strings of many kinds that occur in an answer, or may occur."""
     decode, found = alone.tokenizer.decode, set()
     for at in range(2, len(ids) - 2, 4):
         token = decode([ids[at]], skip_special_tokens=False)

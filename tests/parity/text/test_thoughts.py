@@ -1,4 +1,4 @@
-"""Thought and answer in a real tokenizer's tokens: stops, special tokens, marks of answers."""
+"""Reasoning and answer in a real tokenizer's tokens: stops, special tokens, marks of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of every setting, and what `generate` answers to each alone."""
+"""Requests with every setting, and the answers of `generate` to each alone."""
 
 from __future__ import annotations
 
@@ -104,8 +104,10 @@ def alone_of(alone: Alone, request: Request, how: dict[str, Any]) -> list[list[i
 
 
 class AnsweredAlone:
-    """The answers of one checkpoint to requests of `requests_of`, each found out once in a run of
-    the tests, by whichever of its processes needs it first."""
+    """The answers of one checkpoint to the requests of `requests_of`.
+
+    Each is computed once in a run of the tests, by the first process that needs it.
+    """
 
     def __init__(self, kind: str, folder: Path, kept: Path) -> None:
         """kept: a folder that the processes of this run share"""
@@ -128,7 +130,7 @@ class AnsweredAlone:
 
 
 def assert_captured_or_fused(bench: Bench) -> None:
-    """Its steps were captured and replayed, and not given up; or they are fused, which needs no
+    """Check that steps were captured and replayed to the end, or are fused, which needs no
     capture."""
     executor = bench.loop.engine.in_flight.runner.executor
     if isinstance(executor, FusedExecutor):
@@ -139,7 +141,7 @@ def assert_captured_or_fused(bench: Bench) -> None:
 
 
 def assert_varied(said: list[list[int]]) -> None:
-    """References that repeat one token, or one another, would agree with anything."""
+    """Fail if references repeat one token or one another: any answer would agree with these."""
     assert all(said)
     tokens = [token for each in said for token in each]
     assert len(set(tokens)) >= 30

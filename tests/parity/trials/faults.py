@@ -1,4 +1,4 @@
-"""Faults of a step, each of which breaks one thing that it must get right."""
+"""Faults of a step, each of which breaks one property that the step needs."""
 
 from __future__ import annotations
 
