@@ -1,4 +1,4 @@
-"""Models that are published as multimodal, whose text part is loaded."""
+"""Models that are published as multimodal; only their text part is loaded."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.checkpoints.tokenizers import byte_level
 def multimodal(
     name: str, other: dict[str, Any], part: str = "vision_config", **text: Any
 ) -> Callable[[Path], None]:
-    """One that sees or hears, as published: its text model is named as the family does, unless
-    `text` has a model_type.
+    """A model of images or audio as published; its text model has the family's name unless `text`
+    has a model_type.
 
-    other, part: the configuration of what is no text, and its name
+    other, part: the configuration of the other modality, and its name
     """
 
     def write(folder: Path) -> None:
@@ -76,7 +76,7 @@ DELTA = {
 
 
 def phi4_multimodal(folder: Path) -> None:
-    """One that sees and hears within its decoder."""
+    """Phi-4-multimodal, whose decoder itself takes images and audio."""
     with borrowed(multimodal("llava", SEEING, model_type="llama"), folder) as (tokenizer, whole):
         end, image = tokenizer.eos_token_id, whole.image_token_index
     config = hf.Phi4MultimodalConfig(

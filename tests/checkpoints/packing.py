@@ -1,7 +1,7 @@
-"""Packed checkpoints, made of plain ones by packers that share nothing with what unpacks them.
+"""Packs plain checkpoints with packers that share no code with the unpacking.
 
-Each packs a matrix by loops over its numbers, as the format's own description says, and gives
-the float32 matrix that the packed numbers stand for.
+Each packs a matrix with loops over its numbers, as the format's own description says, and returns
+the float32 matrix of the dequantized numbers.
 """
 
 from __future__ import annotations
@@ -235,7 +235,9 @@ def eight_bits_of_a_float(
     name: str, shape: tuple[int, int], scale_name: str, block: tuple[int, int] | None,
     kind: str = "float",
 ) -> Packed:  # fmt: skip
-    """block: rows and columns that share a scale; None: all do. kind: of the scales"""
+    """block: rows and columns that share a scale; None: the whole matrix
+    kind: of the scales
+    """
     draw = torch.Generator().manual_seed(len(name) + shape[0])
     weight = torch.randn(shape, generator=draw).to(torch.float8_e4m3fn)
     rows, columns = block or shape
@@ -260,7 +262,7 @@ def eight_bits_of_a_float(
 
 
 def four_bits_of_a_float(name: str, shape: tuple[int, int], of_all: float | None) -> Packed:
-    """NVFP4 with a scale of all, or MXFP4."""
+    """NVFP4 with a global scale, or MXFP4."""
     size = 16 if of_all else 32
     codes = drawn(name, shape, 16)
     packed: dict[str, torch.Tensor] = {
@@ -415,8 +417,10 @@ FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
 
 
 def pack(source: Path, folder: Path, settings: dict[str, Any], packer: Pack) -> Path:
-    """Write the checkpoint with its projections packed, and beside it, as `folder`-float, what
-    they stand for. Returns that."""
+    """Write the checkpoint with packed projections, and a float one of the dequantized weights.
+
+    Returns the folder of the float one, `folder`-float.
+    """
     plain = folder.with_name(f"{folder.name}-float")
     weights = load_file(source / "model.safetensors")
     packed, floats = dict(weights), dict(weights)

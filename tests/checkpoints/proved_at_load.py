@@ -1,4 +1,4 @@
-"""Decoder-only families that no list names, and that are proved when they are loaded."""
+"""Decoder-only families that are not listed and are proved at load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.checkpoints.tokenizers import byte_level
 
 
 def unlisted(config_type: Any, **own: Any) -> Callable[[Path], None]:
-    """One of the decoder-only families that are named nowhere, with GPT-2's tokenizer."""
+    """A decoder-only family that is not listed, with GPT-2's tokenizer."""
 
     def write(folder: Path) -> None:
         vocab, merges = byte_level(["<|endoftext|>"])

@@ -1,4 +1,4 @@
-"""A Redis or a database that lets strangers in is told from one that does not."""
+"""A Redis or a database that is open to strangers is told from a protected one."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each kind of file gives its text; what gives none says which, and by a code why."""
+"""Files of each kind give their text, or an error with a code that explains why not."""
 
 import sys
 from collections.abc import Callable

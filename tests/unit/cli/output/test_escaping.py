@@ -1,4 +1,4 @@
-"""Texts of users and models on a screen: nothing in them moves it, every encoding has them."""
+"""Texts of users and models on a screen: no text controls the terminal, in any encoding."""
 
 import io
 import json
@@ -24,7 +24,7 @@ HOSTILE = (
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.BytesIO]:
-    """Standard output in ASCII and 20 columns wide; what is written there."""
+    """Standard output in ASCII and 20 columns wide; gives the written bytes."""
     written = io.BytesIO()
     to = io.TextIOWrapper(written, encoding="ascii", errors=FALLBACK, write_through=True)
     screen = Screen(width=20)

@@ -1,4 +1,4 @@
-"""The bar over a batch, as a terminal shows it."""
+"""The progress bar of a batch on a terminal."""
 
 import io
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Encryption at rest: texts are sealed for their place, whoever writes, and keys change."""
+"""Encryption at rest: texts are bound to their rows, in every way of writing, and keys change."""
 
 import json
 import threading
@@ -139,7 +139,7 @@ def test_what_is_stored_is_sealed_and_what_is_read_is_plain(sealed: Database) ->
 
 
 def test_every_column_that_can_hold_a_text_is_sealed_or_named_here() -> None:
-    """Who adds a column says with this what is in it; what is sealed is also erased, below."""
+    """A new column must be added here; sealed columns are also erased, below."""
     open_columns = {
         "attempts.error_message",  # our own sentences
         "jobs.error_message",
@@ -202,7 +202,7 @@ def test_every_body_of_a_message_comes_back(
 def test_an_output_that_looks_sealed_is_read_as_it_was(
     database: Database, sealed: Database, output: str
 ) -> None:
-    """A user can make a model say anything."""
+    """A user can make a model write any text."""
     job_id = finished(database, output)
     for each in (database, sealed):
         found = find_job(job_id, database=each)
@@ -329,7 +329,7 @@ def test_rotation_overwrites_nothing_that_changed_meanwhile(
 
 
 def damage(database: Database, job_id: UUID, change: Callable[[str], str]) -> None:
-    """Change the stored text of a payload behind everybody's back."""
+    """Change the stored text of a payload directly in the database."""
     key = job_id.hex if database.dialect == "sqlite" else job_id
     with database.write() as session:
         before = session.execute(

@@ -1,4 +1,4 @@
-"""Who lives, what they hold, and what is overdue, is to be seen in the database."""
+"""The database shows which workers live, their jobs, and overdue work."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Reading: what `find_results` finds, and in what order."""
+"""Reading: the jobs that `find_results` finds, and their order."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What cannot be served is refused at load, by name; what can is served as its files say."""
+"""Unsupported checkpoints are refused at load, by name; others are served as their files say."""
 
 from __future__ import annotations
 

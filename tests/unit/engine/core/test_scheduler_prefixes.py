@@ -1,4 +1,4 @@
-"""Scheduler: prompts that begin alike."""
+"""Scheduler: prompts with common prefixes."""
 
 from dataclasses import replace
 
@@ -12,13 +12,13 @@ from tests.samples.scheduling import LIMITS, SLICED, ids, run, sliced
 
 
 class Prompts:
-    """Sequences whose prompts share what their names say, and what the cache has of them."""
+    """Sequences whose names say which prefixes they share, and the cached part of each."""
 
     def __init__(self, max_blocks: int = 1000) -> None:
         self.cache: PrefixCache[int] = PrefixCache(32, max_blocks)
 
     def sequence(self, id_: int, beginning: str, num_shared: int = 96, **options) -> Sequence:
-        """One that begins with as many tokens that all have who begin so."""
+        """A sequence whose first num_shared tokens equal those of all with the same beginning."""
         shared = tuple(1000 * ord(beginning) + each for each in range(num_shared))
         made = sliced(id_, num_shared + 10, **options)
         made.prompt_ids = (*shared, *range(10**6 * id_, 10**6 * id_ + 10))
@@ -77,7 +77,7 @@ def test_interactive_sequences_keep_their_order_and_come_first():
 )
 @settings(deadline=None)
 def test_a_sequence_is_passed_by_at_most_the_look_ahead(arrivals, max_blocks):
-    """Whatever they begin with, and however soon it is forgotten again."""
+    """Whatever their prefixes are, and however soon these are evicted."""
     prompts, it = Prompts(max_blocks), Scheduler(replace(LIMITS, max_step_tokens=500))
     for id_, (name, num_rows) in enumerate(arrivals):
         it.add([prompts.sequence(id_, name, num_rows=num_rows)])

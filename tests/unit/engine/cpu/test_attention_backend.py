@@ -1,4 +1,4 @@
-"""Compiled attention gives what torch's gives, whatever the caches are."""
+"""Compiled attention gives torch's results, with every kind of cache."""
 
 import logging
 from typing import Any
@@ -154,7 +154,7 @@ def test_rows_are_rounded_by_themselves_within_half_a_step(
     "module", ["decode_attention", "prefill_attention", "quantize_rows", "rms_norm", "activation"]
 )
 def test_the_kernel_can_be_compiled_here(module: str) -> None:
-    """Without it the answers are the same, later; no other test would notice."""
+    """Without the kernel answers are the same, only slower, so no other test would fail."""
     assert kernel_module(f"kernels.{module}") is not None
 
 

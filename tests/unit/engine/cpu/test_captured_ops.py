@@ -1,4 +1,4 @@
-"""A captured step gives the bits of the step as it is written, or is not captured."""
+"""A captured step gives the bits of the eager step, or is not captured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTH = 24
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
-    """As an engine runs its steps."""
+    """Steps run in inference mode, as in an engine."""
     with torch.inference_mode():
         yield
 
@@ -40,7 +40,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_replayed(step: Callable[..., Tensor], *inputs: Tensor) -> CapturedGraph:
-    """Captured with some values, the step gives for others what it gives as it is written."""
+    """Check that a step captured with some values gives the eager results for others."""
     recorded, again = OpCapturer()(lambda: step(*inputs))
     assert torch.equal(recorded, step(*inputs))
     for seed in range(1, 4):
@@ -102,7 +102,7 @@ def several_results(x: Tensor) -> Tensor:
 
 
 def halves_of_floats(x: Tensor) -> Tensor:
-    """Views of another type, in the middle of a memory."""
+    """Views of another dtype, in the middle of a storage."""
     bits = (x + 1).view(torch.int16)[:, 5:11]
     return (bits & 255).to(torch.float32) + (x * 3)[:, 2:].view(torch.int32)[:, :6]
 
@@ -219,7 +219,7 @@ counter = torch.zeros(4)
 
 
 def written_unseen(x: Tensor) -> Tensor:
-    """Writes through an address, as a library in C would."""
+    """Writes through an address, as a C library would."""
     y = torch.empty_like(x)
     place = (ctypes.c_float * y.numel()).from_address(y.untyped_storage().data_ptr())
     np.frombuffer(place, np.float32)[:] = 1.0
@@ -227,7 +227,7 @@ def written_unseen(x: Tensor) -> Tensor:
 
 
 class Model:
-    """Keeps something from step to step."""
+    """Keeps state from step to step."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(1)
@@ -254,7 +254,7 @@ def counts_in_a_constant(x: Tensor) -> Tensor:
 
 
 def normed_in_training(x: Tensor) -> Tensor:
-    """Writes to some of its arguments and makes others."""
+    """Writes to some of its arguments and creates others."""
     mean, var = x.new_zeros(WIDTH), x.new_ones(WIDTH)
     return torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0]
 

@@ -1,4 +1,4 @@
-"""Fused modules give what the model's own modules give."""
+"""Fused modules give the results of the model's own modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear layers that are merged give what they give one by one."""
+"""Merged linear layers give the results of the single ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processors import NEEDS_BFLOAT16
 
 
 class Attention(nn.Module):
-    """Query heads of another number than those of the keys; only some have a bias."""
+    """The numbers of query and key heads differ; only some layers have a bias."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Experts that are multiplied by one call give what the model's own give."""
+"""Experts that are multiplied by one call give the results of the model's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled functions give what torch gives, however their tensors are laid out."""
+"""Compiled functions give torch's results, whatever the layout of their tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of an output is that of its source, and no name leads anywhere else."""
+"""An output is named after its source, and no name leads out of the folder."""
 
 from pathlib import PurePath, PurePosixPath
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""A job is claimed by one, when it is due."""
+"""A due job is claimed by one owner."""
 
 import random
 import threading
@@ -115,7 +115,7 @@ def test_two_claimers_at_once_never_get_one_job(database: Database) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_claim_waits_for_a_job_that_is_being_marked_as_published(database: Database) -> None:
-    """Skipping it would ack its message, and nobody would come for it."""
+    """If the claim skipped the job, its message would be acked and the job would stay unclaimed."""
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:

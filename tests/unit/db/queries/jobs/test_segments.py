@@ -1,4 +1,4 @@
-"""Segments are read in pages: of each job the positions that were asked for, by the index."""
+"""Segments are read in pages: the requested positions of each job, by the index."""
 
 from sqlalchemy import insert, text
 
