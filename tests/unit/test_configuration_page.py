@@ -1,4 +1,4 @@
-"""docs/configuration.md names every setting there is, no other, and the worker's defaults."""
+"""docs/configuration.md names every setting and no other, with the worker's defaults."""
 
 import re
 from dataclasses import fields

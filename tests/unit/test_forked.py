@@ -1,4 +1,4 @@
-"""A fork ends as a program that was started would, and is a new interpreter where it must be."""
+"""A fork ends like a started program, and becomes a new interpreter if it must."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def forked(*command: str, **arguments: Any) -> ForkedProcess:
 
 
 def is_fork(process: psutil.Process) -> bool:
-    """Of what became a new interpreter, the arguments are its own."""
+    """False for a fork that became a new interpreter, which has arguments of its own."""
     return "tests.forking.fork_server" in process.cmdline()
 
 

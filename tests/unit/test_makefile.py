@@ -1,4 +1,4 @@
-"""`make` says what it installs before it does, and shows how far it is where somebody looks on."""
+"""`make` announces its installations, and shows their progress on a terminal."""
 
 import os
 import pty

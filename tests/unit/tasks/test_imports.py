@@ -1,4 +1,4 @@
-"""What a producer and a worker do without when they start: model libraries and the like."""
+"""A producer and a worker start without model libraries and other slow imports."""
 
 import subprocess
 import sys

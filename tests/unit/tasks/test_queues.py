@@ -1,4 +1,4 @@
-"""How many messages a worker takes at once follows from the places of its models."""
+"""The number of messages that a worker takes at once follows from its models' batch sizes."""
 
 import pytest
 

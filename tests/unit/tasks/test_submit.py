@@ -1,4 +1,4 @@
-"""Submitting keeps a job once, and publishes it once it is kept."""
+"""Submitting stores a job once, and publishes it after that."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ from tests.samples.jobs import job, payload, set_columns, states
 
 @pytest.fixture(autouse=True)
 def _producing(database: Database, tmp_path: Path) -> Iterator[None]:
-    """This process is a producer, with a broker within itself."""
+    """This process is a producer, with an in-memory broker."""
     memory.Channel.queues.clear()
     models = {"fake": FAKE, "pair": {**FAKE, "tasks": ["translate"], "languages": ["en>de"]}}
     models["fake"] = {**FAKE, "languages": ["en", "fr"]}
@@ -45,7 +45,7 @@ def _producing(database: Database, tmp_path: Path) -> Iterator[None]:
 
 
 def published() -> dict[str, int]:
-    """How many messages lie in each queue."""
+    """The number of messages in each queue."""
     return {name: queue.qsize() for name, queue in memory.Channel.queues.items() if queue.qsize()}
 
 
@@ -254,7 +254,7 @@ def test_a_batch_that_is_not_complete_stays_open(database: Database) -> None:
 
 
 def test_a_million_ids_take_little_memory() -> None:
-    """Of its own a process takes some 100 MB; a set of these ids would take as much again."""
+    """The process alone takes about 100 MB; a set of these ids would take as much again."""
     code = """
 import resource
 from tasks.submission.first_seen import FirstSeen

@@ -1,4 +1,4 @@
-"""Outcomes are written many at once; what is written may be acked, and nothing before it is."""
+"""Outcomes are committed in groups; a message is acked only after its outcomes are committed."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ UNKEPT = {"nothing": None, "half a character": "secret \ud83d"}
 
 @dataclass
 class Written:
-    """What may be acked, in order, and an event when there is more."""
+    """The committed outcomes, in order, and an event for each change."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     flushes: list[int] = field(default_factory=list)
@@ -200,7 +200,7 @@ def test_while_the_database_refuses_commits_nothing_may_be_acked_and_afterwards_
 
 
 def test_handing_over_an_outcome_never_blocks(database: Database) -> None:
-    """Who hands over reads what an engine says, or sees to cancellations and limits."""
+    """The caller reads an engine's outputs, or handles cancellations and limits."""
     fences = claimed(database, 6)
     with committing(database, flush_seconds=0.001, max_unwritten_outcomes=2) as (
         committer,

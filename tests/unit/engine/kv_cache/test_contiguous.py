@@ -33,7 +33,7 @@ def kv_of(cache: ContiguousSequenceCache) -> torch.Tensor:
 
 
 def new_cache(num_layers: int = 8, num_rows: int = 1, **options: Any) -> ContiguousSequenceCache:
-    """A token of each row takes 8 KiB a layer."""
+    """A cache in which a token of a row takes 8 KiB per layer."""
     return ContiguousSequenceCache(shape_of(num_layers), num_rows, by_ancestors=True, **options)
 
 

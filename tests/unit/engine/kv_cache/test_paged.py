@@ -1,5 +1,4 @@
-"""Whatever is allocated, freed and reordered, a row of a paged cache reads what was written to
-it."""
+"""After any allocation, release and reordering, a row of a paged cache reads its own tokens."""
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ MAX_ROWS, MAX_TOKENS = 6, 600
 
 
 class Rows:
-    """A sequence in the cache, and the tokens that its rows should read."""
+    """A sequence in the cache, and the expected tokens of its rows."""
 
     def __init__(self, kv_cache: PagedKVCache, num_rows: int, prompt: list[int]) -> None:
         self.cache = kv_cache.new_sequence(num_rows)

@@ -1,4 +1,4 @@
-"""The processors of sampling are those of `transformers`, and are applied once."""
+"""Sampling uses the logits processors of `transformers`, and applies them once."""
 
 import copy
 

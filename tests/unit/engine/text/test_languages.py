@@ -141,7 +141,8 @@ MBART50_ALL = tuple(MBART50_CODES)
 
 
 def preferred_tags(code):
-    """The code as BCP 47 has it, with and without its macrolanguage, and without what is usual."""
+    """The preferred BCP 47 tags: with and without the macrolanguage, and without the usual
+    subtags."""
     tag = code.removesuffix("_XX").replace("_", "-")
     return {langcodes.standardize_tag(tag), langcodes.standardize_tag(tag, macro=True)}
 

@@ -1,4 +1,4 @@
-"""A thought is told from the answer by the marks of the checkpoint, token for token."""
+"""Reasoning is separated from the answer by the checkpoint's marks, token for token."""
 
 from typing import Any
 
@@ -84,7 +84,7 @@ def test_every_known_mark_parts_thought_from_answer(
 def test_without_a_template_a_thought_is_what_a_mark_opens(
     prompt: str, answer: str, expected: tuple[str, str] | None
 ) -> None:
-    """Of a text that somebody wrote as a template would, for the task `generate`."""
+    """For the task `generate`, whose prompt may be written like a template's output."""
     for template in ("{{ '<think>' }}", ""):
         tokenizer = Characters(template=template)
         ids = tokenizer.encode(answer)

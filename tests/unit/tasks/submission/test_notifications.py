@@ -1,4 +1,4 @@
-"""A batch notifies with an empty message, which costs nothing where no server answers."""
+"""A batch notifies with an empty message, without delay if no server answers."""
 
 import socket
 import threading
@@ -34,7 +34,7 @@ def submit(num_jobs: int, run_key: str | None = None) -> None:
 
 
 class SilentServer:
-    """Takes connections, and never says a word."""
+    """Accepts connections and never answers."""
 
     def __init__(self) -> None:
         self.num_taken = 0

@@ -1,4 +1,4 @@
-"""A document of thousands of parts: work grows with its length, and no more of it is held."""
+"""Documents of thousands of parts: work grows with the length, memory does not."""
 
 import itertools
 import sys
@@ -138,7 +138,8 @@ class Run:
 
 
 def num_calls(act: Callable[[], object]) -> int:
-    """How many functions of Python's were called: a measure of work that no load changes."""
+    """The number of calls of Python functions: a measure of work that does not depend on the
+    load."""
     num = 0
 
     def count(_frame: object, what: str, _argument: object) -> None:

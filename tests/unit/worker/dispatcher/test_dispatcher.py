@@ -1,4 +1,4 @@
-"""What is due is published: by one, in order, and no more than the workers want."""
+"""Due jobs are published by one dispatcher, in order, and no more than the workers want."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def test_every_job_is_in_one_message_with_those_of_its_length(
 
 @pytest.fixture
 def broker(database: Database, tmp_path: Path) -> Iterator[None]:
-    """A broker within this process, empty."""
+    """An empty in-memory broker."""
     memory.Channel.queues.clear()
     memory.Transport.global_state.clear()
     config = write_config(tmp_path / "tidemill.toml", {"reports": FAKE})
@@ -96,7 +96,7 @@ def live(database: Database, **room: int) -> None:
 
 
 def published(queue: str = "tidemill.reports.bulk") -> list[list[UUID]]:
-    """The messages of a queue, which is empty afterwards."""
+    """Take all messages from a queue."""
     found = []
     with app.connection_for_read() as connection:
         channel = connection.default_channel
@@ -217,7 +217,7 @@ def test_a_notification_makes_only_the_leader_poll(
 
 @contextmanager
 def noted(database: Database) -> Iterator[list[str]]:
-    """The statements that are run within."""
+    """The statements that run within this context."""
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Sentences end where a reader ends them, whatever the text is."""
+"""Sentences end where a reader would end them, in any text."""
 
 import pytest
 from hypothesis import given
@@ -125,7 +125,7 @@ def test_the_splitter_reads_each_character_a_bounded_number_of_times(
 
 
 class Panic(BaseException):
-    """As pyo3's: no Exception."""
+    """Like pyo3's PanicException, not an Exception."""
 
 
 def test_a_splitter_that_panics_loses_only_its_boundaries(

@@ -1,4 +1,4 @@
-"""A text is cut where it ends something, and joined its pieces are the text again."""
+"""A text is split at its boundaries, and its joined pieces are the text again."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -108,7 +108,7 @@ def test_the_strongest_boundary_at_a_place_is_found(
 
 
 class Panic(BaseException):
-    """As a panic of Rust comes to Python."""
+    """A panic of Rust, as Python code sees it."""
 
 
 class Panics:

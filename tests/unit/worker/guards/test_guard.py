@@ -1,4 +1,4 @@
-"""Guards: what is suspicious of which answer, by which settings, and what is done about it."""
+"""Guards: suspicious answers by their settings, and the reaction to each."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What has the form of something personal is found, and what only looks like it is not."""
+"""Personal data is found by its form, and text that only looks similar is not."""
 
 import pytest
 

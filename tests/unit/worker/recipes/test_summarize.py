@@ -1,4 +1,4 @@
-"""Whole documents through a real engine process: nothing is left out, nothing done twice."""
+"""Whole documents through a real engine process: no part is left out or done twice."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -314,7 +314,7 @@ def test_an_answer_as_long_as_the_context_leaves_no_room_for_parts() -> None:
 
 
 def test_options_are_in_the_prompt_of_every_part(client: CountingClient) -> None:
-    """The fake engine reads their words before the text's, so its parts have less room."""
+    """The fake engine reads the options' words before the text's, so its parts have less room."""
     options = {"style": "bullet points", "focus": "the mill", "output_language": "fr"}
     answer = Run(client, {"text": REPORT, "strategy": "map_reduce", **options}).answer()
     assert coverage(answer)["left_out_characters"] == 0

@@ -32,7 +32,7 @@ def test_the_cache_gets_nothing_where_other_processes_use_the_whole_share():
 
 
 def test_a_step_needs_memory_for_whatever_grows_with_it():
-    """At least the keys of a layer as they are gathered, and the logits in float32."""
+    """At least for the gathered keys of a layer, and for the logits in float32."""
     assert STEP.num_bytes > 32 * 1024 * 4096 // 8 + 32 * 32_000 * 4
     for name in (
         "num_rows", "num_gathered_tokens", "num_prefill_tokens", "hidden_size", "vocab_size"

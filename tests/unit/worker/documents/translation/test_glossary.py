@@ -1,4 +1,4 @@
-"""Terms of a glossary: where they stand, and whether a translation has them."""
+"""Terms of a glossary: their places in a text, and whether a translation has them."""
 
 import unicodedata
 
