@@ -50,7 +50,7 @@ MAKERS: dict[str, Callable[[Random], Text]] = {
     "small_talk": make_small_talk,
 }
 NUM_INPUTS = 200
-NUM_TRAINING_TEXTS = 5000  # tried of each kind
+NUM_TRAINING_TEXTS = 5000  # of each kind that are checked
 SEED = 900
 MAX_BYTES = 12_000_000
 
@@ -169,8 +169,8 @@ def test_training_saw_no_held_out_text(name: str, request: Any) -> None:
         assert list(islice(kept, NUM_INPUTS)) == first[kind][:NUM_INPUTS]
 
 
-# The limits below are the shares that `python examples/evaluate.py` measures on 500 texts, less
-# about two standard errors of 200.
+# The limits below are the shares of 500 texts by `python examples/evaluate.py`, minus about two
+# standard errors for 200 texts.
 def test_a_summary_states_every_key_fact(
     summarize: Callable[[list[str]], list[str]], reports: list[Report]
 ) -> None:

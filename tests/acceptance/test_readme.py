@@ -26,7 +26,7 @@ ANSWERS = {
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "tests" / "forking" / "fork_client.py"
 README = (ROOT / "README.md").read_text()
-GREETING = "greeting.txt"  # what `up` printed
+GREETING = "greeting.txt"  # the output of `up`
 
 
 def blocks(language: str) -> list[str]:
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     program = folder / ".venv" / "bin" / "tidemill"
     program.parent.mkdir(parents=True)
-    # A fork where a test has said of whom.
+    # A fork, if a test has set the fork server.
     program.write_text(
         f"#!/bin/sh\nexport PYTHONPATH={ROOT}\n"
         f'[ "$FORKS" ] && exec {sys.executable} -I -S {CLIENT} "$FORKS" cli "$@"\n'

@@ -24,7 +24,7 @@ from db.states import FINISHED, NEXT, JobState
 from tests.chaos.history import History
 from tests.chaos.witness import Seen, testimony
 
-# Of an attempt that was interrupted, by whomever: nobody is to blame.
+# Results of an interrupted attempt, which is no failure of the job.
 UNBLAMED = frozenset({None, "lease_expired"})
 
 
@@ -52,14 +52,14 @@ class Books:
     submitted: set[UUID]
     batches: dict[UUID, int]  # batch -> how many of the submitted jobs are in it
     poison: dict[UUID, str]  # job -> the code with which it must fail
-    cancelled: set[UUID]  # somebody asked for it
+    cancelled: set[UUID]  # cancellation was requested
     jobs: dict[UUID, Job]
     texts: dict[UUID, str]
     outputs: dict[UUID, str]
     attempts: list[AttemptRow]
     seen: list[Seen]
-    deaths: list[tuple[float, int]]  # when, and the process id of the worker
-    outages: list[tuple[float, float]]  # of what every worker needs: from, until
+    deaths: list[tuple[float, int]]  # the time, and the process id of the worker
+    outages: list[tuple[float, float]]  # of services that every worker needs: from, until
     of_job: dict[UUID, list[Seen]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
@@ -165,7 +165,7 @@ def _moves(books: Books) -> Iterator[str]:
             claimed = each.attempt != each.attempt_before
             if claimed and (each.attempt, each.state) != (attempt + 1, JobState.RUNNING):
                 yield f"job {job_id} was given the attempt {each.attempt} after {attempt}"
-            # A claim may take a running job over: its lease has ended.
+            # A claim may take over a running job whose lease has ended.
             if not claimed and JobState(each.state) not in NEXT[JobState(each.state_before)]:
                 yield f"job {job_id} went from {each.state_before} to {each.state}"
             state, attempt = each.state, each.attempt

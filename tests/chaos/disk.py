@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-NUM_BYTES = 2**30  # taken only as far as it is written to
+NUM_BYTES = 2**30  # occupied only as far as it is written
 
 
 @cache
@@ -51,7 +51,7 @@ class SmallDisk:
             self._resize(NUM_BYTES)
 
     def _resize(self, num_bytes: int) -> None:
-        # Refused if more than that is in use by now.
+        # Refused if more is in use by now.
         for _ in range(100):
             try:
                 _run("mount", "-o", f"remount,size={num_bytes}", str(self.folder))

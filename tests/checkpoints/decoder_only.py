@@ -45,7 +45,7 @@ def llama_like(tokenizer: Any) -> dict[str, Any]:
 
 
 def llama(folder: Path) -> None:
-    # Heads as wide as registers, as the fused step needs them.
+    # Heads as wide as vector registers, as the fused step requires.
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16)
 
 

@@ -110,7 +110,7 @@ def save_marian(folder: Path, codes: list[str], **languages: str) -> None:
         **bart_like(tokenizer, decoder_start_token_id=start, decoder_vocab_size=len(tokenizer))
     )
     model = hf.MarianMTModel(config)
-    # Published ones may not say the pad token, from which their decoder starts.
+    # Published models may never generate the pad token, from which their decoder starts.
     model.generation_config.bad_words_ids = [[start]]
     save(folder, tokenizer, model)
 

@@ -34,7 +34,7 @@ def multimodal(
         text_config = hf.CONFIG_MAPPING[text_type](
             **{**llama_like(tokenizer), **GQA, "tie_word_embeddings": False, **text, **ends}
         )
-        # How the families name the places of an image.
+        # The families' names of image tokens.
         names = ("image_token_id", "image_token_index", "boi_token_id", "eoi_token_id")
         config = whole(
             text_config=text_config.to_dict(),
@@ -94,7 +94,7 @@ def phi4_multimodal(folder: Path) -> None:
     save(folder, tokenizer, model)
 
 
-# Published as multimodal, with the class of the text model that is to be loaded of each.
+# Models that are published as multimodal, with the class of the text model to load.
 MULTIMODAL: dict[str, Callable[[Path], None]] = {
     "gemma3_vision": multimodal("gemma3", SEEING, **WINDOWED, query_pre_attn_scalar=8),
     "mistral3": multimodal("mistral3", SEEING, **SOME, model_type="mistral"),

@@ -298,7 +298,7 @@ def ct(format_: str, **weights: Any) -> dict[str, Any]:
 Pack = Callable[[str, tuple[int, int]], Packed]
 GPTQ = {"quant_method": "gptq", "group_size": GROUP, "sym": False}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-# Settings and packer of each format: a line for each.
+# Settings and packer of each format, one per line.
 FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
     "gptq": ({**GPTQ, "bits": 4}, lambda n, s: gptq(n, s, 4, 1, False)),
     "gptq_act_order": (
@@ -375,7 +375,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
            block_structure=[12, 20]),
         lambda n, s: eight_bits_of_a_float(n, s, "weight_scale", (12, 20)),
     ),
-    # Three blocks of 24, 24 and 16 columns, which might be of 22 each.
+    # Three blocks of 24, 24 and 16 columns; from the shapes alone they could be of 22 each.
     "ct_fp8_two_uneven_blocks": (
         ct("float-quantized", num_bits=8, type="float", strategy="block",
            block_structure="24x24"),

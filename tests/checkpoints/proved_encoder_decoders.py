@@ -148,7 +148,7 @@ def nllb_moe(folder: Path, fraction: float = 0.25) -> None:
         save(folder, tokenizer, hf.NllbMoeForConditionalGeneration(config))
 
 
-# A line for each.
+# One per line.
 UNLISTED: dict[str, Callable[[Path], None]] = {
     "umt5": unlisted_seq2seq(hf.UMT5Config, "t5"),
     "longt5": unlisted_seq2seq(hf.LongT5Config, "t5", local_radius=8),
@@ -178,15 +178,15 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     ),
 }  # fmt: skip
 
-# What leaves something on the model, so that each request is to be held against a fresh one.
+# These models change themselves, so each request must be compared with a fresh one.
 CHANGED_BY_REQUESTS: dict[str, Callable[[Path], None]] = {"bigbird_pegasus": bigbird_pegasus}
 
-# Experts that take every token, as published.
+# Experts with room for every token, as published.
 AMPLE: dict[str, Callable[[Path], None]] = {
     "nllb_moe_ample": functools.partial(nllb_moe, fraction=1.0)
 }
 
-# Long documents: more tokens than the families above have positions.
+# For long documents: more positions than the families above have.
 LONG: dict[str, Callable[[Path], None]] = {
     "led_long": unlisted_seq2seq(
         hf.LEDConfig, "pegasus", attention_window=32, max_encoder_position_embeddings=20_000,

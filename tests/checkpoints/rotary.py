@@ -40,10 +40,10 @@ def llama_yarn(folder: Path) -> None:
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, **own)
 
 
-# Listed, with a context that is longer than the positions that their configurations name.
+# Listed families whose context is longer than the positions in their configurations.
 SCALED: dict[str, Callable[[Path], None]] = {"llama_yarn": llama_yarn}
 
-# Their rotary frequencies are others beyond 64 tokens, or follow the length beyond POSITIONS.
+# Their rotary frequencies change beyond 64 tokens, or depend on the length beyond POSITIONS.
 SWITCHED: dict[str, Callable[[Path], None]] = {
     "phi3_longrope": unlisted(
         hf.Phi3Config, **GQA, original_max_position_embeddings=64, rope_parameters=longrope(64, 4)

@@ -33,7 +33,7 @@ def widen(model: Any, eos_token_ids: list[int]) -> None:
                 weight.normal_(0, gain / math.sqrt(weight.shape[-1]))
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Embedding):
-                # A T5 knows positions by this bias alone.
+                # T5's only position information is this bias.
                 module.weight.normal_(0, 2.0 if "relative" in name else 1.0)
         head.weight.normal_(0, 1.0)
         head.weight[eos_token_ids] *= 1.6

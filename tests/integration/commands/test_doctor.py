@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_or_nearly_is_a_fault(
     """As the operating system tells it of such a disk."""
     figures = (4096, 4096, 2**18, free_bytes // 4096, free_bytes // 4096, 100, 100, files_left)
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*figures, 0, 255)))
-    (stored.folder / ".tidemill").mkdir()  # the data folder: what `up` keeps is on its disk
+    (stored.folder / ".tidemill").mkdir()  # the data folder, whose disk is checked
     doctor = stored("doctor", "--json")
     disks = of_subject(doctor.json, "disk")
     assert disks

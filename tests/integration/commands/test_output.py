@@ -48,7 +48,7 @@ def stocked(tidemill: CommandLine) -> CommandLine:
     return tidemill
 
 
-# Runs commands one after another, each with standard streams as it finds them at its start.
+# Runs commands one after another, each with the standard streams of its start.
 ONE_PROCESS = """
 import os, sys
 from cli.main import main
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_written_is_named_and_not_left_behind(stocked: Com
     stocked.write("b.jsonl", {"text": noise})
     assert stocked("submit", "summarize", "b.jsonl").status == 0
 
-    def little_room() -> None:  # as much as SQLite needs to be read
+    def little_room() -> None:  # enough for reading with SQLite
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
     for name in ("r.csv", "r.jsonl", "r.parquet"):

@@ -65,7 +65,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
     with cluster.worker():
         jobs = [
             generate.submit(text="the mill", max_new_tokens=12),
-            generate.submit(text="the mill", max_new_tokens=12, do_sample=True),  # no seed named
+            generate.submit(text="the mill", max_new_tokens=12, do_sample=True),  # without a seed
             generate.submit(text="the mill", max_new_tokens=9, num_beams=3, num_return_sequences=2),
             summarize.submit(text="the mill " * 400, max_words=12),
             # A masked document in another language, of several parts.
@@ -79,7 +79,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
         ]
         for job in jobs:
             assert job.wait(PATIENCE_SECONDS).state == "succeeded"
-        # One that goes on with a dialogue, and one that was not computed for itself.
+        # A job that continues a dialogue, and one whose answer came from the cache.
         jobs += [
             chat.submit(
                 messages=[{"role": "user", "content": "And who am I?"}], previous_job_id=jobs[-1].id
@@ -118,7 +118,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
         assert ended.status == 1
         assert "different from character" in ended.out
         assert "the records differ in weight_files" in ended.err
-    # The model that did not change says nothing.
+    # The unchanged model is not reported.
     assert worker.log.count("model changed") == 1
 
 

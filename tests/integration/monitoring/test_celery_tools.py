@@ -46,7 +46,7 @@ def queues(cluster: Cluster) -> list[str]:
 
 
 def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> None:
-    busy.program = (str(BIN / "celery"),)  # as an operator starts it who knows Celery
+    busy.program = (str(BIN / "celery"),)  # started directly, with Celery's own command
     with busy.worker() as worker:
         assert queues(busy) == QUEUES
         assert f"{worker.name}: OK" in busy.celery("status", "-d", worker.name)
@@ -93,7 +93,7 @@ def test_a_message_that_is_revoked_and_terminated_gives_its_job_back(busy: Clust
         (message,) = inspect(busy, "active")
         with operator(busy) as app:
             app.control.revoke(message["id"], terminate=True)
-        # Given back, it is taken up again: the next attempt of the same job.
+        # A released job is claimed again: the next attempt of the same job.
         until(
             lambda: {busy.job(job_id).attempt for job_id in busy.results_per_job()} == {2},
             "a second attempt",

@@ -66,8 +66,8 @@ def test_each_alert_fires_when_it_should() -> None:
         rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
     ]
     for rule in rules:
-        # Prometheus extrapolates an increase, so that what such an alert says is no round number:
-        # there the figure that it compares is tested.
+        # Prometheus extrapolates an increase, so such an alert's value is not a whole number: its
+        # compared figure is tested instead.
         figure = rule["expr"].split()[0]
         assert "record" in rule or rule["alert"] in tested or figure in tested, rule
 

@@ -21,7 +21,7 @@ from tests.samples.jobs import insert_jobs, job_row, set_columns
 from tests.services.servers import free_port
 from worker.settings import Settings
 
-# Of a job, a batch or whoever sent it: there is no end of them.
+# Labels of jobs, batches or tenants would have no bound.
 UNBOUNDED = {"job", "job_id", "batch", "batch_id", "tenant", "custom_id", "attempt", "owner"}
 
 
@@ -33,7 +33,7 @@ def ended_by_sql(cluster: Cluster) -> dict[tuple[str, ...], float]:
             .where(Job.finished_at.is_not(None))
             .group_by(Job.task, Job.model, Job.state, Job.error_code)
         ).all()
-    # What was refused has no model, and may have no task.
+    # A refused job has no model, and may have no task.
     return {
         (task.replace("unknown", "other"), model or "other", state, code): num
         for task, model, state, code, num in rows
@@ -83,7 +83,7 @@ def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) 
             ),
             "the first worker's counters",
         )
-        # None of these ends before the worker dies, so its counters stay as they are.
+        # No job ends before the worker dies, so its counters do not change.
         running = [generate.submit(text="long " * 20, max_new_tokens=2000).id for _ in range(3)]
         producer.wait_for(JobState.RUNNING, 3)
         last = Scrape.of(first_port)
@@ -171,7 +171,7 @@ def test_the_engines_own_figures_cross_the_pipe(producer: Cluster) -> None:
         assert busy.total("tidemill_engine_max_rows") == 8
         assert busy.total("tidemill_engine_max_kv_cache_tokens") == 4096
         assert busy.total("tidemill_worker_running_jobs") == 3
-        # The leader's figure is of its last look, which may have been between two of them.
+        # The leader's figure is of its last query, which may have been between two of the jobs.
         assert busy.total("tidemill_running_jobs", model="fake", lane="interactive") <= 3
         for each in jobs:
             each.wait(90)

@@ -76,7 +76,7 @@ def test_a_job_runs_with_tls_to_redis_and_to_the_database(
             assert generate.submit(text="a b c").wait(90).state is JobState.SUCCEEDED
         assert "certificate" not in worker.log.lower()
         with database.read() as session:
-            # The server behind the proxy sees a socket: what is asked is our own end.
+            # The server behind the proxy sees a plain socket, so the client's end is checked.
             session.execute(text("SELECT 1"))
             driver = session.connection().connection.driver_connection
             assert driver is not None
