@@ -65,7 +65,7 @@ def asked_of(answered_alone_of: Callable[[str], AnsweredAlone]) -> Callable[[str
     return cache(make)
 
 
-# By module, for some modules are about one of the two and say so.
+# Per module, since some modules test only one of the two.
 @pytest.fixture(scope="module", params=["exact", "inflight"])
 def engine_name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -85,7 +85,7 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             **settings,
         }
         if engine_name == "paged":
-            settings.setdefault("max_cache_tokens", 16_384)  # it is made at once
+            settings.setdefault("max_cache_tokens", 16_384)  # the cache is allocated at once
         spec = EngineSpec(**settings)
         if engine_name == "exact":
             return Bench(GenerateBackend.load(spec), spec)

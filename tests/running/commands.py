@@ -47,7 +47,7 @@ class Ended:
         return json.loads(self.out)
 
 
-# These start processes, or become another: they run in a process of their own.
+# These commands start or become other processes, so they run in a process of their own.
 STARTING = ("up", "worker", "demo")
 
 
@@ -79,7 +79,7 @@ class CommandLine:
         try:
             with here(self.folder, self.whole_environment), streams.in_place():
                 status = main(arguments)
-        except SettingsError:  # an address of Redis that Celery cannot read when it starts
+        except SettingsError:  # a Redis URL that Celery cannot read at its start
             return self.run(*arguments, given=given)
         out, err = streams.written()
         assert "Traceback" not in err
@@ -138,7 +138,7 @@ class Streams:
     def in_place(self) -> Iterator[None]:
         before = sys.stdin, sys.stdout, sys.stderr
         sys.stdin, sys.stdout, sys.stderr = self._in, self._out, self._err
-        # Where nothing handles a record, a process writes it there; pytest handles every one.
+        # A process writes unhandled log records there; pytest handles every record.
         handler = logging.StreamHandler(self._err)
         handler.setLevel(logging.WARNING)
         handler.addFilter(lambda record: not record.name.startswith("tasks"))  # cli.main's
@@ -170,7 +170,7 @@ def here(folder: Path, environment: dict[str, str]) -> Iterator[None]:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        # Celery reads its settings once in a process; this one it looks up every time.
+        # Celery reads its settings once per process, and this variable every time.
         os.environ["CELERY_BROKER_URL"] = settings.broker_url()
         yield
     finally:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 90
 
-# Settings of workers whose jobs another takes up a few seconds after their death.
+# Settings with which another worker takes over jobs a few seconds after a worker's death.
 TAKEN_UP_SOON = {
     "lease_seconds": 2.0,
     "renew_seconds": 0.5,
@@ -90,7 +90,7 @@ class WorkerProcess:
 
         def paused() -> bool:
             self.process.send_signal(signal.SIGSTOP)
-            # Until then a thread of it may take a lock that it would keep.
+            # Until then a thread may take a lock and would keep it.
             until(self._is_stopped, "its stop")
             with closing(sqlite3.connect(path, timeout=0)) as connection:
                 try:
@@ -144,7 +144,7 @@ class Cluster:
     folder: Path
     database: Database
     redis_url: str
-    # How a test has them started for which a fork is not the same.
+    # The command for tests that need a new interpreter.
     program: tuple[str, ...] = ()
     started: list[WorkerProcess] = field(default_factory=list)
 
@@ -187,7 +187,7 @@ class Cluster:
         log_path = self.folder / f"{name}.log"
         command = [
             *("-A", "tasks", "worker", "--loglevel", "INFO"),
-            # These two only make a start slower when workers need not know each other.
+            # These two options save time at the start; workers need not know each other.
             *("--without-gossip", "--without-mingle"),
             *("--hostname", name, *arguments),
         ]

@@ -17,7 +17,7 @@ def pdf(pages: Sequence[str], password: str | None = None, owner_password: str =
     objects.append(f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode())
     objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     for number, text in enumerate(pages):
-        content = "q 10 10 50 50 re f Q"  # a picture, as far as a reader of texts is concerned
+        content = "q 10 10 50 50 re f Q"  # a shape, which has no text
         if text:
             lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
             content = f"BT /F1 12 Tf 14 TL 72 720 Td {lines} ET"

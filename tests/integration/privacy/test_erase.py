@@ -207,7 +207,7 @@ def test_erasing_a_running_job_fences_it_off_and_leaves_no_text(database: Databa
 def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -> None:
     """The job is erased after the committer has checked that its attempt may write."""
     if database.dialect == "sqlite":
-        return  # one writer at a time
+        return  # SQLite has one writer at a time
     job_id = insert_job(database, metadata=METADATA)
     (fence,) = claim(database, [job_id])
     writing = Committer(database, Settings(), lambda outcomes: None)
@@ -215,7 +215,7 @@ def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -
         running = writing._running(session, [fence])
         writing._write_segments(session, [FinishedSegment(fence, 0, {"output": LONG})], running)
         with database.write() as other:
-            # It is left alone until that is committed.
+            # The job is not erased until the segment is committed.
             assert erasure.erasure.erase_jobs(other, [job_id])[0] == []
     erased = erasure.erase(database, Person(metadata=METADATA))
 
@@ -401,7 +401,7 @@ def test_a_backup_that_the_disk_has_no_room_for_leaves_nothing(tidemill: Command
     assert tidemill("migrate").status == 0
     database = database_of(tidemill)
     insert_jobs(database, [job_row()], text=CANARY * 200_000)
-    assert erasure.scrub(database)  # all of it in the file, and nothing in the log
+    assert erasure.scrub(database)  # all content is in the file, and the write-ahead log is empty
     (tidemill.folder / "copy.db.part-journal").write_text("of one that was killed")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
@@ -420,7 +420,7 @@ def test_a_backup_of_a_broken_database_is_refused(tmp_path: Path, stored: Comman
     database = database_of(stored)
     if database.file is None:
         return
-    with closing(sqlite3.connect(database.file)) as connection:  # which holds no key to it
+    with closing(sqlite3.connect(database.file)) as connection:  # a connection without keys
         connection.execute("INSERT INTO segments VALUES ('x', 0, '{}', '2026-01-31')")
         connection.commit()
     ended = stored("backup", "copy.db")

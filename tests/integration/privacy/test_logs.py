@@ -52,7 +52,7 @@ def test_the_stacks_that_a_signal_shows_hold_no_text(producer: Cluster) -> None:
     with producer.worker() as worker:
         generate.submit(text=f"{USERS} {USERS}", max_new_tokens=200)
         producer.wait_for(JobState.RUNNING, 1)
-        for number in range(1, 21):  # whatever the other threads are at
+        for number in range(1, 21):  # at any state of the other threads
             worker.process.send_signal(signal.SIGUSR1)
             until(partial(has_stacks, worker, number), "the stacks")
         producer.wait_until_finished(1)

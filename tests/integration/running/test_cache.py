@@ -74,7 +74,7 @@ def test_a_repeated_batch_makes_no_model_calls(producer: Cluster) -> None:
         assert statements.count("SELECT") == 1
         assert statements.count("INSERT") <= 3, "a commit takes them along"
     assert num_entries(producer.database) == 64
-    # Another worker, which knows nothing but the database.
+    # Another worker, which shares only the database.
     with serving(producer) as second:
         with statements_on_the_cache(producer.database) as statements:
             other = second.run(batch_of(64))
@@ -198,7 +198,7 @@ def test_the_least_recently_used_entries_are_removed_beyond_the_bound(producer: 
         session.execute(update(CacheEntry).values(used_at=seconds_from_now(-7200)))
     size = database_bytes(database) // 20
     with serving(producer) as worker:
-        worker.run(batch_of(5))  # of the twenty, used again
+        worker.run(batch_of(5))  # five of the twenty, which are used again
         worker.worker._cache_upkeep.tick()
     small = CacheSettings(max_size=f"{8 * size}B")
     with serving(producer, small) as worker:

@@ -42,7 +42,7 @@ def test_the_embedded_valkey_takes_no_entry_larger_than_a_message(tmp_path: Path
     server.start()
     try:
         with redis.Redis.from_url(server.url, retry=ONCE) as client:
-            with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
+            with pytest.raises(redis.ConnectionError):  # it closes every connection
                 client.lpush("celery", bytes(MAX_BYTES + 1))
             assert client.llen("celery") == 0
     finally:

@@ -138,7 +138,7 @@ def tree_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_up_ends_no_process_is_left(tidemill: CommandLine, how: signal.Signals) -> None:
-    up = tidemill.start("up", is_forked=False)  # the parent of its parts, as a fork is not
+    up = tidemill.start("up", is_forked=False)  # the parent of its processes, unlike a fork
     wait_for((tidemill.folder / ".tidemill" / "run.json").exists, up)
     children = tree_of(up)
     assert len(children) >= 3  # Valkey, the worker, its engine

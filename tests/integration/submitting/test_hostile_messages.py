@@ -125,7 +125,7 @@ def test_a_message_is_found_with_its_reason_and_its_job(producer: Cluster) -> No
         client.lpush("celery", dumped(envelope([[], [CANARY], {}], message_id=job_id)))
         client.lpush("celery", dumped(envelope([[CANARY], {}, {}], message_id="order 7")))
         for text in ("one", "one", "another"):
-            if text == "another":  # those that are read together are taken in any order
+            if text == "another":  # messages that are read together may be handled in any order
                 producer.wait_until_finished(3)
             client.lpush("celery", dumped(envelope([[], {"text": text}, {}], message_id="order 8")))
         until(lambda: len(quarantined(producer)) == 2, "two are set aside")

@@ -24,14 +24,14 @@ from tests.parity.trials.alone import Alone
 from tests.parity.trials.joining import SETTINGS, requests_for, spec_of
 from tests.running.engines import Bench
 
-# The classes that run them: a text model of the library's, or else a head on the decoder.
+# The classes that run them: a text model of transformers, or else a head on the decoder.
 CLASSES = {
     "gemma3_vision": "Gemma3ForCausalLM", "mistral3": "MistralForCausalLM",
     "llava": "LlamaForCausalLM", "llama4_vision": "Llama4ForCausalLM", "qwen2_vl": "TextWithHead",
     "llava_next": "LlamaForCausalLM", "glm4v": "TextWithHead", "qwen3_vl_moe": "TextWithHead",
     "qwen2_audio": "Qwen2ForCausalLM", "qwen2_5_vl": "TextWithHead", "qwen3_vl": "TextWithHead",
     "qwen3_5_vision": "Qwen3_5ForCausalLM",
-    # Its whole reads the mark of an image as no token, which its text model does not.
+    # The whole model does not treat the image token as a token; its text model does.
     "gemma4_vision": "Gemma4ForConditionalGeneration",
 }  # fmt: skip
 SEES = re.compile(r"vision|visual|audio|projector|image_newline")

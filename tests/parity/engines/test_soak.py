@@ -14,7 +14,7 @@ from tests import checkpoints
 from tests.running.engines import Child, child
 
 NUM_REQUESTS, NUM_WARM, NUM_AT_ONCE = 10_000, 2_000, 250  # of each family
-MAX_GROWTH_BYTES = 24 * 2**20  # of a process of some hundred; the allocator breathes
+MAX_GROWTH_BYTES = 24 * 2**20  # of a process of some hundred MiB; the allocator's own use varies
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -48,7 +48,7 @@ def serve(engine: Child, words: list[str], ids: range) -> None:
 
 def request(id_: int, words: list[str]) -> Request:
     text = " ".join(words[id_ % len(words)].split()[: 2 + id_ % 5])
-    # One in twenty has beams, and one in twenty draws.
+    # One in twenty uses beam search, and one in twenty samples.
     how = (
         {"num_beams": 2} if id_ % 20 == 3 else {"num_return_sequences": 2} if id_ % 20 == 7 else {}
     )

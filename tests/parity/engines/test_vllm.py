@@ -32,8 +32,7 @@ from tests.running.engines import Bench, Child, Ids, child, needs_vllm
 STORYTELLER = Path(__file__).parents[3] / "examples" / "models" / "storyteller"
 
 ROPE = {"rope_theta": 10_000.0}
-# By name: the kind of checkpoint, another family if it is not of its own, and what its
-# configuration says.
+# By name: the kind of checkpoint, another family if any, and settings of its configuration.
 MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "llama": ("llama", None, {}),
     "llama, linear positions": (
@@ -138,7 +137,7 @@ def test_each_answer_in_a_batch_is_that_of_generate_alone(engine_of, model_of, n
     assert found == [answered_alone(alone, each) for each in sent]
     assert len(set(found)) > 18
     assert {each.choices[0].finish_reason for each in outputs.values()} == {"stop", "length"}
-    # They shared steps.
+    # The requests shared steps.
     num_steps = engine.progress.num_steps - before.num_steps
     assert num_steps < sum(num_tokens for _, num_tokens in found) / 3
 
@@ -243,7 +242,7 @@ def test_an_error_of_vllm_at_load_becomes_a_sentence(model_of):
 
 
 @needs_vllm
-# Its packages warn of each other.
+# vLLM's dependencies emit warnings.
 @pytest.mark.filterwarnings("ignore")
 def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monkeypatch):
     """This is a single test, since a process can load vLLM only once."""
@@ -251,7 +250,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     assert torch.get_num_threads() == 1
     bench = Bench(engine, engine.sized.spec)
 
-    # Cancelled in the middle, and while waiting.
+    # Cancelled while running, and while waiting.
     sent = [request(text, max_new_tokens=40, min_new_tokens=40) for text in ("a mill",) * 12]
     bench.submit(*sent)
     bench.advance()
@@ -263,7 +262,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     assert reasons == ["length"] * 6 + ["cancelled"] * 4 + ["length"] * 2
     engine.check(())
 
-    # One that vLLM does not take fails alone.
+    # A request that vLLM refuses fails alone.
     good, bad = request("a mill", max_new_tokens=4), request("a mill", max_new_tokens=5)
     with monkeypatch.context() as patch:
         add = engine.llm_engine.add_request
@@ -276,7 +275,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     assert outputs[bad.id].failure.code == "generation_failed"
     assert outputs[good.id].failure is None
 
-    # After a step that failed nothing more is asked of it.
+    # After a failed step vLLM gets no further request.
     bench.submit(request("a mill", max_new_tokens=4))
     monkeypatch.setattr(engine.llm_engine.engine_core, "get_output", lambda: 1 / 0)
     with pytest.raises(EngineBroken, match="ZeroDivisionError"):
@@ -346,7 +345,7 @@ def test_a_setting_of_its_own_that_would_be_passed_over_is_named(
 ):
     folder = shutil.copytree(model_of("llama"), tmp_path / "model")
     own = transformers.GenerationConfig.from_pretrained(folder, **{setting: value})
-    own.do_sample = True  # or it could not be written with one that is of sampling
+    own.do_sample = True  # else no sampling setting could be saved
     own.save_pretrained(folder)
     spec = spec_of(folder)
     with pytest.raises(Unloadable, match=f"its own {setting} is not attended to"):

@@ -39,7 +39,7 @@ def test_plain_torch_gives_the_same_answers_as_the_kernels(kind, bench_of, asked
 def assert_plain(bench) -> None:
     """Check that a step runs only torch's or the model's own code."""
     runner = bench.loop.engine.in_flight.runner
-    assert type(runner.executor) is EagerExecutor  # nothing is captured or fused
+    assert type(runner.executor) is EagerExecutor  # neither captured nor fused
     assert isinstance(runner.attention, TorchAttentionBackend)
     assert isinstance(getattr(runner, "cross_attention", runner.attention), TorchAttentionBackend)
     ours = [
@@ -87,7 +87,7 @@ def test_rounded_weights_are_multiplied_by_plain_torch_too(quantization, bench_o
 def test_rounded_weights_answer_alone_as_in_a_batch(
     kind, quantization, bench_of, asked_of, monkeypatch
 ):
-    # All linear modules of so small a model, not only those that gain by it.
+    # All linear modules of this small model, not only those that become faster.
     monkeypatch.setattr(pack, "__defaults__", (0,))
     asked = [one for one, _ in asked_of(kind)]
     together = bench_of(kind, quantization=quantization)

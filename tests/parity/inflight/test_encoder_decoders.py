@@ -30,7 +30,7 @@ def document(num_words: int, seed: int) -> str:
     return " ".join(" ".join(checkpoints.sentences(num_words // 15, seed=seed)).split()[:num_words])
 
 
-# What a model does to itself
+# Models that change their own state
 
 
 @pytest.mark.usefixtures("proved_once")
@@ -90,7 +90,7 @@ def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
     assert len({each.choices[0].token_ids for each in outputs.values()}) > 3
 
 
-# Rows that a model takes for equally long
+# Models that assume rows of equal length
 
 
 @pytest.mark.usefixtures("proved_once")
@@ -179,7 +179,7 @@ def test_equal_inputs_are_encoded_once(kind, is_paged, folder_of):
     bench = Bench(engine, engine.spec)
     passes = encoder_passes(engine)
     one, two = checkpoints.sentences(2, seed=8)
-    drawn = {**SETTINGS[4], "num_beams": 1}  # BART's own are four
+    drawn = {**SETTINGS[4], "num_beams": 1}  # BART's default is four beams
     settings = [
         SETTINGS[0],
         *SETTINGS[2:4],
@@ -201,7 +201,7 @@ def test_equal_inputs_are_encoded_once(kind, is_paged, folder_of):
     assert bench.progress.num_in_flight == len(asked)
     num_tokens = {len(engine.encode(each).prompt_ids) for each in asked}
     assert len(num_tokens) == 2
-    # Which of the two texts runs without a pause is the scheduler's; many fewer than 12 passes.
+    # The scheduler chooses which of the two texts runs without a pause; far fewer than 12 passes.
     assert 1 <= len(passes) <= 5
     alone = Alone(kind, folder_of(kind))
     for each in asked:
@@ -305,7 +305,7 @@ def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
     for at in (0, 2, 3):
         assert outputs[at].failure is None
     assert bench.progress.num_in_flight == 3
-    # Two of them are not held at once, for a row has a copy of what the encoder made.
+    # Two do not fit at once, since each row has a copy of the encoder's output.
     assert max(len(plan.sequences) for plan in bench.plans) == 2
     assert all({0, 2} - {each.id for each in plan.sequences} for plan in bench.plans)
 

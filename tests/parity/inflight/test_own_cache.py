@@ -37,7 +37,7 @@ def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
         if calls[0] % 5 == 0 and len(engine.in_flight.running_sequences) > 1:
             raise ValueError("now and then")
 
-    # Fails a step of several, never the same one run alone.
+    # Fails a step of several rows, never the same row alone.
     whole = engine.in_flight.runner._decode
 
     def decode(caches, tokens):
@@ -132,7 +132,7 @@ def test_prompts_of_like_length_are_computed_in_one_pass(folder_of, monkeypatch)
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=True)
     assert engine.in_flight.runner.pads_prompts
     prove(engine.exact, engine.in_flight.runner, engine.has_beams)
-    assert any(len(set(each)) > 1 for each in groups)  # the proof has padded ones
+    assert any(len(set(each)) > 1 for each in groups)  # the proof has padded rows
     groups.clear()
     bench = Bench(engine, spec)
     outputs = bench.answers(requests())

@@ -55,7 +55,7 @@ def kv_cache_of(bench):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, answered_alone_of, bench_of):
     answered, bench = answered_alone_of(kind), bench_of(kind, max_sequences=12)
-    # Some of every way to ask, and those with long answers.
+    # Some requests of every setting, and those with long answers.
     asked = [
         each for at, each in enumerate(requests_of(kind)) if at % 3 == 0 or each[0] == "max_length"
     ]
@@ -71,7 +71,7 @@ def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, answered_alon
     assert wrong == []
     assert_varied(said)
     shapes = bench.loop.engine.in_flight.runner.executor.inputs
-    # Rows were padded, and attended to more than a page.
+    # Rows were padded, and longer than a page.
     assert {each.num_rows for each in shapes} <= {1, 2, 4, 8, 16}
     assert max(each.num_tokens for each in shapes) > 64
 
@@ -110,7 +110,7 @@ def test_a_step_that_fails_leaves_no_pages_owned(kind, name, bench_of):
 
 
 def test_a_paged_cache_of_the_size_that_the_scheduler_counts_is_large_enough(bench_of):
-    # Prompts and answers that end a column after a page, in as many rows as there may be.
+    # Prompts and answers that end one column after a page, in the maximum number of rows.
     bench = bench_of("llama", max_sequences=6, max_cache_tokens=700)
     beams = replace(GREEDY, max_new_tokens=66, num_beams=3)
     bench.answers(request(at, "the mill", params=beams) for at in range(6))
@@ -229,7 +229,7 @@ def test_every_answer_of_a_gpu_is_the_answer_alone(kind, folder_of, bench_of):
     asked = requests_of(kind)
     outputs = bench.answers(one for _, one, _ in asked)
     graphs = bench.loop.engine.in_flight.runner.executor.graphs
-    assert graphs.record is not None  # it was never given up
+    assert graphs.record is not None  # recording was never given up
     assert graphs.recorded
     wrong = [
         (name, outputs[one.id])

@@ -18,7 +18,7 @@ from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.coming_and_going import break_when, let_come_and_go
 
-# One of each way to know a position and to compute; fused, captured, and on a GPU's cache.
+# One kind for each position encoding and executor: fused, captured, and with a paged cache.
 KINDS = ("llama", "gpt2", "opt", "gpt_neox", "qwen3", "gemma2")
 WAYS: tuple[dict[str, object], ...] = (
     {"max_new_tokens": 7, "do_sample": False},
@@ -86,13 +86,13 @@ def got(output) -> list[list[int]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_that_begin_alike_are_read_once_and_answer_as_alone(kind, asked_of, bench_of):
     bench, asked = bench_of(kind, max_sequences=8), asked_of(kind)
-    for at in range(2):  # the second time most is there
+    for at in range(2):  # the second time most of it is cached
         outputs = bench.answers(replace(one, id=one.id + 100 * at) for one, _ in asked)
         wrong = [id_ for id_, each in outputs.items() if got(each) != asked[id_ - 100 * at][1]]
         assert wrong == []
     found = bench.progress.num_found_tokens
     assert 0.4 * bench.progress.num_prompt_tokens < found < bench.progress.num_prompt_tokens
-    # What is kept is nobody's any more, and what the steps read is all that was not found.
+    # Cached blocks have no reader any more, and the steps read all tokens that were not found.
     assert all(each.num_users == 0 for each in prefixes_of(bench).kept.values())
     num_read = sum(each.num_prompt_tokens for each in bench.plans)
     assert num_read + found == bench.progress.num_prompt_tokens
@@ -140,7 +140,7 @@ def narrow_bench_of(bench_of):
     def make(kind: str):
         if kind not in made:
             bench = bench_of(kind, max_sequences=6, max_step_tokens=500)
-            # Prompts of more than so many tokens are long.
+            # Prompts of more tokens than this are long.
             limits = replace(bench.scheduler.limits, max_admitted_tokens=40)
             bench.scheduler.limits = limits
             made[kind] = bench

@@ -73,7 +73,7 @@ def test_rows_at_other_temperatures_that_mix_are_caught(folder_of, monkeypatch):
     assert isinstance(load(spec_of(folder_of("llama4"))), GenerateBackend)
 
 
-# Context is what rotary scaling makes of it
+# The context length follows from rotary scaling
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ BUILDERS = {
 WAYS = ("compiled", "plain", "paged")
 SLICE_TOKENS = 96
 
-# Lengths of prompts, and settings. Those of one length begin alike.
+# Lengths of prompts, and settings. Prompts of equal length share a prefix.
 PROMPTS = (5, 20, 90, 200, 200, 333, 333, 520)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 80, "min_new_tokens": 80, "do_sample": False},
@@ -123,7 +123,7 @@ def watch(bench: Bench, window: int = WINDOW) -> list[int]:
 def look_at_columns(cache: Any, window: int, is_long: bool) -> int:
     (group,) = (each for each in cache.groups if each.window == window)
     most = max_columns(window)
-    if is_long:  # until the second token: wide enough to read a slice
+    if is_long:  # until the second token the cache is wide enough to read a slice
         most = max(most, window + SLICE_TOKENS + 2 * BUCKET_TOKENS)
     assert group.capacity <= most
     return int(group.first)
@@ -183,7 +183,7 @@ def test_windows_let_more_sequences_run_at_the_same_budget(
     # Columns are added by the bucket, in every layer.
     rounding = most_rows * BUCKET_TOKENS
     assert most_bytes <= (num_places + rounding) * kv_cache.shape.bytes_per_token
-    if isinstance(kv_cache, PagedKVCache):  # there are no more pages than the budget has
+    if isinstance(kv_cache, PagedKVCache):  # the budget limits the pages
         rounding = 2 * kv_cache.max_rows * PAGE_TOKENS * kv_cache.shape.num_layers
         num_tokens = num_places * kv_cache.shape.num_layers + rounding
         assert (kv_cache.num_pages - 1) * PAGE_TOKENS <= num_tokens + PAGE_TOKENS
@@ -202,7 +202,7 @@ def test_a_step_that_failed_after_columns_were_left_is_run_again(
 ) -> None:
     bench, asked = bench_of("gemma3", way), asked_of("gemma3")[:4]
     left = watch(bench)
-    failing = {"prefill": [1, 3], "decode": [2, 30, 41]}  # which calls
+    failing = {"prefill": [1, 3], "decode": [2, 30, 41]}  # the calls that fail
     for name, calls in failing.items():
         break_when(bench, name, failing_at(calls))
     let_come_and_go(bench, asked, [(0, at, None) for at in range(len(asked))])

@@ -37,7 +37,7 @@ KINDS = {
     "bigbird_pegasus": "it changes itself at a short text",
 }
 TEXTS = checkpoints.sentences(8, seed=13)
-# Each with a number of tokens.
+# Prompts, each with a number of tokens.
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "to the end": {"do_sample": False, "full": True},

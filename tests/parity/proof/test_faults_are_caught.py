@@ -53,7 +53,7 @@ def exact_of(folder_of):
         checkpoint = Checkpoint.load(spec)
         for module in checkpoint.model.modules() if has_low_caps else ():
             if getattr(module, "attn_logit_softcapping", None) is not None:
-                module.attn_logit_softcapping = 2.0  # of 50 no weights as small as these are near
+                module.attn_logit_softcapping = 2.0  # such small weights never reach 50
         exact = GenerateBackend(spec, checkpoint)
         lay_out(checkpoint.model, spec, checkpoint.reload)
         return exact
@@ -115,7 +115,7 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, 
     has = {"window": windowed, "softcap": capped, "sinks": ("gpt_oss",)}
     if (
         fault == "prompts"
-    ):  # a fused step, for heads as wide as registers, has no such fault to make
+    ):  # a fused step, for heads as wide as vector registers, cannot have this fault
         monkeypatch.setattr(selection, "kernel_module", lambda name: None)
     engine = engine_of(kind, cpu_kernels=cpu_kernels, has_low_caps=True)
     runner = engine.in_flight.runner
@@ -123,7 +123,7 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, 
     if fault == "position":
         for executors in (step_executor, captured_step):
             monkeypatch.setattr(executors, "row_lengths", lengths_one_off_in_company)
-    elif fault == "prompts":  # the first prompt of a row is seen by the next
+    elif fault == "prompts":  # the next prompt sees the first one
         name = "_prefill_forward" if isinstance(runner, CausalRunner) else "_encode"
         whole = getattr(runner, name)
         monkeypatch.setattr(
@@ -184,19 +184,19 @@ def test_pages_know_windows_soft_caps_and_sinks_too(kind, fault, engine_of, monk
 def test_a_fault_of_a_state_is_caught(kind, fault, engine_of, monkeypatch):
     """A recurrent layer has no mask that would hide another row's state."""
     whole = StateLayer.content
-    if fault == "stale":  # what a step has made is forgotten
+    if fault == "stale":  # the result of a step is dropped
         monkeypatch.setattr(
             StateLayer, "settle", lambda layer, num: setattr(layer, "num_counted", num)
         )
-    elif fault == "late":  # where the company changes, the last token is forgotten
+    elif fault == "late":  # when the batch changes, the last token is dropped
         monkeypatch.setattr(StateLayer, "content", lambda layer, rows, columns: LayerContent(
             states={name: each[rows] for name, each in layer.counted.items()}
         ))  # fmt: skip
-    elif fault == "lost":  # where the company changes, a state begins anew
+    elif fault == "lost":  # when the batch changes, a state is reset
         monkeypatch.setattr(StateLayer, "content", lambda *given: LayerContent(
             states={name: each * 0 for name, each in whole(*given).states.items()}
         ))  # fmt: skip
-    elif fault == "rows":  # rows have each other's states
+    elif fault == "rows":  # rows get each other's states
         hold = StateLayer.hold_states
 
         def hold_states(layer, states, num_columns):

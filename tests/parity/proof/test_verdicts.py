@@ -130,7 +130,7 @@ def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
         for slow in (False, True):
             monkeypatch.setattr(answered_alone, "SLOW_PASS_SECONDS", 0.0 if slow else 60.0)
             monkeypatch.setattr(batch_probe, "SLOW_PASS_SECONDS", 0.0 if slow else 60.0)
-            # As for one that is so slow that the time is over after the least.
+            # As for a model so slow that the time is over after the minimum of requests.
             monkeypatch.setattr(answered_alone, "MAX_SECONDS", 0.0)
             passes.clear()
             engine = load(spec)
@@ -139,7 +139,7 @@ def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
             num_passes[slow] = len(passes)
     finally:
         embeddings.remove()
-    # Of which those of the probe of shared calls are a third; no answer is asked for twice.
+    # A third of these are of the probe of shared calls; no answer is computed twice.
     assert 20 < num_passes[True] <= 42
     assert num_passes[True] < 0.7 * num_passes[False]
 
@@ -160,7 +160,7 @@ def test_a_truncated_verdict_is_ignored(content, folder_of, tmp_path, monkeypatc
 def test_a_verdict_that_cannot_be_kept_is_said_in_one_line(
     folder_of, tmp_path, monkeypatch, caplog
 ):
-    (tmp_path / "file").touch()  # where a folder should be
+    (tmp_path / "file").touch()  # a file in place of a folder
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "file"))
     assert isinstance(load(spec_of(folder_of("phi"))), RouterBackend)
     assert len([each for each in caplog.messages if "verdict not kept" in each]) == 1

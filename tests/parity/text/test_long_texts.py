@@ -92,7 +92,7 @@ def test_huge_texts_are_refused_with_a_number_of_tokens_that_they_have(kind, fol
         least, most = map(
             int, re.findall(r"at least (\d+) tokens.* takes (\d+)", failure.message)[0]
         )
-        # As many are in the slice that was looked at, and so in the whole.
+        # The tokenized slice has as many, and so has the whole text.
         assert most < least <= len(tokenizer(each.text[:16_384])["input_ids"])
 
 

@@ -68,8 +68,8 @@ def load_encoded(engine, request: Request) -> tuple[int, ...]:
     ("kind", "max_cache_tokens", "params"),
     [
         ("gemma2", 150, Params(max_new_tokens=20)),  # windows: more tokens than places
-        ("qwen3_5", 200, Params(max_new_tokens=20)),  # states, which take as many as some tokens
-        ("led", 200, Params(max_new_tokens=20, num_beams=3)),  # what is encoded, for each row
+        ("qwen3_5", 200, Params(max_new_tokens=20)),  # states, which cost as some tokens
+        ("led", 200, Params(max_new_tokens=20, num_beams=3)),  # the encoder's output, for each row
         ("umt5", 200, Params(max_new_tokens=20)),
     ],
 )

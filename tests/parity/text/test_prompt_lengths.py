@@ -68,7 +68,7 @@ def test_a_prefix_never_counts_more_tokens_than_the_whole_has(kind, space, folde
 
     least = bound.least_tokens(text, count_tokens)
     assert 0 <= least <= whole
-    # It is no idle bound: most of an ordinary text is counted.
+    # The bound is tight: most of an ordinary text is counted.
     if whole * 6 > len(text):
         assert least > whole / 2
 

@@ -36,7 +36,7 @@ def test_a_stop_ends_where_generate_ends(bench_of, folder_of, kind, num_beams):
             id_ = len(requests)
             try:
                 (row,) = alone.generate(text, **how, stop_strings=[stop], tokenizer=alone.tokenizer)
-            except ValueError:  # no token has any of it
+            except ValueError:  # no token contains a part of it
                 (row,) = alone.generate(text, **how)
             expected[id_] = (stop, row)
             params = Params(**how, stop=(stop,))
@@ -64,7 +64,7 @@ def test_a_special_token_ends_an_answer_and_is_not_in_it(bench_of, folder_of):
     class Asked:
         prompt_ids = tuple(words)
 
-        class settings:  # stands where the sequence has a value
+        class settings:  # a stand-in for the sequence's attribute
             stop = ("<|im_start|>",)
 
     assert texts.has_stop_string(Asked, [*words, special])

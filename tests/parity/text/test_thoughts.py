@@ -84,7 +84,7 @@ THINKING = PLAIN + "<think>\n"
     [
         ("hm\nEND", "END", ("hm", "")),
         ("hm</think>four END", "END", ("hm", "four")),
-        # It begins in the thought and ends in the answer.
+        # The stop string begins in the reasoning and ends in the answer.
         ("hm</think>four", "</think>four", ("hm", "")),
         ("hm</think>", "</think>", ("hm", "")),
     ],

@@ -24,7 +24,7 @@ class Alone:
         if self.is_encoder_decoder:
             self.auto = transformers.AutoModelForSeq2SeqLM
         elif type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING:
-            self.auto = transformers.AutoModelForMultimodalLM  # the whole of it, to read text alone
+            self.auto = transformers.AutoModelForMultimodalLM  # the whole model, for text alone
         self.folder, self.device = folder, device
 
     @cached_property

@@ -11,7 +11,7 @@ from tests import checkpoints
 
 GREEDY = Params(max_new_tokens=12, do_sample=False)
 
-# One of each way to know a position and to keep keys, and one whose requests are beams.
+# One kind for each position encoding and cache, and one whose requests use beam search.
 KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "qwen3", "opt", "gpt_neox")
 
 

@@ -19,8 +19,8 @@ from tests.running.engines import Bench
 
 NUM_PROMPTS = 6
 
-# How the answer to each prompt is asked for. `i` is the number of the prompt, so that
-# lengths and seeds differ among those that share a call.
+# The settings for each prompt. `i` is the number of the prompt, so that lengths and seeds differ
+# within a call.
 SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "greedy": lambda i: {"max_new_tokens": 8 + 5 * i},
     # The prompt counts, and some have more than a hundred tokens.
@@ -119,7 +119,7 @@ class AnsweredAlone:
 
     def answers(self, request: Request, how: dict[str, Any]) -> list[list[int]]:
         with (self.kept / f"{request.id}.json").open("a+") as file:
-            flock(file, LOCK_EX)  # another process may be about to find it out
+            flock(file, LOCK_EX)  # another process may be computing it
             file.seek(0)
             known = file.read()
             answers: list[list[int]] = json.loads(known or "null")
