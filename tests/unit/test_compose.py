@@ -79,7 +79,7 @@ def test_redis_starts_with_the_compose_files_options_and_stores_data(tmp_path: P
             with redis.Redis(port=port, password="secret", retry=ONCE) as client:
                 assert client.config_get("appendonly") == {"appendonly": "yes"}
                 assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-                with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
+                with pytest.raises(redis.ConnectionError):  # it closes every connection
                     client.lpush("celery", bytes(MAX_BYTES + 1))
                 assert client.llen("celery") == 0
             with (

@@ -9,7 +9,7 @@ from worker.cache.settings import CacheSettings
 from worker.settings import Settings
 
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
-# How often a thread polls, which nobody has a reason to change.
+# Polling intervals, which users have no reason to change.
 INTERNAL = {"claim_seconds", "dispatch_seconds"}
 
 

@@ -79,7 +79,7 @@ def test_a_variable_that_an_import_has_read_must_be_unchanged() -> None:
 def test_a_worker_and_its_engines_are_forks(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As joblib and torch do, in a process of tests that has imported them.
+    # joblib and torch set these in a test process that has imported them.
     monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cluster.folder))
     folder = checkpoints.build("gpt2", cluster.folder / "gpt2")

@@ -68,7 +68,7 @@ def test_an_exposed_database_is_reported(
 def test_a_database_file_that_everybody_may_read_is_reported(
     of_file: int, of_folder: int, is_open: bool
 ) -> None:
-    # Not in the folder of the tests, which lets nobody else in.
+    # Not in the tests' folder, which other users cannot enter.
     with TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         file = folder / "it's.db"

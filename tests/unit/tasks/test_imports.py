@@ -9,7 +9,7 @@ from tests.running.workers import ROOT
 
 UNNEEDED = {
     *("torch", "transformers", "tokenizers", "numpy", "pyarrow", "alembic", "flower"),
-    # Of what only some jobs, settings or commands need.
+    # Modules that only some jobs, settings or commands need.
     *("prometheus_client", "semantic_text_splitter", "py3langid", "rich", "typer"),
 }
 

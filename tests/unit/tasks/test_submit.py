@@ -217,7 +217,7 @@ def test_a_custom_id_stands_once_in_a_batch(database: Database, run_key: str | N
     with pytest.raises(DuplicateId, match=r"contract 4: custom_id: is that of contract 2 too"):
         submit_batch(named("a", "b", None, "b"), name="night", run_key=run_key)
     assert states(database) == {}
-    # Of another tenant, or in another call, it is no duplicate.
+    # For another tenant, or in another call, it is not a duplicate.
     batch = submit_batch(
         chain(named("a", "b", None, None), named("a", tenant="other")), name="m", run_key=run_key
     )

@@ -33,7 +33,7 @@ from tests.samples.jobs import (
 from worker.committer import Committer, flush_due
 from worker.settings import Settings
 
-# What no database keeps, were an engine ever to say it.
+# Characters that no database stores, in case an engine returns them.
 UNKEPT = {"nothing": None, "half a character": "secret \ud83d"}
 
 
@@ -138,7 +138,7 @@ def test_a_flush_is_a_handful_of_statements_however_many_outcomes(
         Outcome.succeeded(fence, answer()) if number % 4 else Outcome.released(fence)
         for number, fence in enumerate(fences)
     ]
-    # Nothing runs before all of them are there.
+    # No job runs before all of them have arrived.
     committer = Committer(database, Settings(flush_outcomes=64), (written := Written()).add)
     for outcome in outcomes:
         committer.put(outcome)
@@ -326,5 +326,5 @@ def test_the_committer_is_woken_for_the_first_outcome_and_for_one_that_makes_a_f
         fence = Fence(uuid4(), 1, "one")
         committer.put(Outcome.failed(fence, "empty_prompt", ""), is_urgent=number == 2)
         woken.append(notify.called)
-    # An urgent one is due, and so is whatever comes until it is written.
+    # An urgent outcome is due at once, and with it all that arrive until it is written.
     assert woken == [True, False, True, True, True, True]

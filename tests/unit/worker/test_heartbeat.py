@@ -178,7 +178,7 @@ def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
         now += waits[-1]
     assert waits == [1, 1, 0.5, 1, 1]
     look = ["SELECT"]
-    renewal = ["SELECT", "UPDATE", "UPDATE"]  # every lease in one, and the worker's own row
+    renewal = ["SELECT", "UPDATE", "UPDATE"]  # all leases at once, and the worker's own row
     assert verbs == [renewal, look, look, renewal, look]
 
 

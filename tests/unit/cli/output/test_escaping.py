@@ -48,8 +48,8 @@ def test_control_characters_are_shown_as_escapes(character: str) -> None:
     "text",
     [
         "Die Mühle\n\tmahlt.",
-        "« le\u00a0moulin »",  # French sets a space that does not break
-        "می\u200cخواهم",  # Persian joins by a character without width
+        "« le\u00a0moulin »",  # French uses a no-break space
+        "می\u200cخواهم",  # Persian uses a zero-width character
         "👩\u200d🌾",
         "שלום\u200f!",
         "\u3000全角",

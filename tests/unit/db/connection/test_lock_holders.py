@@ -59,7 +59,7 @@ def held(file: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_the_revision_is_read_while_another_writes(
     file: Path, held: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.session.LOCK_SECONDS", 0.0)  # one that waited would fail at once
+    monkeypatch.setattr("db.session.LOCK_SECONDS", 0.0)  # a session that waited would fail at once
     database = Database(file_url(file))
     schema.require_current(database)
     database.close()

@@ -141,12 +141,12 @@ def test_what_is_stored_is_sealed_and_what_is_read_is_plain(sealed: Database) ->
 def test_every_column_that_can_hold_a_text_is_sealed_or_named_here() -> None:
     """A new column must be added here; sealed columns are also erased, below."""
     open_columns = {
-        "attempts.error_message",  # our own sentences
+        "attempts.error_message",  # sentences of Tidemill
         "jobs.error_message",
-        "batches.metadata",  # what rows are found by
+        "batches.metadata",  # fields that queries use
         "payloads.metadata",
         "audit.objects",  # ids and numbers
-        "model_cards.content",  # of the model
+        "model_cards.content",  # facts about the model
         "cache_entries.key",  # a digest
         "workers.engines",
         "workers.room",
@@ -363,7 +363,7 @@ def test_one_text_that_does_not_open_leaves_the_rest_to_the_new_key(
 ) -> None:
     monkeypatch.setattr(rotation, "ROWS", 2)
     jobs = [finished(sealed) for _ in range(5)]
-    for job_id in jobs[1:4]:  # a whole page of them, too
+    for job_id in jobs[1:4]:  # more than a page of them
         damage(sealed, job_id, CHANGES["cut short"])
     both = Database(sealed.url, ring("k2", "k1"))
     done = rotation.rotate(both, pause=lambda _: None)

@@ -224,7 +224,7 @@ def test_each_transaction_of_a_migration_limits_how_long_it_waits(
     empty_database: Database,
 ) -> None:
     if empty_database.dialect != "postgresql":
-        return  # SQLite has one writer; how long it waits is the connection's busy_timeout
+        return  # SQLite has one writer; the connection's busy_timeout limits the wait
     schema.migrate(empty_database, "0003")
     insert_old_results(empty_database, 501)
     transactions: list[list[str]] = []

@@ -166,7 +166,7 @@ def leaving_sqlite() -> Iterator[None]:
     def leave(connection: Any, record: Any) -> None:
         connection.execute("PRAGMA secure_delete = OFF")
 
-    event.listen(Pool, "connect", leave)  # before what a database asks of its own
+    event.listen(Pool, "connect", leave)  # before the database's own listener
     yield
     event.remove(Pool, "connect", leave)
 
@@ -200,7 +200,7 @@ def test_a_pass_that_is_killed_is_in_the_audit(
         finished(database, days_ago=9)
 
     def look(name: str, num: int) -> None:
-        with database.read() as session:  # what stays if the process ends here
+        with database.read() as session:  # the state if the process ends here
             acts.append([(each.act, each.objects) for each in session.scalars(select(AuditEntry))])
 
     acts: list[list[Any]] = []

@@ -56,7 +56,7 @@ WINDOW = "some of its layers look at a window only"
         ({"model_type": "mistral", "sliding_window": None}, None),
         ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, WINDOW),
         ({"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 0}, None),
-        # Of the context, which is longer than the positions.
+        # A part of the context, which is longer than the positions.
         ({"model_type": "mistral", "sliding_window": 128,
           "rope_scaling": {"rope_type": "yarn", "factor": 2.0,
                            "original_max_position_embeddings": 128}}, WINDOW),

@@ -158,7 +158,7 @@ ARRIVAL = st.tuples(
 )
 
 
-# Whoever leads takes later ones of its group along, and those may need longer than it.
+# The first sequence admits later ones of its group, which may run longer than it.
 COMPANY = [
     (0, 1, 1, "b", 1, None),
     (0, 1, 1, "a", 1, None),

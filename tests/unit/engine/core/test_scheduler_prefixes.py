@@ -57,7 +57,7 @@ def test_bulk_sequences_with_cached_prefixes_go_before_others_but_not_before_the
     while it.waiting:
         plan = prompts.run(it, *range(len(names)))
         order.append(ids(plan.admitted))
-    # Two in a step, for each has two rows.
+    # Two in a step, since each has two rows.
     assert order == [[0, 1], [2, 4], [3, 5], [6, 7], [8, 9], [10, 11]]
 
 
@@ -67,7 +67,7 @@ def test_interactive_sequences_keep_their_order_and_come_first():
     prompts.run(it, 0)
     it.add([prompts.sequence(2, "a"), prompts.sequence(3, "c", is_interactive=True)])
     it.add([prompts.sequence(4, "a", is_interactive=True), prompts.sequence(5, "a")])
-    assert ids(prompts.run(it, 1, 3, 4).admitted) == [3, 4, 1]  # 4 reads for the others
+    assert ids(prompts.run(it, 1, 3, 4).admitted) == [3, 4, 1]  # 4 reads the prefix for all
     assert ids(prompts.run(it).admitted) == [2, 5]
 
 

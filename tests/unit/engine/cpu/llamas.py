@@ -23,7 +23,7 @@ CONFIGS = {
     "mistral": hf.MistralConfig,
     "qwen2": hf.Qwen2Config,  # has biases
     "qwen3": hf.Qwen3Config,  # normalizes queries and keys
-    "phi3": hf.Phi3Config,  # its layers are merged as they are
+    "phi3": hf.Phi3Config,  # published with merged layers
     "gemma": hf.GemmaConfig,  # scales its embedding, adds one to the weights of norms
     "gemma2": hf.Gemma2Config,  # windows, soft caps, and four norms in a layer
     "gemma3": hf.Gemma3TextConfig,  # two kinds of rotary embeddings

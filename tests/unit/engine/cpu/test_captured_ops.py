@@ -62,7 +62,7 @@ def functions_of(again: CapturedGraph) -> list[object]:
     return [each.args[0].func if each.func == again.make else each.func for each in again.calls]
 
 
-# What a step is made of
+# Operations of a step
 
 
 def views(x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def test_packed_weights_and_dropout_that_is_off_are_replayed():
     packed, dropout = PackedLinear(linear.weight, linear.bias), nn.Dropout(0.5).eval()
 
     def step(x):
-        # Neither packed weights nor what is empty have an address.
+        # Packed weights and empty tensors have no address.
         nothing = x.new_empty((len(x), 0)) * 2
         return torch.cat([dropout(packed(x)).relu_(), nothing], dim=1)
 
@@ -172,7 +172,7 @@ def test_a_result_that_is_a_view_of_an_input_follows_the_input():
     assert torch.equal(again(), torch.full((4,), 5.0))
 
 
-# What torch does not see
+# Effects that torch does not see
 
 
 def doubled(x: Tensor, y: Tensor) -> None:
@@ -213,7 +213,7 @@ def test_outside_a_capture_a_captured_call_is_a_call():
     assert torch.equal(y, 2 * x)
 
 
-# What is refused
+# Refused steps
 
 counter = torch.zeros(4)
 
@@ -305,7 +305,7 @@ def test_a_step_that_depends_on_values_is_not_captured(step, said):
     given_ = x.clone()
     with pytest.raises(NotCapturable, match=said):
         OpCapturer()(lambda: step(x))
-    # It was refused before anything was done that would be done again by the step as written.
+    # The capture was refused before any effect that the eager step would repeat.
     assert torch.equal(x, given_)
     assert torch.equal(counter, torch.zeros(4))
     assert torch.equal(torch.get_rng_state(), state)
@@ -404,7 +404,7 @@ def test_graphs_of_other_shapes_share_one_pool():
             assert again.result.untyped_storage().data_ptr() in memory
     alone = OpCapturer()
     alone(lambda: step(inputs[9]))
-    # What the others need is less, and in it.
+    # The others need less, and use the same memory.
     sizes = [sum(map(len, each.pool.buffers.values())) for each in (recorder, alone)]
     assert sizes[0] < 2 * sizes[1]
 
@@ -434,13 +434,13 @@ def test_needs_that_do_not_overlap_share_one_buffer(num_needs, size):
     pool = GraphBuffers()
     assigned = pool.assign((at, at, at, size) for at in range(num_needs))
     assert len({each.data_ptr() for each in assigned.values()}) == 1
-    # A result of one call is not where its arguments are.
+    # The result of a call does not overlap its arguments.
     chain = pool.assign((at, at + 1, at, size) for at in range(num_needs))
     assert len({each.data_ptr() for each in chain.values()}) == min(num_needs, 2)
     assert sum(map(len, pool.buffers.values())) == min(num_needs, 2)
 
 
-# Where torch has none of it
+# Without support in torch
 
 
 def test_without_torch_dispatch_modes_steps_run_as_written(monkeypatch, caplog):

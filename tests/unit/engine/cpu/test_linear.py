@@ -69,7 +69,7 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     assert pack(model, make, min_weights=0) == 1
     assert not storages(model) & before
     assert model.table._base is None, "a view holds what it is a view of"
-    assert (model(x) - expected).norm() < 0.02 * expected.norm()  # int8 is off by about 0.01
+    assert (model(x) - expected).norm() < 0.02 * expected.norm()  # the error of int8 is about 0.01
 
 
 def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(

@@ -72,7 +72,7 @@ def test_the_merged_product_is_computed_once_and_released() -> None:
     model.self_attn(x)
     assert len(products) == 1
     assert merged.rows is merged.product is None
-    model.self_attn(x)  # the same tensor may have other numbers by now
+    model.self_attn(x)  # the same tensor may have other values by now
     assert len(products) == 2
 
 

@@ -107,7 +107,7 @@ FLOATS = KVShape(2, 1, 3, torch.float32, torch.device("cpu"))
 MAX_ROWS, MAX_TOKENS = 6, 900
 
 
-WINDOW = 20  # of the first of two layers, where the way has windows
+WINDOW = 20  # of the first of two layers, if the way has windows
 
 
 def caches(way: str, max_prefix_tokens: int):
@@ -238,7 +238,7 @@ def test_sequences_that_begin_alike_have_pages_in_common_which_last_as_long_as_o
             write(kv_cache, cache, tokens[cache.length :])
             cache.keep_prefix(blocks)
             running.append(cache)
-        # The first was met for the first time: its pages are its own. The others share three.
+        # The first prompt occurred once, so its pages are its own. The others share three.
         assert free - len(kv_cache.free_pages) == 4 + 3 + 3
         assert [each.num_users for each in kv_cache.prefixes.kept.values()] == [3, 3, 3]
         running[1].clear()
@@ -260,7 +260,7 @@ def test_pages_that_windows_have_left_are_freed_before_their_prefix_when_they_ar
     prefixes, tokens = kv_cache.prefixes, tuple(range(400))
     num_blocks = len(tokens) // PAGE_TOKENS
     with torch.inference_mode():
-        for _ in range(2):  # it is met twice, and then kept
+        for _ in range(2):  # it is stored when it occurs a second time
             blocks = prefixes.blocks_of(tokens)
             cache = kv_cache.new_sequence(1, 401)
             for end in range(50, 401, 50):
@@ -270,7 +270,8 @@ def test_pages_that_windows_have_left_are_freed_before_their_prefix_when_they_ar
                 cache.clear()
         assert prefixes.blocks_of(tokens).num_found_tokens == num_blocks * PAGE_TOKENS
         kv_cache.check([cache])
-        # Nothing goes while there are pages; then only what the window has left.
+        # No block is evicted while there are free pages; then only those that the
+        # window has passed.
         num_free = len(kv_cache.free_pages)
         taken = kv_cache.take_pages(num_free * PAGE_TOKENS)
         assert prefixes.blocks_of(tokens).num_found_tokens == num_blocks * PAGE_TOKENS

@@ -58,7 +58,7 @@ def test_the_shapes_used_last_are_kept():
     assert list(graphs.recorded) == [1, 3]
     run_each(graphs, 1)
     assert recorder.num_recorded == 3
-    run_each(graphs, 2)  # not met for the first time
+    run_each(graphs, 2)  # not recorded at the first occurrence
     assert recorder.num_recorded == 4
 
 

@@ -148,7 +148,7 @@ def test_slices_of_a_prompt_leave_what_the_whole_leaves(
     whole, sliced = continued(runner, [150], num_rows), continued(runner, ends, num_rows)
     for one, other in zip(whole, sliced, strict=True):
         assert one.isfinite().all()
-        if way == "fused":  # where a row's bits depend on no other row
+        if way == "fused":  # a row's bits do not depend on other rows
             assert torch.equal(one, other)
         else:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

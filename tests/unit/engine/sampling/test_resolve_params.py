@@ -36,7 +36,7 @@ def test_a_request_without_any_length_gets_ours_and_not_the_librarys_twenty():
         (Params(), ENDLESS, {"max_new_tokens": 12, "max_length": 30}, 12),
         (Params(), START, {"max_length": 30}, 29),
         (Params(), PROMPT, {"max_length": 30}, 20),
-        (Params(), PROMPT, {"max_length": 10}, 40),  # its whole length is used up: what is left
+        (Params(), PROMPT, {"max_length": 10}, 40),  # all used up: the rest of the context
         (Params(), PROMPT, {}, 40),
         (Params(), PROMPT, {"max_new_tokens": 100}, 40),  # a default is cut, not refused
     ],
@@ -130,6 +130,6 @@ def test_settings_that_cannot_matter_are_left_out():
 
 
 def test_every_parameter_of_a_request_is_resolved():
-    # `max_length` comes to max_new_tokens, which is what is left of it behind the prompt.
+    # `max_length` is turned into max_new_tokens, the part of it after the prompt.
     resolved = {each.name for each in fields(ResolvedParams)}
     assert resolved == set(PARAMS) - {"max_length"}

@@ -179,7 +179,7 @@ TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
     ("answer", "thought", "text"),
     [
         (f"<|channel|>analysis<|message|>hm{TO_FINAL}four<|return|>", "hm", "four"),
-        # Nothing was thought.
+        # Empty reasoning.
         ("<|channel|>final<|message|>four<|return|>", None, "four"),
         # The header names a format.
         (
@@ -189,7 +189,7 @@ TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
             "4",
         ),
         ("<|channel|>final <|constrain|>json<|message|>4<|return|>", None, "4"),
-        # Two thoughts, and words on what it is about to do.
+        # Two parts of reasoning, and a commentary.
         (
             "<|channel|>analysis<|message|>one<|end|><|start|>assistant"
             "<|channel|>analysis<|message|>two<|end|><|start|>assistant"

@@ -295,12 +295,12 @@ def test_whatever_is_refused_is_refused_with_a_named_field(
     if refusal is None:
         return
     assert refusal.problems
-    # A name that could not be printed is told as Python writes it.
+    # An unprintable name is quoted as Python's repr.
     known = {*contract.model_fields, *fields, *map(repr, fields)}
     for problem in refusal.problems:
         assert problem.fault
         assert any(problem.field == name or problem.field.startswith(f"{name}.") for name in known)
-    # It can be printed, logged and kept in a database.
+    # The message can be printed, logged and stored.
     assert "\x00" not in str(refusal)
     str(refusal).encode()
 

@@ -46,7 +46,7 @@ def test_messages_are_published_over_one_connection(server: ValkeyServer) -> Non
     before = num_connections_received(server)
     for _ in range(5):
         publish(messages(2))
-    assert num_connections_received(server) == before + 1  # that which asks
+    assert num_connections_received(server) == before + 1  # the connection of this query
     assert num_waiting(server) == 11
 
 

@@ -60,7 +60,7 @@ class Instant:
     def __init__(self) -> None:
         self.generated: list[int] = []
         self.num_answered = 0
-        self.most_ahead = 0  # requests that were made and not answered
+        self.most_ahead = 0  # the highest number of unanswered requests
 
     def submit(self, requests: Iterable[Request], on_output: Callable[[Output], None]) -> None:
         for request in requests:
@@ -156,7 +156,7 @@ def num_calls(act: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_four_times_the_document_is_four_times_the_work(kind: str) -> None:
-    Run(kind, 10).start()  # what is loaded once
+    Run(kind, 10).start()  # loads modules
     small, large = Run(kind, 250), Run(kind, 1000)
     assert num_calls(large.start) < 4.6 * num_calls(small.start)
 
@@ -195,7 +195,7 @@ def test_a_placeholder_keeps_its_value_when_the_rules_change() -> None:
     kept = dict(first.kept)
     assert kept[PLACEHOLDERS] == {f"⟦K_{n}⟧": name for n, name in enumerate(names[1::2], start=1)}
 
-    # Found first now: without what was kept, a0 were ⟦K_1⟧, which stood for b1.
+    # a0 is found first now: without the stored state it would be ⟦K_1⟧, which stood for b1.
     wider = masked(K="[ab][0-9]+")
     second = Run("translate", 0, segments=kept, masker=wider, text=text).start()
     assert second.output == Run("translate", 0, masker=wider, text=text).start().output

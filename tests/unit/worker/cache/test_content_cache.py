@@ -311,7 +311,7 @@ def test_an_output_of_a_reloaded_model_answers_only_its_own_request(
     asker: Asker,
 ) -> None:
     first, second = asker.ask(), asker.ask()
-    asker.engine.model_digest = b"two"  # the process ended, and its folder held another
+    asker.engine.model_digest = b"two"  # a restart, after which its folder holds another model
     asker.engine.answer(first)
     assert asker.kept == []
     assert asker.engine.asked == [first, second]
@@ -332,7 +332,7 @@ def test_measurements_are_not_shared() -> None:
     assert MINE.key(request, b"one") is None
 
 
-# What decides an answer, one thing changed at a time.
+# Everything that decides an answer, changed one by one.
 CHANGES: list[tuple[str, Any]] = [
     ("revision", "two"),
     ("checkpoint", "other"),
@@ -392,7 +392,7 @@ def test_many_threads_with_equal_requests_all_get_an_answer() -> None:
 
     def answer() -> None:
         for number in itertools.count():
-            # A copy, made in one step: others ask meanwhile.
+            # An atomic copy, since other threads send requests meanwhile.
             request = next((one for one, _ in list(asker.engine.held.values())), None)
             if request is None:
                 if over.is_set() and not asker.engine.held:

@@ -39,7 +39,7 @@ def test_the_library_code_that_we_mend_is_unchanged(mended: object, digest: str)
     assert hashlib.sha256(source.encode()).hexdigest()[:12] == digest
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of kombu's own
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a warning about kombu itself
 def test_a_channel_that_waits_for_a_message_is_closed_at_once_and_takes_none(
     valkey: ValkeyServer,
 ) -> None:

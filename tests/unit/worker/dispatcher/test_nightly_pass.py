@@ -97,7 +97,7 @@ def test_a_pass_that_is_stopped_is_taken_up_by_another(database: Database) -> No
     first.tick()
     is_pruned = old_job(database)
     let_it_be_night(database)
-    first.stop()  # before it has done anything
+    first.stop()  # before it has pruned a row
     first.tick()
     assert not is_pruned()
 

@@ -19,7 +19,7 @@ def test_the_target_is_twice_what_the_workers_want_at_hand() -> None:
         (16, 0.5, 1.0),  # 32 a second, and 32 are half
         (64, 2.0, 1.0),
         (64, 0.1, 0.05),
-        (1, 0.5, 1.0),  # one poll knows no more than that
+        (1, 0.5, 1.0),  # one poll cannot tell more
         (0, 0.5, 1.0),
     ],
 )

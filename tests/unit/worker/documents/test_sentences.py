@@ -119,7 +119,7 @@ def test_the_splitter_reads_each_character_a_bounded_number_of_times(
     monkeypatch.setattr(sentencex, "segment", counted)
     text = piece * (1_000_000 // len(piece))
     sentence_ends(text, "en")
-    # A sentence of the whole text is looked for in windows that double: twice its length.
+    # A sentence of the whole text is searched in windows that double: twice its length.
     assert sum(lengths) <= 4 * len(text)
     assert len(lengths) <= 2 * len(text) / WINDOW_CHARACTERS + 10
 

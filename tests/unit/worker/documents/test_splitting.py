@@ -140,6 +140,6 @@ def test_a_splitter_that_fails_loses_only_its_boundaries(
      "." * 300_000, "x\u0301" + "\u0301" * 100_000],
 )  # fmt: skip
 def test_a_million_characters_are_cut(text: str) -> None:
-    ends = list(piece_ends(text, 256))  # what is quadratic would outlast the test's time limit
+    ends = list(piece_ends(text, 256))  # quadratic time would exceed the test's time limit
     assert ends[-1] == len(text)
     assert ends == sorted(set(ends))

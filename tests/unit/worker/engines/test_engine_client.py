@@ -172,7 +172,7 @@ def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again(
         client.kill_if_stalled(time.monotonic(), stall_seconds=600)
         assert client.num_restarts == 0, "it was heard of lately"
 
-        # A look a moment that is later each time, until one finds that it holds something.
+        # Checks at later and later times, until one finds that the client holds a request.
         moments = itertools.count(time.monotonic(), 601)
 
         def restarted() -> int:
@@ -286,7 +286,7 @@ def test_parent_and_child_agree_about_every_request_under_stress() -> None:
         client.check()
         assert client.num_held == 0
         assert client.num_restarts >= 1
-        # What the child says of itself is what the parent thinks of it.
+        # The child's own state equals the parent's view.
         client.submit([request(next(ids))], answers.add)
         answers.wait_for(num_requests + 1)
         until(lambda: client.progress.num_waiting + client.progress.num_running == 0, "idleness")

@@ -117,7 +117,8 @@ def test_matches_of_a_plugged_in_finder_outside_the_text_are_ignored() -> None:
         ]
 
     work = Masker((SimpleNamespace(find=find),)).masked({"text": "Ada met Bob"})
-    # Of the second its rest; the kind of the fourth is another program's, and masked as well.
+    # Only the rest of the second is left; the fourth has a kind of another program and is masked,
+    # too.
     assert work.contract["text"] == "⟦NAME_1⟧ ⟦NAME_2⟧⟦LOW_1⟧ Bob"
 
 
@@ -141,7 +142,7 @@ class Overlapping:
             Match(0, 3, "N"),  # Ada
             Match(0, of(" Byron"), "N"),
             Match(of("Lovelace"), of(" of"), "N"),
-            Match(of("Mail"), of("),"), "N"),  # around what the rules have found
+            Match(of("Mail"), of("),"), "N"),  # around a match of the rules
         ]
 
 

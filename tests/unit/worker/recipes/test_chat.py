@@ -86,7 +86,7 @@ def test_the_oldest_turns_go_until_the_rest_fits_and_no_longer(
 ) -> None:
     dialogue = Dialogue((ChatTurn("system", "be brief"),), turns(*lengths))
     answer = chat(client, dialogue, ("user", "and now")).answer()
-    # The most of the newest turns that fit beside the system's words and the job's own.
+    # As many of the newest turns as fit beside the system message and the job's own.
     num_kept = max(
         num for num in range(len(lengths) + 1) if sum(lengths[len(lengths) - num :]) <= 28
     )

@@ -150,7 +150,7 @@ def test_each_part_gets_its_headings_and_coverage_does_not_count_them(
     assert coverage(answer)["left_out"] == []
     assert coverage(answer)["source_characters"] == len(BOOK)
     assert coverage(answer)["context_characters"] > 0
-    if strategy == "map_reduce":  # of the other, a summary stands before each part, too
+    if strategy == "map_reduce":  # in the other strategy, each part is preceded by a summary
         words = [word for each in parts for word in each.split() if not word.startswith("#")]
         assert words.count("Line") == BOOK.count("Line")
 

@@ -142,7 +142,7 @@ def test_placeholders_come_back_to_the_letter(translator: Translator) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("The tide is low.", "La marée\n\n- est basse."),  # alone, it is the model's answer
+        ("The tide is low.", "La marée\n\n- est basse."),  # the model's answer to it alone
         (" The tide is low.\n", " La marée\n\n- est basse.\n"),
         ("- The tide is low.\n", "- La marée - est basse.\n"),
         (
@@ -362,7 +362,7 @@ def test_a_translation_uses_the_terms_of_its_glossary(translator: Translator) ->
     assert "havre" in answer.output
     assert "port" not in answer.output
     assert "girls" in answer.output
-    # What the model says by itself is asked for once.
+    # The model's own answer is requested once.
     assert "La marée est basse." in answer.output
     assert (found["num_terms"], found["num_retried"], found["missed_terms"]) == (3, 2, [])
     assert answer.signals.num_missed_terms == 0
@@ -388,7 +388,7 @@ def test_a_term_that_cannot_be_kept_is_reported(translator: Translator) -> None:
         stop=["havre", "au "],
         guards={},
     )
-    # What is cut within the parts around a term is no miss of it.
+    # A cut in the parts around a term does not count as a missed term.
     assert report(answer)["missed_terms"] == []
     assert "havre" in answer.output
 

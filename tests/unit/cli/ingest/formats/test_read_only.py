@@ -306,7 +306,7 @@ def test_a_database_that_cannot_be_held_to_reading_is_refused_by_name(backend: s
 
     assert backend in sentence
     assert "`read_only_user = true` in [source]" in sentence
-    with pytest.raises(SourceUnusable, match="the driver for"):  # so it would be taken
+    with pytest.raises(SourceUnusable, match="the driver for"):  # accepted, but not installed
         list(SqlSource(url, "SELECT 1", read_only_user=True).rows(lambda columns: None))
 
 

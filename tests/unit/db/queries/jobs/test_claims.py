@@ -109,7 +109,7 @@ def test_two_claimers_at_once_never_get_one_job(database: Database) -> None:
 
     taken = [job_id for owner in got.values() for job_id in owner]
     assert len(taken) == len(set(taken))
-    # What one passed over because another was about to take it is taken by nobody else.
+    # A job that one claim skips because another is about to claim it would stay unclaimed.
     assert states(database).get(JobState.RUNNING) == len(taken)
 
 

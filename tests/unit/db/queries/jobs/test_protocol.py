@@ -47,7 +47,7 @@ class Told:
 
     deadline: int | None
     state: JobState = JobState.QUEUED
-    holder: Fence | None = None  # who may write
+    holder: Fence | None = None  # the fence that may write
     lease_until: int = 0
     not_before: int = 0
     published_at: int | None = None
@@ -71,14 +71,14 @@ class Protocol(RuleBasedStateMachine):
     """Two workers, a dispatcher, a broker, a user and the clock, on one database."""
 
     jobs = Bundle("jobs")
-    fences = Bundle("fences")  # every right to write that was ever given out
+    fences = Bundle("fences")  # every fence that was ever given out
 
     def __init__(self, database: Database, clock: VirtualClock) -> None:
         super().__init__()
         self.database = database
         self.clock = clock
         self.told: dict[UUID, Told] = {}
-        self.messages: list[list[UUID]] = []  # what the broker holds
+        self.messages: list[list[UUID]] = []  # the messages in the broker
         clock.set(0)
         with database.write() as session:
             for table in (Result, AttemptRow, Payload, Job):
@@ -88,7 +88,7 @@ class Protocol(RuleBasedStateMachine):
         """Once faults end, every job ends."""
         self.clock.set(self.clock.seconds + RETRY_SECONDS + LEASE_SECONDS + 1)
         self.sweep()
-        self.sweep()  # what the first put back in line was not lost yet
+        self.sweep()  # jobs that the first sweep requeued were not lost yet
         self.publish(marked=True)
         while self.messages:
             for fence in self.deliver("three", again=False):
@@ -308,7 +308,7 @@ class Protocol(RuleBasedStateMachine):
     def the_database_says_what_was_done_and_a_job_that_succeeded_has_one_result(self) -> None:
         columns = (Job.id, Job.state, Job.owner, Job.attempt, Job.published_at)
         num_results = func.count(Result.job_id).label("num_results")
-        with self.database.read() as session:  # one statement: it runs after every step
+        with self.database.read() as session:  # one statement, since it runs after every step
             rows = session.execute(
                 select(*columns, num_results).outerjoin(Result, Result.job_id == Job.id)
                 .group_by(Job.id)
@@ -338,6 +338,6 @@ def test_every_job_ends_once_in_any_order_of_events(database: Database) -> None:
         settings=settings(
             stateful_step_count=30,
             deadline=None,
-            suppress_health_check=list(HealthCheck),  # a transaction takes what it takes
+            suppress_health_check=list(HealthCheck),  # transactions may be slow
         ),
     )

@@ -179,7 +179,7 @@ def test_tokens_of_an_encoder_see_both_ways(window: int | None, spans: Spans) ->
         torch.testing.assert_close(
             found[begin:end], expected[0].transpose(0, 1).flatten(1), rtol=1e-5, atol=1e-5
         )
-    assert (found[spans[-1][1] :] == 7.0).all()  # what pads the row is left alone
+    assert (found[spans[-1][1] :] == 7.0).all()  # the row's padding is unchanged
 
 
 def test_the_buffers_grow_with_longer_prompts() -> None:

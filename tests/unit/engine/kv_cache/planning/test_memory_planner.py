@@ -19,7 +19,7 @@ STEP = StepMemory(
 
 def test_the_cache_gets_the_share_of_the_device_that_is_neither_used_nor_reserved():
     memory = DeviceMemory(free_bytes=60 * GB, total_bytes=80 * GB)
-    # 72 GB may be used, 20 are, 2 are needed for a step.
+    # 72 GB may be used; 20 are in use, and a step needs 2.
     assert memory.max_tokens(0.9, 2 * GB, 1000) == 50_000_000
     assert memory.max_tokens(0.9, 2 * GB, 4096) == 50 * GB // 4096
 

@@ -410,7 +410,7 @@ def test_a_long_sentence_without_spaces_is_cut_at_its_words() -> None:
     parts = [part for part, _ in cut(thai, 60)]
     assert "".join(parts) == thai
     assert len(parts) > 4
-    # No part begins with what only follows within a word.
+    # No part begins with a character that can only continue a word.
     assert not any(unicodedata.category(part[0]).startswith("M") for part in parts)
     chinese = "今天港口很好，渡船在等，" * 20
     assert all(part.endswith("，") for part, _ in cut(chinese, 50))
