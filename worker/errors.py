@@ -22,7 +22,7 @@ WorkerError
 from collections.abc import Iterable
 
 from db.suspicion import HasSignals, Suspicion, in_words
-from engine.protocol.messages import RequestFailure
+from engine.protocol.output import RequestFailure
 from tasks.errors import TidemillError
 
 

@@ -21,7 +21,8 @@ from tasks.configuration.masking import masking_of
 from tasks.contracts.contract import Contract
 
 if TYPE_CHECKING:
-    from engine.protocol.messages import ModelCard, Request
+    from engine.protocol.model_card import ModelCard
+    from engine.protocol.request import Request
 
 KEYS_AT_ONCE = 1_000  # keys per statement
 DOCUMENTS_AT_ONCE = 500
@@ -152,7 +153,7 @@ class CachedParts:
 
 def loaded_card(database: Database, model: Model) -> "ModelCard | None":
     """The card of the model in a live worker, or else of its newest result."""
-    from engine.protocol.messages import ModelCard
+    from engine.protocol.model_card import ModelCard
 
     with database.read() as session:
         live = [

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.backends.generate import GenerateBackend
 from engine.checkpoint.generation_config import EXACT_CACHES
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.protocol.task_names import TaskName
 from engine.sampling.resolve_params import SETTINGS
 

@@ -30,7 +30,8 @@ from engine.errors import Unloadable
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import ModelCard, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause

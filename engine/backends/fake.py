@@ -32,14 +32,9 @@ from engine.errors import (
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import (
-    Choice,
-    FinishReason,
-    Measurement,
-    ModelCard,
-    Output,
-    Request,
-)
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Choice, FinishReason, Measurement, Output
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import AnswerLimits, ResolvedParams, resolve
 from engine.text.characters import sanitize
 from engine.text.reasoning import THINK

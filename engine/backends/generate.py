@@ -29,7 +29,8 @@ from engine.proof.batch_probe import ProbedAnswers, is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import ModelCard, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.request import Request
 from engine.sampling.grammar_processor import GrammarProcessor
 from engine.sampling.logits_processors import (
     LOOKS_AT_THE_PROMPT,

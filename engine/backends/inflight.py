@@ -7,9 +7,8 @@ is run again one sequence at a time, so that only the culprit fails.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,68 +18,13 @@ from engine.backends.generate import GenerateBackend
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.errors import InvariantBroken
-from engine.kv_cache.base import KVCacheManager, SequenceCache
+from engine.kv_cache.base import SequenceCache
 from engine.logging import error_location
+from engine.runners.base import Runner
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.sampler import Sampler, TokenChoice
 
 log = logging.getLogger(__name__)
-
-
-class Runner(Protocol):
-    """The forward passes of a family of models."""
-
-    @property
-    def kv_cache(self) -> KVCacheManager:
-        """The KV cache manager of its sequences."""
-
-    def refresh(self) -> None:
-        """Read the model's configuration again after a change. No sequence may be running."""
-
-    def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before its first new token."""
-
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor | None]:
-        """Prefill prompts. Returns their caches and the logits of each first new token.
-
-        The logits are (sequences, vocab), or None where the first decode step gives them.
-        """
-
-    def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
-        """Run a decode step: write the newest token of each row, and return the logits of the next.
-
-        The caller counts the tokens as written. Returns (rows, vocab), valid until the next call.
-        """
-
-    def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
-    ) -> tuple[list[SequenceCache], Tensor] | None:
-        """Prefill and decode in one forward pass.
-
-        Returns the caches of the prompts and the logits.
-
-        The logits are of the step and then of the prompts: (rows + sequences, vocab). Returns None
-        if it would take more than one pass.
-        """
-
-
-class SliceRunner(Runner, Protocol):
-    """A runner that reads a long prompt in slices, each up to the sequence's `num_read_tokens`.
-
-    begun: the caches of partly read prompts, by sequence id
-    """
-
-    def prefill(
-        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = ...
-    ) -> tuple[list[SequenceCache], Tensor | None]: ...
-
-    def prefill_and_decode(
-        self,
-        sequences: list[Sequence],
-        caches: list[SequenceCache],
-        tokens: list[int],
-        begun: Mapping[int, SequenceCache] = ...,
-    ) -> tuple[list[SequenceCache], Tensor] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +78,7 @@ class InflightBackend:
         begun = self._begun(reading)
         try:
             caches = [each.cache for each in decoding]
-            if begun:
-                runner = cast(SliceRunner, self.runner)  # no other runner reads prompts in slices
-                mixed = runner.prefill_and_decode(reading, caches, tokens, begun)
-            else:
-                mixed = self.runner.prefill_and_decode(reading, caches, tokens)
+            mixed = self.runner.prefill_and_decode(reading, caches, tokens, begun)
             if mixed is None:
                 return None
             caches, logits = mixed
@@ -208,10 +148,7 @@ class InflightBackend:
         begun = self._begun(sequences)
         # A prefill that failed may have left them running.
         self.drop(each for each in sequences if each.id not in begun)
-        if begun:
-            caches, logits = cast(SliceRunner, self.runner).prefill(sequences, begun)
-        else:
-            caches, logits = self.runner.prefill(sequences)
+        caches, logits = self.runner.prefill(sequences, begun)
         read = self._start_running(sequences, caches)
         if logits is None:
             return [None] * len(read)

@@ -19,7 +19,7 @@ from engine.attention.layers import kv_shape_of, windows_of
 from engine.attention.selection import kv_cache_for
 from engine.backends.attended_settings import reason_of, unattended
 from engine.backends.generate import GenerateBackend
-from engine.backends.inflight import InflightBackend, Runner
+from engine.backends.inflight import InflightBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.checkpoint.weights.layout import lay_out
@@ -34,7 +34,10 @@ from engine.kv_cache.prefix_cache import PrefixCache
 from engine.proof.batch_probe import LEAVES_CHANGES
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
+from engine.runners.base import Runner
 from engine.runners.causal import CausalRunner
 from engine.runners.length_switches import rotary_switch_of
 from engine.runners.own_cache import OwnCacheRunner, probe_row_size

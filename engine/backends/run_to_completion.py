@@ -13,7 +13,8 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import InvariantBroken
-from engine.protocol.messages import Measurement, Output, Request
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
 

@@ -34,7 +34,9 @@ from engine.logging import error_location
 from engine.proof.proved_families import odd_attention
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause

@@ -32,7 +32,7 @@ from engine.checkpoint.weights.digests import folder_revision, licence_of, weigh
 from engine.checkpoint.weights.model_weights import ModelWeights
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 
 log = logging.getLogger(__name__)
 

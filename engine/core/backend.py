@@ -14,7 +14,9 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.protocol.limits import Sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ from typing import Self
 
 from engine.core.sequence import Sequence
 from engine.errors import RequestError
-from engine.protocol.messages import FinishReason
+from engine.protocol.output import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

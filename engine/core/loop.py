@@ -20,7 +20,7 @@ from engine.core.threads.inbox import Inbox
 from engine.core.threads.outbox import Outbox
 from engine.errors import EngineBroken, GenerationFailed
 from engine.logging import error_location
-from engine.protocol.messages import STEP_SECONDS, Progress
+from engine.protocol.progress import STEP_SECONDS, Progress
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import ResolvedParams
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from engine.backends.inflight import InflightBackend, Runner, RunningSequence
+from engine.backends.inflight import InflightBackend, RunningSequence
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.proof.answered_alone import AnsweredAlone
@@ -20,6 +20,7 @@ from engine.proof.trials import (
     sequence,
     shortened,
 )
+from engine.runners.base import Runner
 from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.sampler import TokenChoice
 

@@ -25,7 +25,7 @@ from engine.proof.logit_distance import MAX_OFF, off
 from engine.proof.proof_conditions import as_proved
 from engine.proof.proved_families import is_listed, length_bound_rope
 from engine.proof.trials import BEAMS_AT, NUM_STEPS_IF_SLOW, plain_prompts, trial_lengths
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.seeded import seeded

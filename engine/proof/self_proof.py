@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.backends.inflight import Runner
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.proof.answered_alone import AnsweredAlone, answered_alone
@@ -24,6 +23,7 @@ from engine.proof.answered_in_flight import answer_in_flight
 from engine.proof.disproved import Disproved
 from engine.proof.logit_distance import max_off, off
 from engine.proof.proof_conditions import as_proved, renewing_to
+from engine.runners.base import Runner
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend

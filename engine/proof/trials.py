@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.core.sequence import Sequence
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.runners.length_switches import RotarySwitch
 from engine.sampling.resolve_params import ResolvedParams
 

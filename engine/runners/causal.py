@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Some
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -24,10 +23,9 @@ from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import PrefixSequenceCache, SequenceCache, WindowedKVCache
 from engine.kv_cache.layer_group import SLICE_TOKENS
+from engine.runners.base import NONE_BEGUN
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch, row_lengths
-
-NONE_BEGUN: Mapping[int, SequenceCache] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,6 @@ class CausalRunner:
         """Read each prompt up to its sequence's `num_read_tokens`.
 
         Returns the caches, and the logits of the token after each prompt: (sequences, vocab).
-
-        begun: the caches of partly read prompts, by sequence id
         """
         slices = [self._slice_of(each, begun) for each in sequences]
         if self.attention.windows:

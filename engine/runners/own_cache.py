@@ -8,7 +8,7 @@ prefilled one by one where padding would change them, as in some recurrent model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager
+from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.kv_cache.own_cache.cache_forms import CacheForm, form_beside, form_made_by
 from engine.kv_cache.own_cache.joined import (
     EncoderOutput,
@@ -31,6 +31,7 @@ from engine.kv_cache.own_cache.joined import (
 )
 from engine.kv_cache.own_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.planning.row_size import RowSize
+from engine.runners.base import NONE_BEGUN
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
@@ -98,7 +99,9 @@ class OwnCacheRunner:
         assert start_id is not None
         return (start_id,)
 
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[Any], Tensor]:
+    def prefill(
+        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
+    ) -> tuple[list[Any], Tensor]:
         """Prefill prompts. Returns their caches, and the logits of each first new token.
 
         The logits are (sequences, vocab).
@@ -111,7 +114,11 @@ class OwnCacheRunner:
         return [cache for cache, _ in ordered], torch.cat([logits for _, logits in ordered])
 
     def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[Any], tokens: list[int]
+        self,
+        sequences: list[Sequence],
+        caches: list[Any],
+        tokens: list[int],
+        begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> None:
         """Return None: prompts and decode steps never share a pass."""
 

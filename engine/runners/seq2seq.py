@@ -7,6 +7,7 @@ values that cross-attention projects from its output stay in the caches of the s
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +31,7 @@ from engine.core.sequence import Sequence
 from engine.kv_cache.base import SequenceCache, WindowedKVCache
 from engine.kv_cache.encoded import Encoded, EncodedPrompts
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
+from engine.runners.base import NONE_BEGUN
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch
@@ -74,7 +76,9 @@ class Seq2SeqRunner:
         start_id = sequence.decoder_start_token_id
         return (self.default_start_id if start_id is None else start_id,)
 
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], None]:
+    def prefill(
+        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
+    ) -> tuple[list[SequenceCache], None]:
         """Encode prompts, equal ones once. Returns their caches, whose rows have no token yet.
 
         The logits of the first new token come from the first decode step.
@@ -108,7 +112,11 @@ class Seq2SeqRunner:
         return cache
 
     def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
+        self,
+        sequences: list[Sequence],
+        caches: list[SequenceCache],
+        tokens: list[int],
+        begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> None:
         """Return None: encoder and decoder share no weights, so one pass gains nothing."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
-from engine.protocol.messages import PARAMS, Params
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -81,7 +81,7 @@ class AnswerLimits:
 
 
 def resolve(
-    params: Params, own: Mapping[str, Any], limits: AnswerLimits, fresh_seed: int
+    params: SamplingParams, own: Mapping[str, Any], limits: AnswerLimits, fresh_seed: int
 ) -> ResolvedParams:
     """Resolve the parameters of one request.
 
@@ -111,7 +111,9 @@ def resolve(
     return settings
 
 
-def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLimits) -> int | None:
+def max_prompt_tokens(
+    params: SamplingParams, settings: ResolvedParams, limits: AnswerLimits
+) -> int | None:
     """The longest prompt of a decoder-only model beside its answer; None if unlimited.
 
     An answer without a requested length gets half of the context.
@@ -124,7 +126,7 @@ def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLi
     return max(context - settings.max_new_tokens, context // 2)
 
 
-def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
+def _do_sample(params: SamplingParams, own: Mapping[str, Any]) -> bool:
     """Whether to sample: a job that sets a sampling parameter samples, unless it says otherwise."""
     requested = {
         name: value
@@ -142,7 +144,7 @@ def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
     return params.do_sample
 
 
-def _max_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
+def _max_new_tokens(params: SamplingParams, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.max_new_tokens is not None and params.max_length is not None:
         raise UnsupportedParameter("max_length", "use it or max_new_tokens, not both")
     num_left = limits.remaining
@@ -168,7 +170,7 @@ def _within(left: int | None, name: str, num_tokens: int, num_before: int) -> in
     return num_tokens - num_before
 
 
-def _min_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
+def _min_new_tokens(params: SamplingParams, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.min_new_tokens is not None:
         return params.min_new_tokens
     if own.get("min_new_tokens") is not None:
@@ -181,7 +183,7 @@ def _own_stop(own: Mapping[str, Any]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _refuse_contradictions(params: Params, settings: ResolvedParams) -> None:
+def _refuse_contradictions(params: SamplingParams, settings: ResolvedParams) -> None:
     num_returned, num_beams = settings.num_return_sequences, settings.num_beams
     if num_beams > 1 and num_returned > num_beams:
         raise UnsupportedParameter(

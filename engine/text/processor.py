@@ -16,7 +16,8 @@ from engine.core.completion import Completion, GeneratedTokens
 from engine.core.sequence import Sequence
 from engine.errors import EmptyPrompt, PromptTooLong, TextTooLong, TokenOutOfRange
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, FinishReason, Measurement, Output, Request
+from engine.protocol.output import Choice, FinishReason, Measurement, Output
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import AnswerLimits, ResolvedParams, max_prompt_tokens, resolve
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of

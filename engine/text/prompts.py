@@ -28,8 +28,8 @@ from engine.errors import (
     UnsupportedParameter,
 )
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Request
 from engine.protocol.prompt_texts import OPTIONS, PROMPTS, version_of
+from engine.protocol.request import Request
 from engine.text.characters import sanitize
 from engine.text.chat_template import LANGUAGE_FIELDS, ChatTemplate
 from engine.text.languages import Languages, closest, is_language, short_tag, standard_tag

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from db.lane import Lane
-from engine.protocol.messages import PARAMS, Params
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 from tasks.errors import ContractError, Problem
 
 MAX_TEXT_CHARACTERS = 4_000_000
@@ -136,8 +136,8 @@ Language = Annotated[
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
 
 
-class DecodeFields(BaseModel, Params, frozen=True):
-    """The decoding parameters of a job, with the fields and ranges of the engine's `Params`."""
+class DecodeFields(BaseModel, SamplingParams, frozen=True):
+    """The decoding parameters of a job: the fields and ranges of the engine's `SamplingParams`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

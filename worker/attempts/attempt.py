@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from db.outcome import Answer, Fence, FinishedSegment, Outcome
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.attempts.job_engines import JobEngines
 from worker.attempts.job_trace import JobTrace
 from worker.attempts.step import PendingRequest, Step

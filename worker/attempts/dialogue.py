@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from db.encryption.key_ring import Unopenable
 from db.queries.jobs import dialogues
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 
 MAX_CHARACTERS = 4_000_000  # the most to read of a dialogue; no model takes more
 JOBS_READ = 100  # at once

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from db.outcome import Fence
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from worker.attempts.step import PendingRequest
 from worker.cache.content_cache import ContentCache, Receive
 from worker.engines.engine_client import EngineClient

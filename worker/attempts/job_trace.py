@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from db.outcome import Outcome
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from tasks.tracing import context_of, own_traceparent, span_context
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.cache.content_key import ContentKey
 from worker.recipes import Fallible
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from db.outcome import Fence, FinishedRequest
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.cache.content_key import ContentKey, SharingScope, samples
 from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient

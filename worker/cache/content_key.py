@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ModelCard, Params, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.protocol.task_names import TaskName
 from worker.recipes.versions import RECIPE_VERSIONS
 
@@ -93,7 +95,7 @@ class ContentKey:
     sharing: SharingScope
 
 
-def samples(params: Params) -> bool | None:
+def samples(params: SamplingParams) -> bool | None:
     """Whether a request samples; None: the checkpoint decides."""
     if params.do_sample is not None:
         return params.do_sample

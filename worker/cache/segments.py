@@ -8,7 +8,9 @@ version of the recipe computes the request again.
 from collections.abc import Mapping
 from typing import Any
 
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.cache.content_key import request_digest
 
 # The position of a masked job's placeholders, after that of any request.

@@ -27,18 +27,17 @@ from engine.protocol.messages import (
     Frame,
     Load,
     LoadFailed,
-    ModelCard,
-    Output,
     Outputs,
-    Progress,
     Ready,
-    Request,
-    RequestFailure,
     Run,
     Stop,
     from_bytes,
     to_bytes,
 )
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Output, RequestFailure
+from engine.protocol.progress import Progress
+from engine.protocol.request import Request
 from worker.backoff import backoff_seconds
 from worker.bisection import halves
 from worker.cache.content_key import model_digest

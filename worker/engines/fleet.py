@@ -9,7 +9,7 @@ from typing import Any
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks.configuration.catalog import Model
 from worker.engines.cpu_count import threads_of_an_engine

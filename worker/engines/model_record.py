@@ -5,7 +5,7 @@ from typing import Any
 
 from db.queries.model_cards import newest_card
 from db.session import Database
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 
 
 def changed_files(database: Database, card: ModelCard) -> dict[str, Any] | None:

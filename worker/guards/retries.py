@@ -6,7 +6,9 @@ from typing import Any
 
 from db.outcome import Answer, Signals
 from db.suspicion import Suspicion
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.languages import short_code
 from worker.guards.reasons import measured, suspicions, untranslated
 from worker.guards.settings import GuardSettings
@@ -78,7 +80,7 @@ def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[
 
 def _retry_params(
     settings: GuardSettings, request: Request, output: Output, language: str | None
-) -> Params | None:
+) -> SamplingParams | None:
     """The params of a retry; None if no suspicion of the output calls for one."""
     reasons = [
         each
@@ -91,11 +93,11 @@ def _retry_params(
 
 
 def changed(
-    params: Params,
+    params: SamplingParams,
     reasons: Iterable[Suspicion],
     used: Mapping[str, Any],
     retry_with: Mapping[str, Any],
-) -> Params:
+) -> SamplingParams:
     """The params of a retry: changed for each reason, and then overridden by the settings."""
     changes: dict[str, Any] = {}
     for reason in reasons:

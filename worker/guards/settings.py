@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, Self, get_args
 
 from db.suspicion import Suspicion
-from engine.protocol.messages import PARAMS
+from engine.protocol.sampling_params import PARAMS
 from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError
 from worker.guards.action import Action

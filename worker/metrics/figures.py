@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.protocol.messages import Progress
+from engine.protocol.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

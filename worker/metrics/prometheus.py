@@ -27,7 +27,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from db.outcome import Outcome
 from db.states import JobState
-from engine.protocol.messages import STEP_SECONDS
+from engine.protocol.progress import STEP_SECONDS
 from tasks.quarantine import EndedJob
 from worker.metrics.database_watch import DatabaseWatch
 from worker.metrics.figures import EngineFigures, WorkerFigures

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.protocol.messages import ChatTurn, Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import ChatTurn, Request
 from worker.attempts.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
 from worker.errors import PreviousJobGone
 from worker.recipes.json_answer import (

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.protocol.messages import Output
+from engine.protocol.output import Output
 from worker.documents.translation.glossary import Term, missed_terms
 from worker.documents.translation.placeholders import Span, missed
 from worker.documents.translation.translatable import fragments

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from worker.recipes.json_answer import RefusedAnswer, answered, request_to_mend, schema_of
 from worker.recipes.recipe import Steps, Work
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.protocol.messages import Choice, Output, Request
+from engine.protocol.output import Choice, Output
+from engine.protocol.request import Request
 from worker.errors import AnswerNotValid, RequestFailed
 from worker.recipes.json_validation import fault_of, json_within
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens

@@ -7,7 +7,9 @@ counts of pieces add up only approximately. So no part exceeds the limit.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from engine.protocol.messages import Measurement, Output, Params, Request
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.context import Context
 from worker.documents.coverage import TextRange, spans
 from worker.documents.headings import section_starts
@@ -40,7 +42,7 @@ class TextPart:
 class Ruler:
     """The longest prompt that fits, and an estimate of tokens per character."""
 
-    params: Params
+    params: SamplingParams
     max_tokens: int  # of a prompt
     max_new_tokens: int
     overhead: int  # tokens of a prompt beside its text
@@ -53,7 +55,7 @@ class Ruler:
         return self.max_tokens - self.overhead
 
 
-def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
+def ruler(work: Work, params: SamplingParams, text: str) -> Asking[Ruler]:
     """Ask the engine for the limits of prompts with these params. Raises PartsTooSmall."""
     sample = text.strip()[:SAMPLE_CHARACTERS]
     (output,) = yield (_measuring(work, params, ("a", sample)),)
@@ -191,7 +193,7 @@ def _smaller(text: str, span: TextRange, num_tokens: int, measure: Ruler) -> lis
     return [TextRange(each.start + span.start, each.end + span.start) for each in spans(ends)]
 
 
-def _counted(work: Work, params: Params, texts: Iterable[str]) -> Asking[list[int]]:
+def _counted(work: Work, params: SamplingParams, texts: Iterable[str]) -> Asking[list[int]]:
     """The number of tokens of each text's prompt."""
     outputs = yield (_measuring(work, params, each) for each in _batches(texts))
     return [num for output in outputs for num in _measurement(output).num_tokens]
@@ -210,7 +212,7 @@ def _batches(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(batch)
 
 
-def _measuring(work: Work, params: Params, texts: tuple[str, ...]) -> Request:
+def _measuring(work: Work, params: SamplingParams, texts: tuple[str, ...]) -> Request:
     return work.request(task=work.task, measured_texts=texts, params=params)
 
 

@@ -15,8 +15,11 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
-from engine.protocol.messages import PARAMS, ModelCard, Output, Params, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Output
 from engine.protocol.prompt_texts import OPTIONS
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 from worker.masking.masker import Masker
 
 
@@ -50,7 +53,7 @@ class Work:
         )
 
     @property
-    def params(self) -> Params:
+    def params(self) -> SamplingParams:
         """The job's params; without a seed, one derived from the job.
 
         So a job that samples gives the same answer in another attempt.
@@ -58,7 +61,7 @@ class Work:
         params = {name: self.contract[name] for name in PARAMS if name in self.contract}
         params["stop"] = tuple(params.get("stop") or ())
         params.setdefault("seed", self.job_id.int & (2**63 - 1))
-        return Params(**params)
+        return SamplingParams(**params)
 
 
 class Fallible(tuple[Request, ...]):

@@ -8,7 +8,8 @@ from math import ceil
 from typing import Any
 
 from db.outcome import Answer
-from engine.protocol.messages import Output, Params
+from engine.protocol.output import Output
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.context import Context
 from worker.documents.coverage import Coverage, TextRange, left_out
 from worker.documents.words import count_words, first_words
@@ -96,7 +97,12 @@ def _context(work: Work, text: str) -> Context | None:
 
 
 def _map_reduce(
-    work: Work, whole: Ruler, text: str, parts: list[TextPart], params: Params, part_params: Params
+    work: Work,
+    whole: Ruler,
+    text: str,
+    parts: list[TextPart],
+    params: SamplingParams,
+    part_params: SamplingParams,
 ) -> Asking[tuple[list[Output], int]]:
     """Summarize each part, then the summaries in the same way, until they fit one part.
 
@@ -124,7 +130,11 @@ def _map_reduce(
 
 
 def _refine(
-    work: Work, text: str, parts: list[TextPart], params: Params, part_params: Params
+    work: Work,
+    text: str,
+    parts: list[TextPart],
+    params: SamplingParams,
+    part_params: SamplingParams,
 ) -> Asking[tuple[list[Output], int]]:
     """Summarize the first part; then, for each next part, the summary so far with it."""
     outputs: list[Output] = []
@@ -138,7 +148,7 @@ def _refine(
     return outputs, len(read)
 
 
-def _part_params(params: Params, whole: Ruler) -> Params:
+def _part_params(params: SamplingParams, whole: Ruler) -> SamplingParams:
     """The params of a part: one answer, so short that four of them fit into a request.
 
     So each round is shorter than the one before.
@@ -154,7 +164,7 @@ def _part_params(params: Params, whole: Ruler) -> Params:
     )
 
 
-def _params_for_words(work: Work, text: str) -> Asking[tuple[Params, int | None]]:
+def _params_for_words(work: Work, text: str) -> Asking[tuple[SamplingParams, int | None]]:
     """Convert word limits into params; also returns the most words that an answer may have."""
     contract, params = work.contract, work.params
     measured = yield from ruler(work, params, text)

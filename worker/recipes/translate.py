@@ -9,7 +9,9 @@ from itertools import islice
 from typing import Any
 
 from db.outcome import Answer, Signals
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.languages import detect, short_code
 from worker.documents.translation.glossary import Glossary
 from worker.documents.translation.subtitles import has_cues, is_subtitles
@@ -249,7 +251,7 @@ def _ask(
     return outputs
 
 
-def _request(work: Work, leg: Leg, draft: Draft, params: Params) -> Request:
+def _request(work: Work, leg: Leg, draft: Draft, params: SamplingParams) -> Request:
     return work.request(
         task="translate",
         text=draft.words,
@@ -260,8 +262,8 @@ def _request(work: Work, leg: Leg, draft: Draft, params: Params) -> Request:
     )
 
 
-def _not_silent(params: Params, output: Output) -> Params:
-    """Params that forbid an empty answer."""
+def _not_silent(params: SamplingParams, output: Output) -> SamplingParams:
+    """SamplingParams that forbid an empty answer."""
     most = int(output.settings.get("max_new_tokens") or MIN_NEW_TOKENS)
     least = max(min(MIN_NEW_TOKENS, most), params.min_new_tokens or 0)
     return replace(params, min_new_tokens=least)

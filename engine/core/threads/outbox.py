@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from threading import Condition
 
 from engine.core.completion import Completion
-from engine.protocol.messages import Output, Progress
+from engine.protocol.output import Output
+from engine.protocol.progress import Progress
 
 # The parent kills a process that is silent for long; an answer may take longer than that.
 PROGRESS_SECONDS = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from threading import Condition
 
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 
 
 class RequestQueue:

@@ -13,7 +13,8 @@ from engine.core.threads.outbox import Outbox
 from engine.core.threads.request_queue import RequestQueue
 from engine.errors import GenerationFailed, RequestError
 from engine.logging import error_location
-from engine.protocol.messages import Choice, Output, Request, RequestFailure
+from engine.protocol.output import Choice, Output, RequestFailure
+from engine.protocol.request import Request
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from engine.core.request_tracker import RequestTracker
 from engine.core.threads.outbox import Outbox
 from engine.errors import GenerationFailed, RequestError
 from engine.logging import error_location
-from engine.protocol.messages import Output, Outputs, RequestFailure, to_bytes
+from engine.protocol.messages import Outputs, to_bytes
+from engine.protocol.output import Output, RequestFailure
 
 log = logging.getLogger(__name__)
 

@@ -83,5 +83,5 @@ def test_features_that_are_switched_off_are_not_called(producer: Cluster) -> Non
     }
     assert {name.removeprefix("SealedText."): num for (_, name), num in of_jobs.items()} == PER_JOB
     # The model card is written once for all results.
-    assert counts["engine/protocol/messages.py", "ModelCard.to_json"] == 0
+    assert counts["engine/protocol/model_card.py", "ModelCard.to_json"] == 0
     assert counts["db/queries/model_cards.py", "model_card_id"] < 1.5 * NUM_JOBS

@@ -20,7 +20,8 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights.digests import weight_digests
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.checkpoints import packing
 from tests.parity.trials.alone import Alone
@@ -68,7 +69,7 @@ def test_a_quantized_checkpoint_answers_in_flight_as_the_float_one_by_generate(
     spec = spec_of(folder)
     engine = load(spec)
     assert isinstance(engine, RouterBackend)
-    params = Params(max_new_tokens=9, min_new_tokens=9, do_sample=False)
+    params = SamplingParams(max_new_tokens=9, min_new_tokens=9, do_sample=False)
     asked = [
         Request(id=at, task="generate", text=text, params=params)
         for at, text in enumerate(checkpoints.sentences(6))

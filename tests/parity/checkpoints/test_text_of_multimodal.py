@@ -16,7 +16,7 @@ from engine.backends.loader import load
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from tests import checkpoints
 from tests.checkpoints.multimodal import phi4_multimodal
 from tests.checkpoints.shards import as_shards

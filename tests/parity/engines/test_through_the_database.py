@@ -16,7 +16,7 @@ from db import FoundJob, JobState, find_results
 from db.schema import migrate
 from db.session import Database
 from db.states import FINISHED
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from tasks import generate, submit_batch
 from tasks.contracts.by_task import CONTRACTS
 from tasks.contracts.contract import Contract

@@ -23,7 +23,9 @@ from engine.checkpoint.loader import Checkpoint
 from engine.errors import EngineBroken, Unloadable, UnsupportedParameter
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Params, Request
+from engine.protocol.output import Choice
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.sampling.resolve_params import ResolvedParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
@@ -93,7 +95,7 @@ new_id = Ids()
 
 def request(text: str, **params: Any) -> Request:
     own = {"do_sample": False, **params}
-    return Request(id=new_id(), task="generate", text=text, params=Params(**own))
+    return Request(id=new_id(), task="generate", text=text, params=SamplingParams(**own))
 
 
 def requests(num: int) -> list[Request]:

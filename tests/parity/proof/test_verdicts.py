@@ -18,7 +18,8 @@ from engine.kv_cache.own_cache.joined import JoinedSequenceCache
 from engine.proof import answered_alone, batch_probe, verdicts
 from engine.proof.logit_distance import MAX_OFF, max_off
 from engine.proof.self_proof import prove
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
 from tests import checkpoints
@@ -59,7 +60,7 @@ def test_a_request_by_generate_leaves_the_fast_ways_attention_installed(folder_o
     engine = load(spec)
     assert isinstance(engine.in_flight.runner, CausalRunner)
     bench = Bench(engine, spec)
-    drawn = Params(max_new_tokens=4, do_sample=True, seed=1, num_beams=2)
+    drawn = SamplingParams(max_new_tokens=4, do_sample=True, seed=1, num_beams=2)
     bench.answers([Request(id=100, task="generate", text="river", params=drawn)])
     assert bench.progress.num_by_generate == 1
     outputs = let_join(bench, requests())

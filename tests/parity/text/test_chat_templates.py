@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UnknownLanguage, UnsupportedParameter
-from engine.protocol.messages import ChatTurn, Request
+from engine.protocol.request import ChatTurn, Request
 from engine.text.prompts import Prompts
 from tests.parity.trials.written_prompts import (
     chat_of,

@@ -18,7 +18,8 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights import layout
 from engine.errors import TokenOutOfRange, Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.text.detokenizer import text_of
 from tests import checkpoints
 from tests.checkpoints.shards import as_shards
@@ -212,7 +213,9 @@ def test_a_token_beyond_the_embedding_fails_its_request_with_the_range(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = GenerateBackend.load(spec_of(tmp_path))
     assert engine.checkpoint.pad_token_id < engine.checkpoint.num_ids
-    asked = Request(id=0, task="generate", text="a mill [PAD]", params=Params(max_new_tokens=2))
+    asked = Request(
+        id=0, task="generate", text="a mill [PAD]", params=SamplingParams(max_new_tokens=2)
+    )
     with pytest.raises(TokenOutOfRange, match=f"ids 0 to {num_ids - 1}"):
         engine.encode(asked)
 

@@ -7,7 +7,8 @@ import pytest
 from engine.backends.fake import FakeBackend
 from engine.core.completion import Completion, GeneratedTokens
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Choice, Output, Request
+from engine.protocol.output import Choice, Output
+from engine.protocol.request import ChatTurn, Request
 from engine.text.reasoning import ANSWER_MARKS, KNOWN_MARKS, THINK, ThoughtSplitter, own_marks
 
 

@@ -12,7 +12,7 @@ from db.outcome import Fence, Outcome
 from db.queries.jobs import submission
 from db.session import Database
 from db.states import JobState
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 from tests.samples.jobs import answer, job_row, set_columns
 from worker.attempts import dialogue
 from worker.attempts.dialogue import Dialogue, messages_of, read_dialogue, turns_of, with_dialogues

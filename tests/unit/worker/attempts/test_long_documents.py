@@ -13,13 +13,8 @@ from db.outcome import Fence, FinishedSegment, Outcome
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Sized
-from engine.protocol.messages import (
-    Choice,
-    Measurement,
-    Output,
-    Request,
-    RequestFailure,
-)
+from engine.protocol.output import Choice, Measurement, Output, RequestFailure
+from engine.protocol.request import Request
 from tasks.configuration.masking import MaskingRules
 from tests.samples.model_cards import FAKE_CARD
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from db.encryption.key_ring import KeyRing
 from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Output, Params, Request, RequestFailure
+from engine.protocol.output import Choice, Output, RequestFailure
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.samples.model_cards import FAKE_CARD
 from worker.cache.content_cache import MAX_RECENT_SECONDS, ContentCache, num_characters
 from worker.cache.content_key import ContentKey, SharingScope, model_digest
@@ -89,7 +91,7 @@ class Asker:
             id=next(IDS),
             task="generate",
             text=text,
-            params=Params(seed=next(IDS), **params),
+            params=SamplingParams(seed=next(IDS), **params),
             is_interactive=is_interactive,
         )
         engine = engine or self.engine
@@ -296,7 +298,10 @@ def test_a_request_that_is_not_shared_can_be_cancelled(asker: Asker) -> None:
 def test_a_sample_is_shared_by_requests_with_the_same_seed(asker: Asker) -> None:
     def seeded(seed: int) -> Request:
         request = Request(
-            id=next(IDS), task="generate", text="x", params=Params(temperature=0.7, seed=seed)
+            id=next(IDS),
+            task="generate",
+            text="x",
+            params=SamplingParams(temperature=0.7, seed=seed),
         )
         asker.submit(asker.engine, request, asker.cache.key(request, SEEDED, b"one"))
         return request

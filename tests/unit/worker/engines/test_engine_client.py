@@ -15,7 +15,9 @@ import pytest
 from db.outcome import Outcome
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.workers import PATIENCE_SECONDS, assert_gone, until
 from tests.samples.jobs import answer, claim, insert_jobs, job_row, refusing_commits, states
 from worker.committer import Committer
@@ -56,7 +58,7 @@ def engine(**settings: object) -> Iterator[EngineClient]:
 
 
 def request(number: int, text: str = "a b c", **params: object) -> Request:
-    return Request(id=number, task="generate", text=text, params=Params(**params))  # type: ignore[arg-type]
+    return Request(id=number, task="generate", text=text, params=SamplingParams(**params))  # type: ignore[arg-type]
 
 
 def test_every_request_gets_one_output() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from db.outcome import Answer
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 from tasks.configuration.masking import MaskingRules
 from tests.samples.jobs import answer
 from worker.attempts.dialogue import Dialogue

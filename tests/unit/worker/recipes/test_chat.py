@@ -8,7 +8,7 @@ import pytest
 
 from db.outcome import Answer
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 from tests.running.attempts import CountingClient, Run
 from worker.attempts.dialogue import Dialogue
 

@@ -9,7 +9,7 @@ import pytest
 from db.outcome import Answer
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output
+from engine.protocol.output import Output
 from tests.running.attempts import CountingClient, Run
 from worker.documents.words import count_words, first_words
 from worker.engines.engine_client import EngineClient

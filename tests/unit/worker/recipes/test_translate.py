@@ -12,7 +12,7 @@ import transformers as hf
 from db.outcome import Answer
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Output
+from engine.protocol.output import Choice, Output
 from tests import checkpoints
 from tests.running.translator import Translator
 from tests.running.workers import ROOT
