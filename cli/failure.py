@@ -13,7 +13,7 @@ def sentence_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, DBAPIError):
         if is_locked(error.orig):
-            return str(error.orig)  # the session has put into it who holds the lock
+            return str(error.orig)  # db.session has added the holder of the lock to it
         reason = str(error.orig).strip().splitlines()
         return f"the database failed: {reason[0] if reason else type(error.orig).__name__}"
     if isinstance(error, SQLAlchemyError):

@@ -28,7 +28,7 @@ MAX_AT_ONCE = 1000
 class JobSelection:
     database: Database
     condition: ColumnElement[bool]
-    job_ids: tuple[UUID, ...]  # empty where a batch was named
+    job_ids: tuple[UUID, ...]  # empty if a batch was named
     batch_id: UUID | None = None
 
     def change(

@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     _take_every_character()
     thresholds = gc.get_threshold()
-    # Imports are most of a command, and make no garbage: a tenth of its time went on looking.
+    # A command mostly imports, which makes no garbage: collecting took a tenth of its time.
     gc.set_threshold(100_000, *thresholds[1:])
     try:
         status = _run(arguments)
@@ -175,14 +175,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except Exception as error:  # the last place to turn a traceback into words
+    except Exception as error:  # the last place to turn a traceback into a sentence
         from cli.failure import sentence_of
 
         if os.environ.get("TIDEMILL_DEBUG"):
             raise
         is_of_output = isinstance(error, OSError) and _is_of_output(error)
         if is_of_output:
-            _fault_of_output()  # of the rest, which is lost as well; it is said once
+            _fault_of_output()  # the rest is lost as well; the error is reported once
         warn(_unwritable(error) if is_of_output else sentence_of(error))
         return 1
     return 0
@@ -190,7 +190,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _take_every_character() -> None:
     """Let no character end a command, whatever the terminal's encoding."""
-    if sys.stdout is None:  # closed by whoever started this
+    if sys.stdout is None:  # closed by the parent process
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

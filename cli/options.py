@@ -13,7 +13,7 @@ from engine.protocol.task_names import TaskName as TaskName
 
 LaneName = Literal["interactive", "bulk"]
 FinishReason = Literal["stop", "length"]
-# As in `db.suspicion.Suspicion`, without loading the database: a test compares.
+# A copy of `db.suspicion.Suspicion`, which would load the database; a test compares them.
 SuspicionName = Literal[
     "empty",
     "cut_by_length",
@@ -28,7 +28,7 @@ SuspicionName = Literal[
 ]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired", "all"]
 
-# As in `cli.output.job_json`, for the same reason.
+# A copy of `cli.output.job_json`, for the same reason.
 COLUMNS = (
     *("id", "batch", "custom_id", "task", "model", "state", "input", "output", "alternatives"),
     *("finish_reason", "prompt_tokens", "completion_tokens", "left_out_characters", "cached_parts"),

@@ -49,6 +49,6 @@ def in_plain_words(message: str, kind: str = "") -> str:
 
 
 def _type_of(cause: BaseException | None) -> str:
-    errors = getattr(cause, "errors", None)  # pydantic's, without loading it for every command
+    errors = getattr(cause, "errors", None)  # pydantic's; not imported, for a faster start
     found = errors() if callable(errors) else ()
     return str(found[0]["type"]) if found else ""

@@ -1,4 +1,4 @@
-"""What every test may use: servers of their own, started once and only when asked for."""
+"""Fixtures for all tests: servers of their own, started once and only on use."""
 
 import gc
 import os
@@ -17,25 +17,25 @@ from tests.services.databases import make_tables
 from tests.services.servers import PostgresServer, ValkeyServer
 
 TESTS = Path(__file__).parent
-# Until everything is imported, which makes no garbage.
+# Until everything is imported, since imports make no garbage.
 gc.disable()
-# What one run finds out about a checkpoint must not decide another; processes inherit this.
+# Verdicts of one run must not be reused by another; child processes inherit this.
 os.environ["TIDEMILL_CACHE"] = ""
-# torch's threads look for work in a loop before they sleep. Beside other processes of tests they
-# take the cores from one another by it: three quarters of the CPU of a test with a model.
+# torch's threads spin before they sleep. Beside other test processes they take each other's cores:
+# three quarters of the CPU of a test with a model.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Processes buffer what they write, as they do unless somebody says otherwise.
+# Processes buffer their output, as by default.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
-# The same examples every time: what passes here passes there. And no clock: how long an
-# example takes is not what any of these tests is about.
+# The same examples in every run, so that results are reproducible. No deadline: none of these tests
+# is about the time of an example.
 settings.register_profile(
     "repeatable",
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-# pytest --hypothesis-profile wide: others every time, to look for more.
+# pytest --hypothesis-profile wide: new examples in every run, to find more faults.
 settings.register_profile(
     "wide", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -43,8 +43,8 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 3 --dist loadfile`, which keeps the tests of a file together, for they share
-    servers and models: files that mostly wait take turns with files that mostly compute."""
+    """For `-n 3 --dist loadfile`, which keeps the tests of a file together, since these share
+    servers and models: files that mostly wait alternate with files that mostly compute."""
     files = list(dict.fromkeys(item.path for item in items))
     waiting = [path for path in files if tier(path) in ("chaos", "integration")]
     computing = [path for path in files if path not in waiting]
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays; to go through it all, again and again, takes a while."""
+    """Imported objects stay; freezing them saves the repeated time of the garbage collector."""
     gc.freeze()
     gc.enable()
 
@@ -73,15 +73,15 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this run's own."""
-    # Not in pytest's folder: another pytest that starts closes that to all other
-    # users, and PostgreSQL is one when it is root who runs the tests.
+    # Not in pytest's folder: another pytest closes it to all other users at its start, and
+    # PostgreSQL runs as another user if root runs the tests.
     with TemporaryDirectory() as folder, PostgresServer.started(Path(folder)) as server:
         yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database, once on each of the two that Tidemill runs on."""
+    """An empty database, once on each of the two systems that Tidemill supports."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/tidemill.db"
         return
@@ -103,7 +103,8 @@ def empty_database(database_url: str) -> Iterator[Database]:
 def database(empty_database: Database) -> Database:
     """A database with our tables.
 
-    Made at one stroke: tests/unit/db/test_schema.py says that migrations lead there.
+    They are created without migrations; tests/unit/db/test_schema.py shows that these give the
+    same.
     """
     make_tables(empty_database)
     return empty_database
@@ -113,7 +114,7 @@ def database(empty_database: Database) -> Database:
 def cluster(
     database: Database, valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    """Real workers on an empty database and a Redis of this test's own; none runs yet."""
+    """Real workers on an empty database and a Redis of this test's own; none is started yet."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), database, valkey.new_database())
     cluster.configure()
     yield cluster

@@ -1,4 +1,4 @@
-"""Tests of what only some processors have: elsewhere they are skipped, and say so."""
+"""Marks that skip tests on processors without a feature, with the reason."""
 
 import pytest
 

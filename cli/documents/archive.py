@@ -8,8 +8,8 @@ from typing import Self
 
 from cli.documents.document import UnreadableDocument
 
-MAX_TEXT_BYTES = 64 * 2**20  # of all texts together, unpacked
-# Pictures may have more, but hardly shrink; what does is no picture.
+MAX_TEXT_BYTES = 64 * 2**20  # of all unpacked texts together
+# Pictures may be larger, but hardly compress; a file that compresses well is no picture.
 MAX_SHRINKAGE = 100
 TEXTS = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf")
 
@@ -63,7 +63,7 @@ class Archive:
                 return file.read(member.file_size)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
             raise self._broken() from None
-        except RuntimeError:  # how zipfile says that a password is needed
+        except RuntimeError:  # zipfile raises it if a password is needed
             raise UnreadableDocument("encrypted", "is encrypted; save it without") from None
 
     def _require_bounded(self, num_bytes: int) -> None:

@@ -10,7 +10,7 @@ from cli.documents.extra import require
 from cli.documents.markup import markdown_of
 from cli.output.terminal import plural
 
-COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # what Office wrote before, and encrypts into
+COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of Office's older and of its encrypted files
 ENCRYPTED_STREAM = "EncryptedPackage".encode("utf-16-le")
 STYLES = """
 p[style-name='Title'] => h1:fresh
@@ -43,7 +43,7 @@ def read(content: bytes) -> Document:
         except RecursionError:
             raise UnreadableDocument("broken_file", "is nested too deeply to be read") from None
         except (zipfile.BadZipFile, ExpatError, OSError, KeyError, ValueError, AttributeError):
-            # mammoth has no errors of its own for what does not fit together.
+            # mammoth has no errors of its own for an inconsistent file.
             raise UnreadableDocument("broken_file", "is no DOCX that can be read") from None
     text = markdown_of(html)
     if not text:

@@ -51,7 +51,7 @@ def _encoding_of(content: bytes) -> str | None:
     if named is None:
         return None
     codec = codec_of(named[1].decode("ascii"))
-    # A page that can be read as far as this does not have two bytes a character.
+    # A page whose declaration could be read as ASCII is not in UTF-16.
     return None if codec is None or codec.startswith("utf-16") else codec
 
 
@@ -84,7 +84,7 @@ class _Cell:
 class _Table:
     rows: list[list[_Cell]] = field(default_factory=list)
     before: list[str] = field(default_factory=list)  # a caption, or what is in no cell
-    has_heads: bool = False  # of rows or columns: it is no layout
+    has_heads: bool = False  # of rows or columns, so it is not mere layout
 
 
 class _Parser(HTMLParser):
@@ -173,13 +173,13 @@ class _Parser(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._unread:
-            # A soft hyphen is no letter: it says where a line may end.
+            # A soft hyphen is not a letter; it marks where a line may end.
             self._pieces.append(data if self._pre else SPACE.sub(" ", data.replace("\xad", "")))
 
     def parse_marked_section(self, i: int, report: bool = True) -> int:
         try:
             return super().parse_marked_section(i, report)
-        except AssertionError:  # how the library refuses what Office and others write here
+        except AssertionError:  # html.parser raises it for declarations of Office and others
             return self.parse_bogus_comment(i)
 
     def _start_item(self, attrs: Attributes) -> None:
@@ -221,7 +221,7 @@ class _Parser(HTMLParser):
             if any(any(row) for row in rows):
                 self._place(_table(rows))
             return
-        # One that is there for the layout of a page: what it holds, in its order.
+        # A table that only lays out a page: its cells' contents, in order.
         for cell in cells:
             for block in cell.blocks:
                 self._place(block)

@@ -7,7 +7,7 @@ import codecs
 
 from cli.documents.document import Document, UnreadableDocument
 
-# What begins so is no text, even where each of its bytes could be.
+# A file that begins so is not a text, even if all of its bytes could be.
 NO_TEXTS = (
     (b"%PDF-", "a PDF: give it that suffix"),
     (b"PK\x03\x04", "a ZIP archive, as .docx and .epub files are: give it that suffix"),
@@ -15,7 +15,7 @@ NO_TEXTS = (
     (b"{\\rtf", "RTF: save it as .docx"),
     (b"\x1f\x8b", "compressed: unpack it"),
 )
-MARKS = (  # the longest first, for UTF-32's begins with that of UTF-16
+MARKS = (  # the longest first, since the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -36,7 +36,7 @@ def codec_of(name: str) -> str | None:
     try:
         codec = codecs.lookup(name).name
         "".encode(codec)
-    except (LookupError, UnicodeError):  # unknown, or a codec of something else than text
+    except (LookupError, UnicodeError):  # unknown, or a codec that is not one of text
         return None
     return "cp1252" if codec in LATIN else codec
 

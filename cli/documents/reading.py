@@ -14,7 +14,8 @@ READERS: Mapping[str, Callable[[bytes], Document]] = {
     ".pdf": pdf.read,
     ".epub": epub.read,
 }
-# A file by itself is taken for a document by these; in a folder, every other one is a text, too.
+# A single file with one of these suffixes is a document; in a folder, every other file is read as a
+# text.
 DOCUMENT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".srt", ".vtt", *PAGES, *READERS)
 
 

@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from engine.protocol.model_card import ModelCard
     from engine.protocol.request import Request
 
-KEYS_AT_ONCE = 1_000  # of one statement
+KEYS_AT_ONCE = 1_000  # keys per statement
 DOCUMENTS_AT_ONCE = 500
 KEY_BYTES = 32
 NOBODY = UUID(int=0)
-# Of all documents: to find the sentences of more takes longer than an estimate should.
+# Of all documents together: splitting more into sentences takes too long for an estimate.
 MAX_CUT_CHARACTERS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class _DocumentKeys:
     num_characters: int
-    document: bytes | None  # what its parts are kept by; None: it shares nothing
-    first: tuple[bytes, ...]  # the requests that the recipe begins with
+    document: bytes | None  # the key of its parts; None: it shares no part
+    first: tuple[bytes, ...]  # keys of the first requests of the recipe
 
 
 class CachedParts:
     """Counts for the documents of one model and task, as they are added."""
 
     def __init__(self, database: Database, catalog: Catalog, model: Model) -> None:
-        # Imported here: of all commands only this one asks a recipe.
+        # Imported here, since no other command needs a recipe.
         from worker.cache.content_cache import ContentCache
         from worker.cache.content_key import model_digest
         from worker.cache.settings import CacheSettings
@@ -64,9 +64,9 @@ class CachedParts:
             self._digest = model_digest(engine_spec(model, 1), self._card)
         self._num_cut_characters = 0
         self._pending: list[_DocumentKeys] = []
-        self.num_documents = 0  # all of whose requests are answered
-        self.num_parts = 0  # answered requests, of these and of others
-        self.num_characters = 0  # about how much of the sources that is
+        self.num_documents = 0  # documents whose requests are all cached
+        self.num_parts = 0  # cached requests, of these and of other documents
+        self.num_characters = 0  # about how many characters of the sources these are
 
     @property
     def is_known(self) -> bool:
@@ -115,7 +115,7 @@ class CachedParts:
         )
         try:
             yield from next(steps_of(work))
-        except Exception:  # it will fail, or asks for nothing: an estimate can be made without
+        except Exception:  # the job will fail, or has no request: the estimate goes on without it
             return
 
     def look_up(self) -> None:
@@ -166,7 +166,7 @@ def loaded_card(database: Database, model: Model) -> "ModelCard | None":
     card = live[0] if live else newest
     try:
         return None if card is None else ModelCard.from_json(card)
-    except (TypeError, KeyError):  # of another version of Tidemill
+    except (TypeError, KeyError):  # written by another version of Tidemill
         return None
 
 

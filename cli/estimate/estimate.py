@@ -34,10 +34,10 @@ class Share:
     num_parts: int = 0
     num_characters: int = 0
     num_tokens: int = 0  # of the sources
-    num_cached_documents: int | None = None  # whole; None: there is no content cache
-    num_cached_parts: int | None = None  # of these and of others
+    num_cached_documents: int | None = None  # None: there is no content cache
+    num_cached_parts: int | None = None  # cached parts, of these and of other documents
     num_characters_to_do: int = 0
-    num_waiting: int = 0  # jobs that were there before
+    num_waiting: int = 0  # jobs that wait already
     num_waiting_characters: int = 0
 
     @property

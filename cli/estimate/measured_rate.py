@@ -19,8 +19,8 @@ class MeasuredRate:
     num_characters: int  # of the sources
     prompt_tokens: int
     completion_tokens: int
-    busy_seconds: float  # in which at least one of the jobs ran
-    characters_per_part: float | None  # of documents in several; None: there was none
+    busy_seconds: float  # time in which at least one of the jobs ran
+    characters_per_part: float | None  # of documents in several parts; None: there was none
 
     @classmethod
     def of(cls, database: Database, model: str, task: str) -> Self | None:

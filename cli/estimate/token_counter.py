@@ -8,10 +8,9 @@ from typing import Any
 from tasks.configuration.catalog import Model
 
 USUAL_CHARACTERS_PER_TOKEN = 4.0
-MAX_COUNTED_CHARACTERS = 4_000_000  # of one model; the rest by what these come to
-PIECE_CHARACTERS = (
-    100_000  # a tokenizer takes ten times as long for a text ten times as long, or more
-)
+MAX_COUNTED_CHARACTERS = 4_000_000  # per model; the tokens of the rest are extrapolated
+# Texts are counted in pieces: a tokenizer's time may grow faster than the length of the text.
+PIECE_CHARACTERS = 100_000
 
 Count = Callable[[str], int]
 
@@ -70,7 +69,7 @@ def _tokenizer(model: Model) -> Count | None:
     ):
         path = _file_of(model, name)
         if path is not None:
-            # Whatever is wrong with it, an estimate can be made without.
+            # The estimate goes on without a tokenizer that cannot be loaded.
             with suppress(Exception):
                 return load(path)
     return None
@@ -81,7 +80,7 @@ def _file_of(model: Model, name: str) -> Path | None:
     folder = Path(model.checkpoint)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
-    with suppress(Exception):  # not installed, or no name of a repository
+    with suppress(Exception):  # not installed, or not the name of a repository
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(model.checkpoint, name, revision=model.revision)

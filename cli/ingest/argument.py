@@ -27,7 +27,7 @@ def what_it_looks_like(text: str) -> str | None:
             return "the name of a folder here"
         if path.exists():
             return "the name of a file here"
-    except (OSError, RuntimeError):  # too long for a path; a home of nobody
+    except (OSError, RuntimeError):  # too long for a path, or the home of an unknown user
         pass
     if len(text.split()) > 1 or text != text.strip():
         return None

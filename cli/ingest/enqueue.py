@@ -18,7 +18,7 @@ from tasks.contracts.contract import Contract
 from tasks.submission.batch import submit_batch
 from tasks.submission.submitted import SubmittedBatch
 
-MAX_REPORTED = 20  # a file in which every line is wrong says so soon enough
+MAX_REPORTED = 20  # enough if every line of a file is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +27,12 @@ class Enqueued:
 
     batch: FoundBatch | None  # None: nothing was enqueued
     num_new: int
-    num_known: int  # there before, under the same run key
+    num_known: int  # jobs that existed already, under the same run key
     num_bad: int
-    num_partial: int = 0  # documents parts of which gave no text
-    was_complete: bool = False  # the run key's batch had been enqueued to the end before
+    num_partial: int = 0  # documents of which some parts gave no text
+    was_complete: bool = False  # the run key's batch was already complete
     empty: tuple[str, ...] = ()  # sources that should have had rows
-    failures: tuple[str, ...] = ()  # what other sources could not be read for
+    failures: tuple[str, ...] = ()  # why other sources could not be read
 
     @property
     def sentence(self) -> str:
@@ -193,7 +193,7 @@ def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[i
         if num_kept is None:
             note("nothing was enqueued")
         else:
-            # What was committed last may not have been told.
+            # The last commit may not have been reported yet.
             number = f", at least {plural(num_kept, 'job')}" if num_kept else ""
             go_on = (
                 f"`tidemill cancel --batch {shlex.quote(name)}` takes it back"

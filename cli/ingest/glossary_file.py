@@ -38,7 +38,7 @@ def read_glossary_file(path: Path, encoding: str | None = None) -> list[list[str
 
 def _of_json(path: Path, text: str) -> list[list[str | None]]:
     try:
-        # Pairs, since an object would forget a term that is named twice.
+        # Pairs, since a dict would drop a term that occurs twice.
         read: Any = json.loads(text, object_pairs_hook=lambda pairs: [list(each) for each in pairs])
     except ValueError as error:
         raise SourceUnusable(f"{path} is not valid JSON: {error}") from None

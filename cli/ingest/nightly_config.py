@@ -27,11 +27,11 @@ class SourceTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str | None = None
-    encoding: str | None = None  # of texts at the path that name none and are not in UTF-8
+    encoding: str | None = None  # of texts at the path that declare none and are not UTF-8
     url: str | None = None
     url_env: str | None = None  # the environment variable that holds the url
     query: str | None = None
-    read_only_user: bool = False  # needed where we cannot ensure that a query only reads
+    read_only_user: bool = False  # needed if Tidemill cannot ensure that a query only reads
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -71,7 +71,7 @@ class PartTable(BaseModel):
     params: dict[str, Any] = {}
     fields: dict[str, str] = {}
     metadata: Metadata = {}
-    allow_empty: bool | None = None  # None: as the night has it
+    allow_empty: bool | None = None  # None: as in [nightly]
 
 
 class NightlyConfig(BaseModel):
@@ -84,7 +84,7 @@ class NightlyConfig(BaseModel):
     timezone: str | None = None
     tenant: str = "default"
     metadata: Metadata = {}
-    allow_empty: bool = False  # a source without rows is as it should be
+    allow_empty: bool = False  # a source without rows is not an error
     errors: str | None = None  # a file for the rows that are left out
     task: TaskName | None = None
     source: SourceTable | None = None

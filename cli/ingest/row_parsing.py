@@ -26,14 +26,14 @@ class SourcePart:
 
     source: Source
     contract: type[Contract]
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # where a row says nothing
-    columns: Mapping[str, str] = field(default_factory=dict)  # field -> the source's name for it
-    tag: str = ""  # keeps apart the keys of parts that share a run key
-    allow_empty: bool = False  # a source without rows is as it should be
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # for fields that a row lacks
+    columns: Mapping[str, str] = field(default_factory=dict)  # field -> name of the source's column
+    tag: str = ""  # distinguishes the keys of parts that share a run key
+    allow_empty: bool = False  # a source without rows is not an error
 
     def contract_of(self, fields: dict[str, Any]) -> Contract:
         """The contract of a row; raises ContractError, which names each wrong field."""
-        # Whether a number is a number in the source, as in JSON, or a text that reads like one.
+        # Whether the source has numbers, as JSON has, or only texts that look like numbers.
         exact_types = getattr(self.source, "exact_types", True)
         return self.contract.parse(self._complete(self._shape(fields)), exact_types=exact_types)
 
@@ -130,7 +130,7 @@ class SourcePart:
         required = {
             name for name, field in self.contract.model_fields.items() if field.is_required()
         }
-        # Either will do for a chat, so neither can be asked for by name.
+        # A chat needs only one of the two, so neither can be required by name.
         return required - {"messages"}
 
 
@@ -187,9 +187,9 @@ class RowParser:
     def _begin(self) -> None:
         self.num_good = 0
         self.num_bad = 0
-        self.num_partial = 0  # good ones, of documents parts of which gave no text
+        self.num_partial = 0  # good rows of documents of which some parts gave no text
         self.empty: list[str] = []  # sources that had no rows and should have had some
-        self.failures: list[str] = []  # of sources, where another went on
+        self.failures: list[str] = []  # of sources, if others could be read
         self._seen = FirstSeen()
 
     @property
@@ -270,11 +270,11 @@ class RowParser:
     def _with_key(self, part: SourcePart, row: Row, contract: Contract) -> Contract:
         if self._run_key is None or contract.idempotency_key is not None:
             return contract
-        # A position is a part's own, even where custom ids are not.
+        # A position is unique within a part, even if custom ids are not.
         shared = self._one_namespace and contract.custom_id is not None
         name = contract.custom_id or f"#{row.position}"
         if contract.custom_id is not None and contract.custom_id.startswith("#"):
-            name = f"##{contract.custom_id}"  # or it would be that of a position
+            name = f"##{contract.custom_id}"  # else it would equal the key of a position
         key = _short("/".join(filter(None, (self._run_key, "" if shared else part.tag, name))))
         return contract.model_copy(update={"idempotency_key": key})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-# Called with the names of the columns, once they are known and before any row.
+# Called with the names of the columns before the first row.
 CheckColumns = Callable[[Sequence[str]], None]
 
 
@@ -13,10 +13,10 @@ CheckColumns = Callable[[Sequence[str]], None]
 class Row:
     """The fields of one job, in the form of the source."""
 
-    position: int  # from 1; of a line, a row or a file
-    place: str  # where a person finds it: `line 7`
+    position: int  # number of the line, row or file, from 1
+    place: str  # shown to the user, as in `line 7`
     fields: dict[str, Any]
-    without_text: str | None = None  # what of a document gave none: `pages 3, 7 of 10`
+    without_text: str | None = None  # parts of a document without text, as in `pages 3, 7 of 10`
 
 
 @dataclass(frozen=True, slots=True)

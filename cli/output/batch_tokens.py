@@ -19,10 +19,10 @@ from db.queries import throughput
 from db.states import FINISHED, JobState
 from tasks.configuration import settings
 
-POLL_SECONDS = 1.0  # it reads every row of the batch
-MAX_SAMPLED = 64  # parts of running jobs, to see how many tokens one has
-ALMOST = 0.99  # of a job that runs, however many parts it has finished
-TOKENS_PER_CHARACTER = 0.25  # until anything has been measured
+POLL_SECONDS = 1.0  # each poll reads every row of the batch
+MAX_SAMPLED = 64  # parts of running jobs, to estimate the tokens of one
+ALMOST = 0.99  # the highest share of a running job, even if all of its parts are finished
+TOKENS_PER_CHARACTER = 0.25  # until there is a measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class RunningJob:
     model: str
     task: str
     num_characters: int
-    num_tokens: float  # of those parts
+    num_tokens: float  # of the sampled parts
 
 
 def tokens_done(kinds: Iterable[Kind], running: Iterable[RunningJob] = ()) -> TokensDone:
@@ -67,7 +67,7 @@ def tokens_done(kinds: Iterable[Kind], running: Iterable[RunningJob] = ()) -> To
 
     finished = total = 0.0
     for kind in kinds:
-        # One for each job, so that an empty text is not nothing.
+        # One token more for each job, so that an empty text does not count as 0.
         num_tokens = guess(kind.model, kind.task, kind.num_characters) + kind.num_jobs
         total += num_tokens
         finished += num_tokens if kind.state in FINISHED else 0.0
@@ -115,7 +115,7 @@ class BatchTokens:
             parts = session.execute(
                 throughput.some_parts([row[0] for row in rows], MAX_SAMPLED)
             ).all()
-        except Unopenable:  # it is only an estimate
+        except Unopenable:  # skipped, since this is only an estimate
             return []
         own: dict[UUID, list[int]] = {}
         for job_id, segment in parts:

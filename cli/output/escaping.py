@@ -10,12 +10,12 @@ import json
 import re
 from typing import Any
 
-# C0 and C1 but newline and tab; line and paragraph separators; what turns the direction of
-# writing around (embeddings, overrides, isolates, and the deprecated ones); halves of a character.
+# C0 and C1 except newline and tab; line and paragraph separators; characters that change the
+# direction of writing (embeddings, overrides, isolates, and the deprecated ones); lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-# What this command itself writes, in encodings that do not have it.
+# Replacements for characters of Tidemill's own output that an encoding lacks.
 _PLAIN = {"…": "...", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*"}
-FALLBACK = "tidemill"  # an error handler, as `backslashreplace` is one
+FALLBACK = "tidemill"  # the name of an error handler, like `backslashreplace`
 
 
 def visible(text: str, encoding: str = "utf-8", *, one_line: bool = False) -> str:

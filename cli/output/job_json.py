@@ -17,7 +17,7 @@ def _error(job: FoundJob) -> dict[str, str] | None:
     return {"code": job.error.code, "message": job.error.message} if job.error else None
 
 
-# Every column there is, as JSON has it. cli/options.py names them, too: a test compares.
+# All columns, in the order of the JSON. cli/options.py has a copy; a test compares them.
 COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "id": lambda job: str(job.id),
     "batch": lambda job: job.batch,
@@ -60,8 +60,8 @@ COLUMNS: Mapping[str, Callable[[FoundJob], Any]] = {
     "pruned_at": lambda job: _instant(job.pruned_at),
     "erased_at": lambda job: _instant(job.erased_at),
 }
-# What a record has where nobody chose; `alternatives` and `reasoning` follow where there are
-# some, and when its texts went where they did.
+# The default columns of a record; `alternatives`, `reasoning` and the time when texts were deleted
+# follow if there are any.
 FIELDS = (
     "id",
     "batch",
@@ -85,7 +85,7 @@ FIELDS = (
 )
 
 
-# What follows them where somebody looks for what is suspicious.
+# Columns that follow if the command looks for suspicious results.
 SIGNAL_FIELDS = ("suspicions", "reasons", *SIGNALS)
 
 

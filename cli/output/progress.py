@@ -27,8 +27,8 @@ from tasks.configuration import settings
 
 POLL_SECONDS = 0.25
 PLAIN_SECONDS = 5.0
-NARROW, WIDE = 60, 110  # columns: below the one only numbers are shown, from the other on all
-ABANDONED_SECONDS = 30.0  # an open batch that neither grows nor has anything to do
+NARROW, WIDE = 60, 110  # columns: below NARROW only numbers are shown, from WIDE on everything
+ABANDONED_SECONDS = 30.0  # of an open batch that neither grows nor has unfinished jobs
 STYLES = {
     JobState.QUEUED: "dim",
     JobState.RUNNING: "cyan",
@@ -217,7 +217,7 @@ def _polled_batches(
         now = time.monotonic()
         if batch.num_jobs != num_jobs:
             grew, num_jobs = now, batch.num_jobs
-        # Whoever enqueued it may have died in the middle.
+        # The process that enqueued the batch may have died.
         if batch.num_unfinished == 0 and now - grew > ABANDONED_SECONDS:
             return
         check()

@@ -13,9 +13,9 @@ from rich.text import Text
 from cli.output.escaping import is_unicode, json_text, visible
 
 PIPE_WIDTH = 240
-MIN_COLUMN_WIDTH = 16  # a column that is narrower than this is not worth looking at
+MIN_COLUMN_WIDTH = 16  # a narrower column is not worth reading
 GAP = 2  # between columns
-ON_ONE_LINE = ("input", "output")  # cut at the edge, so that a job is a line
+ON_ONE_LINE = ("input", "output")  # cut at the edge, so that each job is one line
 
 
 class Screen(Console):
@@ -23,7 +23,7 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
-        # By COLUMNS as it is when something is printed, and not as it was at the import.
+        # COLUMNS is read when printing, not at import.
         self._width = width
 
     @property
@@ -70,7 +70,7 @@ def ask(question: str, *, default: bool = False) -> bool:
         try:
             line = sys.stdin.readline()
         except KeyboardInterrupt:
-            err.print()  # a terminal goes on behind its ^C
+            err.print()  # a new line after the terminal's ^C
             raise
         if not line:
             raise EOFError("nobody answers")
@@ -103,7 +103,7 @@ def table(*columns: str, title: str | None = None) -> Table:
         new_table.add_column(
             column,
             overflow="ellipsis" if on_one_line else "fold",
-            # An id or a date in two pieces cannot be copied.
+            # An id or a date that is split over two lines cannot be copied.
             no_wrap=on_one_line or column in ("id", "enqueued"),
         )
     return new_table
@@ -143,11 +143,11 @@ def _min_width(listing: Table) -> int:
 def _cut_long_columns(listing: Table, width: int) -> None:
     """Divide the remaining width among the long columns; Rich would shrink others first."""
     long = [column for column in listing.columns if column.header in ON_ONE_LINE]
-    num_free = width - GAP * len(listing.columns)  # Rich counts one at the edge, too
+    num_free = width - GAP * len(listing.columns)  # Rich adds a gap at the edge, too
     num_free -= sum(_width(column) for column in listing.columns if column not in long)
     for column in long:
         column.max_width = max(num_free // len(long), MIN_COLUMN_WIDTH)
-        if not out.is_unicode:  # Rich has an ellipsis of one character only
+        if not out.is_unicode:  # Rich has only the ellipsis of one character
             column._cells = [one_line(str(cell), column.max_width) for cell in column.cells]
 
 

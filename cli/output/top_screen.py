@@ -10,7 +10,7 @@ from cli.output.terminal import fitted, plural, table
 from cli.stack.ready import start_command
 from cli.stack.top_figures import EngineNow, Snapshot
 
-# What is left out first where the terminal is narrow.
+# Columns that are dropped if the terminal is narrow, in this order.
 DISPENSABLE_OF_WORKERS = ("restarts", "waiting", "KV cache")
 DISPENSABLE_OF_BACKLOG = ("oldest", "running")
 
@@ -95,4 +95,4 @@ def _backlog(snapshot: Snapshot) -> Table:
 def _right(listing: Table, since: int) -> None:
     for column in listing.columns[since:]:
         column.justify = "right"
-        column.no_wrap = True  # half of a number is another number
+        column.no_wrap = True  # a number that is cut would be another number

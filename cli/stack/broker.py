@@ -17,17 +17,17 @@ class BrokerState:
     """The state that Redis reports."""
 
     version: str
-    eviction: str  # noeviction, or a policy under which it drops messages
-    appends: bool  # keeps what it has on disk
+    eviction: str  # noeviction, or a policy under which Redis drops messages
+    appends: bool  # whether Redis writes an append-only file
     num_bytes: int
     messages: dict[str, int]  # by queue
     num_unacked: int  # delivered to workers, not acked yet
-    faults: tuple[str, ...]  # what it says has gone wrong, a sentence each
-    folder: str | None  # where it keeps its files, on its own machine
-    access: dict[str, str]  # its settings of who may reach it; empty where it does not say
+    faults: tuple[str, ...]  # faults that Redis reports, a sentence each
+    folder: str | None  # folder of its files, on its own machine
+    access: dict[str, str]  # settings of access control; empty if Redis does not show them
 
 
-# What `INFO` says went wrong, and what to do.
+# Faults that `INFO` reports, and what to do.
 _FAILED = {
     "aof_last_write_status": "its last write to its append-only file failed",
     "aof_last_bgrewrite_status": "its last rewrite of its append-only file failed",
@@ -44,7 +44,7 @@ def read_broker(url: str, queues: Iterable[str] = ()) -> BrokerState:
             socket_connect_timeout=5,
             socket_timeout=5,
             decode_responses=True,
-            retry=Retry(NoBackoff(), 0),  # by itself it asks ten times more, for four seconds
+            retry=Retry(NoBackoff(), 0),  # redis-py would retry ten times, for four seconds
         ) as client:
             info = client.info()
             with client.pipeline(transaction=False) as pipeline:
@@ -66,7 +66,7 @@ def read_broker(url: str, queues: Iterable[str] = ()) -> BrokerState:
         todo = "start it, or say with TIDEMILL_REDIS_URL where it is"
         if "has expired" in reason:
             todo = "renew the certificate there"
-        elif "SSL:" in reason or "X509:" in reason:  # of OpenSSL, which redis-py quotes
+        elif "SSL:" in reason or "X509:" in reason:  # a message of OpenSSL, which redis-py quotes
             todo = (
                 "give the file of its authority as ssl_ca_certs in TIDEMILL_REDIS_URL, and there "
                 "the host by the name in its certificate; ssl_certfile and ssl_keyfile belong "
@@ -105,7 +105,7 @@ def _trial_write(client: "redis.Redis") -> tuple[str, ...]:
     try:
         client.set(TRIAL_KEY, "", px=1000)
     except redis.exceptions.NoPermissionError:
-        return ()  # of this key, which says nothing of the queues
+        return ()  # an error of this key says nothing about the queues
     except redis.ResponseError as error:
         return (f"it refuses to write: {error}",)
     return ()
@@ -126,4 +126,4 @@ def _folder(client: "redis.Redis") -> str | None:
     try:
         return str(client.config_get("dir").get("dir")) or None
     except redis.RedisError:
-        return None  # many providers allow nobody to ask
+        return None  # many providers forbid this command

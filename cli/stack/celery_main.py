@@ -11,8 +11,8 @@ import sys
 import click
 
 
-# Celery's own group loads every other command as well, a shell and Flower among them, which is
-# a tenth of a worker's start. It goes by the same name, by which `tasks.celeryconfig` knows it.
+# Celery's own group loads every other command as well, such as a shell and Flower, which takes a
+# tenth of a worker's start. This group has the same name, since `tasks.celeryconfig` looks for it.
 @click.group("celery")
 @click.option("-A", "--app", required=True)
 @click.pass_context
@@ -25,9 +25,9 @@ def celery(context: click.Context, app: str) -> None:
 
 
 def main() -> None:
-    # Until the worker is ready, for imports make no garbage: a fifth of its start went on looking.
+    # Until the worker is ready: imports make no garbage, and collecting took a fifth of the start.
     gc.disable()
-    # Celery inserts the folder at the front unless it is in the path already.
+    # Celery would insert the folder at the front unless it is in the path already.
     sys.path.append(os.getcwd())
     from celery.bin.worker import worker
 

@@ -16,7 +16,7 @@ MAX_LOG_BYTES = 10 * 2**20
 
 def start(command: Sequence[str], **others: Any) -> "subprocess.Popen[bytes]":
     """Start a command that ends with this process. others: arguments of `subprocess.Popen`"""
-    # -P: nothing in that script's folder can stand in for a module.
+    # -P: no file in the script's folder can shadow a module.
     whole = [sys.executable, "-P", die_with_parent.__file__, str(os.getpid()), *command]
     return subprocess.Popen(whole, **others)
 
@@ -42,8 +42,8 @@ class Child:
                 stdout=to,
                 stderr=subprocess.STDOUT,
                 env={**environment},
-                # Ctrl-C in a terminal goes to everyone in the foreground group;
-                # the order of stopping is the parent's to decide.
+                # Ctrl-C goes to every process of the foreground group, but the parent decides the
+                # order of stopping.
                 start_new_session=True,
             )
         assert self._process.stdin is not None
@@ -51,7 +51,7 @@ class Child:
             self._process.stdin.write(standard_input.encode())
             self._process.stdin.close()
         except BrokenPipeError:
-            pass  # it has ended, and its log says why
+            pass  # the child has ended; the reason is in its log
 
     @property
     def pid(self) -> int:

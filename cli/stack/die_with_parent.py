@@ -17,7 +17,7 @@ def main(parent: int, command: list[str]) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it could be watched
+        if os.getppid() != parent:  # the parent died before this call
             sys.exit(1)
     os.execv(command[0], command)
 

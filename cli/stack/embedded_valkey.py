@@ -49,10 +49,11 @@ class EmbeddedValkey:
             "appendonly yes",
             'save ""',
             "maxmemory-policy noeviction",
-            "proto-max-bulk-len 64mb",  # what is larger is no message, and is not even read
+            "proto-max-bulk-len 64mb",  # anything larger is not a message and is not read
             "daemonize no",
         ]
-        # By standard input: in a command line or a file the password could be read by others.
+        # The settings go through standard input: other users could read the password in a command
+        # line or a file.
         self._child = Child(
             [str(binary), "-"],
             self._folder / "valkey.log",

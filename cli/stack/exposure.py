@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 from cli.stack.libpq_options import connection_options, remote_hosts
 from cli.stack.local_host import is_local
 
-# Of libpq: what lets in without a password in the URL.
+# Settings of libpq that give access without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
 ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's own place
 # By `sslmode`: how far a connection is open to an attacker on the network.
@@ -121,7 +121,7 @@ def _file_exposure(file: Path) -> str | None:
         if not folders_let_in or not file.stat().st_mode & 0o006:
             return None
     except OSError:
-        return None  # it is not there, which is said elsewhere
+        return None  # the file does not exist, which is reported elsewhere
     return (
         f"every user of this machine can read {file}, and so every text; "
         f"`chmod o-rwx {shlex.quote(str(file))}*`"

@@ -85,8 +85,8 @@ class LocalStack:
             self._valkey.start()
             self.redis_url = self._valkey.url
         if self._is_embedded:
-            # In a folder that was there before, the file alone keeps others from the texts. Where
-            # it cannot be made, the database says so better.
+            # In an existing folder only the file's own mode keeps other users from the texts. If it
+            # cannot be created, the database's own error is clearer.
             with suppress(OSError):
                 os.close(os.open(self.data_dir / DATABASE_FILE, os.O_CREAT | os.O_RDWR, 0o600))
         migrate(self.database)
@@ -128,12 +128,12 @@ class LocalStack:
             "config": str(self._config),
             "pid": str(os.getpid()),
         }
-        # Our own file is found by the folder, which may be moved.
+        # The folder's own database is found through the folder, which may be moved.
         if name == RUN_FILE or not self._is_embedded:
             written["database_url"] = self.environment["TIDEMILL_DATABASE_URL"]
         part = self.data_dir / f"{name}.part"
         part.unlink(missing_ok=True)
-        # The addresses have passwords in them.
+        # The URLs contain passwords.
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as to:
             json.dump(written, to)
         part.replace(self.data_dir / name)
@@ -165,7 +165,7 @@ class LocalStack:
     def stop(self, stops_now: Callable[[], bool] = lambda: False) -> None:
         """Stop every part; the worker finishes its jobs first, unless `stops_now`."""
         if self._lock is None:
-            return  # another has the folder, or nobody
+            return  # this stack does not hold the folder
         (self.data_dir / RUN_FILE).unlink(missing_ok=True)
         if self._worker is not None:
             self._stop_worker(self._worker, stops_now)
@@ -199,7 +199,7 @@ class LocalStack:
                 f"a `tidemill up` already runs in {self.data_dir} (process {pid}); "
                 "stop it with Ctrl-C there, or give this one another --data-dir"
             ) from None
-        # One that is there now is of an `up` that was killed.
+        # A record that exists now is of an `up` that was killed.
         (self.data_dir / RUN_FILE).unlink(missing_ok=True)
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))

@@ -50,7 +50,7 @@ def say_if_nobody_works() -> None:
     from db.queries import worker_registry
 
     if _is_of_up_alone():
-        return  # `require_ready` has said it
+        return  # reported by `require_ready`
     with settings.database().read() as session:
         if session.scalars(worker_registry.live_workers()).first() is None:
             note("no worker is running; start one with `tidemill worker`")

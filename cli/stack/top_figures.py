@@ -11,7 +11,7 @@ from db.reading.figures import LaneBacklog, OpenBatches, find_backlog, find_open
 from db.session import Database
 from tasks.configuration import settings
 
-ANSWER_SECONDS = 1.0  # that the workers have to say what they do
+ANSWER_SECONDS = 1.0  # the workers must answer within this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class TopFigures:
     """Figures of the database, and the workers' reports through Redis, at one moment."""
 
     at: float  # monotonic
-    names: tuple[str, ...]  # of the workers that live
-    answers: dict[str, dict[str, Any]]  # by name; a worker that is busy may have none
+    names: tuple[str, ...]  # of the living workers
+    answers: dict[str, dict[str, Any]]  # by name; a busy worker may have none
     redis_answers: bool
     backlog: tuple[LaneBacklog, ...]
     batches: OpenBatches
@@ -117,7 +117,7 @@ def _worker(name: str, before: TopFigures, now: TopFigures) -> WorkerNow:
     answer, earlier = now.answers.get(name), before.answers.get(name)
     if answer is None:
         return WorkerNow(name, False, False, 0, ())
-    # By process: one that was started again counts from nothing.
+    # Per process: a restarted worker counts from 0.
     totals = {each["pid"]: _num_tokens(each) for each in (earlier or {}).get("engines", ())}
     seconds = max(now.at - before.at, 1e-9)
     return WorkerNow(

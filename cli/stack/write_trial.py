@@ -17,7 +17,7 @@ from db.session import Database
 
 MIN_FREE_BYTES = 256 * 2**20
 TRIAL_BYTES = 2**20
-LOCK_MILLISECONDS = 2000  # a person waits
+LOCK_MILLISECONDS = 2000  # short, since a user waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Room:
     """The free space on the disk of a folder."""
 
     folder: Path
-    free_bytes: int  # for this user
+    free_bytes: int  # available to this user
     total_bytes: int
-    has_files_left: bool  # a disk can be full of small ones
+    has_files_left: bool  # False: the disk has no free inodes
 
     @property
     def is_short(self) -> bool:
@@ -63,7 +63,7 @@ def rooms_of(folders: Iterable[Path]) -> list[Room]:
             if device not in disks:
                 disks[device] = room_of(folder)
         except OSError:
-            continue  # whatever needs it says that it is not there
+            continue  # the code that needs the folder reports that it is missing
     return list(disks.values())
 
 
@@ -85,7 +85,7 @@ def _write_and_roll_back(database: Database) -> None:
         if database.dialect == "sqlite":
             driver = connection.connection.driver_connection
             assert driver is not None
-            # Before the transaction begins: what is set within one may not count for it.
+            # Set before the transaction: within one, the settings may have no effect.
             driver.execute(f"PRAGMA busy_timeout = {LOCK_MILLISECONDS}")
             driver.execute("PRAGMA cache_size = 8")
         connection.execute(
@@ -97,7 +97,7 @@ def _write_and_roll_back(database: Database) -> None:
             )
         )
         connection.rollback()
-        connection.invalidate()  # its settings were for the trial alone
+        connection.invalidate()  # the settings were only for the trial
 
 
 def _mib(num_bytes: int) -> str:

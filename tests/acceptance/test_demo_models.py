@@ -1,6 +1,6 @@
-"""What the demo models can do: on texts of the small world that training never saw.
+"""The demo models' answers to texts of the small world that training never saw.
 
-They are loaded as anybody would load them, with plain transformers.
+They are loaded as a user would load them, with plain transformers.
 """
 
 import itertools
@@ -50,7 +50,7 @@ MAKERS: dict[str, Callable[[Random], Text]] = {
     "small_talk": make_small_talk,
 }
 NUM_INPUTS = 200
-NUM_TRAINING_TEXTS = 5000  # tried of each kind
+NUM_TRAINING_TEXTS = 5000  # of each kind that are checked
 SEED = 900
 MAX_BYTES = 12_000_000
 
@@ -58,7 +58,7 @@ T = TypeVar("T", bound=Text)
 
 
 def some(texts: Iterable[T]) -> list[T]:
-    """The first of the texts, no two of which are the same."""
+    """The first texts, without repetitions."""
     by_words: dict[str, T] = {}
     for text in texts:
         by_words.setdefault(repr(text), text)
@@ -69,7 +69,7 @@ def some(texts: Iterable[T]) -> list[T]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small models lose time on more, above all beside a second process of tests."""
+    """Small models are slower on more threads, most of all beside a second test process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -153,7 +153,7 @@ for name, model_type in {{
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_saw_no_held_out_text(name: str, request: Any) -> None:
-    """Training draws hundreds of thousands of texts; whatever it draws, these it does not see."""
+    """Training draws hundreds of thousands of texts, and none of the held-out ones."""
     record = json.loads((MODELS / name / "training.json").read_text())
     first = {
         kind: list(islice(for_training(MAKERS[kind], record["seed"]), NUM_TRAINING_TEXTS))
@@ -169,8 +169,8 @@ def test_training_saw_no_held_out_text(name: str, request: Any) -> None:
         assert list(islice(kept, NUM_INPUTS)) == first[kind][:NUM_INPUTS]
 
 
-# The limits below are the shares that `python examples/evaluate.py` measures on 500 texts, less
-# about two standard errors of 200.
+# The limits below are the shares of 500 texts by `python examples/evaluate.py`, minus about two
+# standard errors for 200 texts.
 def test_a_summary_states_every_key_fact(
     summarize: Callable[[list[str]], list[str]], reports: list[Report]
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_summary_states_every_key_fact(
 def test_a_summary_of_several_things_has_a_sentence_for_each(
     summarize: Callable[[list[str]], list[str]], digests: list[Report]
 ) -> None:
-    """Two things are kept apart mostly, three half of the time, more hardly ever."""
+    """The model mostly separates two things, three half of the time, more hardly ever."""
     summaries = summarize([f"summarize: {digest.text}" for digest in digests])
     pairs = list(zip(digests, summaries, strict=True))
     one_or_two = [pair for pair in pairs if pair[0].summary.count(". ") < 2]

@@ -22,7 +22,7 @@ from worker.recipes.translate import translate
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SEED = 20_001  # of `examples/make_nightly.py` for documents
 NUM_SENTENCES = 12
-NUM_REPORTS = 12 * 14  # a year's
+NUM_REPORTS = 12 * 14  # of a year
 NUM_WEEKS = 20
 
 
@@ -83,8 +83,8 @@ def test_a_yearbook_is_summarized_and_none_of_it_is_left_out(summarizer: EngineC
     assert " ".join(text for text, _ in parts).split() == yearbook.split()
     assert all(output.choices[0].text.strip() for _, output in parts)
     reports = list(islice(held_out(make_report, SEED), NUM_REPORTS))
-    # A part holds eight reports, and the toy says two to five sentences of it. What it keeps of
-    # the facts is measured in docs/documents.md.
+    # A part holds eight reports, and the toy model summarizes it in two to five sentences.
+    # docs/documents.md has the share of facts that it keeps.
     num_kept = 0
     for report in reports:
         [summary] = [output.choices[0].text for text, output in parts if report.text in text]

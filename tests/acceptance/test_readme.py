@@ -26,7 +26,7 @@ ANSWERS = {
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "tests" / "forking" / "fork_client.py"
 README = (ROOT / "README.md").read_text()
-GREETING = "greeting.txt"  # what `up` printed
+GREETING = "greeting.txt"  # the output of `up`
 
 
 def blocks(language: str) -> list[str]:
@@ -35,8 +35,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """What the README tells people to type and the answer it shows, but for what this test is
-    itself a part of."""
+    """The README's commands and the answers it shows, without the commands that run this test."""
     typed: list[tuple[str, str]] = []
     for block in blocks("console"):
         for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -47,7 +46,8 @@ def commands() -> list[tuple[str, str]]:
 
 
 def answer_of(program: str) -> str:
-    """The comment of whole lines at the end of a program: what it prints last."""
+    """The comment of whole lines at the end of a program, which shows what the program prints
+    last."""
     lines = re.findall(r"^# (.*)$", program, flags=re.MULTILINE)
     return " ".join(lines)
 
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     program = folder / ".venv" / "bin" / "tidemill"
     program.parent.mkdir(parents=True)
-    # A fork where a test has said of whom.
+    # A fork, if a test has set the fork server.
     program.write_text(
         f"#!/bin/sh\nexport PYTHONPATH={ROOT}\n"
         f'[ "$FORKS" ] && exec {sys.executable} -I -S {CLIENT} "$FORKS" cli "$@"\n'

@@ -1,14 +1,13 @@
-"""Reads what happened and what the database says of it, and complains of every broken promise.
+"""Reads the history of a run and the database, and reports every broken promise.
 
-It shares no code with what it checks, but for the tables and the states that
-may follow each other. No complaint means:
-
-- every job that was accepted is there and has ended, in one final state, once;
+It shares no code with what it checks, except the tables and the allowed changes of state. No
+complaint means:
+- every accepted job exists and has ended once, in one final state;
 - every succeeded job has one result, written once, of its own text, and no other job has one;
-- an attempt number is given out once, in order, and only the attempt that holds
-  a job has ended it;
-- failures are counted for failures, and for nothing else;
-- what a dead worker held was taken from it in time.
+- every attempt number is given out once, in order, and only the attempt that holds a job has
+  ended it;
+- only failures are counted as failures;
+- jobs of dead workers were requeued in time.
 """
 
 from collections import Counter, defaultdict
@@ -25,13 +24,13 @@ from db.states import FINISHED, NEXT, JobState
 from tests.chaos.history import History
 from tests.chaos.witness import Seen, testimony
 
-# Of an attempt that was interrupted, by whomever: nobody is to blame.
+# Results of an interrupted attempt, which is no failure of the job.
 UNBLAMED = frozenset({None, "lease_expired"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How long a recovery may take: what is promised, and what a busy machine is allowed."""
+    """The limits of a recovery: as promised, with a margin for a busy machine."""
 
     lease_seconds: float
     lead_seconds: float
@@ -40,7 +39,7 @@ class Bounds:
 
     @property
     def orphan_seconds(self) -> float:
-        """A dead worker's job is back in line: its lease, a new leader, one sweep."""
+        """The time until a dead worker's job is requeued: its lease, a new leader, one sweep."""
         return (
             self.lease_seconds + self.lead_seconds + self.dispatch_seconds + self.allowance_seconds
         )
@@ -48,19 +47,19 @@ class Bounds:
 
 @dataclass
 class Books:
-    """What the producer was promised, what the database holds, and what the witness saw."""
+    """The promises to the producer, the contents of the database, and the witness's record."""
 
     submitted: set[UUID]
     batches: dict[UUID, int]  # batch -> how many of the submitted jobs are in it
     poison: dict[UUID, str]  # job -> the code with which it must fail
-    cancelled: set[UUID]  # somebody asked for it
+    cancelled: set[UUID]  # cancellation was requested
     jobs: dict[UUID, Job]
     texts: dict[UUID, str]
     outputs: dict[UUID, str]
     attempts: list[AttemptRow]
     seen: list[Seen]
-    deaths: list[tuple[float, int]]  # when, and the process id of the worker
-    outages: list[tuple[float, float]]  # of what every worker needs: from, until
+    deaths: list[tuple[float, int]]  # the time, and the process id of the worker
+    outages: list[tuple[float, float]]  # of services that every worker needs: from, until
     of_job: dict[UUID, list[Seen]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
@@ -107,7 +106,7 @@ def outages(history: History) -> Iterator[tuple[float, float]]:
 
 
 def complaints(history: History, database: Database, bounds: Bounds | None = None) -> list[str]:
-    """Every broken promise, as a sentence; without bounds, time is not looked at."""
+    """Every broken promise, as a sentence; without bounds, times are not checked."""
     books = Books.of(history, database)
     assert books.submitted, "nothing was submitted, so nothing was proved"
     found = [*_lost(books), *_results(books), *_moves(books), *_attempts(books), *_failures(books)]
@@ -166,7 +165,7 @@ def _moves(books: Books) -> Iterator[str]:
             claimed = each.attempt != each.attempt_before
             if claimed and (each.attempt, each.state) != (attempt + 1, JobState.RUNNING):
                 yield f"job {job_id} was given the attempt {each.attempt} after {attempt}"
-            # A claim may take a running job over: its lease has ended.
+            # A claim may take over a running job whose lease has ended.
             if not claimed and JobState(each.state) not in NEXT[JobState(each.state_before)]:
                 yield f"job {job_id} went from {each.state_before} to {each.state}"
             state, attempt = each.state, each.attempt
@@ -206,9 +205,9 @@ def _orphans(books: Books, bounds: Bounds) -> Iterator[str]:
 
 
 def orphaned_seconds(books: Books) -> Iterator[tuple[UUID, float]]:
-    """For every attempt that a worker left when it died: how long until it was taken away.
+    """For every attempt of a worker that died: the seconds until its job was requeued.
 
-    The time for which nobody could have done it, because of an outage, is left out.
+    Outages, in which no worker could have requeued it, do not count.
     """
     for died_at, pid in books.deaths:
         for job_id, changes in books.of_job.items():
@@ -233,7 +232,7 @@ def _overlap(intervals: list[tuple[float, float]], start: float, end: float) -> 
 
 
 def resumed_seconds(history: History, database: Database) -> dict[str, list[float]]:
-    """By kind of fault: from its end to the next result that was kept."""
+    """By kind of fault: the seconds from its end to the next committed result."""
     kept = [each.at for each in testimony(database) if each.state == JobState.SUCCEEDED]
     seconds: dict[str, list[float]] = defaultdict(list)
     for event in history.read("over"):
@@ -244,7 +243,7 @@ def resumed_seconds(history: History, database: Database) -> dict[str, list[floa
 
 
 def summary(history: History, database: Database) -> dict[str, Any]:
-    """What a run was, in figures."""
+    """The figures of a run."""
     books = Books.of(history, database)
     orphaned = sorted(seconds for _, seconds in orphaned_seconds(books))
     return {

@@ -1,4 +1,4 @@
-"""A run on each database, with a witness in it."""
+"""A run on each database, with a witness in the database."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.running.workers import Cluster
 
 @pytest.fixture
 def run(producer: Cluster, tmp_path: Path) -> Run:
-    """No worker runs yet; leases and the like are short."""
+    """A run without workers; leases and other times are short."""
     witness.install(producer.database)
     producer.configure(worker=SHORT, fake_step_seconds=0.01, max_sequences=8)
     return Run(producer, History(tmp_path / "history.jsonl"))

@@ -1,4 +1,4 @@
-"""A small disk that can be filled: a file system in memory, where one may be mounted."""
+"""A small disk that can be filled: a file system in memory, if this user may mount one."""
 
 import shutil
 import subprocess
@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-NUM_BYTES = 2**30  # taken only as far as it is written to
+NUM_BYTES = 2**30  # occupied only as far as it is written
 
 
 @cache
 def may_mount() -> bool:
-    """Whether this user may; even root may not in most containers."""
+    """Whether this user may mount; even root may not in most containers."""
     try:
         with SmallDisk.mounted():
             return True
@@ -43,7 +43,7 @@ class SmallDisk:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Within it there is no room for another page."""
+        """Within this context the disk has no room for another page."""
         self._resize(shutil.disk_usage(self.folder).used)
         try:
             yield
@@ -51,7 +51,7 @@ class SmallDisk:
             self._resize(NUM_BYTES)
 
     def _resize(self, num_bytes: int) -> None:
-        # Refused if more than that is in use by now.
+        # Refused if more is in use by now.
         for _ in range(100):
             try:
                 _run("mount", "-o", f"remount,size={num_bytes}", str(self.folder))

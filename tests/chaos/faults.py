@@ -1,4 +1,4 @@
-"""What can go wrong, each as a function that does it and, if it lasts, ends it again."""
+"""Faults, each a function that causes the fault and, if it lasts, ends it again."""
 
 import random
 import signal
@@ -29,7 +29,7 @@ STALL_SECONDS = 5.0  # of the workers in the loop
 
 @dataclass
 class Scene:
-    """Everything that can be made to fail; what a database lacks is None."""
+    """Everything that can fail; None for what a database lacks."""
 
     run: Run
     supervisor: Supervisor
@@ -37,8 +37,8 @@ class Scene:
     to_valkey: Proxy
     postgres: ChaosPostgres | None
     to_postgres: Proxy | None
-    disk: SmallDisk | None  # of the database; None where nobody may mount one
-    lock_seconds: float  # how long somebody may hold the jobs
+    disk: SmallDisk | None  # of the database; None if this user may not mount one
+    lock_seconds: float  # how long a transaction may lock the jobs
     chance: random.Random
     wait: Callable[[float], object]  # for a fault to last
 
@@ -50,7 +50,7 @@ class Scene:
         of_database = SQLITE_FAULTS if self.postgres is None else POSTGRES_FAULTS
         if self.disk is not None:
             of_database = (*of_database, fill_disk)
-        # Two of a kind undo each other; workers may die while one is asleep.
+        # Two faults of a kind undo each other; workers may die while one is suspended.
         self._targets = [
             (threading.BoundedSemaphore(2), WORKER_FAULTS),
             (threading.BoundedSemaphore(), VALKEY_FAULTS),
@@ -58,7 +58,7 @@ class Scene:
         ]
 
     def strike(self) -> None:
-        """One fault, drawn by chance, on something that is not struck already; until it is over."""
+        """Cause one random fault on a part that has none, until the run is over."""
         for free, faults in self.chance.sample(self._targets, len(self._targets)):
             if free.acquire(blocking=False):
                 try:
@@ -68,7 +68,7 @@ class Scene:
                 return
 
     def victim(self) -> WorkerProcess | None:
-        """A worker that works, unless it is the last."""
+        """A random working worker, unless only one is left."""
         alive = self.supervisor.alive()
         return self.chance.choice(alive) if len(alive) > 1 else None
 
@@ -107,7 +107,7 @@ def terminate_worker(scene: Scene) -> None:
 
 def kill_engine(scene: Scene) -> None:
     if worker := scene.victim():
-        # Another fault may be quicker, and the worker gone.
+        # Another fault may already have killed the worker.
         with suppress(psutil.NoSuchProcess):
             for engine in worker.children:
                 engine.kill()
@@ -116,15 +116,15 @@ def kill_engine(scene: Scene) -> None:
 
 
 def hang_engine(scene: Scene) -> None:
-    """It is there and takes no step, until its worker loses patience."""
+    """The engine lives and takes no step, until its worker kills it."""
     if worker := scene.victim():
-        # Another fault may be quicker, and the worker gone.
+        # Another fault may already have killed the worker.
         with suppress(psutil.NoSuchProcess):
             for engine in worker.children:
                 with scene.history.fault("engine hangs", pid=engine.pid), suppress(psutil.Error):
                     engine.suspend()
                     scene.last(STALL_SECONDS + 2)
-                    # If its worker is dead by now it must be able to notice.
+                    # If its worker is dead by now, the engine must be able to notice.
                     engine.resume()
 
 
@@ -164,7 +164,7 @@ def fill_valkey(scene: Scene) -> None:
 
 
 def demote_valkey(scene: Scene) -> None:
-    """A failover that hit the one they are connected to: it is a replica now, and refuses."""
+    """A failover: the server that the workers use is now a replica and refuses writes."""
     with scene.history.fault("Valkey is a replica", outage=True), scene.valkey_client() as client:
         client.replicaof("127.0.0.1", "1")
         scene.last(3)
@@ -193,7 +193,7 @@ def swallow_valkey(scene: Scene) -> None:
 
 
 def push_garbage(scene: Scene) -> None:
-    """What strangers send: into every list, and into kombu's own books."""
+    """Push invalid messages into every list, and into kombu's own keys."""
     entries = [make() for make in (ENTRIES[name] for name in WITHOUT_A_JOB)]
     with (
         scene.history.fault("garbage"),
@@ -267,9 +267,9 @@ def swallow_postgres(scene: Scene) -> None:
 
 @contextmanager
 def jobs_locked(database: Database) -> Iterator[None]:
-    """Within it, somebody else's transaction holds the table, or on SQLite the file."""
+    """Within this context, another transaction locks the table, or on SQLite the file."""
     with database.write() as session:
-        session.connection()  # which begins it, and is all that SQLite needs
+        session.connection()  # begins the transaction, which is enough for SQLite
         if database.dialect == "postgresql":
             session.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
         yield

@@ -1,4 +1,4 @@
-"""What happened in a run, line by line: who did what, and when."""
+"""The events of a run, one per line, each with its time and its cause."""
 
 import json
 import threading

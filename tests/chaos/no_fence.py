@@ -1,4 +1,4 @@
-"""A worker that imports this writes what it has, whoever owns the job by now.
+"""Sabotage: a worker that imports this writes its outcomes without checking the fence.
 
 For the canaries: `celery worker --include tests.chaos.no_fence`.
 """

@@ -1,4 +1,4 @@
-"""A worker that imports this brings nothing back: no dead worker's jobs, no lost messages.
+"""Sabotage: a worker that imports this requeues no dead worker's jobs and no lost messages.
 
 For the canaries: `celery worker --include tests.chaos.no_recovery`.
 """

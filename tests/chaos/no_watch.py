@@ -1,4 +1,4 @@
-"""A worker that imports this does not look who owns the jobs that it runs.
+"""Sabotage: a worker that imports this does not check whether it still owns its running jobs.
 
 For the canaries: `celery worker --include tests.chaos.no_watch`.
 """

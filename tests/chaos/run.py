@@ -1,4 +1,4 @@
-"""A run: a cluster, what was asked of it, what was done to it, and the verdict."""
+"""A run: a cluster, the jobs that were submitted, the faults, and the verdict."""
 
 import signal
 import time
@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {
 }
 BOUNDS = Bounds(lease_seconds=2.0, lead_seconds=1.0, dispatch_seconds=0.2, allowance_seconds=10.0)
 
-# So many words that it is a part of its own, which documents share.
+# So many words that the header is a part of its own, which documents share.
 HEADER = " ".join(f"header{number}" for number in range(20))
 Returned = TypeVar("Returned")
 
@@ -46,7 +46,7 @@ class Run:
     # --- what is asked ---------------------------------------------------------------------------
 
     def submit(self, num_jobs: int, num_tokens: int = 8) -> list[UUID]:
-        """A batch, in spite of outages; each job has a word of its own in its text."""
+        """Submit a batch, in spite of outages; the text of each job has a word of its own."""
         first = self.num_submitted
         self.num_submitted += num_jobs
         texts = [f"word job{first + number}" for number in range(num_jobs)]
@@ -80,8 +80,10 @@ class Run:
         return job_id
 
     def submit_document(self, num_sentences: int = 40) -> UUID:
-        """A document that is read in parts, all with the job's own word; a header, which every
-        document has, stands between them."""
+        """Submit a document that is read in parts, each with the job's own word.
+
+        The parts are separated by a header that all documents share.
+        """
         self.num_submitted += 1
         number = self.num_submitted
         sentences = (
@@ -98,13 +100,13 @@ class Run:
         return job_id
 
     def poison(self, job_id: UUID, code: str) -> UUID:
-        """This job must fail, with this code."""
+        """Expect that this job fails with this code."""
         self.history.write("poison", job_id=job_id, code=code)
         return job_id
 
     def cancel(self, job_ids: Iterable[UUID]) -> None:
         job_ids = list(job_ids)
-        # Written first: the database may do it and not be able to say so.
+        # Recorded first: the database may commit and then fail to answer.
         self.history.write("cancelled", job_ids=job_ids)
 
         def act() -> None:
@@ -114,7 +116,7 @@ class Run:
         self.persistently(act)
 
     def persistently(self, act: Callable[[], Returned]) -> Returned:
-        """Do it, again if the database is away."""
+        """Call `act`, again if the database is away."""
         until = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A worker that imports this gives a lock up after three seconds, and not after thirty.
+"""A worker that imports this gives up waiting for a lock after three seconds, not thirty.
 
 For the tests: `celery worker --include tests.chaos.short_locks`.
 """

@@ -1,4 +1,4 @@
-"""Keeps so many workers running, as systemd or Kubernetes would: one that ends is started again."""
+"""Keeps a number of workers running, as systemd or Kubernetes would."""
 
 import signal
 import threading
@@ -10,12 +10,12 @@ import psutil
 from tests.chaos.run import Run
 from tests.running.workers import WorkerProcess
 
-STOP_SECONDS = 30.0  # then a planned stop is no longer waited for
+STOP_SECONDS = 30.0  # the longest wait for a planned stop
 
 
 @dataclass
 class Supervisor:
-    """A thread looks after its workers; `stop` ends it, and them as planned."""
+    """A thread restarts workers that end; `stop` ends the thread, and the workers as planned."""
 
     run: Run
     num_workers: int
@@ -35,7 +35,8 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Raises AssertionError unless every worker ends well and leaves nothing behind."""
+        """Raises AssertionError unless every worker exits with status 0 and leaves nothing
+        behind."""
         self.leave()
         for worker in self.workers:
             if worker.process.poll() is None:
@@ -43,13 +44,13 @@ class Supervisor:
                 worker.stop()
 
     def leave(self) -> None:
-        """Start none again; may be called twice."""
+        """Stop restarting workers; may be called twice."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
 
     def alive(self) -> list[WorkerProcess]:
-        """Those that are ready and were not told to stop."""
+        """The workers that are ready and are not being stopped."""
         with self._lock:
             return [
                 worker
@@ -60,7 +61,7 @@ class Supervisor:
             ]
 
     def terminate(self, worker: WorkerProcess) -> None:
-        """A planned stop."""
+        """Stop a worker as planned."""
         with self._lock:
             self._terminated[worker.pid] = time.monotonic()
         worker.process.send_signal(signal.SIGTERM)
@@ -83,6 +84,6 @@ class Supervisor:
         since = self._terminated.get(worker.pid)
         if since is not None and time.monotonic() - since > STOP_SECONDS:
             self.run.history.write("stubborn", pid=worker.pid, log=worker.log[-2000:])
-            # Its engines find out by themselves.
+            # Its engines notice by themselves.
             psutil.Process(worker.pid).kill()
             worker.wait()

@@ -28,7 +28,7 @@ def test_a_cancelled_batch_leaves_the_engine_and_others_go_on(run: Run) -> None:
         endless = run.submit(40, num_tokens=ENDLESS)
         run.cluster.wait_for(JobState.RUNNING, 8)
         company = run.submit(8)
-        # The endless ones fill the engine: the others run only when these have left it.
+        # The endless jobs fill the engine, so the others run only after these have left.
         run.cancel(endless)
         run.wait_until_finished()
     assert {run.cluster.job(each).state for each in company} == {JobState.SUCCEEDED}
@@ -75,7 +75,7 @@ def test_a_retryable_failure_is_retried_and_each_attempt_is_recorded(run: Run) -
         (attempt, "out_of_memory") for attempt in (1, 2, 3)
     ]
 
-    run.cluster.configure(worker=SHORT)  # there is enough now
+    run.cluster.configure(worker=SHORT)  # the settings with more room
     with run.cluster.database.write() as session:
         session.execute(cancel_retry.retry_jobs(Job.id == job_id, RETRIABLE))
     with run.cluster.worker():

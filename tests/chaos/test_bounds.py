@@ -1,4 +1,4 @@
-"""What is promised in seconds, with the settings that workers have by themselves."""
+"""The promised times hold with a worker's default settings."""
 
 import signal
 
@@ -48,7 +48,7 @@ def test_a_leader_that_hangs_is_followed_by_another_and_does_no_harm_later(run: 
     with run.cluster.worker() as leader:
         until(lambda: leads(run.cluster.database, leader), "the first leader")
         with run.cluster.worker() as heir:
-            # Its connection to the database stays open, and what is locked there locked.
+            # Its connection to the database stays open and keeps its locks.
             leader.process.send_signal(signal.SIGSTOP)
             until(lambda: leads(run.cluster.database, heir), "another")
             run.submit(40)
@@ -73,7 +73,7 @@ def test_an_interactive_job_behind_fifty_thousand_others_starts_within_two_secon
             job = run.cluster.job(job_id)
             assert (job.started_at - job.created_at).total_seconds() < START_SECONDS
         assert run.num_unfinished() > NUM_WAITING / 2
-        worker.kill()  # nobody waits for the others
+        worker.kill()  # no test waits for its jobs
 
 
 @on_sqlite
@@ -81,7 +81,7 @@ def test_an_interactive_job_starts_though_a_large_engine_is_full_of_long_ones(ru
     run.cluster.configure(fake_step_seconds=0.05, max_sequences=128)
     with run.cluster.worker() as worker:
         run.submit(1000, num_tokens=ENDLESS)
-        # All that the dispatcher sends out for one worker.
+        # As many jobs as the dispatcher publishes for one worker.
         run.cluster.wait_for(JobState.RUNNING, 4 * 128)
         job_id = run.submit_one()
         until(lambda: run.cluster.job(job_id).started_at, "its start", START_SECONDS)
@@ -104,7 +104,7 @@ def test_a_worker_that_must_stop_at_once_releases_its_jobs_within_two_seconds(
         children = worker.children
         for number in numbers:
             worker.process.send_signal(number)
-            # Of two at once the kernel may make one.
+            # The kernel may merge two signals into one.
             until(lambda: "shutdown (MainProcess)" in worker.log, "a sign that it was heard")
         until(lambda: run.cluster.states() == {JobState.QUEUED: 100}, "all", RELEASE_SECONDS)
         worker.wait()

@@ -1,4 +1,4 @@
-"""A checker that cannot see a fault proves nothing: without its safeguards, Tidemill is caught."""
+"""The checker finds the faults of sabotaged workers; a checker that cannot proves nothing."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ NUM_JOBS = 16
 
 
 def kinds(complaints: list[str]) -> set[str]:
-    """What is complained of, without the ids."""
+    """The complaints without their ids."""
     return {re.sub(r"[0-9a-f-]{36}", "ID", each) for each in complaints}
 
 
@@ -30,7 +30,7 @@ def test_without_recovery_a_dead_workers_jobs_are_missed(
     assert run.bury(dying) == -signal.SIGKILL
     until(lambda: leases_are_over(run), "the end of its leases")
     with run.cluster.worker(*includes):
-        # Sent out by a sweep that begins after those leases have ended.
+        # A job that is published by a sweep after these leases have ended.
         run.submit(1)
         run.cluster.wait_for(JobState.SUCCEEDED, 1 if includes else NUM_JOBS + 1)
     missed = {"job ID has not ended: running, attempt 1"} if includes else set()
@@ -48,7 +48,7 @@ def test_without_a_fence_a_worker_that_slept_through_its_lease_writes_over_resul
     run: Run, has_fence: bool
 ) -> None:
     run.cluster.configure(worker=SHORT, fake_step_seconds=0.05, max_sequences=NUM_JOBS)
-    # Nothing but the fence keeps it from writing: it does not look who owns the jobs.
+    # Only the fence keeps it from writing, since it does not check the owner of its jobs.
     includes = ["tests.chaos.no_watch", *([] if has_fence else ["tests.chaos.no_fence"])]
     with run.cluster.worker("--include", ",".join(includes)) as sleeper:
         run.submit(NUM_JOBS, num_tokens=20)
@@ -57,7 +57,7 @@ def test_without_a_fence_a_worker_that_slept_through_its_lease_writes_over_resul
         with run.cluster.worker():
             run.wait_until_finished()
         sleeper.process.send_signal(signal.SIGCONT)
-        sleeper.stop()  # having written what it had
+        sleeper.stop()  # it has written its outcomes
     assert run.cluster.states() == {JobState.SUCCEEDED: NUM_JOBS}
     twice = {"job ID is succeeded, with the writes {'result insert': 2, 'result delete': 1}"}
     assert run.complaints() == [] if has_fence else twice <= kinds(run.complaints())

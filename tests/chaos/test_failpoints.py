@@ -32,7 +32,7 @@ def test_a_message_lost_between_redis_and_the_worker_is_published_again(run: Run
     with redis.Redis.from_url(run.cluster.redis_url) as client:
         client.set(MARKER, "Redis has lost nothing that it knows of")
         job_id = run.submit_one()
-        # As kombu does it, which dies before it writes down what it holds.
+        # Like kombu, which dies before it records the delivery.
         assert client.brpop("tidemill.fake.interactive", timeout=1) is not None
         assert run.cluster.job(job_id).published_at is not None
         with run.cluster.worker() as worker:

@@ -1,4 +1,4 @@
-"""Faults that a rain of them would seldom hit just so."""
+"""Faults that random ones seldom produce with the right timing."""
 
 import re
 import signal
@@ -57,8 +57,8 @@ def test_a_worker_that_gets_a_message_from_a_full_redis_goes_on(run: Run) -> Non
         client.config_set("maxmemory", 1)
         try:
             worker.process.send_signal(signal.SIGCONT)
-            # kombu takes it off the list, and cannot write down that it has it.
-            # Which of its parts meets it first, and so says it, is a matter of luck.
+            # kombu takes the message off the list and cannot record the delivery. It depends on
+            # timing which of its parts fails first and reports it.
             until(lambda: re.search(r"(raised=|\()OutOfMemoryError", worker.log), "Redis is full")
         finally:
             client.config_set("maxmemory", 0)
@@ -140,7 +140,7 @@ def test_an_engine_that_hangs_is_killed_and_its_jobs_succeed(run: Run) -> None:
     assert run.complaints() == []
 
 
-# On SQLite the loop does it: make chaos.
+# On SQLite `make chaos` covers this.
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_lock_that_is_held_for_longer_than_a_statement_waits_costs_no_job(run: Run) -> None:
     run.cluster.configure(worker=SHORT, fake_step_seconds=0.02)
@@ -178,7 +178,7 @@ def test_outcomes_of_a_database_outage_are_written_when_it_ends(
         ChaosPostgres.started() as server,
         on(server.url(server.new_database()), run, tmp_path_factory.mktemp("own")) as own,
     ):
-        own.cluster.configure(  # no lease ends meanwhile
+        own.cluster.configure(  # with leases that outlast the test
             worker={**SHORT, "lease_seconds": 60}, fake_step_seconds=0.05, max_sequences=8
         )
         with own.cluster.worker() as worker, redis.Redis.from_url(run.cluster.redis_url) as client:

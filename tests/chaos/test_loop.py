@@ -36,16 +36,16 @@ from tests.services.servers import ValkeyServer
 
 MINUTES = os.environ.get("TIDEMILL_CHAOS_MINUTES")
 SECONDS = {"postgresql": 30.0, "sqlite": 10.0}
-# A module of this folder that takes a safeguard away: no_fence, no_recovery.
+# A module of this folder that removes a safeguard: no_fence, no_recovery.
 SABOTAGE = tuple(
     f"--include=tests.chaos.{name}"
     for name in filter(None, [os.environ.get("TIDEMILL_CHAOS_SABOTAGE")])
 )
-BACKLOG = 300  # jobs that wait or run, at least, while faults happen
+BACKLOG = 300  # minimum number of jobs that wait or run while faults happen
 
 
 class BehindProxies(Cluster):
-    """Its workers reach the servers through proxies; the test reaches them directly."""
+    """A cluster whose workers reach the servers through proxies; the test connects directly."""
 
     def behind(self, to_valkey: Proxy, to_database: str | None) -> None:
         self.proxied = {
@@ -102,7 +102,7 @@ def scene(
         run = Run(cluster, History(tmp_path / "history.jsonl"))
         run.history.write("started", seed=seed, database=request.param)
         supervisor = Supervisor(run, num_workers=3, arguments=SABOTAGE)
-        # After a test that failed it would go on starting what the cluster ends.
+        # After a failed test it would restart workers that the cluster ends.
         stack.callback(supervisor.leave)
         over = threading.Event()
         yield Scene(
@@ -146,7 +146,7 @@ def test_every_job_ends_once_whatever_dies(scene: Scene) -> None:
 
 
 def keep_busy(scene: Scene, over: threading.Event) -> None:
-    """Submit, and now and then think better of it, until it is over."""
+    """Submit jobs, and now and then cancel some, until the run is over."""
     run, chance = scene.run, random.Random(scene.chance.random())
     while not over.wait(0.2):
         run.submit_one()

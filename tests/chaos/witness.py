@@ -1,8 +1,7 @@
-"""A witness in the database: triggers that write down what becomes of every job and result.
+"""A witness in the database: triggers that record every change of a job or result.
 
-It is independent of the code that is tested: what that code overwrites or
-deletes, and what it does twice, the witness has seen. Its instants are the
-database's clock.
+The triggers are independent of the tested code: they see what that code overwrites, deletes or does
+twice. Times are of the database's clock.
 """
 
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ BEGIN INSERT INTO witness (job_id, what) VALUES (old.job_id, 'result delete'); E
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One change of one row; what concerns a job's row is None for a result's."""
+    """One change of one row; the columns of jobs are None for a result."""
 
     at: float
     job_id: UUID
@@ -93,7 +92,7 @@ def install(database: Database) -> None:
 
 
 def testimony(database: Database) -> list[Seen]:
-    """Everything it saw, in order."""
+    """All recorded changes, in order."""
     columns = "at, job_id, what, state_before, state, attempt_before, attempt, owner_before, owner"
     with database.read() as session:
         rows = session.execute(text(f"SELECT {columns} FROM witness ORDER BY seq")).all()

@@ -1,9 +1,8 @@
 """Tiny checkpoints of each family in Hugging Face format, with random weights.
 
-The tokenizers are of the kind that the family has, trained here on a small text. The
-weights are drawn large and the output embeddings apart from the input embeddings, so
-that greedy answers vary from token to token and from prompt to prompt; a model that
-says one token for ever would agree with anything.
+Each tokenizer is of its family's kind, trained here on a small text. Weights are drawn large and
+output embeddings apart from input embeddings, so that greedy answers vary from token to token and
+from prompt to prompt: a model that repeats one token would agree with any other.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tests.checkpoints.saving import save
 from tests.checkpoints.texts import WORDS, corpus, sentences
 
 KINDS: dict[str, Callable[[Path], None]] = ENCODER_DECODERS | DECODER_ONLY
-# Families that no list names, and that are proved when they are loaded.
+# Families that are not listed and are proved at load.
 UNLISTED: dict[str, Callable[[Path], None]] = (
     proved_at_load.UNLISTED | proved_encoder_decoders.UNLISTED
 )
@@ -41,12 +40,12 @@ EVERY = (
     | SWITCHED
     | MULTIMODAL
 )
-# Where the usual seed gives a model that repeats itself or does not hear its encoder.
+# For kinds whose usual seed gives a model that repeats itself or ignores its encoder.
 SEEDS = {"marian": 5, "m2m100": 6, "pegasus": 0, "bigbird_pegasus": 2, "nllb_moe": 0, "t5gemma": 6}
 
 
 def build(kind: str, folder: Path) -> Path:
-    """Write the checkpoint of one of EVERY into the folder; returns it."""
+    """Write the checkpoint of a kind of EVERY into the folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS.get(kind, 1))

@@ -1,4 +1,4 @@
-"""Decoder-only models of the families that the suite proves."""
+"""Decoder-only models of the listed families."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.checkpoints.tokenizers import CHATML, byte_level, pieces, write_spm
 
 
 def gpt2(folder: Path) -> None:
-    """Without a pad token, as published."""
+    """GPT-2 without a pad token, as published."""
     vocab, merges = byte_level(["<|endoftext|>"])
     tokenizer = hf.GPT2Tokenizer(vocab=vocab, merges=merges)
     config = hf.GPT2Config(
@@ -45,7 +45,7 @@ def llama_like(tokenizer: Any) -> dict[str, Any]:
 
 
 def llama(folder: Path) -> None:
-    # Heads as wide as registers, as the fused step needs them.
+    # Heads as wide as vector registers, as the fused step requires.
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16)
 
 
@@ -74,7 +74,7 @@ def qwen3(folder: Path) -> None:
 
 
 def save_qwen(folder: Path, config: Any, model_class: Any, **more: Any) -> None:
-    """A chat model that samples unless it is told otherwise."""
+    """A chat model that samples by default."""
     vocab, merges = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = hf.Qwen2Tokenizer(
         vocab=vocab,
@@ -93,7 +93,7 @@ def save_qwen(folder: Path, config: Any, model_class: Any, **more: Any) -> None:
 
 
 def opt(folder: Path) -> None:
-    """Learned positions that begin at two and are counted from the mask."""
+    """OPT: learned positions that begin at two and are counted from the mask."""
     vocab, merges = byte_level(["<s>", "<pad>", "</s>", "<unk>"])
     tokenizer = hf.GPT2Tokenizer(
         vocab=vocab,
@@ -128,9 +128,10 @@ def gpt_neox(folder: Path) -> None:
 
 
 def with_heads_of_32(folder: Path, model_type: str | None = None, **own: Any) -> Path:
-    """The same with a wider model, for vLLM, which knows no smaller heads on a CPU.
+    """A wider copy for vLLM, which supports no smaller heads on a CPU.
 
-    model_type: if it is to be of another family; own: of its configuration
+    model_type: of another family, if given
+    own: settings of its configuration
     """
     config = hf.AutoConfig.from_pretrained(folder).to_dict()
     generation_config = hf.GenerationConfig.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Encoder-decoders of the families that the suite proves."""
+"""Encoder-decoders of the listed families."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def save_t5(folder: Path, config_type: Any, model_type: Any) -> None:
 
 
 def bart_like(tokenizer: Any, **own: Any) -> dict[str, Any]:
-    """What the configurations of BART's relatives have in common."""
+    """The common configuration of BART's relatives."""
     return {
         "vocab_size": len(tokenizer),
         "d_model": WIDTH,
@@ -67,7 +67,7 @@ def bart_like(tokenizer: Any, **own: Any) -> dict[str, Any]:
 
 
 def bart(folder: Path) -> None:
-    """As a published summarizer is: with beams and lengths of its own."""
+    """BART as a published summarizer, with beams and lengths of its own."""
     vocab, merges = byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer = hf.BartTokenizer(vocab=vocab, merges=merges)
     config = hf.BartConfig(**bart_like(tokenizer, decoder_start_token_id=2))
@@ -90,7 +90,7 @@ def marian(folder: Path) -> None:
 
 
 def marian_multi(folder: Path) -> None:
-    """To several languages, named by a token before the text."""
+    """A Marian of several target languages, named by a token before the text."""
     save_marian(folder, [">>fra<<", ">>deu<<"], source_lang="eng", target_lang="mul")
 
 
@@ -110,7 +110,7 @@ def save_marian(folder: Path, codes: list[str], **languages: str) -> None:
         **bart_like(tokenizer, decoder_start_token_id=start, decoder_vocab_size=len(tokenizer))
     )
     model = hf.MarianMTModel(config)
-    # Published ones may not say the pad token, from which their decoder starts.
+    # Published models may never generate the pad token, from which their decoder starts.
     model.generation_config.bad_words_ids = [[start]]
     save(folder, tokenizer, model)
 
@@ -128,7 +128,7 @@ def m2m100(folder: Path) -> None:
 
 
 def nllb(folder: Path) -> None:
-    """NLLB is an M2M100 model with another tokenizer."""
+    """NLLB: an M2M100 model with another tokenizer."""
     spm = pieces(260, model_type="bpe")
     vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     for piece, _ in scores(spm)[3:]:

@@ -1,4 +1,4 @@
-"""Models that are published as multimodal, whose text part is loaded."""
+"""Models that are published as multimodal; only their text part is loaded."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.checkpoints.tokenizers import byte_level
 def multimodal(
     name: str, other: dict[str, Any], part: str = "vision_config", **text: Any
 ) -> Callable[[Path], None]:
-    """One that sees or hears, as published: its text model is named as the family does, unless
-    `text` has a model_type.
+    """A model of images or audio as published; its text model has the family's name unless `text`
+    has a model_type.
 
-    other, part: the configuration of what is no text, and its name
+    other, part: the configuration of the other modality, and its name
     """
 
     def write(folder: Path) -> None:
@@ -34,7 +34,7 @@ def multimodal(
         text_config = hf.CONFIG_MAPPING[text_type](
             **{**llama_like(tokenizer), **GQA, "tie_word_embeddings": False, **text, **ends}
         )
-        # How the families name the places of an image.
+        # The families' names of image tokens.
         names = ("image_token_id", "image_token_index", "boi_token_id", "eoi_token_id")
         config = whole(
             text_config=text_config.to_dict(),
@@ -76,7 +76,7 @@ DELTA = {
 
 
 def phi4_multimodal(folder: Path) -> None:
-    """One that sees and hears within its decoder."""
+    """Phi-4-multimodal, whose decoder itself takes images and audio."""
     with borrowed(multimodal("llava", SEEING, model_type="llama"), folder) as (tokenizer, whole):
         end, image = tokenizer.eos_token_id, whole.image_token_index
     config = hf.Phi4MultimodalConfig(
@@ -94,7 +94,7 @@ def phi4_multimodal(folder: Path) -> None:
     save(folder, tokenizer, model)
 
 
-# Published as multimodal, with the class of the text model that is to be loaded of each.
+# Models that are published as multimodal, with the class of the text model to load.
 MULTIMODAL: dict[str, Callable[[Path], None]] = {
     "gemma3_vision": multimodal("gemma3", SEEING, **WINDOWED, query_pre_attn_scalar=8),
     "mistral3": multimodal("mistral3", SEEING, **SOME, model_type="mistral"),

@@ -28,7 +28,7 @@ def rwkv(folder: Path) -> None:
 
 
 def rwkv_rescaled(folder: Path) -> None:
-    """It divides its weights at its first forward, once."""
+    """RWKV that divides its weights at its first forward pass, once."""
     rwkv(folder)
     model = hf.RwkvForCausalLM.from_pretrained(folder)
     model.config.rescale_every = 1

@@ -1,7 +1,7 @@
-"""Packed checkpoints, made of plain ones by packers that share nothing with what unpacks them.
+"""Packs plain checkpoints with packers that share no code with the unpacking.
 
-Each packs a matrix by loops over its numbers, as the format's own description says, and gives
-the float32 matrix that the packed numbers stand for.
+Each packs a matrix with loops over its numbers, as the format's own description says, and returns
+the float32 matrix of the dequantized numbers.
 """
 
 from __future__ import annotations
@@ -235,7 +235,9 @@ def eight_bits_of_a_float(
     name: str, shape: tuple[int, int], scale_name: str, block: tuple[int, int] | None,
     kind: str = "float",
 ) -> Packed:  # fmt: skip
-    """block: rows and columns that share a scale; None: all do. kind: of the scales"""
+    """block: rows and columns that share a scale; None: the whole matrix
+    kind: of the scales
+    """
     draw = torch.Generator().manual_seed(len(name) + shape[0])
     weight = torch.randn(shape, generator=draw).to(torch.float8_e4m3fn)
     rows, columns = block or shape
@@ -260,7 +262,7 @@ def eight_bits_of_a_float(
 
 
 def four_bits_of_a_float(name: str, shape: tuple[int, int], of_all: float | None) -> Packed:
-    """NVFP4 with a scale of all, or MXFP4."""
+    """NVFP4 with a global scale, or MXFP4."""
     size = 16 if of_all else 32
     codes = drawn(name, shape, 16)
     packed: dict[str, torch.Tensor] = {
@@ -296,7 +298,7 @@ def ct(format_: str, **weights: Any) -> dict[str, Any]:
 Pack = Callable[[str, tuple[int, int]], Packed]
 GPTQ = {"quant_method": "gptq", "group_size": GROUP, "sym": False}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-# Settings and packer of each format: a line for each.
+# Settings and packer of each format, one per line.
 FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
     "gptq": ({**GPTQ, "bits": 4}, lambda n, s: gptq(n, s, 4, 1, False)),
     "gptq_act_order": (
@@ -373,7 +375,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
            block_structure=[12, 20]),
         lambda n, s: eight_bits_of_a_float(n, s, "weight_scale", (12, 20)),
     ),
-    # Three blocks of 24, 24 and 16 columns, which might be of 22 each.
+    # Three blocks of 24, 24 and 16 columns; from the shapes alone they could be of 22 each.
     "ct_fp8_two_uneven_blocks": (
         ct("float-quantized", num_bits=8, type="float", strategy="block",
            block_structure="24x24"),
@@ -415,8 +417,10 @@ FORMATS: dict[str, tuple[dict[str, Any], Pack]] = {
 
 
 def pack(source: Path, folder: Path, settings: dict[str, Any], packer: Pack) -> Path:
-    """Write the checkpoint with its projections packed, and beside it, as `folder`-float, what
-    they stand for. Returns that."""
+    """Write the checkpoint with packed projections, and a float one of the dequantized weights.
+
+    Returns the folder of the float one, `folder`-float.
+    """
     plain = folder.with_name(f"{folder.name}-float")
     weights = load_file(source / "model.safetensors")
     packed, floats = dict(weights), dict(weights)

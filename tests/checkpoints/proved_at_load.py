@@ -1,4 +1,4 @@
-"""Decoder-only families that no list names, and that are proved when they are loaded."""
+"""Decoder-only families that are not listed and are proved at load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.checkpoints.tokenizers import byte_level
 
 
 def unlisted(config_type: Any, **own: Any) -> Callable[[Path], None]:
-    """One of the decoder-only families that are named nowhere, with GPT-2's tokenizer."""
+    """A decoder-only family that is not listed, with GPT-2's tokenizer."""
 
     def write(folder: Path) -> None:
         vocab, merges = byte_level(["<|endoftext|>"])
@@ -97,8 +97,8 @@ def pegasus_decoder(folder: Path) -> None:
     as_decoder(folder, pegasus, hf.PegasusForCausalLM)
 
 
-# Families that no list names, and that are proved when they are loaded: a line for each. Windows
-# are shorter than most prompts.
+# Families that are not listed and are proved at load, one per line. Windows are shorter than most
+# prompts.
 UNLISTED: dict[str, Callable[[Path], None]] = {
     "bloom": unlisted(hf.BloomConfig, n_layer=2, n_head=4),
     "mpt": unlisted(hf.MptConfig, d_model=WIDTH, n_layers=2, n_heads=4, max_seq_len=POSITIONS),
@@ -113,7 +113,7 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "gemma3": unlisted(hf.Gemma3TextConfig, **WINDOWED, query_pre_attn_scalar=8),
     "phi": unlisted(hf.PhiConfig),
     "phi3": unlisted(hf.Phi3Config, **GQA, sliding_window=12),
-    # Without windows, and with heads as wide as registers: by the fused step.
+    # Without windows and with heads as wide as vector registers, for the fused step.
     "phi3_full": unlisted(hf.Phi3Config, **GQA, hidden_size=2 * WIDTH, sliding_window=None),
     "stablelm": unlisted(hf.StableLmConfig, **GQA),
     "olmo": unlisted(hf.OlmoConfig, **GQA),
@@ -125,7 +125,7 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "cohere": unlisted(hf.CohereConfig, **GQA),
     "cohere2": unlisted(hf.Cohere2Config, **WINDOWED),
     "starcoder2": unlisted(hf.Starcoder2Config, **GQA, sliding_window=12),
-    # Heads as wide as registers, as the fused step needs them.
+    # Heads as wide as vector registers, as the fused step requires.
     "gemma2_wide": unlisted(
         hf.Gemma2Config, **{**WINDOWED, "head_dim": 16}, query_pre_attn_scalar=8
     ),
@@ -184,7 +184,7 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
         floor_scale=8, intermediate_size_mlp=2 * WIDTH,
         layer_types=["chunked_attention", "full_attention"] * 2, no_rope_layers=[1, 0] * 2,
     ),
-    # Layers that take the keys of others.
+    # Layers that reuse the keys of other layers.
     "gemma4": unlisted(
         hf.Gemma4TextConfig, **SHARED_KEYS, global_head_dim=8, vocab_size_per_layer_input=381
     ),
@@ -210,8 +210,7 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     "pegasus_decoder": pegasus_decoder,
 }  # fmt: skip
 
-# Recurrent states that are kept in a way that no other model has, and that `generate` does not put
-# into the order of beams.
+# Recurrent states in a form of their own, which `generate` does not reorder with the beams.
 STATES_OF_THEIR_OWN: dict[str, Callable[[Path], None]] = {
     "xlstm": unlisted(hf.xLSTMConfig, hidden_size=128, num_heads=4, num_blocks=2),
     "minimax": unlisted(

@@ -1,4 +1,4 @@
-"""Encoder-decoders that no list names, and that are proved when they are loaded."""
+"""Encoder-decoders that are not listed and are proved at load."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from tests.checkpoints.tokenizers import pegasus_tokenizer, t5_tokenizer
 def unlisted_seq2seq(
     config_type: Any, model_type: str, model_max_length: int = 128, **own: Any
 ) -> Callable[[Path], None]:
-    """An encoder-decoder that is named nowhere, with the tokenizer of T5, which takes so many
-    tokens, or Pegasus."""
+    """An encoder-decoder that is not listed, with the tokenizer of T5 or Pegasus.
+
+    model_max_length: of the tokenizer
+    """
 
     def write(folder: Path) -> None:
         if model_type == "t5":
@@ -38,7 +40,8 @@ def unlisted_seq2seq(
 
 
 def t5gemma(folder: Path) -> None:
-    """Windows in every other layer of both stacks, whose heads fill registers, as published."""
+    """T5Gemma: windows in every other layer of both stacks; heads fill vector registers, as
+    published."""
     tokenizer = t5_tokenizer()
     stack = {
         **llama_like(tokenizer), "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 12,
@@ -52,7 +55,8 @@ def t5gemma(folder: Path) -> None:
 
 
 def t5gemma2(folder: Path) -> None:
-    """Published with eyes, of which a text makes no use. Self- and cross-attention are one."""
+    """T5Gemma 2: published with a vision tower, unused for texts; self- and cross-attention are
+    merged."""
     tokenizer = t5_tokenizer()
     stack = {
         **llama_like(tokenizer), "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 12,
@@ -78,7 +82,7 @@ def t5gemma2(folder: Path) -> None:
 
 
 def fsmt(folder: Path) -> None:
-    """Two vocabularies; positions that skip the pad token."""
+    """FSMT: two vocabularies; positions that skip the pad token."""
     tokenizer = pegasus_tokenizer()
     own = bart_like(tokenizer, decoder_start_token_id=tokenizer.eos_token_id)
     del own["vocab_size"]
@@ -90,7 +94,7 @@ def fsmt(folder: Path) -> None:
 
 
 def prophetnet(folder: Path) -> None:
-    """It predicts several tokens ahead in streams of their own."""
+    """ProphetNet: predicts several tokens ahead in streams of their own."""
     tokenizer = pegasus_tokenizer()
     config = hf.ProphetNetConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, encoder_ffn_dim=2 * WIDTH,
@@ -103,7 +107,7 @@ def prophetnet(folder: Path) -> None:
 
 
 def seamless(folder: Path) -> None:
-    """The text part of a model that also hears and speaks."""
+    """The text part of SeamlessM4T, a model of speech and text."""
     with borrowed(m2m100, folder) as (tokenizer, own):
         config = hf.SeamlessM4TConfig(
             vocab_size=own.vocab_size, hidden_size=WIDTH, encoder_layers=2, decoder_layers=2,
@@ -115,7 +119,7 @@ def seamless(folder: Path) -> None:
 
 
 def bigbird_pegasus(folder: Path, **own: Any) -> None:
-    """Texts above 5 + 2 blocks are attended to in blocks."""
+    """BigBird-Pegasus: texts above 5 + 2 blocks use block-sparse attention."""
     tokenizer = pegasus_tokenizer()
     own = {"block_size": 4, "num_random_blocks": 1, **own}
     own = bart_like(tokenizer, decoder_start_token_id=0, **own)
@@ -124,8 +128,10 @@ def bigbird_pegasus(folder: Path, **own: Any) -> None:
 
 
 def nllb_moe(folder: Path, fraction: float = 0.25) -> None:
-    """Its rows compete for experts that take fewer tokens than come; at a fraction of 1 they take
-    all, as in what is published."""
+    """NLLB-MoE: rows compete for experts that take fewer tokens than come.
+
+    At a fraction of 1 experts take all tokens, as in published checkpoints.
+    """
     names = (
         "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
         "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
@@ -142,7 +148,7 @@ def nllb_moe(folder: Path, fraction: float = 0.25) -> None:
         save(folder, tokenizer, hf.NllbMoeForConditionalGeneration(config))
 
 
-# A line for each.
+# One per line.
 UNLISTED: dict[str, Callable[[Path], None]] = {
     "umt5": unlisted_seq2seq(hf.UMT5Config, "t5"),
     "longt5": unlisted_seq2seq(hf.LongT5Config, "t5", local_radius=8),
@@ -172,15 +178,15 @@ UNLISTED: dict[str, Callable[[Path], None]] = {
     ),
 }  # fmt: skip
 
-# What leaves something on the model, so that each request is to be held against a fresh one.
+# These models change themselves, so each request must be compared with a fresh one.
 CHANGED_BY_REQUESTS: dict[str, Callable[[Path], None]] = {"bigbird_pegasus": bigbird_pegasus}
 
-# Experts that take every token, as published.
+# Experts with room for every token, as published.
 AMPLE: dict[str, Callable[[Path], None]] = {
     "nllb_moe_ample": functools.partial(nllb_moe, fraction=1.0)
 }
 
-# Long documents: more tokens than the families above have positions.
+# For long documents: more positions than the families above have.
 LONG: dict[str, Callable[[Path], None]] = {
     "led_long": unlisted_seq2seq(
         hf.LEDConfig, "pegasus", attention_window=32, max_encoder_position_embeddings=20_000,

@@ -1,4 +1,4 @@
-"""Llamas and Phis whose rotary frequencies are scaled, or follow the length."""
+"""Llamas and Phis whose rotary frequencies are scaled, or depend on the length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.checkpoints.proved_at_load import GQA, unlisted
 
 
 def longrope(num_tokens: int, num_frequencies: int) -> dict[str, Any]:
-    """Its rotary frequencies are others once a text is longer than so many tokens."""
+    """Its rotary frequencies change once a text is longer than num_tokens."""
     return {
         "rope_type": "longrope",
         "rope_theta": 1e4,
@@ -25,13 +25,13 @@ def longrope(num_tokens: int, num_frequencies: int) -> dict[str, Any]:
 
 
 def llama_dynamic(folder: Path) -> None:
-    """Its rotary frequencies grow beyond the positions."""
+    """Llama whose rotary frequencies grow beyond its positions."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, rope_parameters=rope)
 
 
 def llama_yarn(folder: Path) -> None:
-    """As Qwen's cards say: the context is the factor times the original."""
+    """Llama with YaRN as in Qwen's cards: the context is the factor times the original."""
     rope = {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
         "original_max_position_embeddings": 48,
@@ -40,10 +40,10 @@ def llama_yarn(folder: Path) -> None:
     save_llama(folder, hf.LlamaConfig, hf.LlamaForCausalLM, head_dim=16, **own)
 
 
-# Listed, with a context that is longer than the positions that their configurations name.
+# Listed families whose context is longer than the positions in their configurations.
 SCALED: dict[str, Callable[[Path], None]] = {"llama_yarn": llama_yarn}
 
-# Their rotary frequencies are others beyond 64 tokens, or follow the length beyond POSITIONS.
+# Their rotary frequencies change beyond 64 tokens, or depend on the length beyond POSITIONS.
 SWITCHED: dict[str, Callable[[Path], None]] = {
     "phi3_longrope": unlisted(
         hf.Phi3Config, **GQA, original_max_position_embeddings=64, rope_parameters=longrope(64, 4)

@@ -1,4 +1,4 @@
-"""How weights are drawn and checkpoints are saved."""
+"""Drawing weights and saving checkpoints."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ POSITIONS = 256
 
 
 def widen(model: Any, eos_token_ids: list[int]) -> None:
-    """Weights at which attention and positions matter; an end that comes now and then.
+    """Draw weights with which attention and positions matter, and an end token that occurs now and
+    then.
 
-    With tied embeddings, or with layers so strong that they drown the token before, a
-    random model repeats itself.
+    With tied embeddings, or with layers that drown the token before, a random model repeats itself.
     """
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -33,7 +33,7 @@ def widen(model: Any, eos_token_ids: list[int]) -> None:
                 weight.normal_(0, gain / math.sqrt(weight.shape[-1]))
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Embedding):
-                # A T5 knows positions by this bias alone.
+                # T5's only position information is this bias.
                 module.weight.normal_(0, 2.0 if "relative" in name else 1.0)
         head.weight.normal_(0, 1.0)
         head.weight[eos_token_ids] *= 1.6
@@ -48,7 +48,8 @@ def save(folder: Path, tokenizer: Any, model: Any) -> None:
 
 @contextlib.contextmanager
 def borrowed(write: Callable[[Path], None], folder: Path) -> Iterator[tuple[Any, Any]]:
-    """The tokenizer and the configuration of another family, whose checkpoint is there within."""
+    """The tokenizer and the configuration of another family, whose checkpoint exists within this
+    context."""
     source = folder / "source"
     source.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):

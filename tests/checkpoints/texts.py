@@ -1,4 +1,4 @@
-"""Prompts and a corpus without meaning, in four languages."""
+"""Meaningless prompts and a meaningless corpus, in four languages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = {
 
 @functools.cache
 def corpus() -> tuple[str, ...]:
-    """Some hundred sentences without meaning in four languages."""
+    """Some hundred meaningless sentences in four languages."""
     draw = random.Random(7)
     lines = []
     for language, words in WORDS.items():

@@ -22,7 +22,7 @@ CHATML = (
 
 @functools.cache
 def pieces(vocab_size: int, **options: Any) -> sentencepiece.SentencePieceProcessor:
-    """A sentencepiece model of the corpus; unigram unless it is told otherwise."""
+    """A sentencepiece model of the corpus; unigram by default."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus()),
@@ -53,7 +53,7 @@ def byte_level(special_tokens: list[str]) -> tuple[dict[str, int], list[tuple[st
 
 @functools.cache
 def byte_level_model(*special_tokens: str) -> str:
-    """As JSON."""
+    """The byte-level BPE as JSON."""
     trainer = ByteLevelBPETokenizer()
     trainer.train_from_iterator(
         corpus(), vocab_size=380, special_tokens=list(special_tokens), show_progress=False

@@ -1,1 +1,1 @@
-"""Programs of tests that are forked, from a process that has imported what they import."""
+"""Forks the programs of tests from a process that has already imported their modules."""

@@ -1,6 +1,9 @@
-"""`python -I -S fork_client.py FD MODULE ...`: has a server fork a module, and ends as it does.
+"""`python -I -S fork_client.py FD MODULE ...`: has a server fork a module, and exits with its
+status.
 
-For commands that a test has a shell run. FD: where the server is asked
+For commands that a test runs in a shell.
+
+FD: the socket of the server
 """
 
 import json
@@ -30,7 +33,7 @@ def main(fd: int, module: str, arguments: list[str]) -> int:
     os.close(writing)
     for _ in ("its id", "its end"):
         (number,) = NUMBER.unpack(os.read(reading, NUMBER.size))
-    return int(number) if number >= 0 else 128 - int(number)  # as a shell counts signals
+    return int(number) if number >= 0 else 128 - int(number)  # a shell's status for signals
 
 
 if __name__ == "__main__":

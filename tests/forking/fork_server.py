@@ -1,15 +1,14 @@
-"""The fork servers: `python -P -m tests.forking.fork_server KIND FD` has imported what a program of
-that kind imports, and forks for each that is asked for.
+"""The fork servers: `python -P -m tests.forking.fork_server KIND FD` imports the modules of a kind
+of program, and then forks a process for each request.
 
 A worker takes over a second of CPU to start and an engine with a model four, most of it for
 imports, and the tests start hundreds. A fork runs the same module with arguments, a folder, an
-environment and open files of its own, as `python -P -m MODULE` does: its own process, with
-signals, children and an exit status. Before the fork no setting is read, no thread runs and no
-connection is open. Where an import has read a variable that is another in the fork, the fork
-becomes a new interpreter.
+environment and open files of its own, as `python -P -m MODULE` does: its own process, with signals,
+children and an exit status. Before the fork no setting is read, no thread runs and no connection is
+open. If an import has read a variable that differs in the fork, the fork becomes a new interpreter.
 
-The tests start one server, of workers, which hands on what needs a model to one of engines. The
-forks of the first may ask it, too: a worker that was forked has its engines forked.
+The tests start one server, of workers, which passes on requests for programs with a model to a
+server of engines. A forked worker may send it requests, too: its engines are forked as well.
 """
 
 import fcntl
@@ -34,7 +33,7 @@ from typing import Any
 
 MAX_REQUEST_BYTES = 1 << 17
 MAX_DESCRIPTORS = 8
-ABOVE = 500  # any number that a program names for what it is to have open
+ABOVE = 500  # above any descriptor that a program may request
 NUMBER = struct.Struct("i")  # a process id, or an exit status
 
 
@@ -48,23 +47,23 @@ def read_num_threads_again() -> None:
 
 
 def read_by_none_of_ours() -> None:
-    """Libraries set them in any process that imports them, so that what a test has imported makes a
-    difference; but nothing here compiles by torch or runs by Intel's OpenMP."""
+    """Libraries set these variables in any process that imports them, so they differ after a test's
+    imports; but no program here compiles with torch or runs Intel's OpenMP."""
 
 
 def read_by_screens() -> None:
-    """They are opened anew, whatever the variables are; see `open_streams`."""
+    """Screens are opened anew, whatever these variables are; see `open_streams`."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a server imports, and what a fork has to make up for."""
+    """The imports of a server, and the fixes that a fork needs after them."""
 
-    # Not the program itself, for runpy warns of one that has been imported.
+    # Not the program itself, since runpy warns if it is already imported.
     modules: tuple[str, ...]
-    # Variables that are read by imports, and what reads them again.
+    # Variables that imports read, and the functions that read them again.
     read_again: Mapping[str, Callable[[], None]]
-    # Beginnings of those that are read outside of Python.
+    # Prefixes of variables that are read outside of Python.
     native: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -121,7 +120,7 @@ KINDS = {
             **dict.fromkeys(("KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"), read_by_none_of_ours),
         },
         native=("CUDA_", "GOMP_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "TORCH_"),
-        # More threads than the one that forks may not run.
+        # Only the forking thread may run.
         environment={"OMP_NUM_THREADS": "1"},
     ),
 }
@@ -135,11 +134,11 @@ class Program:
     arguments: tuple[str, ...]
     folder: str
     environment: dict[str, str]
-    name: str  # of the process, where it is not the interpreter's
+    name: str  # of the process, if it is not the interpreter's
     starts_session: bool
 
     def run(self, imported: "Imported") -> None:
-        """Run the module as `python -P -m` does, and end as it does."""
+        """Run the module as `python -P -m` does, and exit with its status."""
         if self.name:
             Path("/proc/self/comm").write_text(self.name)
         if self.starts_session:
@@ -162,8 +161,8 @@ class Program:
 
 
 def open_streams() -> None:
-    """Open standard input, output and error as an interpreter does that starts, and the screens
-    on them as their import does."""
+    """Open the standard streams as a new interpreter does, and the screens on them as their import
+    does."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         before = getattr(sys, name)
         stream = open(number, mode, encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
@@ -177,14 +176,14 @@ def open_streams() -> None:
 
 @dataclass(frozen=True)
 class Imported:
-    """What the imports have read of the environment, an interpreter's own variables included."""
+    """The environment variables that the imports have read, including an interpreter's own."""
 
     kind: Kind
     names: set[str]
     environment: dict[str, str]
 
     def others(self, environment: Mapping[str, str]) -> set[str]:
-        """Those that are not the same in another environment."""
+        """The variables that differ in another environment."""
         names = self.names | {
             name
             for name in {**self.environment, **environment}
@@ -194,7 +193,7 @@ class Imported:
 
 
 def import_all(kind: Kind) -> Imported:
-    """Import what a program of the kind does, and nothing that reads a setting."""
+    """Import the modules of this kind of program, and none that reads a setting."""
     gc.disable()
     imported = Imported(kind, set(), dict(os.environ))
     with recording(imported.names):
@@ -208,7 +207,7 @@ def import_all(kind: Kind) -> Imported:
 
 @contextmanager
 def recording(names: set[str]) -> Iterator[None]:
-    """Keep the name of every variable that somebody looks up, whichever way."""
+    """Record the name of every variable that is read, by any method."""
     environ: Any = type(os.environ)
     look_up = environ.__getitem__
 
@@ -225,12 +224,12 @@ def recording(names: set[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fork:
-    """A process of the server's; the pipe tells who asked for it its id, and how it ended."""
+    """A forked process; the pipe tells the client its id and its exit status."""
 
     pid: int
     pidfd: int
     pipe: int
-    ends_with_parent: bool  # gets SIGTERM when who asked for it has died
+    ends_with_parent: bool  # gets SIGTERM when its client has died
 
     def bury(self) -> None:
         _, status = os.waitpid(self.pid, 0)
@@ -243,14 +242,14 @@ class Fork:
 
 
 def tell(pipe: int, number: int) -> None:
-    with suppress(BrokenPipeError):  # who asked has died, and its own forks notice that
+    with suppress(BrokenPipeError):  # the client has died, and its forks notice that
         os.write(pipe, NUMBER.pack(number))
 
 
 def start(
     kind: str, environment: Mapping[str, str]
 ) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """A server, and the end of a socket by which it is asked; it ends when that is closed."""
+    """A server, and the client's end of its socket; the server ends when that is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
@@ -264,7 +263,7 @@ def start(
 
 
 def move(descriptors: Mapping[int, int]) -> None:
-    """Give each descriptor another number, whatever is there."""
+    """Give each descriptor another number, replacing any that is open."""
     above = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, ABOVE) for number, fd in descriptors.items()}
     for fd in descriptors.values():
         os.close(fd)
@@ -275,10 +274,10 @@ def move(descriptors: Mapping[int, int]) -> None:
 
 @dataclass
 class Server:
-    """Forks for each request until nobody is left to ask.
+    """Forks for each request until no client is left.
 
-    A request brings standard input, output and error, the pipe, and what else the program is to
-    have open, under the numbers that it names.
+    A request carries standard input, output and error, the pipe, and the program's other open
+    files, under the numbers that it names.
     """
 
     requests: socket.socket
@@ -287,7 +286,7 @@ class Server:
     engines: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
 
     def serve(self) -> Program | None:
-        """None in the end, and in a fork what it runs."""
+        """The program to run, in a fork; None in the server, at its end."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.requests, selectors.EVENT_READ)
             selector.register(self.requests_of_forks, selectors.EVENT_READ)
@@ -301,7 +300,7 @@ class Server:
                                 selector.unregister(fork.pipe)
                         fork.bury()
                         continue
-                    if isinstance(key.data, Fork):  # nobody is left to read its pipe
+                    if isinstance(key.data, Fork):  # its pipe has no reader any more
                         if self.forks.get(key.data.pidfd) is key.data:
                             selector.unregister(key.fd)
                             signal.pidfd_send_signal(key.data.pidfd, signal.SIGTERM)
@@ -323,7 +322,7 @@ class Server:
                             selector.register(made.pipe, selectors.EVENT_READ, made)
 
     def answer(self, request: dict[str, Any], descriptors: list[int]) -> Fork | Program | None:
-        """The fork; in it, its program; None where another server has it."""
+        """The fork; in the fork, its program; None if another server has the request."""
         if request.pop("needs_model"):
             hand_on = {**request, "needs_model": False}
             socket.send_fds(self.engine_server(), [json.dumps(hand_on).encode()], descriptors)
@@ -351,7 +350,7 @@ class Server:
         return self.engines[0]
 
     def leave(self) -> None:
-        """Close what is the server's, in a fork."""
+        """Close the server's files, in a fork."""
         for fork in self.forks.values():
             fork.close()
         self.requests.close()
@@ -360,7 +359,7 @@ class Server:
             self.engines[0].close()
 
     def end(self) -> None:
-        """Leave nothing running when the tests have ended."""
+        """End all processes when the tests have ended."""
         for fork in self.forks.values():
             os.kill(fork.pid, signal.SIGKILL)
             fork.bury()
@@ -372,7 +371,7 @@ class Server:
 def main(kind: str, fd: int) -> None:
     from tests.forking import forked
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the tests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the tests
     imported = import_all(KINDS[kind])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours = socket.socket(fileno=fcntl.fcntl(ours.detach(), fcntl.F_DUPFD_CLOEXEC, ABOVE))

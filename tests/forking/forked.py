@@ -1,4 +1,4 @@
-"""A forked process: what `subprocess.Popen` is, of a program that a fork server forks."""
+"""A forked process, with the interface of `subprocess.Popen`, whose parent is a fork server."""
 
 import atexit
 import json
@@ -19,7 +19,7 @@ from tests.forking import fork_server
 from tests.forking.fork_server import NUMBER
 
 ROOT = Path(__file__).parents[2]
-# How a command begins that can be forked; a module and its arguments follow.
+# The beginning of a command that can be forked; a module and its arguments follow.
 MODULE = (sys.executable, "-P", "-m")
 
 _lock = threading.Lock()
@@ -28,7 +28,7 @@ _pid: int | None = None
 
 
 def server() -> socket.socket:
-    """Starts the fork server of these tests, which ends with them."""
+    """Start the fork server of these tests, which ends with them."""
     global _pid
     with _lock:
         if _server is None:
@@ -51,13 +51,13 @@ def server() -> socket.socket:
 
 
 def ask_at(requests: socket.socket) -> None:
-    """Ask a server that runs."""
+    """Use a running server."""
     global _server
     _server = requests
 
 
 def forks_named(name: str) -> list[psutil.Process]:
-    """The processes of this name that were forked for these tests or for a fork of theirs."""
+    """The processes of this name that were forked for these tests or for one of their forks."""
     if _pid is None:
         return []
     return [fork for fork in psutil.Process(_pid).children(recursive=True) if named(fork) == name]
@@ -71,7 +71,7 @@ def named(process: psutil.Process) -> str | None:
 
 
 def is_module(command: Sequence[str]) -> bool:
-    """Whether it is a command that can be forked."""
+    """Whether the command can be forked."""
     return tuple(command[: len(MODULE)]) == MODULE
 
 
@@ -87,7 +87,7 @@ class ForkedProcess(subprocess.Popen[Any]):
         ends_with_parent: bool = False,
         **arguments: Any,
     ) -> None:
-        """name: of the process, where it is not the interpreter's"""
+        """name: of the process, if it is not the interpreter's"""
         assert is_module(command)
         self._request = {
             "needs_model": needs_model,
@@ -101,7 +101,7 @@ class ForkedProcess(subprocess.Popen[Any]):
         self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
         creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *others,
     ) -> None:  # fmt: skip
-        """As that of Popen; -1 is a stream that the process has like this one."""
+        """Like Popen's; -1 is a stream that the process inherits from this one."""
         request = {
             **self._request,
             "module": args[len(MODULE)],

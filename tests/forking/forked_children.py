@@ -1,6 +1,6 @@
-"""Forked children: in the tests, an EngineClient has its process forked, and `up` its worker.
+"""Forked children: in the tests, an EngineClient forks its process, and `up` its worker.
 
-Importing this has it so, in the process of the tests and in the workers that they fork.
+Importing this switches forking on, in the tests' process and in the workers that they fork.
 """
 
 import os
@@ -15,7 +15,7 @@ from worker.engines.engine_client import EngineClient
 
 
 def name_of_engines(parent: int) -> str:
-    """The parent of a fork is the fork server, so its name says whose it is."""
+    """The name of an engine's process, which tells its worker; its parent is the fork server."""
     return f"engine/{parent}"
 
 
@@ -25,7 +25,7 @@ def fork_engine(spec: EngineSpec, fd: int, **arguments: Any) -> ForkedProcess:
         [*MODULE, "engine", str(fd)],
         pass_fds=[fd],
         stdin=subprocess.DEVNULL,
-        # As the server's: the folder that an EngineClient puts there is the same.
+        # Equal to the server's; an EngineClient would put the same folder there.
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         needs_model=spec.engine != "fake",
         name=name_of_engines(os.getpid()),

@@ -33,5 +33,5 @@ def stored(tidemill: CommandLine, database_url: str) -> CommandLine:
 
 @pytest.fixture
 def as_started(cluster: Cluster) -> None:
-    """The cluster's workers start as an operator's do, in an interpreter of their own."""
+    """The cluster's workers start as an operator's would, in a new interpreter."""
     cluster.program = AS_STARTED

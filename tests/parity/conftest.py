@@ -40,21 +40,23 @@ def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answered_alone_of(
     folder_of: Callable[[str], Path], of_the_run: Path
 ) -> Callable[[str], AnsweredAlone]:
-    """What a kind answers alone, for all engines."""
+    """The answers of `generate` for a kind, shared by all engines."""
     kept = of_the_run / "answered-alone"
     return cache(lambda kind: AnsweredAlone(kind, folder_of(kind), kept))
 
 
 @pytest.fixture
 def proved_once(of_the_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint is proved by the first test of the run that loads it so, and others rely on the
-    verdict: for tests of what an engine answers once it was proved, however that was."""
+    """The first test of the run that loads a checkpoint proves it, and others reuse the verdict.
+
+    For tests of an engine's answers after a proof, however it was reached.
+    """
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(of_the_run / "verdicts"))
 
 
 @pytest.fixture(scope="session")
 def asked_of(answered_alone_of: Callable[[str], AnsweredAlone]) -> Callable[[str], Asked]:
-    """Requests of a kind with the answers that they get alone."""
+    """Requests of a kind with the answers of `generate`."""
 
     def make(kind: str) -> Asked:
         answered = answered_alone_of(kind)
@@ -63,7 +65,7 @@ def asked_of(answered_alone_of: Callable[[str], AnsweredAlone]) -> Callable[[str
     return cache(make)
 
 
-# By module, for some modules are about one of the two and say so.
+# Per module, since some modules test only one of the two.
 @pytest.fixture(scope="module", params=["exact", "inflight"])
 def engine_name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -71,8 +73,8 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[..., Bench]:
-    """A bench with an engine that runs a model, by the kind of its checkpoint and settings
-    of its spec."""
+    """Makes a bench whose engine runs a model, by the kind of its checkpoint and settings of its
+    spec."""
 
     def make(kind: str, **settings: Any) -> Bench:
         settings = {
@@ -83,7 +85,7 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
             **settings,
         }
         if engine_name == "paged":
-            settings.setdefault("max_cache_tokens", 16_384)  # it is made at once
+            settings.setdefault("max_cache_tokens", 16_384)  # the cache is allocated at once
         spec = EngineSpec(**settings)
         if engine_name == "exact":
             return Bench(GenerateBackend.load(spec), spec)
@@ -96,7 +98,7 @@ def bench_of(folder_of: Callable[[str], Path], engine_name: str) -> Callable[...
 
 @pytest.fixture(scope="session", autouse=True)
 def _record_early() -> Iterator[None]:
-    """Runs here are short: a step is recorded when its number of rows is met again."""
+    """Runs here are short, so a step is recorded as soon as its number of rows occurs again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured_step, "WORTH_AFTER", 1)
         yield
@@ -104,7 +106,7 @@ def _record_early() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _prove_in_full() -> Iterator[None]:
-    """With every request of a proof, however busy the machine is."""
+    """Proofs run all of their requests, however busy the machine is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answered_alone, "MAX_SECONDS", 600.0)
         yield
@@ -112,7 +114,7 @@ def _prove_in_full() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
+    """Tiny models are slower on more threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

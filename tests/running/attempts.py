@@ -23,7 +23,7 @@ JOB_ID = uuid4()
 
 
 class CountingClient(EngineClient):
-    """One that remembers what it was asked for, and how much of it at once."""
+    """A client that records its requests, and how many run at once."""
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)

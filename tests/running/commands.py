@@ -1,4 +1,4 @@
-"""The `tidemill` command in a folder of its own: within this process, or as one."""
+"""The `tidemill` command in a folder of its own: in this process, or in a new one."""
 
 import io
 import json
@@ -47,17 +47,17 @@ class Ended:
         return json.loads(self.out)
 
 
-# These start processes, or become another: they run in a process of their own.
+# These commands start or become other processes, so they run in a process of their own.
 STARTING = ("up", "worker", "demo")
 
 
 @dataclass
 class CommandLine:
-    """Runs commands in a folder of their own; as installed, they look for no modules there.
+    """Runs commands in a folder of their own; like the installed command, they import no modules of
+    it.
 
-    A call runs the command within this process, which saves the second that a process
-    takes to start. `run` and `start` are for tests of what a process has for itself: its
-    signals, its terminal, its end.
+    A call runs the command in this process, which saves the second that a process takes to start.
+    `run` and `start` are for tests of a process's own signals, terminal and end.
     """
 
     folder: Path
@@ -79,14 +79,14 @@ class CommandLine:
         try:
             with here(self.folder, self.whole_environment), streams.in_place():
                 status = main(arguments)
-        except SettingsError:  # an address of Redis that Celery cannot read when it starts
+        except SettingsError:  # a Redis URL that Celery cannot read at its start
             return self.run(*arguments, given=given)
         out, err = streams.written()
         assert "Traceback" not in err
         return Ended(status, out, err)
 
     def run(self, *arguments: str, given: str | None = None, is_forked: bool = True) -> Ended:
-        """The same as a process of its own, to its end."""
+        """Run the command as a process of its own, to its end."""
         with self.start(
             *arguments,
             is_forked=is_forked,
@@ -100,9 +100,10 @@ class CommandLine:
     def start(
         self, *arguments: str, is_forked: bool = True, **others: Any
     ) -> subprocess.Popen[Any]:
-        """The same as a process of its own.
+        """Start the command as a process of its own.
 
-        is_forked: not for a test of what a process inherits; others: of `subprocess.Popen`
+        is_forked: false in tests of what a process inherits
+        others: of `subprocess.Popen`
         """
         return (ForkedProcess if is_forked else subprocess.Popen)(
             [*MODULE, "cli", *arguments],
@@ -125,7 +126,7 @@ class CommandLine:
 
 
 class Streams:
-    """What a command reads and writes, in place of this process's own."""
+    """The streams that a command reads and writes, in place of this process's own."""
 
     def __init__(self, given: str) -> None:
         self._in = io.TextIOWrapper(io.BytesIO(given.encode(errors="surrogateescape")))
@@ -137,7 +138,7 @@ class Streams:
     def in_place(self) -> Iterator[None]:
         before = sys.stdin, sys.stdout, sys.stderr
         sys.stdin, sys.stdout, sys.stderr = self._in, self._out, self._err
-        # Where nothing handles a record, a process writes it there; pytest handles every one.
+        # A process writes unhandled log records there; pytest handles every record.
         handler = logging.StreamHandler(self._err)
         handler.setLevel(logging.WARNING)
         handler.addFilter(lambda record: not record.name.startswith("tasks"))  # cli.main's
@@ -159,9 +160,9 @@ class Streams:
 
 @contextmanager
 def here(folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """This process in a folder and an environment, with no settings from before.
+    """Within this context the process has this folder and environment, and no earlier settings.
 
-    Raises SettingsError when the environment names no address of Redis that can be read.
+    Raises SettingsError if the environment has a Redis URL that cannot be read.
     """
     folder_before, environment_before = Path.cwd(), dict(os.environ)
     forget_settings()
@@ -169,7 +170,7 @@ def here(folder: Path, environment: dict[str, str]) -> Iterator[None]:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        # Celery reads its settings once in a process; this one it looks up every time.
+        # Celery reads its settings once per process, and this variable every time.
         os.environ["CELERY_BROKER_URL"] = settings.broker_url()
         yield
     finally:

@@ -47,7 +47,7 @@ needs_vllm = pytest.mark.skipif(
 
 
 class Ids:
-    """Ids of a process are never used twice."""
+    """Request ids, which are never reused in this process."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -58,8 +58,10 @@ class Ids:
 
 
 class Bench:
-    """The parts of an engine process without its threads and its pipe: every move is the
-    test's, and the loop's state is checked after each."""
+    """The parts of an engine process without its threads and its pipe.
+
+    The test makes every step, and the loop's state is checked after each.
+    """
 
     def __init__(self, engine: Backend, spec: EngineSpec) -> None:
         limits = StepLimits.of(engine.sized.spec)
@@ -88,7 +90,7 @@ class Bench:
         return plan
 
     def collect(self) -> list[Output]:
-        """What was answered since the last time; does not wait."""
+        """The outputs since the last call; does not wait."""
         self.outbox.close()
         waiting, self.progress = self.outbox.take() or ([], self.progress)
         outputs = [self.writer.output(each) for each in waiting]
@@ -96,13 +98,13 @@ class Bench:
         return outputs
 
     def finish(self) -> list[Output]:
-        """Advance until there is nothing to do."""
+        """Advance until no request is left."""
         while self.advance() is not None:
             pass
         return self.collect()
 
     def answers(self, requests: Iterable[Request]) -> dict[int, Output]:
-        """The outputs of requests that run in each other's company, by id."""
+        """The outputs of requests that run in the same batches, by id."""
         self.submit(*requests)
         return {each.request_id: each for each in self.finish()}
 
@@ -110,7 +112,7 @@ class Bench:
 class Child:
     """A real engine process, as its parent sees it.
 
-    It is forked, unless it is to be started: for that, or because its engine cannot be forked.
+    It is forked, unless the test or the engine needs a new interpreter.
     """
 
     def __init__(self, spec: EngineSpec, is_forked: bool = True) -> None:
@@ -156,7 +158,7 @@ class Child:
         return self.process.wait(PATIENCE_SECONDS)
 
     def receive_outputs(self) -> tuple[Output, ...]:
-        """Those of one frame."""
+        """The outputs of one frame."""
         frame = self.receive()
         assert isinstance(frame, Outputs), frame
         self.progress = frame.progress
@@ -169,7 +171,7 @@ class Child:
         return outputs
 
     def close(self) -> None:
-        """Whatever it is doing."""
+        """End the process in any state."""
         self.process.kill()
         self.wait()
         self.pipe.close()
@@ -184,7 +186,7 @@ class Child:
 
 @contextmanager
 def child(spec: EngineSpec, is_forked: bool = True) -> Iterator[Child]:
-    """A child that is gone afterwards, whatever the test did."""
+    """A child process that is ended afterwards, in any state."""
     it = Child(spec, is_forked)
     try:
         yield it

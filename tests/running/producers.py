@@ -1,4 +1,4 @@
-"""Makes the test's own process a producer of some database, broker and models."""
+"""Makes the test's own process a producer for a given database, broker and set of models."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ def write_config(path: Path, models: Tables, worker: Mapping[str, Any] | None = 
     lines = []
     for name, table in (*((f"models.{each}", models[each]) for each in models), ("worker", worker)):
         lines.append(f"[{name}]")
-        # A string, number, truth value or list is written alike in JSON and TOML.
+        # Strings, numbers, truth values and lists have the same form in JSON and TOML.
         lines += [f"{key} = {json.dumps(value)}" for key, value in (table or {}).items()]
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -34,12 +34,12 @@ def write_config(path: Path, models: Tables, worker: Mapping[str, Any] | None = 
 
 @contextmanager
 def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None]:
-    """Within it, `submit` and its like keep jobs there and publish them there."""
+    """Within this context, `submit` and its like use this database and broker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEMILL_DATABASE_URL", database_url)
         patch.setenv("TIDEMILL_CONFIG", str(config))
         patch.setenv("TIDEMILL_REDIS_URL", broker_url)
-        # Celery reads its settings once in a process; this one it looks up every time.
+        # Celery reads its settings once per process, and this variable every time.
         patch.setenv("CELERY_BROKER_URL", broker_url)
         forget_settings()
         try:
@@ -49,11 +49,11 @@ def producing(database_url: str, broker_url: str, config: Path) -> Iterator[None
 
 
 def forget_settings() -> None:
-    """Whatever this process took from its environment; connections are closed first."""
+    """Drop the settings that this process took from its environment; closes connections first."""
     if settings.database.cache_info().currsize:
         settings.database().close()
     settings.database.cache_clear()
     settings.catalog.cache_clear()
-    # Celery keeps the pools of the first broker that it spoke to, and asks for no other.
+    # Celery would reuse the connection pools of its first broker.
     app._pool = app.amqp._producer_pool = None
     pools.reset()

@@ -1,4 +1,4 @@
-"""What a worker's metrics say, as Prometheus would read them."""
+"""A worker's metrics, as Prometheus would read them."""
 
 import urllib.request
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Scrape:
             return cls(answer.read().decode())
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
+        """The sum of a metric's samples with these labels."""
         return sum(
             sample.value
             for sample in self.samples
@@ -34,7 +34,7 @@ class Scrape:
         return {sample.name for sample in self.samples}
 
     def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-        """A metric's samples, summed up by these labels."""
+        """A metric's samples, summed by these labels."""
         found: dict[tuple[str, ...], float] = {}
         for sample in self.samples:
             if sample.name == name:

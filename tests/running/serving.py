@@ -1,4 +1,4 @@
-"""A whole worker in the test's own process, but for Celery: messages are handed to it."""
+"""A whole worker in the test's own process, without Celery: the test delivers messages."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,20 +25,20 @@ from worker.worker import Worker
 
 @dataclass
 class Serving:
-    """One worker in this process, and what its engine was asked."""
+    """One worker in this process, and the requests to its engine."""
 
     worker: Worker
     database: Database
 
     @property
     def num_computed(self) -> int:
-        """Requests that a model has answered, on all engines."""
+        """The number of requests that a model has answered, on all engines."""
         engines = self.worker.info()["engines"]
         return sum(each["num_in_flight"] + each["num_by_generate"] for each in engines)
 
     def run(self, contracts: Sequence[Contract], seconds: float = PATIENCE_SECONDS) -> list[UUID]:
-        """Submit these as one batch and deliver them in one message; returns their ids once
-        all have ended."""
+        """Submit these as one batch and deliver them in one message; returns their ids once all
+        have ended."""
         batch = submit_batch(contracts, name="night")
         with self.database.read() as session:
             in_order = select(Job.id).where(Job.batch_id == batch.id).order_by(Job.id)

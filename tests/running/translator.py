@@ -74,7 +74,7 @@ class Translator:
         return outcome
 
     def client_answer(self, text: str, **params: Any) -> str:
-        """What the engine says to a text as it is, whatever sentences are in it."""
+        """The engine's answer to the unsplit text."""
         ended = threading.Event()
         outputs: list[Output] = []
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 90
 
-# Settings of workers whose jobs another takes up a few seconds after their death.
+# Settings with which another worker takes over jobs a few seconds after a worker's death.
 TAKEN_UP_SOON = {
     "lease_seconds": 2.0,
     "renew_seconds": 0.5,
@@ -44,7 +44,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def until(happened: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
-    """What `happened` returns once that is true."""
+    """The result of `happened` once it is true."""
     deadline = time.monotonic() + seconds
     while not (it := happened()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -70,12 +70,12 @@ class WorkerProcess:
 
     @property
     def children(self) -> list[psutil.Process]:
-        """Its engines; the parent of those that were forked is another."""
+        """Its engines, including forked ones, whose parent is another process."""
         own = psutil.Process(self.pid).children(recursive=True)
         return [*own, *forks_named(name_of_engines(self.pid))]
 
     def wait_until_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
-        """Ready is when it consumes; the models are loaded before."""
+        """Wait until the worker consumes; it loads its models before."""
         until(
             lambda: " ready." in self.log or self.process.poll() is not None,
             "a ready worker",
@@ -84,13 +84,13 @@ class WorkerProcess:
         assert self.process.poll() is None, self.log
 
     def pause(self, sqlite_url: str) -> None:
-        """Stop the process until SIGCONT, at a moment when it holds no lock of the database."""
+        """Suspend the process until SIGCONT, at a moment when it holds no lock of the database."""
         path = make_url(sqlite_url).database
         assert path is not None
 
         def paused() -> bool:
             self.process.send_signal(signal.SIGSTOP)
-            # Until then a thread of it may take a lock that it would keep.
+            # Until then a thread may take a lock and would keep it.
             until(self._is_stopped, "its stop")
             with closing(sqlite3.connect(path, timeout=0)) as connection:
                 try:
@@ -103,12 +103,12 @@ class WorkerProcess:
         until(paused, "a moment between two transactions")
 
     def _is_stopped(self) -> bool:
-        """Whether every thread is: one of them may be on its way through the kernel, to a lock."""
+        """Whether every thread is stopped; one in the kernel may still take a lock."""
         stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
         return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def wait(self) -> int:
-        """The exit status; where it does not end, its log says where its threads stand."""
+        """The exit status; if the process does not end, its threads' stacks go to its log."""
         try:
             return self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -117,14 +117,14 @@ class WorkerProcess:
             pytest.fail(f"{self.name} does not end:\n{self.log}")
 
     def stop(self) -> None:
-        """A planned stop: it ends well, and leaves nothing behind."""
+        """Stop as planned; checks that it exits well and leaves nothing behind."""
         children = self.children
         self.process.send_signal(signal.SIGTERM)
         assert self.wait() == 0, self.log
         assert_gone(children)
 
     def kill(self) -> None:
-        """Death without notice; its engine processes find out by themselves."""
+        """Kill the process without notice; its engine processes notice by themselves."""
         children = self.children
         assert children
         self.process.kill()
@@ -144,7 +144,7 @@ class Cluster:
     folder: Path
     database: Database
     redis_url: str
-    # How a test has them started for which a fork is not the same.
+    # The command for tests that need a new interpreter.
     program: tuple[str, ...] = ()
     started: list[WorkerProcess] = field(default_factory=list)
 
@@ -179,7 +179,7 @@ class Cluster:
         }
 
     def start_worker(self, *arguments: str, **environment: str) -> WorkerProcess:
-        """Start a worker in the folder of the configuration; does not wait for it.
+        """Start a worker in the folder of the configuration, without waiting for it.
 
         It is forked, unless the test names a program.
         """
@@ -187,7 +187,7 @@ class Cluster:
         log_path = self.folder / f"{name}.log"
         command = [
             *("-A", "tasks", "worker", "--loglevel", "INFO"),
-            # These two only make a start slower when workers need not know each other.
+            # These two options save time at the start; workers need not know each other.
             *("--without-gossip", "--without-mingle"),
             *("--hostname", name, *arguments),
         ]
@@ -209,7 +209,7 @@ class Cluster:
     def worker(
         self, *arguments: str, ready_seconds: float = PATIENCE_SECONDS, **environment: str
     ) -> Iterator[WorkerProcess]:
-        """A worker that is ready; stopped well at the end unless the test has ended it."""
+        """A ready worker; stopped as planned at the end unless the test has ended it."""
         worker = self.start_worker(*arguments, **environment)
         worker.wait_until_ready(ready_seconds)
         yield worker
@@ -217,7 +217,7 @@ class Cluster:
             worker.stop()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command in the folder of the configuration, to its end."""
+        """Run a command in the folder of the configuration, to its end."""
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -228,11 +228,11 @@ class Cluster:
         )
 
     def tidemill(self, *arguments: str) -> Ended:
-        """A `tidemill` command there, within this process."""
+        """Run a `tidemill` command there, in this process."""
         return CommandLine(self.folder, self.environment)(*arguments)
 
     def celery(self, *arguments: str) -> str:
-        """What a `celery -A tasks ...` prints."""
+        """The output of a `celery -A tasks ...` command."""
         with ForkedProcess(
             [*MODULE, "celery", "-A", "tasks", *arguments],
             cwd=self.folder,
@@ -247,7 +247,7 @@ class Cluster:
         return str(out)
 
     def python(self, code: str) -> str:
-        """What a Python process with our code and these settings prints."""
+        """The output of a Python process with our code and these settings."""
         done = self.run(sys.executable, "-c", code)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -264,7 +264,7 @@ class Cluster:
         return jobs.job(self.database, job_id)
 
     def wait_for(self, state: JobState, num_jobs: int = 1) -> None:
-        """Until so many jobs are in a state."""
+        """Wait until so many jobs are in a state."""
         self._until(lambda: self.states().get(state, 0) >= num_jobs, f"{num_jobs} jobs {state}")
 
     def wait_until_finished(self, num_jobs: int) -> None:
@@ -283,7 +283,7 @@ class Cluster:
             raise AssertionError(f"{error}; {self.states()}\n{logs}") from None
 
     def end(self) -> None:
-        """Leave nothing of this cluster running, whatever the test did."""
+        """End all processes of this cluster, in any state."""
         for worker in self.started:
             if worker.process.poll() is None:
                 children = worker.children

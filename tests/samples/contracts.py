@@ -1,4 +1,4 @@
-"""Random contracts, right and wrong, for Hypothesis to draw from."""
+"""Random valid and invalid contracts for Hypothesis."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ JUNK = st.one_of(
 
 @st.composite
 def wild_fields(draw: st.DrawFn) -> tuple[type[Contract], dict[str, Any]]:
-    """A task and fields for it, of which some may be wrong, missing or unheard of."""
+    """A task and fields for it, some of which may be wrong, missing or unknown."""
     task = draw(st.sampled_from(sorted(CONTRACTS)))
     optional = {**PARAMS, **WHO}
     fields: dict[str, Any] = draw(
@@ -89,7 +89,7 @@ def wild_fields(draw: st.DrawFn) -> tuple[type[Contract], dict[str, Any]]:
 
 @st.composite
 def acceptable_contracts(draw: st.DrawFn) -> Contract:
-    """A contract that is accepted."""
+    """A valid contract."""
     task = draw(st.sampled_from(sorted(CONTRACTS)))
     names = draw(st.sets(st.sampled_from(sorted({*PARAMS, *WHO})), max_size=5))
     fields = draw(

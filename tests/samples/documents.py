@@ -1,4 +1,4 @@
-"""Files as Word, a scanner or a publisher would write them, small and made on the spot."""
+"""Small files as Word, a scanner or a publisher would write them."""
 
 import io
 import zipfile
@@ -10,13 +10,14 @@ W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 
 
 def pdf(pages: Sequence[str], password: str | None = None, owner_password: str = "owner") -> bytes:
-    """A PDF with a page for each text, a line of it for each line; "" is a page without text."""
+    """A PDF with a page for each text and a line for each of its lines; "" is a page without
+    text."""
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>"]
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects.append(f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode())
     objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     for number, text in enumerate(pages):
-        content = "q 10 10 50 50 re f Q"  # a picture, as far as a reader of texts is concerned
+        content = "q 10 10 50 50 re f Q"  # a shape, which has no text
         if text:
             lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
             content = f"BT /F1 12 Tf 14 TL 72 720 Td {lines} ET"

@@ -1,4 +1,4 @@
-"""Messages as strangers send them: whatever anybody may put into a list of Redis."""
+"""Invalid messages, as they might be pushed into a list of Redis."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-CANARY = "xyzzy-4711"  # stands in every text of theirs, and in no log
+CANARY = "xyzzy-4711"  # is in every hostile text, and must be in no log
 
 
 def envelope(
@@ -16,7 +16,7 @@ def envelope(
     headers: dict[str, Any] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """A message as Celery sends it; what is given stands in place of what is right."""
+    """A message as Celery sends it, with the given fields replaced."""
     if body is None:
         body = [[], {"text": CANARY}, {"callbacks": None, "errbacks": None, "chain": None}]
     if not isinstance(body, bytes):
@@ -56,12 +56,12 @@ def envelope(
 
 
 def without(*names: str) -> dict[str, Any]:
-    """A message that lacks a field, by its path."""
+    """A message that lacks the field at a path."""
     return with_value(_ABSENT, *names)
 
 
 def with_value(value: Any, *names: str) -> dict[str, Any]:
-    """A message with something else in a field, by its path."""
+    """A message with another value in the field at a path."""
     made = envelope()
     inner = made
     for name in names[:-1]:
@@ -111,7 +111,7 @@ def dumped(message: Any) -> bytes:
     return json.dumps(message).encode()
 
 
-# Each is taken off its list, and is in the quarantine or a job afterwards.
+# Each is taken off its list, and ends in the quarantine or as a job.
 ENTRIES: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "no JSON": lambda: CANARY.encode(),

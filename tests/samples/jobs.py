@@ -1,4 +1,4 @@
-"""Jobs for tests: rows made without a producer, and what the database says of them."""
+"""Jobs for tests: rows that are inserted without a producer, and readers of the database."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -87,20 +87,20 @@ def insert_job(
 def claim(
     database: Database, job_ids: Iterable[UUID], owner: str = "one", lease_seconds: float = 60
 ) -> list[Fence]:
-    """What an owner gets of these jobs."""
+    """Claim these jobs for an owner; returns the fences of those that were claimed."""
     with database.write() as session:
         rows = claims.claim(session, sorted(job_ids), owner, lease_seconds).all()
     return [Fence(row.id, row.attempt, owner) for row in rows]
 
 
 def claimed_job(database: Database, owner: str = "one", **fields: Any) -> Fence:
-    """A job that runs."""
+    """A running job."""
     (fence,) = claim(database, [insert_job(database, **fields)], owner)
     return fence
 
 
 def end_lease(database: Database, job_ids: Iterable[UUID]) -> None:
-    """Let the database's clock be past these leases."""
+    """Move these leases into the past of the database's clock."""
     set_columns(database, job_ids, lease_until=seconds_from_now(-1))
 
 
@@ -115,19 +115,19 @@ def set_columns(database: Database, job_ids: Iterable[UUID], **columns: Any) -> 
 
 
 def job(database: Database, job_id: UUID) -> Job:
-    """The row as it stands now."""
+    """The present row of the job."""
     with database.read() as session:
         return session.scalars(select(Job).where(Job.id == job_id)).one()
 
 
 def states(database: Database) -> dict[str, int]:
-    """How many jobs are in each state."""
+    """The number of jobs in each state."""
     with database.read() as session:
         return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
 
 
 def results_per_job(database: Database) -> dict[UUID, int]:
-    """How many results each job has."""
+    """The number of results of each job."""
     with database.read() as session:
         return dict(
             session.execute(
@@ -152,7 +152,7 @@ def answer(output: str = "an answer") -> Answer:
 
 
 def succeed(database: Database, job_id: UUID, said: Answer) -> None:
-    """Let a queued job have this answer."""
+    """Give a queued job this answer."""
     (fence,) = claim(database, [job_id])
     outcome = Outcome.succeeded(fence, said)
     with database.write() as session:
@@ -162,7 +162,7 @@ def succeed(database: Database, job_id: UUID, said: Answer) -> None:
 
 @contextmanager
 def refusing_commits(database: Database) -> Iterator[threading.Event]:
-    """The database is away; the event says that somebody has noticed."""
+    """Within this context commits fail; the event is set at the first failure."""
     noticed = threading.Event()
 
     def refuse(*_: object) -> None:
@@ -178,7 +178,7 @@ def refusing_commits(database: Database) -> Iterator[threading.Event]:
 
 @contextmanager
 def counting_statements(database: Database) -> Iterator[list[str]]:
-    """The verb of each statement that is run within."""
+    """The verb of each statement that runs within this context."""
     statements: list[str] = []
 
     def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:

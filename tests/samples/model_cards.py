@@ -1,4 +1,4 @@
-"""The card of a model that is not there."""
+"""The card of a model that does not exist."""
 
 from engine.protocol.model_card import ModelCard
 

@@ -40,7 +40,7 @@ def ids(sequences) -> list[int]:
 
 
 def run(scheduler: Scheduler, *finished: int) -> StepPlan | None:
-    """One step in which those with the given ids finish."""
+    """Run one step, in which the sequences with the given ids finish."""
     plan = scheduler.next_step()
     if plan is not None:
         scheduler.apply(
@@ -56,14 +56,14 @@ SLICED = StepLimits(max_sequences=8, max_step_tokens=4000, max_admitted_tokens=5
 
 
 def sliced(id_: int, num_tokens: int, **options) -> Sequence:
-    """One whose backend reads prompts in slices."""
+    """A sequence whose backend reads prompts in slices."""
     made = sequence(id_, num_tokens, **options)
     made.num_read_tokens = 0
     return made
 
 
 def learned(it: Scheduler, num_tokens: int) -> Scheduler:
-    """The scheduler, after steps in which so many prompt tokens doubled the time."""
+    """The scheduler, after steps in which so many prompt tokens doubled the step's time."""
     it.slice_size.decode_seconds, it.slice_size.token_seconds = 0.1, 0.1 / num_tokens
     return it
 

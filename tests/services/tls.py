@@ -1,4 +1,4 @@
-"""TLS in front of a server: certificates of the test's own, and a proxy that ends it."""
+"""TLS in front of a server: certificates of the test's own, and a proxy that terminates TLS."""
 
 import datetime
 import ipaddress
@@ -26,9 +26,9 @@ class Certificates:
 
     @classmethod
     def made(cls, folder: Path, name: str = "localhost", days_valid: float = 1.0) -> "Certificates":
-        """An authority, and a certificate of it for a name.
+        """An authority, and its certificate for a name.
 
-        days_valid: from now on; negative for one that has expired, since a day ago at most
+        days_valid: from now on; negative for an expired one, since a day ago at most
         """
         folder.mkdir(parents=True, exist_ok=True)
         authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -82,9 +82,9 @@ def _builder(
 def in_front_of(
     connect_to: tuple[str, int] | str, certificates: Certificates, *, postgres: bool = False
 ) -> Iterator[int]:
-    """The port of a proxy that takes TLS, and nothing else, for a server that takes none.
+    """The port of a proxy that takes only TLS, for a server without TLS.
 
-    postgres: TLS begins after PostgreSQL's own question whether it is wanted
+    postgres: TLS begins after PostgreSQL's own request for it
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.certificate, certificates.key)

@@ -8,7 +8,7 @@ from db.session import Database
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
-# Found before PostgreSQL's own of that name, once the search path says so.
+# With the search path set, this is found before PostgreSQL's own function of that name.
 POSTGRESQL = """
 CREATE TABLE virtual_clock (at timestamptz NOT NULL);
 INSERT INTO virtual_clock VALUES ('2026-01-01 00:00:00+00');
@@ -18,7 +18,7 @@ CREATE FUNCTION public.statement_timestamp() RETURNS timestamptz
 
 
 class VirtualClock:
-    """Takes the place of the clock that `db.clock.now` asks; seconds count from its start."""
+    """Replaces the clock of `db.clock.now`; seconds count from its start."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class VirtualClock:
                 session.execute(
                     text(f'ALTER DATABASE "{name}" SET search_path = public, pg_catalog')
                 )
-        database.engine.dispose()  # connections made from now on go by it
+        database.engine.dispose()  # new connections use this clock
 
     @property
     def now(self) -> datetime:

@@ -1,4 +1,4 @@
-"""The page on the architecture has each room once, and none that is not there."""
+"""docs/architecture.md names each room once, and no other."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The compose file: what can be said of it without a Docker engine."""
+"""The compose file, as far as it can be tested without a Docker engine."""
 
 import re
 import subprocess
@@ -63,7 +63,7 @@ def test_every_long_running_service_has_a_health_check() -> None:
 
 
 def test_redis_starts_with_the_compose_files_options_and_stores_data(tmp_path: Path) -> None:
-    """The very arguments, given to a server that takes Redis's."""
+    """The file's arguments are passed to a server that accepts Redis's."""
     program, *arguments = [
         re.sub(r"\$\{REDIS_PASSWORD[^}]*\}", "secret", argument)
         for argument in SERVICES["redis"]["command"]
@@ -79,7 +79,7 @@ def test_redis_starts_with_the_compose_files_options_and_stores_data(tmp_path: P
             with redis.Redis(port=port, password="secret", retry=ONCE) as client:
                 assert client.config_get("appendonly") == {"appendonly": "yes"}
                 assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-                with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
+                with pytest.raises(redis.ConnectionError):  # it closes every connection
                     client.lpush("celery", bytes(MAX_BYTES + 1))
                 assert client.llen("celery") == 0
             with (

@@ -1,4 +1,4 @@
-"""docs/configuration.md names every setting there is, no other, and the worker's defaults."""
+"""docs/configuration.md names every setting and no other, with the worker's defaults."""
 
 import re
 from dataclasses import fields
@@ -9,7 +9,7 @@ from worker.cache.settings import CacheSettings
 from worker.settings import Settings
 
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
-# How often a thread polls, which nobody has a reason to change.
+# Polling intervals, which users have no reason to change.
 INTERNAL = {"claim_seconds", "dispatch_seconds"}
 
 

@@ -1,4 +1,4 @@
-"""A fork ends as a program that was started would, and is a new interpreter where it must be."""
+"""A fork ends like a started program, and becomes a new interpreter if it must."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def forked(*command: str, **arguments: Any) -> ForkedProcess:
 
 
 def is_fork(process: psutil.Process) -> bool:
-    """Of what became a new interpreter, the arguments are its own."""
+    """False for a fork that became a new interpreter, which has arguments of its own."""
     return "tests.forking.fork_server" in process.cmdline()
 
 
@@ -79,7 +79,7 @@ def test_a_variable_that_an_import_has_read_must_be_unchanged() -> None:
 def test_a_worker_and_its_engines_are_forks(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As joblib and torch do, in a process of tests that has imported them.
+    # joblib and torch set these in a test process that has imported them.
     monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cluster.folder))
     folder = checkpoints.build("gpt2", cluster.folder / "gpt2")

@@ -1,4 +1,4 @@
-"""A start makes no garbage and does not look for it; afterwards it is looked for as ever."""
+"""Garbage collection is off during a start, which makes no garbage, and on afterwards."""
 
 import gc
 import subprocess

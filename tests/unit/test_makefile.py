@@ -1,4 +1,4 @@
-"""`make` says what it installs before it does, and shows how far it is where somebody looks on."""
+"""`make` announces its installations, and shows their progress on a terminal."""
 
 import os
 import pty
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Makes an environment whose programs are itself; says what it was asked for.
+# Creates an environment whose programs are this script, and prints its arguments.
 PYTHON = """#!/bin/sh
 echo "$(basename "$0") $*"
 test "$2" = venv && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"

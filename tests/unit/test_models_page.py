@@ -1,4 +1,4 @@
-"""docs/models.md: what it says to write in tidemill.toml is read, prompts included."""
+"""The settings that docs/models.md recommends for tidemill.toml are valid, prompts included."""
 
 import re
 from pathlib import Path

@@ -48,7 +48,7 @@ def nightly(
         require_ready()
     folder = config.resolve().parent
     complaints = Complaints(errors or night.errors_of(folder, today))
-    # A source may be gone once its night is done; a second start is harmless all the same.
+    # A source may be deleted after its night; a second start must still be harmless.
     done = not (dry_run or estimate) and complete_batch(run_key) is not None
     parts = [] if done else night.parts_of(folder, today)
     for part in parts:

@@ -40,11 +40,11 @@ def retry(
     selection = selected_jobs(jobs or [], batch)
     named = [JobState(name) for name in state or ()]
     states = named or ([JobState.FAILED] if batch is not None else list(RETRIABLE))
-    # A contract that was refused when it came by message has no model to go to.
+    # A contract that was refused on arrival as a message has no model.
     can_run = Job.model != ""
     with selection.database.read() as session:
         asked_at = session.execute(select(now())).scalar_one()
-    # Of those that failed before this was asked: some may run and fail again meanwhile.
+    # Only jobs that failed before this command: some may run and fail again meanwhile.
     condition = selection.condition & can_run & (Job.finished_at <= asked_at)
     with Notifier() as notifier:
         changed = selection.change(

@@ -24,7 +24,7 @@ Act = Annotated[str | None, typer.Option(help="Only this act, such as submit or 
 Actor = Annotated[str | None, typer.Option(help="A part of the actor's name.")]
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="At this time or later.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this time.")]
-NUM_SHOWN = 3  # ids in a row of the table
+NUM_SHOWN = 3  # ids that a row of the table shows
 
 
 @audit.command(

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from db.models import QuarantinedMessage
     from db.session import Database
 
-# Of these the contents are kept, not what stood in the queue.
+# With these reasons a message's contents are kept, not its entry in the queue.
 NO_ENTRIES = ("bad_job_ids", "unknown_jobs", "id_conflict", "unkept", "revoked", "wrong_type")
-# Kombu's books and our own: what stood there was in no queue.
+# Keys of kombu and of Tidemill that are not queues.
 NO_QUEUES = ("unacked", "tidemill:quarantine")
 
 
@@ -57,7 +57,7 @@ def messages(
     listed = quarantine.quarantined(limit)
     if ids:
         listed = select(QuarantinedMessage).where(QuarantinedMessage.id.in_(ids))
-    # To list or delete one, its body need not open.
+    # Listing or deleting a message does not need its body, which may not open.
     with nullcontext() if raw or requeue else passing_over_unopenable(), database.read() as session:
         rows = list(session.scalars(listed))
         num_kept = session.scalar(quarantine.num_quarantined()) or 0
@@ -138,7 +138,7 @@ def _requeue(database: "Database", rows: "list[QuarantinedMessage]") -> None:
             note(f"{message.id} is not kept as it stood in its queue, so it cannot be put back")
             raise typer.Exit(1)
     url = settings.broker_url()
-    # While one of its id is there, a message is that job's and changes nothing.
+    # If the job of its id exists, the message is a duplicate and changes nothing.
     with database.write() as session:
         for message in rows:
             if message.job_id is not None:

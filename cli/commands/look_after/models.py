@@ -69,7 +69,7 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
 
 def requests_by_way(engines: list[dict[str, Any]]) -> str:
     """How many requests ran in flight, and how many by `generate`."""
-    ways = [engine.get("requests") or {} for engine in engines]  # an older worker counts none
+    ways = [engine.get("requests") or {} for engine in engines]  # an older worker reports none
     num_in_flight, num_by_generate = (
         sum(each.get(way, 0) for each in ways) for way in ("in_flight", "by_generate")
     )

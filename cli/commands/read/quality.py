@@ -48,7 +48,7 @@ def quality(
     period, reference = timedelta(hours=hours), timedelta(days=reference_days)
     drifts = []
     with database.read() as session:
-        # A check of a name that nobody has would never raise an alarm.
+        # A check of a name that does not exist would never raise an alarm.
         if (
             model is not None
             and model not in _configured()

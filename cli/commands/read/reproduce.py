@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from db.reading.job_details import JobDetails
     from tasks.contracts.contract import Contract
 
-# Lengths in words come to settings that each request works out for itself.
+# Lengths in words become settings that are computed for each request.
 BY_REQUEST = frozenset({"max_words", "min_words", "ratio", "strategy"})
-# What names a model and how it ran; of the rest (the worker's device, say) it is only told.
+# Fields that identify a model and how it ran; differences of others are only reported.
 RECORD = (
     "checkpoint",
     "revision",
@@ -96,19 +96,19 @@ def contract_again(first: "JobDetails") -> "Contract":
     from tasks.contracts.by_task import CONTRACTS
 
     contract = CONTRACTS[first.job.task]
-    # A way through several models is found again.
+    # The route through several models is computed again.
     fields = {name: value for name, value in first.contract.items() if name != "route"}
     settings = dict((first.provenance or {}).get("settings", {}))
-    # A job that draws and names no seed has one by its id.
+    # A sampled job without a seed has one derived from its id.
     fields["seed"] = settings.get("seed", first.job.id.int & (2**63 - 1))
     if first.job.task != "translate" and not BY_REQUEST & fields.keys():
-        fields.pop("max_length", None)  # it came to max_new_tokens
+        fields.pop("max_length", None)  # it was turned into max_new_tokens
         field_names = contract.own_fields()
         settled = {name: value for name, value in settings.items() if name in field_names}
-        if isinstance(settled.get("early_stopping"), str):  # "never", which only a model says
+        if isinstance(settled.get("early_stopping"), str):  # "never": only a checkpoint sets it
             del settled["early_stopping"]
         if first.job.finish_reason == "stop":
-            # It ended by itself, and the fake engine ends otherwise where a length is named.
+            # The answer was not cut, and the fake engine ends differently if a length is given.
             settled.pop("max_new_tokens", None)
         fields = {**settled, **fields}
     return contract.parse(
@@ -117,7 +117,7 @@ def contract_again(first: "JobDetails") -> "Contract":
             **({"use_cache": False} if "use_cache" in contract.model_fields else {}),
             **({} if "route" in first.contract else {"model": first.job.model}),
             "tenant": first.job.tenant,
-            # Its own as well: whoever erases a person finds both by them.
+            # Its own subjects as well, so that erasing a person finds both jobs.
             "metadata": {**first.job.metadata, "reproduces": str(first.job.id)},
         }
     )
@@ -139,7 +139,7 @@ def first_difference(first: "JobDetails", second: "JobDetails") -> int:
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The values that differ between two records of model and settings, by name."""
     pairs = {name: (first.get(name), second.get(name)) for name in RECORD}
-    # A record of before a field was kept says nothing of it.
+    # A record that was written before a field existed lacks it.
     return {
         name: (before, after)
         for name, (before, after) in pairs.items()

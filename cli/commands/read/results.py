@@ -12,7 +12,7 @@ from cli.output.escaping import visible
 from cli.output.terminal import err, note, out, plural, print_table, say, warn
 
 TABLE_LIMIT = 50
-MAX_LISTED = 50  # names of files, of one kind
+MAX_LISTED = 50  # names of files of one kind
 
 Format = Literal["table", "jsonl", "csv", "parquet"]
 

@@ -45,4 +45,4 @@ def top(
                 live.update(screen(snapshot_of(before, now), out.width), refresh=True)
                 before = now
     except KeyboardInterrupt:
-        return  # the way out
+        return  # Ctrl-C ends the screen

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cli.stack.local_stack import LocalStack
 
 POLL_SECONDS = 0.25
-EXAMPLES = {  # which the toy models of a checkout know how to answer
+EXAMPLES = {  # that the toy models of a checkout can answer
     "summarize": "The tea was already cold. On Saturday the Lucky Tern came into Eelgate. "
     "She carried twelve sacks of oats. Captain Nora Flint means to sail again at dusk.",
     "translate": "The miller opens the gate.",
@@ -46,7 +46,7 @@ def up(
     from tasks.configuration.settings import config_path
 
     redis_url = os.environ.get("TIDEMILL_REDIS_URL")
-    # What an earlier `up` wrote of itself must not stand in for this folder's settings.
+    # The record of an earlier `up` must not replace this folder's settings.
     config = config_path({**os.environ, "TIDEMILL_DATA_DIR": os.devnull}, Path.cwd())
     Catalog.load(config).only(tuple(filter(None, (models or "").split(","))))
     folder = data_dir or default_data_dir(os.environ, Path.cwd())
@@ -74,7 +74,7 @@ def up(
                     stack.show_log()
                 stack.check()
         except KeyboardInterrupt:
-            pass  # while it was starting; what was started is stopped below
+            pass  # interrupted while starting; the started processes are stopped below
         finally:
             if interrupts.any():
                 note("stopping when the running jobs are finished; Ctrl-C again stops at once")

@@ -44,7 +44,7 @@ def worker(
 def celery_command(name: str, concurrency: int | None = None, loglevel: str = "INFO") -> list[str]:
     """The worker's command line. Its settings are those of the Celery app."""
     command = [sys.executable, "-P", "-m", "cli.stack.celery_main", "-A", "tasks", "worker"]
-    # Both only serve workers that talk to each other; ours talk to the database.
+    # Both only serve workers that talk to each other; Tidemill's workers use the database.
     command += ["--without-gossip", "--without-mingle"]
     command += ["-n", f"{name}@%h", "--loglevel", loglevel]
     if concurrency is not None:

@@ -15,7 +15,7 @@ from cli.ingest.source import BadRow, CheckColumns, Row
 from cli.output.terminal import plural
 
 MAX_CELL_CHARACTERS = 64 * 2**20
-# Their cells may hold JSON; everything else is a text, or a number that reads like one.
+# Cells of these fields may hold JSON; all others are texts, or numbers written as texts.
 JSON_FIELDS = frozenset({"messages", "metadata", "stop", "glossary"})
 
 
@@ -25,7 +25,7 @@ class CsvSource:
     encoding: of a file that has no byte order mark and is not in UTF-8
     """
 
-    exact_types = False  # all is text
+    exact_types = False  # every cell is text
 
     def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.name = str(path)
@@ -44,14 +44,14 @@ class CsvSource:
         encoding = encoding_of(buffered.peek(), otherwise=self._encoding)
         try:
             yield from self._rows(buffered, encoding, check_columns)
-        except UnicodeDecodeError:  # of two bytes a character, one is missing
+        except UnicodeDecodeError:  # a character of two bytes lacks one
             raise SourceUnusable(f"{self.name} is not {shown(encoding)} to its end") from None
 
     def _rows(
         self, file: "io.BufferedReader[MeasuredFile]", encoding: str, check_columns: CheckColumns
     ) -> Iterator[Row | BadRow]:
-        # Bytes that are no text become lone surrogates, which `_value` refuses:
-        # so they cost their own row and not the rest of the file.
+        # Invalid bytes become lone surrogates, which `_value` refuses, so that only their row is
+        # lost and not the rest of the file.
         with io.TextIOWrapper(
             file, encoding=encoding, errors="surrogateescape", newline=""
         ) as text:
@@ -114,8 +114,8 @@ def _rows(
         except StopIteration:
             return
         except csv.Error as error:
-            # A quote that nobody closes takes the lines after it for its own,
-            # up to the next quote or the end. They are rows, and good ones perhaps.
+            # An unclosed quote swallows the lines after it, up to the next quote or the end of the
+            # file. These lines are rows, and may be good ones.
             if lines.give_up_on_first():
                 fault = "is not valid CSV: it opens a quote and does not close it"
             else:
@@ -158,7 +158,7 @@ def _value(name: str, cell: str, encoding: str) -> Any:
     try:
         cell.encode()
     except UnicodeEncodeError as error:
-        byte = ord(error.object[error.start]) - 0xDC00  # as `surrogateescape` keeps it
+        byte = ord(error.object[error.start]) - 0xDC00  # as encoded by `surrogateescape`
         fault = (
             f"is not {shown(encoding)} in {name} (byte {byte:#04x} at {error.start}); save the "
             "file as UTF-8, or name its encoding"

@@ -9,7 +9,7 @@ from cli.documents import UnreadableDocument, read_document
 from cli.errors import SourceUnusable
 from cli.ingest.source import BadRow, CheckColumns, Row
 
-HIDDEN = (".", "~$")  # the latter: what Word keeps beside a document that is open
+HIDDEN = (".", "~$")  # the latter: Word's lock files beside open documents
 MAX_METADATA_CHARACTERS = 512
 
 
@@ -79,7 +79,7 @@ def row_of(position: int, path: Path, base: Path, encoding: str | None) -> Row |
         return BadRow(position, place, error.fault, error.code)
     fields = {"text": document.text, "custom_id": name}
     if document.without_text is not None:
-        # Kept with the job, so that its result can be seen to be of a part.
+        # Kept with the job, so that its result shows that only a part was read.
         fields["metadata.without_text"] = document.without_text[:MAX_METADATA_CHARACTERS]
     return Row(position, place, fields, document.without_text)
 
@@ -96,7 +96,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, OSError | None]]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(folder / entry.name)
-                    # os.path's: a link to itself must not end the reading of the others.
+                    # Unlike entry.is_file, os.path.isfile does not raise for a link to itself, so
+                    # that the other files are read.
                     elif os.path.isfile(entry):
                         yield folder / entry.name, None
                     elif not os.path.isdir(entry):

@@ -13,7 +13,7 @@ from cli.errors import SourceUnusable
 from cli.ingest.progress_file import MeasuredFile
 from cli.ingest.source import BadRow, CheckColumns, Row
 
-# More than any job may hold; a file without line breaks must not fill the memory.
+# Longer than any valid job; a file without line breaks must not fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 BOM = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")

@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 256
 class ParquetSource:
     """A Parquet file; a column of structs or of a map may hold metadata."""
 
-    exact_types = False  # a column of whole numbers with gaps is of floats
+    exact_types = False  # integers with gaps are read as floats
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -56,7 +56,7 @@ def _fields(batch: Any) -> Iterator[dict[str, Any] | str]:
         yield from batch.to_pylist(maps_as_pydicts="strict")
         return
     except (KeyError, ValueError, OverflowError):
-        pass  # one of them; which?
+        pass  # search the value that cannot be read
     for number in range(batch.num_rows):
         try:
             [fields] = batch.slice(number, 1).to_pylist(maps_as_pydicts="strict")

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from cli.errors import SourceUnusable
 
 SQLITE_WAIT_SECONDS = 30
-# What a SELECT is made of, and the two pragmas by which full-text tables read their own.
+# The actions of a SELECT, and the two pragmas that full-text tables read.
 SQLITE_READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
 SQLITE_READING_PRAGMAS = frozenset({"data_version", "page_size"})
 
@@ -36,7 +36,7 @@ def connected(url: URL, read_only_user: bool) -> Iterator[Connection]:
     if backend == "sqlite":
         engine = _sqlite(url)
     elif backend == "postgresql":
-        # Whatever driver is named: psycopg is at hand, and its cursor is what we rely on.
+        # The driver in the URL is replaced: psycopg is installed, and its cursor is needed.
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
@@ -44,7 +44,7 @@ def connected(url: URL, read_only_user: bool) -> Iterator[Connection]:
             execution_options={"postgresql_readonly": True},
         )
     else:
-        url.get_dialect()  # raises NoSuchModuleError where there is no such thing
+        url.get_dialect()  # raises NoSuchModuleError for an unknown database
         if not read_only_user:
             raise SourceUnusable(
                 f"of {backend} it is not known how to only read from it, as from PostgreSQL and "
@@ -54,7 +54,7 @@ def connected(url: URL, read_only_user: bool) -> Iterator[Connection]:
         engine = create_engine(url, hide_parameters=True, poolclass=NullPool)
     with engine.connect() as connection:
         if backend == "sqlite":
-            # Only now: SQLAlchemy asks for a pragma when it connects.
+            # Set only after connecting, since SQLAlchemy reads a pragma then.
             driver = connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
             driver.set_authorizer(_authorize)
@@ -67,14 +67,15 @@ def _sqlite(url: URL) -> Engine:
             f"SQLite is read by its own driver; write sqlite:// for {url.drivername}"
         )
     assert url.database is not None
-    # As a URI, in which % ? and # mean something else. Opened so, a missing file stays missing.
+    # A URI, in which % ? and # must be quoted. In this mode a missing file is not created.
     file = f"file:{quote(os.path.abspath(url.database))}?mode=ro"
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(file, uri=True, timeout=SQLITE_WAIT_SECONDS)
         connection.isolation_level = None
         connection.execute("PRAGMA query_only = ON")
-        # Bytes that are no UTF-8 cost their own row, which the contract refuses.
+        # Bytes that are not UTF-8 become a text that the contract refuses, so only their row is
+        # lost.
         connection.text_factory = _text
         return connection
 
@@ -94,7 +95,7 @@ def _authorize(
     elif action == sqlite3.SQLITE_PRAGMA:
         allowed = first in SQLITE_READING_PRAGMAS and second is None
     elif action == sqlite3.SQLITE_UPDATE:
-        # A virtual table asks for this when it is opened; nothing is written, nor could be.
+        # A virtual table requests this action when it is opened; nothing can be written.
         allowed = first == "sqlite_master"
     else:
         allowed = action in SQLITE_READING

@@ -39,7 +39,7 @@ class SqlSource:
     def __init__(self, url: str, query: str, *, read_only_user: bool = False) -> None:
         try:
             self._url = make_url(url)
-        except (ArgumentError, ValueError):  # the latter of a port that is no number
+        except (ArgumentError, ValueError):  # ValueError: the port is not a number
             raise SourceUnusable(
                 "the source's url cannot be read; it looks like "
                 "postgresql://user:password@host/name or sqlite:////path/to/file.db"
@@ -47,7 +47,7 @@ class SqlSource:
         self._query = query
         self._read_only_user = read_only_user
         self.name = f"the query on {masked(url)}"
-        # For a better sentence than the database's own; it is the database that refuses.
+        # Only for a better error message; the database itself refuses writes.
         first_word = FIRST_WORD.match(query)
         if first_word is not None and first_word[1].upper() not in READING_WORDS:
             raise SourceUnusable(
@@ -73,7 +73,7 @@ class SqlSource:
                 f"the driver for {url.drivername} is not installed: no module {error.name!r}"
             ) from error
         except DataError as error:
-            # The database's sentence quotes the value.
+            # The database's message quotes the value.
             kind = type(error.orig).__name__
             raise SourceUnusable(f"{self.name} failed: a value does not convert ({kind})") from None
         except DBAPIError as error:
@@ -82,8 +82,8 @@ class SqlSource:
             raise SourceUnusable(f"{self.name} failed: {_reason(error)}") from error
 
     def _rows(self, connection: Connection, check_columns: CheckColumns) -> Iterator[Row]:
-        # The driver's own words: SQLAlchemy would take a colon for a parameter, and the
-        # driver a percent sign.
+        # Executed by the driver itself, without parameters: SQLAlchemy would take a colon for a
+        # parameter, and the driver a percent sign.
         options = {"yield_per": ROWS_AT_ONCE, "no_parameters": True}
         result = connection.exec_driver_sql(self._query, execution_options=options)
         if not result.returns_rows:

@@ -38,7 +38,7 @@ def looks_like_source(text: str) -> bool:
         if path.suffix.lower() in READERS and len(text.split()) == 1:
             return True
         return bool(path.suffix or os.sep in text) and path.is_file()
-    except OSError:  # too long for a path, for one
+    except OSError:  # for example too long for a path
         return False
 
 

@@ -19,7 +19,7 @@ def opened(output: Path | None) -> Iterator[BinaryIO]:
             yield to
         part.replace(output)
     except OSError as error:
-        # Those of a write have no name with them.
+        # Errors of a write do not name the file.
         raise OSError(error.errno, error.strerror, str(output)) from error
     finally:
         part.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from cli.output.files.result_names import TakenNames, result_name
 from db.reading.found_job import FoundJob
 from db.states import UNFINISHED, JobState
 
-RECORD = ".tidemill-results"  # no output has such a name
+RECORD = ".tidemill-results"  # no output has this name
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -29,7 +29,7 @@ class Written:
     num_there_before: int = 0
     num_unfinished: int = 0
     partial: list[str] = field(default_factory=list)  # made from a part of their source
-    renamed: list[str] = field(default_factory=list)  # of several jobs by one name
+    renamed: list[str] = field(default_factory=list)  # outputs of several jobs with the same name
     without_output: list[tuple[str, str]] = field(default_factory=list)
     unwritable: list[tuple[str, str]] = field(default_factory=list)
 
@@ -78,7 +78,7 @@ class ResultFolder:
         record.seek(0)
         line = b"\n"
         for line in record:
-            with suppress(ValueError, KeyError, TypeError):  # a line that a crash has cut
+            with suppress(ValueError, KeyError, TypeError):  # a line that was cut by a crash
                 entry = json.loads(line)
                 self._names[UUID(entry["job"])] = self._taken.take(PurePosixPath(entry["file"]))
         if not line.endswith(b"\n"):
@@ -90,7 +90,7 @@ class ResultFolder:
         Raises OSError if nothing more can be written.
         """
         for job in jobs:
-            # A job without an output takes its name, too: it may have one in the next start.
+            # A job without an output reserves its name, too: it may have an output in the next run.
             is_recorded = job.id in self._names
             plain = result_name(job.custom_id, job.id, job.task)
             name = self._names[job.id] if is_recorded else self._taken.take(plain)

@@ -9,11 +9,12 @@ from pathlib import PurePath, PurePosixPath
 from uuid import UUID
 
 TEXT = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".log"})
-SUBTITLES = frozenset({".srt", ".vtt"})  # a summary of subtitles is none
+SUBTITLES = frozenset({".srt", ".vtt"})  # a summary of subtitles is not subtitles
 READ_AS_MARKDOWN = frozenset({".html", ".htm", ".xhtml", ".docx", ".epub"})
 
-MAX_NAME_BYTES = 200  # of the 255 that a system has, so that there is room for a suffix
-# What Windows forbids in a name, what moves a terminal, and what turns its writing around.
+MAX_NAME_BYTES = 200  # of the 255 of a file system, so that a suffix fits
+# Characters that Windows forbids in a name, control characters, and those that change the direction
+# of writing.
 _UNSAFE = re.compile(
     '[<>:"|?*\\\\\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u206f\ufeff\ud800-\udfff]'
 )
@@ -39,7 +40,7 @@ def _safe(part: str) -> str:
     safe = _UNSAFE.sub("_", part)
     if safe.startswith("."):  # hidden, or `..`
         safe = "_" + safe[1:]
-    if safe.endswith((".", " ")):  # which Windows would drop
+    if safe.endswith((".", " ")):  # Windows would drop it
         safe = safe[:-1] + "_"
     if _RESERVED.match(safe):
         safe = "_" + safe

@@ -12,10 +12,10 @@ from cli.output.terminal import one_line, table
 from db.reading.found_job import FoundJob
 
 MAX_GROUP_ROWS = 5000
-MAX_GROUP_CHARACTERS = 32_000_000  # of what the rows of a Parquet row group hold
-CELL_CHARACTERS = 90  # of a text in a table
+MAX_GROUP_CHARACTERS = 32_000_000  # of the texts in a Parquet row group
+CELL_CHARACTERS = 90  # shown of a text in a table
 NAME_CHARACTERS = 40
-# With the order in which a table does without them where it does not fit.
+# With the order in which a table drops columns if it does not fit.
 TABLE_COLUMNS = (
     "id",
     "custom_id",
@@ -28,7 +28,7 @@ TABLE_COLUMNS = (
     "output",
 )
 DISPENSABLE = ("run seconds", "language", "tenant", "state", "task")
-USUAL = {"tenant": "default"}  # what says nothing when every job has it
+USUAL = {"tenant": "default"}  # values that are not shown if every job has them
 
 _SPECIAL = re.compile('[,"\r\n]')
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
@@ -67,10 +67,10 @@ def write_csv(
 
 
 def _csv_row(cells: Sequence[str]) -> str:
-    # Not the csv module's: before Python 3.13 it leaves a lone carriage return unquoted,
-    # and every reader takes that for the end of the row.
+    # Not the csv module: before Python 3.13 it does not quote a lone carriage return, which every
+    # reader takes for the end of the row.
     if list(cells) == [""]:
-        return '""\n'  # an empty line would be none
+        return '""\n'  # an empty line would not be a row
     quoted = (
         '"' + cell.replace('"', '""') + '"' if _SPECIAL.search(cell) else cell for cell in cells
     )

@@ -1,4 +1,4 @@
-"""Commands as their users have them, without a worker: what is taken, refused and shown."""
+"""Commands as users run them, without a worker: their input, refusals and output."""
 
 import csv
 import json
@@ -121,7 +121,7 @@ def test_results_are_written_in_every_format_and_page_by_cursor(stored: CommandL
     everything = ("results", "--state", "all")
 
     assert stored(*everything, "--format", "csv", "-o", "r.csv").status == 0
-    assert stored(*everything, "-o", "r.parquet").status == 0  # its name says how
+    assert stored(*everything, "-o", "r.parquet").status == 0  # the suffix selects the format
     table = stored(*everything, "--limit", "3")
     cursor = table.err.split("--after ")[1].strip()
     rest = stored(*everything, "--after", cursor, "--format", "jsonl")

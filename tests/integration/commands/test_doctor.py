@@ -1,4 +1,4 @@
-"""The doctor says who holds what, and what is overdue."""
+"""The doctor names lock holders and overdue work."""
 
 import os
 import resource
@@ -56,7 +56,7 @@ def of_subject(findings: list[dict[str, Any]], subject: str) -> list[dict[str, A
 
 
 def test_a_file_that_is_no_database_is_a_fault_among_others(tidemill: CommandLine) -> None:
-    """What else is wrong is said all the same."""
+    """Other faults are reported all the same."""
     (tidemill.folder / "x.db").write_bytes(b"no database" * 1000)
     tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
     doctor = tidemill("doctor", "--json")
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_database_is_a_fault_among_others(tidemill: CommandLin
 
 
 def test_a_database_that_the_disk_takes_no_more_of_is_a_fault(tidemill: CommandLine) -> None:
-    """No file of the doctor's process may grow: the file system refuses it, as a full one does."""
+    """No file of the doctor's process may grow, as on a full disk."""
     file = tidemill.folder / "x.db"
     tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{file}"}
     assert tidemill("migrate").status == 0
@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_or_nearly_is_a_fault(
     """As the operating system tells it of such a disk."""
     figures = (4096, 4096, 2**18, free_bytes // 4096, free_bytes // 4096, 100, 100, files_left)
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*figures, 0, 255)))
-    (stored.folder / ".tidemill").mkdir()  # the data folder: what `up` keeps is on its disk
+    (stored.folder / ".tidemill").mkdir()  # the data folder, whose disk is checked
     doctor = stored("doctor", "--json")
     disks = of_subject(doctor.json, "disk")
     assert disks

@@ -1,4 +1,4 @@
-"""An estimate says what a run would be and enqueues nothing; it loads no model library."""
+"""An estimate predicts a run and enqueues nothing; it loads no model library."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def database(stored: CommandLine, database_url: str) -> Iterator[Database]:
 
 
 def answer_all(database: Database, tokens: tuple[int, int], seconds: float) -> None:
-    """Answer what is queued, all side by side, in so many seconds."""
+    """Answer all queued jobs, side by side, within the given seconds."""
     queued = list(find_results(state="queued", database=database))
     said = replace(answer("a"), prompt_tokens=tokens[0], completion_tokens=tokens[1])
     for job in queued:

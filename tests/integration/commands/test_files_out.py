@@ -98,7 +98,7 @@ def test_a_file_that_we_did_not_write_is_never_overwritten(
     out = stored.folder / "out"
     out.mkdir()
     (out / "a.txt").write_text("of somebody else")
-    (out / "b.txt").write_text("of b.txt")  # what would be written, whoever wrote it
+    (out / "b.txt").write_text("of b.txt")  # exactly what the command would write
     (out / "c.txt").write_text("in the way of a folder")
 
     ended = stored(*TO_FOLDER)

@@ -1,4 +1,4 @@
-"""What commands write where the terminal is poor, the pipe is closed or the disk is full."""
+"""Output of commands with a poor terminal, a closed pipe or a full disk."""
 
 import csv
 import io
@@ -48,7 +48,7 @@ def stocked(tidemill: CommandLine) -> CommandLine:
     return tidemill
 
 
-# Runs commands one after another, each with standard streams as it finds them at its start.
+# Runs commands one after another, each with the standard streams of its start.
 ONE_PROCESS = """
 import os, sys
 from cli.main import main
@@ -123,7 +123,7 @@ def test_nothing_hostile_reaches_a_terminal(stocked: CommandLine) -> None:
 
 
 def on_terminal(tidemill: CommandLine, *arguments: str, **environment: str) -> str:
-    """What a command writes to a terminal that it has for itself."""
+    """The output of a command on a terminal of its own."""
     ours, theirs = pty.openpty()
     whole_environment = {**tidemill.whole_environment, "TERM": "xterm", **environment}
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_written_is_named_and_not_left_behind(stocked: Com
     stocked.write("b.jsonl", {"text": noise})
     assert stocked("submit", "summarize", "b.jsonl").status == 0
 
-    def little_room() -> None:  # as much as SQLite needs to be read
+    def little_room() -> None:  # enough for reading with SQLite
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
     for name in ("r.csv", "r.jsonl", "r.parquet"):

@@ -1,4 +1,4 @@
-"""Questions that a command asks at a terminal, and what is not an answer to them."""
+"""Questions that a command asks at a terminal, and replies that it does not accept."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ SUBMIT = ("submit", "generate", "nosuch.txt")
 
 def take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # A shell that runs the tests in its background has them ignore it.
+    # Background processes of a shell ignore SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -47,7 +47,7 @@ def on_a_terminal(command: CommandLine, key: str, *arguments: str) -> tuple[int,
         shown += os.read(ours, 4096)
     for _ in range(12):
         os.write(ours, key.encode())
-        # Python misses an interrupt in the moment before it waits for a line; people press again.
+        # Python misses an interrupt just before it waits for a line; a user would press again.
         with suppress(subprocess.TimeoutExpired):
             out, _ = process.communicate(timeout=60 if key != CTRL_C else 5)
             break

@@ -1,4 +1,4 @@
-"""`tidemill reproduce`, and what is said when a model's files are others than before."""
+"""`tidemill reproduce`, and its report if a model's files have changed."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.services.servers import ValkeyServer
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[Cluster]:
-    """A model that generates and one that summarizes, of real weights in files of their own."""
+    """A model that generates and one that summarizes, with real weights in separate files."""
     folder = tmp_path_factory.mktemp("reproduce")
     checkpoints.build("gpt2", folder / "gpt2")
     checkpoints.build("t5", folder / "t5")
@@ -65,7 +65,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
     with cluster.worker():
         jobs = [
             generate.submit(text="the mill", max_new_tokens=12),
-            generate.submit(text="the mill", max_new_tokens=12, do_sample=True),  # no seed named
+            generate.submit(text="the mill", max_new_tokens=12, do_sample=True),  # without a seed
             generate.submit(text="the mill", max_new_tokens=9, num_beams=3, num_return_sequences=2),
             summarize.submit(text="the mill " * 400, max_words=12),
             # A masked document in another language, of several parts.
@@ -79,7 +79,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
         ]
         for job in jobs:
             assert job.wait(PATIENCE_SECONDS).state == "succeeded"
-        # One that goes on with a dialogue, and one that was not computed for itself.
+        # A job that continues a dialogue, and one whose answer came from the cache.
         jobs += [
             chat.submit(
                 messages=[{"role": "user", "content": "And who am I?"}], previous_job_id=jobs[-1].id
@@ -118,7 +118,7 @@ def test_a_job_is_reproduced_until_its_models_files_change(cluster: Cluster) -> 
         assert ended.status == 1
         assert "different from character" in ended.out
         assert "the records differ in weight_files" in ended.err
-    # The model that did not change says nothing.
+    # The unchanged model is not reported.
     assert worker.log.count("model changed") == 1
 
 
@@ -135,7 +135,7 @@ def test_a_job_without_an_answer_is_not_reproduced(cluster: Cluster) -> None:
 
 
 def turn_around(weights: Path) -> None:
-    """Other weights of the same names and shapes in a file of the same size."""
+    """Replace the weights by others of the same names and shapes in a file of the same size."""
     size = weights.stat().st_size
     tensors = {
         name: torch.flip(tensor, [0]).contiguous() for name, tensor in load_file(weights).items()

@@ -137,7 +137,7 @@ def test_an_interrupt_in_the_middle_says_what_is_kept_and_how_to_go_on(
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    # The second thousand may be kept and not told yet.
+    # The second thousand may be committed and not reported yet.
     kept = r"what is enqueued stays, at least [12],000 jobs; the same command goes on where this"
     assert re.search(kept, err)
     again = stored(*arguments, "--json", given="".join(lines))

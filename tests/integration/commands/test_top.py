@@ -20,7 +20,7 @@ def test_a_snapshot_has_workers_rows_rates_and_the_backlog(producer: Cluster) ->
     tidemill = CommandLine(producer.folder, producer.environment)
     with producer.worker():
         until(lambda: generate.submit(text="a b").wait(90), "a first job")
-        # Each of its own: equal ones would be computed once.
+        # Each text is different, since equal ones would be computed once.
         texts = (f"a b {number}" for number in range(60))
         contracts = [GenerateContract.parse({"text": text, "max_new_tokens": 40}) for text in texts]
         submit_batch(contracts, name="many")

@@ -1,4 +1,4 @@
-"""Canaries: run every night, and alarming when an answer is another than it should be."""
+"""Canaries run every night and raise an alarm if an answer differs from the expected one."""
 
 import json
 from datetime import datetime
@@ -60,7 +60,7 @@ def verdicts(command_line: CommandLine, *arguments: str) -> tuple[int, dict[str,
 
 @on_sqlite
 def test_a_canary_without_its_model_is_missing_and_stops_no_other(producer: Cluster) -> None:
-    """Its last answer was as it should be, and would be called so for ever."""
+    """Its last answer was right, and must not be reported as right for ever."""
 
     def canaries(model: str) -> tuple[Canary, ...]:
         table = {"task": "generate", "text": "the mill", "expected": "said"}

@@ -1,4 +1,4 @@
-"""Celery's own tools tell the truth about a worker."""
+"""Celery's own tools show a worker's true state."""
 
 import json
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ QUEUES = ["celery", "tidemill.fake.interactive", "tidemill.fake.bulk"]
 
 @contextmanager
 def operator(cluster: Cluster) -> Iterator[Celery]:
-    """An app of its own: ours keeps the connections of the Redis that it saw first."""
+    """An app of its own, since ours keeps the connections of the first Redis."""
     app = Celery(broker=cluster.redis_url, set_as_current=False)
     yield app
     app.close()
 
 
 def inspect(cluster: Cluster, what: str) -> Any:
-    """What its one worker tells."""
+    """The reply of the only worker."""
     name = cluster.started[-1].name
     with operator(cluster) as app:
         told = getattr(app.control.inspect([name], timeout=PATIENCE_SECONDS), what)()
@@ -36,7 +36,7 @@ def inspect(cluster: Cluster, what: str) -> Any:
 
 @pytest.fixture
 def busy(producer: Cluster) -> Cluster:
-    """A worker's models are so slow that what they run stays running."""
+    """A worker whose models are so slow that jobs stay running."""
     producer.configure(worker={"drain_seconds": 0.2}, fake_step_seconds=0.05)
     return producer
 
@@ -46,7 +46,7 @@ def queues(cluster: Cluster) -> list[str]:
 
 
 def test_status_inspect_and_stats_while_jobs_run_and_after(busy: Cluster) -> None:
-    busy.program = (str(BIN / "celery"),)  # as an operator starts it who knows Celery
+    busy.program = (str(BIN / "celery"),)  # started directly, with Celery's own command
     with busy.worker() as worker:
         assert queues(busy) == QUEUES
         assert f"{worker.name}: OK" in busy.celery("status", "-d", worker.name)
@@ -93,7 +93,7 @@ def test_a_message_that_is_revoked_and_terminated_gives_its_job_back(busy: Clust
         (message,) = inspect(busy, "active")
         with operator(busy) as app:
             app.control.revoke(message["id"], terminate=True)
-        # Given back, it is taken up again: the next attempt of the same job.
+        # A released job is claimed again: the next attempt of the same job.
         until(
             lambda: {busy.job(job_id).attempt for job_id in busy.results_per_job()} == {2},
             "a second attempt",

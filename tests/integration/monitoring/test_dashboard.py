@@ -66,8 +66,8 @@ def test_each_alert_fires_when_it_should() -> None:
         rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
     ]
     for rule in rules:
-        # Prometheus extrapolates an increase, so that what such an alert says is no round number:
-        # there the figure that it compares is tested.
+        # Prometheus extrapolates an increase, so such an alert's value is not a whole number: its
+        # compared figure is tested instead.
         figure = rule["expr"].split()[0]
         assert "record" in rule or rule["alert"] in tested or figure in tested, rule
 
@@ -80,7 +80,8 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def prometheus(folder: Path, target: int) -> Iterator[Callable[[str], list[Any]]]:
-    """A Prometheus with our rules that scrapes a worker each second; called with a query."""
+    """A Prometheus with our rules that scrapes a worker each second; the yielded function runs a
+    query."""
     port = free_port()
     rules = yaml.safe_load(RULES.read_text())
     (folder / "rules.yml").write_text(yaml.safe_dump(rules))
@@ -175,7 +176,7 @@ def test_no_panel_and_no_rule_is_empty_beside_a_live_worker(
 
 
 def expressions() -> list[str]:
-    """Of every panel, of every rule, and of every alert what it compares."""
+    """Of every panel and rule, and the compared expression of every alert."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     of_panels = [target["expr"] for panel in panels for target in panel.get("targets", ())]
     assert len(of_panels) > 30

@@ -48,4 +48,4 @@ def test_flower_shows_the_worker_its_engines_and_its_messages(producer: Cluster)
             flower.kill()
     assert [each["name"] for each in shown.values()] == ["tasks.run_jobs"]
     assert stats["pool"]["tidemill"]["engines"][0]["num_completion_tokens"] == 3
-    assert str(job.id) not in json.dumps(shown)  # a message's ids are not for everybody
+    assert str(job.id) not in json.dumps(shown)  # job ids of a message are not shown

@@ -1,4 +1,4 @@
-"""The figures that Prometheus reads, beside those of the database, after faults."""
+"""The figures that Prometheus reads agree with the database, also after faults."""
 
 import socket
 import threading
@@ -21,7 +21,7 @@ from tests.samples.jobs import insert_jobs, job_row, set_columns
 from tests.services.servers import free_port
 from worker.settings import Settings
 
-# Of a job, a batch or whoever sent it: there is no end of them.
+# Labels of jobs, batches or tenants would have no bound.
 UNBOUNDED = {"job", "job_id", "batch", "batch_id", "tenant", "custom_id", "attempt", "owner"}
 
 
@@ -33,7 +33,7 @@ def ended_by_sql(cluster: Cluster) -> dict[tuple[str, ...], float]:
             .where(Job.finished_at.is_not(None))
             .group_by(Job.task, Job.model, Job.state, Job.error_code)
         ).all()
-    # What was refused has no model, and may have no task.
+    # A refused job has no model, and may have no task.
     return {
         (task.replace("unknown", "other"), model or "other", state, code): num
         for task, model, state, code, num in rows
@@ -53,8 +53,8 @@ REFUSED = ("invalid_contract", "unknown_model", "unknown_task")
 
 
 def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) -> None:
-    """The counters of all workers, each at its last scrape, come to what SQL counts; what the
-    leader reads from SQL is right by itself, whoever died."""
+    """The counters of all workers, each at its last scrape, add up to the count of SQL. The
+    leader's figures are read with SQL, so they do not depend on dead workers."""
     first_port, second_port = free_port(), free_port()
     settings = {**TAKEN_UP_SOON, "retry_seconds": 0.05}
     producer.configure(
@@ -83,7 +83,7 @@ def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) 
             ),
             "the first worker's counters",
         )
-        # None of these ends before the worker dies, so its counters stay as they are.
+        # No job ends before the worker dies, so its counters do not change.
         running = [generate.submit(text="long " * 20, max_new_tokens=2000).id for _ in range(3)]
         producer.wait_for(JobState.RUNNING, 3)
         last = Scrape.of(first_port)
@@ -135,7 +135,8 @@ def test_figures_agree_with_the_database_after_a_worker_died(producer: Cluster) 
 
 
 def test_a_job_that_cannot_begin_here_is_counted_as_given_back(producer: Cluster) -> None:
-    """Its message came by the queue of another model; that it was given back is an attempt."""
+    """The message came through the queue of another model; releasing its job counts as an
+    attempt."""
     port = free_port()
     (job_id,) = insert_jobs(producer.database, [job_row(model="another")])
     settings = Settings(metrics_port=port)
@@ -170,7 +171,7 @@ def test_the_engines_own_figures_cross_the_pipe(producer: Cluster) -> None:
         assert busy.total("tidemill_engine_max_rows") == 8
         assert busy.total("tidemill_engine_max_kv_cache_tokens") == 4096
         assert busy.total("tidemill_worker_running_jobs") == 3
-        # The leader's figure is of its last look, which may have been between two of them.
+        # The leader's figure is of its last query, which may have been between two of the jobs.
         assert busy.total("tidemill_running_jobs", model="fake", lane="interactive") <= 3
         for each in jobs:
             each.wait(90)

@@ -1,4 +1,4 @@
-"""What is switched off (measures, masks, keys, records, cache, guards) costs a job nothing."""
+"""Features that are off (measures, masks, keys, records, cache, guards) cost a job nothing."""
 
 import threading
 from collections import Counter
@@ -11,7 +11,7 @@ from tests.running.workers import ROOT, Cluster, on_sqlite
 from worker.cache.settings import CacheSettings
 
 NUM_JOBS = 48
-# Rooms of what can be switched on.
+# Packages of features that can be switched on.
 SWITCHED_ON = (
     "worker/metrics/",
     "worker/masking/",
@@ -28,8 +28,8 @@ SWITCHED_ON = (
     "db/reading/quality.py",
     "db/reading/figures.py",
 )
-# Of its texts (what was sent, the answer, the thought before it) whether each looks like a sealed
-# one: without that anybody could send a text that nobody can read. And whether its task is guarded,
+# Calls that every job makes: whether each of its texts (input, answer, reasoning) looks like a
+# sealed one, without which a user could store an unreadable text; and whether its task is guarded,
 # before and after.
 PER_JOB = {
     "as_plain": 2,
@@ -40,7 +40,7 @@ PER_JOB = {
 
 
 class Calls:
-    """The calls of our own functions, by file and name, on threads that began since."""
+    """Counts calls of our own functions, by file and name, on threads that started after it."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -68,7 +68,7 @@ def test_features_that_are_switched_off_are_not_called(producer: Cluster) -> Non
     try:
         cache, guards = CacheSettings(enabled=False), {"enabled": False}
         with serving(producer, cache, guards=guards) as served:
-            served.run(contracts)  # what is made once is made
+            served.run(contracts)  # one-time work is done
             calls.taken()
             job_ids = served.run(contracts)
             counts = calls.taken()
@@ -82,6 +82,6 @@ def test_features_that_are_switched_off_are_not_called(producer: Cluster) -> Non
         if file.startswith(SWITCHED_ON) and num >= NUM_JOBS
     }
     assert {name.removeprefix("SealedText."): num for (_, name), num in of_jobs.items()} == PER_JOB
-    # The model card, which every result has, is written out once for all of them.
+    # The model card is written once for all results.
     assert counts["engine/protocol/model_card.py", "ModelCard.to_json"] == 0
     assert counts["db/queries/model_cards.py", "model_card_id"] < 1.5 * NUM_JOBS

@@ -1,4 +1,4 @@
-"""`tidemill quality`: what it says of a day, of several, and to a cron line."""
+"""`tidemill quality`: its reports of one day and of several, and its exit status for cron."""
 
 from db.session import Database
 from tests.running.commands import CommandLine

@@ -1,4 +1,4 @@
-"""What others of this machine may see of a running worker and its engines: no password, no key."""
+"""Other users of this machine see no password and no key of a running worker or its engines."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ PASSWORD = "s3cretOfTheDatabase"
 
 @pytest.fixture
 def database(database: Database) -> Iterator[Database]:
-    """One whose URL has a password in it; the server of the tests asks for none."""
+    """A database whose URL has a password; the test server needs none."""
     secret = Database(make_url(database.url).set(password=PASSWORD))
     yield secret
     secret.close()
@@ -26,7 +26,7 @@ def database(database: Database) -> Iterator[Database]:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_an_engine_gets_no_address_and_no_key(cluster: Cluster) -> None:
-    """A checkpoint's own code ran with the keys of all texts in its environment."""
+    """Else a checkpoint's own code would run with the keys of all texts in its environment."""
     keys = new_key("k1")
     config = cluster.configure()
     config.write_text(f'{config.read_text()}\n[encryption]\nkeys_variable = "OUR_KEYS"\n')

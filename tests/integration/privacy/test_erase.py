@@ -1,4 +1,4 @@
-"""`tidemill export`, `erase` and `backup`: what is kept of somebody, and that it is gone."""
+"""`tidemill export`, `erase` and `backup` of one person's data."""
 
 import json
 import resource
@@ -61,7 +61,7 @@ def said(text: str = LONG) -> Answer:
 
 
 def insert_texts(database: Database, **fields: Any) -> dict[str, UUID]:
-    """Jobs in several states, every column of a text with the canary in it."""
+    """Jobs in several states, with the canary in every text column."""
     made = {
         name: insert_job(database, metadata=METADATA, custom_id=f"{CANARY}-{name}", **fields)
         for name in ("succeeded", "failed", "retried", "running", "queued")
@@ -113,7 +113,7 @@ def message(job_id: UUID | None, body: bytes) -> dict[str, Any]:
 
 
 def places_of(database: Database, text: str) -> list[str]:
-    """Where in the tables, or in SQLite's files, a text is."""
+    """The tables, or SQLite's files, that contain a text."""
     found = []
     with database.read() as session:
         for table in Job.metadata.sorted_tables:
@@ -205,9 +205,9 @@ def test_erasing_a_running_job_fences_it_off_and_leaves_no_text(database: Databa
 
 
 def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -> None:
-    """The committer has looked whether its attempt may write, and then the job is erased."""
+    """The job is erased after the committer has checked that its attempt may write."""
     if database.dialect == "sqlite":
-        return  # one writer at a time
+        return  # SQLite has one writer at a time
     job_id = insert_job(database, metadata=METADATA)
     (fence,) = claim(database, [job_id])
     writing = Committer(database, Settings(), lambda outcomes: None)
@@ -215,7 +215,7 @@ def test_a_segment_that_is_being_written_goes_with_its_job(database: Database) -
         running = writing._running(session, [fence])
         writing._write_segments(session, [FinishedSegment(fence, 0, {"output": LONG})], running)
         with database.write() as other:
-            # It is left alone until that is committed.
+            # The job is not erased until the segment is committed.
             assert erasure.erasure.erase_jobs(other, [job_id])[0] == []
     erased = erasure.erase(database, Person(metadata=METADATA))
 
@@ -274,14 +274,14 @@ def test_the_person_of_a_message_is_read_from_its_fields(
 def test_a_person_is_found_in_a_message_by_values_of_another_type(
     person: Person, fields: dict[str, Any]
 ) -> None:
-    """That they are of another type may be why it is in the quarantine."""
+    """The wrong type may be the reason why the message was quarantined."""
     assert person.sent(fields)
     assert not Person(tenant="None").sent(fields)
     assert not Person(metadata={"patient": "8"}).sent(fields)
 
 
 def test_a_text_that_cannot_be_decrypted_prevents_no_export_or_erasure(stored: CommandLine) -> None:
-    """Neither one of theirs nor another's; and without the keys nothing is erased by half."""
+    """The text may be the person's or another's; without any keys nothing is erased."""
     line = new_key("k1")
     sealed = Database(stored.environment["TIDEMILL_DATABASE_URL"], KeyRing.parse(line, "it"))
     moved, whole = (insert_job(sealed, tenant="acme", custom_id=CANARY) for _ in range(2))
@@ -395,12 +395,13 @@ def test_a_backup_is_whole_while_jobs_are_written(stored: CommandLine) -> None:
 
 
 def test_a_backup_that_the_disk_has_no_room_for_leaves_nothing(tidemill: CommandLine) -> None:
-    """The file system refuses it, as a full one does; what lies beside the copy holds texts too."""
+    """The file system refuses the write, as a full disk does; files beside the copy hold texts,
+    too."""
     tidemill.environment = {"TIDEMILL_DATABASE_URL": f"sqlite:///{tidemill.folder}/x.db"}
     assert tidemill("migrate").status == 0
     database = database_of(tidemill)
     insert_jobs(database, [job_row()], text=CANARY * 200_000)
-    assert erasure.scrub(database)  # all of it in the file, and nothing in the log
+    assert erasure.scrub(database)  # all content is in the file, and the write-ahead log is empty
     (tidemill.folder / "copy.db.part-journal").write_text("of one that was killed")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
@@ -419,7 +420,7 @@ def test_a_backup_of_a_broken_database_is_refused(tmp_path: Path, stored: Comman
     database = database_of(stored)
     if database.file is None:
         return
-    with closing(sqlite3.connect(database.file)) as connection:  # which holds no key to it
+    with closing(sqlite3.connect(database.file)) as connection:  # a connection without keys
         connection.execute("INSERT INTO segments VALUES ('x', 0, '{}', '2026-01-31')")
         connection.commit()
     ended = stored("backup", "copy.db")

@@ -52,7 +52,7 @@ def test_keys_are_made_used_listed_and_changed(stored: CommandLine) -> None:
     assert (searched.status, "outputs are encrypted" in searched.err) == (1, True)
     del stored.environment["TIDEMILL_KEYS_FILE"]
     without = stored("results", "--state", "all", "--format", "jsonl")
-    assert without.status == 0  # no output yet, and the input was not asked for
+    assert without.status == 0  # there is no output yet, and the input was not requested
     asked = stored("results", "--state", "all", "--format", "jsonl", "--input")
     assert (asked.status, "the key k2; give this process its keys" in asked.err) == (1, True)
     assert stored("audit", "list", "--json").json[0]["act"] == "rotate_keys"
@@ -156,14 +156,14 @@ def test_a_worker_seals_what_it_writes_and_one_bad_text_fails_alone(cluster: Clu
 
 
 def test_another_key_of_the_same_name_is_refused_before_it_fails_a_job(stored: CommandLine) -> None:
-    """A worker would end every job as unopenable, and for good."""
+    """Else a worker would fail every job as unopenable, for good."""
     url = stored.environment["TIDEMILL_DATABASE_URL"]
     lines = {name: new_key(name) for name in ("k2", "k1")}
     for name in ("k1", "k2"):
         sealed = Database(url, KeyRing.parse(lines[name], "it"))
         insert_jobs(sealed, [job_row() for _ in range(FEW)], text=CANARY)
         sealed.close()
-    for name in ("k2", "k1"):  # the one that seals, and an older one
+    for name in ("k2", "k1"):  # the primary key, and an older one
         stored.environment["TIDEMILL_KEYS"] = ",".join({**lines, name: new_key(name)}.values())
         ended = stored("submit", "generate", "a b")
         assert (ended.status, f"that the key {name} has sealed opens" in ended.err) == (1, True)
@@ -180,7 +180,8 @@ def test_a_few_changed_texts_are_no_reason_to_refuse_all(database: Database) -> 
     sealed = Database(database.url, ring)
     insert_jobs(sealed, [job_row()], text=CANARY)
     other = Database(database.url, KeyRing.parse(new_key("k1"), "it"))
-    insert_jobs(other, [job_row() for _ in range(FEW)], text=CANARY)  # to the first, changed
+    # With the first key ring these texts look changed.
+    insert_jobs(other, [job_row() for _ in range(FEW)], text=CANARY)
     require_keys(sealed)
     for each in (sealed, other):
         each.close()

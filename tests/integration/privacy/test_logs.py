@@ -1,4 +1,4 @@
-"""What users send and get never reaches a log."""
+"""Users' inputs and outputs never reach a log."""
 
 import json
 import signal
@@ -52,7 +52,7 @@ def test_the_stacks_that_a_signal_shows_hold_no_text(producer: Cluster) -> None:
     with producer.worker() as worker:
         generate.submit(text=f"{USERS} {USERS}", max_new_tokens=200)
         producer.wait_for(JobState.RUNNING, 1)
-        for number in range(1, 21):  # whatever the other threads are at
+        for number in range(1, 21):  # at any state of the other threads
             worker.process.send_signal(signal.SIGUSR1)
             until(partial(has_stacks, worker, number), "the stacks")
         producer.wait_until_finished(1)
@@ -63,7 +63,7 @@ def test_the_stacks_that_a_signal_shows_hold_no_text(producer: Cluster) -> None:
 
 @on_sqlite
 def test_a_log_in_json_is_an_object_a_line_and_says_whose_doing_it_is(producer: Cluster) -> None:
-    """And after hostile messages and failures no text is in it, in a metric or in an error."""
+    """After hostile messages and failures no text is in the log, in a metric or in an error."""
     port = free_port()
     producer.configure(
         worker={"log_format": "json", "metrics_port": port},

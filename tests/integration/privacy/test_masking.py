@@ -1,4 +1,4 @@
-"""Masked jobs through a whole run: the model would fail at what it must not see."""
+"""Masked jobs through a whole run: the model would fail if it saw a masked text."""
 
 from typing import Any
 
@@ -79,7 +79,7 @@ def test_the_model_sees_placeholders_and_the_user_does_not(producer: Cluster) ->
 
 @on_sqlite
 def test_a_slow_masking_pattern_delays_no_other_job(producer: Cluster) -> None:
-    """They were masked one after the other where jobs are claimed: a second each, for everybody."""
+    """Masking must not run one job after the other where jobs are claimed, a second for each."""
     config = producer.configure()
     table = "[masking.tenants.acme]\npatterns = { SLOW = '(a|aa)+$' }\n"
     config.write_text(config.read_text() + table)

@@ -1,4 +1,5 @@
-"""TLS to Redis and to PostgreSQL, by their URLs alone, with certificates of the test's own."""
+"""TLS to Redis and to PostgreSQL, configured by their URLs alone, with the test's own
+certificates."""
 
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def redis_url(port: int, number: str, authority: Path, host: str = "localhost") 
 
 @pytest.fixture
 def postgres_url(postgres: PostgresServer, certificates: Certificates) -> Iterator[str]:
-    """Through the proxy, and with the whole check."""
+    """The URL goes through the proxy and requires full verification."""
     url = make_url(postgres.new_database())
     folder = str(url.query["host"])
     with in_front_of(f"{folder}/.s.PGSQL.{url.port or 5432}", certificates, postgres=True) as port:
@@ -75,7 +76,7 @@ def test_a_job_runs_with_tls_to_redis_and_to_the_database(
             assert generate.submit(text="a b c").wait(90).state is JobState.SUCCEEDED
         assert "certificate" not in worker.log.lower()
         with database.read() as session:
-            # The server behind the proxy sees a socket: what is asked is our own end.
+            # The server behind the proxy sees a plain socket, so the client's end is checked.
             session.execute(text("SELECT 1"))
             driver = session.connection().connection.driver_connection
             assert driver is not None
@@ -100,7 +101,7 @@ def test_a_certificate_of_another_authority_is_refused(
 def test_a_certificate_is_checked_where_the_url_says_nothing_of_it(
     valkey: ValkeyServer, redis_port: int, database: Database, tmp_path: Path
 ) -> None:
-    """kombu checked none then: a producer gave its password to whoever stood between."""
+    """By default kombu checks none, and would give the password to a man in the middle."""
     number = urlsplit(valkey.new_database()).path.strip("/")
     cluster = Cluster(tmp_path, database, f"rediss://localhost:{redis_port}/{number}")
     config = cluster.configure()

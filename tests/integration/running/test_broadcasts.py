@@ -1,4 +1,4 @@
-"""Remote control goes through a connection of its own, and its end holds nothing up."""
+"""Remote control uses a connection of its own, whose end blocks nothing."""
 
 import redis
 

@@ -1,4 +1,4 @@
-"""The content cache of a whole worker: what was computed once is not computed again."""
+"""The content cache of a whole worker: an answer that was computed once is not computed again."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -74,7 +74,7 @@ def test_a_repeated_batch_makes_no_model_calls(producer: Cluster) -> None:
         assert statements.count("SELECT") == 1
         assert statements.count("INSERT") <= 3, "a commit takes them along"
     assert num_entries(producer.database) == 64
-    # Another worker, which knows nothing but the database.
+    # Another worker, which shares only the database.
     with serving(producer) as second:
         with statements_on_the_cache(producer.database) as statements:
             other = second.run(batch_of(64))
@@ -198,7 +198,7 @@ def test_the_least_recently_used_entries_are_removed_beyond_the_bound(producer: 
         session.execute(update(CacheEntry).values(used_at=seconds_from_now(-7200)))
     size = database_bytes(database) // 20
     with serving(producer) as worker:
-        worker.run(batch_of(5))  # of the twenty, used again
+        worker.run(batch_of(5))  # five of the twenty, which are used again
         worker.worker._cache_upkeep.tick()
     small = CacheSettings(max_size=f"{8 * size}B")
     with serving(producer, small) as worker:
@@ -278,7 +278,7 @@ def test_a_repeated_document_makes_no_model_calls_and_reports_it(producer: Clust
 
 @on_sqlite
 def test_equal_parts_of_a_document_are_computed_once(producer: Cluster) -> None:
-    """A header on each of forty pages, each page as long as a part."""
+    """Forty pages have the same header, and each page is as long as a part."""
     body = " ".join(f"word{number}" for number in range(CONTEXT - 4))
     pages = [f"{PAGE_HEADER}\n\n{body} page{number % 4}" for number in range(40)]
     contract = {"text": "\n\n".join(pages), "strategy": "map_reduce", "max_new_tokens": 4}
@@ -309,7 +309,7 @@ def test_documents_share_the_sentences_that_they_have_in_common(producer: Cluste
 
 
 def test_erasing_a_person_empties_their_tenants_cache(producer: Cluster) -> None:
-    """The tenant's entries go, which are only a cache, and other tenants' stay."""
+    """All entries of the tenant are deleted, since they are only a cache; other tenants' stay."""
     database = producer.database
     hers = {"tenant": "one", "metadata": {"patient": "seven"}}
     with serving(producer) as worker:

@@ -42,7 +42,7 @@ def test_a_worker_killed_in_the_reduce_repeats_no_finished_part(
 ) -> None:
     database = producer.database
     contract = SummarizeContract.parse(
-        # Or all of it were in the content cache, and no other attempt needed its segments.
+        # Else all of it would be in the content cache, and no attempt would need its segments.
         {"text": REPORT, "strategy": "map_reduce", "max_new_tokens": 8, "use_cache": False}
     )
     with serving(producer, **LIMITS) as worker:
@@ -56,7 +56,7 @@ def test_a_worker_killed_in_the_reduce_repeats_no_finished_part(
     assert num_segments(database) == 0, "a job that has its result needs none"
 
     producer.configure(**LIMITS, worker=TAKEN_UP_SOON)
-    # Measuring is answered by the engine too, and passes the same moment.
+    # The engine also answers measurements, which pass the same failpoint.
     killed = producer.start_worker(TIDEMILL_FAIL_AT=f"generated:{len(asked) - 1}")
     job_id = submit_contract(contract).id
     killed.wait()

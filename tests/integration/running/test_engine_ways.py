@@ -1,4 +1,4 @@
-"""What `models` and `status` say of how the requests of a model are run, and why so."""
+"""`models` and `status` report how the requests of a model are run, and why."""
 
 import json
 
@@ -17,7 +17,7 @@ CARD = {"model_type": "bigbird", "num_parameters": 10, "dtype": "float32", "devi
 
 
 def engine(num_in_flight: int, num_by_generate: int) -> dict[str, object]:
-    """What a worker reports of one engine."""
+    """A worker's report of one engine."""
     return {
         "model": "reports",
         "card": {**CARD, "engine_reason": REASON},

@@ -1,4 +1,4 @@
-"""Guards as their users have them: a worker with thresholds, and what the commands list."""
+"""Guards for their users: a worker with thresholds, and the lists of the commands."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_suspicious_results_are_listed_with_reasons(stored: CommandLine) -> None
     database.close()
 
     shown = stored("results", "--suspicious")
-    # Each with its figure; how a cell is broken depends on the terminal.
+    # Each has its figure; the line breaks of a cell depend on the terminal.
     assert {"0.25", "0.80", "repetition"} <= set(shown.out.split())
     assert "plain" not in shown.out
 

@@ -1,4 +1,4 @@
-"""Redis is the doorbell: losing it, or what it holds, loses nothing."""
+"""Losing Redis, or its contents, loses no job."""
 
 import signal
 import socket
@@ -31,7 +31,7 @@ def test_a_job_submitted_without_redis_is_kept_and_sent_out_later(cluster: Clust
 
 @on_sqlite
 def test_a_submit_gives_up_a_redis_that_says_nothing(cluster: Cluster) -> None:
-    """It waited for a minute: as long as a worker may wait for a message, and twice."""
+    """It must not wait twice as long as a worker may wait for a message, which is a minute."""
     config = cluster.configure()
     ends: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A translation by way of a third language: two models, of one worker or of two."""
+"""A translation through a third language: two models, of one worker or of two."""
 
 from typing import Any
 from uuid import UUID
@@ -55,7 +55,7 @@ def test_two_workers_with_one_model_each_answer_as_one_worker_with_both(producer
     fields = {"text": TEXT, "source_language": "de", "target_language": "fr"}
     with producer.worker(TIDEMILL_MODELS="german"):
         other = submit(use_cache=False, **fields).id
-        # Of this one the cache has every answer, and a worker on the way must have them, too.
+        # The cache has every answer to this text, and the second worker must find them, too.
         cached = submit(**fields).id
         until(lambda: producer.job(other).model == "french", "the job in the other's queue")
         assert producer.job(other).failures == 0

@@ -1,4 +1,4 @@
-"""Celery's threads do, at their own pace; a pool that forks is refused."""
+"""Celery's thread pool works, if slower; a forking pool is refused."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""A worker that cannot serve says why in a sentence, ends, and has taken nothing."""
+"""A worker that cannot serve reports why in a sentence, ends, and has taken no message."""
 
 from collections.abc import Callable
 

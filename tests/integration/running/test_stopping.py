@@ -1,4 +1,4 @@
-"""Whatever ends a worker, planned or not, its jobs end once."""
+"""However a worker ends, planned or not, each of its jobs ends once."""
 
 import signal
 from collections import Counter
@@ -13,7 +13,7 @@ from tasks.generate import GenerateContract
 from tests.running.workers import TAKEN_UP_SOON, Cluster, assert_gone, on_sqlite, until
 from tests.samples.jobs import end_lease
 
-# Nothing finishes with the first, everything at once with the second.
+# With the first settings no job finishes, with the second all finish at once.
 SLOW: dict[str, Any] = {"name": "slow.toml", "fake_step_seconds": 0.2, "max_sequences": 8}
 FAST: dict[str, Any] = {"name": "tidemill.toml"}
 NUM_JOBS = 40
@@ -71,7 +71,7 @@ def test_a_second_signal_ends_a_drain_at_once(producer: Cluster) -> None:
         def given_back() -> bool:
             if producer.states() == {JobState.QUEUED: 4}:
                 return True
-            # Again, for Celery passes over one that comes before the pool begins to stop.
+            # Sent again, since Celery ignores a signal that comes before the pool begins to stop.
             worker.process.send_signal(signal.SIGTERM)
             return False
 

@@ -1,4 +1,4 @@
-"""Where a database and Redis are: odd folders, and an `up` that is not there."""
+"""The places of a database and of Redis: odd folders, and an `up` that is not running."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_the_embedded_valkey_takes_no_entry_larger_than_a_message(tmp_path: Path
     server.start()
     try:
         with redis.Redis.from_url(server.url, retry=ONCE) as client:
-            with pytest.raises(redis.ConnectionError):  # it hangs up on whoever tries
+            with pytest.raises(redis.ConnectionError):  # it closes every connection
                 client.lpush("celery", bytes(MAX_BYTES + 1))
             assert client.llen("celery") == 0
     finally:
@@ -135,7 +135,7 @@ def test_jobs_can_be_read_and_submitted_after_up_has_stopped(tidemill: CommandLi
 
 
 def test_jobs_are_taken_while_up_loads_its_models(tidemill: CommandLine) -> None:
-    """An `up` that has its stores and is still without a worker: the record says so."""
+    """`up` has started its stores and has no worker yet, which its record shows."""
     up = tidemill.start("up")
     wait_for((tidemill.folder / ".tidemill" / "stores.json").exists, up)
     up.send_signal(signal.SIGSTOP)  # before or after it is ready: the next line makes it before

@@ -1,4 +1,4 @@
-"""`tidemill up` and what works in its folder: commands, workers, the demo; and how it ends."""
+"""`tidemill up` and everything in its folder: commands, workers, the demo, and the end."""
 
 import json
 import re
@@ -138,7 +138,7 @@ def tree_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_up_ends_no_process_is_left(tidemill: CommandLine, how: signal.Signals) -> None:
-    up = tidemill.start("up", is_forked=False)  # the parent of its parts, as a fork is not
+    up = tidemill.start("up", is_forked=False)  # the parent of its processes, unlike a fork
     wait_for((tidemill.folder / ".tidemill" / "run.json").exists, up)
     children = tree_of(up)
     assert len(children) >= 3  # Valkey, the worker, its engine
@@ -154,7 +154,7 @@ def test_however_up_ends_no_process_is_left(tidemill: CommandLine, how: signal.S
 
 
 def test_modules_of_the_folder_do_not_stand_in_for_ours(tidemill: CommandLine) -> None:
-    """Many folders that use Celery have a tasks.py, and a worker is easily one, too."""
+    """Many folders that use Celery have a tasks.py, and some a worker.py."""
     for name in ("tasks.py", "worker.py", "db.py", "cli.py"):
         tidemill.write(name, "raise SystemExit('the wrong one')")
     up = tidemill.start("up")

@@ -1,4 +1,4 @@
-"""A night's work: many jobs submitted together, each with one result in the end."""
+"""Many jobs that are submitted together get one result each."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from tasks.summarize import SummarizeContract
 from tests.running.workers import Cluster, on_sqlite
 from tests.samples.contracts import acceptable_contracts
 
-# What the text or the limits of the model may still refuse when the job runs.
+# Fields that may still be refused when the job runs, by the text or the model's limits.
 CODES_OF_THE_TEXT = {
     "empty_prompt",
     "prompt_too_long",
@@ -89,10 +89,10 @@ def test_whatever_is_accepted_can_be_run(producer: Cluster) -> None:
         suppress_health_check=list(HealthCheck),
     )
     def draw(contract: Contract) -> None:
-        # Its own identity, so that one random key or another does not make jobs one.
+        # A key of its own, so that equal random keys do not merge two jobs.
         own = {"idempotency_key": None, "deadline": None}
         if contract.custom_id in {each.custom_id for each in accepted}:
-            own["custom_id"] = None  # in a batch an id stands once
+            own["custom_id"] = None  # custom ids are unique in a batch
         accepted.append(contract.model_copy(update=own))
 
     draw()

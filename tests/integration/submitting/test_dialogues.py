@@ -1,4 +1,4 @@
-"""Dialogues through a real worker: each turn finds what was said before it."""
+"""Dialogues through a real worker: each turn gets the earlier turns."""
 
 from uuid import UUID
 

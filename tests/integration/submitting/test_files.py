@@ -1,4 +1,4 @@
-"""Files in: documents of every kind become jobs, and each that cannot is told by a code."""
+"""Documents of every kind become jobs; a file that cannot is reported with a code."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def test_a_broken_link_and_a_pipe_in_a_folder_are_reported_and_the_other_files_a
     (reports / "gone.txt").symlink_to(reports / "nowhere.txt")
     (reports / "loop.txt").symlink_to(reports / "loop.txt")
     os.mkfifo(reports / "old" / "pipe.txt")
-    (reports / "again").symlink_to(reports / "old")  # a folder that is not entered, as promised
+    (reports / "again").symlink_to(reports / "old")  # a linked folder is not entered
 
     ended = stored("submit", "summarize", "reports/", "--batch", "b")
 

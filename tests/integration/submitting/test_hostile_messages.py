@@ -1,4 +1,4 @@
-"""Whatever anybody puts into our lists: the worker lives, others are served, nothing is lost."""
+"""Whatever is pushed into our lists: the worker lives, serves other jobs, and nothing is lost."""
 
 import json
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ def quarantined(cluster: Cluster) -> list[QuarantinedMessage]:
 
 
 def num_accounted_for(cluster: Cluster) -> int:
-    """Messages in the quarantine, and jobs that are of none of those."""
+    """The number of quarantined messages, and of jobs that no such message belongs to."""
     set_aside = QuarantinedMessage.job_id
     with cluster.database.read() as session:
         num_set_aside = session.scalar(select(func.count()).select_from(QuarantinedMessage)) or 0
@@ -47,7 +47,7 @@ def num_accounted_for(cluster: Cluster) -> int:
 
 
 def serves(worker: WorkerProcess) -> None:
-    """A good job is done, by the same process."""
+    """Check that the same process still runs a valid job."""
     assert generate.submit(text="a b c").wait(PATIENCE_SECONDS).state == JobState.SUCCEEDED
     assert worker.process.poll() is None, worker.log
     assert worker.log.count(" ready.") == 1
@@ -73,7 +73,7 @@ def test_every_hostile_message_is_kept_and_delays_no_other(
 
 @on_sqlite
 def test_garbage_in_kombus_own_keys_ends_no_worker(producer: Cluster) -> None:
-    """Entries of `unacked` that are none, keys of another type, bindings, broadcasts."""
+    """Invalid entries of `unacked`, keys of another type, bindings, broadcasts."""
     with client_of(producer) as client:
         number = producer.redis_url.rpartition("/")[2]
         for tag, entry in {
@@ -125,7 +125,7 @@ def test_a_message_is_found_with_its_reason_and_its_job(producer: Cluster) -> No
         client.lpush("celery", dumped(envelope([[], [CANARY], {}], message_id=job_id)))
         client.lpush("celery", dumped(envelope([[CANARY], {}, {}], message_id="order 7")))
         for text in ("one", "one", "another"):
-            if text == "another":  # those that are read together are taken in any order
+            if text == "another":  # messages that are read together may be handled in any order
                 producer.wait_until_finished(3)
             client.lpush("celery", dumped(envelope([[], {"text": text}, {}], message_id="order 8")))
         until(lambda: len(quarantined(producer)) == 2, "two are set aside")
@@ -183,7 +183,7 @@ def test_an_eta_waits_in_the_database_and_what_is_late_or_revoked_is_kept_as_tha
 
 
 def set_aside(cluster: Cluster, entry: bytes, queue: str = "celery") -> str:
-    """A message in the quarantine as a worker sets it aside that could not take it; its id."""
+    """Quarantine a message as a worker does that cannot take it; returns its id."""
     headers = json.loads(entry)["headers"]
     fault = Malformed(Reason.UNEXPECTED, headers["id"], headers["task"], headers["origin"])
     message = message_of(fault, queue, entry)
@@ -195,7 +195,7 @@ def set_aside(cluster: Cluster, entry: bytes, queue: str = "celery") -> str:
 def test_a_message_that_is_put_back_becomes_its_job_and_begins_at_its_eta(
     producer: Cluster,
 ) -> None:
-    """Though a failed job stands under its id, which says that it was set aside."""
+    """A failed job with its id, which records the quarantine, does not prevent this."""
     now_id, later_id = str(uuid4()), str(uuid4())
     eta = "2999-01-01T00:00:00+02:00"
     entries = [

@@ -1,4 +1,4 @@
-"""A night is enqueued once, whatever it is made of and wherever it broke off."""
+"""A night is enqueued once, whatever its sources are and wherever it was interrupted."""
 
 import json
 import re
@@ -174,7 +174,7 @@ def test_a_source_may_be_declared_to_be_empty(stored: CommandLine, kind: str) ->
 
 def test_a_part_that_cannot_be_read_stops_no_other_part(stored: CommandLine) -> None:
     stored.write("a.jsonl", TEXT)
-    (stored.folder / "b.csv").write_bytes("text\nx\n".encode("utf-16-le"))  # no mark that says so
+    (stored.folder / "b.csv").write_bytes("text\nx\n".encode("utf-16-le"))  # without a mark
     stored.write("c.jsonl", TEXT)
     write_night(
         stored.folder, *(f'{{ path = "{name}" }}' for name in ("a.jsonl", "b.csv", "c.jsonl"))

@@ -1,4 +1,4 @@
-"""A batch is published when it notifies, and without a notification at the next poll."""
+"""A batch is published at its notification, and without one at the next poll."""
 
 import itertools
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.running.workers import PATIENCE_SECONDS, Cluster, WorkerProcess, on_s
 from tests.samples.jobs import insert_jobs, job_row, set_columns
 from tests.services.servers import ValkeyServer
 
-# No test waits so long: what runs was published because of a notification.
+# Longer than any test waits: a job that runs was published because of a notification.
 SELDOM = {"dispatch_seconds": 10 * PATIENCE_SECONDS, "lead_seconds": 20 * PATIENCE_SECONDS}
 REFUSAL = "notifications are refused"
 
@@ -101,7 +101,7 @@ def test_after_a_restart_of_redis_notifications_arrive_as_before(
             submit(5)
             cluster.wait_until_finished(5)
             server.stop()
-            submit(5)  # no worker is notified, but whoever listens again polls once
+            submit(5)  # no worker is notified, but a worker that listens again polls once
             server.start()
             cluster.wait_until_finished(10)
             wait_until_listening(cluster)
@@ -110,8 +110,8 @@ def test_after_a_restart_of_redis_notifications_arrive_as_before(
 
 
 def worker_without_the_channel(cluster: Cluster) -> WorkerProcess:
-    """A worker on a Redis whose access list has Celery's channel and not ours."""
-    # A subscription to a pattern, as Celery's are, is allowed by that very pattern only.
+    """A worker on a Redis whose access list allows Celery's channel and not ours."""
+    # A subscription to a pattern, as Celery uses, must be allowed by the same pattern.
     pidbox = f"/{cluster.redis_url.rpartition('/')[2]}.celery.pidbox"
     with redis.Redis.from_url(cluster.redis_url) as client:
         client.execute_command("ACL", "SETUSER", "default", "resetchannels", f"&{pidbox}")

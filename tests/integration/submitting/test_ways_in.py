@@ -1,4 +1,4 @@
-"""Three ways in lead to the same job: our code, Celery alone, a batch."""
+"""Our code, Celery alone, and a batch submit the same job."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ for name, task_id, kwargs in json.loads(sys.argv[1]):
 def send_from_elsewhere(
     cluster: Cluster, folder: Path, *sent: tuple[str, str | None, dict[str, object]]
 ) -> list[UUID]:
-    """Send from a process that has celery and redis and nothing of ours; returns the ids."""
+    """Send from a process that has celery and redis and no code of Tidemill; returns the ids."""
     code = FOREIGN.format(site_packages=str(SITE_PACKAGES), broker=cluster.redis_url)
     # -S: an editable install would put our code on the path.
     done = subprocess.run(

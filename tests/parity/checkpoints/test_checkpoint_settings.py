@@ -1,4 +1,4 @@
-"""Settings of a checkpoint's own generation configuration, in flight as by `generate`."""
+"""Settings of a checkpoint's own generation configuration work in flight as in `generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A packed checkpoint answers on a CPU as a float one of the very numbers that it stands for."""
+"""A packed checkpoint answers on a CPU as a float one of the dequantized weights."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_shards_of_bin_files_are_unpacked(folder_of, tmp_path):
 
 
 def mxfp4(folder: Path, source: Path) -> dict[str, torch.Tensor]:
-    """A gpt-oss as it is published. Returns the float weights of its experts."""
+    """Write a gpt-oss checkpoint as published. Returns the float weights of its experts."""
     shutil.copytree(source, folder)
     weights = load_file(folder / "model.safetensors")
     floats = {}

@@ -1,5 +1,4 @@
-"""Of a checkpoint that is published as multimodal the text part is loaded, and says what the whole
-says of text."""
+"""The text part of a multimodal checkpoint is loaded and answers texts as the whole model does."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ from tests.parity.trials.alone import Alone
 from tests.parity.trials.joining import SETTINGS, requests_for, spec_of
 from tests.running.engines import Bench
 
-# The classes that run them: a text model of the library's, or else a head on the decoder.
+# The classes that run them: a text model of transformers, or else a head on the decoder.
 CLASSES = {
     "gemma3_vision": "Gemma3ForCausalLM", "mistral3": "MistralForCausalLM",
     "llava": "LlamaForCausalLM", "llama4_vision": "Llama4ForCausalLM", "qwen2_vl": "TextWithHead",
     "llava_next": "LlamaForCausalLM", "glm4v": "TextWithHead", "qwen3_vl_moe": "TextWithHead",
     "qwen2_audio": "Qwen2ForCausalLM", "qwen2_5_vl": "TextWithHead", "qwen3_vl": "TextWithHead",
     "qwen3_5_vision": "Qwen3_5ForCausalLM",
-    # Its whole reads the mark of an image as no token, which its text model does not.
+    # The whole model does not treat the image token as a token; its text model does.
     "gemma4_vision": "Gemma4ForConditionalGeneration",
 }  # fmt: skip
 SEES = re.compile(r"vision|visual|audio|projector|image_newline")
@@ -52,7 +51,7 @@ def write(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def answers(engine) -> list[list[int]]:
-    """To ten short prompts, greedy, one by one."""
+    """The greedy answers to ten short prompts, one by one."""
     model, tokenizer = engine.model, engine.tokenizer
     rows = []
     for text in checkpoints.sentences(4, seed=8):
@@ -93,7 +92,7 @@ def test_text_is_answered_as_by_the_whole_model(kind, folder_of):
 
 @pytest.mark.parametrize("kind", ["mistral3", "qwen2_5_vl", "gemma4_vision", "llama4_vision"])
 def test_vision_weights_are_not_read(kind, folder_of, tmp_path):
-    """Weights that would be refused, were they looked at."""
+    """The vision weights would be refused if they were read."""
     folder = shutil.copytree(folder_of(kind), tmp_path / kind)
     weights = weights_of(folder)
     spoiled = [name for name in weights if SEES.search(name)]
@@ -160,7 +159,7 @@ def test_a_head_that_is_tied_is_the_embedding(kind, folder_of, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llava", "mistral3"])
 def test_names_of_two_versions_are_read(kind, folder_of, tmp_path):
-    """Files have `language_model.model.` and a tower at the top, or as the model is made now."""
+    """Files have `language_model.model.` and a top-level vision tower, or today's names."""
     folder = shutil.copytree(folder_of(kind), tmp_path / kind)
     weights = weights_of(folder)
 

@@ -32,7 +32,7 @@ def bench(bench_of):
 
 
 def break_when(bench, fails) -> None:
-    """Make every call raise for which `fails` returns an error; it is given the prompts."""
+    """Make each call raise the error that `fails` returns for its prompts, if any."""
     whole = bench.loop.engine.model.generate
 
     def generate(input_ids, **settings):

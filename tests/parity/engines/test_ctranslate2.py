@@ -1,4 +1,4 @@
-"""Greedy answers by CTranslate2 are those of `generate`, and the rest is refused by name."""
+"""CTranslate2's greedy answers equal those of `generate`; other requests are refused by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("t5", "marian")
 
 @pytest.fixture(scope="module")
 def as_published(folder_of: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A Marian whose padding is zeros, as that of all published ones."""
+    """A Marian whose padding embedding is zeros, like that of all published ones."""
 
     def make(kind: str) -> Path:
         folder = folder_of(kind)

@@ -1,4 +1,4 @@
-"""What holds of every engine: one suite for the fake one and for those with a model."""
+"""Properties of every engine: one suite for the fake one and for those with a model."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def started(spec: EngineSpec) -> Iterator[list[Child]]:
 
 @pytest.fixture
 def engine(spec: EngineSpec, started: list[Child]) -> Child:
-    """One process for the tests that leave it running, and another once a test has ended it."""
+    """The process that earlier tests left running, or a new one if a test has ended it."""
     if not started or started[-1].process.poll() is not None:
-        # One with a model is started as a program.
+        # One engine with a model is started in a new interpreter.
         is_first = not started and (spec.engine, Path(spec.checkpoint).name) == ("exact", "t5")
         started.append(Child(spec, is_forked=not is_first))
         assert started[-1].ready.card.alias == "demo"
@@ -89,7 +89,7 @@ def test_every_request_gets_exactly_one_output(engine):
         assert 1 <= choice.completion_tokens <= asked[output.request_id]
         assert output.prompt_tokens > 0
         assert output.settings["num_beams"] == 1
-    # Nothing comes twice: what comes next is the answer to the next request.
+    # No output comes twice: the next one is the answer to the next request.
     last = request("the tide")
     assert engine.answers([last]).keys() == {last.id}
 
@@ -144,7 +144,7 @@ def test_a_sample_without_a_seed_says_which_it_took(spec, engine):
 )
 def test_a_bad_request_in_a_group_fails_alone(spec, engine, bad, code, said):
     if is_greedy_only(spec) and "num_beams" in bad:
-        said = "num_beams"  # however few
+        said = "num_beams"  # even if it is small
     refused = request(**bad)
     good = [request(text) for text in texts(4)]
     outputs = engine.answers([*good[:2], refused, *good[2:]])

@@ -64,7 +64,7 @@ def test_a_step_that_finds_no_memory_is_halved_and_no_later_one_is_as_large(benc
     assert bench.answers(prompts()) == expected
     assert tried[:2] == [8, 4]
     assert max(tried[2:]) == 2
-    # Who comes later is let in by the bound that was found.
+    # Later requests are admitted by the limit that was found.
     bench.plans.clear()
     later = [replace(each, id=each.id + 100) for each in prompts()]
     outputs = bench.answers(later)

@@ -1,4 +1,4 @@
-"""Where nobody proved that requests may share a call, company and order change no answer."""
+"""Without a proof that requests may share a call, batch composition and order change no answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.running.engines import Bench
 GREEDY = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
 
 
-# In flight these are others.
+# In flight the numbers differ.
 ALONE_BY_GENERATE = ("bart_decoder", "bigbird_pegasus")
 
 
@@ -44,7 +44,7 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     assert isinstance(backend, GenerateBackend)
     assert "one by one" in backend.card.engine_reason
     bench = Bench(backend, spec)
-    # Long after short, some of equal length, and some far beyond BigBird's full attention.
+    # Long texts after short ones, some of equal length, some far beyond BigBird's full attention.
     long = [" ".join(checkpoints.sentences(6, seed=each)) for each in range(8)]
     texts = [*checkpoints.sentences(12), *(long if kind == "bigbird_pegasus" else ())]
     requests = [
@@ -53,7 +53,7 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     ]
     outputs = bench.answers(requests)
     answers = {each.choices[0].token_ids for each in outputs.values()}
-    assert len(answers) > len(texts) / 2  # a model that says one thing would agree with all
+    assert len(answers) > len(texts) / 2  # a model with a single answer would prove nothing
     loaded = Alone(kind, folder)
     for each in requests:
         (expected,) = loaded.afresh().generate(each.text, **GREEDY)

@@ -1,4 +1,4 @@
-"""Twenty thousand short requests, one after the other and many at once: memory stays flat."""
+"""Memory stays flat over twenty thousand short requests, one by one and many at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests import checkpoints
 from tests.running.engines import Child, child
 
 NUM_REQUESTS, NUM_WARM, NUM_AT_ONCE = 10_000, 2_000, 250  # of each family
-MAX_GROWTH_BYTES = 24 * 2**20  # of a process of some hundred; the allocator breathes
+MAX_GROWTH_BYTES = 24 * 2**20  # of a process of some hundred MiB; the allocator's own use varies
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -35,7 +35,7 @@ def test_memory_stays_flat(kind: str, folder_of: Callable[[str], Path]) -> None:
 
 
 def serve(engine: Child, words: list[str], ids: range) -> None:
-    """A group is sent when the one before is half answered, so that the queue never empties."""
+    """A group is sent when the group before is half answered, so that the queue never empties."""
     owed = 0
     for at in range(0, len(ids), NUM_AT_ONCE):
         group = ids[at : at + NUM_AT_ONCE]
@@ -49,7 +49,7 @@ def serve(engine: Child, words: list[str], ids: range) -> None:
 
 def request(id_: int, words: list[str]) -> Request:
     text = " ".join(words[id_ % len(words)].split()[: 2 + id_ % 5])
-    # One in twenty has beams, and one in twenty draws.
+    # One in twenty uses beam search, and one in twenty samples.
     how = (
         {"num_beams": 2} if id_ % 20 == 3 else {"num_return_sequences": 2} if id_ % 20 == 7 else {}
     )

@@ -1,6 +1,6 @@
-"""What comes out of the database is what `model.generate` says to that job alone.
+"""Results in the database equal the answers of `model.generate` to each job alone.
 
-Ten families in one worker at once, each with jobs of every kind in each other's company.
+Ten families in one worker at once, each with jobs of every kind in the same batches.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ARTICLE: dict[str, Any] = {"text": "今天天气很好", "max_length": 50, "num_
 
 @dataclass
 class Night:
-    """Everything that was asked and what the database says to it."""
+    """All submitted jobs and their results in the database."""
 
     folders: dict[str, Path]
     found: dict[str, FoundJob]  # by custom id

@@ -1,6 +1,6 @@
-"""Greedy answers by vLLM are those of `generate`, and the rest is refused by name.
+"""vLLM's greedy answers equal those of `generate`; other requests are refused by name.
 
-What it refuses is looked at everywhere, what it answers where vLLM is: `make vllm`.
+Refusals are tested everywhere, answers only if vLLM is installed: `make vllm`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from tests.running.engines import Bench, Child, Ids, child, needs_vllm
 STORYTELLER = Path(__file__).parents[3] / "examples" / "models" / "storyteller"
 
 ROPE = {"rope_theta": 10_000.0}
-# By name: the kind of checkpoint, another family if it is not of its own, and what its
-# configuration says.
+# By name: the kind of checkpoint, another family if any, and settings of its configuration.
 MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "llama": ("llama", None, {}),
     "llama, linear positions": (
@@ -81,7 +80,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def engine_of(model_of: Callable[[str], Path]) -> Iterator[Callable[[str], Child]]:
-    """An engine process with one of MODELS; vLLM can be loaded once in a process."""
+    """An engine process with one of MODELS; a process can load vLLM only once."""
     with ExitStack() as stack:
         yield cache(lambda name: stack.enter_context(child(spec_of(model_of(name)))))
 
@@ -100,7 +99,7 @@ def request(text: str, **params: Any) -> Request:
 
 
 def requests(num: int) -> list[Request]:
-    """Of very different lengths, before and after."""
+    """Requests of very different lengths, in mixed order."""
     return [
         request(text, max_new_tokens=3 + 4 * at % 29, min_new_tokens=at % 3)
         for at, text in enumerate(checkpoints.sentences(num, seed=5))
@@ -118,7 +117,7 @@ def told_alone(alone: Alone, each: Request) -> list[int]:
 
 
 def answered(choice: Choice) -> tuple[str, int]:
-    """What crosses the pipe of an answer's tokens."""
+    """The part of an answer that crosses the pipe."""
     return choice.text, choice.completion_tokens
 
 
@@ -140,7 +139,7 @@ def test_each_answer_in_a_batch_is_that_of_generate_alone(engine_of, model_of, n
     assert found == [answered_alone(alone, each) for each in sent]
     assert len(set(found)) > 18
     assert {each.choices[0].finish_reason for each in outputs.values()} == {"stop", "length"}
-    # They shared steps.
+    # The requests shared steps.
     num_steps = engine.progress.num_steps - before.num_steps
     assert num_steps < sum(num_tokens for _, num_tokens in found) / 3
 
@@ -245,15 +244,15 @@ def test_an_error_of_vllm_at_load_becomes_a_sentence(model_of):
 
 
 @needs_vllm
-# Its packages warn of each other.
+# vLLM's dependencies emit warnings.
 @pytest.mark.filterwarnings("ignore")
 def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monkeypatch):
-    """One test, for vLLM can be loaded once in a process."""
+    """This is a single test, since a process can load vLLM only once."""
     engine = VllmBackend.load(spec_of(model_of("llama"), threads=1))
     assert torch.get_num_threads() == 1
     bench = Bench(engine, engine.sized.spec)
 
-    # Cancelled in the middle, and while waiting.
+    # Cancelled while running, and while waiting.
     sent = [request(text, max_new_tokens=40, min_new_tokens=40) for text in ("a mill",) * 12]
     bench.submit(*sent)
     bench.advance()
@@ -265,7 +264,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     assert reasons == ["length"] * 6 + ["cancelled"] * 4 + ["length"] * 2
     engine.check(())
 
-    # One that vLLM does not take fails alone.
+    # A request that vLLM refuses fails alone.
     good, bad = request("a mill", max_new_tokens=4), request("a mill", max_new_tokens=5)
     with monkeypatch.context() as patch:
         add = engine.llm_engine.add_request
@@ -278,7 +277,7 @@ def test_in_this_process_vllm_holds_what_runs_until_a_step_fails(model_of, monke
     assert outputs[bad.id].failure.code == "generation_failed"
     assert outputs[good.id].failure is None
 
-    # After a step that failed nothing more is asked of it.
+    # After a failed step vLLM gets no further request.
     bench.submit(request("a mill", max_new_tokens=4))
     monkeypatch.setattr(engine.llm_engine.engine_core, "get_output", lambda: 1 / 0)
     with pytest.raises(EngineBroken, match="ZeroDivisionError"):
@@ -348,7 +347,7 @@ def test_a_setting_of_its_own_that_would_be_passed_over_is_named(
 ):
     folder = shutil.copytree(model_of("llama"), tmp_path / "model")
     own = transformers.GenerationConfig.from_pretrained(folder, **{setting: value})
-    own.do_sample = True  # or it could not be written with one that is of sampling
+    own.do_sample = True  # else no sampling setting could be saved
     own.save_pretrained(folder)
     spec = spec_of(folder)
     with pytest.raises(Unloadable, match=f"its own {setting} is not attended to"):

@@ -1,4 +1,4 @@
-"""With packed weights, with rounded ones, and by plain torch."""
+"""Answers with packed weights, with quantized ones, and with plain torch."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_plain_torch_gives_the_same_answers_as_the_kernels(kind, bench_of, asked
 
 
 def assert_plain(bench) -> None:
-    """Every part that a step runs is torch's or the model's own."""
+    """Check that a step runs only torch's or the model's own code."""
     runner = bench.loop.engine.in_flight.runner
-    assert type(runner.executor) is EagerExecutor  # nothing is captured or fused
+    assert type(runner.executor) is EagerExecutor  # neither captured nor fused
     assert isinstance(runner.attention, TorchAttentionBackend)
     assert isinstance(getattr(runner, "cross_attention", runner.attention), TorchAttentionBackend)
     ours = [
@@ -51,7 +51,7 @@ def assert_plain(bench) -> None:
 
 
 def test_the_environment_variable_switches_every_kernel_off(folder_of):
-    """In a process of its own, where nothing is compiled or even imported that compiles."""
+    """Runs in a new process, which compiles nothing and imports no compiler."""
     script = """
 import sys
 from engine.process import load_engine
@@ -74,7 +74,7 @@ print(*(name for name in sys.modules if name == "numba" or name.startswith("engi
 
 @pytest.mark.parametrize("quantization", ROUNDED)
 def test_rounded_weights_are_multiplied_by_plain_torch_too(quantization, bench_of, asked_of):
-    """And a row's answer is the same alone and in company."""
+    """A row's answer is the same alone and in a batch."""
     asked = [one for one, _ in asked_of("gpt2")][:12]
     company = bench_of("gpt2", quantization=quantization, cpu_kernels=False).answers(asked)
     alone = bench_of("gpt2", quantization=quantization, cpu_kernels=False)
@@ -87,7 +87,7 @@ def test_rounded_weights_are_multiplied_by_plain_torch_too(quantization, bench_o
 def test_rounded_weights_answer_alone_as_in_a_batch(
     kind, quantization, bench_of, asked_of, monkeypatch
 ):
-    # All linear modules of so small a model, not only those that gain by it.
+    # All linear modules of this small model, not only those that become faster.
     monkeypatch.setattr(pack, "__defaults__", (0,))
     asked = [one for one, _ in asked_of(kind)]
     together = bench_of(kind, quantization=quantization)

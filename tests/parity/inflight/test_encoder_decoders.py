@@ -1,5 +1,7 @@
-"""Encoder-decoders that take the rows of a step for equally long, change themselves, or are for
-long documents: in flight as alone."""
+"""Encoder-decoders with special needs answer in flight as alone.
+
+They assume rows of equal length, change their own state, or are for long documents.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,13 @@ def document(num_words: int, seed: int) -> str:
     return " ".join(" ".join(checkpoints.sentences(num_words // 15, seed=seed)).split()[:num_words])
 
 
-# What a model does to itself
+# Models that change their own state
 
 
 @pytest.mark.usefixtures("proved_once")
 def test_a_short_text_does_not_change_bigbird_for_a_long_one(folder_of):
-    """Short texts turn its attention to full, each as in a model loaded afresh. It draws weights
-    while it does so, from what a seed gives to the answer."""
+    """A short text switches its attention to full, as in a freshly loaded model. The switch draws
+    random weights, which must not change a sampled answer."""
     kind = "bigbird_pegasus"
     spec = spec_of(folder_of(kind), max_sequences=8)
     engine = load(spec)
@@ -73,7 +75,7 @@ def test_a_second_start_keeps_to_what_was_proved(folder_of, tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("proved_once")
 def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
-    """With a smaller fraction rows compete for them (`test_sharing.py`)."""
+    """With a smaller fraction, rows compete for the experts (`test_sharing.py`)."""
     spec = spec_of(folder_of("nllb_moe_ample"), max_sequences=8)
     engine = load(spec)
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
@@ -89,7 +91,7 @@ def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
     assert len({each.choices[0].token_ids for each in outputs.values()}) > 3
 
 
-# Rows that a model takes for equally long
+# Models that assume rows of equal length
 
 
 @pytest.mark.usefixtures("proved_once")
@@ -112,7 +114,7 @@ def test_only_rows_of_one_length_share_a_pass_where_padding_changes_answers(fold
 
 @pytest.mark.parametrize("kind", ["led", "fsmt"])
 def test_without_a_mask_padded_rows_do_not_share_a_pass(kind, folder_of, monkeypatch):
-    """A layer that is not told what is padding sees it; the proof does, too."""
+    """A layer that gets no mask reads the padding, which the proof notices, too."""
     monkeypatch.setattr(RowMasks, "_hook_for", lambda *_: lambda *given: None)
     engine = load(spec_of(folder_of(kind)))
     assert engine.in_flight.runner.pads_rows is False
@@ -124,7 +126,7 @@ def test_without_a_mask_padded_rows_do_not_share_a_pass(kind, folder_of, monkeyp
 @pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", checkpoints.LONG)
 def test_long_documents_are_answered_in_flight_as_alone(kind, folder_of):
-    """Dozens of windows and blocks, beside short texts."""
+    """The documents have dozens of windows and blocks and run beside short texts."""
     spec = spec_of(folder_of(kind), max_sequences=8, max_step_tokens=20_000)
     engine = load(spec)
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
@@ -173,12 +175,12 @@ def encoder_passes(engine: RouterBackend) -> list[int]:
 
 @pytest.mark.parametrize(("kind", "is_paged"), WAYS)
 def test_equal_inputs_are_encoded_once(kind, is_paged, folder_of):
-    """One document with several seeds and settings, beside others, some of them equal, too."""
+    """One document with several seeds and settings runs beside others, some of them equal, too."""
     engine = sharing_engine(kind, is_paged, folder_of(kind))
     bench = Bench(engine, engine.spec)
     passes = encoder_passes(engine)
     one, two = checkpoints.sentences(2, seed=8)
-    drawn = {**SETTINGS[4], "num_beams": 1}  # BART's own are four
+    drawn = {**SETTINGS[4], "num_beams": 1}  # BART's default is four beams
     settings = [
         SETTINGS[0],
         *SETTINGS[2:4],
@@ -202,7 +204,7 @@ def test_equal_inputs_are_encoded_once(kind, is_paged, folder_of):
     assert bench.progress.num_in_flight == len(asked)
     num_tokens = {len(engine.encode(each).prompt_ids) for each in asked}
     assert len(num_tokens) == 2
-    # Which of the two texts runs without a pause is the scheduler's; many fewer than 12 passes.
+    # The scheduler chooses which of the two texts runs without a pause; far fewer than 12 passes.
     assert 1 <= len(passes) <= 5
     alone = Alone(kind, folder_of(kind))
     for each in asked:
@@ -222,7 +224,7 @@ def assert_nothing_is_held(engine: RouterBackend) -> None:
 
 @pytest.mark.parametrize(("kind", "is_paged"), WAYS)
 def test_the_first_holder_of_a_shared_encoding_may_leave_first(kind, is_paged, folder_of):
-    """Memory that was freed is poisoned: whoever still read it would answer otherwise."""
+    """Freed memory is poisoned, so that a later read of it would change an answer."""
     engine = sharing_engine(kind, is_paged, folder_of(kind))
     bench = Bench(engine, engine.spec)
     passes = encoder_passes(engine)
@@ -292,7 +294,7 @@ def test_a_sequence_that_reads_what_it_does_not_hold_is_found(folder_of):
 @pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", ["led_long", "longt5_long"])
 def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
-    """A document of thousands of tokens is admitted or refused by the budget."""
+    """The budget decides whether a document of thousands of tokens is admitted or refused."""
     spec = spec_of(folder_of(kind), max_cache_tokens=4_000, max_step_tokens=20_000)
     bench = Bench(load(spec), spec)
     params = SamplingParams(max_new_tokens=4, min_new_tokens=4, do_sample=False)
@@ -306,14 +308,14 @@ def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
     for at in (0, 2, 3):
         assert outputs[at].failure is None
     assert bench.progress.num_in_flight == 3
-    # Two of them are not held at once, for a row has a copy of what the encoder made.
+    # Two do not fit at once, since each row has a copy of the encoder's output.
     assert max(len(plan.sequences) for plan in bench.plans) == 2
     assert all({0, 2} - {each.id for each in plan.sequences} for plan in bench.plans)
 
 
 @pytest.mark.usefixtures("proved_once")
 def test_a_long_document_does_not_lengthen_the_rows_of_others(folder_of, monkeypatch):
-    """What an encoder made is padded to the longest of a pass, once for each row."""
+    """Encoder outputs are padded to the longest of a pass, once for each row."""
     monkeypatch.setattr("engine.runners.own_cache.NO_MATTER", 64)
     spec = spec_of(folder_of("led_long"), max_step_tokens=20_000)
     engine = load(spec)

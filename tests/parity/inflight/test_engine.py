@@ -1,4 +1,4 @@
-"""In company every request gets what `model.generate` gives it alone, token for token."""
+"""In a batch every request gets the answer of `model.generate` alone, token for token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_answer_in_a_batch_is_the_answer_alone(
     outputs = company.answers(request for _, request, _ in requests)
 
     assert len(outputs) == len(requests)
-    # Prompts of several lengths did share calls, or nothing would have been shown.
+    # Prompts of several lengths shared calls; else the test would prove nothing.
     assert any(len({len(each.prompt_ids) for each in plan.sequences}) > 1 for plan in company.plans)
     wrong, said, greedy = [], [], set()
     for name, request, how in requests:
@@ -39,7 +39,7 @@ def test_every_answer_in_a_batch_is_the_answer_alone(
         if name == "greedy":
             greedy.add(tuple(expected[0]))
     assert wrong == []
-    assert len(greedy) > NUM_PROMPTS / 2  # a model that does not hear its prompt proves little
+    assert len(greedy) > NUM_PROMPTS / 2  # a model that ignores its prompt would prove little
     assert_varied(said)
     if engine_name == "inflight":
         assert_captured_or_fused(company)

@@ -1,4 +1,4 @@
-"""In flight, whatever requests come and go, every answer is the one that `generate` gives alone."""
+"""In flight every answer equals that of `generate` alone, whatever requests come and go."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engine_name() -> str:
 
 @pytest.fixture(scope="module")
 def small_bench_of(bench_of):
-    """One in which few rows fit, so that requests wait for one another."""
+    """A bench with room for few rows, so that requests wait for one another."""
     return cache(lambda kind: bench_of(kind, max_sequences=6, max_step_tokens=500))
 
 
@@ -138,8 +138,10 @@ def test_an_unproved_model_runs_by_generate_or_is_refused(kind, said, folder_of)
 
 @pytest.fixture
 def count_mixed(monkeypatch):
-    """A function that makes a bench count the forward passes that are prefill and decode in one;
-    `after` runs when such a pass has been computed."""
+    """A function that makes a bench count the forward passes that mix prefill and decode.
+
+    `after` runs after each such pass.
+    """
 
     def watch(bench, after=lambda: None) -> list[int]:
         runner = bench.loop.engine.in_flight.runner
@@ -162,7 +164,10 @@ def count_mixed(monkeypatch):
 def test_a_decoder_only_model_prefills_in_the_pass_that_decodes(
     kind, asked_of, small_bench_of, count_mixed
 ):
-    """It reads its weights once for both. An encoder-decoder has other weights for prompts."""
+    """The pass reads the model's weights once for both.
+
+    An encoder-decoder has other weights for prompts.
+    """
     bench = small_bench_of(kind)
     mixed = count_mixed(bench)
     let_come_and_go(bench, asked_of(kind), [(at % 3, at, None) for at in range(12)])

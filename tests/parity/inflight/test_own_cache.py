@@ -1,4 +1,4 @@
-"""By a model's own attention and cache: what is kept of a row, and who shares a pass."""
+"""With a model's own attention and cache: the stored state of a row, and rows that share a pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.running.engines import Bench
 @pytest.mark.usefixtures("proved_once")
 @pytest.mark.parametrize("kind", ["gptj", "falcon_h1", "qwen3_5", "mamba"])
 def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
-    """A model that raises after some of its layers have stored the newest token."""
+    """The model raises after some of its layers have stored the newest token."""
     monkeypatch.setattr(joined_layers, "SPARE_COLUMNS", 3)
     spec = spec_of(folder_of(kind))
     bench = Bench(load(spec), spec)
@@ -37,7 +37,7 @@ def test_a_step_that_fails_can_be_run_again(kind, folder_of, monkeypatch):
         if calls[0] % 5 == 0 and len(engine.in_flight.running_sequences) > 1:
             raise ValueError("now and then")
 
-    # Fails a step of several, never the same one run alone.
+    # Fails a step of several rows, never the same row alone.
     whole = engine.in_flight.runner._decode
 
     def decode(caches, tokens):
@@ -132,7 +132,7 @@ def test_prompts_of_like_length_are_computed_in_one_pass(folder_of, monkeypatch)
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=True)
     assert engine.in_flight.runner.pads_prompts
     prove(engine.exact, engine.in_flight.runner, engine.has_beams)
-    assert any(len(set(each)) > 1 for each in groups)  # the proof has padded ones
+    assert any(len(set(each)) > 1 for each in groups)  # the proof has padded rows
     groups.clear()
     bench = Bench(engine, spec)
     outputs = bench.answers(requests())

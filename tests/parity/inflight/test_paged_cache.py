@@ -1,5 +1,7 @@
-"""A paged KV cache, as on a GPU: every answer is the one that `generate` gives alone. The steps
-that a GPU would record run eagerly here, in the same shapes."""
+"""With a paged KV cache, as on a GPU, every answer equals that of `generate` alone.
+
+Steps that a GPU would record run eagerly here, in the same shapes.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def kv_cache_of(bench):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, answered_alone_of, bench_of):
     answered, bench = answered_alone_of(kind), bench_of(kind, max_sequences=12)
-    # Some of every way to ask, and those with long answers.
+    # Some requests of every setting, and those with long answers.
     asked = [
         each for at, each in enumerate(requests_of(kind)) if at % 3 == 0 or each[0] == "max_length"
     ]
@@ -69,7 +71,7 @@ def test_every_answer_from_a_paged_cache_is_the_answer_alone(kind, answered_alon
     assert wrong == []
     assert_varied(said)
     shapes = bench.loop.engine.in_flight.runner.executor.inputs
-    # Rows were padded, and attended to more than a page.
+    # Rows were padded, and longer than a page.
     assert {each.num_rows for each in shapes} <= {1, 2, 4, 8, 16}
     assert max(each.num_tokens for each in shapes) > 64
 
@@ -108,7 +110,7 @@ def test_a_step_that_fails_leaves_no_pages_owned(kind, name, bench_of):
 
 
 def test_a_paged_cache_of_the_size_that_the_scheduler_counts_is_large_enough(bench_of):
-    # Prompts and answers that end a column after a page, in as many rows as there may be.
+    # Prompts and answers that end one column after a page, in the maximum number of rows.
     bench = bench_of("llama", max_sequences=6, max_cache_tokens=700)
     beams = replace(GREEDY, max_new_tokens=66, num_beams=3)
     bench.answers(request(at, "the mill", params=beams) for at in range(6))
@@ -133,7 +135,7 @@ def test_pages_of_sequences_that_do_not_run_are_noticed(bench_of):
 
 @pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_a_step_that_would_gather_too_many_keys_is_split_by_length(kind, folder_of, bench_of):
-    """Long rows apart from short ones; no answer changes, nor whose it is."""
+    """Long rows run apart from short ones; each answer is unchanged and goes to its own request."""
     alone, bench = Alone(kind, folder_of(kind)), bench_of(kind, max_sequences=12)
     step = bench.loop.engine.in_flight.runner.executor
     step.max_gathered_tokens = 8 * 64
@@ -152,7 +154,7 @@ def test_a_step_that_would_gather_too_many_keys_is_split_by_length(kind, folder_
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
 def test_a_short_prompt_beside_a_long_one_is_computed_as_it_is_alone(kind, bench_of):
-    """Prompts of like length are padded to one call; a long one among short ones is not."""
+    """Prompts of similar length are padded to one call; a long one among short ones is not."""
     texts = ["the mill " * 40, *("river keeper " * at for at in range(1, 9))]
     bench = bench_of(kind, max_sequences=16)
     together = bench.answers(request(at, text) for at, text in enumerate(texts))
@@ -162,7 +164,7 @@ def test_a_short_prompt_beside_a_long_one_is_computed_as_it_is_alone(kind, bench
 
 
 class OnlyOn(TorchDispatchMode):
-    """Notes every operation that has to do with another device."""
+    """Records every operation that touches another device."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -179,8 +181,8 @@ class OnlyOn(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_recorded_step_reads_no_number_back_and_copies_none(kind, folder_of):
-    """Tensors on `meta` have no numbers, so that whatever asks for one fails; and nothing
-    comes from the host. Both would end the recording of a graph."""
+    """Tensors on `meta` have no values, so that reading one fails, and no operation may copy from
+    the host. Both would end the capture of a CUDA graph."""
     spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
     checkpoint = Checkpoint.load(spec)
     install(checkpoint.model)
@@ -227,7 +229,7 @@ def test_every_answer_of_a_gpu_is_the_answer_alone(kind, folder_of, bench_of):
     asked = requests_of(kind)
     outputs = bench.answers(one for _, one, _ in asked)
     graphs = bench.loop.engine.in_flight.runner.executor.graphs
-    assert graphs.record is not None  # it was never given up
+    assert graphs.record is not None  # recording was never given up
     assert graphs.recorded
     wrong = [
         (name, outputs[one.id])

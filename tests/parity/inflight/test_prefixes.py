@@ -1,4 +1,4 @@
-"""Prompts that begin alike are read once, long ones in slices; every answer is the one alone."""
+"""Shared prefixes are computed once, long prompts in slices; answers equal those alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.coming_and_going import break_when, let_come_and_go
 
-# One of each way to know a position and to compute; fused, captured, and on a GPU's cache.
+# One kind for each position encoding and executor: fused, captured, and with a paged cache.
 KINDS = ("llama", "gpt2", "opt", "gpt_neox", "qwen3", "gemma2")
 WAYS: tuple[dict[str, object], ...] = (
     {"max_new_tokens": 7, "do_sample": False},
@@ -41,7 +41,7 @@ def engine_name(request) -> str:
 
 
 def prompts_of(alone: Alone) -> list[str]:
-    """Prompts of at most 150 tokens, with beginnings of several lengths that some of them share."""
+    """Prompts of at most 150 tokens; some share prefixes of several lengths."""
     words = " ".join(checkpoints.sentences(40)).split()
     text = " ".join(words)
     beginnings = [cut(alone, text, num) for num in (33, 70, 101, 128)]
@@ -57,7 +57,7 @@ def cut(alone: Alone, text: str, num_tokens: int) -> str:
 
 @pytest.fixture(scope="module")
 def asked_of(folder_of):
-    """Requests of a kind with the answers that they get alone."""
+    """Requests of a kind with the answers of `generate`."""
     made = {}
 
     def make(kind: str) -> list[tuple[Request, list[list[int]]]]:
@@ -87,13 +87,13 @@ def got(output) -> list[list[int]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_that_begin_alike_are_read_once_and_answer_as_alone(kind, asked_of, bench_of):
     bench, asked = bench_of(kind, max_sequences=8), asked_of(kind)
-    for at in range(2):  # the second time most is there
+    for at in range(2):  # the second time most of it is cached
         outputs = bench.answers(replace(one, id=one.id + 100 * at) for one, _ in asked)
         wrong = [id_ for id_, each in outputs.items() if got(each) != asked[id_ - 100 * at][1]]
         assert wrong == []
     found = bench.progress.num_found_tokens
     assert 0.4 * bench.progress.num_prompt_tokens < found < bench.progress.num_prompt_tokens
-    # What is kept is nobody's any more, and what the steps read is all that was not found.
+    # Cached blocks have no reader any more, and the steps read all tokens that were not found.
     assert all(each.num_users == 0 for each in prefixes_of(bench).kept.values())
     num_read = sum(each.num_prompt_tokens for each in bench.plans)
     assert num_read + found == bench.progress.num_prompt_tokens
@@ -123,7 +123,8 @@ ARRIVAL = st.tuples(st.integers(0, 4), st.integers(0, 24), st.none() | st.intege
 def test_sequences_that_join_and_leave_answer_as_alone(
     kind, arrivals, slice_tokens, num_blocks, asked_of, narrow_bench_of
 ):
-    """With long prompts in slices, and so little room for prefixes that they come and go, too."""
+    """Long prompts are read in slices; the prefix cache is so small that prefixes are evicted,
+    too."""
     bench = narrow_bench_of(kind)
     bench.scheduler.slice_size.decode_seconds = 0.1
     bench.scheduler.slice_size.token_seconds = 0.1 / slice_tokens
@@ -140,7 +141,7 @@ def narrow_bench_of(bench_of):
     def make(kind: str):
         if kind not in made:
             bench = bench_of(kind, max_sequences=6, max_step_tokens=500)
-            # Prompts of more than so many tokens are long.
+            # Prompts of more tokens than this are long.
             limits = replace(bench.scheduler.limits, max_admitted_tokens=40)
             bench.scheduler.limits = limits
             made[kind] = bench
@@ -167,7 +168,7 @@ def test_a_long_prompt_in_slices_beside_others_answers_as_alone(kind, asked_of, 
 
 @pytest.mark.parametrize("name", ["prefill", "decode"])
 def test_a_step_that_fails_while_prompts_are_read_fails_its_culprit_alone(name, asked_of, bench_of):
-    """Nor does what was computed of a prompt before stay behind, or what is kept lose a reader."""
+    """Nothing of a partly computed prompt remains, and no cached prefix loses a reader."""
     bench, asked = bench_of("llama", max_sequences=6), asked_of("llama")
     bench.scheduler.limits = replace(bench.scheduler.limits, max_admitted_tokens=40)
     culprit = 13
@@ -190,7 +191,7 @@ def test_a_sequence_that_reads_a_kept_block_without_being_counted_is_noticed(ask
 
 @pytest.mark.parametrize(("kind", "by_own_cache"), [("llama", True), ("t5", False)])
 def test_models_whose_prompts_cannot_be_cut_read_them_whole(kind, by_own_cache, folder_of):
-    """One that keeps what it likes in a cache of its own, and an encoder that sees both sides."""
+    """A model with a cache of its own kind, and an encoder, which attends to both sides."""
     spec = EngineSpec(alias=kind, checkpoint=str(folder_of(kind)), device="cpu")
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=by_own_cache)
     text = " ".join(checkpoints.sentences(2))

@@ -1,4 +1,4 @@
-"""Rotary frequencies that depend on the length, and the context that scaling makes."""
+"""Rotary frequencies that depend on the length, and the context length after scaling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.running.engines import Bench
 def test_a_request_on_one_side_of_the_rotary_switch_runs_in_flight(
     kind, switch, has_far_side, folder_of
 ):
-    """Others run by `generate`; none changes what another is answered."""
+    """Other requests run by `generate`; neither changes the other's answers."""
     settings = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False}
     spec = spec_of(folder_of(kind), engine="inflight", max_sequences=8)
     engine = load(spec)
@@ -74,7 +74,7 @@ def test_rows_at_other_temperatures_that_mix_are_caught(folder_of, monkeypatch):
     assert isinstance(load(spec_of(folder_of("llama4"))), GenerateBackend)
 
 
-# Context is what rotary scaling makes of it
+# The context length follows from rotary scaling
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen3"])
 def test_a_window_as_wide_as_the_context_is_none(kind, folder_of, tmp_path):
-    """It runs as a listed one, up to the end of its context."""
+    """The model runs like a listed one, up to the end of its context."""
     folder = shutil.copytree(folder_of(kind), tmp_path / kind)
     path = folder / "config.json"
     config = json.loads(path.read_text())

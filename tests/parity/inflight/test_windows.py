@@ -1,4 +1,4 @@
-"""Layers with a window keep no more than it needs, and every answer is the one alone."""
+"""Layers with a sliding window store no more than the window; answers equal those alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BUILDERS = {
 WAYS = ("compiled", "plain", "paged")
 SLICE_TOKENS = 96
 
-# Lengths of prompts, and settings. Those of one length begin alike.
+# Lengths of prompts, and settings. Prompts of equal length share a prefix.
 PROMPTS = (5, 20, 90, 200, 200, 333, 333, 520)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 80, "min_new_tokens": 80, "do_sample": False},
@@ -69,7 +69,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def asked_of(folder_of: Callable[[str], Path]) -> Callable[[str], list[Any]]:
-    """Requests with the answers that they get alone."""
+    """Requests with the answers of `generate`."""
 
     def make(kind: str) -> list[Any]:
         alone = Alone(kind, folder_of(kind))
@@ -104,7 +104,7 @@ def bench_of(folder_of: Callable[[str], Path]) -> Callable[..., Bench]:
 
 
 def watch(bench: Bench, window: int = WINDOW) -> list[int]:
-    """Let each step be followed by a look at what is kept; returns the tokens that were left."""
+    """Check the stored tokens after each step; returns the numbers of tokens that were dropped."""
     left = []
     advance = bench.advance
     running = bench.loop.engine.in_flight.running_sequences
@@ -124,7 +124,7 @@ def watch(bench: Bench, window: int = WINDOW) -> list[int]:
 def look_at_columns(cache: Any, window: int, is_long: bool) -> int:
     (group,) = (each for each in cache.groups if each.window == window)
     most = max_columns(window)
-    if is_long:  # until the second token: wide enough to read a slice
+    if is_long:  # until the second token the cache is wide enough to read a slice
         most = max(most, window + SLICE_TOKENS + 2 * BUCKET_TOKENS)
     assert group.capacity <= most
     return int(group.first)
@@ -144,7 +144,7 @@ def look_at_pages(cache: Any, window: int, is_long: bool) -> int:
 def test_sequences_that_cross_windows_answer_as_alone(
     kind: str, way: str, asked_of: Callable[[str], Any], bench_of: Callable[..., Bench]
 ) -> None:
-    """Beside others that join, leave, are read in slices and share their beginnings."""
+    """Others join, leave, are read in slices and share their prefixes meanwhile."""
     bench, asked = bench_of(kind, way, max_sequences=9), asked_of(kind)
     is_fused = isinstance(bench.loop.engine.in_flight.runner.executor, FusedExecutor)
     assert is_fused == (way == "compiled")
@@ -163,7 +163,7 @@ def test_sequences_that_cross_windows_answer_as_alone(
 def test_windows_let_more_sequences_run_at_the_same_budget(
     way: str, bench_of: Callable[..., Bench]
 ) -> None:
-    """A row takes what its layers keep, and the budget holds for what is allocated, too."""
+    """A row takes only the memory that its layers store, and allocations stay within the budget."""
     num_places, num_tokens, num_new = 3_300, 700, 30
     bench = bench_of("gemma3", way, max_cache_tokens=num_places, prefix_caching=False)
     bench.scheduler.limits = replace(bench.scheduler.limits, max_admitted_tokens=512)
@@ -184,7 +184,7 @@ def test_windows_let_more_sequences_run_at_the_same_budget(
     # Columns are added by the bucket, in every layer.
     rounding = most_rows * BUCKET_TOKENS
     assert most_bytes <= (num_places + rounding) * kv_cache.shape.bytes_per_token
-    if isinstance(kv_cache, PagedKVCache):  # there are no more pages than the budget has
+    if isinstance(kv_cache, PagedKVCache):  # the budget limits the pages
         rounding = 2 * kv_cache.max_rows * PAGE_TOKENS * kv_cache.shape.num_layers
         num_tokens = num_places * kv_cache.shape.num_layers + rounding
         assert (kv_cache.num_pages - 1) * PAGE_TOKENS <= num_tokens + PAGE_TOKENS
@@ -203,7 +203,7 @@ def test_a_step_that_failed_after_columns_were_left_is_run_again(
 ) -> None:
     bench, asked = bench_of("gemma3", way), asked_of("gemma3")[:4]
     left = watch(bench)
-    failing = {"prefill": [1, 3], "decode": [2, 30, 41]}  # which calls
+    failing = {"prefill": [1, 3], "decode": [2, 30, 41]}  # the calls that fail
     for name, calls in failing.items():
         break_when(bench, name, failing_at(calls))
     let_come_and_go(bench, asked, [(0, at, None) for at in range(len(asked))])

@@ -1,5 +1,7 @@
-"""Families of each kind that is proved at load: whatever requests come and go, of whatever lengths
-and settings, each is answered in flight as alone."""
+"""Families of each kind that is proved at load answer in flight as alone.
+
+Requests of any length and setting come and go.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ KINDS = {
     "bigbird_pegasus": "it changes itself at a short text",
 }
 TEXTS = checkpoints.sentences(8, seed=13)
-# Each with a number of tokens.
+# Prompts, each with a number of tokens.
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "to the end": {"do_sample": False, "full": True},
@@ -85,7 +87,7 @@ def answered_alone(folder_of):
 
 @pytest.fixture(scope="module")
 def narrow_bench_of(folder_of):
-    """One in which few rows fit, so that requests wait for one another."""
+    """A bench with room for few rows, so that requests wait for one another."""
 
     @cache
     def make(kind: str) -> Bench:

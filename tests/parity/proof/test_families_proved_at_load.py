@@ -1,4 +1,4 @@
-"""A family that no list names runs in flight once its checkpoint was proved, and not otherwise."""
+"""A family that is not listed runs in flight only after its checkpoint was proved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.parity.trials.alone import Alone
 from tests.parity.trials.joining import SETTINGS, let_join, requests, spec_of
 from tests.running.engines import Bench
 
-# Those whose attention is not the usual one, which run by their own attention and cache.
+# Families with unusual attention, which run with their own attention and cache.
 BY_OWN_CACHE = {
     "bloom": "attends by code of its own",
     "mpt": "attends by code of its own",
@@ -77,7 +77,7 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
     spec = spec_of(folder_of(kind), max_sequences=8)
     engine = load(spec)
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
-    # As many as there is time for, and at least six.
+    # As many requests as there is time for, and at least six.
     assert re.match(r"proved at load: (\d+) of \1 requests", engine.card.engine_reason)
     if kind in BY_OWN_CACHE:
         assert isinstance(engine.in_flight.runner, OwnCacheRunner)
@@ -91,7 +91,7 @@ def test_a_family_that_no_list_names_answers_in_flight_as_alone(kind, folder_of)
             assert_fused(engine.in_flight.runner.executor)
     engine.in_flight.runner.kv_cache.poisoned = True
     bench = Bench(engine, spec)
-    asked = requests()[:10]  # two of every setting, after those of the proof
+    asked = requests()[:10]  # two of every setting, after the requests of the proof
     outputs = let_join(bench, asked)
     assert bench.progress.num_in_flight == len(outputs) == 10
     assert max(len(plan.sequences) for plan in bench.plans) > 2

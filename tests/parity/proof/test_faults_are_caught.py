@@ -1,4 +1,4 @@
-"""What is wrong in flight shows in the proof."""
+"""The proof finds faults of the steps in flight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAULTS += ["shuffled", "left"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _answered_once():
-    """What `generate` answers to the trials is the same whatever is at fault in flight."""
+    """The answers of `generate` to the trials do not depend on the fault, and are computed once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(self_proof, "answered_alone", cache(answered_alone.answered_alone))
         yield
@@ -45,7 +45,7 @@ def _answered_once():
 
 @pytest.fixture(scope="module")
 def exact_of(folder_of):
-    """`generate` with the model that it has loaded, by the ways to load and to run it."""
+    """`generate` with its loaded model, by the ways to load and to run it."""
 
     @cache
     def make(kind, *way, has_low_caps=False, **settings):
@@ -53,7 +53,7 @@ def exact_of(folder_of):
         checkpoint = Checkpoint.load(spec)
         for module in checkpoint.model.modules() if has_low_caps else ():
             if getattr(module, "attn_logit_softcapping", None) is not None:
-                module.attn_logit_softcapping = 2.0  # of 50 no weights as small as these are near
+                module.attn_logit_softcapping = 2.0  # such small weights never reach 50
         exact = GenerateBackend(spec, checkpoint)
         lay_out(checkpoint.model, spec, checkpoint.reload)
         return exact
@@ -63,7 +63,7 @@ def exact_of(folder_of):
 
 @pytest.fixture
 def engine_of(exact_of):
-    """An engine that runs a kind in flight in a way that a proof may try, as it is before that."""
+    """An engine that runs a kind in flight without a proof, in a way that a proof may try."""
     engines = []
 
     def make(kind, *, by_own_cache=False, is_paged=None, is_slow=False, **how):
@@ -94,7 +94,7 @@ def test_a_fault_of_a_slow_model_is_caught_with_fewer_passes(kind, fault, engine
 
 
 def assert_caught(kind, fault, engine, monkeypatch) -> None:
-    """Each breaks one thing that a step must get right."""
+    """Each fault breaks one property that a step needs."""
     applies = {
         "encoder": kind in ("t5gemma", "blenderbot"),
         "window": kind in ("gemma2", "t5gemma"),
@@ -110,12 +110,12 @@ def assert_caught(kind, fault, engine, monkeypatch) -> None:
 @pytest.mark.parametrize("fault", ["window", "softcap", "sinks", "scale", "position", "prompts"])
 @pytest.mark.parametrize("cpu_kernels", [True, False])
 def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, monkeypatch):
-    """Each hides one thing that a call of the attention says, in the steps or in the prompts."""
+    """Each fault hides one argument of an attention call, in the steps or in the prompts."""
     windowed, capped = ("gemma2", "gpt_oss", "t5gemma"), ("gemma2", "t5gemma")
     has = {"window": windowed, "softcap": capped, "sinks": ("gpt_oss",)}
     if (
         fault == "prompts"
-    ):  # a fused step, for heads as wide as registers, has no such fault to make
+    ):  # a fused step, for heads as wide as vector registers, cannot have this fault
         monkeypatch.setattr(selection, "kernel_module", lambda name: None)
     engine = engine_of(kind, cpu_kernels=cpu_kernels, has_low_caps=True)
     runner = engine.in_flight.runner
@@ -123,7 +123,7 @@ def test_a_fault_in_the_fast_way_is_caught(kind, fault, cpu_kernels, engine_of, 
     if fault == "position":
         for executors in (step_executor, captured_step):
             monkeypatch.setattr(executors, "row_lengths", lengths_one_off_in_company)
-    elif fault == "prompts":  # the first prompt of a row is seen by the next
+    elif fault == "prompts":  # the next prompt sees the first one
         name = "_prefill_forward" if isinstance(runner, CausalRunner) else "_encode"
         whole = getattr(runner, name)
         monkeypatch.setattr(
@@ -153,7 +153,7 @@ def lengths_one_off_in_company(caches):
 
 
 def joined_spans(spans):
-    """A prompt and the next as one."""
+    """Treat a prompt and the next as one span."""
     if len(spans) < 2:
         return spans
     return ((spans[0][0], spans[1][1]), *spans[2:])
@@ -182,21 +182,21 @@ def test_pages_know_windows_soft_caps_and_sinks_too(kind, fault, engine_of, monk
 @pytest.mark.parametrize("kind", ["mamba", "qwen3_5", "lfm2"])
 @pytest.mark.parametrize("fault", ["stale", "late", "lost", "rows", "reorder"])
 def test_a_fault_of_a_state_is_caught(kind, fault, engine_of, monkeypatch):
-    """A recurrent layer has no mask that would hide another's state."""
+    """A recurrent layer has no mask that would hide another row's state."""
     whole = StateLayer.content
-    if fault == "stale":  # what a step has made is forgotten
+    if fault == "stale":  # the result of a step is dropped
         monkeypatch.setattr(
             StateLayer, "settle", lambda layer, num: setattr(layer, "num_counted", num)
         )
-    elif fault == "late":  # where the company changes, the last token is forgotten
+    elif fault == "late":  # when the batch changes, the last token is dropped
         monkeypatch.setattr(StateLayer, "content", lambda layer, rows, columns: LayerContent(
             states={name: each[rows] for name, each in layer.counted.items()}
         ))  # fmt: skip
-    elif fault == "lost":  # where the company changes, a state begins anew
+    elif fault == "lost":  # when the batch changes, a state is reset
         monkeypatch.setattr(StateLayer, "content", lambda *given: LayerContent(
             states={name: each * 0 for name, each in whole(*given).states.items()}
         ))  # fmt: skip
-    elif fault == "rows":  # rows have each other's states
+    elif fault == "rows":  # rows get each other's states
         hold = StateLayer.hold_states
 
         def hold_states(layer, states, num_columns):

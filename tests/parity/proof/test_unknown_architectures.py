@@ -1,4 +1,4 @@
-"""An architecture that nobody has heard of runs in flight, unless it has a flaw."""
+"""An unknown architecture runs in flight, unless it has a flaw."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_unknown_architecture_runs_in_flight(folder_of, tmp_path):
     "raised", ["assert use_cache", "1 / int(use_cache)", "next(iter([0] * use_cache))"]
 )
 def test_an_error_of_a_models_own_code_in_the_proof_ends_no_load(raised, folder_of, tmp_path):
-    """`generate` always has a cache, and the fast way looks once without."""
+    """`generate` always passes a cache; the fast way calls the model once without."""
     folder = made_up(tmp_path / "made_up", folder_of("gpt2"), raised)
     engine = load(spec_of(folder, trust_remote_code=True))
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
@@ -57,14 +57,14 @@ def test_a_model_that_answers_nothing_is_refused_when_it_is_loaded(folder_of, tm
     "flaw",
     [
         "position_ids = position_ids + (input_ids.shape[0] > 1)",
-        # Only in a row that has joined longer ones, and only past its prompt.
+        # The flaw shows only in a row that has joined longer ones, and only after its prompt.
         "position_ids = position_ids + int(attention_mask is not None "
         "and input_ids.shape[1] == 1 and attention_mask.shape[1] > int(position_ids.min()) + 1)",
-        # By what the neighbours say.
+        # The flaw depends on the other rows' tokens.
         "position_ids = position_ids + int(input_ids.sum()) % 2 * (input_ids.shape[0] > 1)",
-        # By how much the cache holds, which is the longest of the rows.
+        # The flaw depends on the length of the cache, which is that of the longest row.
         "position_ids = position_ids + (past_key_values.get_seq_length() > 9)",
-        # Only from the fourth row on.
+        # The flaw shows only from the fourth row on.
         "position_ids = position_ids + (torch.arange(input_ids.shape[0])[:, None] > 2)",
     ],
 )
@@ -80,7 +80,7 @@ def test_a_position_off_by_one_in_a_batch_is_caught(flaw, folder_of, tmp_path):
 @pytest.mark.parametrize(
     "flaw",
     [
-        # Positions are counted from the padding on, where there is some.
+        # Positions are counted from the padding on, if there is any.
         "position_ids = torch.arange(input_ids.shape[1])[None] if input_ids.shape[1] > 1 "
         "else position_ids",
     ],

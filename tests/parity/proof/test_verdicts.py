@@ -1,4 +1,5 @@
-"""What a proof finds: the way in flight, what is said of it, and what the next start keeps."""
+"""The result of a proof: the way in flight, its report, and the verdict that the next start
+reuses."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def test_the_slower_way_is_used_where_the_fast_one_fails(
 
 
 def test_a_request_by_generate_leaves_the_fast_ways_attention_installed(folder_of, monkeypatch):
-    """Where calls are not shared, the model is put back to what it was when it was loaded."""
+    """If calls are not shared, the model is reset to its state after loading."""
     monkeypatch.setattr(generate, "why_not_batched", lambda *_: "nobody knows")
     spec = spec_of(folder_of("granite"), max_sequences=8)
     engine = load(spec)
@@ -119,7 +120,7 @@ def test_a_refusal_is_kept_as_well(folder_of, tmp_path, monkeypatch):
 
 
 def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
-    """A pass of a large one takes long on a CPU, and a proof is to cost seconds."""
+    """A pass of a large model is slow on a CPU, and a proof may take only seconds."""
     passes = []
     embeddings = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: passes.append(module) if isinstance(module, torch.nn.Embedding) else None
@@ -130,7 +131,7 @@ def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
         for slow in (False, True):
             monkeypatch.setattr(answered_alone, "SLOW_PASS_SECONDS", 0.0 if slow else 60.0)
             monkeypatch.setattr(batch_probe, "SLOW_PASS_SECONDS", 0.0 if slow else 60.0)
-            # As for one that is so slow that the time is over after the least.
+            # As for a model so slow that the time is over after the minimum of requests.
             monkeypatch.setattr(answered_alone, "MAX_SECONDS", 0.0)
             passes.clear()
             engine = load(spec)
@@ -139,7 +140,7 @@ def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
             num_passes[slow] = len(passes)
     finally:
         embeddings.remove()
-    # Of which those of the probe of shared calls are a third; no answer is asked for twice.
+    # A third of these are of the probe of shared calls; no answer is computed twice.
     assert 20 < num_passes[True] <= 42
     assert num_passes[True] < 0.7 * num_passes[False]
 
@@ -160,7 +161,7 @@ def test_a_truncated_verdict_is_ignored(content, folder_of, tmp_path, monkeypatc
 def test_a_verdict_that_cannot_be_kept_is_said_in_one_line(
     folder_of, tmp_path, monkeypatch, caplog
 ):
-    (tmp_path / "file").touch()  # where a folder should be
+    (tmp_path / "file").touch()  # a file in place of a folder
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path / "file"))
     assert isinstance(load(spec_of(folder_of("phi"))), RouterBackend)
     assert len([each for each in caplog.messages if "verdict not kept" in each]) == 1

@@ -1,4 +1,4 @@
-"""What a chat template gets, refuses, and says."""
+"""The inputs of chat templates, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_translation_goes_through_a_template_that_takes_languages(
     written = prompts.write(request)
     bos = prompts.tokenizer.bos_token or ""
     assert written.text == bos + EXPECTED.format(source=expected[0], target=expected[1])
-    # What the tokenizer makes of the very messages of the model's card.
+    # The tokenizer's output for the messages of the model card.
     of_card = [{"type": "text", "text": "the mill"}]
     of_card[0] |= dict(
         zip(("source_lang_code", "target_lang_code"), codes_in(expected), strict=True)

@@ -1,4 +1,4 @@
-"""Answers that follow a schema: alone or in company, in flight or by `generate`."""
+"""Answers that follow a schema: alone or in a batch, in flight or by `generate`."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def fields(request: Request) -> dict[str, Any]:
 def test_a_masked_answer_is_that_of_generate_with_only_these_tokens_allowed(
     kind: str, bench_of
 ) -> None:
-    """Told which tokens the grammar allows, the library's own search comes to the same."""
+    """The library's own search, restricted to the grammar's tokens, gives the same answer."""
     bench = bench_of(kind)
     request = requests(kind, PERSON, 1)[0]
     output = bench.answers([request])[request.id]
@@ -195,7 +195,7 @@ def test_a_schema_that_takes_too_long_is_given_up(
 
 
 def test_a_model_thinks_before_it_is_held_to_its_answer(bench_of) -> None:
-    """Its template opens a thought, and one of its tokens closes it."""
+    """The chat template opens the reasoning, and a token of the model closes it."""
     bench = bench_of("qwen2", max_new_tokens=90)
     engine = getattr(bench.loop.engine, "exact", bench.loop.engine)
     prompts, thoughts = engine.text.prompts, engine.text.thoughts

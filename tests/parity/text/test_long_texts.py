@@ -1,7 +1,7 @@
-"""Huge texts are refused with numbers, and hold up no interactive request.
+"""Huge texts are refused with numbers, and delay no interactive request.
 
-The latter in a real engine process, by the order of events: the answer to the interactive request
-comes before anything is said of the texts that were sent before it.
+The second claim is tested in a real engine process, by the order of events: the interactive answer
+comes before the refusals of texts that were sent earlier.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_huge_texts_are_refused_with_a_number_of_tokens_that_they_have(kind, fol
         least, most = map(
             int, re.findall(r"at least (\d+) tokens.* takes (\d+)", failure.message)[0]
         )
-        # As many are in the slice that was looked at, and so in the whole.
+        # The tokenized slice has as many, and so has the whole text.
         assert most < least <= len(tokenizer(each.text[:16_384])["input_ids"])
 
 

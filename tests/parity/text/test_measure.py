@@ -1,4 +1,4 @@
-"""An engine counts prompts as it reads them, and says how long they may be."""
+"""An engine counts prompt tokens as it tokenizes them, and reports the longest allowed prompt."""
 
 from __future__ import annotations
 
@@ -70,16 +70,10 @@ def load_encoded(engine, request: Request) -> tuple[int, ...]:
     ("kind", "max_cache_tokens", "params"),
     [
         ("gemma2", 150, SamplingParams(max_new_tokens=20)),  # windows: more tokens than places
-        (
-            "qwen3_5",
-            200,
-            SamplingParams(max_new_tokens=20),
-        ),  # states, which take as many as some tokens
-        (
-            "led",
-            200,
-            SamplingParams(max_new_tokens=20, num_beams=3),
-        ),  # what is encoded, for each row
+        # States take as much memory as some tokens.
+        ("qwen3_5", 200, SamplingParams(max_new_tokens=20)),
+        # Each row has a copy of the encoder's output.
+        ("led", 200, SamplingParams(max_new_tokens=20, num_beams=3)),
         ("umt5", 200, SamplingParams(max_new_tokens=20)),
     ],
 )

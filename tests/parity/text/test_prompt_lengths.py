@@ -1,4 +1,4 @@
-"""How many tokens a text has, and how little of a huge one is read to know that it has too many."""
+"""The number of tokens of a text, and the short part of a huge one that shows it is too long."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_prefix_never_counts_more_tokens_than_the_whole_has(kind, space, folde
 
     least = bound.least_tokens(text, count_tokens)
     assert 0 <= least <= whole
-    # It is no idle bound: most of an ordinary text is counted.
+    # The bound is tight: most of an ordinary text is counted.
     if whole * 6 > len(text):
         assert least > whole / 2
 

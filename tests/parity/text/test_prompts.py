@@ -1,4 +1,4 @@
-"""Prompts follow from their requests alone, and from what the checkpoint has."""
+"""Prompts depend only on their requests and on the checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def requests() -> list[Request]:
 
 @pytest.fixture(scope="module")
 def used_of(folder_of):
-    """Prompts that every example of a kind goes on with, and what fresh ones say."""
+    """The prompts object that all examples of a kind share, and the prompts of unused ones."""
 
     @cache
     def make(kind: str):
@@ -79,7 +79,7 @@ def test_a_plain_text_is_what_a_tokenizer_loaded_afresh_makes_of_it(kind, folder
 
 @pytest.fixture
 def t5_with(folder_of, tmp_path):
-    """A copy of a tiny checkpoint with more in its configuration or vocabulary."""
+    """A copy of a tiny checkpoint with additions to its configuration or vocabulary."""
 
     def make(kind="t5", tokens=(), **config):
         folder = tmp_path / kind

@@ -1,4 +1,4 @@
-"""What `transformers` leaves to the user: prompts, languages, chat templates, defaults."""
+"""Steps that `transformers` leaves to the user: prompts, languages, chat templates, defaults."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
         for at, text in enumerate(checkpoints.sentences(6))
     ]
     outputs = bench.answers(requests)
-    assert outputs[0].settings["max_new_tokens"] < DEFAULT_MAX_NEW_TOKENS  # what is left of 256
+    assert outputs[0].settings["max_new_tokens"] < DEFAULT_MAX_NEW_TOKENS  # the rest of 256
     assert max(each.choices[0].completion_tokens for each in outputs.values()) > 20
 
 
@@ -270,7 +270,7 @@ def test_each_context_limit_is_respected(bench_of):
         == "output_too_long"
     )
     assert failure(bench_of("t5"), text=long).message.count("takes 128") == 1
-    # Its positions are relative: the settings may ask more of it than it was trained on.
+    # T5's positions are relative, so the settings may allow longer texts than in training.
     answer(bench_of("t5", max_input_tokens=1000), text=long)
 
 

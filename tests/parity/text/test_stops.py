@@ -1,4 +1,4 @@
-"""A stop text ends an answer where `model.generate(stop_strings=...)` ends it."""
+"""A stop string ends an answer where `model.generate(stop_strings=...)` ends it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOW = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
 
 
 def stops_of(alone: Alone, ids: list[int], prompt: str) -> set[str]:
-    """Stop texts of many kinds that an answer may hold."""
+    """Stop strings of many kinds that occur in an answer, or may occur."""
     decode, found = alone.tokenizer.decode, set()
     for at in range(2, len(ids) - 2, 4):
         token = decode([ids[at]], skip_special_tokens=False)
@@ -37,7 +37,7 @@ def test_a_stop_ends_where_generate_ends(bench_of, folder_of, kind, num_beams):
             id_ = len(requests)
             try:
                 (row,) = alone.generate(text, **how, stop_strings=[stop], tokenizer=alone.tokenizer)
-            except ValueError:  # no token has any of it
+            except ValueError:  # no token contains a part of it
                 (row,) = alone.generate(text, **how)
             expected[id_] = (stop, row)
             params = SamplingParams(**how, stop=(stop,))
@@ -65,7 +65,7 @@ def test_a_special_token_ends_an_answer_and_is_not_in_it(bench_of, folder_of):
     class Asked:
         prompt_ids = tuple(words)
 
-        class settings:  # stands where the sequence has a value
+        class settings:  # a stand-in for the sequence's attribute
             stop = ("<|im_start|>",)
 
     assert texts.has_stop_string(Asked, [*words, special])

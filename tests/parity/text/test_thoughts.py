@@ -1,4 +1,4 @@
-"""Thought and answer in a real tokenizer's tokens: stops, special tokens, marks of answers."""
+"""Reasoning and answer in a real tokenizer's tokens: stops, special tokens, marks of answers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ THINKING = PLAIN + "<think>\n"
     [
         ("hm\nEND", "END", ("hm", "")),
         ("hm</think>four END", "END", ("hm", "four")),
-        # It begins in the thought and ends in the answer.
+        # The stop string begins in the reasoning and ends in the answer.
         ("hm</think>four", "</think>four", ("hm", "")),
         ("hm</think>", "</think>", ("hm", "")),
     ],

@@ -1,7 +1,6 @@
-"""Alone: a checkpoint run one request at a time, as its users would.
+"""The reference: a checkpoint that runs one request at a time, as its users would.
 
-Made with `transformers` only: a model and a tokenizer loaded afresh, and prompts written
-as model cards say.
+It uses `transformers` only: a freshly loaded model and tokenizer, and prompts as in model cards.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Alone:
         if self.is_encoder_decoder:
             self.auto = transformers.AutoModelForSeq2SeqLM
         elif type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING:
-            self.auto = transformers.AutoModelForMultimodalLM  # the whole of it, to read text alone
+            self.auto = transformers.AutoModelForMultimodalLM  # the whole model, for text alone
         self.folder, self.device = folder, device
 
     @cached_property
@@ -33,8 +32,10 @@ class Alone:
         return self.auto.from_pretrained(self.folder).eval().to(self.device)
 
     def afresh(self) -> Self:
-        """The same with a model that nobody has called, as it was when this one was loaded: none
-        of those may ever be asked anything itself."""
+        """A copy with an unused model, as it was when this one was loaded.
+
+        The copied model must never run itself.
+        """
         fresh = copy(self)
         fresh.__dict__["model"] = deepcopy(self.model)
         return fresh
@@ -42,7 +43,7 @@ class Alone:
     def generate(
         self, prompt: str | list[int], seed: int | None = None, **settings: Any
     ) -> list[list[int]]:
-        """The new tokens of each returned sequence, up to and with the first end token."""
+        """The new tokens of each returned sequence, including the first end token."""
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
         input_ids = torch.tensor([ids], device=self.model.device)
         if seed is not None:
@@ -55,7 +56,7 @@ class Alone:
         return [self.until_end(row) for row in rows[:, num_before:].tolist()]
 
     def translation(self, text: str, source: str, target: str) -> dict[str, Any]:
-        """What `generate` takes for a checkpoint that knows languages by codes of its own."""
+        """The arguments of `generate` for a checkpoint with language codes of its own."""
         self.tokenizer.src_lang = source
         token = f"__{target}__" if self.kind == "m2m100" else target
         return {

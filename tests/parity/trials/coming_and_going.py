@@ -12,7 +12,7 @@ from tests import checkpoints
 
 GREEDY = SamplingParams(max_new_tokens=12, do_sample=False)
 
-# One of each way to know a position and to keep keys, and one whose requests are beams.
+# One kind for each position encoding and cache, and one whose requests use beam search.
 KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "qwen3", "opt", "gpt_neox")
 
 
@@ -30,7 +30,7 @@ ARRIVAL = st.tuples(
 
 
 def let_come_and_go(bench, asked, arrivals) -> None:
-    """Each answer must be that of its request alone, or that it was cancelled."""
+    """Check that each answer is that of its request alone, or that the request was cancelled."""
     first_id = 1 + max((each.id for each in seen_by(bench)), default=0)
     expected, cancelled_at = {}, {}
     step, waiting = 0, []
@@ -74,7 +74,7 @@ def prompts() -> list[Request]:
 
 
 def break_when(bench, name: str, fails) -> None:
-    """Make a forward pass raise for which `fails` returns an error; it is given the ids."""
+    """Make each forward pass raise the error that `fails` returns for its ids, if any."""
     runner = bench.loop.engine.in_flight.runner
     whole = getattr(runner, name)
 

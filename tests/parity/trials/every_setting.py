@@ -1,4 +1,4 @@
-"""Requests of every setting, and what `generate` answers to each alone."""
+"""Requests with every setting, and the answers of `generate` to each alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.running.engines import Bench
 
 NUM_PROMPTS = 6
 
-# How the answer to each prompt is asked for. `i` is the number of the prompt, so that
-# lengths and seeds differ among those that share a call.
+# The settings for each prompt. `i` is the number of the prompt, so that lengths and seeds differ
+# within a call.
 SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "greedy": lambda i: {"max_new_tokens": 8 + 5 * i},
     # The prompt counts, and some have more than a hundred tokens.
@@ -109,8 +109,10 @@ def alone_of(alone: Alone, request: Request, how: dict[str, Any]) -> list[list[i
 
 
 class AnsweredAlone:
-    """The answers of one checkpoint to requests of `requests_of`, each found out once in a run of
-    the tests, by whichever of its processes needs it first."""
+    """The answers of one checkpoint to the requests of `requests_of`.
+
+    Each is computed once in a run of the tests, by the first process that needs it.
+    """
 
     def __init__(self, kind: str, folder: Path, kept: Path) -> None:
         """kept: a folder that the processes of this run share"""
@@ -122,7 +124,7 @@ class AnsweredAlone:
 
     def answers(self, request: Request, how: dict[str, Any]) -> list[list[int]]:
         with (self.kept / f"{request.id}.json").open("a+") as file:
-            flock(file, LOCK_EX)  # another process may be about to find it out
+            flock(file, LOCK_EX)  # another process may be computing it
             file.seek(0)
             known = file.read()
             answers: list[list[int]] = json.loads(known or "null")
@@ -133,7 +135,7 @@ class AnsweredAlone:
 
 
 def assert_captured_or_fused(bench: Bench) -> None:
-    """Its steps were captured and replayed, and not given up; or they are fused, which needs no
+    """Check that steps were captured and replayed to the end, or are fused, which needs no
     capture."""
     executor = bench.loop.engine.in_flight.runner.executor
     if isinstance(executor, FusedExecutor):
@@ -144,7 +146,7 @@ def assert_captured_or_fused(bench: Bench) -> None:
 
 
 def assert_varied(said: list[list[int]]) -> None:
-    """References that repeat one token, or one another, would agree with anything."""
+    """Fail if references repeat one token or one another: any answer would agree with these."""
     assert all(said)
     tokens = [token for each in said for token in each]
     assert len(set(tokens)) >= 30

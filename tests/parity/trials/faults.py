@@ -1,4 +1,4 @@
-"""Faults of a step, each of which breaks one thing that it must get right."""
+"""Faults of a step, each of which breaks one property that the step needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
     if fault == "mask":  # a row sees the columns before its first token
         whole = JoinedRows.mask
         monkeypatch.setattr(JoinedRows, "mask", lambda rows: torch.ones_like(whole(rows)))
-    elif fault == "padding":  # a row's first token is hidden from it
+    elif fault == "padding":  # a row does not see its first token
         whole = JoinedRows.mask
 
         def hidden(rows):
@@ -41,7 +41,7 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
                 layer.keys[:, :, -1] = layer.keys[:, :, 0]
 
         monkeypatch.setattr(SpareLayer, "resize", resize)
-    elif fault == "rows":  # two rows of a step have each other's logits
+    elif fault == "rows":  # two rows of a step get each other's logits
         decode = runner._decode
         monkeypatch.setattr(
             runner, "_decode", lambda caches, tokens: decode(caches, tokens).roll(1, dims=0)
@@ -94,7 +94,7 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
                     each.sliding_window = short[id_]
 
         monkeypatch.setattr(runner, "_decode", decode)
-    else:  # a processor that looks back does nothing
+    else:  # a logits processor that reads earlier tokens does nothing
         whole_choice = engine.in_flight._choice_of
 
         def choice_of(backend, sequence):

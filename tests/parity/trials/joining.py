@@ -37,7 +37,7 @@ def requests_for(texts: list[str]) -> list[Request]:
 
 
 def let_join(bench: Bench, waiting: list[Request]) -> dict:
-    """They join two by two while others run."""
+    """Let requests join two by two while others run."""
     while waiting:
         bench.submit(*waiting[:2])
         waiting = waiting[2:]

@@ -1,4 +1,4 @@
-"""An architecture that is nobody's: known parts, mixed in a new way, as custom code."""
+"""An invented architecture: known parts, mixed in a new way, as custom code."""
 
 from __future__ import annotations
 

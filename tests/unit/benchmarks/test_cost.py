@@ -15,7 +15,7 @@ def test_operations_are_those_that_torch_counts(family):
     shape = Shape(family=family, **SMALL)
     with torch.random.fork_rng(devices=[]):
         model = made(shape).eval()
-    model.set_attn_implementation("eager")  # whose products the counter knows
+    model.set_attn_implementation("eager")  # the counter knows the products of this attention
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.generate(
@@ -25,7 +25,7 @@ def test_operations_are_those_that_torch_counts(family):
             do_sample=False,
         )
 
-    # The counter sees the half of the prompt's pairs that a causal mask throws away.
+    # The counter includes the half of the prompt's pairs that the causal mask drops.
     assert counter.get_total_flops() == pytest.approx(operations(shape, REQUEST, 1), rel=0.05)
 
 

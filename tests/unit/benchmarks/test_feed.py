@@ -64,7 +64,7 @@ def test_in_a_steady_feed_as_many_wait_at_all_times():
 
     assert measured.num_requests >= len(JOB.requests)
     assert measured.occupancy == 1.0
-    # Between a finish and the next submission rows are filled from those that wait.
+    # Between a finish and the next submission, rows are filled with waiting requests.
     assert server.fewest_waiting >= JOB.num_waiting - JOB.rows
 
 

@@ -17,7 +17,7 @@ def record(side, number, speed, **own):
 
 
 def test_ratios_are_taken_within_a_round():
-    # The machine is half as fast in the second round, and everybody suffers alike.
+    # The machine is half as fast in the second round, for all alike.
     records = [
         record("one", 0, 100.0), record("inflight", 0, 800.0),
         record("one", 1, 50.0), record("inflight", 1, 400.0),

@@ -1,4 +1,4 @@
-"""What commands ask of Redis, and how long they go on when it does not answer."""
+"""Commands' queries of Redis, and how long they wait if it does not answer."""
 
 import socket
 import threading

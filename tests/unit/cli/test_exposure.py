@@ -1,4 +1,4 @@
-"""A Redis or a database that lets strangers in is told from one that does not."""
+"""A Redis or a database that is open to strangers is told from a protected one."""
 
 import re
 import shlex
@@ -174,7 +174,7 @@ def test_what_a_file_of_services_says_of_a_way_counts_before_the_environment(
 def test_a_database_file_that_everybody_may_read_is_reported(
     of_file: int, of_folder: int, is_open: bool
 ) -> None:
-    # Not in the folder of the tests, which lets nobody else in.
+    # Not in the tests' folder, which other users cannot enter.
     with TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         file = folder / "it's.db"

@@ -1,4 +1,4 @@
-"""Why a worker of `up` ended is said in words, whatever the format of its log."""
+"""`up` reports in words why its worker ended, whatever the format of its log."""
 
 import logging
 

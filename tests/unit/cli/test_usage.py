@@ -1,4 +1,4 @@
-"""What a person reads who has mistyped something."""
+"""The errors for mistyped commands."""
 
 from pathlib import Path
 

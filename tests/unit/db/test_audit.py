@@ -1,4 +1,4 @@
-"""The audit: every act is in the chain, and what was changed in it is found."""
+"""The audit: every act is in the chain, and a changed entry is found."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -140,7 +140,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("column", UNREADABLE)
 def test_an_unreadable_entry_hides_no_other(tmp_path: Path, column: str) -> None:
-    """SQLite takes anything into any column; PostgreSQL refuses what these are not."""
+    """SQLite takes any value in any column; PostgreSQL refuses values of the wrong type."""
     database = Database(f"sqlite:///{tmp_path}/a.db")
     Base.metadata.create_all(database.engine)
     append(database, 9)
@@ -224,7 +224,7 @@ def test_a_pruned_audit_chain_still_verifies(database: Database) -> None:
 
 
 def append_at(database: Database, num: int, days: float) -> None:
-    """By a clock that is so many days ahead."""
+    """Append entries with a clock that is so many days ahead."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit, "datetime", _At(datetime.now(UTC) + timedelta(days=days)))
         append(database, num)
@@ -251,7 +251,7 @@ def test_a_clock_that_goes_back_takes_no_younger_entry_with_it(database: Databas
 def test_a_cut_during_a_verification_is_no_fault(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It said that entries were missing, which a cron line takes for an attack."""
+    """Else the report would say that entries are missing, which looks like an attack."""
     append_at(database, 8, -10)
     append(database)
     monkeypatch.setattr(audit, "PAGE", 3)

@@ -1,4 +1,4 @@
-"""The database: what it refuses, what it shows, and what its transactions promise."""
+"""The database session: its refusals, its error texts, and the guarantees of its transactions."""
 
 import json
 import logging
@@ -160,7 +160,7 @@ def test_writers_that_come_together_all_get_through(database: Database) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_what_the_url_says_of_a_connection_goes_before_our_settings(database_url: str) -> None:
-    """An `options` of the operator's was dropped without a word, and tables were made elsewhere."""
+    """Else an operator's `options` would be dropped silently, and tables created elsewhere."""
     named = {"options": "-c search_path=ours -c statement_timeout=7s", "application_name": "theirs"}
     database = Database(make_url(database_url).update_query_dict(named))
     settings = ("search_path", "statement_timeout", "lock_timeout", "application_name")

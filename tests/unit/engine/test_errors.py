@@ -1,4 +1,4 @@
-"""What a failure says: what was being done and the cause, never a library's own words."""
+"""Errors name the operation and the cause, and never quote a library."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A line of a log is written, and is one object of JSON, whatever is in it."""
+"""Each log record is written, as one JSON object, whatever its contents are."""
 
 import json
 import logging

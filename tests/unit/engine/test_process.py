@@ -41,7 +41,7 @@ def test_thousands_of_requests_are_answered_once_each_and_counted():
 
 
 def start_endless(it: Child) -> None:
-    """Request 0 runs and does not end; returns when it does run."""
+    """Start request 0, which does not end; returns when it runs."""
     it.send(request(0, ENDLESS), request(-1, 1))
     (output,) = it.collect(1)
     assert output.request_id == -1

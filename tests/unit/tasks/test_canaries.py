@@ -1,4 +1,4 @@
-"""The canaries of a configuration, and what a mistake in one says."""
+"""The canaries of a configuration, and the errors for wrong ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a producer and a worker do without when they start: model libraries and the like."""
+"""A producer and a worker start without model libraries and other slow imports."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tests.running.workers import ROOT
 
 UNNEEDED = {
     *("torch", "transformers", "tokenizers", "numpy", "pyarrow", "alembic", "flower"),
-    # Of what only some jobs, settings or commands need.
+    # Modules that only some jobs, settings or commands need.
     *("prometheus_client", "semantic_text_splitter", "py3langid", "rich", "typer"),
 }
 

@@ -1,4 +1,4 @@
-"""The quarantine keeps what is newest, once each, within its limits, and the jobs of it."""
+"""The quarantine stores the newest messages once each, within its limits, and fails their jobs."""
 
 from uuid import uuid4
 

@@ -1,4 +1,4 @@
-"""How many messages a worker takes at once follows from the places of its models."""
+"""The number of messages that a worker takes at once follows from its models' batch sizes."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def model(max_sequences: int, replicas: int) -> Model:
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_bulk_messages_leave_room_for_interactive_ones(max_sequences: int, replicas: int) -> None:
     num_places = max_sequences * replicas
-    # What the dispatcher sends out for one worker: twice what it wants at hand.
+    # The dispatcher publishes for a worker twice the number of jobs that it wants.
     num_bulk = 2 * (2 * num_places) // JOBS_PER_MESSAGE
     num_left = messages_in_flight(model(max_sequences, replicas)) - num_bulk
     assert num_left >= max(8, num_places)

@@ -1,4 +1,4 @@
-"""Submitting keeps a job once, and publishes it once it is kept."""
+"""Submitting stores a job once, and publishes it after that."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ from tests.samples.jobs import job, payload, set_columns, states
 
 @pytest.fixture(autouse=True)
 def _producing(database: Database, tmp_path: Path) -> Iterator[None]:
-    """This process is a producer, with a broker within itself."""
+    """This process is a producer, with an in-memory broker."""
     memory.Channel.queues.clear()
     models = {"fake": FAKE, "pair": {**FAKE, "tasks": ["translate"], "languages": ["en>de"]}}
     models["fake"] = {**FAKE, "languages": ["en", "fr"]}
@@ -45,7 +45,7 @@ def _producing(database: Database, tmp_path: Path) -> Iterator[None]:
 
 
 def published() -> dict[str, int]:
-    """How many messages lie in each queue."""
+    """The number of messages in each queue."""
     return {name: queue.qsize() for name, queue in memory.Channel.queues.items() if queue.qsize()}
 
 
@@ -217,7 +217,7 @@ def test_a_custom_id_stands_once_in_a_batch(database: Database, run_key: str | N
     with pytest.raises(DuplicateId, match=r"contract 4: custom_id: is that of contract 2 too"):
         submit_batch(named("a", "b", None, "b"), name="night", run_key=run_key)
     assert states(database) == {}
-    # Of another tenant, or in another call, it is no duplicate.
+    # For another tenant, or in another call, it is not a duplicate.
     batch = submit_batch(
         chain(named("a", "b", None, None), named("a", tenant="other")), name="m", run_key=run_key
     )
@@ -254,7 +254,7 @@ def test_a_batch_that_is_not_complete_stays_open(database: Database) -> None:
 
 
 def test_a_million_ids_take_little_memory() -> None:
-    """Of its own a process takes some 100 MB; a set of these ids would take as much again."""
+    """The process alone takes about 100 MB; a set of these ids would take as much again."""
     code = """
 import resource
 from tasks.submission.first_seen import FirstSeen

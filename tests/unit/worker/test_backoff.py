@@ -1,4 +1,4 @@
-"""Waits between tries grow to a limit, however often something fails."""
+"""Waits between retries grow to a limit, however often an operation fails."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Bisection: the items at fault are found, and every other is done once."""
+"""Bisection finds the items at fault, and does every other item once."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Deliveries become claimed jobs; what cannot be claimed is settled at once."""
+"""Deliveries become claimed jobs; jobs that cannot be claimed are settled at once."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from worker.settings import Settings
 
 @dataclass
 class Started:
-    """What was handed on."""
+    """Records the started attempts."""
 
     jobs: list[ClaimedJob] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)

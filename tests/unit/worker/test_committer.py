@@ -1,4 +1,4 @@
-"""Outcomes are written many at once; what is written may be acked, and nothing before it is."""
+"""Outcomes are committed in groups; a message is acked only after its outcomes are committed."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,13 +33,13 @@ from tests.samples.jobs import (
 from worker.committer import Committer, flush_due
 from worker.settings import Settings
 
-# What no database keeps, were an engine ever to say it.
+# Characters that no database stores, in case an engine returns them.
 UNKEPT = {"nothing": None, "half a character": "secret \ud83d"}
 
 
 @dataclass
 class Written:
-    """What may be acked, in order, and an event when there is more."""
+    """The committed outcomes, in order, and an event for each change."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     flushes: list[int] = field(default_factory=list)
@@ -138,7 +138,7 @@ def test_a_flush_is_a_handful_of_statements_however_many_outcomes(
         Outcome.succeeded(fence, answer()) if number % 4 else Outcome.released(fence)
         for number, fence in enumerate(fences)
     ]
-    # Nothing runs before all of them are there.
+    # No job runs before all of them have arrived.
     committer = Committer(database, Settings(flush_outcomes=64), (written := Written()).add)
     for outcome in outcomes:
         committer.put(outcome)
@@ -200,7 +200,7 @@ def test_while_the_database_refuses_commits_nothing_may_be_acked_and_afterwards_
 
 
 def test_handing_over_an_outcome_never_blocks(database: Database) -> None:
-    """Who hands over reads what an engine says, or sees to cancellations and limits."""
+    """The caller reads an engine's outputs, or handles cancellations and limits."""
     fences = claimed(database, 6)
     with committing(database, flush_seconds=0.001, max_unwritten_outcomes=2) as (
         committer,
@@ -326,5 +326,5 @@ def test_the_committer_is_woken_for_the_first_outcome_and_for_one_that_makes_a_f
         fence = Fence(uuid4(), 1, "one")
         committer.put(Outcome.failed(fence, "empty_prompt", ""), is_urgent=number == 2)
         woken.append(notify.called)
-    # An urgent one is due, and so is whatever comes until it is written.
+    # An urgent outcome is due at once, and with it all that arrive until it is written.
     assert woken == [True, False, True, True, True, True]

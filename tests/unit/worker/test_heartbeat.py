@@ -1,4 +1,4 @@
-"""Running attempts keep their leases, and those that lost their right are told."""
+"""Running attempts keep their leases; an attempt that has lost its job is told so."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from worker.settings import Settings
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[EngineClient]:
-    """An engine that never comes to an end of what it is asked."""
+    """An engine that never finishes a request."""
     it = EngineClient(
         EngineSpec(alias="reports", checkpoint="fake", engine="fake", fake_step_seconds=0.05)
     )
@@ -42,7 +42,7 @@ def client() -> Iterator[EngineClient]:
 
 
 class Running:
-    """Attempts of one worker, and what came of them."""
+    """Attempts of one worker, and their outcomes."""
 
     def __init__(self, client: EngineClient) -> None:
         self.client = client
@@ -186,7 +186,7 @@ def test_a_time_limit_begins_when_its_attempt_does(database: Database, running: 
 def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
     database: Database, running: Running
 ) -> None:
-    """Renewals keep their time, however the beats in between fall."""
+    """Renewals keep their interval, whatever the beats in between are."""
     it = heartbeat(database, running, watch_seconds=1, renew_seconds=2.5, lease_seconds=60)
     running.start(claimed_job(database))
     it.report()
@@ -199,14 +199,14 @@ def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
         now += waits[-1]
     assert waits == [1, 1, 0.5, 1, 1]
     look = ["SELECT"]
-    renewal = ["SELECT", "UPDATE", "UPDATE"]  # every lease in one, and the worker's own row
+    renewal = ["SELECT", "UPDATE", "UPDATE"]  # all leases at once, and the worker's own row
     assert verbs == [renewal, look, look, renewal, look]
 
 
 def test_a_worker_with_rare_cancellation_checks_still_counts_as_alive(
     database: Database, running: Running
 ) -> None:
-    """Nothing is published for a worker that is not; and it renews its leases from the start."""
+    """Nothing is published for a dead worker, and this one renews its leases from the start."""
     it = heartbeat(database, running, watch_seconds=3600, renew_seconds=0.05, lease_seconds=60)
 
     def alive_until() -> datetime:

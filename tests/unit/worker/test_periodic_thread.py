@@ -1,4 +1,4 @@
-"""A periodic thread goes on whatever its ticks come to."""
+"""A periodic thread continues after any result or error of a tick."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from worker.periodic_thread import AFTER_ERROR_SECONDS, PeriodicThread
 
 
 class Waits:
-    """Stands in for a periodic thread's waiting: takes no time, and stops after so many."""
+    """Replaces a periodic thread's wait: takes no time, and stops after so many waits."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -38,7 +38,7 @@ def test_a_failed_tick_is_retried_soon_even_if_ticks_are_rare(seconds: float) ->
 
 
 class Changes:
-    """Stands in for a periodic thread's condition: no time passes, a predicate is read once."""
+    """Replaces a periodic thread's condition: takes no time, and checks a predicate once."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

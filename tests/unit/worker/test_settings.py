@@ -1,4 +1,4 @@
-"""The [worker] table: a mistake is named with its remedy."""
+"""The [worker] table: errors name the wrong value and its remedy."""
 
 from dataclasses import fields
 from typing import Any

@@ -1,4 +1,4 @@
-"""HTML becomes Markdown: what has a form keeps it, and what nobody reads is gone."""
+"""HTML becomes Markdown: forms that Markdown has are kept, and invisible parts are dropped."""
 
 import pytest
 from hypothesis import given

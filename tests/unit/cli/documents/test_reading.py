@@ -1,4 +1,4 @@
-"""Each kind of file gives its text; what gives none says which, and by a code why."""
+"""Files of each kind give their text, or an error with a code that explains why not."""
 
 import sys
 from collections.abc import Callable
@@ -77,9 +77,9 @@ LETTER = "“Größe”, naïve café: 5 €"
     [
         ("a.txt", LETTER.encode("cp1252"), "cp1252", LETTER),
         ("a.md", b"caf\xe9", "cp1252", "café"),
-        ("a.txt", LETTER.encode(), "cp1252", LETTER),  # in UTF-8 all the same
-        ("a.txt", LETTER.encode("utf-16"), "cp1252", LETTER),  # by its mark
-        ("a.txt", "日本語".encode("iso2022_jp"), "iso2022_jp", "日本語"),  # of seven bits
+        ("a.txt", LETTER.encode(), "cp1252", LETTER),  # UTF-8 takes precedence
+        ("a.txt", LETTER.encode("utf-16"), "cp1252", LETTER),  # its mark takes precedence
+        ("a.txt", "日本語".encode("iso2022_jp"), "iso2022_jp", "日本語"),  # 7 bits
         ("a.srt", "Größe".encode("utf-16-le"), "utf-16-le", "Größe"),
         ("a.html", b"<p>caf\xe9", "cp1252", "café"),
         ("a.html", "<meta charset=shift_jis><p>日本".encode("shift_jis"), "cp1252", "日本"),

@@ -1,4 +1,4 @@
-"""How long work took is the time in which any of it ran, not the sum over jobs side by side."""
+"""The time that work took is the time in which any of it ran, not the sum over parallel jobs."""
 
 from datetime import UTC, datetime, timedelta
 

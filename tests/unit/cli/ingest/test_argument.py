@@ -1,4 +1,4 @@
-"""What is written like a path is never taken for a text without a word."""
+"""An argument that looks like a path is never silently read as a text."""
 
 from pathlib import Path
 

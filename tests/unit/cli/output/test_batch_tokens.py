@@ -1,4 +1,4 @@
-"""How far a batch is, in tokens: long documents count for what they are."""
+"""The progress of a batch in tokens: long documents count by their length."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Coverage is drawn as it is: what is missing shows, however little it is."""
+"""Coverage is drawn true to scale: the smallest gap is visible."""
 
 import pytest
 

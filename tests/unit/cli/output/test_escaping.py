@@ -1,4 +1,4 @@
-"""Texts of users and models on a screen: nothing in them moves it, every encoding has them."""
+"""Texts of users and models on a screen: no text controls the terminal, in any encoding."""
 
 import io
 import json
@@ -24,7 +24,7 @@ HOSTILE = (
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.BytesIO]:
-    """Standard output in ASCII and 20 columns wide; what is written there."""
+    """Standard output in ASCII and 20 columns wide; gives the written bytes."""
     written = io.BytesIO()
     to = io.TextIOWrapper(written, encoding="ascii", errors=FALLBACK, write_through=True)
     screen = Screen(width=20)
@@ -48,8 +48,8 @@ def test_control_characters_are_shown_as_escapes(character: str) -> None:
     "text",
     [
         "Die Mühle\n\tmahlt.",
-        "« le\u00a0moulin »",  # French sets a space that does not break
-        "می\u200cخواهم",  # Persian joins by a character without width
+        "« le\u00a0moulin »",  # French uses a no-break space
+        "می\u200cخواهم",  # Persian uses a zero-width character
         "👩\u200d🌾",
         "שלום\u200f!",
         "\u3000全角",

@@ -1,4 +1,4 @@
-"""The bar over a batch, as a terminal shows it."""
+"""The progress bar of a batch on a terminal."""
 
 import io
 from datetime import timedelta
@@ -29,7 +29,7 @@ def test_a_batch_took_the_time_from_its_start_to_its_last_job_whenever_it_is_wat
         session.execute(ended)
     [batch] = find_batches(batch_id, database=database)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any file for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich then treats any file as a terminal
     console = Screen(width=120)
     console.file = io.StringIO()
 

@@ -1,4 +1,4 @@
-"""A locked SQLite database is read all the same, and who locks it is named."""
+"""A locked SQLite database can still be read, and the process that locks it is named."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def held(file: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that writes and does not end."""
+    """Another process with an unfinished write transaction."""
     process = holding(file, "PRAGMA journal_mode = WAL")
     yield process
     process.communicate("")
@@ -59,7 +59,7 @@ def held(file: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_the_revision_is_read_while_another_writes(
     file: Path, held: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.session.LOCK_SECONDS", 0.0)  # one that waited would fail at once
+    monkeypatch.setattr("db.session.LOCK_SECONDS", 0.0)  # a session that waited would fail at once
     database = Database(file_url(file))
     schema.require_current(database)
     database.close()
@@ -81,7 +81,7 @@ def test_a_writers_error_names_the_process_that_holds_the_lock(
 def test_a_reader_of_a_locked_file_gets_the_same_sentence(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without WAL a writer keeps readers out, too, as a backup tool may."""
+    """Without WAL a writer, such as a backup tool, blocks readers, too."""
     monkeypatch.setattr("db.session.LOCK_SECONDS", 0.1)
     process = holding(file, "PRAGMA locking_mode = EXCLUSIVE")
     database = Database(file_url(file))
@@ -107,7 +107,7 @@ def test_a_database_that_takes_writes_has_no_fault_and_keeps_nothing_of_the_tria
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_database_that_cannot_grow_is_found_by_the_trial(database: Database) -> None:
-    """The limit on a file's size fails a write as a full disk does."""
+    """The limit on a file's size makes a write fail as a full disk does."""
     assert database.file is not None
     program = (
         "import resource, signal, sys\n"

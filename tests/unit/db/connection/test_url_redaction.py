@@ -1,4 +1,4 @@
-"""Masking: whatever is written into an address, its secret is not shown."""
+"""Masking: whatever a URL contains, its secret is not shown."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Encryption at rest: texts are sealed for their place, whoever writes, and keys change."""
+"""Encryption at rest: texts are bound to their rows, in every way of writing, and keys change."""
 
 import json
 import threading
@@ -139,14 +139,14 @@ def test_what_is_stored_is_sealed_and_what_is_read_is_plain(sealed: Database) ->
 
 
 def test_every_column_that_can_hold_a_text_is_sealed_or_named_here() -> None:
-    """Who adds a column says with this what is in it; what is sealed is also erased, below."""
+    """A new column must be added here; sealed columns are also erased, below."""
     open_columns = {
-        "attempts.error_message",  # our own sentences
+        "attempts.error_message",  # sentences of Tidemill
         "jobs.error_message",
-        "batches.metadata",  # what rows are found by
+        "batches.metadata",  # fields that queries use
         "payloads.metadata",
         "audit.objects",  # ids and numbers
-        "model_cards.content",  # of the model
+        "model_cards.content",  # facts about the model
         "cache_entries.key",  # a digest
         "workers.engines",
         "workers.room",
@@ -202,7 +202,7 @@ def test_every_body_of_a_message_comes_back(
 def test_an_output_that_looks_sealed_is_read_as_it_was(
     database: Database, sealed: Database, output: str
 ) -> None:
-    """A user can make a model say anything."""
+    """A user can make a model write any text."""
     job_id = finished(database, output)
     for each in (database, sealed):
         found = find_job(job_id, database=each)
@@ -329,7 +329,7 @@ def test_rotation_overwrites_nothing_that_changed_meanwhile(
 
 
 def damage(database: Database, job_id: UUID, change: Callable[[str], str]) -> None:
-    """Change the stored text of a payload behind everybody's back."""
+    """Change the stored text of a payload directly in the database."""
     key = job_id.hex if database.dialect == "sqlite" else job_id
     with database.write() as session:
         before = session.execute(
@@ -363,7 +363,7 @@ def test_one_text_that_does_not_open_leaves_the_rest_to_the_new_key(
 ) -> None:
     monkeypatch.setattr(rotation, "ROWS", 2)
     jobs = [finished(sealed) for _ in range(5)]
-    for job_id in jobs[1:4]:  # a whole page of them, too
+    for job_id in jobs[1:4]:  # more than a page of them
         damage(sealed, job_id, CHANGES["cut short"])
     both = Database(sealed.url, ring("k2", "k1"))
     done = rotation.rotate(both, pause=lambda _: None)

@@ -1,4 +1,4 @@
-"""Where the keys of encryption at rest come from, and what is refused."""
+"""The sources of the encryption keys, and refused settings."""
 
 import base64
 from pathlib import Path

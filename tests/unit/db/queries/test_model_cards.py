@@ -1,4 +1,4 @@
-"""A model card is kept once, results refer to it, and readers see it as part of each."""
+"""A model card is stored once, results refer to it, and readers see it as part of each result."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -44,7 +44,7 @@ def test_a_card_that_was_changed_is_another() -> None:
 
 
 def commit(database: Database, answers: list[Answer]) -> list[UUID]:
-    """Write an answer each to new jobs, a flush for each; returns their ids."""
+    """Write one answer to each new job, in a flush of its own; returns the jobs' ids."""
     job_ids = []
     written = Event()
     committer = Committer(
@@ -125,7 +125,7 @@ def insert_old_results(database: Database, num: int) -> list[UUID]:
 
 
 def full(number: int) -> dict[str, Any]:
-    """The provenance of a result as it was before cards were apart: one of two models."""
+    """The provenance of a result before cards were stored apart, for one of two models."""
     return {**CARD, "revision": f"{number % 2}", "settings": {"seed": number}}
 
 
@@ -154,7 +154,7 @@ def test_existing_cards_move_and_readers_see_no_difference(empty_database: Datab
 def test_the_rows_move_some_hundred_at_a_time_beside_an_old_worker(
     empty_database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two transactions a worker of the revision before writes, unhindered."""
+    """A worker of the revision before writes between two transactions, unhindered."""
     schema.migrate(empty_database, "0003")
     job_ids = insert_old_results(empty_database, 1203)
     (late,) = insert_jobs(empty_database, [job_row(state="succeeded")])
@@ -224,7 +224,7 @@ def test_each_transaction_of_a_migration_limits_how_long_it_waits(
     empty_database: Database,
 ) -> None:
     if empty_database.dialect != "postgresql":
-        return  # SQLite has one writer; how long it waits is the connection's busy_timeout
+        return  # SQLite has one writer; the connection's busy_timeout limits the wait
     schema.migrate(empty_database, "0003")
     insert_old_results(empty_database, 501)
     transactions: list[list[str]] = []

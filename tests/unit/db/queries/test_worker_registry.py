@@ -1,4 +1,4 @@
-"""The registry knows which workers live and how many jobs each wants at hand."""
+"""The registry knows which workers live and how many jobs each wants."""
 
 from sqlalchemy import update
 

@@ -1,4 +1,4 @@
-"""Who lives, what they hold, and what is overdue, is to be seen in the database."""
+"""The database shows which workers live, their jobs, and overdue work."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -68,7 +68,7 @@ def test_overdue_jobs_are_reported(database: Database) -> None:
 def test_a_job_that_waits_for_a_reason_is_not_overdue(database: Database) -> None:
     live(database, "one")
     claimed_job(database)
-    insert_job(database, created_at=LONG_AGO)  # bulk: it has its turn
+    insert_job(database, created_at=LONG_AGO)  # a bulk job may wait for its turn
     insert_job(database, deadline=datetime.now(UTC) + timedelta(hours=1))
     insert_job(database, lane=Lane.INTERACTIVE)
     later = {"not_before": seconds_from_now(60), "created_at": LONG_AGO}

@@ -60,14 +60,14 @@ def test_a_constant_signal_is_stable() -> None:
 def test_a_signal_that_left_its_usual_value_has_changed(
     reference: list[float], current: list[float]
 ) -> None:
-    """Where nearly all of the reference had one value, whatever was below it counted as it, and
-    answers of 10 tokens were like answers of 256."""
+    """If nearly all of the reference has one value, lower values must not count as it: answers of
+    10 tokens are not like answers of 256."""
     assert stability_index(reference, current) > CHANGED
     assert stability_index(reference, list(reference[:: len(reference) // 50])) < CHANGED
 
 
 def finish(database: Database, num: int, days_ago: float, state: str, **result: object) -> None:
-    """Jobs of one model that ended then, with results of these signals."""
+    """Jobs of one model that ended so many days ago, with results of these signals."""
     ids = insert_jobs(
         database,
         [

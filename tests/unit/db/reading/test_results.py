@@ -1,4 +1,4 @@
-"""Reading: what `find_results` finds, and in what order."""
+"""Reading: the jobs that `find_results` finds, and their order."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -347,7 +347,7 @@ def test_a_found_job_has_the_seconds_that_it_waited_and_ran(database: Database) 
     assert found is not None
     assert (found.wait_seconds, found.run_seconds) == (3.0, None)
 
-    set_columns(database, [running], state=JobState.QUEUED)  # given back: it is in line again
+    set_columns(database, [running], state=JobState.QUEUED)  # released and queued again
     found = find_job(running, database=database)
     assert found is not None
     assert (found.wait_seconds, found.run_seconds) == (None, None)
@@ -358,7 +358,7 @@ def test_the_newest_come_first_page_by_page_and_after_any_of_them(
     database: Database, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(results, "PAGE", page)
-    # Four share an instant, so that the id has to decide.
+    # Four share a time, so the id decides the order.
     rows = [job_row(created_at=NOON + timedelta(seconds=max(0, number - 3))) for number in range(7)]
     newest = sorted(insert_jobs(database, rows), reverse=True)
 
@@ -398,7 +398,7 @@ def test_a_page_is_read_from_the_index_and_not_sorted(database: Database, sort: 
     how = "EXPLAIN QUERY PLAN" if database.dialect == "sqlite" else "EXPLAIN"
     with database.write() as session:
         if database.dialect == "postgresql":
-            # So few rows are read whole otherwise, whatever the index could do.
+            # Otherwise the planner would scan so few rows and ignore the index.
             session.execute(sqlalchemy.text("SET LOCAL enable_seqscan = off"))
             session.execute(sqlalchemy.text("SET LOCAL enable_bitmapscan = off"))
         compiled = page.compile(database.engine, compile_kwargs={"literal_binds": True})

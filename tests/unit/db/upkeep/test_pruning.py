@@ -1,4 +1,4 @@
-"""Pruning: what goes, what stays, and that it is done in small transactions."""
+"""Pruning: deleted and kept rows, in small transactions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,12 +161,12 @@ def test_a_job_is_found_by_its_metadata_until_its_last_text_is_pruned(
 
 @pytest.fixture
 def leaving_sqlite() -> Iterator[None]:
-    """SQLite as most have it: what is deleted stays in the file until its place is needed."""
+    """SQLite's usual setting: deleted content stays in the file until its space is reused."""
 
     def leave(connection: Any, record: Any) -> None:
         connection.execute("PRAGMA secure_delete = OFF")
 
-    event.listen(Pool, "connect", leave)  # before what a database asks of its own
+    event.listen(Pool, "connect", leave)  # before the database's own listener
     yield
     event.remove(Pool, "connect", leave)
 
@@ -200,7 +200,7 @@ def test_a_pass_that_is_killed_is_in_the_audit(
         finished(database, days_ago=9)
 
     def look(name: str, num: int) -> None:
-        with database.read() as session:  # what stays if the process ends here
+        with database.read() as session:  # the state if the process ends here
             acts.append([(each.act, each.objects) for each in session.scalars(select(AuditEntry))])
 
     acts: list[list[Any]] = []
@@ -251,7 +251,7 @@ def test_an_age_for_one_tenant_only_leaves_the_others(database: Database) -> Non
 def test_every_class_may_have_an_age_for_some_only(
     database: Database, row_class: str, by: str
 ) -> None:
-    """What is nobody's own, as a message that could not be taken, then stays."""
+    """Rows without a tenant, such as quarantined messages, then stay."""
     theirs = finished(database, days_ago=9, tenant="acme", task="chat")
     ours = finished(database, days_ago=9)
     with database.write() as session:

@@ -51,7 +51,7 @@ def test_a_stop_text_is_cut_off_the_end():
 
 
 def test_a_stop_text_ends_the_answer_with_the_token_that_completes_it():
-    """As in `generate`: special tokens, parts of a word and texts over several words alike."""
+    """As in `generate`: special tokens, parts of a word, and texts over several words."""
     text = "the <|im_end|> of a </s> mill"
     whole = answer(
         Request(id=0, task="generate", text=text, params=SamplingParams(max_new_tokens=40))

@@ -1,4 +1,4 @@
-"""The context is what rotary scaling makes of the positions that a configuration names."""
+"""The context length is the configured positions, after rotary scaling."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
 
 
 def config_of(folder: Path, **own: Any) -> Any:
-    """As it is read from a file."""
+    """The configuration as read from a file."""
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", **sizes, **own}))
     return hf.AutoConfig.from_pretrained(folder)
@@ -56,7 +56,7 @@ WINDOW = "some of its layers look at a window only"
         ({"model_type": "mistral", "sliding_window": None}, None),
         ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, WINDOW),
         ({"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 0}, None),
-        # Of the context, which is longer than the positions.
+        # A part of the context, which is longer than the positions.
         ({"model_type": "mistral", "sliding_window": 128,
           "rope_scaling": {"rope_type": "yarn", "factor": 2.0,
                            "original_max_position_embeddings": 128}}, WINDOW),
@@ -70,6 +70,6 @@ def test_a_window_as_wide_as_the_context_is_none(
 
 
 def test_the_length_of_a_table_of_biases_is_a_context() -> None:
-    """Beyond it an MPT raises."""
+    """MPT raises beyond this length."""
     assert context_tokens(hf.MptConfig(max_seq_len=64), None, "encoder") == 64
     assert context_tokens(hf.BloomConfig(), None, "encoder") is None

@@ -1,4 +1,4 @@
-"""What cannot be served is refused at load, by name; what can is served as its files say."""
+"""Unsupported checkpoints are refused at load, by name; others are served as their files say."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_weight_that_is_not_a_number_is_named(folder):
 def test_layers_beyond_the_configuration_are_refused(tmp_path):
     checkpoints.gpt2(tmp_path)
     set_in(tmp_path / "config.json", n_layer=1)
-    # GPT-2 itself declares the ending of one of the twelve names ignorable.
+    # GPT-2 itself declares one of the twelve names ignorable, by its suffix.
     assert re.search(r"beyond the configuration 1[12] \(transformer\.h\.1\.", refusal(tmp_path))
 
 
@@ -171,7 +171,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
 def test_a_tokenizer_that_leaves_out_the_source_is_refused(tmp_path, monkeypatch):
     checkpoints.m2m100(tmp_path)
     own = hf.M2M100Tokenizer.set_src_lang_special_tokens
-    monkeypatch.setattr(  # what SMaLL-100's own code does
+    monkeypatch.setattr(  # as SMaLL-100's own code does
         hf.M2M100Tokenizer, "set_src_lang_special_tokens", lambda self, _: own(self, "fr")
     )
     assert "does not put the code of the source language" in refusal(tmp_path)

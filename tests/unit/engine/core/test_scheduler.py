@@ -158,7 +158,7 @@ ARRIVAL = st.tuples(
 )
 
 
-# Whoever leads takes later ones of its group along, and those may need longer than it.
+# The first sequence admits later ones of its group, which may run longer than it.
 COMPANY = [
     (0, 1, 1, "b", 1, None),
     (0, 1, 1, "a", 1, None),
@@ -169,8 +169,8 @@ COMPANY = [
 @given(st.lists(ARRIVAL, max_size=25))
 @example(COMPANY)
 def test_every_sequence_ends_once_and_in_time_in_any_order_of_arrival(arrivals):
-    """Under any arrivals, lengths and cancellations: the limits hold, one group runs at a
-    time, and nobody waits for longer than the longest needs, as often as one came before it."""
+    """Limits hold, one group runs at a time, and no sequence waits longer than the longest one
+    runs, times the number of sequences before it."""
     it = Scheduler(LIMITS)
     longest = max((arrival[4] for arrival in arrivals), default=0)
     steps_left = {id_: arrival[4] for id_, arrival in enumerate(arrivals)}

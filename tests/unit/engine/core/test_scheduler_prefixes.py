@@ -1,4 +1,4 @@
-"""Scheduler: prompts that begin alike."""
+"""Scheduler: prompts with common prefixes."""
 
 from dataclasses import replace
 
@@ -12,13 +12,13 @@ from tests.samples.scheduling import LIMITS, SLICED, ids, run, sliced
 
 
 class Prompts:
-    """Sequences whose prompts share what their names say, and what the cache has of them."""
+    """Sequences whose names say which prefixes they share, and the cached part of each."""
 
     def __init__(self, max_blocks: int = 1000) -> None:
         self.cache: PrefixCache[int] = PrefixCache(32, max_blocks)
 
     def sequence(self, id_: int, beginning: str, num_shared: int = 96, **options) -> Sequence:
-        """One that begins with as many tokens that all have who begin so."""
+        """A sequence whose first num_shared tokens equal those of all with the same beginning."""
         shared = tuple(1000 * ord(beginning) + each for each in range(num_shared))
         made = sliced(id_, num_shared + 10, **options)
         made.prompt_ids = (*shared, *range(10**6 * id_, 10**6 * id_ + 10))
@@ -57,7 +57,7 @@ def test_bulk_sequences_with_cached_prefixes_go_before_others_but_not_before_the
     while it.waiting:
         plan = prompts.run(it, *range(len(names)))
         order.append(ids(plan.admitted))
-    # Two in a step, for each has two rows.
+    # Two in a step, since each has two rows.
     assert order == [[0, 1], [2, 4], [3, 5], [6, 7], [8, 9], [10, 11]]
 
 
@@ -67,7 +67,7 @@ def test_interactive_sequences_keep_their_order_and_come_first():
     prompts.run(it, 0)
     it.add([prompts.sequence(2, "a"), prompts.sequence(3, "c", is_interactive=True)])
     it.add([prompts.sequence(4, "a", is_interactive=True), prompts.sequence(5, "a")])
-    assert ids(prompts.run(it, 1, 3, 4).admitted) == [3, 4, 1]  # 4 reads for the others
+    assert ids(prompts.run(it, 1, 3, 4).admitted) == [3, 4, 1]  # 4 reads the prefix for all
     assert ids(prompts.run(it).admitted) == [2, 5]
 
 
@@ -77,7 +77,7 @@ def test_interactive_sequences_keep_their_order_and_come_first():
 )
 @settings(deadline=None)
 def test_a_sequence_is_passed_by_at_most_the_look_ahead(arrivals, max_blocks):
-    """Whatever they begin with, and however soon it is forgotten again."""
+    """Whatever their prefixes are, and however soon these are evicted."""
     prompts, it = Prompts(max_blocks), Scheduler(replace(LIMITS, max_step_tokens=500))
     for id_, (name, num_rows) in enumerate(arrivals):
         it.add([prompts.sequence(id_, name, num_rows=num_rows)])

@@ -59,7 +59,7 @@ def test_short_prompts_are_admitted_beside_the_slices_of_a_long_one_and_pass_the
     while 2 not in read_of(plan):
         assert plan.num_prompt_tokens <= 512
         plan = run(it)
-    # What is left of the first one's share in the step that ends it goes to the next.
+    # In the step that ends the first prompt, the rest of its share goes to the next.
     assert read_of(plan) == {1: 1000, 2: 24}
 
 
@@ -68,11 +68,11 @@ def test_bulk_sequences_are_read_in_longer_slices_while_others_wait():
     it.add([sliced(0, 5, num_rows=6)])
     run(it)
     it.add([sliced(1, 1200), sliced(2, 5, num_rows=3)])
-    assert read_of(run(it)) == {1: 16}  # nothing waited yet
+    assert read_of(run(it)) == {1: 16}  # no request waited yet
     assert read_of(run(it)) == {1: 16 + 512}
     it.add([sliced(3, 5, is_interactive=True)])
     assert read_of(run(it)) == {1: 16 + 512 + 16, 3: 5}
-    assert read_of(run(it)) == {1: 16 + 512 + 32}  # somebody waits for it
+    assert read_of(run(it)) == {1: 16 + 512 + 32}  # a request waits for it
 
 
 def test_a_sequence_that_is_cancelled_while_it_is_read_is_gone():
@@ -103,7 +103,7 @@ def test_a_slice_doubles_the_time_of_a_step_that_decodes():
     assert it.slice_size.num_tokens == 32
     it.add([sliced(0, 5)])
     plan = run(it)
-    it.learn(plan, 9.0)  # nobody decoded
+    it.learn(plan, 9.0)  # no sequence decoded
     for _ in range(40):
         it.learn(run(it), 0.020)
     it.add([sliced(1, 100)])
@@ -113,11 +113,11 @@ def test_a_slice_doubles_the_time_of_a_step_that_decodes():
     for _ in range(20):
         it.learn(run(it), 0.020)
     before = it.slice_size.num_tokens
-    it.learn(StepPlan(plan.admitted, (), num_prompt_tokens=100), 60.0)  # something was compiled
+    it.learn(StepPlan(plan.admitted, (), num_prompt_tokens=100), 60.0)  # as if code was compiled
     assert it.slice_size.num_tokens > before / 2
     for _ in range(60):
         it.learn(StepPlan(plan.admitted, (), num_prompt_tokens=100), 1.020)
-    assert it.slice_size.num_tokens == MIN_TOKENS  # no fewer: it is to come to an end
+    assert it.slice_size.num_tokens == MIN_TOKENS  # not fewer, so that the prompt ends
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Small models like LLaMA, packed and fused as an engine does, and steps of them."""
+"""Small models like LLaMA, packed and fused as in an engine, and steps with them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIGS = {
     "mistral": hf.MistralConfig,
     "qwen2": hf.Qwen2Config,  # has biases
     "qwen3": hf.Qwen3Config,  # normalizes queries and keys
-    "phi3": hf.Phi3Config,  # its layers are merged as they are
+    "phi3": hf.Phi3Config,  # published with merged layers
     "gemma": hf.GemmaConfig,  # scales its embedding, adds one to the weights of norms
     "gemma2": hf.Gemma2Config,  # windows, soft caps, and four norms in a layer
     "gemma3": hf.Gemma3TextConfig,  # two kinds of rotary embeddings
@@ -82,7 +82,7 @@ def kv_cache_of(model: Any) -> ContiguousKVCache:
 
 
 def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Tensor:
-    """(requested, vocab): the first prompt is computed, two join it, and all take a step."""
+    """(requested, vocab): the first prompt is computed, two join, and all take a step."""
     first, *others = [sequence(each) for each in prompts]
     caches, _ = runner.prefill([first])
     mixed = runner.prefill_and_decode(others, caches, [11] * first.num_rows)
@@ -96,7 +96,7 @@ def logits_in_flight(runner: CausalRunner, prompts: list[list[int]]) -> torch.Te
 def sequence(
     prompt: list[int], num_rows: int | None = None, num_read_tokens: int | None = None
 ) -> Any:
-    """num_rows: None: one or two, by the prompt"""
+    """num_rows: None: one or two, depending on the prompt"""
     return SimpleNamespace(
         id=len(prompt),
         prompt_ids=tuple(prompt),

@@ -1,4 +1,4 @@
-"""Compiled attention gives what torch's gives, whatever the caches are."""
+"""Compiled attention gives torch's results, with every kind of cache."""
 
 import logging
 from typing import Any
@@ -19,7 +19,7 @@ from engine.kv_cache.base import KVShape
 from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCache
 
 LAYERS, HEADS = 2, 2
-# Those that are whole registers have code of their own.
+# Widths of whole vector registers have code of their own.
 SIZES = st.sampled_from([12, 16, 32, 48, 64, 128])
 
 CACHES = st.lists(
@@ -77,10 +77,10 @@ def test_the_kernel_computes_what_torch_does(
     sinks = torch.randn(HEADS * group, generator=draw) if has_sinks else None
     scorings = [Scoring(0.3, each, softcap, sinks) for each in windows]
     compiled.windows = by_torch.windows = windows
-    # No model has a bias beside those.
+    # No model has a bias as well.
     if has_bias and group == 1 and softcap is None and not has_sinks:
         compiled.bias = by_torch.bias = torch.randn(HEADS, 200, generator=draw)
-    # Several steps, between which rows of a cache change places, as beams do.
+    # Several steps, between which the rows of a cache are reordered, as in beam search.
     for _ in range(3):
         places = [torch.randint(0, rows, (rows,), generator=draw) for _, rows in sizes]
         asked = torch.randn(LAYERS, num_rows, HEADS * group, 1, size, generator=draw)
@@ -154,7 +154,7 @@ def test_rows_are_rounded_by_themselves_within_half_a_step(
     "module", ["decode_attention", "prefill_attention", "quantize_rows", "rms_norm", "activation"]
 )
 def test_the_kernel_can_be_compiled_here(module: str) -> None:
-    """Without it the answers are the same, later; no other test would notice."""
+    """Without the kernel answers are the same, only slower, so no other test would fail."""
     assert kernel_module(f"kernels.{module}") is not None
 
 
@@ -209,7 +209,7 @@ def test_a_prompt_is_written_and_attended_to_as_by_torch(
                     out.data_ptr(),
                 ),
             )  # fmt: skip
-            num_threads = torch.get_num_threads()  # for which there is scratch memory
+            num_threads = torch.get_num_threads()  # the threads that have scratch memory
             attention.prefill_kernel.write_prompts(num_threads, *arguments)
             attention.prefill_kernel.attend_prompts(num_threads, *arguments)
             cache.commit_prompt(end)

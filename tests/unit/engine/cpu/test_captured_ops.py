@@ -1,4 +1,4 @@
-"""A captured step gives the bits of the step as it is written, or is not captured."""
+"""A captured step gives the bits of the eager step, or is not captured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTH = 24
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
-    """As an engine runs its steps."""
+    """Steps run in inference mode, as in an engine."""
     with torch.inference_mode():
         yield
 
@@ -40,7 +40,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_replayed(step: Callable[..., Tensor], *inputs: Tensor) -> CapturedGraph:
-    """Captured with some values, the step gives for others what it gives as it is written."""
+    """Check that a step captured with some values gives the eager results for others."""
     recorded, again = OpCapturer()(lambda: step(*inputs))
     assert torch.equal(recorded, step(*inputs))
     for seed in range(1, 4):
@@ -62,7 +62,7 @@ def functions_of(again: CapturedGraph) -> list[object]:
     return [each.args[0].func if each.func == again.make else each.func for each in again.calls]
 
 
-# What a step is made of
+# Operations of a step
 
 
 def views(x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def several_results(x: Tensor) -> Tensor:
 
 
 def halves_of_floats(x: Tensor) -> Tensor:
-    """Views of another type, in the middle of a memory."""
+    """Views of another dtype, in the middle of a storage."""
     bits = (x + 1).view(torch.int16)[:, 5:11]
     return (bits & 255).to(torch.float32) + (x * 3)[:, 2:].view(torch.int32)[:, :6]
 
@@ -143,7 +143,7 @@ def test_packed_weights_and_dropout_that_is_off_are_replayed():
     packed, dropout = PackedLinear(linear.weight, linear.bias), nn.Dropout(0.5).eval()
 
     def step(x):
-        # Neither packed weights nor what is empty have an address.
+        # Packed weights and empty tensors have no address.
         nothing = x.new_empty((len(x), 0)) * 2
         return torch.cat([dropout(packed(x)).relu_(), nothing], dim=1)
 
@@ -172,7 +172,7 @@ def test_a_result_that_is_a_view_of_an_input_follows_the_input():
     assert torch.equal(again(), torch.full((4,), 5.0))
 
 
-# What torch does not see
+# Effects that torch does not see
 
 
 def doubled(x: Tensor, y: Tensor) -> None:
@@ -213,13 +213,13 @@ def test_outside_a_capture_a_captured_call_is_a_call():
     assert torch.equal(y, 2 * x)
 
 
-# What is refused
+# Refused steps
 
 counter = torch.zeros(4)
 
 
 def written_unseen(x: Tensor) -> Tensor:
-    """Writes through an address, as a library in C would."""
+    """Writes through an address, as a C library would."""
     y = torch.empty_like(x)
     place = (ctypes.c_float * y.numel()).from_address(y.untyped_storage().data_ptr())
     np.frombuffer(place, np.float32)[:] = 1.0
@@ -227,7 +227,7 @@ def written_unseen(x: Tensor) -> Tensor:
 
 
 class Model:
-    """Keeps something from step to step."""
+    """Keeps state from step to step."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(1)
@@ -254,7 +254,7 @@ def counts_in_a_constant(x: Tensor) -> Tensor:
 
 
 def normed_in_training(x: Tensor) -> Tensor:
-    """Writes to some of its arguments and makes others."""
+    """Writes to some of its arguments and creates others."""
     mean, var = x.new_zeros(WIDTH), x.new_ones(WIDTH)
     return torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0]
 
@@ -305,7 +305,7 @@ def test_a_step_that_depends_on_values_is_not_captured(step, said):
     given_ = x.clone()
     with pytest.raises(NotCapturable, match=said):
         OpCapturer()(lambda: step(x))
-    # It was refused before anything was done that would be done again by the step as written.
+    # The capture was refused before any effect that the eager step would repeat.
     assert torch.equal(x, given_)
     assert torch.equal(counter, torch.zeros(4))
     assert torch.equal(torch.get_rng_state(), state)
@@ -404,7 +404,7 @@ def test_graphs_of_other_shapes_share_one_pool():
             assert again.result.untyped_storage().data_ptr() in memory
     alone = OpCapturer()
     alone(lambda: step(inputs[9]))
-    # What the others need is less, and in it.
+    # The others need less, and use the same memory.
     sizes = [sum(map(len, each.pool.buffers.values())) for each in (recorder, alone)]
     assert sizes[0] < 2 * sizes[1]
 
@@ -434,13 +434,13 @@ def test_needs_that_do_not_overlap_share_one_buffer(num_needs, size):
     pool = GraphBuffers()
     assigned = pool.assign((at, at, at, size) for at in range(num_needs))
     assert len({each.data_ptr() for each in assigned.values()}) == 1
-    # A result of one call is not where its arguments are.
+    # The result of a call does not overlap its arguments.
     chain = pool.assign((at, at + 1, at, size) for at in range(num_needs))
     assert len({each.data_ptr() for each in chain.values()}) == min(num_needs, 2)
     assert sum(map(len, pool.buffers.values())) == min(num_needs, 2)
 
 
-# Where torch has none of it
+# Without support in torch
 
 
 def test_without_torch_dispatch_modes_steps_run_as_written(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""Fused modules give what the model's own modules give."""
+"""Fused modules give the results of the model's own modules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_norm_sees_each_row_by_itself() -> None:
     x = torch.randn(300, 64)
     with torch.inference_mode():
         assert torch.equal(model[0](x)[7:9], model[0](x[7:9]))
-        assert torch.equal(model[0](x.t().contiguous().t()), model[0](x))  # however it lies
+        assert torch.equal(model[0](x.t().contiguous().t()), model[0](x))  # with any layout
 
 
 def test_a_feed_forward_part_whose_gate_and_up_are_one_layer_is_fused() -> None:

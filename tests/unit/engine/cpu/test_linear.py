@@ -1,4 +1,4 @@
-"""Laying weights out anew leaves nothing of what they were read from in memory."""
+"""Packing weights leaves no copy of the originals in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYERS = [
 
 
 def storages(module: nn.Module) -> set[int]:
-    """Of all tensors that a module reaches, its parameters or not."""
+    """The storages of all tensors that a module reaches, parameters or not."""
     return {each.untyped_storage().data_ptr() for each in tensors(module)} - {0}
 
 
@@ -56,7 +56,8 @@ def tensors(module: nn.Module) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("make", LAYERS)
 def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
-    """As `from_pretrained` gives them: all are views of one file, which stays as long as one."""
+    """All tensors of `from_pretrained` are views of one file, which stays as long as one of
+    them."""
     model: Any = nn.Sequential(nn.Embedding(5, 64), nn.LayerNorm(64), nn.Linear(64, 64))
     *of_parameters, of_buffer = file_of([*(each.shape for each in model.parameters()), (3,)])
     for parameter, read in zip(model.parameters(), of_parameters, strict=True):
@@ -68,7 +69,7 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     assert pack(model, make, min_weights=0) == 1
     assert not storages(model) & before
     assert model.table._base is None, "a view holds what it is a view of"
-    assert (model(x) - expected).norm() < 0.02 * expected.norm()  # int8 is off by about 0.01
+    assert (model(x) - expected).norm() < 0.02 * expected.norm()  # the error of int8 is about 0.01
 
 
 def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(
@@ -84,7 +85,7 @@ def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(
 
 @pytest.mark.parametrize("make", [Int8Linear, PlainInt8Linear])
 def test_the_largest_products_of_bytes_are_summed_up_whole(make: MakeLinear) -> None:
-    """A processor without VNNI cuts sums of two off at 16 bits, where rows have eight."""
+    """Without VNNI, a processor saturates sums of two products at 16 bits if rows have eight."""
     rows = torch.stack([torch.ones(512), -torch.ones(512), torch.linspace(-3, 3, 512)])
     found = make(torch.ones(64, 512), None)(rows)
     assert torch.allclose(found, rows.sum(dim=1, keepdim=True).expand(3, 64), atol=1e-3)

@@ -1,4 +1,4 @@
-"""Linear layers that are merged give what they give one by one."""
+"""Merged linear layers give the results of the single ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processors import NEEDS_BFLOAT16
 
 
 class Attention(nn.Module):
-    """Query heads of another number than those of the keys; only some have a bias."""
+    """The numbers of query and key heads differ; only some layers have a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def test_the_merged_product_is_computed_once_and_released() -> None:
     model.self_attn(x)
     assert len(products) == 1
     assert merged.rows is merged.product is None
-    model.self_attn(x)  # the same tensor may have other numbers by now
+    model.self_attn(x)  # the same tensor may have other values by now
     assert len(products) == 2
 
 

@@ -1,4 +1,4 @@
-"""Experts that are multiplied by one call give what the model's own give."""
+"""Experts that are multiplied by one call give the results of the model's own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_row_has_what_its_experts_give(kind: Any, config: Any, num_rows: in
     model: Any = nn.Sequential(made(kind, config))
     fuse(model)
     assert isinstance(model[0], PackedExperts)
-    assert not list(model.parameters())  # its weights are in memory once
+    assert not list(model.parameters())  # the weights are in memory only once
     rows, chosen, weights = drawn(num_rows)
     expected = own(rows, chosen, weights)
     torch.testing.assert_close(model[0](rows, chosen, weights), expected, rtol=1e-5, atol=1e-5)
@@ -81,7 +81,7 @@ def test_a_choice_of_no_expert_adds_nothing() -> None:
     own = made(*EXPERTS[0])
     packed = PackedExperts(own)
     rows, chosen, weights = drawn(20)
-    chosen[3], chosen[4, 1] = NUM_EXPERTS, NUM_EXPERTS  # behind the last
+    chosen[3], chosen[4, 1] = NUM_EXPERTS, NUM_EXPERTS  # the index after the last
     found = packed(rows, chosen, weights)
     torch.testing.assert_close(found, own(rows, chosen, weights), rtol=1e-5, atol=1e-5)
     assert not found[3].any()

@@ -1,4 +1,4 @@
-"""A packed gemm gives torch's numbers, and for each row the same bits in any company."""
+"""A packed gemm gives torch's numbers, and for each row the same bits in any batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A compiled part serves only where it is switched on and agrees with torch."""
+"""A compiled part is used only if it is switched on and agrees with torch."""
 
 from __future__ import annotations
 

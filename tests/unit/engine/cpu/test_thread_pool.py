@@ -1,4 +1,4 @@
-"""Compiled functions give what torch gives, however their tensors are laid out."""
+"""Compiled functions give torch's results, whatever the layout of their tensors."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_cached_function_is_recompiled_when_a_file_it_calls_changes(tmp_path: 
         return float(subprocess.check_output(command, cwd=tmp_path, text=True))
 
     assert said() == pytest.approx(-1 / (1 + math.e), abs=1e-6)
-    kernel = copied / "cpu" / "kernels" / "softmax.py"  # whose exponential the gate calls
+    kernel = copied / "cpu" / "kernels" / "softmax.py"  # the gate calls its exponential
     text = kernel.read_text()
     kernel.write_text(text.replace("    x = max(x, np.float32(-87.0))", "    x = np.float32(0)"))
     assert said() == pytest.approx(-1 / 2, abs=1e-6)
@@ -124,7 +124,7 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     ]  # fmt: skip
     printed = [each.communicate()[0] for each in starting]
     assert [each.returncode for each in starting] == [0, 0]
-    # Each says of itself what it kept on disk and what it found there. Who compiles first may
-    # find what another compiled next.
+    # Each process reports what it stored on disk and what it found. The first to compile may find
+    # what another has compiled since.
     kept = [line for each in printed for line in each.splitlines() if "data saved to" in line]
     assert len(kept) == len(set(kept)) > 0

@@ -33,7 +33,7 @@ def kv_of(cache: ContiguousSequenceCache) -> torch.Tensor:
 
 
 def new_cache(num_layers: int = 8, num_rows: int = 1, **options: Any) -> ContiguousSequenceCache:
-    """A token of each row takes 8 KiB a layer."""
+    """A cache in which a token of a row takes 8 KiB per layer."""
     return ContiguousSequenceCache(shape_of(num_layers), num_rows, by_ancestors=True, **options)
 
 
@@ -72,7 +72,7 @@ def test_a_large_cache_never_moves_and_uses_memory_only_where_it_was_written():
     held = rss_bytes()
     assert kv_of(expecting).numel() * 4 == 64 * MEGABYTE
     kv_of(expecting).fill_(1.0)
-    assert rss_bytes() > held + 60 * MEGABYTE  # what nobody wrote to is not there
+    assert rss_bytes() > held + 60 * MEGABYTE  # pages that were never written are not resident
     modest.reserve(3)
     assert modest.capacity == BUCKET_TOKENS
 
@@ -86,7 +86,7 @@ def test_a_new_cache_reuses_the_smallest_pooled_buffer_that_is_large_enough() ->
     first.clear()
     second.clear()
     again, larger, none_left = (new_cache(num_layers=2, buffer_pool=buffer_pool) for _ in range(3))
-    again.reserve(70)  # the smallest in which it has room
+    again.reserve(70)  # the smallest block with enough room
     larger.reserve(70)
     none_left.reserve(70)
     assert [kv_of(again).data_ptr(), kv_of(larger).data_ptr()] == [small, large]
@@ -94,7 +94,7 @@ def test_a_new_cache_reuses_the_smallest_pooled_buffer_that_is_large_enough() ->
     assert again.capacity == larger.capacity == 2 * BUCKET_TOKENS
     for each in (third, larger, none_left, again):
         each.clear()
-    # The first that were left went back: there is room for one of 5 MiB and two of 2.
+    # The buffers that became free first were released: there is room for one of 5 MiB and two of 2.
     assert [each.nbytes() for each in buffer_pool.buffers] == [
         5 * MEGABYTE,
         2 * MEGABYTE,
@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_allocated_counts_as_out_of_memory():
 
 
 def test_trimming_the_heap_returns_freed_memory_to_the_system():
-    # Below what lies above them in the heap, or they would go back by themselves.
+    # Below other blocks of the heap, else they would be returned without trimming.
     freed = [np.ones(4096) for _ in range(2048)]
     kept = [each.copy() for each in freed[::64]]
     held = rss_bytes()

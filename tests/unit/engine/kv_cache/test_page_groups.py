@@ -1,4 +1,4 @@
-"""Layers are parted into groups of one window and one size, with little of a page unused."""
+"""Layers are divided into groups of equal window and size, with little unused space in a page."""
 
 import pytest
 

@@ -1,5 +1,4 @@
-"""Whatever is allocated, freed and reordered, a row of a paged cache reads what was written to
-it."""
+"""After any allocation, release and reordering, a row of a paged cache reads its own tokens."""
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ MAX_ROWS, MAX_TOKENS = 6, 600
 
 
 class Rows:
-    """A sequence in the cache, and the tokens that its rows should read."""
+    """A sequence in the cache, and the expected tokens of its rows."""
 
     def __init__(self, kv_cache: PagedKVCache, num_rows: int, prompt: list[int]) -> None:
         self.cache = kv_cache.new_sequence(num_rows)
@@ -81,7 +80,7 @@ def test_rows_of_one_request_share_the_pages_of_their_prompt():
     rows = Rows(kv_cache, 3, list(range(100)))
     assert len(rows.cache.pages) == 2
     rows.append([1, 2, 3])
-    # The first goes on where the prompt ends; the others begin a page each.
+    # The first row continues in the prompt's last page; the others begin a page each.
     assert len(rows.cache.pages) == 4
 
 
@@ -113,10 +112,10 @@ def test_more_rows_or_pages_than_are_free_are_refused():
 
 @pytest.mark.parametrize("num_tokens", [1, 64, 65, 640])
 def test_there_are_pages_for_whatever_the_scheduler_admits(num_tokens):
-    # It counts a prompt for each row.
+    # The estimate counts a prompt for each row.
     kv_cache = PagedKVCache(ONE, 4, 2 * 2 * (num_tokens + 65))
     for _ in range(2):  # a prompt, and two rows with answers that end behind a page
         rows = Rows(kv_cache, 2, list(range(num_tokens)))
         for token in range(65):
             rows.append([token, token])
-    assert len(kv_cache.free_pages) < kv_cache.num_pages / 2  # it was not endless
+    assert len(kv_cache.free_pages) < kv_cache.num_pages / 2  # the loop ended

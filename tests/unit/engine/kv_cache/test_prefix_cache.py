@@ -1,4 +1,4 @@
-"""What is found of a prompt is what was kept of one that begins with the same tokens."""
+"""The prefix cache finds the stored part of a prompt that begins with the same tokens."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SIZE = 4
 
 
 def prompt(*blocks: int, more: int = 0) -> tuple[int, ...]:
-    """A prompt whose blocks are these, and some more tokens."""
+    """A prompt of these blocks, and some more tokens."""
     return tuple(each for block in blocks for each in [block] * SIZE) + tuple(range(more))
 
 
 def kept(cache: PrefixCache[str], *prompts: tuple[int, ...]) -> None:
-    """Keep what was met twice of these, in order; a place tells the prompt and the block."""
+    """Store the blocks that occurred twice, in order; a place names the prompt and the block."""
     for at, each in enumerate(prompts):
         cache.keep(cache.blocks_of(each), len(each), lambda number, at=at: f"{at}.{number}")
 
@@ -107,7 +107,7 @@ FLOATS = KVShape(2, 1, 3, torch.float32, torch.device("cpu"))
 MAX_ROWS, MAX_TOKENS = 6, 900
 
 
-WINDOW = 20  # of the first of two layers, where the way has windows
+WINDOW = 20  # of the first of two layers, if the way has windows
 
 
 def caches(way: str, max_prefix_tokens: int):
@@ -123,7 +123,7 @@ def caches(way: str, max_prefix_tokens: int):
 
 
 def write(kv_cache, cache, tokens: tuple[int, ...]) -> None:
-    """Write tokens of a prompt, each as a number that says which it is and where."""
+    """Write the tokens of a prompt, each as a number that names the token and its position."""
     numbers = torch.tensor(tokens) * 1000.0 + torch.arange(cache.length, cache.length + len(tokens))
     numbers = numbers[None, :, None].expand(1, -1, FLOATS.head_size)
     if isinstance(kv_cache, PagedKVCache):
@@ -138,8 +138,8 @@ def write(kv_cache, cache, tokens: tuple[int, ...]) -> None:
 
 
 def read(kv_cache, cache, layer: int) -> torch.Tensor:
-    """(rows, 2, tokens): one of the numbers of each head, for they are all the same; of the tokens
-    that the layer sees."""
+    """(rows, 2, tokens): one of the equal numbers of each head, for the tokens that the layer
+    sees."""
     first = max(cache.length - WINDOW, 0) if layer == 0 and kv_cache.windows else 0
     if isinstance(kv_cache, PagedKVCache):
         group, at = kv_cache.places[layer]
@@ -151,7 +151,7 @@ def read(kv_cache, cache, layer: int) -> torch.Tensor:
 
 
 def check_read(kv_cache, cache, tokens: tuple[int, ...]) -> None:
-    """The sequence reads what was written of its prompt."""
+    """Check that the sequence reads the tokens of its own prompt."""
     expected = torch.tensor(tokens) * 1000.0 + torch.arange(len(tokens))
     for layer in range(FLOATS.num_layers):
         found = read(kv_cache, cache, layer)
@@ -165,7 +165,7 @@ WAYS = ["paged", "ancestors", "rows"]
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_sequence_begins_with_what_was_written_for_another(way, data):
-    """However they come, go, share and are cut, and whatever has to make room for them."""
+    """However sequences come, go, share and are cut, and whatever is evicted for them."""
     kv_cache, _ = caches(way, data.draw(st.sampled_from([64, 256, 600])))
     prefixes = kv_cache.prefixes
     assert prefixes is not None
@@ -238,7 +238,7 @@ def test_sequences_that_begin_alike_have_pages_in_common_which_last_as_long_as_o
             write(kv_cache, cache, tokens[cache.length :])
             cache.keep_prefix(blocks)
             running.append(cache)
-        # The first was met for the first time: its pages are its own. The others share three.
+        # The first prompt occurred once, so its pages are its own. The others share three.
         assert free - len(kv_cache.free_pages) == 4 + 3 + 3
         assert [each.num_users for each in kv_cache.prefixes.kept.values()] == [3, 3, 3]
         running[1].clear()
@@ -260,7 +260,7 @@ def test_pages_that_windows_have_left_are_freed_before_their_prefix_when_they_ar
     prefixes, tokens = kv_cache.prefixes, tuple(range(400))
     num_blocks = len(tokens) // PAGE_TOKENS
     with torch.inference_mode():
-        for _ in range(2):  # it is met twice, and then kept
+        for _ in range(2):  # it is stored when it occurs a second time
             blocks = prefixes.blocks_of(tokens)
             cache = kv_cache.new_sequence(1, 401)
             for end in range(50, 401, 50):
@@ -270,7 +270,8 @@ def test_pages_that_windows_have_left_are_freed_before_their_prefix_when_they_ar
                 cache.clear()
         assert prefixes.blocks_of(tokens).num_found_tokens == num_blocks * PAGE_TOKENS
         kv_cache.check([cache])
-        # Nothing goes while there are pages; then only what the window has left.
+        # No block is evicted while there are free pages; then only those that the
+        # window has passed.
         num_free = len(kv_cache.free_pages)
         taken = kv_cache.take_pages(num_free * PAGE_TOKENS)
         assert prefixes.blocks_of(tokens).num_found_tokens == num_blocks * PAGE_TOKENS

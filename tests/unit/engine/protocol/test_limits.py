@@ -1,4 +1,4 @@
-"""What is left open is chosen for the model and the machine; what is said holds."""
+"""Limits that are left open follow from the model and the machine; given ones hold."""
 
 from pathlib import Path
 

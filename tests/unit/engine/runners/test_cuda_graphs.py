@@ -7,7 +7,7 @@ from engine.runners.cuda_graphs import GraphCache
 
 
 class Recorder:
-    """Runs the step that it records, as every recorder does, and counts its recordings."""
+    """Runs each step that it records, as every recorder does, and counts its recordings."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -21,7 +21,7 @@ class Recorder:
 
 
 def run_each(graphs, *shapes):
-    """The result of each shape's step, and the shapes in the order in which steps ran."""
+    """The result of each shape's step, and the shapes in the order of the steps."""
     runs = []
 
     def step_of(shape):
@@ -58,7 +58,7 @@ def test_the_shapes_used_last_are_kept():
     assert list(graphs.recorded) == [1, 3]
     run_each(graphs, 1)
     assert recorder.num_recorded == 3
-    run_each(graphs, 2)  # not met for the first time
+    run_each(graphs, 2)  # not recorded at the first occurrence
     assert recorder.num_recorded == 4
 
 

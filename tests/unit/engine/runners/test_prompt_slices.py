@@ -1,4 +1,4 @@
-"""A prompt that is read in slices leaves what one leaves that is read at once."""
+"""A prompt that is read in slices leaves the same cache as one that is read at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gpt2() -> Any:
 
 
 def gemma2() -> Any:
-    """Windows in every second layer, far shorter than the prompt, and soft caps."""
+    """Gemma 2: windows in every second layer, far shorter than the prompt, and soft caps."""
     torch.manual_seed(4)
     config = hf.Gemma2Config(
         vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -47,7 +47,7 @@ def gemma2() -> Any:
 
 
 def gpt_oss() -> Any:
-    """Windows, attention sinks and experts."""
+    """gpt-oss: windows, attention sinks and experts."""
     torch.manual_seed(5)
     config = hf.GptOssConfig(
         vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
@@ -58,7 +58,7 @@ def gpt_oss() -> Any:
 
 
 def mistral() -> Any:
-    """A window in every layer."""
+    """Mistral: a window in every layer."""
     torch.manual_seed(6)
     config = hf.MistralConfig(
         vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -113,8 +113,10 @@ WAYS: dict[str, Callable[[], CausalRunner]] = {
 
 
 def continued(runner: CausalRunner, ends: list[int], num_rows: int) -> list[torch.Tensor]:
-    """The logits after PROMPT, and after a token more of each row; it is read up to each of
-    `ends` in turn, with another prompt that joins beside the second slice."""
+    """The logits after PROMPT, and after one more token of each row.
+
+    PROMPT is read up to each of `ends` in turn; another prompt joins beside the second slice.
+    """
     begun: dict[int, Any] = {}
     other = None
     for at, end in enumerate(ends):
@@ -146,7 +148,7 @@ def test_slices_of_a_prompt_leave_what_the_whole_leaves(
     whole, sliced = continued(runner, [150], num_rows), continued(runner, ends, num_rows)
     for one, other in zip(whole, sliced, strict=True):
         assert one.isfinite().all()
-        if way == "fused":  # where a row's bits depend on no other row
+        if way == "fused":  # a row's bits do not depend on other rows
             assert torch.equal(one, other)
         else:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

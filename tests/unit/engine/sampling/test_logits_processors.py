@@ -1,4 +1,4 @@
-"""The processors of sampling are those of `transformers`, and are applied once."""
+"""Sampling uses the logits processors of `transformers`, and applies them once."""
 
 import copy
 
@@ -42,6 +42,6 @@ def test_splitting_off_the_processors_of_sampling_changes_no_score(model, names)
     expected = scores_of(build(model, copy.deepcopy(config), 5, None))
     sampling = take_sampling_processors(model, config)
     rest = build(model, config, 5, None)
-    # `generate` applies its own processors, then those that it is given.
+    # `generate` applies its own processors, then the given ones.
     assert torch.equal(scores_of(hf.LogitsProcessorList([*rest, *sampling])), expected)
     assert len(rest) == 1

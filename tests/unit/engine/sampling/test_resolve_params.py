@@ -41,12 +41,8 @@ def test_a_request_without_any_length_gets_ours_and_not_the_librarys_twenty():
         (SamplingParams(), ENDLESS, {"max_new_tokens": 12, "max_length": 30}, 12),
         (SamplingParams(), START, {"max_length": 30}, 29),
         (SamplingParams(), PROMPT, {"max_length": 30}, 20),
-        (
-            SamplingParams(),
-            PROMPT,
-            {"max_length": 10},
-            40,
-        ),  # its whole length is used up: what is left
+        # All of it is used up: the rest of the context.
+        (SamplingParams(), PROMPT, {"max_length": 10}, 40),
         (SamplingParams(), PROMPT, {}, 40),
         (SamplingParams(), PROMPT, {"max_new_tokens": 100}, 40),  # a default is cut, not refused
     ],
@@ -142,6 +138,6 @@ def test_settings_that_cannot_matter_are_left_out():
 
 
 def test_every_parameter_of_a_request_is_resolved():
-    # `max_length` comes to max_new_tokens, which is what is left of it behind the prompt.
+    # `max_length` is turned into max_new_tokens, the part of it after the prompt.
     resolved = {each.name for each in fields(ResolvedParams)}
     assert resolved == set(PARAMS) - {"max_length"}

@@ -29,7 +29,7 @@ MARIAN = (">>fra<<", ">>deu<<", ">>por<<")
         (MBART, "iw", "he_IL"),
         (MARIAN, "de", ">>deu<<"),
         (MARIAN, "pt-BR", ">>por<<"),
-        (("en", "ns", "ast"), "ns", "ns"),  # a code of M2M100's that is in no standard
+        (("en", "ns", "ast"), "ns", "ns"),  # a code of M2M100 that is in no standard
     ],
 )
 def test_a_users_code_becomes_the_checkpoints_own(own, language, code):
@@ -94,7 +94,7 @@ MBART50 = ("ar_AR", "zh_CN", "pt_XX", "de_DE", "fa_IR", "en_XX")
         (NLLB_ALL, "ks-Deva", "kas_Deva"),
         (NLLB_ALL, "fil", "tgl_Latn"),
         (NLLB_ALL, "fre", "fra_Latn"),
-        (MBART50, "ar-EG", "ar_AR"),  # which does not tell dialects apart
+        (MBART50, "ar-EG", "ar_AR"),  # mBART-50 does not distinguish dialects
         (MBART50, "de-AT", "de_DE"),
         (M2M100, "nb", "no"),
     ],
@@ -141,7 +141,8 @@ MBART50_ALL = tuple(MBART50_CODES)
 
 
 def preferred_tags(code):
-    """The code as BCP 47 has it, with and without its macrolanguage, and without what is usual."""
+    """The preferred BCP 47 tags: with and without the macrolanguage, and without the usual
+    subtags."""
     tag = code.removesuffix("_XX").replace("_", "-")
     return {langcodes.standardize_tag(tag), langcodes.standardize_tag(tag, macro=True)}
 
@@ -149,7 +150,7 @@ def preferred_tags(code):
 @pytest.mark.parametrize("own", [NLLB_ALL, M2M100_ALL, MBART50_ALL])
 def test_every_code_is_found_by_the_tag_that_bcp_47_prefers(own):
     languages = Languages(own)
-    # Two codes of one macrolanguage: its tag is that of the one that is named so.
+    # Two codes of one macrolanguage: its tag belongs to the code of the same name.
     same = {"twi_Latn": "aka_Latn"}
     for code in own:
         for tag in preferred_tags(code):

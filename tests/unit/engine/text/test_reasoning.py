@@ -1,4 +1,4 @@
-"""A thought is told from the answer by the marks of the checkpoint, token for token."""
+"""Reasoning is separated from the answer by the checkpoint's marks, token for token."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ def test_every_known_mark_parts_thought_from_answer(
 def test_without_a_template_a_thought_is_what_a_mark_opens(
     prompt: str, answer: str, expected: tuple[str, str] | None
 ) -> None:
-    """Of a text that somebody wrote as a template would, for the task `generate`."""
+    """For the task `generate`, whose prompt may be written like a template's output."""
     for template in ("{{ '<think>' }}", ""):
         tokenizer = Characters(template=template)
         ids = tokenizer.encode(answer)
@@ -180,7 +180,7 @@ TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
     ("answer", "thought", "text"),
     [
         (f"<|channel|>analysis<|message|>hm{TO_FINAL}four<|return|>", "hm", "four"),
-        # Nothing was thought.
+        # Empty reasoning.
         ("<|channel|>final<|message|>four<|return|>", None, "four"),
         # The header names a format.
         (
@@ -190,7 +190,7 @@ TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
             "4",
         ),
         ("<|channel|>final <|constrain|>json<|message|>4<|return|>", None, "4"),
-        # Two thoughts, and words on what it is about to do.
+        # Two parts of reasoning, and a commentary.
         (
             "<|channel|>analysis<|message|>one<|end|><|start|>assistant"
             "<|channel|>analysis<|message|>two<|end|><|start|>assistant"

@@ -1,4 +1,4 @@
-"""PrefixBound with tokenizers that are arithmetic: how much of a text is counted."""
+"""PrefixBound with arithmetic tokenizers: how much of a text is counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.text.token_lengths import SLICE_CHARACTERS, PrefixBound
 
 
 class Counter:
-    """Counts a token for each `characters_per_token`, and remembers the slices."""
+    """Counts a token for each `characters_per_token`, and records the slices."""
 
     def __init__(self, characters_per_token: int) -> None:
         self.characters_per_token = characters_per_token

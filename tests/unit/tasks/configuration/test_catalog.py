@@ -216,16 +216,16 @@ languages = ["en>fr", "it>fr"]
 @pytest.mark.parametrize(
     ("source", "target", "way"),
     [
-        # By way of English where there is a choice, and by each model's own codes.
+        # Through English if possible, with each model's own codes.
         ("de", "fr", ["german de en", "french en fr"]),
         ("de", "es", ["german de en", "many eng_Latn es"]),
         ("es", "fr", ["many es eng_Latn", "french en fr"]),
         ("de-AT", "fra_Latn", ["german de-AT en", "french en fra_Latn"]),
-        # Done by one.
+        # One model translates directly.
         ("de", "it", []),
         ("deu", "it-IT", []),
         ("it", "fr", []),
-        # By none.
+        # No route.
         ("fr", "de", None),
         ("de", "de", None),
         ("fr", "fr", None),

@@ -1,4 +1,4 @@
-"""Redis's URL: the sentence for one that cannot be used, without its password."""
+"""The Redis URL: the errors for unusable ones, without their passwords."""
 
 import ssl
 

@@ -1,4 +1,4 @@
-"""The [retention] table: what is read from it, and what is refused in words."""
+"""The [retention] table: its values, and the errors for wrong ones."""
 
 import tomllib
 from datetime import time

@@ -1,4 +1,4 @@
-"""What a producer may send, and what the refusal of the rest says."""
+"""Valid contracts of a producer, and the errors for others."""
 
 import json
 from typing import Any, get_args, get_type_hints
@@ -145,7 +145,7 @@ def test_every_wrong_field_is_named_at_once() -> None:
 
 
 def test_a_name_that_is_no_text_hides_no_other_fault() -> None:
-    """pydantic stops at such a name, and cannot say it."""
+    """pydantic stops at such a name and cannot encode it."""
     with pytest.raises(ContractError) as raised:
         ChatContract.parse({"\ud800": None, "num_beams": 0})
     assert {problem.field for problem in raised.value.problems} == {
@@ -199,7 +199,7 @@ def test_a_truth_value_is_true_or_false(name: str, value: Any) -> None:
 
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
-    """In JSON 5.0 and 5 are one number, and JavaScript knows but one kind."""
+    """In JSON 5.0 and 5 are the same number, and JavaScript has only one kind."""
     assert GenerateContract.parse({**TEXT, "seed": 5.0}).seed == 5
     assert GenerateContract.parse({**TEXT, "temperature": 1}).temperature == 1.0
     with pytest.raises(ContractError, match="seed: must be a valid integer"):
@@ -295,12 +295,12 @@ def test_whatever_is_refused_is_refused_with_a_named_field(
     if refusal is None:
         return
     assert refusal.problems
-    # A name that could not be printed is told as Python writes it.
+    # An unprintable name is quoted as Python's repr.
     known = {*contract.model_fields, *fields, *map(repr, fields)}
     for problem in refusal.problems:
         assert problem.fault
         assert any(problem.field == name or problem.field.startswith(f"{name}.") for name in known)
-    # It can be printed, logged and kept in a database.
+    # The message can be printed, logged and stored.
     assert "\x00" not in str(refusal)
     str(refusal).encode()
 

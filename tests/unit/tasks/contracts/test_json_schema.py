@@ -1,4 +1,4 @@
-"""A schema that is none, or that could keep a worker busy for ever, is refused when it comes."""
+"""Invalid schemas, and those that could keep a worker busy for ever, are refused on submission."""
 
 from typing import Any
 

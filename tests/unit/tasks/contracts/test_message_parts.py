@@ -1,4 +1,4 @@
-"""Content may be a list of parts; what is no text is refused by its name."""
+"""Content may be a list of parts; a part that is not text is refused by name."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_a_part_of_another_kind_is_refused(part: object) -> None:
 
 
 def test_the_languages_of_a_translators_part_are_switches_of_its_template() -> None:
-    """As the card of TranslateGemma writes them."""
+    """Written as in TranslateGemma's model card."""
     languages = {"source_lang_code": "cs", "target_lang_code": "de-DE"}
     found = contract([text("V nejhorším případě", **languages)])
     assert found.messages[0].content == "V nejhorším případě"

@@ -1,4 +1,4 @@
-"""A batch notifies with an empty message, which costs nothing where no server answers."""
+"""A batch notifies with an empty message, without delay if no server answers."""
 
 import socket
 import threading
@@ -34,7 +34,7 @@ def submit(num_jobs: int, run_key: str | None = None) -> None:
 
 
 class SilentServer:
-    """Takes connections, and never says a word."""
+    """Accepts connections and never answers."""
 
     def __init__(self) -> None:
         self.num_taken = 0
@@ -71,10 +71,10 @@ def test_each_new_chunk_of_a_batch_notifies_once_with_an_empty_message(
     number = url.rpartition("/")[2]
     with producer(database, url, tmp_path), redis.Redis.from_url(url) as client:
         heard = client.pubsub()
-        heard.psubscribe("*")  # whatever goes over this server
+        heard.psubscribe("*")  # all channels of this server
         heard.get_message(timeout=60)
         submit(CHUNK + 1, run_key="k")
-        submit(CHUNK + 1, run_key="k")  # nothing of it is new
+        submit(CHUNK + 1, run_key="k")  # no job of it is new
         client.publish("end", "")
         messages = []
         while (message := heard.get_message(timeout=60)) and message["channel"] != b"end":

@@ -1,4 +1,4 @@
-"""A chat continues a chat of its own tenant that has its answer, and no other job."""
+"""A chat continues only a chat of its own tenant that has an answer."""
 
 from collections.abc import Iterator
 from pathlib import Path

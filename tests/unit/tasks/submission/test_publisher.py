@@ -1,4 +1,4 @@
-"""What is published goes out over a connection that is there, or over a new one."""
+"""Messages are published over an open connection, or over a new one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.services.servers import ValkeyServer
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """One of this test's own, with this process as its producer."""
+    """A server of this test's own, with this process as its producer."""
     config = write_config(tmp_path / "tidemill.toml", {"fake": FAKE})
     with ValkeyServer.started(tmp_path) as started:
         broker_url = f"redis://127.0.0.1:{started.port}/0"
@@ -46,7 +46,7 @@ def test_messages_are_published_over_one_connection(server: ValkeyServer) -> Non
     before = num_connections_received(server)
     for _ in range(5):
         publish(messages(2))
-    assert num_connections_received(server) == before + 1  # that which asks
+    assert num_connections_received(server) == before + 1  # the connection of this query
     assert num_waiting(server) == 11
 
 

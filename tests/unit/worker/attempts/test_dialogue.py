@@ -1,4 +1,4 @@
-"""A dialogue is read from the database as its jobs were asked and answered."""
+"""A dialogue is read from the inputs and results of its jobs."""
 
 from typing import Any
 from uuid import UUID
@@ -32,7 +32,7 @@ def ended_chat(
     output: str,
     state: JobState = JobState.SUCCEEDED,
 ) -> UUID:
-    """A chat job that has its answer."""
+    """A chat job with this output."""
     row = job_row(task="chat", state=state)
     contract: dict[str, Any] = {"messages": messages}
     if previous is not None:
@@ -57,7 +57,7 @@ def in_words(read: Dialogue) -> list[list[str]]:
 
 @pytest.fixture
 def chain(database: Database) -> list[UUID]:
-    """Three jobs, of which the first is two turns."""
+    """Three jobs, the first of which has two turns."""
     first = ended_chat(
         database,
         None,

@@ -1,4 +1,4 @@
-"""A document of thousands of parts: work grows with its length, and no more of it is held."""
+"""Documents of thousands of parts: work grows with the length, memory does not."""
 
 import itertools
 import sys
@@ -55,7 +55,7 @@ class Instant:
     def __init__(self) -> None:
         self.generated: list[int] = []
         self.num_answered = 0
-        self.most_ahead = 0  # requests that were made and not answered
+        self.most_ahead = 0  # the highest number of unanswered requests
 
     def submit(self, requests: Iterable[Request], on_output: Callable[[Output], None]) -> None:
         for request in requests:
@@ -133,7 +133,8 @@ class Run:
 
 
 def num_calls(act: Callable[[], object]) -> int:
-    """How many functions of Python's were called: a measure of work that no load changes."""
+    """The number of calls of Python functions: a measure of work that does not depend on the
+    load."""
     num = 0
 
     def count(_frame: object, what: str, _argument: object) -> None:
@@ -150,7 +151,7 @@ def num_calls(act: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_four_times_the_document_is_four_times_the_work(kind: str) -> None:
-    Run(kind, 10).start()  # what is loaded once
+    Run(kind, 10).start()  # loads modules
     small, large = Run(kind, 250), Run(kind, 1000)
     assert num_calls(large.start) < 4.6 * num_calls(small.start)
 
@@ -189,7 +190,7 @@ def test_a_placeholder_keeps_its_value_when_the_rules_change() -> None:
     kept = dict(first.kept)
     assert kept[PLACEHOLDERS] == {f"⟦K_{n}⟧": name for n, name in enumerate(names[1::2], start=1)}
 
-    # Found first now: without what was kept, a0 were ⟦K_1⟧, which stood for b1.
+    # a0 is found first now: without the stored state it would be ⟦K_1⟧, which stood for b1.
     wider = masked(K="[ab][0-9]+")
     second = Run("translate", 0, segments=kept, masker=wider, text=text).start()
     assert second.output == Run("translate", 0, masker=wider, text=text).start().output

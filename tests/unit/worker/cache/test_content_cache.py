@@ -1,4 +1,4 @@
-"""Equal requests are computed once; what becomes of those who wait when it goes wrong."""
+"""Equal requests are computed once; the others wait, and go on if the first one fails."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ FAILED = RequestFailure("generation_failed", "it failed", False)
 
 @dataclass(eq=False)
 class Engine:
-    """A client whose outputs come when the test says so, in any order."""
+    """A client whose outputs the test releases, in any order."""
 
     model_digest: bytes = b"one"
     spec: EngineSpec = field(default_factory=lambda: SPEC)
@@ -68,7 +68,7 @@ class Engine:
 
 @dataclass
 class Asker:
-    """Attempts that ask, what they were told, and what was kept."""
+    """Attempts that send requests, the outputs that they got, and the stored entries."""
 
     engine: Engine = field(default_factory=Engine)
     settings: CacheSettings = field(default_factory=CacheSettings)
@@ -148,7 +148,7 @@ def test_a_recent_answer_is_reused_before_it_is_in_the_database(asker: Asker) ->
 def test_a_recent_answer_leaves_memory_when_it_is_too_old(
     asker: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a text: what is erased from the database is to be gone from memory too."""
+    """An answer is a text: once erased from the database, it must leave memory, too."""
     now = 0.0
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr("worker.cache.content_cache.time", clock)
@@ -316,7 +316,7 @@ def test_an_output_of_a_reloaded_model_answers_only_its_own_request(
     asker: Asker,
 ) -> None:
     first, second = asker.ask(), asker.ask()
-    asker.engine.model_digest = b"two"  # the process ended, and its folder held another
+    asker.engine.model_digest = b"two"  # a restart, after which its folder holds another model
     asker.engine.answer(first)
     assert asker.kept == []
     assert asker.engine.asked == [first, second]
@@ -337,7 +337,7 @@ def test_measurements_are_not_shared() -> None:
     assert MINE.key(request, b"one") is None
 
 
-# What decides an answer, one thing changed at a time.
+# Everything that decides an answer, changed one by one.
 CHANGES: list[tuple[str, Any]] = [
     ("revision", "two"),
     ("checkpoint", "other"),
@@ -389,7 +389,7 @@ def test_texts_have_a_key_each_whatever_they_hold(one: str, other: str) -> None:
 
 
 def test_many_threads_with_equal_requests_all_get_an_answer() -> None:
-    """Some give up and some outputs are failures, in no order; each that stayed has one."""
+    """Some give up and some outputs are failures, in any order; each that stays gets one output."""
     asker = Asker()
     over = threading.Event()
     stayed: list[Request] = []
@@ -397,7 +397,7 @@ def test_many_threads_with_equal_requests_all_get_an_answer() -> None:
 
     def answer() -> None:
         for number in itertools.count():
-            # A copy, made in one step: others ask meanwhile.
+            # An atomic copy, since other threads send requests meanwhile.
             request = next((one for one, _ in list(asker.engine.held.values())), None)
             if request is None:
                 if over.is_set() and not asker.engine.held:
@@ -431,7 +431,7 @@ def test_many_threads_with_equal_requests_all_get_an_answer() -> None:
 
 
 def test_with_encryption_the_cache_key_is_an_hmac() -> None:
-    """Else whoever reads the table could try texts until a digest is there."""
+    """Else a reader of the table could try texts until a digest matches."""
     plain, sealed, rotated = Asker(), Asker(), Asker()
     for asker, names in ((sealed, ("k1",)), (rotated, ("k2", "k1"))):
         ring = KeyRing({name: name.encode().ljust(32, b".") for name in names})

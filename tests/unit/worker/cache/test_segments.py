@@ -1,4 +1,5 @@
-"""Finished parts are kept with the group commits, by the attempt that may, until the result."""
+"""Finished parts are stored with group commits, by the attempt that holds the job, until the
+result."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The [cache] table: a mistake is named with its remedy."""
+"""The [cache] table: errors name the wrong value and its remedy."""
 
 from typing import Any
 

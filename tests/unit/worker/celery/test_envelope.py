@@ -1,4 +1,4 @@
-"""An envelope is read from anything, or refused; what is read is safe to hand on."""
+"""An envelope is read from any message, or refused; its parsed values are safe to use."""
 
 import base64
 import json
@@ -56,8 +56,8 @@ def test_an_oversized_entry_is_not_parsed() -> None:
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_a_message_that_grows_beyond_what_redis_takes_is_too_large(compression: str | None) -> None:
-    """Or it would be gone: it is off its list when it is written down as unacked."""
-    plain = b"x" * (50 * 2**20)  # a third more as base64
+    """Else it would be lost: it is off its list before it is written to `unacked`."""
+    plain = b"x" * (50 * 2**20)  # base64 adds a third
     message = envelope(message_id="order 7")
     if compression is None:
         message["body"], message["properties"]["body_encoding"] = plain.decode(), "utf-8"

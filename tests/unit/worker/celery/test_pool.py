@@ -1,4 +1,5 @@
-"""EnginePool keeps Celery's promises for a message: callbacks once, and nothing left behind."""
+"""EnginePool keeps Celery's promises for a message: each callback once, and no state left
+behind."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from worker.delivery import Delivery
 
 
 class Worker:
-    """Takes deliveries in and leaves it to the test when their jobs are settled."""
+    """Takes deliveries and lets the test settle their jobs."""
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []

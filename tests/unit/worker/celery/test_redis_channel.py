@@ -1,4 +1,4 @@
-"""The code of kombu and Celery that is mended here is the code that was read when it was."""
+"""The code of kombu and Celery that is patched here has not changed since it was read."""
 
 import hashlib
 import inspect
@@ -33,17 +33,17 @@ READ = {
     ("mended", "digest"), READ.items(), ids=lambda each: getattr(each, "__name__", "")
 )
 def test_the_library_code_that_we_mend_is_unchanged(mended: object, digest: str) -> None:
-    """Where this fails: read the new code, and see whether `worker.celery.redis_channel` and
-    `worker.celery.consumer` still mend it."""
+    """If this fails: read the new code, and check whether `worker.celery.redis_channel` and
+    `worker.celery.consumer` still patch it correctly."""
     source = inspect.getsource(mended)  # type: ignore[arg-type]
     assert hashlib.sha256(source.encode()).hexdigest()[:12] == digest
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of kombu's own
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a warning about kombu itself
 def test_a_channel_that_waits_for_a_message_is_closed_at_once_and_takes_none(
     valkey: ValkeyServer,
 ) -> None:
-    """Else this would take as long as it waits, which is an hour."""
+    """Else closing would take the whole wait, which is an hour."""
     redis_channel.mend()
     url = valkey.new_database()
     with Connection(url) as connection, redis.Redis.from_url(url) as client:

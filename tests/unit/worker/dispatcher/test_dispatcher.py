@@ -1,4 +1,4 @@
-"""What is due is published: by one, in order, and no more than the workers want."""
+"""Due jobs are published by one dispatcher, in order, and no more than the workers want."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def test_every_job_is_in_one_message_with_those_of_its_length(
 
 @pytest.fixture
 def broker(database: Database, tmp_path: Path) -> Iterator[None]:
-    """A broker within this process, empty."""
+    """An empty in-memory broker."""
     memory.Channel.queues.clear()
     memory.Transport.global_state.clear()
     config = write_config(tmp_path / "tidemill.toml", {"reports": FAKE})
@@ -96,7 +96,7 @@ def live(database: Database, **room: int) -> None:
 
 
 def published(queue: str = "tidemill.reports.bulk") -> list[list[UUID]]:
-    """The messages of a queue, which is empty afterwards."""
+    """Take all messages from a queue."""
     found = []
     with app.connection_for_read() as connection:
         channel = connection.default_channel
@@ -135,7 +135,7 @@ def test_no_more_is_published_than_the_target_of_the_live_workers(database: Data
 def test_bulk_jobs_wait_until_a_whole_message_is_missing(
     database: Database,
 ) -> None:
-    live(database, reports=16)  # twice as many may be out
+    live(database, reports=16)  # twice as many may be published
     insert_jobs(database, (job_row() for _ in range(40)))
     it = dispatcher(database, jobs_per_message=8)
     assert it.poll() == 32
@@ -217,7 +217,7 @@ def test_a_notification_makes_only_the_leader_poll(
 
 @contextmanager
 def noted(database: Database) -> Iterator[list[str]]:
-    """The statements that are run within."""
+    """The statements that run within this context."""
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -266,10 +266,10 @@ def test_the_next_tick_is_when_half_of_the_queue_is_gone(database: Database) -> 
         waits.append(round(it.tick(), 3))
         fences += claim(database, [job_id for message in published() for job_id in message])
     assert waits == [
-        0.2,  # too few for a message: twice as long as it took to go
+        0.2,  # too few for a message: twice the time in which they were taken
         0.88,  # 40 in 1.1 s, and 32 are half
         0.5,  # 64 in 1 s
-        BUSY_SECONDS,  # 70: the line was gone
+        BUSY_SECONDS,  # 70: the queue was empty
         2.0,  # 16 in 1 s
     ]
     it.stop()
@@ -287,7 +287,7 @@ def test_a_poll_that_finds_nothing_to_do_writes_nothing(database: Database) -> N
         clock.now += 1
         with noted(database) as statements:
             it.tick()
-        assert len(statements) == 6  # what has run out, what is lost, two of room, two lanes
+        assert len(statements) == 6  # expired leases, lost messages, two of room, two lanes
         assert all(each.startswith("SELECT") for each in statements)
     clock.now += 1
     with noted(database) as statements:

@@ -1,4 +1,4 @@
-"""The nightly pass: one worker of all makes it, once a night, and another goes on."""
+"""The nightly pass: one worker of all runs it, once a night; if it fails, another continues."""
 
 from collections.abc import Callable
 from datetime import datetime, time
@@ -24,7 +24,7 @@ def make(database: Database, owner: str = "one", leads: bool = True) -> NightlyP
 
 
 def old_job(database: Database) -> Callable[[], bool]:
-    """A job that is due; whether it was pruned."""
+    """A job that is due; the function tells whether it was pruned."""
     job_id = insert_job(database, state=JobState.CANCELLED, finished_at=seconds_from_now(-60))
 
     def is_pruned() -> bool:
@@ -97,7 +97,7 @@ def test_a_pass_that_is_stopped_is_taken_up_by_another(database: Database) -> No
     first.tick()
     is_pruned = old_job(database)
     let_it_be_night(database)
-    first.stop()  # before it has done anything
+    first.stop()  # before it has pruned a row
     first.tick()
     assert not is_pruned()
 

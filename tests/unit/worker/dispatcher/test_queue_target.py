@@ -1,4 +1,4 @@
-"""How soon a queue that was just filled needs more, by what went since the last time."""
+"""How soon a queue must be refilled, from the number of messages taken since the last time."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_the_target_is_twice_what_the_workers_want_at_hand() -> None:
         (16, 0.5, 1.0),  # 32 a second, and 32 are half
         (64, 2.0, 1.0),
         (64, 0.1, 0.05),
-        (1, 0.5, 1.0),  # one poll knows no more than that
+        (1, 0.5, 1.0),  # one poll cannot tell more
         (0, 0.5, 1.0),
     ],
 )
@@ -56,7 +56,7 @@ def test_the_wait_is_infinite_without_models() -> None:
 
 @pytest.mark.parametrize("jobs_per_second", [30, 1000, 5000, 20_000])
 def test_an_engine_of_any_pace_is_kept_busy(jobs_per_second: int) -> None:
-    """Polls with the wait that is returned, and what is missing published at each."""
+    """Polls at the returned interval, and publishes the missing jobs each time."""
     num_wanted, now, filled_at, num_out = 2048, 0.0, -0.5, 0.0
     num_polls = 0
     while now < 30:

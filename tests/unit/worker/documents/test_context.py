@@ -1,4 +1,4 @@
-"""What a part is told of that which stands before it."""
+"""The context from earlier text in a part's prompt."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a result covers is computed from offsets that tile the source."""
+"""The coverage of a result is computed from offsets that tile the source."""
 
 import pytest
 from hypothesis import given

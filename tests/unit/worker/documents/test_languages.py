@@ -1,4 +1,4 @@
-"""The language of a text, among those that a model knows."""
+"""The language of a text is detected among those that a model knows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pieces are packed into parts of like size that end where something does."""
+"""Pieces are packed into parts of similar size that end at a boundary of the text."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Sentences end where a reader ends them, whatever the text is."""
+"""Sentences end where a reader would end them, in any text."""
 
 import pytest
 from hypothesis import given
@@ -119,13 +119,13 @@ def test_the_splitter_reads_each_character_a_bounded_number_of_times(
     monkeypatch.setattr(sentencex, "segment", counted)
     text = piece * (1_000_000 // len(piece))
     sentence_ends(text, "en")
-    # A sentence of the whole text is looked for in windows that double: twice its length.
+    # A sentence of the whole text is searched in windows that double: twice its length.
     assert sum(lengths) <= 4 * len(text)
     assert len(lengths) <= 2 * len(text) / WINDOW_CHARACTERS + 10
 
 
 class Panic(BaseException):
-    """As pyo3's: no Exception."""
+    """Like pyo3's PanicException, not an Exception."""
 
 
 def test_a_splitter_that_panics_loses_only_its_boundaries(

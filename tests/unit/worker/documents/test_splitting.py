@@ -1,4 +1,4 @@
-"""A text is cut where it ends something, and joined its pieces are the text again."""
+"""A text is split at its boundaries, and its joined pieces are the text again."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -108,7 +108,7 @@ def test_the_strongest_boundary_at_a_place_is_found(
 
 
 class Panic(BaseException):
-    """As a panic of Rust comes to Python."""
+    """A panic of Rust, as Python code sees it."""
 
 
 class Panics:
@@ -140,6 +140,6 @@ def test_a_splitter_that_fails_loses_only_its_boundaries(
      "." * 300_000, "x\u0301" + "\u0301" * 100_000],
 )  # fmt: skip
 def test_a_million_characters_are_cut(text: str) -> None:
-    ends = list(piece_ends(text, 256))  # what is quadratic would outlast the test's time limit
+    ends = list(piece_ends(text, 256))  # quadratic time would exceed the test's time limit
     assert ends[-1] == len(text)
     assert ends == sorted(set(ends))

@@ -29,7 +29,7 @@ def test_two_hardware_threads_of_a_core_are_one_core(tmp_path: Path) -> None:
         (topology / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
     assert whole_cores(range(8), tmp_path) == 4
     assert whole_cores({0, 1}, tmp_path) == 2
-    assert whole_cores({1, 5}, tmp_path) == 1  # all that this process may run on
+    assert whole_cores({1, 5}, tmp_path) == 1  # all cores that this process may use
 
 
 def test_each_hardware_thread_counts_as_a_core_where_the_system_says_nothing(

@@ -1,4 +1,4 @@
-"""The parent's end of a real engine process: every request is answered once, whatever happens."""
+"""The parent's side of a real engine process: every request is answered once, whatever happens."""
 
 import itertools
 import random
@@ -28,7 +28,7 @@ from worker.settings import Settings
 
 @dataclass
 class Answers:
-    """Every output that came, in order."""
+    """All received outputs, in order."""
 
     outputs: list[Output] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -39,7 +39,7 @@ class Answers:
             self.changed.notify_all()
 
     def wait_for(self, number: int) -> dict[int, Output]:
-        """The outputs by request; each came once."""
+        """The outputs by request; each was received once."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.outputs) >= number, PATIENCE_SECONDS)
         by_id = {output.request_id: output for output in self.outputs}
@@ -174,7 +174,7 @@ def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again(
         client.kill_if_stalled(time.monotonic(), stall_seconds=600)
         assert client.num_restarts == 0, "it was heard of lately"
 
-        # A look a moment that is later each time, until one finds that it holds something.
+        # Checks at later and later times, until one finds that the client holds a request.
         moments = itertools.count(time.monotonic(), 601)
 
         def restarted() -> int:
@@ -188,7 +188,7 @@ def test_a_process_that_answers_nothing_for_too_long_is_ended_and_started_again(
 
 
 def test_an_engine_is_not_blamed_for_the_time_that_its_outputs_take_here() -> None:
-    """However long whoever gets an output keeps the reader, the process is well."""
+    """However long a receiver of outputs blocks the reader, the process counts as alive."""
     answers, is_kept, go_on = Answers(), threading.Event(), threading.Event()
 
     def keep_reader(output: Output) -> None:
@@ -237,7 +237,7 @@ def test_an_engine_is_read_while_the_database_is_away_and_more_is_unwritten_than
 
 
 def test_an_engine_at_a_long_answer_is_heard_of_before_it_is_there() -> None:
-    """Or one that takes longer than an engine may be silent would never come to an end."""
+    """Else an answer that takes longer than an engine may be silent could never end."""
     answers = Answers()
     with engine(fake_step_seconds=0.02) as client:
         client.submit([request(1, max_new_tokens=100_000)], answers.add)
@@ -249,8 +249,8 @@ def test_an_engine_at_a_long_answer_is_heard_of_before_it_is_there() -> None:
 
 
 def test_parent_and_child_agree_about_every_request_under_stress() -> None:
-    """Threads submit and cancel without pause, and the process dies now and then: the parent
-    knows at any moment where each request is, and each is answered once."""
+    """Threads submit and cancel without pause, and the process dies now and then: the parent knows
+    at any moment where each request is, and each is answered once."""
     answers, ids = Answers(), itertools.count()
     num_threads, num_groups, culprits = 4, 40, {137, 901}
     with engine(fake_crash_on="boom", fake_step_seconds=0.001, max_held=64) as client:
@@ -288,7 +288,7 @@ def test_parent_and_child_agree_about_every_request_under_stress() -> None:
         client.check()
         assert client.num_held == 0
         assert client.num_restarts >= 1
-        # What the child says of itself is what the parent thinks of it.
+        # The child's own state equals the parent's view.
         client.submit([request(next(ids))], answers.add)
         answers.wait_for(num_requests + 1)
         until(lambda: client.progress.num_waiting + client.progress.num_running == 0, "idleness")

@@ -1,4 +1,4 @@
-"""Guards: what is suspicious of which answer, by which settings, and what is done about it."""
+"""Guards: suspicious answers by their settings, and the reaction to each."""
 
 import logging
 import math
@@ -94,7 +94,7 @@ def test_a_good_translation_is_not_suspicious() -> None:
         (FRENCH, {"signals": Signals(untranslated_share=0.6)}, {"untranslated"}),
         (FRENCH, {"signals": Signals(num_missed_placeholders=1)}, {"placeholders_missed"}),
         (FRENCH, {"signals": Signals(num_missed_terms=1)}, {"terms_missed"}),
-        # What many ask for, or what says nothing.
+        # Results that users often want, or that indicate nothing.
         (FRENCH, {"finish_reason": "length", "task": "generate"}, set()),
         ("Bonjour tout le monde.", {"text": "Hi."}, set()),
         (LOOP, {"text": "the ferry " * 8}, set()),

@@ -1,4 +1,4 @@
-"""Measures of an answer: its length, what repeats, what stayed as it was."""
+"""Measures of an answer: its length, repetitions, and untranslated text."""
 
 import pytest
 from hypothesis import given

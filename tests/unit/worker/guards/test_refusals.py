@@ -1,4 +1,4 @@
-"""Refusals in the words of many models, and answers that only sound like one."""
+"""Refusals in the words of many models, and answers that only sound like refusals."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What has the form of something personal is found, and what only looks like it is not."""
+"""Personal data is found by its form, and text that only looks similar is not."""
 
 import pytest
 
@@ -68,7 +68,7 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("phone", "call 0049 30 901820 or 001 650-253-0000.", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧."),
         ("phone", "order 20260131, 00000000, 10049 30 901820", None),
         ("phone", "order 20260131, call 030 901820", None),
-        # As they are written in other places: quoted, in a URL, with an apostrophe, a number.
+        # Other forms: quoted, in a URL, with an apostrophe, with a number.
         ("email", "o'brien@a.example, 'ada@a.example'", "⟦EMAIL_1⟧, '⟦EMAIL_2⟧'"),
         (
             "email",
@@ -101,14 +101,14 @@ def test_a_rule_finds_its_kind(rule: str, text: str, seen: str | None) -> None:
 @pytest.mark.parametrize(
     ("rule", "text", "seen"),
     [
-        # Scripts whose words stand side by side, and whose particles follow a name.
+        # Scripts without spaces, with particles after a name.
         ("email", "请写信给ada@a.example并告诉他", "请写信给⟦EMAIL_1⟧并告诉他"),
         ("email", "ada@a.example로 ถึงada@a.exampleนะ", "⟦EMAIL_1⟧로 ถึง⟦EMAIL_1⟧นะ"),
         ("email", "用户@例子.公司", "⟦EMAIL_1⟧"),
         ("card", "卡号4111111111111111号", "卡号⟦CARD_1⟧号"),
         ("iban", "账户DE89370400440532013000是", "账户⟦IBAN_1⟧是"),
         ("ip", "地址192.168.0.1是", "地址⟦IP_1⟧是"),
-        # Digits, dashes, spaces and signs that are not those of ASCII.
+        # Digits, dashes, spaces and signs outside of ASCII.
         ("card", "４１１１１１１１１１１１１１１１", "⟦CARD_1⟧"),
         ("card", "٤١١١ ١١١١ ١١١١ ١١١١", "⟦CARD_1⟧"),
         ("card", "४१११११११११११११११ 4111–1111‑1111−1111", "⟦CARD_1⟧ ⟦CARD_2⟧"),

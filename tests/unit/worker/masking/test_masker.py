@@ -1,4 +1,4 @@
-"""What is taken out of a text stands in the answer again, and what the model did is reported."""
+"""Masked values are restored in the answer, and changes by the model are reported."""
 
 import json
 from collections.abc import Iterable
@@ -96,7 +96,8 @@ def test_placeholders_of_an_earlier_attempt_stay_and_new_matches_get_new_ones() 
     ],
 )
 def test_a_match_with_any_label_is_masked_and_restored(label: Any, placeholder: str) -> None:
-    """A label of another form went to the model in clear, or never came back into the answer."""
+    """Else a label of another form would reach the model in clear, or never be restored in the
+    answer."""
     names = SimpleNamespace(find=lambda text: [Match(3, 6, label)])
     work = Masker((names,)).masked({"text": "Hi Ada, hi"})
     assert work.contract["text"] == f"Hi {placeholder}, hi"
@@ -116,12 +117,13 @@ def test_matches_of_a_plugged_in_finder_outside_the_text_are_ignored() -> None:
         ]
 
     work = Masker((SimpleNamespace(find=find),)).masked({"text": "Ada met Bob"})
-    # Of the second its rest; the kind of the fourth is another program's, and masked as well.
+    # Only the rest of the second is left; the fourth has a kind of another program and is masked,
+    # too.
     assert work.contract["text"] == "⟦NAME_1⟧ ⟦NAME_2⟧⟦LOW_1⟧ Bob"
 
 
 def test_overlapping_matches_are_all_masked() -> None:
-    """A longer match goes before a shorter, and of one that overlaps the rest is masked."""
+    """A longer match takes precedence, and the rest of one that overlaps it is masked, too."""
     rest = MaskingRules(
         frozenset({"email"}), finders=("tests.unit.worker.masking.test_masker:OVERLAPPING",)
     )
@@ -140,7 +142,7 @@ class Overlapping:
             Match(0, 3, "N"),  # Ada
             Match(0, of(" Byron"), "N"),
             Match(of("Lovelace"), of(" of"), "N"),
-            Match(of("Mail"), of("),"), "N"),  # around what the rules have found
+            Match(of("Mail"), of("),"), "N"),  # around a match of the rules
         ]
 
 
@@ -198,8 +200,8 @@ def test_a_restored_value_is_escaped_in_a_json_answer(asked: dict[str, Any]) -> 
 
 
 def test_fields_that_reach_the_prompt_are_masked_like_the_text() -> None:
-    """A schema is put into the prompt that asks again, a switch into the template's, and a stop
-    that the model never writes stops nothing."""
+    """A schema is part of the prompt of a retry, a switch part of the template's, and an unmasked
+    stop string would never match."""
     contract = {
         "text": "Is it ada@mail.example?",
         "stop": ["ada@mail.example"],
@@ -236,7 +238,7 @@ def test_fields_that_reach_the_prompt_are_masked_like_the_text() -> None:
 
 @pytest.mark.parametrize("asked", [{"json_object": True}, {"json_schema": {"type": "object"}}])
 def test_a_placeholder_in_json_of_ascii_is_one(asked: dict[str, Any]) -> None:
-    """A model that escapes as `json.dumps` does gave the user `\\u27e6EMAIL_1\\u27e7`."""
+    """A model may escape as `json.dumps` does: `\u27e6EMAIL_1\u27e7`."""
     work = EMAILS.masked({"text": "ada@mail.example", **asked})
     said = {"a": "⟦EMAIL_1⟧", "b": "\\⟦EMAIL_1⟧", "c": "\\u27e6EMAIL_1\\u27e7"}
     made = work.restored(

@@ -1,4 +1,4 @@
-"""What the leader's figures are labelled with, whatever the database holds."""
+"""The labels of the leader's figures, whatever the database contains."""
 
 from collections import Counter
 from pathlib import Path

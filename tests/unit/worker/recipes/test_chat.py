@@ -1,4 +1,4 @@
-"""A dialogue that goes on: as many of its turns as leave room for the answer."""
+"""A long dialogue keeps as many of its turns as leave room for the answer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def client(engine: CountingClient) -> CountingClient:
 
 
 def turns(*lengths: int) -> tuple[tuple[ChatTurn, ...], ...]:
-    """Turns of so many words each, no two alike."""
+    """Turns with the given numbers of words, no two alike."""
     return tuple(
         (
             ChatTurn("user", " ".join(f"q{at}.{word}" for word in range(length - 1))),
@@ -86,7 +86,7 @@ def test_the_oldest_turns_go_until_the_rest_fits_and_no_longer(
 ) -> None:
     dialogue = Dialogue((ChatTurn("system", "be brief"),), turns(*lengths))
     answer = chat(client, dialogue, ("user", "and now")).answer()
-    # The most of the newest turns that fit beside the system's words and the job's own.
+    # As many of the newest turns as fit beside the system message and the job's own.
     num_kept = max(
         num for num in range(len(lengths) + 1) if sum(lengths[len(lengths) - num :]) <= 28
     )
@@ -134,7 +134,7 @@ def test_a_dialogue_with_a_job_gone_fails_with_the_remedy(client: CountingClient
 
 
 def test_a_thought_is_kept_apart(client: CountingClient) -> None:
-    """The fake engine draws words from its prompt; one of these seeds thinks, then answers."""
+    """The fake engine draws words from its prompt; one of these seeds reasons, then answers."""
     for seed in range(200):
         run = chat(client, None, ("user", "<think> </think> yes"))
         run.contract = {**run.contract, "max_new_tokens": 6, "temperature": 1.0, "seed": seed}

@@ -1,4 +1,4 @@
-"""Answers that have to be JSON, of an engine that cannot be held to it."""
+"""JSON answers of an engine without grammars."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -87,7 +87,7 @@ def test_a_too_long_prompt_fails_as_such_and_not_as_an_invalid_answer(
 
 
 def test_only_the_valid_ones_of_several_answers_are_kept(client: CountingClient) -> None:
-    """Words are drawn from the prompt, so some of these are JSON and some are not."""
+    """Words are drawn from the prompt, so some of these answers are JSON and some are not."""
     fields = {"max_new_tokens": 1, "temperature": 1.0, "num_return_sequences": 12, "seed": 1}
     plain = chat(client, "{} no", **fields).answer()
     said = [plain.output, *plain.alternatives]

@@ -1,4 +1,4 @@
-"""Answers are held to their schema, in bounded time whatever schema and answer are."""
+"""Answers are checked against their schema, in bounded time for any schema and answer."""
 
 import json
 from typing import Any
@@ -51,7 +51,7 @@ def test_a_text_that_does_not_match_has_a_fault(
 
 
 def anyof_bomb(depth: int) -> dict[str, Any]:
-    """Asks for the same twice at each of its levels."""
+    """A schema that checks the same value twice at each of its levels."""
     defs: dict[str, Any] = {
         f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(depth)
     }

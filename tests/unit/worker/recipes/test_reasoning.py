@@ -1,4 +1,4 @@
-"""What a model thinks is kept apart and counted for every task, and its template is switched."""
+"""Reasoning is separated and counted for every task, and switched in the chat template."""
 
 from dataclasses import replace
 from itertools import count

@@ -1,4 +1,4 @@
-"""Whole documents through a real engine process: nothing is left out, nothing done twice."""
+"""Whole documents through a real engine process: no part is left out or done twice."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -150,7 +150,7 @@ def test_each_part_gets_its_headings_and_coverage_does_not_count_them(
     assert coverage(answer)["left_out"] == []
     assert coverage(answer)["source_characters"] == len(BOOK)
     assert coverage(answer)["context_characters"] > 0
-    if strategy == "map_reduce":  # of the other, a summary stands before each part, too
+    if strategy == "map_reduce":  # in the other strategy, each part is preceded by a summary
         words = [word for each in parts for word in each.split() if not word.startswith("#")]
         assert words.count("Line") == BOOK.count("Line")
 
@@ -314,7 +314,7 @@ def test_an_answer_as_long_as_the_context_leaves_no_room_for_parts() -> None:
 
 
 def test_options_are_in_the_prompt_of_every_part(client: CountingClient) -> None:
-    """The fake engine reads their words before the text's, so its parts have less room."""
+    """The fake engine reads the options' words before the text's, so its parts have less room."""
     options = {"style": "bullet points", "focus": "the mill", "output_language": "fr"}
     answer = Run(client, {"text": REPORT, "strategy": "map_reduce", **options}).answer()
     assert coverage(answer)["left_out_characters"] == 0

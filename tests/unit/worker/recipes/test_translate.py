@@ -142,7 +142,7 @@ def test_placeholders_come_back_to_the_letter(translator: Translator) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("The tide is low.", "La marée\n\n- est basse."),  # alone, it is the model's answer
+        ("The tide is low.", "La marée\n\n- est basse."),  # the model's answer to it alone
         (" The tide is low.\n", " La marée\n\n- est basse.\n"),
         ("- The tide is low.\n", "- La marée - est basse.\n"),
         (
@@ -270,7 +270,7 @@ def test_a_language_that_is_not_clear_is_an_error_with_candidates(
     ],
 )
 def test_no_sentence_is_dropped(nllb: Translator, user_case: str) -> None:
-    """Each sentence is answered as it would be alone."""
+    """Each sentence gets the answer that it would get alone."""
 
     def alone(text: str) -> str:
         return nllb.answer(text, max_new_tokens=12).output
@@ -284,7 +284,7 @@ def test_no_sentence_is_dropped(nllb: Translator, user_case: str) -> None:
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Translator]:
-    """A model that ends at once, unless it may not."""
+    """A model that ends at once, unless the settings forbid it."""
     folder = checkpoints.build("marian", Path(tmp_path_factory.mktemp("silent")))
     model = hf.MarianMTModel.from_pretrained(folder)
     model.final_logits_bias[0, model.config.eos_token_id] = 1000.0
@@ -362,7 +362,7 @@ def test_a_translation_uses_the_terms_of_its_glossary(translator: Translator) ->
     assert "havre" in answer.output
     assert "port" not in answer.output
     assert "girls" in answer.output
-    # What the model says by itself is asked for once.
+    # The model's own answer is requested once.
     assert "La marée est basse." in answer.output
     assert (found["num_terms"], found["num_retried"], found["missed_terms"]) == (3, 2, [])
     assert answer.signals.num_missed_terms == 0
@@ -388,7 +388,7 @@ def test_a_term_that_cannot_be_kept_is_reported(translator: Translator) -> None:
         stop=["havre", "au "],
         guards={},
     )
-    # What is cut within the parts around a term is no miss of it.
+    # A cut in the parts around a term does not count as a missed term.
     assert report(answer)["missed_terms"] == []
     assert "havre" in answer.output
 
@@ -402,7 +402,8 @@ def test_a_sentence_that_is_only_a_term_is_its_translation(translator: Translato
 
 
 def test_a_model_that_keeps_placeholders_keeps_terms_in_its_sentence() -> None:
-    """The second way: what stands for a term is read by the model, and is then the term."""
+    """The second way: the model reads a placeholder for the term, which is then replaced by the
+    term."""
     terms = Glossary({"harbour": "havre"}).find("The {T1} harbour")
     draft = Draft("The {T1} harbour", 100, (), terms)
     draft.hold_terms()
@@ -417,7 +418,7 @@ def test_a_model_that_keeps_placeholders_keeps_terms_in_its_sentence() -> None:
 def test_a_way_through_two_models_is_one_after_the_other(
     nllb: Translator, translator: Translator
 ) -> None:
-    """Each sentence is what the second makes of what the first makes of it, alone."""
+    """The second model translates each sentence of the first model's answer, alone."""
     text = "Die Mühle drehte.\n\n- Der Hafen."
     route = [
         {"model": "nllb", "source_language": "de", "target_language": "en", "languages": []},

@@ -1,4 +1,4 @@
-"""Rows and columns of a source, and files to be one."""
+"""Rows and columns of a source, and files of them."""
 
 from collections.abc import Sequence
 from pathlib import Path

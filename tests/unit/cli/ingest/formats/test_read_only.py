@@ -1,4 +1,4 @@
-"""A query of a source is judged before it is executed: whatever it says, nothing is written."""
+"""A source's query is checked before it is executed; no query can write."""
 
 import sqlite3
 import tracemalloc
@@ -32,7 +32,7 @@ def refused(url: str, query: str) -> str:
 
 @pytest.fixture
 def documents(database_url: str) -> Iterator[str]:
-    """The URL of a database with two documents, which must be there at the end."""
+    """The URL of a database with two documents; checks at the end that they still exist."""
     run(database_url, SCHEMA, "INSERT INTO documents VALUES (1, 'one'), (2, 'two')")
     yield database_url
     assert contents(database_url) == ROWS
@@ -109,7 +109,7 @@ def test_a_query_that_only_reads_is_run(documents: str) -> None:
 
 
 def test_rows_are_streamed(documents: str) -> None:
-    """Of sixty megabytes only a few rows are ever held."""
+    """Of sixty megabytes only a few rows are in memory at once."""
     many = (
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000) "
         + ("SELECT i AS custom_id, printf('%010000d', i) AS text FROM n")
@@ -306,7 +306,7 @@ def test_a_database_that_cannot_be_held_to_reading_is_refused_by_name(backend: s
 
     assert backend in sentence
     assert "`read_only_user = true` in [source]" in sentence
-    with pytest.raises(SourceUnusable, match="the driver for"):  # so it would be taken
+    with pytest.raises(SourceUnusable, match="the driver for"):  # accepted, but not installed
         list(SqlSource(url, "SELECT 1", read_only_user=True).rows(lambda columns: None))
 
 

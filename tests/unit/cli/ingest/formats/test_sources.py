@@ -210,7 +210,7 @@ def test_a_header_in_another_encoding_is_refused_as_that(
     ("written", "named"),
     [
         ("cp1252", "windows-1252"),
-        ("cp1252", "latin-1"),  # as the web means it
+        ("cp1252", "latin-1"),  # latin-1 as HTML defines it
         ("utf-8", "windows-1252"),
         ("utf-16", None),  # as Excel writes "Unicode text"
         ("utf-16-le", "utf-16-le"),

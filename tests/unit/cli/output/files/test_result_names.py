@@ -1,4 +1,4 @@
-"""The name of an output is that of its source, and no name leads anywhere else."""
+"""An output is named after its source, and no name leads out of the folder."""
 
 from pathlib import PurePath, PurePosixPath
 from uuid import UUID
@@ -27,7 +27,7 @@ JOB = UUID("01a20a9c-8646-70ad-ab14-32e4e2328b4c")
         ("no. 3.14", "generate", "no. 3.14.txt"),
         (None, "chat", f"{JOB}.txt"),
         ("/", "chat", f"{JOB}.txt"),
-        # What leads out of a folder, or to a device, or is hidden.
+        # Names that lead out of a folder or to a device, or are hidden.
         ("../../etc/passwd", "summarize", "__/__/etc/passwd.txt"),
         ("/etc/cron.d/x.txt", "summarize", "etc/cron.d/x.txt"),
         ("a/../b.txt", "summarize", "a/__/b.txt"),

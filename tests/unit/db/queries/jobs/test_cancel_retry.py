@@ -1,4 +1,4 @@
-"""What people ask for: cancelling and retrying."""
+"""Users cancel and retry jobs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A job is claimed by one, when it is due."""
+"""A due job is claimed by one owner."""
 
 import random
 import threading
@@ -109,13 +109,13 @@ def test_two_claimers_at_once_never_get_one_job(database: Database) -> None:
 
     taken = [job_id for owner in got.values() for job_id in owner]
     assert len(taken) == len(set(taken))
-    # What one passed over because another was about to take it is taken by nobody else.
+    # A job that one claim skips because another is about to claim it would stay unclaimed.
     assert states(database).get(JobState.RUNNING) == len(taken)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_claim_waits_for_a_job_that_is_being_marked_as_published(database: Database) -> None:
-    """Skipping it would ack its message, and nobody would come for it."""
+    """If the claim skipped the job, its message would be acked and the job would stay unclaimed."""
     job_id = insert_job(database)
     with ThreadPoolExecutor() as pool:
         with database.write() as session:

@@ -1,4 +1,4 @@
-"""The newest attempt of a job, and only it, says how the job goes on."""
+"""Only the newest attempt of a job decides how the job goes on."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""What the dispatcher asks the database: whose turn it is, who is left behind, what is lost."""
+"""The dispatcher's queries: the next jobs, expired leases, and lost messages."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID

@@ -1,8 +1,8 @@
-"""The life of jobs as a state machine: whatever happens in whatever order, one result each.
+"""The life of jobs as a state machine: in any order of events, each job gets one result.
 
-It runs on both databases, by a clock that stands still until a rule lets time pass, with a
-broker that loses messages and delivers them twice, and workers that die and wake up again.
-What it holds each statement to is written down here a second time, in plain Python.
+It runs on both databases, with a clock that stands still until a rule lets time pass, a broker that
+loses messages and delivers them twice, and workers that die and wake up again. The expected effect
+of each statement is written here a second time, in plain Python.
 """
 
 from dataclasses import dataclass, field
@@ -43,11 +43,11 @@ WAITS = st.sampled_from([1, LOST_SECONDS + 1, LEASE_SECONDS + 1, DEADLINE_SECOND
 
 @dataclass
 class Told:
-    """What is known of a job from what was done to it."""
+    """The expected state of a job, from the events so far."""
 
     deadline: int | None
     state: JobState = JobState.QUEUED
-    holder: Fence | None = None  # who may write
+    holder: Fence | None = None  # the fence that may write
     lease_until: int = 0
     not_before: int = 0
     published_at: int | None = None
@@ -68,27 +68,27 @@ class Told:
 
 
 class Protocol(RuleBasedStateMachine):
-    """Two workers, a dispatcher, a broker, a person and the clock, on one database."""
+    """Two workers, a dispatcher, a broker, a user and the clock, on one database."""
 
     jobs = Bundle("jobs")
-    fences = Bundle("fences")  # every right to write that was ever given out
+    fences = Bundle("fences")  # every fence that was ever given out
 
     def __init__(self, database: Database, clock: VirtualClock) -> None:
         super().__init__()
         self.database = database
         self.clock = clock
         self.told: dict[UUID, Told] = {}
-        self.messages: list[list[UUID]] = []  # what the broker holds
+        self.messages: list[list[UUID]] = []  # the messages in the broker
         clock.set(0)
         with database.write() as session:
             for table in (Result, AttemptRow, Payload, Job):
                 session.execute(delete(table))
 
     def teardown(self) -> None:
-        """When faults end, so does every job."""
+        """Once faults end, every job ends."""
         self.clock.set(self.clock.seconds + RETRY_SECONDS + LEASE_SECONDS + 1)
         self.sweep()
-        self.sweep()  # what the first put back in line was not lost yet
+        self.sweep()  # jobs that the first sweep requeued were not lost yet
         self.publish(marked=True)
         while self.messages:
             for fence in self.deliver("three", again=False):
@@ -140,7 +140,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(marked=st.booleans())
     def publish(self, marked: bool) -> None:
-        """Send out what has its turn; the dispatcher may die before it marks it."""
+        """Publish the next jobs; the dispatcher may die before it marks them."""
         now = self.clock.seconds
         with self.database.read() as session:
             ids = [each for each, _ in session.execute(dispatch.next_to_publish(*QUEUE, 100))]
@@ -161,7 +161,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        """A message is taken off the list, and who took it dies before it says so."""
+        """A message is taken off the list, and its consumer dies before it acks."""
         if self.messages:
             self.messages.pop(0)
 
@@ -174,7 +174,8 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        """What dead workers left, what is past its deadline, what the broker has lost."""
+        """Requeue jobs of dead workers, expire jobs past their deadline, and republish lost
+        messages."""
         now = self.clock.seconds
         long_ago = seconds_from_now(-LOST_SECONDS)
         with self.database.write() as session:
@@ -214,13 +215,13 @@ class Protocol(RuleBasedStateMachine):
         return next(iter(self.deliver(owner, again)), None) if self.messages else None
 
     def deliver(self, owner: str, again: bool) -> list[Fence]:
-        """A message arrives, perhaps not for the last time."""
+        """Deliver a message, perhaps not for the last time."""
         ids = self.messages[0] if again else self.messages.pop(0)
         return self.claimed(ids, owner)
 
     @rule(target=fences, job_id=jobs, owner=OWNERS)
     def deliver_late(self, job_id: UUID, owner: str) -> Fence | None:
-        """A message of long ago, that somebody had kept."""
+        """Deliver an old copy of a message."""
         return next(iter(self.claimed([job_id], owner)), None)
 
     def claimed(self, job_ids: list[UUID], owner: str) -> list[Fence]:
@@ -248,7 +249,7 @@ class Protocol(RuleBasedStateMachine):
             told.lease_until = self.clock.seconds + LEASE_SECONDS
 
     def end(self, outcome: Outcome) -> None:
-        """Write as a committer does, whoever holds the job by now."""
+        """Write as a committer does, even if the job has another owner by now."""
         told = self.told[outcome.fence.job_id]
         with self.database.write() as session:
             if outcome.answer is None:
@@ -292,12 +293,12 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(seconds=WAITS)
     def time_passes(self, seconds: int) -> None:
-        """A worker that died or sleeps does nothing meanwhile; no more is seen of it."""
+        """Let time pass; a worker that died or sleeps does nothing meanwhile."""
         self.clock.set(self.clock.seconds + seconds)
 
     @rule(owner=OWNERS)
     def crash(self, owner: str) -> None:
-        """Nobody renews what it holds, until its leases have ended."""
+        """The owner renews no lease any more, until all have ended."""
         self.clock.set(self.clock.seconds + LEASE_SECONDS + 1)
         self.renew("two" if owner == "one" else "one")
 
@@ -307,7 +308,7 @@ class Protocol(RuleBasedStateMachine):
     def the_database_says_what_was_done_and_a_job_that_succeeded_has_one_result(self) -> None:
         columns = (Job.id, Job.state, Job.owner, Job.attempt, Job.published_at)
         num_results = func.count(Result.job_id).label("num_results")
-        with self.database.read() as session:  # one statement: it runs after every step
+        with self.database.read() as session:  # one statement, since it runs after every step
             rows = session.execute(
                 select(*columns, num_results).outerjoin(Result, Result.job_id == Job.id)
                 .group_by(Job.id)
@@ -337,6 +338,6 @@ def test_every_job_ends_once_in_any_order_of_events(database: Database) -> None:
         settings=settings(
             stateful_step_count=30,
             deadline=None,
-            suppress_health_check=list(HealthCheck),  # a transaction takes what it takes
+            suppress_health_check=list(HealthCheck),  # transactions may be slow
         ),
     )

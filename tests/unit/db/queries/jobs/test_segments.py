@@ -1,4 +1,4 @@
-"""Segments are read in pages: of each job the positions that were asked for, by the index."""
+"""Segments are read in pages: the requested positions of each job, by the index."""
 
 from sqlalchemy import insert, text
 
@@ -26,7 +26,7 @@ def test_a_page_of_each_of_several_jobs_is_one_statement(database: Database) -> 
     assert {output["of"] for _, _, output in found} == {0, 1, 38, 39}
 
 
-@on_sqlite  # PostgreSQL's planner reads a small table whole
+@on_sqlite  # PostgreSQL's planner scans a small table
 def test_a_page_is_found_by_the_index_and_nothing_else_is_read(database: Database) -> None:
     statement = segments_between([(insert_job(database), 0, 2)])
     sql = statement.compile(database.engine, compile_kwargs={"render_postcompile": True})

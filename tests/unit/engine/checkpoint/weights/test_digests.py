@@ -1,4 +1,4 @@
-"""What a model card says of a checkpoint's files."""
+"""The digests of a checkpoint's files in its model card."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tokenizer thread, moved by the test: long texts leave the way to interactive requests."""
+"""The tokenizer thread, stepped by the test: long texts do not delay interactive requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_SLICES = 5
 
 
 class SlicingBackend(FakeBackend):
-    """Takes NUM_SLICES slices for a long text, which it refuses then."""
+    """Takes NUM_SLICES slices of a long text and then refuses it."""
 
     def __init__(self, spec: EngineSpec, on_slice: Callable[[Request, int], None]) -> None:
         super().__init__(spec)
@@ -106,7 +106,7 @@ def test_a_long_text_that_is_cancelled_is_tokenized_no_further():
 
 @pytest.mark.parametrize("text", ["a b", LONG, " "])
 def test_an_interactive_request_between_slices_is_answered(text):
-    """And neither its failure nor its own length is taken for that of the bulk text."""
+    """Its failure and its length are not mistaken for those of the bulk text."""
     sequences = []
 
     def on_slice(each: Request, at: int) -> None:

@@ -1,4 +1,4 @@
-"""An encoder and a decoder beside it are fused, and give what the model's own code gives."""
+"""A fused encoder-decoder gives the same results as the model's own code."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fused_runner_of(model: Any) -> Seq2SeqRunner:
 
 
 def plain_runner_of(model: Any) -> Seq2SeqRunner:
-    """One that runs the model's own code, by plain torch."""
+    """A runner of the model's own code, with plain torch."""
     install_attention(model)
     kv_cache = contiguous_kv_cache(kv_shape_of(model), poisoned=True, cpu_kernels=False)
     runner = Seq2SeqRunner(model, 3, kv_cache)
@@ -98,7 +98,7 @@ def sequence(num_tokens: int, num_rows: int = 1) -> Any:
 
 
 def logits_of(runner: Seq2SeqRunner, sequences: list[Any], num_steps: int) -> torch.Tensor:
-    """(steps, rows, vocab): prompts that are computed together, and steps of all rows."""
+    """(steps, rows, vocab): the prompts are computed together, then all rows take steps."""
     caches, _ = runner.prefill(sequences)
     steps = []
     for step in range(num_steps):
@@ -179,7 +179,7 @@ def test_tokens_of_an_encoder_see_both_ways(window: int | None, spans: Spans) ->
         torch.testing.assert_close(
             found[begin:end], expected[0].transpose(0, 1).flatten(1), rtol=1e-5, atol=1e-5
         )
-    assert (found[spans[-1][1] :] == 7.0).all()  # what pads the row is left alone
+    assert (found[spans[-1][1] :] == 7.0).all()  # the row's padding is unchanged
 
 
 def test_the_buffers_grow_with_longer_prompts() -> None:
@@ -206,7 +206,7 @@ def test_a_token_without_an_embedding_is_refused(token: int) -> None:
 def test_a_hook_beside_the_layers_is_found_by_the_self_test(
     stack: str, others: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And the other stack is fused all the same."""
+    """The other stack is fused all the same."""
     model = t5gemma()
     getattr(model.model, stack).embed_tokens.register_forward_hook(lambda _, __, rows: 2 * rows)
     with caplog.at_level(logging.WARNING):

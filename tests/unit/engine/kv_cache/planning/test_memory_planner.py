@@ -19,7 +19,7 @@ STEP = StepMemory(
 
 def test_the_cache_gets_the_share_of_the_device_that_is_neither_used_nor_reserved():
     memory = DeviceMemory(free_bytes=60 * GB, total_bytes=80 * GB)
-    # 72 GB may be used, 20 are, 2 are needed for a step.
+    # 72 GB may be used; 20 are in use, and a step needs 2.
     assert memory.max_tokens(0.9, 2 * GB, 1000) == 50_000_000
     assert memory.max_tokens(0.9, 2 * GB, 4096) == 50 * GB // 4096
 
@@ -32,7 +32,7 @@ def test_the_cache_gets_nothing_where_other_processes_use_the_whole_share():
 
 
 def test_a_step_needs_memory_for_whatever_grows_with_it():
-    """At least the keys of a layer as they are gathered, and the logits in float32."""
+    """At least for the gathered keys of a layer, and for the logits in float32."""
     assert STEP.num_bytes > 32 * 1024 * 4096 // 8 + 32 * 32_000 * 4
     for name in (
         "num_rows", "num_gathered_tokens", "num_prefill_tokens", "hidden_size", "vocab_size"

@@ -1,4 +1,4 @@
-"""Terms of a glossary: where they stand, and whether a translation has them."""
+"""Terms of a glossary: their places in a text, and whether a translation has them."""
 
 import unicodedata
 
@@ -18,10 +18,10 @@ def found(entries: dict[str, str | None], text: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("entries", "text", "expected"),
     [
-        # The longest goes first, and none within another.
+        # The longest term is matched first, and none within another.
         ({"sea": "mer", "sea salt": "sel marin"}, "Sea salt of the sea", ["Sea salt", "sea"]),
         ({"a b": "x", "b c": "y"}, "a b c", ["a b"]),
-        # Where words begin and end.
+        # Terms match whole words.
         ({"port": "port"}, "The port, ports, export; port's (port) port_2 port2", ["port"] * 3),
         ({"e-mail": "courriel"}, "An e-mail and e\u2011mail", ["e-mail", "e\u2011mail"]),
         ({"C++": None}, "C++ and C++11, C+", ["C++", "C++"]),
@@ -47,7 +47,7 @@ def found(entries: dict[str, str | None], text: str) -> list[tuple[str, str]]:
         ({"Apple": None}, "Apple apple APPLE", ["Apple", "APPLE"]),
         ({"US": "les États-Unis"}, "US us Us", ["US"]),
         ({"it": "x"}, "İt it", ["it"]),
-        # Not in what stays untouched anyway.
+        # Not in text that is never translated.
         ({"name": "nom"}, "{name} `name` https://x.org/name name", ["name"]),
         ({}, "harbour", []),
     ],

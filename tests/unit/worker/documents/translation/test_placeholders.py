@@ -1,4 +1,4 @@
-"""Placeholders and markup are found, and a translation is held to them."""
+"""Placeholders and markup are found, and a translation must keep them."""
 
 import pytest
 from hypothesis import given

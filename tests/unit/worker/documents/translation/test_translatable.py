@@ -1,4 +1,4 @@
-"""A document is its sentences and its form; put together again, nothing is lost."""
+"""A document is split into sentences and layout; joined again, nothing is lost."""
 
 import unicodedata
 
@@ -380,7 +380,7 @@ def test_signs_around_several_sentences_are_held_to_in_each() -> None:
 
 @pytest.mark.timeout(60)
 def test_a_text_of_many_lines_is_split_in_a_time_that_grows_with_its_length() -> None:
-    """A time that grows with the square would be minutes here."""
+    """Quadratic time would be minutes here."""
     text = "The miller opens the gate. Anna sells two boats at the quay.\n" * 20_000
     document = Translatable.of(text, "en")
     assert len(document.sentences) == 40_000
@@ -410,7 +410,7 @@ def test_a_long_sentence_without_spaces_is_cut_at_its_words() -> None:
     parts = [part for part, _ in cut(thai, 60)]
     assert "".join(parts) == thai
     assert len(parts) > 4
-    # No part begins with what only follows within a word.
+    # No part begins with a character that can only continue a word.
     assert not any(unicodedata.category(part[0]).startswith("M") for part in parts)
     chinese = "今天港口很好，渡船在等，" * 20
     assert all(part.endswith("，") for part, _ in cut(chinese, 50))
