@@ -1,14 +1,15 @@
 """Folding: a text of equal length whose digits, dashes and spaces are those of ASCII.
 
-`４１１１` and `٤١١١` are the digits of a card as `4111` is, and a number is copied from a web
-page with spaces and dashes of every kind.
+`４１１１` and `٤١١１` are the digits of a card as `4111` is, and a number is copied from a web
+page with spaces and dashes of every kind, and with marks that nobody sees.
 """
 
 import unicodedata
 from functools import cache
 
-FULL_WIDTH = range(0xFF01, 0xFF5F)  # the forms of `!` to `~` in East Asian print
-WITHOUT_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
+# What is seen as nothing, beside category Cf: joiners, fillers, and what chooses a glyph.
+UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810)}
+UNSEEN |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 DASHES = "\u2212\u00ad"  # minus, soft hyphen; category Pd has the rest
 
 
@@ -21,15 +22,29 @@ def folded(text: str) -> str:
     return text
 
 
+def unseen_in(text: str) -> set[str]:
+    """The characters of a text that nobody sees."""
+    return set() if text.isascii() else {each for each in set(text) if is_unseen(each)}
+
+
+@cache
+def is_unseen(character: str) -> bool:
+    if character in DASHES:
+        return False
+    return unicodedata.category(character) == "Cf" or ord(character) in UNSEEN
+
+
 @cache
 def _folded(character: str) -> str:
     if character.isascii():
         return character
     if character.isdecimal():
         return str(unicodedata.decimal(character))
-    if ord(character) in FULL_WIDTH:
-        return chr(ord(character) - FULL_WIDTH.start + ord("!"))
     category = unicodedata.category(character)
-    if category == "Zs" or character in WITHOUT_WIDTH:
+    if category == "Zs" or is_unseen(character):
         return " "
-    return "-" if category == "Pd" or character in DASHES else character
+    if category == "Pd" or character in DASHES:
+        return "-"
+    plain = unicodedata.normalize("NFKC", character)
+    # Full width, bold, circled: the same sign. But a raised digit is a note to a number.
+    return plain if len(plain) == 1 and plain.isascii() and category != "No" else character

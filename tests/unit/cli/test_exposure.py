@@ -1,5 +1,6 @@
 """A Redis or a database that lets strangers in is told from one that does not."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import make_url
+from typer.testing import CliRunner
 
+from cli.commands.look_after.doctor import Finding
+from cli.main import app
 from cli.stack.exposure import database_exposure, database_tls_weakness, is_local, redis_exposure
 
 
@@ -182,3 +186,18 @@ def test_a_database_in_a_file_that_everybody_may_read(
         assert (sentence is not None) is is_open
         assert sentence is None or f"""chmod o-rwx {shlex.quote(str(file))}*""" in sentence
         assert database_exposure(make_url(f"sqlite:///{folder}/none.db"), {}) is None
+
+
+def test_a_warning_is_shown_as_one_and_leaves_the_status_at_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container's health is what the command says, and its network may be its own."""
+    findings = [Finding("database", True, "is at revision 1")]
+    findings.append(Finding("access", True, "the way to db.example is open", is_warning=True))
+    monkeypatch.setattr("cli.commands.look_after.doctor.examine", lambda: findings)
+    shown = CliRunner().invoke(app, ["doctor"])
+    assert (shown.exit_code, "WARN   access    the way to" in shown.output) == (0, True)
+    written = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)
+    assert [(each["ok"], each["warning"]) for each in written] == [(True, False), (True, True)]
+    findings.append(Finding("redis", False, "is away"))
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
