@@ -11,7 +11,8 @@ from worker.masking.match import Match
 from worker.masking.numbering_plan import NumberingPlan
 
 PLUS = re.compile(r"[+\uff0b]")
-DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])")
+# A time or a price may end so, before another number.
+DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])|(?<![\w+:.,])00(?=[ -][1-9])")
 # What a candidate is cut at other than spaces; and an hour at its end, which may be a date's.
 OTHER_CUTS = re.compile(
     r"[/(\[.\uff08\uff3b\uff0f\u2012-\u2015\uff0d]|\s-|-\s|[^\W\d_]|[#~;:=,]| [0-2][0-9]\Z"

@@ -67,6 +67,8 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("iban", "DE88 3704 0044 0532 0130 00", None),
         ("phone", "call +49 30 901820 or +1 650-253-0000", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧"),
         ("phone", "call 0049 30 901820 or 001 650-253-0000.", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧."),
+        ("phone", "00 49 30 901820, 00-1 650-253-0000", "⟦PHONE_1⟧, ⟦PHONE_2⟧"),
+        ("phone", "at 12:00 49 30 901820, 5.00 49 30 901820", None),
         ("phone", "order 20260131, 00000000, 10049 30 901820", None),
         ("phone", "order 20260131, call 030 901820", None),
         # As they are written in other places: quoted, in a URL, with an apostrophe, a number.
